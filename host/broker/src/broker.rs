@@ -38,22 +38,22 @@ use crate::schedules::firing;
 use crate::schedules::handle::Schedules;
 use crate::session::Session;
 
-/// Revisions that wait to be taken back. One beyond them is told again by its next failed probe.
+/// Alarms queued for automatic rollback. When the queue is full, the alarm is dropped; the next failed probe raises it again.
 const ALARMS_MAX: usize = 64;
 
-/// What all calls and all processors together may hold in memory, and when work goes over to other hosts.
+/// What all calls and all processors together may hold in memory, and when work moves to other hosts.
 #[derive(Clone, Copy, Debug)]
 pub struct BrokerLimits {
-    /// Bytes of produce calls on their way to the engine; no more than [`PRODUCE_BYTES_IN_FLIGHT_MAX`].
+    /// Bytes of produce calls on their way to the engine; at most [`PRODUCE_BYTES_IN_FLIGHT_MAX`].
     pub in_flight_bytes: usize,
-    /// Bytes of what is remembered of failed attempts.
+    /// Bytes of records of failed attempts.
     pub remembered_bytes: usize,
-    /// Calls that may write to state at once, each up to
-    /// [`STATE_ATTEMPT_BYTES_MAX`](millrace_model::bounds::STATE_ATTEMPT_BYTES_MAX). One more waits.
+    /// Concurrent calls that may write to state, each up to
+    /// [`STATE_ATTEMPT_BYTES_MAX`](millrace_model::bounds::STATE_ATTEMPT_BYTES_MAX). Another one waits.
     pub state_attempts: usize,
-    /// Bytes of batches that processors have at hand, with what is answered. A batch for which there is no room waits.
+    /// Bytes of batches held by processors, including their answers. A batch without room waits.
     pub at_hand_bytes: usize,
-    /// How long after hosts came or went what is held moves to where it is wanted then: a host that is only started again is back by then.
+    /// How long after a host joined or left holds move to the new owners: a host that only restarts is back by then.
     pub moves_after: Duration,
 }
 
@@ -68,7 +68,7 @@ impl Default for BrokerLimits {
         }
     }
 }
-/// How long winding down goes on after the last call was interrupted.
+/// How long winding down continues after the last call was interrupted.
 const WIND_DOWN_SLACK: Duration = Duration::from_millis(700);
 
 /// The handle; cheap to clone. What it can do is in its rooms: [`session`](Self::session) leads there.
@@ -117,7 +117,7 @@ impl Dependents for Upstairs {
     }
 
     fn trimmed(&self, topic: &TopicName) {
-        // Parked messages that are gone wait for nothing.
+        // Removed parked messages have nothing to wait for.
         self.processors.supervisor().nudge(topic);
     }
 
@@ -132,11 +132,11 @@ impl Dependents for Upstairs {
 }
 
 impl Broker {
-    /// Starts: loads the catalogue, then the workers of every processor. A processor that cannot be loaded is stopped and says
-    /// why; the others run.
+    /// Starts: loads the catalogue, then the workers of every processor. A processor that cannot be loaded is stopped and says why; the
+    /// others run.
     ///
     /// # Errors
-    /// [`ProcessorError`] where the catalogue cannot be read.
+    /// [`ProcessorError`] if the catalogue cannot be read.
     pub async fn start(
         clock: Arc<dyn Clock>,
         engine: Arc<dyn Engine>,
@@ -145,7 +145,7 @@ impl Broker {
         Self::start_within(clock, engine, modules, BrokerLimits::default()).await
     }
 
-    /// As [`Broker::start`], with limits of the host's own.
+    /// Like [`Broker::start`], with limits set by the host.
     ///
     /// # Errors
     /// As of [`Broker::start`].
@@ -320,7 +320,7 @@ impl Broker {
         });
     }
 
-    /// Whether the engine takes commits now.
+    /// Whether the engine accepts commits now.
     ///
     /// # Errors
     /// [`CommitError`] says why not.
@@ -328,7 +328,7 @@ impl Broker {
         self.inner.engine.health().await
     }
 
-    /// Copies everything as of one instant that comes after this call; all else goes on meanwhile.
+    /// Copies everything as of one instant after this call; everything else continues meanwhile.
     ///
     /// # Errors
     /// [`BackupError`].
@@ -336,7 +336,7 @@ impl Broker {
         self.inner.engine.backup(request).await
     }
 
-    /// Stops the workers at their next batch boundary, then closes the engine. Calls of guests that do not end by themselves are
+    /// Stops the workers at their next batch boundary, then closes the engine. Guest calls that do not end by themselves are
     /// interrupted after [`STOP_CALLS_MS_MAX`].
     pub async fn stop(&self) {
         if !self.inner.interrupt.is_given() {
@@ -347,8 +347,8 @@ impl Broker {
         self.inner.engine.close().await;
     }
 
-    /// The first half of [`stop`](Self::stop): no worker takes a further batch, and on return no guest is called any more, nor will
-    /// be. Calls have `patience` to end by themselves. The engine goes on, so that requests are answered.
+    /// The first half of [`stop`](Self::stop): no worker takes another batch, and on return no guest call is running or will start.
+    /// Calls have `patience` to end by themselves. The engine continues, so that requests are answered.
     pub async fn wind_down(&self, patience: Duration) {
         let Inner {
             processors,
@@ -358,13 +358,13 @@ impl Broker {
         } = &*self.inner;
         let rested = async {
             processors.supervisor().stop_all(patience).await;
-            // Whoever changes something may be loading a component; what waits behind is refused by the engine, or was too late.
+            // A change may be loading a component; changes queued behind it are refused by the engine or were too late.
             drop(catalogue.change().await);
         };
         let too_late = async {
             tokio::time::sleep(patience).await;
             interrupt.all();
-            // Only the disk can hold anybody up now.
+            // Only the disk can delay us now.
             tokio::time::sleep(WIND_DOWN_SLACK).await;
         };
         tokio::select! {
@@ -375,7 +375,7 @@ impl Broker {
     }
 }
 
-/// Takes over what other hosts change, as soon as that shows; until told to stop, or as long as there is a broker.
+/// Follows changes by other hosts as they become visible, until told to stop or the broker is gone.
 async fn follow_catalogue(
     broker: Weak<Inner>,
     mut changed: watch::Receiver<u64>,
@@ -398,7 +398,7 @@ async fn follow_catalogue(
     }
 }
 
-/// Tells the workers when hosts come or go, and again when work is to move.
+/// Notifies the workers when hosts join or leave, and again when work should move.
 async fn follow_hosts(
     broker: Weak<Inner>,
     moved_after: Duration,
@@ -409,7 +409,7 @@ async fn follow_hosts(
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            // No engine, no hosts.
+            // Without an engine there are no hosts.
             changed = hosts.changed() => match changed {
                 Ok(()) => wait = Some(moved_after),
                 Err(_) => return,

@@ -1,10 +1,10 @@
-//! The broker: topics, messages in and out, modules, processors and what becomes of every message that they are given.
+//! The broker: topics, messages in and out, modules, processors, and what happens to every message that they process.
 //!
-//! [`Broker`] is the handle that everybody holds. A message comes in by [`produce`](Broker::produce), a worker of
-//! `dispatch` hands it to a [`handler`] in a batch, and what the handler answers is committed in one step.
+//! [`Broker`] is the shared handle. A message arrives through [`produce`](Broker::produce), a worker of `dispatch` passes it to a
+//! [`handler`] in a batch, and the handler's answer is committed in one step.
 //!
-//! Knows neither WebAssembly, HTTP nor sockets: modules are whatever implements the traits of [`handler`], storage is
-//! whatever implements [`millrace_engine::Engine`].
+//! It does not know WebAssembly, HTTP or sockets: modules are anything that implements the traits of [`handler`], storage is anything
+//! that implements [`millrace_engine::Engine`].
 
 #![forbid(unsafe_code)]
 

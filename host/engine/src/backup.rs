@@ -1,8 +1,8 @@
-//! A copy of everything as of one instant, of an engine that goes on meanwhile.
+//! A copy of everything as of one instant, while the engine keeps running.
 //!
-//! What comes out is a tar archive: the files of a data directory, and last of all a manifest that names them. One without its manifest is
-//! not a backup. What is in it is everything that was acknowledged before it was asked for, and nothing by halves: messages, progress and
-//! state are as of the same transaction.
+//! The result is a tar archive: the files of a data directory, and last a manifest that lists them. An archive without its manifest is
+//! not a backup. A backup contains everything acknowledged before it was requested, and is consistent: messages, progress and state are
+//! as of the same transaction.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,14 +14,14 @@ use tokio::sync::mpsc;
 
 use crate::contract::CommitError;
 
-/// A file that whoever asks for a backup has from an earlier one.
+/// A file of an earlier backup that the caller still has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownFile {
-    /// Where it belongs in the data directory.
+    /// Its path in the data directory.
     pub path: String,
     /// Its length.
     pub bytes: u64,
-    /// What the host said of it then; another version may have other bytes.
+    /// The host's tag for it; a different tag may mean different bytes.
     pub version: String,
     /// The SHA-256 of its bytes.
     pub sha256: Digest,
@@ -30,42 +30,42 @@ pub struct KnownFile {
 /// What to copy.
 #[derive(Clone, Debug, Default)]
 pub struct BackupRequest {
-    /// The data directory that the known files are of.
+    /// The data directory that the known files belong to.
     pub directory: Option<String>,
-    /// What need not be sent again as long as it is the same.
+    /// What need not be sent again if it is unchanged.
     pub known: Vec<KnownFile>,
 }
 
 /// Why there is no backup.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum BackupError {
-    /// There is nothing on a disk.
-    #[error("this engine keeps everything in memory and cannot be backed up")]
+    /// The engine stores nothing on a disk.
+    #[error("this engine stores everything in memory and cannot be backed up")]
     Unsupported,
-    /// One at a time: each keeps files from being removed.
-    #[error("another backup of this host is under way")]
+    /// One at a time: each keeps removed files on the disk.
+    #[error("another backup of this host is running")]
     UnderWay,
-    /// What is known is not of this directory.
+    /// The earlier backup is of another directory.
     #[error(
-        "what is known is of data directory {known}, and this is {own}: another host, or one that was restored"
+        "the earlier backup is of data directory {known}, but this is {own}: another host, or a restored one"
     )]
     OtherDirectory {
-        /// What was named.
+        /// The earlier backup's directory.
         known: String,
-        /// What is here.
+        /// This directory.
         own: String,
     },
-    /// No room to keep what a backup is made of.
-    #[error("the disk is full: a backup needs room there for a copy of the checkpoint")]
+    /// No space for the files that a backup needs.
+    #[error("the disk is full: a backup needs space on it for a copy of the checkpoint")]
     DiskFull,
-    /// The file system cannot keep files that are to be removed.
+    /// The file system does not support hard links.
     #[error("the file system of the data directory has no hard links ({0})")]
     NoLinks(Arc<str>),
-    /// The engine is not at work.
+    /// The engine is not running.
     #[error(transparent)]
     Engine(#[from] CommitError),
     /// The disk failed.
-    #[error("no backup could be made: {0}")]
+    #[error("the backup failed: {0}")]
     Failed(Arc<str>),
 }
 
@@ -83,7 +83,7 @@ pub(crate) struct BackupPieces {
     is_whole: Arc<AtomicBool>,
 }
 
-/// Both ends; so many pieces may wait to be taken.
+/// Both ends; this many pieces may be queued.
 pub(crate) fn stream(waiting_max: usize) -> (BackupPieces, BackupStream) {
     let (sender, receiver) = mpsc::channel(waiting_max);
     let is_whole = Arc::new(AtomicBool::new(false));
@@ -100,7 +100,7 @@ pub(crate) fn stream(waiting_max: usize) -> (BackupPieces, BackupStream) {
 }
 
 impl BackupPieces {
-    /// Says that all was sent.
+    /// Reports that everything was sent.
     pub(crate) fn end(self) {
         self.is_whole.store(true, Ordering::Release);
     }
@@ -115,9 +115,9 @@ impl BackupStream {
         let piece = self.pieces.recv().await;
         self.is_over = !matches!(piece, Some(Ok(_)));
         match piece {
-            // Whoever takes nothing for long may not even be told why.
+            // A reader that takes nothing for long may not even be told why.
             None if !self.is_whole.load(Ordering::Acquire) => {
-                Some(Err("the backup broke off".into()))
+                Some(Err("the backup was interrupted".into()))
             }
             piece => piece,
         }

@@ -1,20 +1,20 @@
-//! The seam: what every engine promises. [`memory`](crate::memory) shows it in its shortest form, and
-//! [`conformance`](crate::conformance) asks it of everyone.
+//! The interface of storage: what every engine promises. [`memory`](crate::memory) is its shortest implementation, and
+//! [`conformance`](crate::conformance) tests every engine against it.
 //!
 //! 1. **Atomic.** A [`Transaction`] takes effect whole or not at all, for every reader, now and after any crash.
 //! 2. **Ordered.** A partition's offsets only grow; no offset is given twice. Appends of one transaction to one partition
-//!    stand in the order in which it lists them. Offsets may have gaps; readers must not count on their absence. A partition's
+//!    are in the order in which it lists them. Offsets may have gaps; readers must not expect consecutive ones. A partition's
 //!    start only grows, too: what is below it is gone for good.
 //! 3. **Durable on return.** When `commit` returns, the transaction is as durable as its most demanding append (or, without
 //!    appends, as [`Transaction::durability`] says). Readers see nothing that is less durable than its topic asks.
 //! 4. **Fenced.** Each lease that a transaction names, for progress, for state or as a fence, is the newest of its group and partition;
 //!    a commit under an older one fails whole with [`CommitError::Fenced`].
-//! 5. **On what was seen.** A transaction takes effect only while each of its [`Expectation`]s holds; otherwise it fails whole with
-//!    [`CommitError::Conflict`]. Who reads, decides and writes needs no lock, however many do.
+//! 5. **On what was seen.** A transaction takes effect only if each of its [`Expectation`]s holds; otherwise it fails whole with
+//!    [`CommitError::Conflict`]. Reading, deciding and writing needs no lock, however many do it.
 //! 6. **Once.** A batch whose producer numbered it, and a transaction that carries a [`RequestMark`], take effect once, however
 //!    often they are committed: a repeat gets the receipt of the first time, and is as durable as asked when it gets it.
-//! 7. **Failed is not done.** A commit that fails did nothing, but for [`CommitError::InDoubt`]: it may have taken effect, or may still do so, until its
-//!    leases are taken anew or its mark is asked about. Losing the store for a while is [`CommitError::Unavailable`], and ends nothing.
+//! 7. **Failed is not done.** A failed commit had no effect, except [`CommitError::InDoubt`]: it may have taken effect, or may still do so, until its
+//!    leases are taken again or its mark is repeated. Losing the store for a while is [`CommitError::Unavailable`], and ends nothing.
 //! 8. **Final failure.** After an error of the disk that leaves it unknown what is durable, the engine refuses everything
 //!    with [`CommitError::Poisoned`] until it is opened again.
 //!
@@ -59,7 +59,7 @@ use crate::state::{HeldTurn, StatePage, StateQuery, StateTable, StateWrite};
 /// The only thing that an engine writes.
 #[derive(Clone, Debug, Default)]
 pub struct Transaction {
-    /// Batches to append; their base offsets are given by the engine.
+    /// Batches to append; the engine assigns their base offsets.
     pub appends: Vec<Append>,
     /// Progress of groups, each under its lease, in order.
     pub progress: Vec<ProgressWrite>,
@@ -67,42 +67,41 @@ pub struct Transaction {
     pub fences: Vec<Lease>,
     /// Changes of the catalogue, in order.
     pub entries: Vec<EntryWrite>,
-    /// Changes of groups' state, in order; one table at most once.
+    /// Changes of groups' state, in order; each table at most once.
     pub state: Vec<StateWrite>,
-    /// The turns that the state was read and is written under. They are held until it is applied or refused; of a commit in doubt, until that
-    /// is said.
+    /// The turns under which the state was read and is written. They are held until the commit is applied or refused; if it is in
+    /// doubt, until that is reported.
     pub turns: Vec<HeldTurn>,
-    /// At least this durable; each append's topic may ask for more.
+    /// Minimum durability; each append's topic may require more.
     pub durability: Option<Durability>,
-    /// Which request this is, so that it takes effect once.
+    /// Identifies the request, so that it takes effect once.
     pub request: Option<RequestMark>,
-    /// A named producer that begins a new epoch with this.
+    /// A named producer that begins a new epoch with this transaction.
     pub producer: Option<NextEpoch>,
-    /// What it was decided on. Of a request that took effect before nothing is expected any more.
+    /// What the decision was based on. A repeated request expects nothing.
     pub expects: Vec<Expectation>,
 }
 
-/// By what a request is known again within its topic's window ([`millrace_model::bounds::REQUESTS_PER_TOPIC_MAX`] and those
-/// after it).
+/// Identifies a request within its topic's window ([`millrace_model::bounds::REQUESTS_PER_TOPIC_MAX`] and the bounds after it).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestMark {
-    /// Whose window.
+    /// The topic.
     pub topic: TopicId,
-    /// The key, by its digest.
+    /// A digest of the key.
     pub key: [u8; 16],
-    /// What is asked for, by its digest: the same key with another one is refused.
+    /// A digest of the request: the same key with another request is refused.
     pub fingerprint: [u8; 16],
-    /// What the caller needs beside the offsets to give the same answer again; opaque to the engine.
+    /// What the caller needs besides the offsets to repeat its answer; opaque to the engine.
     pub note: Bytes,
 }
 
-/// That a named producer begins its next epoch: what it sends under this one afterwards is refused. In the transaction itself this one
-/// still counts; a repeat of the transaction is known by its [`RequestMark`] only.
+/// A named producer begins its next epoch: what it sends under this one afterwards is refused. The transaction itself still counts
+/// under this one; only its [`RequestMark`] identifies a repeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextEpoch {
     /// Its name, as given to [`Engine::init_producer`].
     pub name: Arc<str>,
-    /// Who it is until then. If it is somebody else by now the transaction fails whole, with [`CommitError::ProducerFenced`] or
+    /// Its identity until then. If it is outdated, the transaction fails whole, with [`CommitError::ProducerFenced`] or
     /// [`CommitError::UnknownProducer`].
     pub producer: ProducerId,
 }
@@ -110,50 +109,50 @@ pub struct NextEpoch {
 /// A batch for a partition.
 #[derive(Clone, Debug)]
 pub struct Append {
-    /// Where it goes.
+    /// The partition.
     pub partition: TopicPartition,
-    /// What is appended.
+    /// The batch.
     pub batch: RecordBatch,
 }
 
-/// Where a group has come to, and by what right it says so.
+/// A group's progress, and the lease under which it is written.
 #[derive(Clone, Debug)]
 pub struct ProgressWrite {
-    /// The right, which may be that to another partition.
+    /// The lease, which may belong to another partition.
     pub lease: Lease,
-    /// Where.
+    /// The partition.
     pub partition: TopicPartition,
-    /// What becomes of it, since the newest commit under the lease or any earlier one.
+    /// The change since the newest commit under this lease or an earlier one.
     pub progress: ProgressChange,
 }
 
-/// The right to commit progress and state of one group in one partition, until somebody holds or claims it anew.
+/// The right to commit progress and state of one group in one partition, until someone else holds or claims it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Whose progress; a processor's name.
+    /// The group.
     pub group: GroupName,
-    /// Where.
+    /// The partition.
     pub partition: TopicPartition,
     /// Counts the claims; only the highest may commit.
     pub epoch: u64,
 }
 
-/// What a commit gave.
+/// The result of a commit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipt {
     /// For each append, in order, the offset of its first message.
     pub base_offsets: Vec<Offset>,
     /// For each write of an entry, in order, its version; none of a repeated request.
     pub versions: Vec<Version>,
-    /// Who the named producer is from now on, if the transaction began an epoch of it; of a repeat, who it is by now.
+    /// The named producer's new identity, if the transaction began an epoch; for a repeat, its present identity.
     pub producer: Option<ProducerId>,
-    /// Whether all of it took effect earlier. Nothing of it was written now, and the offsets are those given then.
+    /// Whether all of it took effect earlier. Nothing was written now, and the offsets are the original ones.
     pub repeated: bool,
-    /// Of a repeated request, the note that it carried the first time.
+    /// For a repeated request, the note from the first time.
     pub note: Bytes,
 }
 
-/// Where a partition begins and ends.
+/// The start and end of a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ends {
     /// The first offset kept.
@@ -162,16 +161,16 @@ pub struct Ends {
     pub end: Offset,
 }
 
-/// How much an engine takes at once.
+/// How much an engine accepts at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of one transaction, as [`Transaction::byte_count`] counts those of its batches, and about those of all else in it. More is
-    /// refused with [`CommitError::TooLarge`].
+    /// Bytes of one transaction: those of its batches as counted by [`Transaction::byte_count`], and approximately those of everything
+    /// else in it. More is refused with [`CommitError::TooLarge`].
     pub transaction_bytes_max: usize,
 }
 
 impl Limits {
-    /// Whether so many bytes fit one transaction.
+    /// Whether this many bytes fit into one transaction.
     ///
     /// # Errors
     /// [`CommitError::TooLarge`].
@@ -184,7 +183,7 @@ impl Limits {
     }
 }
 
-/// Wakes when a partition's committed end moves. Cheap; may be held for ever.
+/// Wakes when a partition's committed end moves. Cheap; may be held forever.
 #[derive(Clone, Debug)]
 pub struct Watch(watch::Receiver<Offset>);
 
@@ -217,8 +216,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Commits a transaction, whole or not at all.
     async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError>;
 
-    /// Batches from the one that holds `from` (or the next one after it) on, until `bytes_max` is reached; at least one batch
-    /// if there is one. The first batch may begin before `from`: the caller skips. Empty at the end.
+    /// Batches from the one that contains `from` (or the next one) on, until `bytes_max` is reached; at least one batch if there is
+    /// one. The first batch may begin before `from`: the caller skips. Empty at the end.
     ///
     /// # Errors
     /// [`ReadError::BelowStart`] and [`ReadError::PastEnd`] for offsets outside `ends`.
@@ -232,11 +231,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Wakes when the partition's committed end moves.
     fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError>;
 
-    /// Where the partition begins and ends, from memory.
+    /// The partition's start and end, from memory.
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError>;
 
-    /// How many messages a reader finds from `from` on and before `to`; what lies outside `ends` counts for none. Offsets have gaps, so their
-    /// distance says nothing. What is damaged may count or not.
+    /// How many messages a reader finds from `from` on and before `to`; offsets outside `ends` do not count. Offsets have gaps, so
+    /// their difference says nothing. Damaged messages may count or not.
     async fn count(
         &self,
         partition: TopicPartition,
@@ -244,38 +243,38 @@ pub trait Engine: Send + Sync + 'static {
         to: Offset,
     ) -> Result<u64, ReadError>;
 
-    /// How much it takes at once. The same for as long as it is open.
+    /// How much it accepts at once. Constant while it is open.
     fn limits(&self) -> Limits;
 
-    /// Takes the work of the group in the partition from whoever has it, who is fenced, and told; for an operator, who must not wait. A claim does not
-    /// count as leaving: what was left before is told to the next [`Engine::hold`]. Durable on return.
+    /// Takes a group's work in the partition from its holder, which is fenced and told; for operators, who must not wait. A claim does
+    /// not count as leaving: what was left before is reported to the next [`Engine::hold`]. Durable on return.
     async fn claim(
         &self,
         group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Hold, CommitError>;
 
-    /// Takes the work of the group in the partition for as long as this host lives: `None` while another living host has it. A host that
-    /// holds it already takes it from itself. Durable on return.
+    /// Takes a group's work in the partition for as long as this host lives: `None` while another living host has it. A host that
+    /// already holds it takes it from itself. Durable on return.
     async fn hold(
         &self,
         group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Hold>, CommitError>;
 
-    /// Gives a hold back, with nothing at hand; nothing happens if it is lost already. What was left before and is so still ([`Hold::left`]) is
-    /// told to the next [`Engine::hold`].
+    /// Releases a hold with no work unfinished; does nothing if it is already lost. If [`Hold::left`] is still set, that is reported to
+    /// the next [`Engine::hold`].
     async fn release(&self, hold: Hold) -> Result<(), CommitError>;
 
-    /// Which host this is.
+    /// This host's id.
     fn host(&self) -> HostId;
 
-    /// The hosts that live, by id. A host that stopped without a word is listed until its time has run out, and one that is not listed has
-    /// lost what it held as soon as somebody else holds it.
+    /// The living hosts, by id. A host that stopped without notice is listed until its time has run out; one that is not listed loses
+    /// what it held as soon as another host takes it.
     fn hosts(&self) -> watch::Receiver<Arc<[HostInfo]>>;
 
-    /// Gives a producer its identity: a new id, or with a name the one that the name had before, with the next epoch; earlier
-    /// epochs of it are fenced. Durable on return.
+    /// Issues a producer's identity: a new id, or for a name its previous id with the next epoch; earlier epochs are fenced. Durable on
+    /// return.
     ///
     /// # Errors
     /// [`CommitError::ProducerName`], or why it could not be made durable.
@@ -288,7 +287,7 @@ pub trait Engine: Send + Sync + 'static {
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError>;
 
-    /// The groups of which there is progress in the partition, by name, whatever else is known of them.
+    /// The groups with progress in the partition, by name, including unknown ones.
     async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError>;
 
     /// The partitions in which the group has progress, in order.
@@ -297,19 +296,19 @@ pub trait Engine: Send + Sync + 'static {
         group: &GroupName,
     ) -> Result<Vec<TopicPartition>, ReadError>;
 
-    /// The group's state in the partition, to read from. It has all that was committed under leases older than the newest one that this host
-    /// has, and what is committed through this handle shows in it when that returns, or sooner; what others commit, within the engine's delay.
-    /// It goes with its topic.
+    /// The group's state in the partition, for reading. It includes everything committed under leases older than this host's newest
+    /// one, and commits through this handle by the time they return; other commits within the engine's delay. It is deleted with its
+    /// topic.
     async fn state(
         &self,
         group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Arc<StateTable>, ReadError>;
 
-    /// Changes after other hosts have written state of the group. Cheap; may be held for ever.
+    /// Changes after other hosts have written state of the group. Cheap; may be held forever.
     fn watch_state(&self, group: &GroupName) -> watch::Receiver<u64>;
 
-    /// Entries of the group's state in the partition, and of what progress they are.
+    /// Entries of the group's state in the partition, and the progress that they belong to.
     async fn read_state(
         &self,
         group: &GroupName,
@@ -317,32 +316,32 @@ pub trait Engine: Send + Sync + 'static {
         query: &StateQuery,
     ) -> Result<StatePage, ReadError>;
 
-    /// The partitions in which the group has any state, in order, whatever else is known of the group.
+    /// The partitions in which the group has any state, in order, including unknown groups.
     async fn state_partitions(&self, group: &GroupName) -> Result<Vec<TopicPartition>, ReadError>;
 
-    /// Makes a topic. Durable on return.
+    /// Creates a topic. Durable on return.
     ///
     /// # Errors
-    /// [`CommitError::Conflict`] if something is not as `expects` says.
+    /// [`CommitError::Conflict`] if an expectation does not hold.
     async fn create_topic(
         &self,
         spec: TopicSpec,
         expects: Vec<Expectation>,
     ) -> Result<Topic, TopicError>;
 
-    /// Changes what may be changed about topics, at once: all of them or none, in one step, and the topics as they are then in the same
-    /// order. Durable on return; what was committed before is then at least as durable as the change. Further partitions of a topic are
-    /// there, and empty, when its new count is first seen.
+    /// Changes the settings of topics in one step, all or none; returns the changed topics in the same order. Durable on return;
+    /// earlier commits are then at least as durable as the change. Added partitions exist, and are empty, when the new count is first
+    /// seen.
     ///
     /// # Errors
-    /// [`CommitError::Conflict`] if something is not as `expects` says.
+    /// [`CommitError::Conflict`] if an expectation does not hold.
     async fn change_topics(
         &self,
         changes: Vec<(TopicName, TopicChange)>,
         expects: Vec<Expectation>,
     ) -> Result<Vec<Topic>, TopicError>;
 
-    /// As [`Engine::change_topics`], of one topic, whatever it is like.
+    /// Like [`Engine::change_topics`], for one topic, without expectations.
     async fn change_topic(
         &self,
         name: &TopicName,
@@ -354,8 +353,8 @@ pub trait Engine: Send + Sync + 'static {
         changed.ok_or_else(|| TopicError::Unknown(name.clone()))
     }
 
-    /// Removes the messages before an offset: the partition begins there. Returns where it begins now, which is later than asked
-    /// where it had begun later already. Durable on return; groups keep their progress, and read on from the start.
+    /// Removes the messages before an offset: the partition starts there. Returns where it now starts, which is later than requested if
+    /// it already started later. Durable on return; groups keep their progress, and continue at the start.
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError>;
 
     /// The first message kept whose timestamp is `at` or later; `None` if there is none. Timestamps need not ascend.
@@ -368,7 +367,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Deletes a topic, its messages and all groups' progress and state in it. Durable on return.
     ///
     /// # Errors
-    /// [`CommitError::Conflict`] if something is not as `expects` says.
+    /// [`CommitError::Conflict`] if an expectation does not hold.
     async fn delete_topic(
         &self,
         name: &TopicName,
@@ -387,41 +386,41 @@ pub trait Engine: Send + Sync + 'static {
     /// One entry.
     fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry>;
 
-    /// The version of the newest write of a kind. Entries that are read after it are as new, or newer.
+    /// The version of the newest write of a kind. Entries read after it are at least as new.
     fn version(&self, kind: EntryKind) -> Version;
 
-    /// Changes after each change of topics and entries, when that shows. Cheap; may be held for ever.
+    /// Changes after each change of topics and entries, once it is visible. Cheap; may be held forever.
     fn watch_catalogue(&self) -> watch::Receiver<u64>;
 
-    /// Keeps a module's bytes under their digest. Durable on return; keeping them twice is keeping them once.
+    /// Stores a module's bytes under their digest. Durable on return; storing them twice is the same as once.
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError>;
 
-    /// A module's bytes, as put.
+    /// A module's bytes, as stored.
     async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError>;
 
-    /// Forgets a module's bytes, in one step with what is expected: no commit comes between.
+    /// Deletes a module's bytes, in one step with the check of the expectations: no commit comes between.
     ///
     /// # Errors
-    /// [`CommitError::Conflict`] if something is not as `expects` says; the bytes are as they were.
+    /// [`CommitError::Conflict`] if an expectation does not hold; the bytes are unchanged.
     async fn delete_module(
         &self,
         digest: Digest,
         expects: Vec<Expectation>,
     ) -> Result<(), CommitError>;
 
-    /// Whether commits are taken now.
+    /// Whether commits are accepted now.
     ///
     /// # Errors
     /// What a commit would fail with.
     async fn health(&self) -> Result<(), CommitError>;
 
-    /// What is known to be damaged.
+    /// The known damage.
     fn damage(&self) -> DamageReport {
         DamageReport::default()
     }
 
-    /// Notes that the damaged messages within these offsets are given up: processors go on without them. Durable on return;
-    /// gives the ranges that it is now true for. What is on disk is left as it is.
+    /// Accepts the loss of the damaged messages within these offsets: processors continue after them. Durable on return; returns the
+    /// accepted ranges. What is on disk is not changed.
     async fn accept_damage(
         &self,
         _partition: TopicPartition,
@@ -431,20 +430,20 @@ pub trait Engine: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
-    /// Copies everything as of one instant that comes after this call; commits go on meanwhile.
+    /// Copies everything as of one instant after this call; commits continue meanwhile.
     ///
     /// # Errors
-    /// [`BackupError::Unsupported`] of an engine that cannot.
+    /// [`BackupError::Unsupported`] for an engine that cannot do it.
     async fn backup(&self, _request: BackupRequest) -> Result<BackupStream, BackupError> {
         Err(BackupError::Unsupported)
     }
 
-    /// Writes down what is only in memory and stops. Further commits fail with [`CommitError::Closed`].
+    /// Writes everything that is only in memory and stops. Further commits fail with [`CommitError::Closed`].
     async fn close(&self);
 }
 
 impl RequestMark {
-    /// A partition that is there if the topic is.
+    /// A partition that exists if its topic does.
     pub(crate) fn first_partition(&self) -> TopicPartition {
         TopicPartition {
             topic: self.topic,
@@ -454,7 +453,7 @@ impl RequestMark {
 }
 
 impl Transaction {
-    /// A plain produce: appends and nothing else.
+    /// A plain produce: only appends.
     #[must_use]
     pub fn produce(appends: Vec<Append>) -> Self {
         Self {
@@ -463,7 +462,7 @@ impl Transaction {
         }
     }
 
-    /// Bytes of all batches in it.
+    /// Bytes of all batches.
     #[must_use]
     pub fn byte_count(&self) -> usize {
         self.appends

@@ -1,4 +1,4 @@
-//! What an engine knows to be damaged, and how far the search for more of it is. Damage is found, named and kept; never removed.
+//! The damage that an engine knows of, and the progress of the search for more. Damage is found, named and kept; never removed.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,80 +6,80 @@ use std::ops::Range;
 use millrace_model::{Digest, GroupName, Offset, Timestamp, TopicPartition};
 use serde::{Deserialize, Serialize};
 
-/// What is known to be damaged.
+/// The known damage.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DamageReport {
     /// Messages that cannot be read, by partition and offset.
     pub ranges: Vec<DamagedRange>,
-    /// Modules whose bytes are not those that were uploaded.
+    /// Modules whose bytes differ from those that were uploaded.
     pub modules: Vec<Digest>,
-    /// Files of state that are not as they were written, by file; as far as the background search came since the host started.
+    /// Files of state that differ from what was written, by file; as far as the background search has come since the host started.
     pub state: Vec<DamagedState>,
-    /// The background search, where the engine has one.
+    /// The background search, if the engine has one.
     pub scrub: Option<ScrubStatus>,
 }
 
-/// Messages that are not there as they were written. Those around them are.
+/// Damaged messages. Those around them are sound.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DamagedRange {
-    /// Where.
+    /// The partition.
     pub partition: TopicPartition,
     /// The first of them.
     pub from: Offset,
-    /// The offset after the last of them: where to read on.
+    /// The offset after the last of them, where reading can continue.
     pub to: Offset,
-    /// The file, as seen from the data directory.
+    /// The file, relative to the data directory.
     pub file: String,
-    /// Where in the file; `None` until the file was read through.
+    /// The position in the file; `None` until the file has been scanned.
     pub bytes: Option<Range<u64>>,
-    /// What stands there instead.
+    /// What is there instead.
     #[serde(default)]
     pub kind: DamageKind,
-    /// When it was met first.
+    /// When it was first found.
     pub found_at: Timestamp,
-    /// Who met it.
+    /// Who found it.
     pub found_by: FoundBy,
-    /// When somebody said that processors go on without them.
+    /// When its loss was accepted.
     pub accepted_at: Option<Timestamp>,
 }
 
 impl DamagedRange {
-    /// How many offsets.
+    /// The number of offsets.
     #[must_use]
     pub fn message_count(&self) -> u64 {
         self.to.0.saturating_sub(self.from.0)
     }
 
-    /// Whether the ranges have an offset in common.
+    /// Whether the ranges overlap.
     #[must_use]
     pub fn meets(&self, from: Offset, to: Offset) -> bool {
         self.from < to && from < self.to
     }
 }
 
-/// A file of a group's state in which something cannot be read. What stands elsewhere in it can.
+/// A file of a group's state with unreadable parts. The rest can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedState {
-    /// Whose state; a processor's name.
+    /// The group.
     pub group: GroupName,
-    /// Which partition's.
+    /// The partition.
     pub partition: TopicPartition,
-    /// The file, as seen from the data directory.
+    /// The file, relative to the data directory.
     pub file: String,
-    /// What is wrong with it, first of all.
+    /// The first problem found in it.
     pub reason: String,
-    /// When it was met first.
+    /// When it was first found.
     pub found_at: Timestamp,
 }
 
-/// What stands where messages were written.
+/// What is in place of the written messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DamageKind {
     /// Something else, or nothing.
     #[default]
     Changed,
-    /// Messages of another topic or partition: files were swapped, restored to the wrong place, or a write went astray.
+    /// Messages of another topic or partition: files were swapped or restored to the wrong place, or a write went astray.
     Misplaced,
 }
 
@@ -88,33 +88,33 @@ impl fmt::Display for DamageKind {
         f.write_str(match self {
             Self::Changed => "are damaged on disk",
             Self::Misplaced => {
-                "are not where they belong: what stands in their place was written for another topic or partition"
+                "are misplaced: the data in their place belongs to another topic or partition"
             }
         })
     }
 }
 
-/// Who met a damage.
+/// Who found the damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FoundBy {
-    /// Somebody who wanted to read the messages.
+    /// A reader of the messages.
     Read,
     /// The background search.
     Scrub,
 }
 
-/// How far the background search is.
+/// The progress of the background search.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct ScrubStatus {
-    /// Bytes that it reads in a second at the most; 0 is off.
+    /// Maximum bytes per second; 0 is off.
     pub bytes_per_second: u64,
     /// Bytes read since the host started.
     pub bytes: u64,
-    /// When the present round began; `None` between rounds.
+    /// When the current round began; `None` between rounds.
     pub round_began_at: Option<Timestamp>,
-    /// The share of the partitions that the present round is done with.
+    /// The share of the partitions that the current round has finished.
     pub round_done: f64,
-    /// When the last full round ended.
+    /// When the last complete round ended.
     pub round_finished_at: Option<Timestamp>,
 }

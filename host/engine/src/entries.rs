@@ -20,7 +20,7 @@ struct Kind {
 }
 
 impl Entries {
-    /// Sets an entry, or removes it; either is a write that has a version.
+    /// Sets or removes an entry; either is a write with a version.
     pub(crate) fn set(&mut self, kind: EntryKind, key: String, value: Option<Bytes>) -> Version {
         let kind = &mut self.kinds[kind as usize];
         kind.newest.0 += 1;
@@ -48,7 +48,7 @@ impl Entries {
     }
 }
 
-/// Whether all that is expected is so, where this is what others find.
+/// Whether all expectations hold, for the present state.
 pub(crate) fn check<'a>(
     expects: &[Expectation],
     entry: impl Fn(EntryKind, &str) -> Option<Version>,

@@ -1,8 +1,8 @@
-//! Doing things once: producers that number their batches, and requests that carry a key. The same rules for every engine.
+//! Exactly-once: producers that number their batches, and requests with a key. The same rules for every engine.
 //!
-//! A transaction is judged before anything is written ([`Idempotence::judge`]); what it leaves to be remembered follows from
-//! what is written, so a replay of the journal remembers the same. Time is written down as well ([`Idempotence::moment`]) and
-//! never asked of a clock while something is applied: what is forgotten for its age is forgotten at the same place again.
+//! A transaction is judged before anything is written ([`Idempotence::judge`]); what must be remembered follows from what is written,
+//! so a replay of the journal remembers the same. Time is written as well ([`Idempotence::moment`]) and never read from a clock while
+//! something is applied, so that a replay forgets by age at the same point.
 
 pub(crate) mod producers;
 pub(crate) mod requests;
@@ -17,27 +17,27 @@ use self::requests::{Request, Requests};
 use crate::contract::{Append, CommitError, Receipt, RequestMark};
 use crate::room::HostBounds;
 
-/// What is remembered of producers and requests.
+/// The memory of producers and requests.
 #[derive(Debug, Default)]
 pub(crate) struct Idempotence {
-    /// The latest time that was written down.
+    /// The latest time that was written.
     moment: Timestamp,
     pub(crate) producers: Producers,
     pub(crate) requests: Requests,
 }
 
-/// What a transaction is.
+/// The judgement on a transaction.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Judgement {
-    /// Nobody numbered or marked it.
+    /// It has no numbers and no mark.
     Plain,
-    /// New, and it leaves something to be remembered.
+    /// New, and something must be remembered.
     New,
     /// It took effect earlier.
     Repeat(Receipt),
 }
 
-/// What the transactions that are decided and not yet applied will have changed.
+/// Changes by transactions that are decided but not yet applied.
 #[derive(Debug, Default)]
 pub(crate) struct Overlay {
     now: Timestamp,
@@ -52,12 +52,12 @@ impl Overlay {
         self.requests.clear();
     }
 
-    /// Notes what time it is.
+    /// Records the time.
     pub(crate) fn set_now(&mut self, now: Timestamp) {
         self.now = now;
     }
 
-    /// Takes in a numbered batch that was judged to be new.
+    /// Records a numbered batch that was judged to be new.
     pub(crate) fn accept(
         &mut self,
         kept: &Idempotence,
@@ -73,23 +73,23 @@ impl Overlay {
         self.producers.insert(key, after);
     }
 
-    /// Takes in a request that was judged to be new.
+    /// Records a request that was judged to be new.
     pub(crate) fn remember(&mut self, topic: TopicId, request: Arc<Request>) {
         self.requests.insert((topic, request.key), request);
     }
 }
 
 impl Idempotence {
-    /// The same, and what is remembered from now on stays within these.
+    /// The same with these bounds from now on.
     pub(crate) fn within(mut self, bounds: &HostBounds) -> Self {
         self.requests.bound(bounds.requests_bytes);
         self
     }
 
-    /// Says whether a transaction is new, or a repeat and what it was answered then.
+    /// Judges whether a transaction is new, or a repeat with its first answer.
     ///
     /// # Errors
-    /// Where it is neither: a gap, an older epoch, an unknown producer, a key used for something else.
+    /// If it is neither: a gap, an older epoch, an unknown producer, a key used for something else.
     pub(crate) fn judge(
         &self,
         overlay: &Overlay,
@@ -114,7 +114,7 @@ impl Idempotence {
         found.filter(young).map(|request| &**request)
     }
 
-    /// A transaction is whole: each append repeats, or none does.
+    /// A transaction is repeated as a whole: each append repeats, or none does.
     fn judge_numbers(
         &self,
         overlay: &Overlay,
@@ -122,7 +122,7 @@ impl Idempotence {
     ) -> Result<Judgement, CommitError> {
         let now = self.now(overlay);
         let mut repeated = Vec::new();
-        // What the transaction's own appends change for those after them.
+        // What the transaction's own appends change for later ones.
         let mut own: HashMap<(TopicPartition, i64), ProducerState> = HashMap::new();
         for Append { partition, batch } in appends {
             let Some(numbering) = batch.numbering() else {
@@ -161,22 +161,22 @@ impl Idempotence {
         self.moment.max(overlay.now)
     }
 
-    /// The time to write down before what is decided now.
+    /// The time to write before the next decision.
     pub(crate) fn moment(&self, overlay: &Overlay) -> Timestamp {
         self.now(overlay)
     }
 
-    /// The latest time that was written down, for a checkpoint.
+    /// The latest time that was written, for a checkpoint.
     pub(crate) fn written_moment(&self) -> Timestamp {
         self.moment
     }
 
-    /// Takes over a time that was written down; time does not go back.
+    /// Applies a written time; time does not go back.
     pub(crate) fn apply_moment(&mut self, moment: Timestamp) {
         self.moment = self.moment.max(moment);
     }
 
-    /// Takes over an append.
+    /// Applies an append.
     pub(crate) fn apply_append(
         &mut self,
         partition: TopicPartition,
@@ -187,17 +187,17 @@ impl Idempotence {
             .apply(partition, numbering, base, self.moment);
     }
 
-    /// Takes over a producer's identity.
+    /// Applies a producer's identity.
     pub(crate) fn give(&mut self, producer: ProducerId, name: Option<Arc<str>>) {
         self.producers.give(producer, name, self.moment);
     }
 
-    /// Takes over a request.
+    /// Applies a request.
     pub(crate) fn apply_request(&mut self, topic: TopicId, request: Arc<Request>) {
         self.requests.apply(topic, request, self.moment);
     }
 
-    /// Forgets what was remembered for a topic that is gone.
+    /// Forgets everything about a deleted topic.
     pub(crate) fn forget_topic(
         &mut self,
         topic: TopicId,

@@ -1,6 +1,6 @@
-//! Where data is kept: one seam of four verbs (commit, read, watch, claim), and its keepers.
+//! Storage: one interface, and its implementations.
 //!
-//! [`contract`] says what is promised. An engine does not know who reads.
+//! [`contract`] defines the promises. An engine does not know who reads.
 
 #![forbid(unsafe_code)]
 

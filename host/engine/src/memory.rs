@@ -1,8 +1,8 @@
-//! The contract in its shortest form: everything in memory, behind one lock, gone with the process.
+//! The contract in its shortest form: everything in memory, behind one lock, lost with the process.
 //!
-//! For tests, and for reading: where another engine leaves doubt about what [`contract`](crate::contract) means, this one says
-//! it. A transaction checks everything first and changes something afterwards, all under the lock, so it is atomic; durability
-//! is what it can be without a disk. [`MemoryEngine::second_host`] gives another host on the same store, which hears of things late.
+//! For tests, and for reading: it settles questions about what [`contract`](crate::contract) means. A transaction checks everything
+//! first and then changes everything, under the lock, so it is atomic; durability is whatever is possible without a disk.
+//! [`MemoryEngine::second_host`] returns another host on the same store, which learns of changes late.
 
 mod hosts;
 mod link;
@@ -39,11 +39,11 @@ pub struct MemoryEngine {
     store: Arc<Store>,
     host: HostId,
     closed: AtomicBool,
-    /// What this host has heard of; `None`: it sees all as it is.
+    /// What this host has heard; `None`: it sees the present state.
     mirror: Option<Mutex<Mirror>>,
-    /// How the store is reached.
+    /// How it reaches the store.
     link: Link,
-    /// The host that was last begun in this one's place, if it was ever started again.
+    /// The host that last replaced this one, if it was ever restarted.
     place: Arc<Mutex<Weak<MemoryEngine>>>,
 }
 
@@ -54,13 +54,13 @@ impl MemoryEngine {
         Self::bounded(clock, HostBounds::default())
     }
 
-    /// The same, and nothing more is kept than these.
+    /// The same with these bounds.
     #[must_use]
     pub fn bounded(clock: Arc<dyn Clock>, bounds: HostBounds) -> Arc<Self> {
         Self::on(clock, bounds, 0)
     }
 
-    /// The same without bounds; after each batch so many offsets are left out, as engines may.
+    /// The same without bounds; after each batch it leaves out this many offsets, as engines may.
     #[must_use]
     pub fn with_gaps(clock: Arc<dyn Clock>, gap: u64) -> Arc<Self> {
         Self::on(clock, HostBounds::default(), gap)
@@ -100,7 +100,7 @@ impl MemoryEngine {
         Ok(self.store.state.lock())
     }
 
-    /// The same, and it knows what time it is.
+    /// The same, with the present time.
     fn now(&self) -> Result<MutexGuard<'_, State>, CommitError> {
         let mut state = self.open()?;
         state.idempotence.apply_moment(self.store.clock.wall());
@@ -115,7 +115,7 @@ impl MemoryEngine {
         }
     }
 
-    /// What this host does shows here when it returns.
+    /// This host's own changes are visible when they return.
     fn hear(&self, state: &State) {
         if let Some(mirror) = &self.mirror {
             let is_deaf = self.link.is_deaf.load(Ordering::SeqCst);
@@ -159,7 +159,7 @@ impl MemoryEngine {
 }
 
 impl Drop for MemoryEngine {
-    /// A process that ended is taken for dead.
+    /// A process that ended is considered dead.
     fn drop(&mut self) {
         self.store.leave(self.host);
     }
@@ -172,7 +172,7 @@ impl Engine for MemoryEngine {
             None => return self.commit_now(transaction),
             Some(Doubt::Done) => self.commit_now(transaction).map(drop),
             Some(Doubt::Late) => {
-                // Turns end with the answer; what comes after that only a newer lease keeps out.
+                // Turns end with the answer; after that only a newer lease keeps others out.
                 transaction.turns.clear();
                 self.link.late.lock().push(transaction);
                 Ok(())

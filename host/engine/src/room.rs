@@ -1,9 +1,9 @@
-//! How much a host keeps for others: delayed messages and processors' state, counted in bytes of memory as their tables cost, and their
-//! bounds: one for each, and one for both together. The same for every engine, but for one thing: where state may stand in files
-//! ([`Room::with_files`]) memory is no reason to refuse it, and what all of it has on the disk is bounded instead.
+//! The memory that a host uses for delayed messages and processors' state, in bytes as their tables cost, and its bounds: one for each,
+//! and one for both. The same for every engine, with one exception: if state can be in files ([`Room::with_files`]), memory is no
+//! reason to refuse it, and its size on disk is bounded instead.
 //!
-//! An engine decides each transaction against it ([`Room::check`]), so the bounds hold however many write at once. A table moves what
-//! it costs whenever it changes, and gives all of it back when it is dropped: what counts is what is there.
+//! An engine checks each transaction against it ([`Room::check`]), so the bounds hold however many write at once. A table reports its
+//! cost whenever it changes, and returns all of it when it is dropped.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
@@ -17,18 +17,18 @@ use millrace_model::bounds::{
 use crate::contract::TopicError;
 use crate::state::{Adds, StateSize};
 
-/// The group whose state delayed messages are.
+/// The group of delayed messages.
 pub static DELAYS_GROUP: LazyLock<GroupName> = LazyLock::new(|| GroupName::service("delays"));
 
-/// The group whose state consumers of topics are.
+/// The group of consumers.
 pub static CONSUMERS_GROUP: LazyLock<GroupName> = LazyLock::new(|| GroupName::service("consumers"));
 
-/// What is kept.
+/// What takes room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// Messages that wait for their time.
+    /// Delayed messages.
     Delayed,
-    /// Where consumers of topics are: always in memory.
+    /// Consumers of topics: always in memory.
     Consumers,
     /// State of processors.
     State,
@@ -37,7 +37,7 @@ pub enum Kept {
 impl Kept {
     const COUNT: usize = 3;
 
-    /// What the state of a group is.
+    /// What the state of a group counts as.
     #[must_use]
     pub fn of_group(group: &GroupName) -> Self {
         match group {
@@ -57,11 +57,11 @@ pub struct HostBounds {
     pub state_bytes: usize,
     /// Bytes of both together.
     pub kept_bytes: usize,
-    /// Bytes of processors' state where it stands in files; `None` is half of the disk.
+    /// Bytes of processors' state in files; `None` is half of the disk.
     pub state_disk_bytes: Option<usize>,
-    /// How much state one processor may have in one partition.
+    /// Maximum state of one processor in one partition.
     pub table: StateSize,
-    /// Bytes of idempotency keys; the oldest go.
+    /// Bytes of idempotency keys; the oldest are forgotten.
     pub requests_bytes: usize,
     /// Partitions of all topics together, those of processors included.
     pub partitions: usize,
@@ -81,13 +81,13 @@ impl Default for HostBounds {
     }
 }
 
-/// How much state one processor may have in one partition, unless a host says otherwise.
+/// Default maximum of one processor's state in one partition.
 pub const TABLE_MAX: StateSize = StateSize {
     entries: STATE_ENTRIES_MAX,
     bytes: STATE_BYTES_MAX,
 };
 
-/// Which bound of a host was met.
+/// The bound of a host that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostBound {
     /// That of delayed messages in memory.
@@ -100,18 +100,18 @@ pub enum HostBound {
     StateDisk,
 }
 
-/// No room in the host; nothing was written.
+/// The host has no room; nothing was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the host keeps {held} bytes of {}, at most {max} are kept ({}): {}",
+    "the host has {held} bytes of {}, and the maximum is {max} ({}): {}",
     self.what(), self.setting(), self.remedy()
 )]
 pub struct RoomFull {
-    /// What was to be kept.
+    /// What needed room.
     pub kept: Kept,
-    /// Which bound it is.
+    /// The bound.
     pub bound: HostBound,
-    /// Bytes that are kept.
+    /// Bytes in use.
     pub held: usize,
     /// The bound.
     pub max: usize,
@@ -127,7 +127,7 @@ impl RoomFull {
         }
     }
 
-    /// The bound's name, as it is set.
+    /// The bound's setting.
     #[must_use]
     pub fn setting(&self) -> &'static str {
         match self.bound {
@@ -141,29 +141,29 @@ impl RoomFull {
     fn remedy(&self) -> &'static str {
         match self.kept {
             Kept::Delayed => "wait until some messages are delivered, or cancel some",
-            Kept::Consumers => "delete consumers that nobody reads as",
+            Kept::Consumers => "delete consumers that are no longer used",
             Kept::State if self.bound == HostBound::StateDisk => {
-                "delete some entries, give them a time to live, reset what is no longer used, or set the bound higher where the disk has room"
+                "delete some entries, give them a time to live, reset what is no longer used, or raise the bound if the disk has space"
             }
             Kept::State => "delete some entries, or give them a time to live",
         }
     }
 }
 
-/// How much is kept. Cheap to ask.
+/// The use of room. Cheap to read.
 #[derive(Debug, Default)]
 pub struct Room {
     bounds: HostBounds,
-    /// Bytes of state that may stand on the disk; `None` where all of it is in memory.
+    /// Maximum bytes of state on the disk; `None` if all of it is in memory.
     disk_bytes_max: Option<usize>,
     held: [AtomicUsize; Kept::COUNT],
-    /// Bytes of processors' state, wherever it stands.
+    /// Bytes of processors' state, in memory and in files.
     stored: AtomicUsize,
-    /// Bytes of memory of what changed in tables that stand in files, and is not in one yet.
+    /// Memory of changes to tables in files that are not in a file yet.
     unwritten: AtomicUsize,
 }
 
-/// What is to be kept more: bytes of memory of each kind, and of processors' state what there is more, or less, on the disk.
+/// Additional room: bytes of memory of each kind, and the change of processors' state on the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Growth {
     memory: [usize; Kept::COUNT],
@@ -171,13 +171,13 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// So many bytes of memory more.
+    /// This many more bytes of memory.
     pub fn add(&mut self, kept: Kept, bytes: usize) {
         let memory = &mut self.memory[kept as usize];
         *memory = memory.saturating_add(bytes);
     }
 
-    /// So many bytes of processors' state more.
+    /// This many more bytes of processors' state.
     pub fn store(&mut self, bytes: i64) {
         self.stored = self.stored.saturating_add(bytes);
     }
@@ -186,7 +186,7 @@ impl Growth {
         self.memory[kept as usize]
     }
 
-    /// This and that.
+    /// The sum of both.
     #[must_use]
     pub fn with(mut self, more: Self) -> Self {
         for (memory, more) in self.memory.iter_mut().zip(more.memory) {
@@ -198,7 +198,7 @@ impl Growth {
 }
 
 impl Room {
-    /// Nothing is kept yet, and all of it will be in memory.
+    /// Empty, with everything in memory.
     #[must_use]
     pub fn new(bounds: HostBounds) -> Arc<Self> {
         Arc::new(Self {
@@ -207,7 +207,7 @@ impl Room {
         })
     }
 
-    /// The same where processors' state may stand in files, on a disk of which so many bytes are for it unless the bounds say so.
+    /// The same with processors' state in files, on a disk with this many bytes for it unless the bounds say otherwise.
     #[must_use]
     pub fn with_files(bounds: HostBounds, disk_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -223,25 +223,25 @@ impl Room {
         &self.bounds
     }
 
-    /// Bytes of memory that are kept.
+    /// Bytes of memory in use.
     #[must_use]
     pub fn held(&self, kept: Kept) -> usize {
         self.held[kept as usize].load(Relaxed)
     }
 
-    /// Bytes of processors' state, wherever it stands.
+    /// Bytes of processors' state, in memory and in files.
     #[must_use]
     pub fn stored(&self) -> usize {
         self.stored.load(Relaxed)
     }
 
-    /// Bytes of memory of what changed in tables that stand in files, and is not in one yet.
+    /// Memory of changes to tables in files that are not in a file yet.
     #[must_use]
     pub fn unwritten(&self) -> usize {
         self.unwritten.load(Relaxed)
     }
 
-    /// Bytes of memory that processors' state may take: what others leave of its share.
+    /// Memory that processors' state may use: the part of its share that others leave.
     #[must_use]
     pub fn state_budget(&self) -> usize {
         let (delayed, consumers) = (self.held(Kept::Delayed), self.held(Kept::Consumers));
@@ -249,10 +249,10 @@ impl Room {
         self.bounds.state_bytes.min(left).saturating_sub(consumers)
     }
 
-    /// Whether there is room for more.
+    /// Whether there is room for this.
     ///
     /// # Errors
-    /// [`RoomFull`] names the bound that is met first.
+    /// [`RoomFull`] names the first bound reached.
     pub fn check(&self, growth: &Growth) -> Result<(), RoomFull> {
         self.check_stored(growth)?;
         let of_state = |kept| match self.disk_bytes_max {
@@ -310,7 +310,7 @@ impl Room {
         }
     }
 
-    /// Whether the host may have so many partitions more.
+    /// Whether the host may have this many more partitions.
     pub(crate) fn check_partitions(&self, have: usize, asked: u32) -> Result<(), TopicError> {
         let max = self.bounds.partitions;
         if have.saturating_add(asked as usize) > max {
@@ -330,13 +330,13 @@ impl Room {
 pub(crate) struct Counted {
     /// Bytes of memory.
     pub(crate) cost: usize,
-    /// Bytes of its entries, wherever they stand.
+    /// Bytes of its entries, in memory and in files.
     pub(crate) stored: usize,
-    /// Bytes of memory of changes that are to stand in a file, and do not yet.
+    /// Memory of changes that are not in a file yet.
     pub(crate) unwritten: usize,
 }
 
-/// What one table takes of the room; nothing where it belongs to no host.
+/// One table's use of room; none if it belongs to no host.
 #[derive(Debug, Default)]
 pub(crate) struct Share(Option<(Arc<Room>, Kept)>);
 
@@ -345,7 +345,7 @@ impl Share {
         Self(Some((Arc::clone(room), Kept::of_group(group))))
     }
 
-    /// The table counts for so much now.
+    /// Updates what the table counts for.
     pub(crate) fn moved(&self, before: Counted, after: Counted) {
         let Some((room, kept)) = self.0.as_ref().filter(|_| before != after) else {
             return;
@@ -362,7 +362,7 @@ impl Share {
         }
     }
 
-    /// How much the table may hold, whatever the host has.
+    /// The table's own maximum, regardless of the host's.
     pub(crate) fn bounds(&self) -> StateSize {
         let room = self.0.as_ref();
         room.map_or(TABLE_MAX, |(room, _)| room.bounds.table)

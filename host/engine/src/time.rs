@@ -1,9 +1,9 @@
-//! Which message of a batch is the first at or after a moment.
+//! Finds the first message of a batch at or after a time.
 
 use millrace_model::{Offset, RecordBatch, Timestamp};
 
-/// The first message at or after `from` whose timestamp is `at` or later. A batch that cannot be looked into is taken at its word:
-/// then it is where it begins.
+/// The first message at or after `from` whose timestamp is `at` or later. If a batch cannot be read, its header decides: then it is the
+/// batch's first message.
 pub(crate) fn first_at(batch: &RecordBatch, from: Offset, at: Timestamp) -> Option<Offset> {
     if batch.is_control() || batch.max_timestamp() < at || batch.end_offset() <= from {
         return None;

@@ -57,7 +57,7 @@ pub enum KeyError {
     },
     /// Others than its owner may read the file.
     #[error(
-        "the key file {} may be read or changed by others (mode {mode:03o}); run `chmod 600` on it, and make a new key if others had access",
+        "other users can read or change the key file {} (mode {mode:03o}); run `chmod 600` on it, and create a new key if others had access",
         path.display()
     )]
     Exposed {
@@ -68,7 +68,7 @@ pub enum KeyError {
     },
     /// What is there is no key.
     #[error(
-        "encryption key {place}: {reason}; write `ID:KEY`, a number from 1 on and 64 hexadecimal digits, one a line"
+        "encryption key {place}: {reason}; write `ID:KEY`, a number from 1 and 64 hexadecimal digits, one per line"
     )]
     Malformed {
         /// Which one, counted from 1.
@@ -78,7 +78,7 @@ pub enum KeyError {
     },
     /// Nothing is there.
     #[error(
-        "there is no encryption key; write `ID:KEY`, a number from 1 on and 64 hexadecimal digits, one a line"
+        "there is no encryption key; write `ID:KEY`, a number from 1 and 64 hexadecimal digits, one per line"
     )]
     None,
 }
@@ -88,7 +88,7 @@ pub enum KeyError {
 pub enum DecryptError {
     /// Its key was not given.
     #[error(
-        "it is encrypted with key {id}, which is not among the keys given; add it to the key file, after the first line"
+        "it is encrypted with key {id}, which is not among the keys given; add it to the key file below the first line"
     )]
     MissingKey {
         /// Which one.
@@ -96,14 +96,14 @@ pub enum DecryptError {
     },
     /// It was changed, or stood somewhere else, or the key of that id is another one.
     #[error(
-        "it was changed after it was encrypted with key {id}, or the key of that number is another one"
+        "it was changed after it was encrypted with key {id}, or key {id} is a different key now"
     )]
     Changed {
         /// The key that it names.
         id: u32,
     },
     /// It is no encrypted piece.
-    #[error("it is cut short")]
+    #[error("it is incomplete")]
     Short,
 }
 

@@ -129,7 +129,7 @@ pub fn has_size_limit() -> bool {
 
 /// How long an open waits for other files to be closed before it fails.
 const DESCRIPTOR_WAIT_MAX: Duration = Duration::from_secs(5);
-/// How often it looks.
+/// How often the pause checks.
 const DESCRIPTOR_LOOK: Duration = Duration::from_millis(20);
 
 /// Opens something, and waits a while where no more files can be opened: connections come and go.

@@ -74,7 +74,7 @@ pub struct PartitionFiles {
     footers: Footers,
     /// The host's clock when it was last told.
     now: Timestamp,
-    /// The age in milliseconds at which a segment ends though it is not full.
+    /// The age in milliseconds at which a segment ends even if it is not full.
     segment_ms: Option<u64>,
     clean: Offset,
     /// The active segment as the last checkpoint has it: those before are sealed for good.

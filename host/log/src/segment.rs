@@ -44,7 +44,7 @@ pub enum SegmentError {
     Io(#[from] io::Error),
 }
 
-/// What stands where messages were written.
+/// What is in place of the written messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DamageKind {
     /// Something else, or nothing.

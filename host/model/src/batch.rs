@@ -1,5 +1,5 @@
-//! The record batch: the currency of the data path. Kafka's record-batch format, magic 2, byte for byte: the same bytes
-//! travel socket → journal → segment → socket, and are decoded only where somebody looks inside.
+//! The record batch: the currency of the data path. Kafka's record-batch format, magic 2, byte for byte: the same bytes travel socket →
+//! journal → segment → socket, and are decoded only to read their content.
 //!
 //! Format: Apache Kafka, "Record Batch" in the protocol's implementation notes (KIP-98). All integers big-endian:
 //! ```text
@@ -37,54 +37,56 @@ const CONTROL_FLAG: i16 = 0b10_0000;
 /// As Kafka writes it, of a producer that does not number its batches.
 const NOT_NUMBERED: (ProducerId, i32) = (ProducerId { id: -1, epoch: -1 }, -1);
 
-/// Why bytes are not a record batch that we keep.
+/// Why bytes are not a supported record batch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
     /// The bytes end before the batch does. More bytes may complete it.
-    #[error("the batch needs {needed} bytes and {present} are there")]
+    #[error("the batch needs {needed} bytes but has {present}")]
     Incomplete {
-        /// Bytes that the batch takes, as far as known.
+        /// Size of the batch, as far as known.
         needed: usize,
-        /// Bytes that were given.
+        /// Number of bytes given.
         present: usize,
     },
     /// Not magic 2: an older format, or no batch at all.
-    #[error("record-batch magic {found}; only magic 2 (Kafka 0.11 and later) is kept")]
+    #[error("record-batch magic {found}; only magic 2 (Kafka 0.11 and later) is supported")]
     Magic {
         /// The byte found.
         found: u8,
     },
-    /// Over a bound of [`crate::bounds`].
-    #[error("the batch's {what} is {found}, at most {max} are allowed; send smaller batches")]
+    /// A bound of [`crate::bounds`] is exceeded.
+    #[error("the batch's {what} is {found}; the maximum is {max}: send smaller batches")]
     TooLarge {
-        /// Which bound.
+        /// The bound's name.
         what: &'static str,
-        /// What the batch has.
+        /// The batch's value.
         found: usize,
         /// The bound.
         max: usize,
     },
-    /// The bytes are not those that were written.
-    #[error("checksum {found:#010x} where the bytes give {computed:#010x}: the batch is damaged")]
+    /// The bytes were changed after they were written.
+    #[error(
+        "the checksum is {found:#010x}, but the bytes have {computed:#010x}: the batch is damaged"
+    )]
     Checksum {
         /// As stored.
         found: u32,
         /// As computed.
         computed: u32,
     },
-    /// The records are compressed; whoever looks into them inflates them first.
-    #[error("the records are compressed with codec {codec}; inflate the batch first")]
+    /// The records are compressed and must be decompressed first.
+    #[error("the records are compressed with codec {codec}; decompress the batch first")]
     Compressed {
         /// Kafka's number of the codec.
         codec: i16,
     },
-    /// A compression codec that nobody knows.
+    /// An unknown compression codec.
     #[error("compression codec {number} does not exist; use gzip, snappy, lz4 or zstd (1 to 4)")]
     Codec {
         /// The number found.
         number: i16,
     },
-    /// Compressed records that cannot be inflated.
+    /// Compressed records that cannot be decompressed.
     #[error("its records, compressed with {codec}, cannot be read: {error}")]
     Inflate {
         /// The codec that the batch names.
@@ -92,16 +94,16 @@ pub enum BatchError {
         /// What is wrong.
         error: InflateError,
     },
-    /// The records are encrypted: a stored batch, as it lies in its file.
+    /// The records are encrypted: a stored batch in the form it has in its file.
     #[error("the records are encrypted; give the key to read them")]
     Encrypted,
-    /// The structure contradicts itself.
+    /// The structure is inconsistent.
     #[error("malformed batch: {0}")]
     Malformed(&'static str),
 }
 
-/// One checked record batch. Cheap to clone: the bytes are shared. Two are equal that hold the same at the same offsets, wherever
-/// they are stamped for.
+/// One checked record batch. Cheap to clone: the bytes are shared. Two batches are equal if they have the same content at the same
+/// offsets, whatever their stamps.
 #[derive(Clone, Debug, Eq)]
 pub struct RecordBatch {
     bytes: Bytes,
@@ -115,11 +117,11 @@ impl PartialEq for RecordBatch {
 }
 
 impl RecordBatch {
-    /// Takes the batch that `bytes` begin with; what follows it stays with the caller, who knows its length from
+    /// Takes the batch at the beginning of `bytes`; the caller keeps the rest, and knows the batch's length from
     /// [`RecordBatch::byte_count`].
     ///
     /// # Errors
-    /// [`BatchError`] where the bytes are no whole, sound batch of at least one record.
+    /// [`BatchError`] if the bytes are not a complete, valid batch of at least one record.
     pub fn decode(bytes: &Bytes) -> Result<Self, BatchError> {
         let batch = Self::decode_any(bytes)?;
         match batch.is_encrypted() {
@@ -148,10 +150,10 @@ impl RecordBatch {
         Ok(batch)
     }
 
-    /// How many bytes the batch at the start of `bytes` takes, from its header alone.
+    /// The size of the batch at the start of `bytes`, from its header alone.
     ///
     /// # Errors
-    /// [`BatchError`] where the header is cut short, of another format, or claims more than the bound.
+    /// [`BatchError`] if the header is incomplete, of another format, or claims more than the bound.
     pub fn framed_length(bytes: &[u8]) -> Result<usize, BatchError> {
         if bytes.len() < HEADER_BYTES {
             return Err(BatchError::Incomplete {
@@ -199,7 +201,7 @@ impl RecordBatch {
                 max,
             });
         }
-        // Compaction leaves gaps, so the last delta may exceed the count, never fall short of it.
+        // Compaction leaves gaps, so the last delta may exceed the count, but is never below it.
         if last_delta < count - 1 {
             return Err(BatchError::Malformed(
                 "last offset delta is smaller than the count",
@@ -277,7 +279,7 @@ impl RecordBatch {
         i16::from_be_bytes(self.field(21)) & CONTROL_FLAG != 0
     }
 
-    /// Who numbered it, and how; `None` for a producer that does not number its batches.
+    /// The producer's numbering; `None` for a producer that does not number its batches.
     #[must_use]
     pub fn numbering(&self) -> Option<Numbering> {
         let id = i64::from_be_bytes(self.field(43));
@@ -293,7 +295,7 @@ impl RecordBatch {
         })
     }
 
-    /// The same batch, standing at `base`. The checksum holds: it does not cover the base offset.
+    /// The same batch at the base offset `base`. The checksum stays valid, because it does not cover the base offset.
     #[must_use]
     pub fn at_offset(&self, base: Offset) -> Self {
         self.clone().with_place(base, self.stamp())
@@ -302,8 +304,8 @@ impl RecordBatch {
     /// The records, decoded one by one without copying.
     ///
     /// # Errors
-    /// [`BatchError::Compressed`] where the records are compressed: ask [`RecordBatch::inflated`] for them. Each item is an error where its record is malformed;
-    /// the iterator ends after that.
+    /// [`BatchError::Compressed`] if the records are compressed: use [`RecordBatch::inflated`]. An item is an error if its record is
+    /// malformed; the iterator ends after that.
     pub fn records(&self) -> Result<Records<'_>, BatchError> {
         match self.codec() {
             _ if self.is_encrypted() => Err(BatchError::Encrypted),
@@ -317,18 +319,18 @@ impl RecordBatch {
     }
 }
 
-/// A record where it lies in its batch: ranges into [`RecordBatch::bytes`].
+/// A record in place: ranges into [`RecordBatch::bytes`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordView {
-    /// Its place in the partition.
+    /// Its offset in the partition.
     pub offset: Offset,
     /// When it happened.
     pub timestamp: Timestamp,
-    /// Where the key lies.
+    /// The range of the key.
     pub key: Option<Range<usize>>,
-    /// Where the value lies.
+    /// The range of the value.
     pub value: Option<Range<usize>>,
-    /// Where the headers begin, and how many there are.
+    /// The start of the headers, and their number.
     headers_at: usize,
     header_count: usize,
 }
@@ -340,7 +342,7 @@ impl RecordView {
         self.header_count
     }
 
-    /// The headers: where each name and value lies in the batch's bytes. `None` where one is malformed.
+    /// The headers: the ranges of each name and value in the batch's bytes. `None` if one is malformed.
     pub fn headers<'a>(
         &self,
         bytes: &'a [u8],
@@ -430,7 +432,7 @@ impl Records<'_> {
             headers_at: at,
             header_count,
         };
-        // Headers must fill the record exactly: checked here, so that nobody meets a record half sound.
+        // Headers must fill the record exactly: checked here, so that no reader gets a partly valid record.
         for _ in 0..header_count {
             take_range(bytes, &mut at)??;
             take_range(bytes, &mut at)?;
@@ -487,7 +489,7 @@ impl BatchBuilder {
         }
     }
 
-    /// Numbers the messages: the first one has `sequence`, which is at least 0. The producer's id was given by the engine.
+    /// Numbers the messages: the first one gets `sequence`, which is at least 0. The engine issued the producer's id.
     #[must_use]
     pub fn numbered(mut self, producer: ProducerId, sequence: i32) -> Self {
         self.numbered = Some((producer, sequence));
@@ -522,10 +524,10 @@ impl BatchBuilder {
         );
     }
 
-    /// Adds a message from borrowed parts; `header_count` says how many items `headers` gives.
+    /// Adds a message from borrowed parts; `header_count` is the number of items in `headers`.
     ///
     /// # Panics
-    /// If `headers` gives another number of items: the record would not be readable.
+    /// If `headers` has another number of items: the record would not be readable.
     pub fn push_parts<'a>(
         &mut self,
         timestamp: Timestamp,
@@ -545,7 +547,7 @@ impl BatchBuilder {
         varint::put(record, i64::from(self.count));
         put_bytes(record, key);
         let value_size = value.map_or(0, <[u8]>::len);
-        // The value goes straight to its place: only the small parts around it are built aside.
+        // The value is written directly to its place; only the small parts around it are built separately.
         varint::put(record, value.map_or(-1, |value| value.len() as i64));
         let before_value = record.len();
         varint::put(record, header_count as i64);
@@ -563,7 +565,7 @@ impl BatchBuilder {
         self.count += 1;
     }
 
-    /// The finished batch, standing at offset 0 until a partition places it; `None` if nothing was added.
+    /// The finished batch, at offset 0 until a partition places it; `None` if nothing was added.
     #[must_use]
     pub fn finish(mut self) -> Option<RecordBatch> {
         if self.count == 0 {
@@ -592,7 +594,7 @@ impl BatchBuilder {
     }
 }
 
-/// A batch of these bytes, whose header is right but for the attributes, the length and the checksum.
+/// A batch of these bytes, whose header is complete except for the attributes, the length and the checksum.
 fn framed(mut bytes: Vec<u8>, attributes: i16) -> RecordBatch {
     let length = (bytes.len() - LENGTH_END) as u32;
     bytes[LENGTH_AT..LENGTH_END].copy_from_slice(&length.to_be_bytes());

@@ -19,7 +19,7 @@ pub fn date(days: u64) -> (u64, u64, u64) {
     (year, month, day)
 }
 
-/// A moment as people read it, in UTC and to the second: `2026-11-21T10:00:00Z`.
+/// A time for people, in UTC and to the second: `2026-11-21T10:00:00Z`.
 #[must_use]
 pub fn utc(moment: Timestamp) -> String {
     let (days, seconds) = (moment.0 / 86_400_000, moment.0 % 86_400_000 / 1_000);
@@ -28,7 +28,7 @@ pub fn utc(moment: Timestamp) -> String {
     format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-/// Days since 1970 of a date; below 0 before.
+/// Days from 1970 to a date; negative before.
 #[must_use]
 pub fn days_since_1970(year: u64, month: u64, day: u64) -> i64 {
     let year = year as i64 - i64::from(month <= 2);

@@ -1,4 +1,4 @@
-//! Time, handed in. The only file of the product that reads a clock; everybody else is given a [`Clock`].
+//! Time, passed in. The only file of the product that reads a clock; all other code is given a [`Clock`].
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// This moment, `delay` later; stays at the end of time rather than wrap.
+    /// This moment plus `delay`; saturates instead of wrapping.
     #[must_use]
     pub fn after(self, delay: Duration) -> Self {
         let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -34,7 +34,8 @@ pub trait Clock: Send + Sync + 'static {
     fn wall(&self) -> Timestamp;
     /// Time since an arbitrary start: for measuring and for delays within the process.
     fn monotonic(&self) -> Duration;
-    /// What the calling thread has had of a core: two readings on one thread tell what a piece of work took, however busy the machine is.
+    /// CPU time of the calling thread: the difference of two readings on one thread is the cost of the work in between, however busy
+    /// the machine is.
     fn thread(&self) -> Duration;
 }
 
@@ -101,7 +102,7 @@ impl ManualClock {
         *self.lock() += by;
     }
 
-    /// Sets the wall clock forward, or back (below 0); the monotonic one goes on.
+    /// Sets the wall clock forward, or back (negative); the monotonic one continues.
     pub fn step(&self, by_ms: i64) {
         self.set_ms.fetch_add(by_ms, Ordering::SeqCst);
     }

@@ -1,11 +1,11 @@
-//! Codings in which HTTP carries a body (RFC 9110, section 8.4.1), undone a piece at a time: how much room the plain bytes take is
-//! known only when they are there, so whoever inflates takes room as they come, and stops at a bound of their own.
+//! Content codings of HTTP bodies (RFC 9110, section 8.4.1), decoded piece by piece: the decoded size is only known at the end, so
+//! callers reserve memory as bytes are produced, and stop at their own bound.
 
 use std::io::{BufRead, Read};
 
 use crate::compression::{InflateError, ZSTD_WINDOW_LOG_MAX};
 
-/// How a body is compressed.
+/// The coding of a compressed body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     /// RFC 1952.
@@ -20,7 +20,7 @@ impl Coding {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Gzip, Self::Deflate, Self::Zstd];
 
-    /// Its name, as the headers `Content-Encoding` and `Accept-Encoding` spell it.
+    /// Its name in the headers `Content-Encoding` and `Accept-Encoding`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -30,7 +30,7 @@ impl Coding {
         }
     }
 
-    /// The coding of that name, in any case; `x-gzip` is gzip's old name.
+    /// The coding with that name, in upper or lower case; `x-gzip` is gzip's old name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         let is_gzip = name.eq_ignore_ascii_case("x-gzip");
@@ -39,10 +39,10 @@ impl Coding {
             .or_else(|| is_gzip.then_some(Self::Gzip))
     }
 
-    /// Begins to inflate.
+    /// Starts decompressing.
     ///
     /// # Errors
-    /// [`InflateError`] where the codec cannot begin.
+    /// [`InflateError`] if the codec cannot start.
     pub fn inflate<R: BufRead + Send>(self, compressed: R) -> Result<Inflating<R>, InflateError> {
         Ok(Inflating(match self {
             Self::Gzip => Form::Gzip(flate2::bufread::MultiGzDecoder::new(compressed)),
@@ -59,7 +59,7 @@ impl Coding {
     }
 }
 
-/// A compressed body on its way to plain bytes.
+/// A body being decompressed.
 pub struct Inflating<R: BufRead>(Form<R>);
 
 enum Form<R: BufRead> {
@@ -69,10 +69,10 @@ enum Form<R: BufRead> {
 }
 
 impl<R: BufRead> Inflating<R> {
-    /// The next plain bytes; 0 at the end.
+    /// The next decompressed bytes; 0 at the end.
     ///
     /// # Errors
-    /// [`InflateError`]; nothing that was read before it is of use then.
+    /// [`InflateError`]; earlier bytes are then useless.
     pub fn read(&mut self, plain: &mut [u8]) -> Result<usize, InflateError> {
         let read = match &mut self.0 {
             Form::Gzip(decoder) => decoder.read(plain),
@@ -80,7 +80,7 @@ impl<R: BufRead> Inflating<R> {
             Form::Zstd(decoder) => decoder.read(plain),
         };
         let read = read.map_err(broken)?;
-        // The other two take several members behind each other, and fail at anything else.
+        // The other two accept several members in sequence, and fail on anything else.
         if read == 0
             && let Form::Deflate(decoder) = &mut self.0
             && !decoder.get_mut().fill_buf().map_err(broken)?.is_empty()

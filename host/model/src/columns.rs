@@ -1,19 +1,19 @@
-//! What crosses into a component and back: a batch of messages in columns, and the answer in columns.
+//! The data passed to and from a component: a batch of messages in columns, and the answer in columns.
 //!
-//! The same shape as `wit/types.wit`, field for field; there it is documented for guests. Byte strings are spans of one
-//! blob: start and length, length [`NONE`] for Kafka's null. In an answer, a span may point into the batch's data (start
-//! below its length) or into the answer's own data (start counted on from there): a filter copies no payload out.
+//! The same structure as `wit/types.wit`, field for field, which documents it for guests. Byte strings are spans of one blob: start and
+//! length, with the length [`NONE`] for Kafka's null. In an answer, a start below the length of the batch's data points into that data;
+//! a larger one points into the answer's own data, which begins at that length. So a filter copies no payload.
 
-/// The length of a span that stands for null, and the "not given" of the other `u32` columns.
+/// The length of a null span, and "not given" in the other `u32` columns.
 pub const NONE: u32 = u32::MAX;
 
-/// The "not given" of [`Answer::times`].
+/// "Not given" in [`Answer::times`].
 pub const NO_TIME: u64 = u64::MAX;
 
-/// Messages handed to a component. Every column but the last three has one entry per message (spans have two).
+/// Messages for a component. Every column except the last three has one entry per message (spans have two).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColumnBatch {
-    /// The topic that the messages came in on (for redriven ones: their original topic).
+    /// The messages' topic (for redriven ones: their original topic).
     pub topic: String,
     /// Its partition.
     pub partition: u32,
@@ -23,11 +23,11 @@ pub struct ColumnBatch {
     pub offsets: Vec<u64>,
     /// Milliseconds since the Unix epoch.
     pub timestamps: Vec<u64>,
-    /// Which attempt this is, from 1. Those of earlier revisions count.
+    /// The number of this attempt, from 1. Attempts of earlier revisions count.
     pub attempts: Vec<u32>,
-    /// Start, length of each key.
+    /// Start and length of each key.
     pub keys: Vec<u32>,
-    /// Start, length of each value.
+    /// Start and length of each value.
     pub values: Vec<u32>,
     /// For each message, the number of headers up to and including its own.
     pub header_ends: Vec<u32>,
@@ -36,7 +36,7 @@ pub struct ColumnBatch {
 }
 
 impl ColumnBatch {
-    /// How many messages.
+    /// The number of messages.
     #[must_use]
     pub fn len(&self) -> usize {
         self.offsets.len()
@@ -60,7 +60,7 @@ impl ColumnBatch {
         span(&self.data, &self.values, message)
     }
 
-    /// Which entries of `headers` (counted in headers, four numbers each) are the message's.
+    /// Which entries of `headers` (counted in headers of four numbers each) belong to the message.
     #[must_use]
     pub fn header_range(&self, message: usize) -> std::ops::Range<usize> {
         let start = message
@@ -78,28 +78,28 @@ impl ColumnBatch {
     }
 }
 
-/// The `index`th span of a column whose spans are known to be sound: the host built them.
+/// The `index`th span of a column with valid spans: the host built them.
 fn span<'a>(data: &'a [u8], column: &[u32], index: usize) -> Option<&'a [u8]> {
     let (start, length) = (column[index * 2], column[index * 2 + 1]);
     (length != NONE).then(|| &data[start as usize..start as usize + length as usize])
 }
 
-/// What a component says of one message, as the numbers of [`Answer::outcomes`].
+/// A component's outcome for one message, as the numbers of [`Answer::outcomes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum OutcomeCode {
-    /// Done, nothing to send on.
+    /// Done, without outputs.
     Ack = 0,
-    /// Done; the outputs that name this message as their source are sent on.
+    /// Done; the outputs that name this message as their source are sent.
     Emit = 1,
-    /// Not now: try again.
+    /// Try again later.
     Retry = 2,
-    /// Never: a dead letter.
+    /// Never: make it a dead letter.
     Reject = 3,
 }
 
 impl OutcomeCode {
-    /// The outcome of a number, if there is one.
+    /// The outcome with this number, if there is one.
     #[must_use]
     pub fn of(number: u8) -> Option<Self> {
         Some(match number {
@@ -112,45 +112,46 @@ impl OutcomeCode {
     }
 }
 
-/// Why a message is to be retried or rejected.
+/// Why a message should be retried or rejected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Detail {
-    /// Which message of the batch, from 0.
+    /// The message's index in the batch, from 0.
     pub message: u32,
-    /// For a retry: wait this long; `None` leaves it to the processor's policy.
+    /// For a retry: the delay; `None` leaves it to the processor's policy.
     pub after_ms: Option<u64>,
-    /// A short word to group failures by.
+    /// A short word for grouping failures.
     pub class: String,
-    /// For people.
+    /// An explanation for people.
     pub reason: String,
 }
 
-/// What a component answers. Untrusted: every number in it is checked before it is used. Output columns have one entry per
-/// output (spans have two); an empty column means the default for every output.
+/// A component's answer. Untrusted: every number in it is checked before use. Output columns have one entry per output (spans have
+/// two); an empty column means the default for every output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// One [`OutcomeCode`] per message, in order.
     pub outcomes: Vec<u8>,
     /// For retry and reject: at most one per message, ascending.
     pub details: Vec<Detail>,
-    /// Fresh bytes.
+    /// The answer's own bytes.
     pub data: Vec<u8>,
-    /// For each output the message that it comes from, ascending.
+    /// The source message of each output, ascending.
     pub sources: Vec<u32>,
     /// Names that `topics` points to.
     pub topic_names: Vec<String>,
-    /// For each output an index into `topic_names`, or [`NONE`] for the processor's default output topic.
+    /// An index into `topic_names` for each output, or [`NONE`] for the processor's default output topic.
     pub topics: Vec<u32>,
-    /// For each output its partition, or [`NONE`] to leave it to the topic's partitioner.
+    /// The partition of each output, or [`NONE`] to leave it to the topic's partitioner.
     pub partitions: Vec<u32>,
-    /// Start, length of each output's key. Empty: every output keeps its source's key.
+    /// Start and length of each output's key. Empty: every output keeps its source's key.
     pub keys: Vec<u32>,
-    /// Start, length of each output's value. Empty: every output keeps its source's value.
+    /// Start and length of each output's value. Empty: every output keeps its source's value.
     pub values: Vec<u32>,
     /// For each output, the number of headers up to and including its own. Empty: every output keeps its source's headers.
     pub header_ends: Vec<u32>,
     /// Name start, name length, value start, value length of each header.
     pub headers: Vec<u32>,
-    /// Timestamp and time of delivery of each output, or [`NO_TIME`]. Empty: every output keeps its source's, and goes at once.
+    /// Timestamp and time of delivery of each output, or [`NO_TIME`]. Empty: every output keeps its source's timestamp and is sent at
+    /// once.
     pub times: Vec<u64>,
 }

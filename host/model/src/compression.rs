@@ -1,6 +1,6 @@
-//! How the records of a batch may be compressed, as Kafka's batch attributes number it, and the codecs themselves.
+//! The codecs of record batches, with the numbers of Kafka's batch attributes.
 //!
-//! Reading believes nothing: no codec may write past the room that it is given, and nothing may follow the compressed bytes.
+//! Decoding trusts nothing: no codec may write beyond the room it is given, and nothing may follow the compressed data.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -14,21 +14,21 @@ const XERIAL_HEADER_BYTES: usize = 16;
 const LZ4_MAGIC: [u8; 4] = 0x184D_2204u32.to_le_bytes();
 /// Bytes that one chunk holds, as Kafka's Java clients write them.
 const XERIAL_CHUNK_BYTES: usize = 32 << 10;
-/// No snappy block grows more than this many times: its densest element copies 64 bytes and takes 3.
+/// Maximum expansion of a snappy block: its densest element copies 64 bytes and takes 3.
 const SNAPPY_RATIO_MAX: usize = 22;
-/// Level of zstd where none is asked for: its own default, and that of Kafka's clients.
+/// Default level of zstd, which is its own default and that of Kafka's clients.
 const ZSTD_LEVEL: i32 = 3;
-/// Window that a zstd frame may ask for, as a power of two: the most that any level of Kafka's clients writes (128 MiB of
-/// address space, of which no more is touched than is inflated).
+/// Maximum window of a zstd frame, as a power of two: the most that any level of Kafka's clients writes (128 MiB of address space, of
+/// which only the decompressed part is touched).
 pub(crate) const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-/// The first guess of how much compressed bytes grow.
+/// The first guess of the expansion of compressed bytes.
 const GROWTH: usize = 4;
 
 /// A codec of record batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// As they are.
+    /// Uncompressed.
     #[default]
     None,
     /// RFC 1952.
@@ -41,19 +41,19 @@ pub enum Compression {
     Zstd,
 }
 
-/// Why compressed bytes were not inflated.
+/// Why compressed bytes could not be decompressed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InflateError {
-    /// They hold more than there is room for.
-    #[error("they hold more than {max} bytes; send smaller batches")]
+    /// They decompress to more than the bound.
+    #[error("they have more than {max} bytes; send smaller batches")]
     TooLarge {
         /// The bound.
         max: usize,
     },
-    /// They are not what the codec writes.
+    /// They are not valid for the codec.
     #[error("{0}")]
     Broken(String),
-    /// The codec has come to its end before the bytes have.
+    /// Bytes follow the end of the compressed data.
     #[error("bytes follow the end of the compressed data")]
     Trailing,
 }
@@ -74,7 +74,7 @@ impl Compression {
         Self::ALL.into_iter().find(|codec| codec.code() == code)
     }
 
-    /// Its name, as settings spell it.
+    /// Its name in settings.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -89,7 +89,7 @@ impl Compression {
     /// Appends `plain` to `out`, compressed.
     ///
     /// # Errors
-    /// What the codec says; none fails on memory alone.
+    /// The codec's error; none fails on memory alone.
     pub fn deflate(self, plain: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         match self {
             Self::None => out.extend_from_slice(plain),
@@ -106,10 +106,10 @@ impl Compression {
         Ok(())
     }
 
-    /// Appends to `out` what `compressed` holds: all of it, and at most `max` bytes.
+    /// Appends the decompressed data to `out`: all of it, and at most `max` bytes.
     ///
     /// # Errors
-    /// [`InflateError`]; what stands in `out` then is of no use.
+    /// [`InflateError`]; the content of `out` is then useless.
     pub fn inflate(
         self,
         compressed: &[u8],
@@ -120,7 +120,7 @@ impl Compression {
         match self {
             Self::None if compressed.len() > max => return Err(InflateError::TooLarge { max }),
             Self::None => out.extend_from_slice(compressed),
-            // Both take several members or frames behind each other, and nothing else.
+            // Both accept several members or frames in sequence, and nothing else.
             Self::Gzip => read_all(
                 flate2::bufread::MultiGzDecoder::new(compressed),
                 out,
@@ -152,7 +152,7 @@ fn broken(error: impl fmt::Display) -> InflateError {
     InflateError::Broken(error.to_string())
 }
 
-/// Reads to the end. The buffer grows by doubling, never past one byte more than is allowed.
+/// Reads to the end. The buffer doubles, but never exceeds the limit by more than one byte.
 fn read_all(
     mut from: impl Read,
     out: &mut Vec<u8>,
@@ -187,7 +187,7 @@ fn read_all(
     Ok(())
 }
 
-/// Frames as Kafka's Java clients read them: independent blocks of 64 KiB.
+/// Frames that Kafka's Java clients can read: independent blocks of 64 KiB.
 fn deflate_lz4(plain: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
     use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
     let mut info = FrameInfo::new();
@@ -205,9 +205,9 @@ fn inflate_lz4(
     guess: usize,
     max: usize,
 ) -> Result<(), InflateError> {
-    // The decoder takes a frame without its end for a whole one, and an older format with blocks of 8 MiB.
+    // The decoder accepts a frame without its end, and an older format with blocks of 8 MiB.
     match lz4_frame_end(compressed) {
-        None => return Err(broken("it is no whole lz4 frame")),
+        None => return Err(broken("it is not a complete lz4 frame")),
         Some(end) if end < compressed.len() => return Err(InflateError::Trailing),
         Some(_) => {}
     }
@@ -215,7 +215,7 @@ fn inflate_lz4(
     read_all(decoder, out, guess, max)
 }
 
-/// Where the frame ends, by walking over its blocks; `None` where the bytes end first.
+/// The end of the frame, found by walking its blocks; `None` if the bytes end first.
 fn lz4_frame_end(frame: &[u8]) -> Option<usize> {
     let flags = *frame.strip_prefix(&LZ4_MAGIC)?.first()?;
     let bytes_if = |flag: u8, bytes: usize| if flags & flag != 0 { bytes } else { 0 };
@@ -256,7 +256,7 @@ fn inflate_snappy(compressed: &[u8], out: &mut Vec<u8>, max: usize) -> Result<()
     if !compressed.starts_with(&XERIAL_MAGIC) {
         return inflate_block(&mut decoder, compressed, out, limit, max);
     }
-    let cut = || InflateError::Broken("a chunk is cut short".to_owned());
+    let cut = || InflateError::Broken("a chunk is incomplete".to_owned());
     let mut rest = compressed.get(XERIAL_HEADER_BYTES..).ok_or_else(cut)?;
     while !rest.is_empty() {
         let (length, after) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
@@ -269,7 +269,8 @@ fn inflate_snappy(compressed: &[u8], out: &mut Vec<u8>, max: usize) -> Result<()
     Ok(())
 }
 
-/// One snappy block, which begins with how much it holds: a claim, compared with what is possible before room is made.
+/// One snappy block, which begins with its decompressed size: a claim that is checked against what is possible before memory is
+/// reserved.
 fn inflate_block(
     decoder: &mut snap::raw::Decoder,
     block: &[u8],
@@ -287,7 +288,7 @@ fn inflate_block(
     }
     let start = out.len();
     if out.capacity() < start + claimed {
-        // By doubling, as vectors do, but never past the bound.
+        // Doubling, as vectors do, but never beyond the bound.
         let room = (out.capacity() * 2).clamp(start + claimed, limit);
         out.reserve_exact(room - start);
     }

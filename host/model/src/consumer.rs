@@ -1,7 +1,7 @@
-//! A consumer: a reader of a topic that has a name, and how far it has said to have come in each partition.
+//! A consumer: a named reader of a topic, and its committed position in each partition.
 //!
-//! The encoding is ours, version first, little-endian, and as long for a topic of so many partitions whatever it says: a commit takes
-//! no more room than the one before it, so that none is refused because others have filled the host.
+//! The encoding is our own, version first, little-endian, and has a fixed size for a given number of partitions: a commit needs no more
+//! room than the previous one, so none is refused because other data has filled the host.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,38 +10,38 @@ use crate::bounds::{CONSUMER_BY_BYTES_MAX, TOPIC_PARTITIONS_MAX};
 use crate::clock::Timestamp;
 use crate::offset::{Offset, PartitionId};
 
-/// What is kept of a consumer.
+/// The stored part of a consumer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Consumer {
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// The next offset to read of each partition, in their order. One that came later is read from its first message on.
+    /// The next offset to read of each partition, in order. A partition added later is read from its first message.
     pub positions: Vec<Offset>,
-    /// The newest right to commit; none after a reset.
+    /// The newest lease; none after a reset.
     pub lease: Option<ReadLease>,
     /// The last commit.
     pub committed: Option<Noted>,
-    /// The last time that its positions were set by hand.
+    /// The last reset.
     pub reset: Option<Noted>,
 }
 
-/// The right to commit as a consumer.
+/// A consumer's lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadLease {
-    /// By what it is known.
+    /// Its number.
     pub id: LeaseId,
-    /// For how many milliseconds it holds after its reader was last heard of; 0 if it was given back.
+    /// How many milliseconds it lasts after its reader's last request; 0 if it was released.
     pub length_ms: u32,
-    /// Who reads, as far as they said.
+    /// The reader's name, as it claims.
     pub by: String,
 }
 
-/// Something that was done.
+/// When and by whom something was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Noted {
     /// When.
     pub at: Timestamp,
-    /// By whom, as far as they said.
+    /// By whom, as claimed.
     pub by: String,
 }
 
@@ -49,9 +49,9 @@ pub struct Noted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub u64);
 
-/// A text that names no lease.
+/// A text that is not a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this is no lease; an answer with messages gives one")]
+#[error("this is not a lease; answers with messages contain one")]
 pub struct NotALease;
 
 impl fmt::Display for LeaseId {
@@ -65,7 +65,7 @@ impl FromStr for LeaseId {
 
     fn from_str(text: &str) -> Result<Self, NotALease> {
         let id = u64::from_str_radix(text, 16).map_err(|_| NotALease)?;
-        // One lease has one name.
+        // A lease has only one text form.
         match Self(id).to_string() == text {
             true => Ok(Self(id)),
             false => Err(NotALease),
@@ -141,7 +141,7 @@ impl Consumer {
     }
 }
 
-/// A name, cut to the bound, in as many bytes as the longest one has.
+/// A name, cut to the bound and padded to the longest size.
 fn put_name(out: &mut Vec<u8>, name: &str) {
     let cut = &name[..name.floor_char_boundary(CONSUMER_BY_BYTES_MAX)];
     out.push(cut.len() as u8);

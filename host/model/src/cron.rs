@@ -1,6 +1,7 @@
-//! Cron patterns, in UTC: at which seconds something is due. Five fields (minute, hour, day of the month, month, day of the week),
-//! or six with seconds in front; `*`, lists, ranges, steps, and names of months and days. A range may go round: `fri-sun`, `22-2`. As in
-//! cron, where both days are given (neither begins with `*`), either will do. No time zones: UTC has no hour that is missing or comes twice.
+//! Cron patterns, in UTC: the seconds at which something is due. Five fields (minute, hour, day of the month, month, day of the week),
+//! or six with seconds first; `*`, lists, ranges, steps, and names of months and days. A range may wrap around: `fri-sun`, `22-2`. As
+//! in cron, if both days are restricted (neither begins with `*`), either is enough. No time zones: UTC has no missing or repeated
+//! hour.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +12,7 @@ use crate::calendar::date;
 use crate::clock::Timestamp;
 
 const SECONDS_OF_DAY: u64 = 86_400;
-/// The longest that a day may be away which comes at all: 29 February on one day of the week, over a year that is no leap year.
+/// The longest time until a matching day: 29 February on a given day of the week, across a year that is no leap year.
 const DAYS_AHEAD_MAX: u64 = 40 * 366;
 /// Characters of a pattern.
 pub const CRON_CHARS_MAX: usize = 256;
@@ -30,9 +31,9 @@ const NICKNAMES: [(&str, &str); 7] = [
     ("@hourly", "0 * * * *"),
 ];
 
-/// Why a text is no pattern.
+/// Why a text is not a pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no cron pattern: {why}")]
+#[error("{text:?} is not a cron pattern: {why}")]
 pub struct CronError {
     text: String,
     why: String,
@@ -43,23 +44,23 @@ pub struct CronError {
 #[serde(try_from = "String", into = "String")]
 pub struct Cron {
     text: String,
-    /// A bit for each number that matches.
+    /// A bit for each matching number.
     seconds: u64,
     minutes: u64,
     hours: u64,
     days: u64,
     months: u64,
     weekdays: u64,
-    /// Whether either day will do.
+    /// Whether either day is enough.
     either_day: bool,
 }
 
-/// What a field may say.
+/// The possible values of a field.
 struct Field {
     name: &'static str,
     first: u64,
     last: u64,
-    /// After so many numbers the first one comes again.
+    /// After this many numbers the first one comes again.
     period: u64,
     names: &'static [&'static str],
 }
@@ -80,10 +81,10 @@ const WEEKDAY: Field = Field {
 };
 
 impl Cron {
-    /// Understands a pattern.
+    /// Parses a pattern.
     ///
     /// # Errors
-    /// [`CronError`], also for one that no date ever matches.
+    /// [`CronError`], also for a pattern that no date ever matches.
     pub fn parse(text: &str) -> Result<Self, CronError> {
         let error = |why: String| CronError {
             text: text.chars().take(CRON_CHARS_MAX).collect(),
@@ -125,7 +126,7 @@ impl Cron {
         }
     }
 
-    /// Why no date ever is like that: no month that is named has such a day.
+    /// Why no date ever matches: none of the given months has such a day.
     fn never_comes(&self) -> String {
         let named = |bits: u64, first: u64| (first..=31).filter(move |&n| has(bits, n));
         let longest = named(self.months, 1).map(|month| match month {
@@ -148,7 +149,7 @@ impl Cron {
         &self.text
     }
 
-    /// The first moment after this one that matches; the end of time if there is none before it.
+    /// The first matching moment after this one; the end of time if there is none.
     #[must_use]
     pub fn next_after(&self, moment: Timestamp) -> Timestamp {
         let after = moment.0 / 1_000 + 1;
@@ -182,7 +183,7 @@ impl Cron {
         fits && has(self.months, month)
     }
 
-    /// The first second of a day that matches, from this one on.
+    /// The first matching second of a day, from this one on.
     fn second_from(&self, second: u64) -> Option<u64> {
         let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
         let later = |minutes: u64, seconds: u64| minutes * 60 + seconds;
@@ -202,7 +203,7 @@ impl Cron {
     }
 }
 
-/// The first number that matches, from this one on.
+/// The first matching number, from this one on.
 fn from(bits: u64, number: u64) -> Option<u64> {
     let rest = bits.checked_shr(u32::try_from(number).ok()?)?;
     (rest != 0).then(|| number + u64::from(rest.trailing_zeros()))
@@ -230,7 +231,7 @@ impl Field {
             .try_fold(0, |bits, part| Ok(bits | part?))
     }
 
-    /// `*`, `n`, `n-m`, each with `/step`; `n/step` goes to the end, and a range whose end comes before its start goes round.
+    /// `*`, `n`, `n-m`, each with `/step`; `n/step` runs to the end, and a range whose end is before its start wraps around.
     fn part(&self, part: &str) -> Result<u64, String> {
         let (range, step) = match part.split_once('/') {
             Some((range, step)) => (range, Some(self.step(part, step)?)),
@@ -245,13 +246,13 @@ impl Field {
             }
         };
         let end = if start > end { end + self.period } else { end };
-        // A step beyond the end leaves the start alone.
+        // A step beyond the end leaves only the start.
         let step = usize::try_from(step.unwrap_or(1)).unwrap_or(usize::MAX);
         let numbers = (start..=end).step_by(step);
         Ok(numbers.fold(0, |bits, n| bits | 1 << self.round(n)))
     }
 
-    /// The number that a count beyond the last one comes to.
+    /// The number at a count beyond the last one.
     fn round(&self, number: u64) -> u64 {
         match number > self.last {
             true => (number - self.first) % self.period + self.first,
@@ -262,11 +263,11 @@ impl Field {
     fn step(&self, part: &str, text: &str) -> Result<u64, String> {
         match number(text) {
             Some(0) => Err(format!(
-                "{part:?} steps by 0 and never moves on; write a step of 1 or more, such as */5"
+                "{part:?} has a step of 0; write a step of 1 or more, such as */5"
             )),
             Some(step) => Ok(step),
             None => Err(format!(
-                "{part:?} has no number behind its slash; write a step such as */5"
+                "{part:?} has no number after its slash; write a step such as */5"
             )),
         }
     }
@@ -282,10 +283,10 @@ impl Field {
         value
             .filter(fits)
             .ok_or_else(|| match (value, self.foreign(part, text)) {
-                (Some(_), _) => format!("{text} is no {name}; write {first} to {last}"),
-                (None, Some(instead)) => format!("{part:?} is not understood as a {name}: {instead}"),
+                (Some(_), _) => format!("{text} is not a {name}; write {first} to {last}"),
+                (None, Some(instead)) => format!("{part:?} is not a valid {name}: {instead}"),
                 (None, None) => format!(
-                    "{part:?} is not understood as a {name}: write numbers from {first} to {last}{}, lists (1,3), ranges (1-5) or steps (*/5)",
+                    "{part:?} is not a valid {name}: write numbers from {first} to {last}{}, lists (1,3), ranges (1-5) or steps (*/5)",
                     self.names_text()
                 ),
             })
@@ -298,7 +299,7 @@ impl Field {
         format!(", names from {first} to {last}")
     }
 
-    /// What to write instead of what other programs understand.
+    /// Replacements for syntax that other programs accept.
     fn foreign(&self, part: &str, text: &str) -> Option<String> {
         let is_word = text.len() > 3 && text.bytes().all(|byte| byte.is_ascii_lowercase());
         let whole = |name: &&&str| is_word && text.starts_with(**name);
@@ -306,23 +307,21 @@ impl Field {
             return Some(format!("write {name} for {text}"));
         }
         let instead = match part {
-            "" => {
-                "there is nothing between two commas, or before or after one; leave the comma out"
-            }
+            "" => "an item before or after a comma is missing; remove the comma",
             "?" => "write * for ?",
             _ if part.starts_with('l') || part.ends_with('l') => {
-                "there is no L for the last day; name days, such as 28-31, and look in the processor whether it is the last"
+                "L for the last day is not supported; list days, such as 28-31, and check in the processor whether it is the last"
             }
             _ if part.contains('#') => {
-                "there is no # for the first or second such day of a month; name the days of the month that it may be, such as 8-14 for the second, and look in the processor for the day of the week"
+                "# for the n-th weekday of a month is not supported; list the possible days of the month, such as 8-14 for the second, and check the day of the week in the processor"
             }
             _ if part.ends_with('w') => {
-                "there is no W for the nearest working day; write mon-fri as days of the week"
+                "W for the nearest working day is not supported; write mon-fri as days of the week"
             }
             _ if part.starts_with('h') => {
-                "there is no H for a time that the host picks; write the number that you want"
+                "H for a time chosen by the host is not supported; write the number that you want"
             }
-            _ if text.is_empty() => "a range has a number on both sides, such as 1-5",
+            _ if text.is_empty() => "a range needs a number on both sides, such as 1-5",
             _ => return None,
         };
         Some(instead.to_owned())
@@ -330,9 +329,9 @@ impl Field {
 }
 
 fn number_of_fields(count: usize) -> String {
-    let what = "write minute, hour, day, month and day of the week, such as \"*/5 * * * *\", with seconds in front if you like";
+    let what = "write minute, hour, day, month and day of the week, such as \"*/5 * * * *\", optionally with seconds first";
     match count {
-        7 => format!("it has 7 fields, and there is none for the year; {what}"),
+        7 => format!("it has 7 fields, and years are not supported; {what}"),
         1 => format!("it has 1 field, not 5 or 6; {what}"),
         count => format!("it has {count} fields, not 5 or 6; {what}"),
     }

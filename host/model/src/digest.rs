@@ -1,4 +1,4 @@
-//! A module's name: the SHA-256 digest of its bytes. Computing one is the business of who holds the bytes.
+//! A module's name: the SHA-256 digest of its bytes. The holder of the bytes computes it.
 
 use std::fmt;
 use std::str::FromStr;

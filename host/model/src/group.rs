@@ -1,4 +1,4 @@
-//! The names of groups: whose work, progress and state something is.
+//! The names of groups: the owners of work, progress and state.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -6,23 +6,23 @@ use std::sync::Arc;
 
 use crate::name::ProcessorName;
 
-/// Before the name of a service of the host. No processor's name begins so, nor with [`CONSUMER_MARK`].
+/// The prefix of the host's own services. No processor's name begins with it, nor with [`CONSUMER_MARK`].
 const SERVICE_MARK: char = '~';
-/// Before the name of a consumer group.
+/// The prefix of consumer groups.
 const CONSUMER_MARK: char = '=';
 
-/// The name of a group. What one kind of group is called is never taken for one of another kind. Cheap to clone.
+/// The name of a group. Names of different kinds never collide. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupName(Arc<str>);
 
-/// What a group is.
+/// The kinds of groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupKind {
     /// The workers of a processor.
     Processor,
-    /// What the host itself does.
+    /// A service of the host.
     Service,
-    /// Readers that share the partitions of topics, as Kafka has them.
+    /// Readers that share the partitions of topics, as in Kafka.
     Consumer,
 }
 
@@ -39,7 +39,7 @@ impl GroupName {
         Self(format!("{SERVICE_MARK}{name}").into())
     }
 
-    /// A consumer group, under whatever name it gives itself.
+    /// A consumer group, under any name that it chooses.
     #[must_use]
     pub fn consumer(name: &str) -> Self {
         Self(format!("{CONSUMER_MARK}{name}").into())
@@ -51,7 +51,7 @@ impl GroupName {
         Self(text.into())
     }
 
-    /// What kind of group has this name.
+    /// The kind of the group with this name.
     #[must_use]
     pub fn kind(&self) -> GroupKind {
         match self.0.chars().next() {
@@ -61,20 +61,20 @@ impl GroupName {
         }
     }
 
-    /// The processor whose workers it is, if it is one's.
+    /// The processor of these workers, if it is a processor's group.
     #[must_use]
     pub fn as_processor(&self) -> Option<ProcessorName> {
         ProcessorName::parse(&self.0).ok()
     }
 
-    /// The name as it is stored, its kind included.
+    /// The stored name, including its kind.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// In the order and with the hash of the text.
+/// Ordered and hashed like the text.
 impl Borrow<str> for GroupName {
     fn borrow(&self) -> &str {
         &self.0

@@ -1,43 +1,42 @@
-//! What a host lets modules have: one definition for the door, the checks before compiling, the compiler, the engine that runs guests
-//! and the check of a specification. Each limit is a setting of the host of the same name; errors name it with its value.
+//! The limits of modules on a host: one definition for the API, the checks before compiling, the compiler, the engine that runs guests,
+//! and the check of a specification. Each limit is a host setting of the same name, and errors name it with its value.
 
-/// Bytes of an uploaded module, unless the host is told otherwise: what the largest of the usual toolchains makes, several times over.
+/// Default maximum size of an uploaded module in bytes: several times what the largest of the common toolchains produces.
 pub const MODULE_BYTES_DEFAULT: u64 = 64 << 20;
 
-/// Linear memory that a processor may ask for, unless the host is told otherwise.
+/// Default maximum of linear memory that a processor may request.
 pub const GUEST_MEMORY_BYTES_DEFAULT: u64 = 1 << 30;
 
-/// Elements of one table of a guest, unless the host is told otherwise. The largest of the usual toolchains need some 8,000.
+/// Default maximum of elements in one table of a guest. The largest of the common toolchains need about 8,000.
 pub const GUEST_TABLE_ELEMENTS_DEFAULT: u64 = 20_000;
 
-/// Milliseconds that a module may take to start when it is uploaded, unless the host is told otherwise. A processor's own limit of a
-/// call decides when it is deployed.
+/// Default maximum of milliseconds that a module may take to start when it is uploaded. When it is deployed, the processor's own call
+/// limit applies.
 pub const GUEST_START_MS_DEFAULT: u64 = 10_000;
 
-/// Seconds of CPU time of a compile, unless the host is told otherwise; each MiB of the module adds
-/// [`COMPILE_CPU_SECONDS_PER_MIB`].
+/// Default maximum of CPU seconds for a compile; each MiB of the module adds [`COMPILE_CPU_SECONDS_PER_MIB`].
 pub const COMPILE_CPU_SECONDS_DEFAULT: u64 = 30;
 
-/// Seconds of CPU time that a compile may take longer for each full MiB of the module: large ones are honest work, bombs are small.
+/// Additional CPU seconds of a compile for each full MiB of the module: large modules are legitimate, bombs are small.
 pub const COMPILE_CPU_SECONDS_PER_MIB: u64 = 5;
 
-/// Memory of the process that compiles, unless the host is told otherwise.
+/// Default maximum memory of the compiler process.
 pub const COMPILE_MEMORY_BYTES_DEFAULT: u64 = 2 << 30;
 
-/// What a host lets modules have, at the most.
+/// The limits of modules on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestLimits {
     /// Bytes of an uploaded module; a larger one is refused.
     pub module_bytes_max: u64,
-    /// Linear memory of one instance that a processor may ask for, and that an upload is tried with.
+    /// Linear memory of one instance that a processor may request, and that an upload is tried with.
     pub guest_memory_bytes_max: u64,
-    /// Elements of one table; a module that begins with more is refused.
+    /// Elements of one table; a module that starts with more is refused.
     pub guest_table_elements_max: u64,
     /// How long an uploaded module may take to start.
     pub guest_start_ms_max: u64,
     /// CPU time of a compile, in seconds; see [`GuestLimits::compile_cpu_seconds`].
     pub compile_cpu_seconds_max: u64,
-    /// Memory of the process that compiles.
+    /// Memory of the compiler process.
     pub compile_memory_bytes_max: u64,
 }
 
@@ -55,7 +54,7 @@ impl Default for GuestLimits {
 }
 
 impl GuestLimits {
-    /// What each may be set to: its name, from, to (inclusive).
+    /// The range of each: its name, from, to (inclusive).
     pub const BOUNDS: [(&'static str, u64, u64); 6] = [
         ("module_bytes_max", 64 << 10, 192 << 20),
         ("guest_memory_bytes_max", 1 << 20, 4 << 30),
@@ -79,7 +78,7 @@ impl GuestLimits {
         std::array::from_fn(|at| (Self::BOUNDS[at].0, values[at]))
     }
 
-    /// The first that is out of bounds: its name, value, and the bounds.
+    /// The first one out of range: its name, its value, and the range.
     #[must_use]
     pub fn out_of_bounds(&self) -> Option<(&'static str, u64, u64, u64)> {
         let both = self.named().into_iter().zip(Self::BOUNDS);
@@ -87,7 +86,7 @@ impl GuestLimits {
             .find(|(_, value, from, to)| !(from..=to).contains(&value))
     }
 
-    /// CPU time that the compile of a module of so many bytes may take, in seconds.
+    /// CPU seconds that the compile of a module of this size may take.
     #[must_use]
     pub fn compile_cpu_seconds(&self, module_bytes: usize) -> u64 {
         let mib = (module_bytes >> 20) as u64;

@@ -1,7 +1,7 @@
-//! The nouns of Millrace: what a topic, a message, a batch, an offset and a digest are, and nothing that acts.
+//! The nouns of Millrace: topic, message, batch, offset, digest. They have no behaviour of their own.
 //!
-//! No I/O, no async, no clock but the [`clock::Clock`] trait. Every other crate stands on this one. A type here is a
-//! proof: a [`TopicName`] is a valid name, a [`RecordBatch`] has passed its checksum, so nobody below asks again.
+//! No I/O, no async, no clock except the [`clock::Clock`] trait. Every other crate uses this one. A type here is a proof: a
+//! [`TopicName`] is a valid name, a [`RecordBatch`] has passed its checksum, so no later code checks again.
 
 #![forbid(unsafe_code)]
 

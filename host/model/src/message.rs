@@ -1,4 +1,4 @@
-//! A message as people think of it: key, value, headers, timestamp.
+//! A message as people see it: key, value, headers, timestamp.
 
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ pub struct Header {
     pub value: Option<Bytes>,
 }
 
-/// A message. Its offset is given by the partition that keeps it, so it is not part of it.
+/// A message. Its offset is not part of it: the partition that stores it assigns one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
     /// Decides the partition and the order; `None` means that neither matters.

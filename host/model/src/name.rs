@@ -10,37 +10,37 @@ use crate::bounds::{
     TOPIC_NAME_CHARS_MAX,
 };
 
-/// Why a text is not a name.
+/// Why a text is not a valid name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing was given.
+    /// The text is empty.
     #[error("a {kind} name cannot be empty")]
     Empty {
-        /// What was to be named.
+        /// The kind of name.
         kind: &'static str,
     },
     /// Longer than the bound.
     #[error("a {kind} name has at most {max} characters; this one has {length}")]
     TooLong {
-        /// What was to be named.
+        /// The kind of name.
         kind: &'static str,
         /// The bound.
         max: usize,
-        /// What was given.
+        /// The text's length.
         length: usize,
     },
     /// A character outside the allowed set.
     #[error("a {kind} name uses letters, digits, '.', '_' and '-' only; found {found:?}")]
     Character {
-        /// What was to be named.
+        /// The kind of name.
         kind: &'static str,
         /// The first character that is not allowed.
         found: char,
     },
-    /// `.` and `..` mean something else to a file system, `__` is ours.
+    /// `.` and `..` have a meaning in file systems, and `__` is reserved for the host.
     #[error("{name:?} is reserved; choose another {kind} name")]
     Reserved {
-        /// What was to be named.
+        /// The kind of name.
         kind: &'static str,
         /// The name that was given.
         name: String,
@@ -79,7 +79,7 @@ macro_rules! name_type {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Checks the text and makes it a name.
+            /// Parses the text.
             ///
             /// # Errors
             /// [`NameError`] says which rule the text breaks.
@@ -130,7 +130,7 @@ macro_rules! name_type {
 }
 
 name_type!(
-    /// A topic's name: 1 to 249 letters, digits, `.`, `_`, `-`, as Kafka has it.
+    /// A topic's name: 1 to 249 letters, digits, `.`, `_`, `-`, as in Kafka.
     TopicName,
     "topic",
     TOPIC_NAME_CHARS_MAX
@@ -150,7 +150,7 @@ name_type!(
 );
 
 name_type!(
-    /// The name of a consumer of a topic; another topic may have one of the same name.
+    /// The name of a topic's consumer; another topic may have one with the same name.
     ConsumerName,
     "consumer",
     CONSUMER_NAME_CHARS_MAX

@@ -1,4 +1,4 @@
-//! Where a message stands: its partition and its offset in it. Arithmetic that cannot wrap.
+//! The position of a message: its partition and its offset in it. Arithmetic that cannot wrap.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ impl fmt::Display for PartitionId {
     }
 }
 
-/// A message's place in its partition. Fits Kafka's signed 64 bits.
+/// A message's position in its partition. Fits Kafka's signed 64 bits.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

@@ -1,11 +1,11 @@
-//! Text from outside that people read: what could move a terminal's cursor, change its colours, begin a line of its own or turn the order
-//! of what stands beside it is shown, not done.
+//! Makes outside text harmless for people to read: characters that could move a terminal's cursor, change its colours, begin a new line
+//! or reverse the order of the text around them are escaped.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a character does something to what shows it, instead of being shown: control characters, line and paragraph separators,
-/// marks that turn the direction of text, and marks that nobody sees.
+/// Whether a character affects the display instead of being displayed: control characters, line and paragraph separators, direction
+/// marks, and invisible marks.
 #[must_use]
 pub fn steers(c: char) -> bool {
     c.is_control()
@@ -23,7 +23,8 @@ pub fn steers(c: char) -> bool {
         )
 }
 
-/// The text with each such character written out, as in `\n`, `\x1b` or `\u{202e}`; nothing else is changed.
+/// The text with each such character escaped, as in `
+/// `, `\x1b` or `\u{202e}`; nothing else is changed.
 #[must_use]
 pub fn plain(text: &str) -> Cow<'_, str> {
     if !text.contains(steers) {
@@ -35,7 +36,7 @@ pub fn plain(text: &str) -> Cow<'_, str> {
             '\n' => shown.push_str("\\n"),
             '\r' => shown.push_str("\\r"),
             '\t' => shown.push_str("\\t"),
-            // Writing to a text does not fail.
+            // Writing to a string does not fail.
             c if steers(c) && c.is_ascii() => drop(write!(shown, "\\x{:02x}", u32::from(c))),
             c if steers(c) => drop(write!(shown, "\\u{{{:x}}}", u32::from(c))),
             c => shown.push(c),

@@ -8,26 +8,26 @@ use crate::name::{ProcessorName, TopicName};
 use crate::offset::{Offset, PartitionId};
 use crate::topic::TopicId;
 
-/// What must keep its order when a message is retried.
+/// What stays in order when a message is retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
-    /// Messages of the key wait behind a parked one; all others go on.
+    /// Messages with the key wait behind a parked one; all others continue.
     #[default]
     Key,
     /// The whole partition waits.
     Partition,
-    /// Nobody waits.
+    /// Nothing waits.
     None,
 }
 
-/// When a batch is cut: at whichever bound is met first.
+/// When a batch is cut: at whichever bound is reached first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BatchPolicy {
-    /// Messages at the most.
+    /// Maximum number of messages.
     pub messages_max: u32,
-    /// Bytes of keys, values and headers at the most (one larger message still makes a batch).
+    /// Maximum bytes of keys, values and headers (one larger message still makes a batch).
     pub bytes_max: u32,
     /// How long to wait for a fuller batch once there is a message; 0 takes what is there.
     pub linger_ms: u64,
@@ -43,12 +43,12 @@ impl Default for BatchPolicy {
     }
 }
 
-/// How failed messages are tried again: exponential backoff with full jitter. By default for minutes: seven on average, 13.5 at the most,
-/// so that a database that restarts costs nobody a dead letter.
+/// How failed messages are retried: exponential backoff with full jitter. By default for minutes (seven on average, at most 13.5), so
+/// that a database restart does not create dead letters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "SaidOfRetry")]
 pub struct RetryPolicy {
-    /// Attempts in all; after the last failed one the message is a dead letter.
+    /// Attempts in total; after the last failed one the message becomes a dead letter.
     pub attempts_max: u32,
     /// Upper bound of the first delay; doubles with each attempt.
     pub delay_first_ms: u64,
@@ -66,7 +66,7 @@ impl Default for RetryPolicy {
     }
 }
 
-/// What is said of a retry policy.
+/// The given fields of a retry policy.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct SaidOfRetry {
@@ -76,7 +76,7 @@ struct SaidOfRetry {
 }
 
 impl From<SaidOfRetry> for RetryPolicy {
-    /// What is not said has its default; but whoever only says that no delay is long does not have to say so of the first one.
+    /// Omitted fields have their defaults; but a low maximum delay also lowers the default of the first one.
     fn from(said: SaidOfRetry) -> Self {
         let default = Self::default();
         let delay_max_ms = said.delay_max_ms.unwrap_or(default.delay_max_ms);
@@ -90,23 +90,23 @@ impl From<SaidOfRetry> for RetryPolicy {
     }
 }
 
-/// When a processor pauses by itself, and how it finds out that it may go on. One breaker stands over all its partitions.
+/// When a processor pauses by itself, and how it finds out that it may resume. One breaker for all its partitions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BreakerPolicy {
-    /// Whether failures of messages open it. An outage that the component itself reports always does.
+    /// Whether failed messages open it. An outage reported by the component always does.
     pub enabled: bool,
-    /// So many different messages in a row that fail alike open it; no trip is made on fewer.
+    /// This many different messages in a row that fail alike open it; fewer never do.
     pub failures_min: u32,
-    /// This share of the latest messages that fail alike opens it, too.
+    /// This percentage of the latest messages failing alike opens it, too.
     pub failed_percent: u32,
-    /// How many messages are the latest.
+    /// The number of latest messages.
     pub window_messages: u32,
-    /// Older messages are no longer the latest.
+    /// Messages older than this do not count.
     pub window_ms: u64,
-    /// Upper bound of the wait before the first probe; doubles with each probe that fails.
+    /// Upper bound of the delay before the first probe; doubles with each failed probe.
     pub probe_first_ms: u64,
-    /// The wait between probes never exceeds this.
+    /// The delay between probes never exceeds this.
     pub probe_max_ms: u64,
 }
 
@@ -124,16 +124,16 @@ impl Default for BreakerPolicy {
     }
 }
 
-/// How many dead letters a processor may make. At the bound the partition waits; nothing is dropped.
+/// How many dead letters a processor may create. At the bound the partition waits; nothing is dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeadLetterPolicy {
     /// Dead letters of all its partitions together,
     pub max: u32,
-    /// in so long a time.
+    /// per this period.
     pub per_ms: u64,
-    /// Dead letters that revisions make in all before one of them is proven, where there is an earlier one to go back to. What would
-    /// be more waits until the revision is proven, or is taken back.
+    /// Dead letters that revisions may create in total before one of them is proven, if there is an earlier one to go back to. Further
+    /// messages wait until the revision is proven or rolled back.
     pub unproven_max: u32,
 }
 
@@ -147,19 +147,19 @@ impl Default for DeadLetterPolicy {
     }
 }
 
-/// What a component may use at the most. Always on.
+/// The limits of a component. Always on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Linear memory of one instance.
     pub memory_bytes_max: u64,
-    /// Time of one call: the guest runs or waits for the host; time in the queue for a core does not count.
+    /// Duration of one call: the guest runs or waits for the host; time in the queue for a core does not count.
     pub call_ms_max: u64,
-    /// Bytes that one answer may carry.
+    /// Bytes of one answer.
     pub answer_bytes_max: u64,
-    /// Outputs that one answer may carry.
+    /// Outputs of one answer.
     pub answer_outputs_max: u32,
-    /// Log lines a second; more are counted and dropped.
+    /// Log lines per second; more are counted and dropped.
     pub log_lines_per_second: u32,
 }
 
@@ -175,48 +175,48 @@ impl Default for Limits {
     }
 }
 
-/// All that one revision is made of.
+/// The specification of one revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessorSpec {
     /// Topics that it reads; at least one.
     pub topics: Vec<TopicName>,
-    /// The module that processes.
+    /// The module that processes messages.
     pub module: Digest,
-    /// Where outputs go that name no topic; `None`: every output must name one.
+    /// The topic for outputs that name none; `None`: every output must name one.
     #[serde(default)]
     pub output: Option<TopicName>,
     /// Further topics that it may write to.
     #[serde(default)]
     pub grants: Vec<TopicName>,
-    /// What keeps its order.
+    /// What stays in order.
     #[serde(default)]
     pub order: Order,
     /// When a batch is cut.
     #[serde(default)]
     pub batch: BatchPolicy,
-    /// How failures are tried again.
+    /// How failures are retried.
     #[serde(default)]
     pub retry: RetryPolicy,
-    /// The component that decides about failures; `None` is the retry policy alone.
+    /// The component that decides about failures; `None` means the retry policy alone.
     #[serde(default)]
     pub error_handler: Option<Digest>,
-    /// What a call may use.
+    /// The limits of a call.
     #[serde(default)]
     pub limits: Limits,
     /// When it pauses by itself.
     #[serde(default)]
     pub breaker: BreakerPolicy,
-    /// How many dead letters it may make.
+    /// How many dead letters it may create.
     #[serde(default)]
     pub dead_letters: DeadLetterPolicy,
-    /// Whether a bad deploy takes itself back to the last revision that worked.
+    /// Whether the host rolls a bad deploy back to the last revision that worked.
     #[serde(default)]
     pub auto_rollback: bool,
-    /// Whether what a revision gave up is sent again by itself once the host has taken that revision back.
+    /// Whether, after an automatic rollback, the host redrives what the failed revision gave up.
     #[serde(default)]
     pub auto_redrive: bool,
-    /// Counts in a header by how many processors that count a message came, this one included, and gives up what came by so many
-    /// before. At least one processor of a cycle has it; `None` counts nothing.
+    /// Counts in a header how many counting processors a message has passed, including this one, and gives up messages that have passed
+    /// this many before. At least one processor of a cycle must have it; `None` counts nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hops_max: Option<u32>,
 }
@@ -230,78 +230,77 @@ pub struct Revision {
     pub spec: ProcessorSpec,
     /// When it was deployed.
     pub deployed_at: Timestamp,
-    /// Who deployed it, as far as they said.
+    /// Who deployed it, as claimed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployed_by: Option<String>,
-    /// The revision that it took over from; `None` for the first one.
+    /// The revision that it replaced; `None` for the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<u32>,
-    /// Whether it was never the current one: it is, or only was, tried beside it.
+    /// Whether it was never current: it is, or only was, on trial.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub trial: bool,
     /// What the host did with it by itself, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// The number of the run that it belongs to: of revisions that came one after the other without one of them being proven. 0 if a host
-    /// made it that did not count so.
+    /// The number of its run: consecutive revisions without a proven one among them. 0 if a version without runs created it.
     #[serde(default)]
     pub unproven_run: u32,
-    /// What the host has yet to send again of what it gave up, once it was taken back; `None` if nothing.
+    /// What the host still has to redrive of what it gave up, after a rollback; `None` if nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redrive_due: Option<RedriveDue>,
-    /// How it did.
+    /// Its record.
     #[serde(default)]
     pub record: Record,
 }
 
-/// Dead letters that the host sends again by itself: of several revisions, up to the one that it is said of.
+/// A due redrive: of several revisions, up to the one that it is stored with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RedriveDue {
     /// The first of these revisions.
     pub from: u32,
-    /// Since when they were deployed. Before that others had their numbers, if the processor was deleted and made again.
+    /// Since when they were deployed. Earlier dead letters may be of a deleted processor's revisions with the same numbers.
     pub since: Timestamp,
 }
 
-/// How a revision did, as far as it matters for those after it.
+/// A revision's record, as far as it matters for later ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Record {
     /// When it processed its first message; `None` if it never did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worked_at: Option<Timestamp>,
-    /// Whether it has processed enough for its failures to be the messages', now or when it was current before.
+    /// Whether it has processed enough that failures count as the messages' fault, now or when it was current before.
     pub proven: bool,
-    /// Whether it was proven since it became current last: then the run of unproven revisions ended with it.
+    /// Whether it was proven since it last became current: then it ended the run of unproven revisions.
     pub proven_anew: bool,
-    /// How many messages it processed since it became current last, as far as that matters for its proof.
+    /// How many messages it has processed since it last became current, as far as that matters for its proof.
     #[serde(skip_serializing_if = "is_zero")]
     pub processed: u32,
-    /// When it processed the first of them, or the first after it stood still; `None` if it processed none since.
+    /// When it processed the first of them, or the first after a stop; `None` if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processed_since: Option<Timestamp>,
-    /// Why it stands still, or stood still when another revision took over; `None` if it did not.
+    /// Why it is stopped, or was stopped when another revision replaced it; `None` if it was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Stopped>,
-    /// Its place in the order in which revisions were left, the last time it was; 0 if it never was.
+    /// Its position in the order in which revisions were last replaced; 0 if it never was.
     #[serde(skip_serializing_if = "is_zero")]
     pub left_as: u32,
-    /// What it rejected as a matter of course.
+    /// Its usual rejections.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rejections: Vec<Rejections>,
-    /// Of how many messages those are shares.
+    /// Over how many messages these shares were measured.
     #[serde(skip_serializing_if = "is_zero")]
     pub measured: u32,
-    /// Whether its word counts no longer: it was taken back or withdrawn.
+    /// Whether its decisions no longer count, because it was rolled back or withdrawn.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub voided: bool,
-    /// Classes that were usual, and of which it rejected so many that they no longer are.
+    /// Classes that were usual and that it rejected too often.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub doubted: Vec<String>,
 }
 
 impl Record {
-    /// It becomes the current revision: what it did before is no proof of what it does now.
+    /// It becomes current: what it did before does not prove what it does now.
     pub fn begin_anew(&mut self) {
         self.proven_anew = false;
         self.processed = 0;
@@ -317,26 +316,26 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// Why a processor stood still.
+/// Why a processor stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
-    /// What its failures were like: `trap`, `timeout`, … or the class that the component gave; `None` where it said that something outside is down.
+    /// The kind of its failures: `trap`, `timeout`, … or the component's class; `None` if the component reported an outage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
-    /// For people.
+    /// An explanation for people.
     pub text: String,
 }
 
-/// How much a revision rejected of a class.
+/// A revision's share of rejections of a class.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejections {
     /// The class.
     pub class: String,
-    /// Of a million messages so many.
+    /// Rejections per million messages.
     pub per_million: u32,
 }
 
-/// A revision that takes a share of the messages while another one is current.
+/// A canary: a revision that takes a share of the messages while another one is current.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Canary {
     /// Its number.
@@ -347,7 +346,7 @@ pub struct Canary {
     pub since: Timestamp,
 }
 
-/// A revision that is called beside the current one, and whose answers only count for a report.
+/// A shadow: a revision that is called beside the current one, and whose answers only count for a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shadow {
     /// Its number.
@@ -356,27 +355,27 @@ pub struct Shadow {
     pub since: Timestamp,
 }
 
-/// What was done with a processor.
+/// The kinds of changes to a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeKind {
-    /// A revision was made the current one.
+    /// A revision became current.
     Deploy,
-    /// A revision was given a share of the keys, or another share.
+    /// A canary was deployed, or its share was changed.
     Canary,
-    /// A revision is called beside the current one.
+    /// A shadow was deployed.
     Shadow,
-    /// A revision on trial was made the current one.
+    /// A revision on trial became current.
     Promote,
-    /// An earlier revision was made the current one again.
+    /// An earlier revision became current again.
     Rollback,
     /// A trial was ended; the current revision stays.
     Withdraw,
-    /// It takes no batches.
+    /// It was paused.
     Pause,
-    /// It goes on.
+    /// It was resumed.
     Resume,
-    /// It was made to replay what another one has read.
+    /// It was created as a replay of another one.
     Replay,
 }
 
@@ -385,32 +384,32 @@ pub enum ChangeKind {
 pub struct Change {
     /// When.
     pub at: Timestamp,
-    /// Who asked for it, as far as they said; `host` is the host itself.
+    /// Who asked for it, as claimed; `host` is the host itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// What was done.
+    /// The kind of change.
     pub what: ChangeKind,
-    /// The revision that it is about.
+    /// The revision concerned.
     pub revision: u32,
-    /// For people; cut to [`crate::bounds::CHANGE_TEXT_BYTES_MAX`].
+    /// An explanation; cut to [`crate::bounds::CHANGE_TEXT_BYTES_MAX`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
 }
 
-/// What a processor reads that only replays: fixed when it is made.
+/// The input of a replay: fixed when it is created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replay {
     /// The processor whose input it reads.
     pub of: ProcessorName,
-    /// Through which of its revisions.
+    /// The revision that it runs.
     pub revision: u32,
-    /// Messages of this time or later,
+    /// Messages at or after this time,
     pub from: Timestamp,
     /// and before this one.
     pub until: Timestamp,
-    /// Where all outputs go, whatever topic they name.
+    /// The topic for all outputs, whatever topic they name.
     pub into: TopicName,
-    /// What that is in each partition that has any of it; at most [`crate::bounds::REPLAY_PARTITIONS_MAX`].
+    /// The range in each partition that has messages of that time; at most [`crate::bounds::REPLAY_PARTITIONS_MAX`].
     pub ranges: Vec<ReplayRange>,
 }
 
@@ -427,32 +426,31 @@ pub struct ReplayRange {
     pub end: Offset,
 }
 
-/// Where a processor begins in a topic: at these offsets, partition by partition. Beyond them, in partitions that came later, it begins at
-/// the oldest message.
+/// Where a processor starts in a topic: an offset for each partition. In partitions added later it starts at the oldest message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicStart {
-    /// The topic, for people.
+    /// The topic's name, for people.
     pub topic: TopicName,
-    /// Which one of that name.
+    /// Its number, which is unique even if a name is reused.
     pub id: TopicId,
     /// The first message to read in each of its partitions.
     pub offsets: Vec<Offset>,
 }
 
-/// How often a processor was resumed, whether it was paused or not, and what was accepted with that: the breakers of all hosts go by it.
+/// How often a processor was resumed, paused or not, and which dead letters were accepted: the breakers of all hosts follow this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Resumes {
-    /// How often, since it was made.
+    /// How often, since it was created.
     pub count: u64,
     /// The revision that was current the last time.
     pub revision: u32,
-    /// Dead letters that were accepted while it was.
+    /// Dead letters that were accepted then.
     pub dead_letters: u64,
 }
 
 impl Resumes {
-    /// It is resumed, and so many dead letters are accepted with that.
+    /// It is resumed, and this many dead letters are accepted.
     pub fn again(&mut self, revision: u32, dead_letters: u64) {
         if self.revision != revision {
             self.dead_letters = 0;
@@ -462,7 +460,7 @@ impl Resumes {
         self.dead_letters = self.dead_letters.saturating_add(dead_letters);
     }
 
-    /// Dead letters that were accepted since it was so; `None` if it was not resumed since.
+    /// Dead letters accepted since it had this value; `None` if it was not resumed since.
     #[must_use]
     pub fn since(&self, before: &Self) -> Option<u64> {
         let counted = match before.revision == self.revision {
@@ -483,32 +481,32 @@ impl Resumes {
 pub struct Processor {
     /// Its name.
     pub name: ProcessorName,
-    /// When it was made. What is in progress from before is of a processor of the same name that was deleted.
+    /// When it was created. Older progress is that of a deleted processor of the same name.
     #[serde(default)]
     pub made_at: Timestamp,
     /// The number of the revision that takes the next batch.
     pub current: u32,
-    /// Whether it takes no batches for now.
+    /// Whether it is paused.
     pub paused: bool,
     /// Oldest first; at most [`crate::bounds::REVISIONS_KEPT_MAX`].
     pub revisions: Vec<Revision>,
-    /// The revision that takes a share of the messages.
+    /// The canary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
-    /// The revision that is only looked at.
+    /// The shadow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadow: Option<Shadow>,
-    /// What it reads if it only replays; such a processor has one revision.
+    /// Its input, if it is a replay; such a processor has one revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
-    /// Where it begins, as was said when it was made; empty is the oldest message everywhere. Counts in each partition until progress is
-    /// committed there.
+    /// Where it starts, as given when it was created; empty means the oldest message everywhere. Applies in each partition until
+    /// progress is committed there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub start: Vec<TopicStart>,
     /// How often it was resumed.
     #[serde(default, skip_serializing_if = "Resumes::is_none")]
     pub resumes: Resumes,
-    /// What was done with it, oldest first; at most [`crate::bounds::CHANGES_KEPT_MAX`].
+    /// Its changes, oldest first; at most [`crate::bounds::CHANGES_KEPT_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
 }
@@ -520,7 +518,7 @@ impl Processor {
         self.revision(self.current)
     }
 
-    /// Whether the revision takes batches, or runs beside one that does.
+    /// Whether the revision takes batches, or is on trial.
     #[must_use]
     pub fn runs(&self, number: u32) -> bool {
         let canary = self.canary.as_ref().map(|canary| canary.revision);
@@ -535,14 +533,14 @@ impl Processor {
         start.offsets.get(partition.0 as usize).copied()
     }
 
-    /// Where a rollback from this revision leads: of those before it to the one that worked last and did not stand still when it was left;
-    /// else to the last that was proven.
+    /// The target of a rollback from this revision: the latest earlier one that worked and was not stopped when it was replaced;
+    /// otherwise the last one that was proven.
     #[must_use]
     pub fn way_back_from(&self, number: u32) -> Option<&Revision> {
         self.way_back_among(number, |_| true)
     }
 
-    /// As [`way_back_from`](Self::way_back_from), leaving out revisions that cannot be gone to.
+    /// Like [`way_back_from`](Self::way_back_from), leaving out revisions that cannot be returned to.
     #[must_use]
     pub fn way_back_among(
         &self,
@@ -557,7 +555,7 @@ impl Processor {
         before().filter(worked).max_by_key(last).or_else(proven)
     }
 
-    /// Where a rollback from the current revision leads.
+    /// The target of a rollback from the current revision.
     #[must_use]
     pub fn way_back(&self) -> Option<&Revision> {
         self.way_back_from(self.current)

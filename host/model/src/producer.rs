@@ -1,24 +1,23 @@
-//! Who produces, and how its batches are numbered: Kafka's idempotent producer (KIP-98).
+//! Producers and the numbering of their batches: Kafka's idempotent producer (KIP-98).
 //!
-//! A producer has an id that nobody else is given, and an epoch that counts its lives. In each partition it numbers its
-//! messages from 0; after [`i32::MAX`] comes 0 again. So a batch that is sent twice is told from one that is new, and a batch
-//! that overtook another from one that is next.
+//! A producer has a unique id, and an epoch that counts its restarts. In each partition it numbers its messages from 0; after
+//! [`i32::MAX`] comes 0 again. So a repeated batch is distinguished from a new one, and an overtaking batch from the next one.
 
 use serde::{Deserialize, Serialize};
 
-/// A producer, in one of its lives.
+/// A producer in one of its epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProducerId {
-    /// Given once, never reused; at least 0.
+    /// Issued once, never reused; at least 0.
     pub id: i64,
-    /// Counts its lives; only the newest may write. At least 0.
+    /// Counts its restarts; only the newest may write. At least 0.
     pub epoch: i16,
 }
 
 /// How a batch is numbered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numbering {
-    /// By whom.
+    /// The producer.
     pub producer: ProducerId,
     /// The number of its first message.
     pub first: i32,

@@ -1,7 +1,7 @@
-//! Progress: how far a group has come in one partition, and which messages below that still wait.
+//! Progress: a group's position in one partition, and the messages below it that still wait.
 //!
-//! A retry is an entry here, not a copy in another topic. The encoding is ours, version first, little-endian. A commit writes what it
-//! changes ([`ProgressChange`]), a checkpoint all of it: the number of parked messages is bounded by
+//! A retry is an entry here, not a copy in another topic. The encoding is our own, version first, little-endian. A commit writes the
+//! changes ([`ProgressChange`]), a checkpoint everything: the number of parked messages is bounded by
 //! [`PARKED_MESSAGES_MAX`](crate::bounds::PARKED_MESSAGES_MAX).
 
 mod change;
@@ -12,49 +12,49 @@ use crate::bounds::{ATTEMPT_LOG_MAX, PARKED_MESSAGES_MAX};
 use crate::clock::Timestamp;
 use crate::offset::Offset;
 
-/// How far a group has come in one partition.
+/// A group's progress in one partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// The next offset to read. Everything below it is settled, but for the parked messages.
+    /// The next offset to read. Everything below it is settled, except the parked messages.
     pub next: Offset,
     /// The revision that processed the last batch; 0 before the first.
     pub revision: u32,
     /// Messages below `next` that still wait, ascending by offset.
     pub parked: Vec<Parked>,
-    /// A worker that has just begun was calling its first batch, which ends here. Found when a worker begins, it says that the
-    /// host ended in that call, and that one of these messages may be why.
+    /// The end of the first batch that a new worker is calling. If the next worker finds it, the host ended during that call, and one
+    /// of these messages may be the cause.
     pub first_call: Option<Offset>,
-    /// What revisions that were not proven have given up here, one after the other; `None` if nothing.
+    /// How many messages unproven revisions have given up here; `None` if none.
     pub given_up: Option<GivenUp>,
 }
 
-/// Messages that were given up by revisions of which none is proven yet.
+/// Messages given up by revisions of which none is proven yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GivenUp {
-    /// Which run of such revisions.
+    /// The run of these revisions.
     pub run: u32,
-    /// How many messages.
+    /// The number of messages.
     pub messages: u32,
 }
 
-/// A message that waits: for its retry, or behind one of its key.
+/// A parked message: waits for its retry, or behind another one with its key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parked {
-    /// Which message.
+    /// Its offset.
     pub offset: Offset,
-    /// What its order hangs on (a hash of its key); `None` if it waits for nobody and nobody waits for it.
+    /// Its order key (a hash of its key); `None` if it has no order.
     pub ordering: Option<u64>,
     /// When it is due; `None` while it has not been tried and waits behind an earlier one.
     pub due: Option<Timestamp>,
-    /// Attempts made so far, by whatever revision.
+    /// Attempts so far, by all revisions.
     pub attempts: u32,
-    /// The revision that made the last ones; 0 if nobody made any.
+    /// The revision of the last ones; 0 if there are none.
     pub revision: u32,
-    /// How many of the last attempts that one made: only they count against `retry.attempts_max`.
+    /// How many of the last attempts are that revision's: only they count against `retry.attempts_max`.
     pub own_attempts: u32,
-    /// A canary has failed at it: whatever its share, the current revision is asked.
+    /// A canary has failed it, so it goes to the current revision, whatever the canary's share.
     pub current_only: bool,
-    /// Since when it is kept from being given up, for its revision is not proven; `None` if it is not.
+    /// Since when it is held, because the revision that failed is not proven; `None` if it is not held.
     pub held_since: Option<Timestamp>,
     /// When the first attempt failed.
     pub first_failed_at: Timestamp,
@@ -67,19 +67,19 @@ pub struct Parked {
 pub struct Attempt {
     /// When it failed.
     pub at: Timestamp,
-    /// Under which revision.
+    /// The revision.
     pub revision: u32,
-    /// `retry`, `trap`, `timeout`, … or the class that the component gave.
+    /// `retry`, `trap`, `timeout`, … or the component's class.
     pub class: String,
-    /// For people; cut to [`crate::bounds::ATTEMPT_REASON_BYTES_MAX`].
+    /// The reason; cut to [`crate::bounds::ATTEMPT_REASON_BYTES_MAX`].
     pub reason: String,
 }
 
-/// After the version: `next`, `revision`, flags, what the flags say is there, the parked messages.
+/// After the version: `next`, `revision`, flags, the fields that the flags announce, the parked messages.
 const VERSION: u8 = 3;
-/// Before that: no flags and nothing that they stand for, and of a parked message neither its revision nor that one's attempts.
+/// Before that: no flags and no announced fields, and a parked message has neither its revision nor that revision's attempts.
 const VERSION_PLAIN: u8 = 1;
-/// As [`VERSION_PLAIN`], and before the parked messages the offset of [`Progress::first_call`].
+/// Like [`VERSION_PLAIN`], with the offset of [`Progress::first_call`] before the parked messages.
 const VERSION_FIRST_CALL: u8 = 2;
 
 const HAS_FIRST_CALL: u8 = 1;
@@ -137,7 +137,7 @@ impl Progress {
         out
     }
 
-    /// Bytes of it as stored: with thousands of parked messages too many to grow into.
+    /// Its encoded size: with thousands of parked messages the buffer should not have to grow.
     fn encoded_bytes(&self) -> usize {
         let attempt = |attempt: &Attempt| 16 + attempt.class.len() + attempt.reason.len();
         let log = |parked: &Parked| parked.log.iter().map(attempt).sum::<usize>();
@@ -238,7 +238,7 @@ impl Reader<'_> {
         }
         let log = (0..count).map(|_| self.attempt());
         let log = log.collect::<Option<Vec<Attempt>>>()?;
-        // Whoever made the last one then had made them all, as far as anybody counted.
+        // Then the revision of the last attempt counts as having made them all.
         let (revision, own_attempts) =
             own.unwrap_or_else(|| (log.last().map_or(0, |last| last.revision), attempts));
         Some(Parked {

@@ -1,4 +1,4 @@
-//! A schedule: a message for a topic, again and again.
+//! A schedule: a message for a topic, created by the clock.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,11 +7,11 @@ use crate::cron::Cron;
 use crate::name::{ScheduleName, TopicName};
 use crate::offset::PartitionId;
 
-/// What a schedule is made with. What it says is text: it is written by people.
+/// A schedule's definition. Its message is text, because people write it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleSpec {
-    /// Where its messages go.
+    /// The topic for its messages.
     pub topic: TopicName,
     /// When, in UTC.
     pub cron: Cron,
@@ -29,22 +29,22 @@ pub struct ScheduleSpec {
     pub partition: Option<PartitionId>,
 }
 
-/// A schedule and where it stands.
+/// A schedule and its status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schedule {
     /// Its name.
     pub name: ScheduleName,
-    /// What it is made with.
+    /// Its definition.
     pub spec: ScheduleSpec,
-    /// Whether it makes no messages for now.
+    /// Whether it is paused.
     #[serde(default)]
     pub paused: bool,
-    /// When it makes the next message.
+    /// The time of the next message.
     pub next: Timestamp,
     /// When the last one was due.
     #[serde(default)]
     pub last: Option<Timestamp>,
-    /// How many it has made.
+    /// How many it has created.
     #[serde(default)]
     pub made: u64,
     /// When it was last run by hand, and by whom.
@@ -52,12 +52,12 @@ pub struct Schedule {
     pub last_run: Option<ScheduleRun>,
 }
 
-/// A message that somebody had a schedule make, between its times.
+/// A message created by hand, between the scheduled times.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScheduleRun {
     /// When.
     pub at: Timestamp,
-    /// Who asked for it, as far as they said.
+    /// Who asked for it, as claimed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
 }

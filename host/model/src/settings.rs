@@ -1,32 +1,32 @@
-//! What may be changed about a topic while it is used: how long its messages are kept, and how they are stored.
+//! The settings of a topic that can be changed while it is in use: retention and storage.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bounds::{SEGMENT_BYTES_SETTING_MAX, SEGMENT_BYTES_SETTING_MIN, SETTING_MS_MAX};
 use crate::compression::Compression;
 
-/// How long a compacted topic keeps a tombstone unless it says otherwise, in milliseconds: one day.
+/// Default time for which a compacted topic keeps a tombstone, in milliseconds: one day.
 pub const TOMBSTONE_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// A topic's settings. `None` means no bound, or the host's default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TopicSettings {
-    /// Messages older than this many milliseconds go, a segment at a time: when that long has passed since the largest timestamp in
-    /// it, or since it ended if that was earlier. The segment that is written to ends at this age.
+    /// Removes messages older than this many milliseconds, a segment at a time: this long after the segment's largest timestamp, or
+    /// after its end if that was earlier. The active segment ends at this age.
     pub retention_ms: Option<u64>,
-    /// The oldest segments of a partition go while it holds more than this many bytes.
+    /// Removes the oldest segments of a partition while it holds more than this many bytes.
     pub retention_bytes: Option<u64>,
-    /// Only the latest value of each key is kept; a message without a value (a tombstone) removes its key.
+    /// Keeps only the latest value of each key; a message without a value (a tombstone) deletes its key.
     pub compact: bool,
-    /// How long a tombstone is kept in a compacted topic at the least, in milliseconds, so that slow readers see it too. Counts from when
-    /// its segment ended, by the host's clock.
+    /// The minimum time for which a compacted topic keeps a tombstone, in milliseconds, so that slow readers see it. Counted from the
+    /// end of its segment, by the host's clock.
     pub tombstone_ms: u64,
     /// Bytes of a segment before the next one begins.
     pub segment_bytes: Option<u64>,
-    /// The age in milliseconds at which a segment ends though it is not full.
+    /// The age in milliseconds at which a segment ends even if it is not full.
     pub segment_ms: Option<u64>,
-    /// How the host compresses the batches that it builds itself; batches that arrive built are kept as they are.
+    /// How the host compresses the batches that it builds itself; produced batches are kept as they are.
     pub compression: Compression,
 }
 
@@ -44,34 +44,34 @@ impl Default for TopicSettings {
     }
 }
 
-/// Changes of settings: only what is named changes, and `Some(None)` takes a bound away.
+/// Changes of settings: only given ones change, and `Some(None)` removes a bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SettingsPatch {
-    /// As [`TopicSettings::retention_ms`].
+    /// See [`TopicSettings::retention_ms`].
     #[serde(deserialize_with = "named")]
     pub retention_ms: Option<Option<u64>>,
-    /// As [`TopicSettings::retention_bytes`].
+    /// See [`TopicSettings::retention_bytes`].
     #[serde(deserialize_with = "named")]
     pub retention_bytes: Option<Option<u64>>,
-    /// As [`TopicSettings::compact`].
+    /// See [`TopicSettings::compact`].
     #[serde(deserialize_with = "named")]
     pub compact: Option<bool>,
-    /// As [`TopicSettings::tombstone_ms`].
+    /// See [`TopicSettings::tombstone_ms`].
     #[serde(deserialize_with = "named")]
     pub tombstone_ms: Option<u64>,
-    /// As [`TopicSettings::segment_bytes`].
+    /// See [`TopicSettings::segment_bytes`].
     #[serde(deserialize_with = "named")]
     pub segment_bytes: Option<Option<u64>>,
-    /// As [`TopicSettings::segment_ms`].
+    /// See [`TopicSettings::segment_ms`].
     #[serde(deserialize_with = "named")]
     pub segment_ms: Option<Option<u64>>,
-    /// As [`TopicSettings::compression`].
+    /// See [`TopicSettings::compression`].
     #[serde(deserialize_with = "named")]
     pub compression: Option<Compression>,
 }
 
-/// A field that is there, be it null.
+/// A field that is present, even if it is null.
 fn named<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
     T::deserialize(field).map(Some)
 }
@@ -92,17 +92,17 @@ impl SettingsPatch {
     }
 }
 
-/// A setting outside its bounds.
+/// A setting out of its range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{setting} is {found}, it must be {min} to {max}; without it there is no bound")]
+#[error("{setting} is {found} but must be {min} to {max}; omit it for no bound")]
 pub struct SettingError {
-    /// Which one.
+    /// The setting's name.
     pub setting: &'static str,
-    /// What was asked for.
+    /// The requested value.
     pub found: u64,
-    /// The least.
+    /// The minimum.
     pub min: u64,
-    /// The most.
+    /// The maximum.
     pub max: u64,
 }
 

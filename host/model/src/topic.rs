@@ -60,15 +60,15 @@ pub struct TopicSpec {
     pub name: TopicName,
     /// How many partitions, at least one.
     pub partitions: u32,
-    /// When its appends are acknowledged.
+    /// When appends are acknowledged.
     pub durability: Durability,
     /// The partitioner component; `None` is the built-in one (murmur2 of the key, sticky without a key).
     pub partitioner: Option<Digest>,
     /// The processor that this topic was made for (its dead letters, its redrives); `None` for people's topics.
     pub owner: Option<ProcessorName>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// What may be changed later.
+    /// The settings that can be changed later.
     #[serde(default)]
     pub settings: TopicSettings,
 }

@@ -348,7 +348,7 @@ pub enum ConfigError {
     Value {
         /// Which setting.
         key: &'static str,
-        /// What was given.
+        /// The text's length.
         value: String,
         /// The rule.
         why: String,

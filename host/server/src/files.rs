@@ -1,6 +1,6 @@
-//! What the process asks of the system about its files: that they are nobody else's, that a limit on their size is an error, and how many
-//! may be open. Of those the engine comes first, then what every process needs, then connections: whoever may connect must not be able to
-//! take the file that the journal opens next.
+//! The process's file settings: private permissions, an error instead of a signal at the file size limit, and the number of open files.
+//! The engine's files come first, then what every process needs, then connections: clients must not be able to take the file that the
+//! journal opens next.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -9,20 +9,20 @@ use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Read, write and search by others than the owner.
+/// Read, write and search permission for others than the owner.
 const OTHERS: u32 = 0o077;
-/// Files that are asked for at the most, where the system gives more; some programs look at each one there might be.
+/// Maximum number of files requested, where the system would give more; some programs iterate over every possible file.
 const FILES_WANTED_MAX: u64 = 1 << 20;
-/// Files that the engine keeps open between two writes, at the most: half of what the process may open, up to so many.
+/// Maximum number of files that the engine keeps open between writes: half of what the process may open, up to this number.
 const ENGINE_FILES_MAX: u64 = 16 << 10;
-/// Files for everything else: journal and checkpoint, segments that are read, a compiler's pipes, the log, connections that are being
-/// refused or ended.
+/// Files for everything else: journal and checkpoint, segments being read, a compiler's pipes, the log, connections that are being
+/// refused or closed.
 const OTHER_FILES: u64 = 192;
-/// Connections that there are on the smallest system.
+/// Minimum number of connections, on the smallest system.
 const CONNECTIONS_MIN: u64 = 16;
 
-/// The system ends a process whose file would grow beyond `ulimit -f`, unless it handles the signal: then the write fails, and the engine
-/// takes that for a full disk. The handler stays for as long as the process runs.
+/// The system ends a process whose file would exceed `ulimit -f`, unless it handles the signal: then the write fails, and the engine
+/// treats that as a full disk. The handler stays for the life of the process.
 pub(crate) fn outlive_size_limits() {
     let kind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
     if let Err(error) = signal(kind) {
@@ -30,8 +30,8 @@ pub(crate) fn outlive_size_limits() {
     }
 }
 
-/// Files that the process makes from now on are readable by its user alone, if the data directory is new or closed to others. One that
-/// is open to them was opened by somebody: it stays so, and that is said.
+/// From now on, files that the process creates are readable only by its user, if the data directory is new or private. A directory that
+/// others can read was opened on purpose: it stays so, with a warning.
 pub(crate) fn close_to_others(data_dir: &Path) {
     let mode = std::fs::metadata(data_dir).map_or(0, |found| found.permissions().mode());
     if mode & OTHERS == 0 {
@@ -41,11 +41,11 @@ pub(crate) fn close_to_others(data_dir: &Path) {
     tracing::warn!(
         data_dir = %data_dir.display(),
         mode = format!("{:o}", mode & 0o777),
-        "other users of this machine may read the data directory: `chmod -R go= DIR` closes it, and the next start keeps it closed"
+        "other users of this machine can read the data directory: `chmod -R go= DIR` makes it private, and the next start keeps it so"
     );
 }
 
-/// Raises the limit of open files as far as that goes without privileges, and gives it; `None` is no limit.
+/// Raises the limit of open files as far as possible without privileges, and returns it; `None` is no limit.
 pub(crate) fn raise_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.unwrap_or(u64::MAX).min(FILES_WANTED_MAX);
@@ -64,7 +64,7 @@ pub(crate) fn raise_limit() -> Option<u64> {
     }
 }
 
-/// Connections at once where the process may open so many files.
+/// Maximum number of connections if the process may open this many files.
 pub(crate) fn connections(wanted: usize, files: Option<u64>) -> usize {
     let Some(files) = files else { return wanted };
     let engine = (files / 2).min(ENGINE_FILES_MAX);

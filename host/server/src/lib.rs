@@ -1,7 +1,7 @@
 //! The process: command line, configuration, HTTP, telemetry, and the only wiring of engine, modules and broker.
 //!
-//! [`cli`] reads what was asked, [`config`] what was configured, [`Host`] puts the parts together and takes them apart again,
-//! `http` is the front door. Nothing below this crate knows that it exists.
+//! [`cli`] parses the command line, [`config`] the configuration, [`Host`] assembles the parts and takes them apart again, `http` is
+//! the API. Nothing below this crate knows of it.
 
 #![forbid(unsafe_code)]
 

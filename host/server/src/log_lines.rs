@@ -1,7 +1,7 @@
-//! Log lines on their way to standard error. Whoever logs never waits and never fails: lines are queued within a bound, and a thread of
-//! its own writes them. What finds no room, or no reader, is counted, and said when the log works again.
+//! Log lines on their way to standard error. Logging never waits and never fails: lines are queued within a bound, and a separate
+//! thread writes them. Lines without room, or without a reader, are counted, and the count is logged once the log works again.
 //!
-//! The thread is nobody's: a reader that takes nothing may hold it for ever, and a host that stops leaves it behind.
+//! The thread is detached: a stuck reader may hold it forever, and a stopping host leaves it behind.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,11 +15,11 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes of lines that wait to be written; further lines are counted as lost.
 const LOG_BYTES_MAX: usize = 4 << 20;
-/// What a line takes beside its bytes.
+/// Size of a line besides its bytes.
 const LINE_BYTES: usize = 64;
 /// Lines that are written at once.
 const LINES_AT_ONCE_MAX: usize = 256;
-/// How long until a reader that takes nothing just now (a pipe that does not wait) is tried again.
+/// Delay before writing again to a non-blocking pipe that is full.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where log lines go. Cheap to clone.
@@ -28,7 +28,7 @@ pub(crate) struct LogLines(Arc<Shared>);
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// Something came, or was written.
+    /// A line was queued or written.
     moved: Condvar,
 }
 
@@ -36,16 +36,16 @@ struct Shared {
 struct Queue {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Whether some were taken out that are not written yet.
+    /// Whether lines were taken out that are not written yet.
     writing: bool,
-    /// Lines lost since that was said last.
+    /// Lost lines that were not reported yet.
     lost: u64,
 }
 
 impl LogLines {
     /// Writes to standard error from a thread of its own.
     pub(crate) fn to_standard_error() -> io::Result<Self> {
-        // A handle of our own: nobody else waits for the lock that a stalled write would hold.
+        // Our own handle: nobody else waits for the lock that a stalled write would hold.
         let file = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         Self::to(file)
     }
@@ -63,7 +63,7 @@ impl LogLines {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        // Each change is whole before anything could panic.
+        // Each change completes before anything can panic.
         let locked = self.0.queue.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
     }
@@ -82,7 +82,7 @@ impl LogLines {
         self.0.moved.notify_all();
     }
 
-    /// Waits until everything is written, but no longer than this.
+    /// Waits until everything is written, at most this long.
     pub(crate) fn flush(&self, patience: Duration) {
         let queue = self.queue();
         let is_full = |queue: &mut Queue| queue.writing || !queue.lines.is_empty();
@@ -97,7 +97,7 @@ impl LogLines {
             let written = write(&mut out, &lines.concat());
             let lost = self.done(written.is_err().then_some(count));
             if let Some(lost) = lost {
-                tracing::warn!(lost, "log lines were lost: nobody took them");
+                tracing::warn!(lost, "log lines were lost because nobody read them");
             }
         }
     }
@@ -119,7 +119,7 @@ impl LogLines {
         lines
     }
 
-    /// After an attempt to write; gives what was lost before it if it went well.
+    /// After an attempt to write; returns the lost lines before it if it succeeded.
     fn done(&self, failed: Option<u64>) -> Option<u64> {
         let mut queue = self.queue();
         queue.writing = false;
@@ -141,7 +141,7 @@ fn count_lost(lines: u64) {
     metrics::counter!("millrace_log_lines_lost_total").increment(lines);
 }
 
-/// Writes all of it, also to a pipe that does not wait.
+/// Writes everything, also to a non-blocking pipe.
 fn write(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {

@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-/// Gives memory back to the system when it is free: the system's own allocator keeps what many threads once took.
+/// Returns freed memory to the system: the system's own allocator keeps what many threads once used.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Before anything is allocated that is worth a page.
+    // Before anything large is allocated.
     millrace_engine::local::keep_to_small_pages();
     millrace::cli::main()
 }

@@ -1,6 +1,6 @@
-//! How much memory the host may use, and what that means for its bounds: each is a share of it, so that a host on a small machine refuses
-//! what it has no room for, and is not killed for it. From 512 MiB on all of them together, with the program itself and a compiler beside
-//! it, are less than there is.
+//! How much memory the host may use, and the bounds that follow from it: each is a fraction, so that a host on a small machine refuses
+//! work instead of being killed. From 512 MiB on, all of them together, with the program itself and a compiler process, are less than
+//! the available memory.
 
 use std::path::{Path, PathBuf};
 
@@ -17,32 +17,32 @@ use millrace_model::guests::COMPILE_MEMORY_BYTES_DEFAULT;
 
 use crate::http::bounds::{ANSWERS_KIB_MAX, BODIES_KIB_MAX, PRODUCE_BODY_BYTES_MAX};
 
-/// Where no system says how much there is.
+/// Used if no system says how much there is.
 const MEMORY_BYTES_ASSUMED: u64 = 2 << 30;
-/// Shares are counted in parts of the memory: so many are all of it.
+/// Fractions are counted in this many parts of the memory.
 const PARTS: usize = 64;
-/// What no share is of: for what is counted only about.
+/// Parts that belong to no fraction: a margin for what is counted approximately.
 const MARGIN_PARTS: usize = 4;
-/// What a partition may cost, with a processor that reads it.
+/// The largest cost of a partition and a processor that reads it.
 const PARTITION_COST_BYTES: usize = 16 << 10;
 /// Partitions that every host may have.
 const PARTITIONS_LEAST: usize = 1_000;
 /// Bytes that every host may keep of each kind.
 const KEPT_BYTES_LEAST: usize = 8 << 20;
-/// Bytes of batches in memory, at least.
+/// Minimum bytes of batches in memory.
 const TAIL_BYTES_LEAST: usize = 16 << 20;
-/// Bytes of answers together, at least. One that may need more takes all of it, and is alone then.
+/// Minimum bytes of all answers together. An answer that may need more takes all of it, and is sent alone.
 const ANSWERS_BYTES_LEAST: usize = 40 << 20;
-/// Memory of guests together: one of the default limit, at least, with what it takes beside that.
+/// Minimum memory of all guests: one with the default limit, and its overhead.
 const GUEST_BYTES_LEAST: usize = 72 << 20;
-/// Bytes of batches that processors have at hand, at least: the most that one may come to by default.
+/// Minimum bytes of batches held by processors: the most that one may need by default.
 const AT_HAND_BYTES_LEAST: usize = 48 << 20;
-/// What a compiler needs for the components of the usual toolchains, at least.
+/// Minimum memory for compiling the components of common toolchains.
 const COMPILE_BYTES_LEAST: u64 = 48 << 20;
-/// What the program itself takes: code, threads, connections, the database's pages, and what the allocator keeps.
+/// Memory of the program itself: code, threads, connections, the database's pages, and the allocator's overhead.
 const PROGRAM_BYTES: (usize, usize) = (48 << 20, 256 << 20);
 
-/// What is set; `None` leaves it to the memory that there is.
+/// The configured bounds; `None` follows from the available memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemorySettings {
     /// Memory that the host may use.
@@ -51,7 +51,7 @@ pub struct MemorySettings {
     pub delayed_bytes_max: Option<u64>,
     /// Bytes of memory for processors' state.
     pub state_bytes_max: Option<u64>,
-    /// Bytes of the disk for it; `None` is half of that.
+    /// Bytes of disk for it; `None` is half of the disk.
     pub state_disk_bytes_max: Option<u64>,
     /// Bytes of both together.
     pub kept_bytes_max: Option<u64>,
@@ -64,35 +64,36 @@ pub struct MemorySettings {
 /// What a host may hold in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// What the shares are of.
+    /// The memory that the fractions refer to.
     pub memory_bytes: u64,
-    /// Who says so.
+    /// Where that number comes from.
     pub source: &'static str,
-    /// What the engine keeps.
+    /// The engine's bounds.
     pub bounds: HostBounds,
-    /// Bytes of batches that are not in the files alone.
+    /// Bytes of batches that are not in files yet.
     pub tail_bytes: usize,
-    /// Bytes of journal between two checkpoints, unless set: as much of what changed may be in memory twice while one is made.
+    /// Bytes of journal between two checkpoints, unless configured: changes of up to this size may be in memory twice during a
+    /// checkpoint.
     pub journal_bytes: u64,
     /// Bytes of transactions that wait for their commit.
     pub queue_bytes: usize,
     /// Bytes of produce calls on their way to the engine.
     pub in_flight_bytes: usize,
-    /// Bytes of what is remembered of failed attempts.
+    /// Bytes of records of failed attempts.
     pub attempts_bytes: usize,
-    /// Calls that may write to state at once.
+    /// Concurrent calls that may write to state.
     pub state_attempts: usize,
-    /// Bytes of batches that processors have at hand, with what is answered.
+    /// Bytes of batches held by processors, including their answers.
     pub at_hand_bytes: usize,
-    /// Bytes of bodies that are being received.
+    /// Bytes of bodies being received.
     pub bodies_bytes: usize,
-    /// Bytes of answers that are being sent.
+    /// Bytes of answers being sent.
     pub answers_bytes: usize,
     /// Bytes of the memories of all guests.
     pub guest_bytes: usize,
     /// Bytes of a compiler's process.
     pub compile_bytes: u64,
-    /// What the program itself takes, about.
+    /// Approximate memory of the program itself.
     pub program_bytes: usize,
 }
 
@@ -120,7 +121,7 @@ impl MemorySettings {
         let state = share(6, KEPT_BYTES_LEAST, HOST_STATE_BYTES_MAX);
         let state = or(self.state_bytes_max, state);
         let together = share(8, 2 * KEPT_BYTES_LEAST, HOST_KEPT_BYTES_MAX);
-        // Whoever sets one of them means it.
+        // A configured bound is taken as it is.
         let together = match (self.delayed_bytes_max, self.state_bytes_max) {
             (None, None) => together,
             _ => together.max(delayed).max(state),
@@ -159,7 +160,7 @@ impl MemorySettings {
                 .clamp(COMPILE_BYTES_LEAST, COMPILE_MEMORY_BYTES_DEFAULT),
             program_bytes: share(6, PROGRAM_BYTES.0, PROGRAM_BYTES.1),
         };
-        // Where some meet their bounds, others have more: partitions up to an eighth of all, guests up to a quarter.
+        // If some reach their bounds, others get more: partitions up to an eighth of everything, guests up to a quarter.
         if self.partitions_max.is_none() {
             let more = partitions(8) - plan.bounds.partitions;
             plan.bounds.partitions += more.min(plan.left() / PARTITION_COST_BYTES);
@@ -171,7 +172,7 @@ impl MemorySettings {
 }
 
 impl MemoryPlan {
-    /// Bytes of all shares, if each is taken whole.
+    /// Bytes of all fractions, if each is used completely.
     fn together(&self) -> usize {
         let bounds = &self.bounds;
         let in_parts = [
@@ -194,13 +195,13 @@ impl MemoryPlan {
         in_parts.into_iter().fold(0, usize::saturating_add)
     }
 
-    /// What is no share yet, but for the margin.
+    /// What is not a fraction yet, minus the margin.
     fn left(&self) -> usize {
         let memory = usize::try_from(self.memory_bytes).unwrap_or(usize::MAX);
         (memory / PARTS * (PARTS - MARGIN_PARTS)).saturating_sub(self.together())
     }
 
-    /// What modules may have: as configured, but nothing by default that has no room here.
+    /// The limits of modules: as configured, but no default that has no room here.
     pub(crate) fn guests(&self, configured: GuestLimits) -> GuestLimits {
         let usual = GuestLimits::default();
         let within = |set: u64, usual: u64, room: u64| match set == usual {
@@ -227,7 +228,7 @@ impl MemoryPlan {
         }
     }
 
-    /// Says what was taken.
+    /// Logs the bounds.
     pub(crate) fn say(&self) {
         let bounds = &self.bounds;
         tracing::info!(
@@ -239,12 +240,12 @@ impl MemoryPlan {
             idempotency_bytes_max = bounds.requests_bytes,
             partitions_max = bounds.partitions,
             guest_bytes_max = self.guest_bytes,
-            "what is kept in memory is bounded"
+            "memory bounds"
         );
     }
 }
 
-/// The memory that this process may use, and who says so: the machine, or a control group that allows less.
+/// The memory that this process may use, and where the number comes from: the machine, or a control group that allows less.
 fn found() -> (u64, &'static str) {
     let machine = std::fs::read_to_string("/proc/meminfo").ok();
     let machine = machine.and_then(|text| machine_bytes(&text));
@@ -264,7 +265,7 @@ fn machine_bytes(text: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// The least that the process's groups and those above them allow, of either version of control groups.
+/// The smallest limit of the process's groups and their ancestors, in either version of control groups.
 fn group_bytes(groups: &str, root: &Path) -> Option<u64> {
     let mut limits = Vec::new();
     for line in groups.lines() {
@@ -279,7 +280,7 @@ fn group_bytes(groups: &str, root: &Path) -> Option<u64> {
             }
             _ => continue,
         };
-        // Within a container the path may be one of the machine: then the root is the container's own.
+        // Within a container the path may be the machine's: then the root is the container's own.
         let mut at = PathBuf::from(path.trim_start_matches('/'));
         loop {
             let limit = std::fs::read_to_string(root.join(&at).join(file)).ok();

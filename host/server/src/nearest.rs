@@ -1,9 +1,9 @@
-//! "Did you mean …?": the nearest right name to a wrong one, for fields, keys and options.
+//! "Did you mean …?": suggests the nearest right name for a wrong one, for fields, keys and options.
 
-/// Below this likeness (0 to 1) a suggestion would confuse more than help.
+/// Below this similarity (0 to 1) a suggestion would confuse more than help.
 const LIKENESS_MIN: f64 = 0.6;
 
-/// The candidate most like `wrong`, if any is like it at all.
+/// The candidate most like `wrong`, if any is similar.
 pub(crate) fn nearest<'a>(
     wrong: &str,
     candidates: impl IntoIterator<Item = &'a str>,
@@ -16,7 +16,7 @@ pub(crate) fn nearest<'a>(
         .map(|(_, candidate)| candidate)
 }
 
-/// What to do about a message of serde's that names an unknown field or variant and, in backticks, those that are known.
+/// A hint for serde's message about an unknown field or variant, which lists the known ones in backticks.
 pub(crate) fn hint_of(message: &str) -> Option<String> {
     let mut quoted = message.split('`').skip(1).step_by(2);
     if !(message.contains("unknown field") || message.contains("unknown variant")) {
@@ -30,12 +30,9 @@ pub(crate) fn hint_of(message: &str) -> Option<String> {
     (!known.is_empty()).then(|| format!("use one of {}", known.join(", ")))
 }
 
-/// What libraries say, and what it means to who wrote the request.
+/// Messages of libraries, and their meaning for the author of a request.
 const MEANT: [(&str, &str); 4] = [
-    (
-        "Failed to deserialize query string",
-        "the query is not understood",
-    ),
+    ("Failed to deserialize query string", "the query is invalid"),
     (
         "invalid digit found in string",
         "a whole number is expected",
@@ -50,13 +47,13 @@ const MEANT: [(&str, &str); 4] = [
     ),
 ];
 
-/// A library's message in words that everybody reads: `expected u32` says nothing to who writes TOML, JSON or a query.
+/// A library's message in plain words: `expected u32` means nothing to someone who writes TOML, JSON or a query.
 pub(crate) fn in_plain_words(message: &str) -> String {
     let meant = |text: String, (said, meant): &(&str, &str)| text.replace(said, meant);
     number_in_words(&MEANT.iter().fold(message.to_owned(), meant))
 }
 
-/// The message with a type of numbers that Rust has in words.
+/// Replaces the names of Rust's number types.
 fn number_in_words(message: &str) -> String {
     let plain = |word: &str| match word.trim_end_matches([',', ';', '.']) {
         "u8" | "u16" | "u32" | "u64" | "usize" => Some("a whole number, not negative"),
@@ -94,7 +91,7 @@ mod tests {
         let said = in_plain_words(
             "Failed to deserialize query string: max: invalid digit found in string",
         );
-        let plain = "the query is not understood: max: a whole number is expected";
+        let plain = "the query is invalid: max: a whole number is expected";
         assert_eq!(said, plain);
         let other = "invalid type: integer `1`, expected a string";
         assert_eq!(in_plain_words(other), other);

@@ -1,9 +1,10 @@
-//! What the operating system says of this process, as Prometheus's own libraries name it. Where it says nothing, there is nothing.
+//! The operating system's metrics of this process, named as in Prometheus's own libraries. Values that the system does not provide are
+//! omitted.
 
 use std::fmt::Write as _;
 use std::fs;
 
-/// In what Linux counts times of processes for others to read.
+/// The unit in which Linux reports CPU times.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// One value of a process.
@@ -14,7 +15,7 @@ struct Measured {
     value: Option<f64>,
 }
 
-/// Which version runs, as a series that is always 1.
+/// The running version, as a series that is always 1.
 pub(crate) fn measure_build() {
     metrics::gauge!("millrace_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -65,7 +66,7 @@ pub(crate) fn metrics_text() -> String {
     } in measured
     {
         if let Some(value) = value {
-            // Writing to a text does not fail.
+            // Writing to a string does not fail.
             let _ = write!(
                 text,
                 "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n\n"
@@ -84,7 +85,7 @@ struct Stat {
 impl Stat {
     fn read() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        // The program's name stands in parentheses and may hold anything.
+        // The program's name is in parentheses and may contain anything.
         let (_, rest) = stat.rsplit_once(')')?;
         let fields: Vec<f64> = rest
             .split_ascii_whitespace()

@@ -1,5 +1,5 @@
-//! The process's metrics, as Prometheus reads them. Series are forgotten with what they are about: a topic that was deleted leaves
-//! none, and one made anew under its name begins at nothing.
+//! The process's metrics in the Prometheus format. Series are removed with their subject: a deleted topic leaves none, and a topic
+//! created under its name starts at zero.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write as _};
@@ -12,13 +12,14 @@ use metrics::{
 };
 use parking_lot::RwLock;
 
-/// Series of one counter or gauge; further ones are counted together, every label as `other`.
+/// Maximum series of one counter or gauge; further ones are counted together, with every label set to `other`.
 const SERIES_MAX: usize = 50_000;
 
-/// Series of one histogram, each of which has a line for every bucket; further ones are counted together, every label as `other`.
+/// Maximum series of one histogram, each of which has a line for every bucket; further ones are counted together, with every label set
+/// to `other`.
 const HISTOGRAM_SERIES_MAX: usize = 500;
 
-/// What stands for the labels of series beyond these.
+/// The label values of the combined series.
 const OTHER: &str = "other";
 
 /// All metrics of a process. Cheap to clone.
@@ -40,7 +41,7 @@ struct Family {
 #[derive(Clone)]
 enum Series {
     Counter(Arc<AtomicU64>),
-    /// The bits of a floating-point number, as the crate of the facade has it.
+    /// The bits of a floating-point number, as in the metrics facade.
     Gauge(Arc<AtomicU64>),
     Histogram(Arc<Buckets>),
 }
@@ -48,7 +49,7 @@ enum Series {
 /// Samples counted by size.
 struct Buckets {
     bounds: &'static [f64],
-    /// One more than there are bounds.
+    /// One more than the number of bounds.
     counts: Vec<AtomicU64>,
     sum: AtomicU64,
 }
@@ -59,7 +60,7 @@ impl Registry {
         Self(Arc::new(Inner { families, bounds }))
     }
 
-    /// Forgets every series that is about `value`, as `label` says. Whoever still holds one counts for nothing.
+    /// Removes every series in which `label` is `value`. Handles still held count for nothing.
     pub(crate) fn forget(&self, label: &str, value: &str) {
         let is_about = |key: &Key| {
             key.labels()
@@ -70,7 +71,7 @@ impl Registry {
         }
     }
 
-    /// Forgets every series of one metric, but not what it means.
+    /// Removes every series of one metric, but keeps its description.
     pub(crate) fn forget_family(&self, name: &str) {
         if let Some(family) = self.0.families.write().get_mut(name) {
             family.series.clear();
@@ -81,7 +82,7 @@ impl Registry {
     pub(crate) fn render(&self) -> String {
         let mut text = String::new();
         for (name, family) in self.0.families.read().iter() {
-            // Writing to a text does not fail.
+            // Writing to a string does not fail.
             let _ = family.render(name, &mut text);
         }
         text
@@ -112,7 +113,7 @@ impl Registry {
     }
 }
 
-/// The series that is for all beyond the bound.
+/// The series that combines all beyond the bound.
 fn together(key: &Key) -> Key {
     let labels: Vec<Label> = key
         .labels()

@@ -1,4 +1,4 @@
-//! What the host says about itself: log lines to standard error ([`crate::log_lines`]), metrics for Prometheus.
+//! The host's own reports: log lines to standard error ([`crate::log_lines`]), metrics for Prometheus.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError, LogFormat};
 use crate::log_lines::LogLines;
 use crate::registry::Registry;
 
-/// From a call into a warm instance to a disk that has to think.
+/// From a call into a warm instance to a slow disk.
 const SECONDS: &[f64] = &[
     0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005,
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -19,18 +19,18 @@ const MESSAGES: &[f64] = &[
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0,
 ];
 
-/// Log lines go to standard error from here on: standard output belongs to what a command answers. So do panics, which the standard
-/// library would write itself, waiting for whoever reads.
+/// From here on log lines go to standard error, because standard output is for the command's results. So do panics, which the standard
+/// library would otherwise write itself, waiting for the reader.
 ///
 /// # Errors
-/// [`ConfigError::Value`] where the filter cannot be read.
+/// [`ConfigError::Value`] if the filter is invalid.
 pub(crate) fn start_logging(config: &Config) -> Result<LogLines, ConfigError> {
     let refused = |why: String| ConfigError::Value {
         key: "log_filter",
         value: config.log_filter.clone(),
         why,
     };
-    // Whoever wants to hear of statements of the checkpoint's database asks for them by name.
+    // SQL statements of the checkpoint's database are logged only if asked for by name.
     let filter = format!("sqlx=warn,{}", config.log_filter);
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         refused(format!(
@@ -50,7 +50,7 @@ pub(crate) fn start_logging(config: &Config) -> Result<LogLines, ConfigError> {
     };
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
-        let message = panic.payload_as_str().unwrap_or("it said nothing");
+        let message = panic.payload_as_str().unwrap_or("no message");
         tracing::error!(place, message, "a panic");
     }));
     Ok(lines)
@@ -92,11 +92,11 @@ fn describe() {
     );
     describe_counter!(
         "millrace_accept_failures_total",
-        "Connections that could not be accepted, for want of files"
+        "Connections that could not be accepted because too many files were open"
     );
     describe_gauge!(
         "millrace_connections",
-        "Connections under way, by kind: regular, and those of the reserve for administration"
+        "Open connections, by kind: regular, and those of the reserve for administration"
     );
     describe_gauge!("millrace_fetches_waiting", "Fetches that wait for messages");
     describe_counter!(
@@ -109,15 +109,15 @@ fn describe() {
     );
     describe_counter!(
         "millrace_produce_repeated_total",
-        "Batches and requests that had taken effect before, and were answered as the first time"
+        "Repeated batches and requests that had already taken effect and got the first answer"
     );
     describe_counter!(
         "millrace_produce_out_of_order_total",
-        "Numbered batches refused because batches before them are missing"
+        "Numbered batches refused because earlier batches are missing"
     );
     describe_histogram!(
         "millrace_commit_seconds",
-        "Commits of a processor's batches, by processor"
+        "Duration of commits of processors' batches, by processor"
     );
     describe_histogram!(
         "millrace_commit_group_transactions",
@@ -130,7 +130,7 @@ fn describe() {
     describe_histogram!("millrace_journal_sync_seconds", "Syncs of the journal");
     describe_counter!(
         "millrace_journal_bytes_total",
-        "Bytes of frames written to the journal, with what aligns them"
+        "Bytes of frames written to the journal, including padding"
     );
     describe_counter!(
         "millrace_segment_bytes_total",
@@ -138,19 +138,19 @@ fn describe() {
     );
     describe_gauge!(
         "millrace_disk_full",
-        "Whether messages are refused (1) because the disk has no room, or too little to reserve some; else 0"
+        "1 while messages are refused because the disk is full, or has too little space for the reserve; otherwise 0"
     );
     describe_gauge!(
         "millrace_kept_bytes",
-        "Bytes that delayed messages, and likewise state, take in memory, as the host's bounds count them"
+        "Memory of delayed messages and of state in bytes, as the host's bounds count it"
     );
     describe_gauge!(
         "millrace_state_disk_bytes",
-        "Bytes of the keys and values of all processors' state, in memory or not, as `state_disk_bytes_max` counts them"
+        "Bytes of keys and values of all processors' state, in memory or in files, as `state_disk_bytes_max` counts them"
     );
     describe_gauge!(
         "millrace_state_runs",
-        "Files that processors' state stands in where it is larger than memory has room for"
+        "Files of processors' state that does not fit in memory"
     );
     describe_counter!("millrace_checkpoints_total", "Checkpoints made");
     describe_gauge!(
@@ -159,27 +159,27 @@ fn describe() {
     );
     describe_counter!(
         "millrace_commit_stalls_total",
-        "Times that commits waited because memory was full of what is not in files yet"
+        "Times that commits waited because the memory for batches not yet in files was full"
     );
     describe_histogram!(
         "millrace_batch_messages",
-        "Messages in a batch given to a processor, by processor"
+        "Messages per batch, by processor"
     );
     describe_histogram!(
         "millrace_guest_seconds",
-        "Calls into components, by processor"
+        "Duration of calls into components, by processor"
     );
     describe_gauge!(
         "millrace_build_info",
-        "Always 1; its label says which version runs"
+        "Always 1; the label is the running version"
     );
     describe_counter!(
         "millrace_http_requests_total",
-        "Requests over HTTP, by method, route (as the API's document has it, or none) and status code"
+        "HTTP requests, by method, route (as in the OpenAPI document, or none) and status code"
     );
     describe_histogram!(
         "millrace_http_request_seconds",
-        "From a request's head to its answer's, by method and route; what waits for messages waits here, too"
+        "Time from a request's head to its answer's, by method and route; includes the time that fetches wait for messages"
     );
     describe_counter!(
         "millrace_compiles_total",
@@ -187,11 +187,11 @@ fn describe() {
     );
     describe_histogram!(
         "millrace_compile_seconds",
-        "What the compile of a module took, without waiting for its turn"
+        "Duration of compiling a module, without the wait for its turn"
     );
     describe_histogram!(
         "millrace_compile_wait_seconds",
-        "How long a module waited for its turn to be compiled"
+        "Time that a module waited for its turn to be compiled"
     );
     describe_gauge!(
         "millrace_compiles_waiting",
@@ -199,19 +199,19 @@ fn describe() {
     );
     describe_counter!(
         "millrace_guest_log_bytes_cut_total",
-        "Bytes that guests' log lines were cut by"
+        "Bytes that were cut from guests' log lines"
     );
     describe_counter!(
         "millrace_guest_log_lines_not_shipped_total",
-        "Guest log lines that were left out of the host's log, which has so many in a second"
+        "Guest log lines left out of the host's log because of its rate limit"
     );
     describe_counter!("millrace_messages_in_total", "Messages produced, by topic");
     describe_counter!(
         "millrace_messages_processed_total",
         "Messages processed, by outcome"
     );
-    describe_counter!("millrace_retries_total", "Retries planned");
-    describe_counter!("millrace_dead_letters_total", "Messages given up on");
+    describe_counter!("millrace_retries_total", "Scheduled retries");
+    describe_counter!("millrace_dead_letters_total", "Messages given up");
     describe_counter!(
         "millrace_traps_total",
         "Calls that failed in the component, by cause"
@@ -222,32 +222,29 @@ fn describe() {
     );
     describe_counter!(
         "millrace_missed_total",
-        "Messages that were removed, or could not be read, before a processor came to them"
+        "Messages that were removed, or could not be read, before a processor reached them"
     );
     describe_counter!(
         "millrace_retention_removed_bytes_total",
-        "Bytes of segments removed because their partition begins after them"
+        "Bytes of segments removed because their partition starts after them"
     );
     describe_counter!(
         "millrace_compactions_total",
-        "Passes over a partition that left only the latest value of each key"
+        "Compaction passes over a partition"
     );
-    describe_counter!(
-        "millrace_backups_total",
-        "Backups that were sent to their end"
-    );
+    describe_counter!("millrace_backups_total", "Completed backups");
     describe_gauge!("millrace_segments", "Segment files of all partitions");
     describe_gauge!(
         "millrace_stored_bytes",
-        "Bytes of segments that a topic holds, all its partitions together"
+        "Bytes of a topic's segments, all its partitions together"
     );
     describe_counter!(
         "millrace_guest_log_lines_dropped_total",
-        "Guest log lines over the rate"
+        "Guest log lines dropped because of the rate limit"
     );
     describe_counter!(
         "millrace_dead_letters_held_total",
-        "Times that a partition waited before it could make another dead letter"
+        "Times that a partition waited before it could create another dead letter"
     );
     describe_gauge!(
         "millrace_breaker_state",
@@ -275,27 +272,21 @@ fn describe() {
     );
     describe_gauge!(
         "millrace_quarantined_ranges",
-        "Ranges of messages that are known to be damaged"
+        "Known damaged ranges of messages"
     );
-    describe_gauge!(
-        "millrace_quarantined_messages",
-        "Messages that are known to be damaged"
-    );
-    describe_gauge!(
-        "millrace_damaged_modules",
-        "Modules that are known to be damaged"
-    );
+    describe_gauge!("millrace_quarantined_messages", "Known damaged messages");
+    describe_gauge!("millrace_damaged_modules", "Known damaged modules");
     describe_gauge!(
         "millrace_damaged_state_files",
-        "Files of processors' state that are known to be damaged"
+        "Known damaged files of processors' state"
     );
     describe_counter!(
         "millrace_scrub_bytes_total",
-        "Bytes that the background search for damage read"
+        "Bytes read by the background search for damage"
     );
     describe_counter!(
         "millrace_scrub_rounds_total",
-        "Rounds of the background search through everything"
+        "Completed rounds of the background search"
     );
     describe_counter!(
         "millrace_scrub_errors_total",
@@ -303,11 +294,11 @@ fn describe() {
     );
     describe_gauge!(
         "millrace_scrub_round_seconds",
-        "What the last full round of the background search took"
+        "Duration of the last complete round of the background search"
     );
     describe_gauge!(
         "millrace_scrub_round_done_ratio",
-        "Share of the partitions that the present round is done with"
+        "Share of the partitions that the current round has finished"
     );
     describe_gauge!(
         "millrace_processors_running",
@@ -315,19 +306,19 @@ fn describe() {
     );
     describe_gauge!(
         "millrace_lag_messages",
-        "Messages that a processor has still to read, by the workers of this host"
+        "Messages that a processor has not read yet, for the workers of this host"
     );
     describe_gauge!(
         "millrace_consumer_lag_messages",
-        "Messages that a consumer has still to read, all partitions of its topic together"
+        "Messages that a consumer has not read yet, all partitions of its topic together"
     );
     describe_gauge!(
         "millrace_parked_messages",
-        "Messages that wait for a retry or their key"
+        "Messages that wait for a retry, or behind another message with their key"
     );
     describe_gauge!(
         "millrace_dead_letters_waiting",
-        "Dead letters of a processor that are kept and were not sent again"
+        "Dead letters of a processor that are kept and were not redriven"
     );
     describe_gauge!(
         "millrace_left_behind_messages",
@@ -335,31 +326,31 @@ fn describe() {
     );
     describe_counter!(
         "millrace_dead_letters_by_class_total",
-        "Messages given up on, by class; only so many classes are told apart, the rest is `other`"
+        "Messages given up, by class; a processor has up to 20 classes, the rest is `other`"
     );
     describe_gauge!(
         "millrace_state_entries",
-        "Entries of a processor's state in the partitions that it works in, as of its last batch or a minute ago at most"
+        "Entries of a processor's state in its active partitions, at most a minute old"
     );
     describe_gauge!(
         "millrace_state_bytes",
-        "Bytes of a processor's state in the partitions that it works in, about; as of its last batch or a minute ago at most"
+        "Approximate bytes of a processor's state in its active partitions, at most a minute old"
     );
     describe_gauge!(
         "millrace_delayed_messages",
-        "Messages that wait for their time, by topic"
+        "Delayed messages that are waiting, by topic"
     );
     describe_counter!(
         "millrace_delayed_delivered_total",
-        "Delayed messages that were delivered, by topic"
+        "Delayed messages delivered, by topic"
     );
     describe_counter!(
         "millrace_schedule_messages_total",
-        "Messages made by a schedule"
+        "Messages created by schedules"
     );
     describe_histogram!(
         "millrace_delayed_lateness_seconds",
-        "From when a delayed message was due until it was committed to its partition"
+        "Time from when a delayed message was due until it was committed to its partition"
     );
     describe_gauge!("millrace_instances", "Component instances, by processor");
     describe_gauge!(

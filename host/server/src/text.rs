@@ -1,22 +1,22 @@
-//! Text as people's editors and other systems write it, read in one way at every door: JSON bodies, lines of a request, of a file
-//! and of standard input, spec files.
+//! Text in the forms that editors and other systems write, parsed in the same way everywhere: JSON bodies, lines of a request, of a
+//! file and of standard input, specification files.
 //!
-//! Text is UTF-8. A byte order mark at its beginning says nothing and is no part of it. UTF-16 and UTF-32 are refused by name
-//! rather than guessed at or stored as they are. A line ends with LF or CR LF, which are no part of it; the last one needs no end, and a
-//! CR within a line stays.
+//! Text is UTF-8. A byte order mark at its beginning is ignored. UTF-16 and UTF-32 are detected and refused instead of being guessed at
+//! or stored unchanged. Lines end with LF or CR LF, which are not part of them; the last line needs no line ending, and a CR within a
+//! line stays.
 
-/// What some editors put before UTF-8.
+/// Some editors put this before UTF-8.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// Bytes at the beginning of a text by which its encoding is known.
+/// Bytes at the beginning of a text that reveal its encoding.
 pub(crate) const MARK_BYTES: usize = 64;
-/// Bytes without a mark by which UTF-16 is known, at the least.
+/// Minimum number of bytes that reveal UTF-16 without a byte order mark.
 const UNMARKED_BYTES_MIN: usize = 4;
 
 /// What to do about another encoding.
 pub(crate) const SEND_UTF8: &str =
     "write it as UTF-8, for example with `iconv -f utf-16 -t utf-8`, or give its bytes as base64";
 
-/// A text's bytes without a byte order mark; the name of its encoding where that is another one than UTF-8.
+/// A text's bytes without a byte order mark; the name of its encoding if it is not UTF-8.
 pub(crate) fn unmarked(text: &[u8]) -> Result<&[u8], &'static str> {
     match another_encoding(text) {
         Some(name) => Err(name),
@@ -24,7 +24,7 @@ pub(crate) fn unmarked(text: &[u8]) -> Result<&[u8], &'static str> {
     }
 }
 
-/// A whole text; what is wrong with it where it is none.
+/// A whole text; what is wrong with it if it is not valid.
 pub(crate) fn whole(text: &[u8]) -> Result<&str, String> {
     let text = unmarked(text).map_err(|encoding| format!("it is {encoding}; {SEND_UTF8}"))?;
     str::from_utf8(text).map_err(|error| {
@@ -33,7 +33,7 @@ pub(crate) fn whole(text: &[u8]) -> Result<&str, String> {
     })
 }
 
-/// The encoding that a text's first bytes tell of, if it is not UTF-8.
+/// The encoding that a text's first bytes reveal, if it is not UTF-8.
 fn another_encoding(text: &[u8]) -> Option<&'static str> {
     match text {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Some("UTF-32"),
@@ -43,7 +43,7 @@ fn another_encoding(text: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Whether every second byte is zero, and no other: no text that is stored by the byte begins so.
+/// Whether every second byte is zero, and no other: no text in an 8-bit encoding begins like this.
 fn is_unmarked_utf16(text: &[u8]) -> bool {
     let text = &text[..text.len().min(MARK_BYTES) / 2 * 2];
     let zero_at = |odd: usize| {
@@ -53,7 +53,7 @@ fn is_unmarked_utf16(text: &[u8]) -> bool {
     text.len() >= UNMARKED_BYTES_MIN && (zero_at(0) || zero_at(1))
 }
 
-/// A line without its end.
+/// A line without its line ending.
 pub(crate) fn without_end(line: &[u8]) -> &[u8] {
     let Some(line) = line.strip_suffix(b"\n") else {
         return line;
@@ -61,7 +61,7 @@ pub(crate) fn without_end(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// A text's lines without their ends; nothing follows the last end.
+/// A text's lines without their line endings; nothing follows the last one.
 pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|&byte| byte == b'\n').map(without_end)
 }

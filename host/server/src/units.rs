@@ -1,4 +1,4 @@
-//! Durations, sizes and moments as people write them. What is printed here is read here.
+//! Durations, sizes and times in the formats for people. What is printed here can be parsed here.
 
 use millrace_model::calendar::days_since_1970;
 use millrace_model::unit::check_ms;
@@ -27,14 +27,14 @@ const SIZES: [(&str, u64); 9] = [
 
 /// Milliseconds of a text such as `7d`, `90m` or `1500ms`.
 pub(crate) fn duration_ms(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is no duration; write 7d, 12h, 30m, 45s or 500ms");
+    let wrong = || format!("{text:?} is not a duration; write 7d, 12h, 30m, 45s or 500ms");
     measured(text, &DURATIONS).ok_or_else(wrong)
 }
 
 /// Bytes of a text such as `10GiB`, `500MB` or `65536`.
 pub(crate) fn size_bytes(text: &str) -> Result<u64, String> {
     let wrong =
-        || format!("{text:?} is no size; write 10GiB, 512MiB, 64KiB, 10GB or a number of bytes");
+        || format!("{text:?} is not a size; write 10GiB, 512MiB, 64KiB, 10GB or a number of bytes");
     let plain = text.parse().ok();
     plain.or_else(|| measured(text, &SIZES)).ok_or_else(wrong)
 }
@@ -47,12 +47,12 @@ fn measured(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(*scale)
 }
 
-/// Milliseconds as [`duration_ms`] reads them, in the largest unit that fits exactly.
+/// Milliseconds in the format of [`duration_ms`], in the largest unit that is exact.
 pub(crate) fn duration_text(ms: u64) -> String {
     exact(ms, &DURATIONS)
 }
 
-/// Bytes as [`size_bytes`] reads them, in the largest binary unit that fits exactly.
+/// Bytes in the format of [`size_bytes`], in the largest binary unit that is exact.
 pub(crate) fn size_text(bytes: u64) -> String {
     exact(bytes, &SIZES[..5])
 }
@@ -67,10 +67,10 @@ fn exact(number: u64, units: &[(&str, u64)]) -> String {
     format!("{}{unit}", number / scale)
 }
 
-/// How every command and every door writes a moment.
+/// The formats of a time in every command and in the API.
 pub(crate) const TIMES: &str = "2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, now, 15m or -15m (ago), +15m (from now)";
 
-/// Milliseconds since the Unix epoch of a moment in any of the ways that [`TIMES`] shows.
+/// Milliseconds since the Unix epoch of a time in any format of [`TIMES`].
 pub(crate) fn time_ms(text: &str, now: Timestamp) -> Result<u64, String> {
     let text = text.trim();
     if text.len() == 4
@@ -92,15 +92,15 @@ pub(crate) fn time_ms(text: &str, now: Timestamp) -> Result<u64, String> {
     if let Ok(ms) = duration_ms(text.strip_prefix('-').unwrap_or(text)) {
         return Ok(now.0.saturating_sub(ms));
     }
-    moment(text).ok_or_else(|| format!("{text:?} is no time; write {TIMES}"))
+    moment(text).ok_or_else(|| format!("{text:?} is not a time; write {TIMES}"))
 }
 
-/// As [`time_ms`], by this machine's clock: for the command line.
+/// Like [`time_ms`], by this machine's clock: for the command line.
 pub(crate) fn time(text: &str) -> Result<u64, String> {
     time_ms(text, SystemClock::new().wall())
 }
 
-/// As [`time`], of what is to come: a duration without a sign is from now.
+/// Like [`time`], for future times: a duration without a sign counts from now.
 pub(crate) fn time_ahead(text: &str) -> Result<u64, String> {
     match duration_ms(text) {
         Ok(_) => time(&format!("+{text}")),
@@ -108,7 +108,7 @@ pub(crate) fn time_ahead(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A date and time as RFC 3339 has it, or a date alone, which is its midnight in UTC; fractions of milliseconds are cut.
+/// A date and time in RFC 3339 format, or a date alone, which means midnight UTC; fractions of milliseconds are cut off.
 fn moment(text: &str) -> Option<u64> {
     let midnight = || format!("{text}T00:00:00Z");
     let text = &match text.len() {
@@ -136,7 +136,7 @@ fn moment(text: &str) -> Option<u64> {
     u64::try_from(ms + fraction_ms(fraction)?).ok()
 }
 
-/// Numbers of exactly so many digits each.
+/// Numbers with exactly this many digits each.
 fn numbers(text: &str, between: char, digits: [usize; 3]) -> Option<[u64; 3]> {
     let mut parts = text.split(between);
     let mut found = [0; 3];

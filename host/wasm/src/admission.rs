@@ -1,7 +1,7 @@
-//! Looks at an upload before anything is compiled: what it is, how large its parts are, what it exports and imports.
+//! Examines an upload before anything is compiled: what it is, how large its parts are, what it exports and imports.
 //!
-//! One pass over the bytes, nothing is trusted. Full validation is the compile child's: some valid-looking inputs take
-//! seconds to validate, and only a child can be stopped.
+//! One pass over the bytes, trusting nothing. The compiler process does the full validation: some inputs take seconds to validate, and
+//! only a process can be stopped.
 
 use millrace_broker::handler::{AdmitError, Interface};
 use millrace_model::{Digest, GuestLimits};
@@ -34,21 +34,21 @@ const MEMORIES_AND_TABLES_MAX: u64 = 64;
 /// Instances, aliases and canonical functions, over all components.
 const DEFINITIONS_MAX: u64 = 50_000;
 
-/// Names of imports or exports that an error lists.
+/// Names of imports or exports listed in an error.
 const NAMES_LISTED_MAX: usize = 12;
 /// Bytes of each such name.
 const NAME_LISTED_BYTES_MAX: usize = 120;
 
-/// Our package and the versions of it that this host offers.
+/// Our package and its supported versions.
 const PACKAGE: &str = "millrace:broker/";
 const PACKAGE_VERSION: &str = "0.1.";
 
-/// Interfaces of WASI 0.2 that every guest is granted; none reaches beyond its own instance but clocks, random numbers
-/// and the log. Not granted: `wasi:filesystem`, `wasi:sockets`, `wasi:http`.
+/// Interfaces of WASI 0.2 that every guest may import; apart from clocks, random numbers and the log, none reaches beyond its own
+/// instance. Not granted: `wasi:filesystem`, `wasi:sockets`, `wasi:http`.
 const WASI_GRANTED: [&str; 4] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:random/"];
 const WASI_VERSION: &str = "0.2.";
 
-/// What a component shows of itself.
+/// A component's imports, exports and sizes.
 pub(crate) struct Outline {
     pub(crate) exports: Vec<Interface>,
     pub(crate) imports: Vec<String>,
@@ -64,7 +64,7 @@ pub(crate) fn examine_upload(bytes: &[u8], limits: &GuestLimits) -> Result<Outli
     examine(bytes, limits)
 }
 
-/// Admits bytes for compiling that may have been uploaded when larger ones were taken.
+/// Admits bytes for compiling that may have been uploaded under larger limits.
 pub(crate) fn examine(bytes: &[u8], limits: &GuestLimits) -> Result<Outline, AdmitError> {
     what_else_it_is(bytes).map_or(Ok(()), |what| Err(AdmitError::NotAComponent(what)))?;
     let names = Scan::new(*limits).read(bytes)?;
@@ -79,12 +79,12 @@ pub(crate) fn examine(bytes: &[u8], limits: &GuestLimits) -> Result<Outline, Adm
     })
 }
 
-/// The digest that names the bytes.
+/// The digest of the bytes.
 pub(crate) fn digest(bytes: &[u8]) -> Digest {
     Digest(Sha256::digest(bytes).into())
 }
 
-/// What the bytes are, if they are no component, and what to do about it.
+/// What the bytes are, if not a component, and what to do about it.
 fn what_else_it_is(bytes: &[u8]) -> Option<String> {
     let what = match bytes {
         [] => "the upload is empty; send the bytes of a WebAssembly component".to_owned(),
@@ -95,13 +95,13 @@ fn what_else_it_is(bytes: &[u8]) -> Option<String> {
                 .to_owned()
         }
         [0, b'a', b's', b'm', ..] => {
-            "this is WebAssembly of a version or layer that is not known here; build a \
+            "this is WebAssembly of an unsupported version or layer; build a \
             component of WASI 0.2"
                 .to_owned()
         }
         _ if Engine::detect_precompiled(bytes).is_some() => {
             "this is precompiled native code, which is never accepted; \
-            upload the component that it was made from"
+            upload the component that it was compiled from"
                 .to_owned()
         }
         _ => format!(
@@ -119,8 +119,8 @@ fn foreign_format(bytes: &[u8]) -> &'static str {
     );
     match bytes {
         [0x7f, b'E', b'L', b'F', ..] => "a native program (ELF)",
-        [0x1f, 0x8b, ..] => "a gzip archive: upload the file within it",
-        [b'P', b'K', 3, 4, ..] => "a zip archive: upload the file within it",
+        [0x1f, 0x8b, ..] => "a gzip archive: upload the file inside it",
+        [b'P', b'K', 3, 4, ..] => "a zip archive: upload the file inside it",
         [0x89, b'P', b'N', b'G', ..] => "an image (PNG)",
         _ => match text {
             Some(text) if text.starts_with("(module") || text.starts_with("(component") => {
@@ -133,7 +133,7 @@ fn foreign_format(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// Counts the parts of a component against their bounds, and keeps the names at its surface.
+/// Counts the parts of a component against their bounds, and collects its imports and exports.
 #[derive(Default)]
 struct Scan {
     limits: GuestLimits,
@@ -317,7 +317,7 @@ fn add(what: &str, total: &mut u64, count: u32, max: u64) -> Result<(), AdmitErr
 
 fn bounded(what: &str, count: u64, max: u64) -> Result<(), AdmitError> {
     if count > max {
-        let text = format!("it has {count} {what}, at most {max} are taken; build it smaller");
+        let text = format!("it has {count} {what}; the maximum is {max}: make it smaller");
         return Err(AdmitError::Invalid(text));
     }
     Ok(())
@@ -327,7 +327,7 @@ fn bounded(what: &str, count: u64, max: u64) -> Result<(), AdmitError> {
 fn within(what: &str, begins: u64, setting: &str, max: u64) -> Result<(), AdmitError> {
     if begins > max {
         let text = format!(
-            "it begins with {begins} {what}, this host gives at most {max} (setting {setting} = {max})"
+            "it starts with {begins} {what}; this host's maximum is {max} (setting {setting} = {max})"
         );
         return Err(AdmitError::Invalid(text));
     }
@@ -361,7 +361,7 @@ impl Contract for Interface {
     }
 }
 
-/// Which of our interfaces an export is, in a version that this host speaks.
+/// Our interface with this export's name, in a supported version.
 pub(crate) fn interface_of(export: &str) -> Option<Interface> {
     let (name, version) = export.strip_prefix(PACKAGE)?.split_once('@')?;
     let spoken = version.starts_with(PACKAGE_VERSION);
@@ -424,7 +424,7 @@ fn is_granted(import: &str) -> bool {
     }
 }
 
-/// Names from a component, made harmless and few enough for one line.
+/// Names from a component, escaped and limited to one line.
 fn listed<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut names = names.map(|name| clean(name, NAME_LISTED_BYTES_MAX));
     let mut listed: Vec<_> = names.by_ref().take(NAMES_LISTED_MAX).collect();

@@ -1,10 +1,9 @@
-//! Makes one call under its limits and says what came of it.
+//! Makes one call under its limits and returns the result.
 //!
-//! A call starts right on the task that asks for it: most end within microseconds, and a hop to another thread would cost
-//! more than they do. The epoch interrupts a guest every millisecond; one that is still at it after a few is carried to
-//! the end on the threads for guests, so it never holds up the network or the engine, and the next one of its owner begins
-//! there. What counts against a call's time is the time that its guest runs or waits for the host, not the time it waits for a
-//! core: a busy host fails no call.
+//! A call starts directly on the calling task: most end within microseconds, and switching to another thread would cost more. The epoch
+//! interrupts a guest every millisecond; a guest that is still running after a few is continued on the threads for guests, so it never
+//! holds up the network or the engine, and its owner's next call starts there. A call's time is the time that its guest runs or waits
+//! for the host, not the time it waits for a core: a busy host fails no call.
 
 use std::fmt;
 use std::future::Future;
@@ -26,10 +25,10 @@ use crate::notes::Notes;
 use crate::pool::{Guest, GuestState};
 use crate::threads::{GuestThreads, Lane};
 
-/// Interruptions that a call may have before it moves to the threads for guests.
+/// Interruptions of a call before it moves to the threads for guests.
 const INLINE_YIELDS_MAX: u32 = 2;
 
-/// A call that took longer is no call for the task that asks for it, nor is its owner's next one.
+/// After a call longer than this, its owner's next call starts on the threads for guests.
 const INLINE_TIME_MAX: Duration = Duration::from_millis(3);
 
 /// Bytes of a trap's message.
@@ -40,17 +39,17 @@ const BACKTRACE_BYTES_MAX: usize = 4 << 10;
 
 /// A function of an interface and its arguments.
 pub(crate) trait GuestCall: Send + 'static {
-    /// What it answers.
+    /// Its result.
     type Output: Send + 'static;
-    /// Which interface has it.
+    /// Its interface.
     const INTERFACE: Interface;
     /// Its name there.
     const FUNCTION: &'static str;
 
-    /// Whether the guest's function has the shape that the contract asks for.
+    /// Whether the guest's function has the required type.
     fn check(guest: &Guest) -> wasmtime::Result<()>;
 
-    /// The messages that it is for.
+    /// The messages of the call.
     fn batch(&self) -> Option<&Arc<ColumnBatch>> {
         None
     }
@@ -62,7 +61,7 @@ pub(crate) trait GuestCall: Send + 'static {
     ) -> impl Future<Output = wasmtime::Result<Returned<Self::Output>>> + Send;
 }
 
-/// What a guest returned.
+/// A guest's result.
 pub(crate) enum Returned<T> {
     Answer(T),
     /// Well-formed, but over a bound.
@@ -70,7 +69,7 @@ pub(crate) enum Returned<T> {
     Unavailable(String),
 }
 
-/// Runs `work` for at most `time_max` of its own time, which comes along; `notes` count its interruptions.
+/// Runs `work` for at most `time_max` of its own time, and also returns that time; `notes` count its interruptions.
 pub(crate) async fn run<F>(
     work: F,
     time_max: Duration,
@@ -114,15 +113,15 @@ struct Metered<F> {
     clock: Arc<dyn Clock>,
     time_max: Duration,
     time: Duration,
-    /// Since when it waits for the host; `None` while it runs or waits for a core.
+    /// When it began to wait for the host; `None` while it runs or waits for a core.
     waiting_since: Option<Duration>,
     alarm: Option<Pin<Box<Sleep>>>,
-    /// Whether it runs on a thread for guests, which others may keep from its core.
+    /// Whether it runs on a thread for guests, where others may keep it from a core.
     is_carried: bool,
 }
 
 impl<F: Future> Metered<F> {
-    /// Polls where it is called, until there is a result (`Some`) or the work takes too long for this place (`None`).
+    /// Polls on this thread until there is a result (`Some`) or the work takes too long for it (`None`).
     async fn poll_inline(
         self: &mut Pin<Box<Self>>,
     ) -> Option<(Result<F::Output, CallError>, Duration)> {
@@ -144,14 +143,14 @@ impl<F: Future> Metered<F> {
         let (start, yields) = (self.running(), self.notes.yields());
         let polled = self.work.as_mut().poll(context);
         self.time += self.running().saturating_sub(start);
-        // A read from the disk is the host's time, and has a bound of its own.
+        // A read from the disk is the host's time, and has its own bound.
         if polled.is_pending() && self.notes.yields() == yields && !self.notes.is_reading() {
             self.waiting_since = Some(self.clock.monotonic());
         }
         polled
     }
 
-    /// Of short calls what passes is as good as what they have of a core, and cheaper to ask for.
+    /// For short calls, elapsed time is as good as CPU time and cheaper to read.
     fn running(&self) -> Duration {
         match self.is_carried {
             true => self.clock.thread(),
@@ -159,7 +158,7 @@ impl<F: Future> Metered<F> {
         }
     }
 
-    /// Sees to it that a wait for the host is cut short in time.
+    /// Ends a wait for the host in time.
     fn set_alarm(&mut self, context: &mut Context<'_>) {
         let left = self.time_max.saturating_sub(self.time);
         let mut alarm = Box::pin(tokio::time::sleep(left));
@@ -188,7 +187,7 @@ impl<F: Future> Future for Metered<F> {
     }
 }
 
-/// What a failed call means.
+/// The meaning of a failed call.
 pub(crate) fn explain(error: &Error, guest: &GuestState) -> CallError {
     if let Some(refusal) = guest.instance_limits.refusal() {
         return CallError::Memory(refusal);
@@ -196,7 +195,7 @@ pub(crate) fn explain(error: &Error, guest: &GuestState) -> CallError {
     if error.is::<wasmtime::PoolConcurrencyLimitError>() {
         return CallError::Host(format!("no room for another instance: {error}"));
     }
-    // Whatever the guest was at: what is stored could not be read.
+    // Whatever the guest was doing: stored data could not be read.
     if let Some(unreadable @ StateError::Unreadable(_)) = error.downcast_ref() {
         return CallError::Host(unreadable.to_string());
     }
@@ -208,7 +207,7 @@ pub(crate) fn explain(error: &Error, guest: &GuestState) -> CallError {
         (Some(trap), _) => trap.to_string(),
         (None, Some(exit)) => format!("the guest exited with status {}", exit.0),
         (None, None) if frames.is_some() => error.root_cause().to_string(),
-        // Not from within the guest: the host could not read what it returned.
+        // Not from within the guest: the host could not read its result.
         (None, None) => {
             return CallError::BadAnswer(clean(&format!("{error:#}"), MESSAGE_BYTES_MAX));
         }
@@ -219,7 +218,7 @@ pub(crate) fn explain(error: &Error, guest: &GuestState) -> CallError {
     }
 }
 
-/// The trap and what the guest said on its way down.
+/// The trap and the guest's last output.
 fn with_words(cause: &str, words: &str) -> String {
     match words {
         "" => clean(cause, MESSAGE_BYTES_MAX),
@@ -244,17 +243,17 @@ fn backtrace(frames: &WasmBacktrace) -> String {
 /// Bytes of a function's name.
 const LINE_OF_BACKTRACE_BYTES_MAX: usize = 300;
 
-/// `core::panicking::panic` for `_ZN4core9panicking5panic17h0123456789abcdefE` and `_RNvNtCs…_4core9panicking5panic`, without the hashes;
-/// any name that is not Rust's stays as it is.
+/// `core::panicking::panic` for `_ZN4core9panicking5panic17h0123456789abcdefE` and `_RNvNtCs…_4core9panicking5panic`, without the
+/// hashes; names from other languages stay as they are.
 fn demangled(name: &str) -> String {
     match try_demangle(name) {
-        // So long a name says nothing that its beginning does not.
+        // A name this long says nothing that its beginning does not.
         Ok(demangled) => bounded(format_args!("{demangled:#}")),
         Err(_) => name.to_owned(),
     }
 }
 
-/// What is written, as far as it is wanted: some names are short and stand for very long ones.
+/// The text up to a limit: some mangled names are short and expand to very long ones.
 fn bounded(text: fmt::Arguments<'_>) -> String {
     struct Bounded(String);
     impl fmt::Write for Bounded {

@@ -1,8 +1,8 @@
-//! Compiles a component in a child process, which has little memory, little time and nothing else to lose.
+//! Compiles a component in a child process with little memory, little time and nothing else to lose.
 //!
-//! A few kilobytes of valid WASM can keep a compiler busy for minutes, and a compile within this process could not be
-//! stopped. Parent: [`Compiler`]. Child: [`compile_child_main`], behind a hidden subcommand of the server's binary: the
-//! component comes in by stdin, the code goes out by stdout, a complaint by stderr.
+//! A few kilobytes of valid WASM can keep a compiler busy for minutes, and a compile in this process could not be stopped. Parent:
+//! [`Compiler`]. Child: [`compile_child_main`], behind a hidden subcommand of the server's binary: it reads the component from stdin,
+//! and writes the code to stdout and errors to stderr.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -28,76 +28,75 @@ use crate::host::WasmOptions;
 use crate::logs::{clean, without_places};
 use crate::turns::{Asker, Turn, Turns};
 
-/// CPU time that a compile may take in the quick lane, in milliseconds; one that takes longer goes on in the slow lane, out of the way of
-/// others.
+/// CPU time of a compile in the quick lane, in milliseconds; a longer one continues in the slow lane, out of the way of others.
 pub(crate) const QUICK_CPU_MS_MAX: u64 = 2_000;
 
-/// How long an upload waits for its turns, both lanes together; then it is told to come back.
+/// How long an upload waits for its turns in both lanes together; then it is told to come back.
 const WAIT_MS_MAX: u64 = 120_000;
 
-/// When it is told to come back, in seconds.
+/// The delay after which it may come back, in seconds.
 const COME_BACK_S: u32 = 10;
 
-/// Wall time of a compile for each second of CPU time that it may take: more means that the machine is busy, not that the module is bad.
+/// Wall time of a compile per second of its CPU limit: more means that the machine is busy, not that the module is bad.
 const WALL_PER_CPU_MAX: u32 = 20;
 
-/// Wall time that any compile has, in milliseconds.
+/// Minimum wall time of any compile, in milliseconds.
 const WALL_MS_MIN: u64 = 300_000;
 
-/// Compiles of an uploader in a row that may exceed their limit before its slow ones have to pause.
+/// Consecutive compiles of an uploader that may exceed their limit before its slow ones must pause.
 const STRIKES_FREE: u32 = 2;
 
-/// The first such pause; each further compile that exceeds its limit doubles it.
+/// The first such pause; each further excess doubles it.
 const PAUSE_MS: u64 = 30_000;
 
 /// The longest such pause.
 const PAUSE_MS_MAX: u64 = 600_000;
 
-/// Uploaders whose compiles exceeded their limit are remembered; beyond it the one that did so longest ago is not.
+/// Maximum number of uploaders remembered for exceeding their limit; beyond it the one with the oldest excess is forgotten.
 const OFFENDERS_MAX: usize = 1_000;
 
-/// How often it is looked how long a compile has been at work.
+/// How often a running compile is checked.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// In what Linux counts a process's CPU time for others to read, whatever its own clock does.
+/// The unit in which Linux reports CPU times, whatever the real clock frequency.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// Bytes of a child's complaint.
+/// Bytes of a child's error output.
 const COMPLAINT_BYTES_MAX: u64 = 64 << 10;
 
-/// Bytes of a complaint that an error shows.
+/// Bytes of it shown in an error.
 const COMPLAINT_SHOWN_BYTES_MAX: usize = 1_000;
 
-/// Bytes of the code that a compile makes, and of a file of the code cache.
+/// Bytes of compiled code, and of a file of the code cache.
 pub(crate) const CODE_BYTES_MAX: u64 = 256 << 20;
 
 /// Stack of the thread that compiles.
 const STACK_BYTES: usize = 16 << 20;
 
-/// What a child takes from the system and hardly uses: stacks, and what its allocator keeps apart for each size.
+/// Memory that a child reserves and hardly uses: stacks, and the allocator's size classes.
 const STACKS_BYTES: u64 = 48 << 20;
 
-/// Addresses that a child may have beside its memory: its program and what that maps.
+/// Address space of a child beyond its memory: its program and what that maps.
 const ADDRESSES_BESIDE_BYTES: u64 = 512 << 20;
 
-/// Bytes that a child reads at the most; what is taken at the door is a setting.
+/// Maximum bytes that a child reads; the limit of uploads is a setting.
 const MODULE_BYTES_TAKEN_MAX: u64 = GuestLimits::BOUNDS[0].2;
 
-/// The child says with it that the component is not valid.
+/// The child's exit code for an invalid component.
 const EXIT_INVALID: u8 = 2;
 
-/// The child says with it that it could not do its work.
+/// The child's exit code if it could not work.
 const EXIT_HOST: u8 = 3;
 
-/// The child says with it that it may not have the memory to hold the component.
+/// The child's exit code if its memory limit is too small for the component.
 const EXIT_MEMORY: u8 = 4;
 
-/// The program that compiles: the server's own binary and its hidden subcommand.
+/// The compiler program: the server's own binary and its hidden subcommand.
 #[derive(Clone, Debug)]
 pub struct CompileChild {
     /// The program.
     pub program: PathBuf,
-    /// What comes before the limits, which the parent appends.
+    /// The arguments before the limits, which the parent appends.
     pub args: Vec<String>,
 }
 
@@ -127,14 +126,14 @@ pub(crate) struct Job {
     asker: Asker,
     /// How long it waited for its turns.
     pub(crate) waited: Duration,
-    /// How long its children were at work.
+    /// How long its children worked.
     pub(crate) compiled: Duration,
 }
 
-/// What came of a child.
+/// The result of a child.
 enum Ran {
     Code(Vec<u8>),
-    /// It takes longer than the quick lane has for it, and the slow lane is taken.
+    /// It takes too long for the quick lane, and the slow lane is busy.
     TooSlow,
 }
 
@@ -164,17 +163,17 @@ impl Compiler {
         }
     }
 
-    /// How many children there have been.
+    /// The number of children so far.
     pub(crate) fn children_started(&self) -> u64 {
         self.children_started.load(Ordering::Relaxed)
     }
 
-    /// Waits until it is the job's turn to begin.
+    /// Waits until the job may begin.
     pub(crate) async fn turn(&self, job: &mut Job) -> Result<Turn, AdmitError> {
         self.wait(&self.quick, job).await
     }
 
-    /// The code of a component, of which the job has the first turn. `known` says whether somebody found out meanwhile that it
+    /// The code of a component; the job already has its first turn. `known` says whether it was found meanwhile that the component
     /// cannot be compiled.
     pub(crate) async fn compile(
         &self,
@@ -224,7 +223,7 @@ impl Compiler {
             let (waiting, seconds) = (self.waiting(), job.waited.as_secs());
             Err(AdmitError::Busy {
                 reason: format!(
-                    "its turn to be compiled did not come within {seconds} s; {waiting} more wait"
+                    "it was not its turn to be compiled within {seconds} s; {waiting} more are waiting"
                 ),
                 retry_after_s: COME_BACK_S,
             })
@@ -240,7 +239,7 @@ impl Compiler {
         gauge!("millrace_compiles_waiting").set(self.waiting() as f64);
     }
 
-    /// Runs a child, whose time counts whatever comes of it.
+    /// Runs a child, whose time counts whatever its result.
     async fn timed(
         &self,
         job: &mut Job,
@@ -272,7 +271,7 @@ impl Compiler {
             .max(Duration::from_millis(WALL_MS_MIN));
         let conversation = self.converse(child, component.clone());
         let mut conversation = std::pin::pin!(tokio::time::timeout(wall, conversation));
-        // A child that is not talked to any more is killed.
+        // A dropped child is killed.
         let mut is_quick = is_quick;
         let ended = loop {
             tokio::select! {
@@ -299,7 +298,7 @@ impl Compiler {
             let seconds = wall.as_secs();
             Err(AdmitError::Busy {
                 reason: format!(
-                    "compiling it took {seconds} s without using the CPU time that it may have: the machine is too busy"
+                    "compiling it took {seconds} s without reaching its CPU limit: the machine is too busy"
                 ),
                 retry_after_s: COME_BACK_S,
             })
@@ -314,7 +313,7 @@ impl Compiler {
             .arg(self.limits.compile_memory_bytes_max.to_string())
             .arg(cpu_seconds.to_string())
             .env_clear()
-            // The allocator takes from the system what it needs, not pieces that are larger than all that the child may have.
+            // The allocator reserves only what it needs, not pieces larger than the child's whole memory.
             .env("MIMALLOC_DISALLOW_ARENA_ALLOC", "1")
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -350,7 +349,7 @@ impl Compiler {
         judge(status, code, &clean(&complaint, COMPLAINT_SHOWN_BYTES_MAX))
     }
 
-    /// The same, naming the setting that a limit is.
+    /// The same, naming the setting of a limit.
     fn told(&self, error: AdmitError, cpu_seconds: u64) -> AdmitError {
         let AdmitError::CompileLimit(which) = error else {
             return error;
@@ -375,7 +374,7 @@ impl Compiler {
         })
     }
 
-    /// Whoever sends one bomb after the other is compiled quickly or not at all for a while.
+    /// Whoever sends several bombs in a row gets only quick compiles for a while.
     fn check_pause(&self, asker: &Asker) -> Result<(), AdmitError> {
         let Some(offence) = self.offenders.lock().get(asker).copied() else {
             return Ok(());
@@ -394,7 +393,7 @@ impl Compiler {
         let quick = self.quick_cpu.as_millis();
         Err(AdmitError::Busy {
             reason: format!(
-                "the last {in_a_row} modules of {uploader} exceeded the limit of a compile; for {seconds} s no compile of theirs may take \
+                "the last {in_a_row} modules of {uploader} exceeded the compile limit; for {seconds} s none of its compiles may take \
                  longer than {quick} ms of CPU time"
             ),
             retry_after_s: seconds,
@@ -432,7 +431,7 @@ impl Compiler {
 }
 
 impl Offence {
-    /// How long slow compiles have to pause after the last one.
+    /// How long slow compiles must pause after the last excess.
     fn pause(self) -> Duration {
         let Some(doublings) = self.in_a_row.checked_sub(STRIKES_FREE) else {
             return Duration::ZERO;
@@ -442,7 +441,7 @@ impl Offence {
     }
 }
 
-/// Which limits a child can run into.
+/// The limits of a child.
 const CPU_TIME: &str = "CPU time";
 const MEMORY: &str = "memory";
 
@@ -462,19 +461,19 @@ fn judge(status: ExitStatus, code: Vec<u8>, complaint: &str) -> Result<Vec<u8>, 
 fn limit_behind(status: ExitStatus) -> String {
     match status.signal().and_then(Signal::from_named_raw) {
         Some(Signal::KILL | Signal::XCPU) => CPU_TIME.to_owned(),
-        // An allocation that fails ends in an abort.
+        // A failed allocation aborts the process.
         Some(Signal::ABORT) => MEMORY.to_owned(),
         _ => format!("the compiler ended with {status}"),
     }
 }
 
-/// CPU time that a child has used; none, if it is gone.
+/// CPU time that a child has used; none if it is gone.
 fn cpu_time(pid: Option<u32>) -> Duration {
     let Some(pid) = pid else {
         return Duration::ZERO;
     };
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The program's name stands in parentheses and may hold anything.
+    // The program's name is in parentheses and may contain anything.
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let fields = after_name.split_ascii_whitespace();
     let ticks: u64 = fields
@@ -485,7 +484,7 @@ fn cpu_time(pid: Option<u32>) -> Duration {
     Duration::from_millis(ticks.saturating_mul(1_000 / TICKS_PER_SECOND))
 }
 
-/// All that comes, and one byte beyond the bound if there is more.
+/// All output, and one byte beyond the bound if there is more.
 async fn read_bounded(from: impl AsyncRead + Unpin, bytes_max: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(bytes_max.saturating_add(1))
@@ -498,8 +497,8 @@ fn host(error: impl std::fmt::Display) -> AdmitError {
     AdmitError::Host(error.to_string())
 }
 
-/// What the hidden subcommand does: limits itself, reads a component from stdin, writes its code to stdout. `args` are
-/// what the parent appended: bytes of memory, seconds of CPU time.
+/// The hidden subcommand: limits itself, reads a component from stdin, writes its code to stdout. `args` are appended by the parent:
+/// bytes of memory, seconds of CPU time.
 #[must_use]
 pub fn compile_child_main(args: &[String]) -> ExitCode {
     match compile_child(args) {
@@ -514,7 +513,7 @@ pub fn compile_child_main(args: &[String]) -> ExitCode {
 type Complaint = (u8, String);
 
 fn compile_child(args: &[String]) -> Result<(), Complaint> {
-    // Where memory is short the system ends this process, and not the host.
+    // If memory is short, the system ends this process and not the host.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     limit_this_process(args)?;
     let mut component = Vec::new();
@@ -525,7 +524,7 @@ fn compile_child(args: &[String]) -> Result<(), Complaint> {
             ErrorKind::OutOfMemory => (EXIT_MEMORY, error.to_string()),
             _ => (EXIT_HOST, error.to_string()),
         })?;
-    // What a panic prints names files of the machine that built this, and threads; what it says is told below.
+    // A panic's message names files of the build machine, and threads; the message below replaces it.
     std::panic::set_hook(Box::new(|_| ()));
     let code = std::thread::Builder::new()
         .stack_size(STACK_BYTES)
@@ -547,7 +546,7 @@ fn limit_this_process(args: &[String]) -> Result<(), Complaint> {
         ));
     };
     for (resource, max) in [
-        // What it may write to; files that it maps cost it none of that.
+        // Limits writable memory; mapped files do not count.
         (Resource::Data, memory_bytes.saturating_add(STACKS_BYTES)),
         (
             Resource::As,
@@ -563,18 +562,18 @@ fn limit_this_process(args: &[String]) -> Result<(), Complaint> {
         rustix::process::setrlimit(resource, limit)
             .map_err(|error| (EXIT_HOST, format!("cannot limit {resource:?}: {error}")))?;
     }
-    // Messages come first; a system that refuses to be nice still compiles.
+    // Messages come first; a system that refuses the nice value still compiles.
     let _ = rustix::process::nice(10);
     Ok(())
 }
 
-/// What the compiler said when it gave up on a component that it took for valid.
+/// The compiler's message when it gave up on a component that it considered valid.
 fn given_up(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    let text = text.unwrap_or("it does not say why");
+    let text = text.unwrap_or("no reason given");
     if text.contains("multiple memories") {
-        return "components within it pass data to each other, which this host does not take yet; build it as one component".to_owned();
+        return "it contains components that pass data to each other, which this host does not support yet; build it as one component".to_owned();
     }
     format!("the compiler gave up on it: {text}")
 }

@@ -24,19 +24,19 @@ use wasmtime::component::Component;
 
 use crate::compile::CODE_BYTES_MAX;
 
-/// A file of the cache begins with it.
+/// The beginning of a file of the cache.
 const MAGIC: &[u8; 8] = b"MRCODE1\n";
 
 /// Bytes of the secret and of a tag.
 const TAG_BYTES: usize = 32;
 
-/// Bytes of a file of the cache: code and what vouches for it. A larger one is not ours.
+/// Bytes of a file of the cache: code and its authentication. A larger one is not ours.
 const FILE_BYTES_MAX: u64 = CODE_BYTES_MAX + (MAGIC.len() + TAG_BYTES) as u64;
 
 const SECRET_FILE: &str = "secret";
 const CODE_SUFFIX: &str = "code";
 
-/// Code that was made here: by the compile child, or read back with its tag intact.
+/// Code that was compiled here: by the compiler process, or read back with its tag intact.
 pub(crate) struct TrustedCode {
     code: Vec<u8>,
     start: usize,
@@ -51,7 +51,7 @@ pub(crate) struct CodeCache {
 }
 
 impl CodeCache {
-    /// Opens or makes the directory, and removes what other versions of the host left there; all code, if none is to be kept.
+    /// Opens or creates the directory, and removes what other versions of the host left there; or all code, if none should be kept.
     pub(crate) fn open(directory: PathBuf, keeps: bool, engine: &Engine) -> io::Result<Self> {
         DirBuilder::new()
             .recursive(true)
@@ -68,13 +68,13 @@ impl CodeCache {
         Ok(cache)
     }
 
-    /// The code of a component, if it is here and whole.
+    /// The code of a component, if it is stored and intact.
     pub(crate) fn read(&self, digest: &Digest) -> Option<TrustedCode> {
         let code = read_bounded(&self.path(digest)).ok()?;
         let (header, body) = code.split_at_checked(MAGIC.len() + TAG_BYTES)?;
         let (magic, tag) = header.split_at(MAGIC.len());
         if magic != MAGIC || !same(tag, &self.tag(digest, body)) {
-            tracing::warn!(module = %digest.short(), "a file of the code cache was changed by others; compiling again");
+            tracing::warn!(module = %digest.short(), "a file of the code cache was modified; compiling again");
             return None;
         }
         Some(TrustedCode {
@@ -83,7 +83,7 @@ impl CodeCache {
         })
     }
 
-    /// Keeps what the compile child made. Needs no sync: a torn file fails its check and is compiled again.
+    /// Stores what the compiler process produced. Needs no sync: a torn file fails its check and is compiled again.
     pub(crate) fn keep(&self, digest: &Digest, code: Vec<u8>) -> io::Result<TrustedCode> {
         if !self.keeps {
             return Ok(TrustedCode { code, start: 0 });
@@ -99,9 +99,9 @@ impl CodeCache {
         Ok(TrustedCode { code, start: 0 })
     }
 
-    /// Removes the code of a module that is gone.
+    /// Removes the code of a deleted module.
     pub(crate) fn forget(&self, digest: &Digest) {
-        // Not there is as good as removed.
+        // A missing file is as good as a removed one.
         let _ = fs::remove_file(self.path(digest));
     }
 
@@ -141,14 +141,14 @@ pub(crate) fn load(engine: &Engine, trusted: &TrustedCode) -> wasmtime::Result<C
     unsafe { Component::deserialize(engine, code) }
 }
 
-/// The installation's secret, made when there is none.
+/// The installation's secret, created if there is none.
 fn secret(path: &Path) -> io::Result<[u8; TAG_BYTES]> {
     match File::open(path) {
         Ok(mut file) => {
             let mut secret = [0; TAG_BYTES];
             match file.read_exact(&mut secret) {
                 Ok(()) => Ok(secret),
-                // Cut short: what it vouched for is compiled anew, which costs time and nothing else.
+                // An incomplete secret: code under it is compiled again, which costs time and nothing else.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => make_secret(path),
                 Err(error) => Err(error),
             }
@@ -230,7 +230,7 @@ fn hmac(key: &[u8; TAG_BYTES], message: &[&[u8]]) -> [u8; TAG_BYTES] {
         .into()
 }
 
-/// Compares without telling by its time where the first difference is.
+/// Compares in constant time.
 fn same(left: &[u8], right: &[u8]) -> bool {
     left.len() == right.len() && left.iter().zip(right).fold(0, |all, (l, r)| all | (l ^ r)) == 0
 }

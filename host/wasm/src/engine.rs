@@ -1,6 +1,6 @@
-//! How wasmtime is set up: once for compiling (in the child process), once for running, with the same code settings.
+//! wasmtime's configuration: one for compiling (in the child process), one for running, with the same code settings.
 //!
-//! Everything that no toolchain needs is off: less of wasmtime is reachable from a guest.
+//! Everything that no toolchain needs is off, so that guests can reach less of wasmtime.
 
 use std::num::NonZeroUsize;
 
@@ -25,22 +25,21 @@ pub(crate) const MEMORIES_PER_INSTANCE_MAX: u32 = 2;
 /// Tables within one component instance.
 pub(crate) const TABLES_PER_INSTANCE_MAX: u32 = 6;
 
-/// Memory of a returned slot that stays resident, so that the next instance of it starts without page faults.
+/// Memory of a returned slot that stays resident, so that its next instance starts without page faults.
 const WARM_SLOT_BYTES: usize = 256 << 10;
 
-/// Slots that stay so, of memories and likewise of tables; fewer where that would be more than a part of what guests may have.
+/// Slots that stay resident, of memories and likewise of tables; fewer if that would exceed a fraction of the guests' memory.
 const WARM_SLOTS_MAX: u64 = 64;
 
-/// That part.
+/// That fraction.
 const WARM_PART: u64 = 16;
 
-/// The engine of the compile child: makes code for [`runner`], and never runs any.
+/// The engine of the compiler process: produces code for [`runner`], and never runs any.
 pub(crate) fn compiler() -> wasmtime::Result<Engine> {
     Engine::new(&code_settings())
 }
 
-/// The engine of this process: runs up to `instances_max` component instances at once.
-/// Their memory together is `memory_bytes_max`.
+/// The engine of this process: runs up to `instances_max` component instances at once, with `memory_bytes_max` for all of them.
 pub(crate) fn runner(
     instances_max: u32,
     memory_bytes_max: u64,
@@ -76,8 +75,7 @@ fn code_settings() -> Config {
     config
 }
 
-/// Every instance's memory, tables and stack come from slots reserved once: an instance costs microseconds, and the
-/// totals are bounded.
+/// Every instance's memory, tables and stack come from slots reserved once: an instance costs microseconds, and the totals are bounded.
 fn slots(instances_max: u32, warm: u32, limits: &GuestLimits) -> PoolingAllocationConfig {
     let mut slots = PoolingAllocationConfig::new();
     slots

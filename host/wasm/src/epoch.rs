@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use wasmtime::Engine;
 
-/// A running guest gives way to others this often.
+/// The interval at which a running guest yields.
 pub(crate) const TICK: Duration = Duration::from_millis(1);
 
-/// After so many ticks without a call the thread sleeps until the next one: an idle host does not wake up.
+/// After this many ticks without a call the thread sleeps until the next one: an idle host does not wake up.
 const IDLE_TICKS_MAX: u32 = 200;
 
 /// Owns the thread; dropping it ends the ticks.
@@ -75,7 +75,7 @@ fn tick(engine: &Engine, state: &State) {
 }
 
 fn sleep_until_a_call(state: &State) {
-    // Announced before looking: a call that begins in between either is seen here or sees the announcement and unparks.
+    // Announced before looking: a call that begins in between is either seen here, or sees the announcement and unparks.
     state.asleep.store(true, Ordering::SeqCst);
     while state.calls.load(Ordering::SeqCst) == 0 && !state.stopped.load(Ordering::SeqCst) {
         std::thread::park();

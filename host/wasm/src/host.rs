@@ -1,4 +1,4 @@
-//! The whole of it: admits uploads, compiles them once, loads them for processors, partitioners and error handlers.
+//! The module host as a whole: admits uploads, compiles them once, loads them for processors, partitioners and error handlers.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -32,41 +32,41 @@ use crate::slots::Slots;
 use crate::threads::GuestThreads;
 use crate::turns::{Asker, Turns};
 
-/// Modules remembered as refused by the compiler's limits, so that the same bomb costs its minute once.
+/// Modules remembered as refused by the compiler's limits, so that the same bomb costs its time only once.
 const BOMBS_REMEMBERED_MAX: usize = 1_000;
 
-/// How long an upload waits for its turn to be tried with the most that a processor may have; then it is told to come back.
+/// How long an upload waits for its turn to be tried with the largest limits; then it is told to come back.
 const TRIAL_WAIT_MS_MAX: u64 = 60_000;
 
-/// How a [`WasmHost`] is set up.
+/// The configuration of a [`WasmHost`].
 #[derive(Clone, Debug)]
 pub struct WasmOptions {
-    /// Where compiled code is kept; made if it is not there.
+    /// Where compiled code is stored; created if missing.
     pub cache_dir: PathBuf,
-    /// Whether compiled code is kept there from one start to the next; without, modules are compiled at every start.
+    /// Whether compiled code is kept across restarts; otherwise modules are compiled at every start.
     pub keeps_code: bool,
-    /// The program that compiles.
+    /// The compiler program.
     pub compile_child: CompileChild,
-    /// What modules may have and their compiles may use.
+    /// The limits of modules and of their compiles.
     pub limits: GuestLimits,
     /// CPU time after which a compile makes way for others.
     pub quick_compile: Duration,
-    /// Whether a compile that takes longer is the only one meanwhile: memory is scarce, and others wait for it.
+    /// Whether a longer compile blocks all others: for hosts with little memory.
     pub one_compile: bool,
-    /// Bytes of code that a compile may make; no more than 256 MiB.
+    /// Maximum bytes of compiled code, up to 256 MiB.
     pub code_bytes_max: u64,
-    /// Instances of all modules together. Each reserves about 8 GiB of addresses, and no memory until it is used.
+    /// Instances of all modules together. Each reserves about 8 GiB of address space, and no memory until it is used.
     pub instances_max: u32,
-    /// Memory of all instances together, each counted with what it may have at the most. One more instance waits until there is room.
+    /// Memory of all instances together, each counted with its maximum. Another instance waits until there is room.
     pub memory_bytes_max: u64,
-    /// Threads for guests that compute for long.
+    /// Threads for guests with long computations.
     pub threads: usize,
-    /// Whether the lines that guests write go to the host's log as well.
+    /// Whether guests' log lines go to the host's log as well.
     pub ships_lines: bool,
 }
 
 impl WasmOptions {
-    /// The usual settings: 512 instances, as many threads as there are cores.
+    /// The default settings: 512 instances, and as many threads as there are cores.
     #[must_use]
     pub fn new(cache_dir: PathBuf, compile_child: CompileChild) -> Self {
         Self {
@@ -97,12 +97,12 @@ pub enum StartError {
     /// The directory of compiled code cannot be used.
     #[error("the code cache {directory} cannot be used: {error}")]
     Cache {
-        /// Which directory.
+        /// The directory.
         directory: PathBuf,
-        /// Why.
+        /// The error.
         error: std::io::Error,
     },
-    /// No threads.
+    /// Threads could not be started.
     #[error("cannot start threads for guests: {0}")]
     Threads(std::io::Error),
 }
@@ -115,14 +115,14 @@ pub struct WasmHost {
     cache: Arc<CodeCache>,
     logs: GuestLogs,
     host_log: Option<Arc<HostLog>>,
-    /// For trials with the most that a processor may have: memory for one of them at a time.
+    /// For trials with the largest limits: memory for one of them at a time.
     trials: Arc<Turns>,
     loaded: Mutex<HashMap<Digest, Weak<Module>>>,
     bombs: Mutex<HashMap<Digest, String>>,
 }
 
 impl WasmHost {
-    /// Sets everything up; nothing is loaded yet. `clock` must move by itself: time limits are measured with it.
+    /// Sets everything up, with nothing loaded yet. `clock` must advance by itself: time limits are measured with it.
     pub fn new(options: WasmOptions, clock: Arc<dyn Clock>) -> Result<Arc<Self>, StartError> {
         let engine = engine::runner(
             options.instances_max,
@@ -158,19 +158,19 @@ impl WasmHost {
         }))
     }
 
-    /// How many compile children this host has started.
+    /// Number of compiler processes this host has started.
     #[must_use]
     pub fn compiles(&self) -> u64 {
         self.compiler.children_started()
     }
 
-    /// How many instances this host has made.
+    /// Number of instances this host has created.
     #[must_use]
     pub fn instances_made(&self) -> u64 {
         self.shared.instances_made.load(Ordering::Relaxed)
     }
 
-    /// The module of a digest: already loaded, else from the cache, else compiled from `bytes`.
+    /// The module with a digest: already loaded, or from the cache, or compiled from `bytes`.
     async fn module(
         &self,
         digest: Digest,
@@ -213,7 +213,7 @@ impl WasmHost {
         };
         known()?;
         let turn = self.compiler.turn(job).await?;
-        // Whoever had the turn before may have compiled, or failed at, this very module.
+        // The previous turn may have compiled, or failed at, this very module.
         known()?;
         if let Some(code) = self.cached(digest).await? {
             return Ok(code);
@@ -228,7 +228,7 @@ impl WasmHost {
         })
     }
 
-    /// Looks at the bytes; `expected` is the digest that they must have.
+    /// Examines the bytes; `expected` is their required digest.
     async fn examine(
         &self,
         bytes: &Bytes,
@@ -242,7 +242,7 @@ impl WasmHost {
             .flatten()?;
         match expected {
             Some(expected) if expected != digest => Err(AdmitError::Host(format!(
-                "the bytes kept of module {} are not its own; upload it again",
+                "the stored bytes of module {} are damaged; upload it again",
                 expected.short()
             ))),
             _ => Ok((outline, digest)),
@@ -270,12 +270,12 @@ impl WasmHost {
         Ok(module)
     }
 
-    /// Work of milliseconds, done where it holds up nobody's messages.
+    /// Work of milliseconds, done where it does not delay messages.
     async fn aside<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, AdmitError> {
-        // Not on the threads for guests: a guest that computes without end would hold up the revision that is to replace it.
+        // Not on the threads for guests: a guest that computes without end would hold up the revision that should replace it.
         let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|error| AdmitError::Host(error.to_string()))
     }
@@ -311,8 +311,8 @@ impl WasmHost {
         Pool::open::<C>(Arc::clone(&self.shared), module, limits, sink).await
     }
 
-    /// Makes an instance for each interface, to see that it starts and has the right functions: under the usual limits, else with the
-    /// most that a processor may have. Whether that is what its processor has, its specification says.
+    /// Creates an instance for each interface, to check that it starts and has the right functions: under the default limits, otherwise
+    /// with the largest. The processor's specification decides which limits it gets.
     async fn try_out(&self, module: &Arc<Module>, uploader: &Uploader) -> Result<(), AdmitError> {
         let host = self.shared.limits;
         let usual = Limits::default();
@@ -331,7 +331,9 @@ impl WasmHost {
         let _turn = turn.unwrap_or_else(|_| {
             let waiting = self.trials.waiting();
             Err(AdmitError::Busy {
-                reason: format!("its turn to be tried did not come; {waiting} more wait"),
+                reason: format!(
+                    "it was not its turn to be tried in time; {waiting} more are waiting"
+                ),
                 retry_after_s: 10,
             })
         })?;

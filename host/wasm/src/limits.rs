@@ -1,4 +1,4 @@
-//! What one instance may hold, as wasmtime asks while it grows, and the gauges that show it.
+//! The limits of one instance, as wasmtime checks them while it grows, and the gauges that show its size.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::engine::{
 use crate::logs::Owner;
 use crate::notes::Notes;
 
-/// Counts one instance's memory against its bound and remembers a refusal, so that the trap which follows is told apart.
+/// Counts one instance's memory against its bound and remembers a refusal, so that the trap which follows can be explained.
 pub(crate) struct InstanceLimits {
     memory_bytes_max: usize,
     memory_setting: &'static str,
@@ -22,23 +22,23 @@ pub(crate) struct InstanceLimits {
     notes: Arc<Notes>,
 }
 
-/// What an instance asked for in vain.
+/// A refused request of an instance.
 #[derive(Clone, Copy)]
 enum Refused {
     Memory(usize),
     Table(usize),
 }
 
-/// What one instance may have, and which settings say so.
+/// The limits of one instance, and their settings.
 #[derive(Clone, Copy)]
 pub(crate) struct Allowed {
     pub(crate) memory_bytes_max: u64,
-    /// The setting that the memory's bound is.
+    /// The setting of the memory limit.
     pub(crate) memory_setting: &'static str,
     pub(crate) table_elements_max: u64,
 }
 
-/// The gauges of one processor; all its instances add to them.
+/// The gauges of one processor, shared by all its instances.
 #[derive(Clone)]
 pub(crate) struct InstanceGauges {
     pub(crate) instances: Gauge,
@@ -69,22 +69,24 @@ impl InstanceLimits {
         }
     }
 
-    /// Forgets a refusal that the guest got over.
+    /// Forgets a refusal that the guest handled.
     pub(crate) fn begin_call(&mut self) {
         self.refused = None;
     }
 
-    /// The refusal of this call, in words.
+    /// The refusal of this call as a sentence.
     pub(crate) fn refusal(&self) -> Option<String> {
         Some(match self.refused? {
             Refused::Memory(asked) => {
                 let (setting, max) = (self.memory_setting, self.memory_bytes_max);
-                format!("asked for {asked} bytes of memory, it may have {max} ({setting} = {max})")
+                format!(
+                    "asked for {asked} bytes of memory; the maximum is {max} ({setting} = {max})"
+                )
             }
             Refused::Table(asked) => {
                 let max = self.table_elements_max;
                 format!(
-                    "asked for a table of {asked} elements, it may have {max} (the host's setting guest_table_elements_max = {max})"
+                    "asked for a table of {asked} elements; the maximum is {max} (the host's setting guest_table_elements_max = {max})"
                 )
             }
         })

@@ -1,4 +1,4 @@
-//! Keeps what guests write: the last lines of each owner, at a bounded rate.
+//! Keeps guests' log lines: the latest lines of each owner, at a bounded rate.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -12,37 +12,37 @@ use parking_lot::Mutex;
 
 use crate::notes::Notes;
 
-/// Lines kept of one owner; the oldest go first.
+/// Lines kept per owner; the oldest are dropped first.
 const LINES_KEPT_MAX: usize = 1_000;
 
-/// Bytes of one owner's lines; the oldest go first.
+/// Bytes of one owner's lines; the oldest are dropped first.
 const LINES_KEPT_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of one line; a longer one is cut.
 pub(crate) const LINE_BYTES_MAX: usize = 4 << 10;
 
-/// Bytes of what a cut line says of that.
+/// Bytes of the note on a cut line.
 const CUT_NOTE_BYTES_MAX: usize = 40;
 
 /// Owners whose lines are kept. Beyond it, those without a loaded module are forgotten.
 const OWNERS_MAX: usize = 1_000;
 
-/// Lines of all guests together that go to the host's log in a second; more are counted and left out there.
+/// Lines of all guests together per second in the host's log; more are counted and left out there.
 const SHIPPED_LINES_PER_SECOND_MAX: u32 = 1_000;
 
 /// The rate is counted in windows of this length.
 const RATE_WINDOW: Duration = Duration::from_secs(1);
 
-/// For whom a module is loaded.
+/// What a module is loaded for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Owner {
     Processor(String),
     Topic(String),
-    /// An upload of somebody, to see whether it starts.
+    /// A trial of an upload, to see whether it starts.
     Trial(String),
 }
 
-/// Who writes the log lines of a trial instance.
+/// The owner of a trial instance's log lines.
 const TRIAL: &str = "(admission)";
 
 impl Owner {
@@ -53,7 +53,7 @@ impl Owner {
         }
     }
 
-    /// What metrics call it.
+    /// Its name in metrics.
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Processor(_) | Self::Trial(_) => "processor",
@@ -61,10 +61,10 @@ impl Owner {
         }
     }
 
-    /// Whose share of the threads for guests it is: a processor's revisions, shadow and error handler have one together.
+    /// Whose share of the threads for guests it uses: a processor's revisions, shadow and error handler share one.
     pub(crate) fn lane(&self) -> String {
         match self {
-            // Names have no slash: what follows it says which part of the processor it is.
+            // Names have no slash: the part after it says which part of the processor it is.
             Self::Processor(name) => {
                 format!("processor {}", name.split('/').next().unwrap_or(name))
             }
@@ -99,19 +99,19 @@ impl GuestLogs {
         })
     }
 
-    /// Lines of an owner that were dropped because there were too many in a second.
+    /// Lines of an owner that were dropped because of its rate.
     pub(crate) fn dropped(&self, owner: &Owner) -> u64 {
         let log = self.0.lock().get(owner).cloned();
         log.map_or(0, |log| log.kept.lock().dropped)
     }
 
-    /// Forgets an owner that is gone: one of the same name begins anew.
+    /// Forgets a deleted owner: one of the same name starts over.
     pub(crate) fn forget(&self, owner: &Owner) {
         self.0.lock().remove(owner);
     }
 }
 
-/// The way of guests' lines into the host's log, for all of them together.
+/// Passes guests' lines to the host's log, for all of them together.
 #[derive(Default)]
 pub(crate) struct HostLog(Mutex<Rate>);
 
@@ -124,7 +124,7 @@ struct Rate {
 }
 
 impl Rate {
-    /// Whether another line may be written now; the second value is how many were dropped in the window just over.
+    /// Whether another line may be written now; the second value is how many were dropped in the previous window.
     fn admit(&mut self, now: Duration, lines_per_second: u32) -> (bool, u64) {
         let mut dropped_before = 0;
         if now.saturating_sub(self.window_start) >= RATE_WINDOW {
@@ -144,7 +144,7 @@ impl Rate {
 /// The lines of one owner's guests.
 pub(crate) struct OwnerLog {
     owner: Owner,
-    /// Lines over the rate, and bytes that lines were cut by.
+    /// Lines over the rate, and bytes cut from lines.
     dropped: Counter,
     cut: Counter,
     kept: Mutex<Kept>,
@@ -184,21 +184,21 @@ impl Kept {
     }
 }
 
-/// Where one instance writes to.
+/// Where one instance logs to.
 #[derive(Clone)]
 pub(crate) struct LogSink {
     pub(crate) log: Arc<OwnerLog>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) revision: u32,
     pub(crate) lines_per_second: u32,
-    /// Where the host's log has guests' lines as well.
+    /// The host's log, if guests' lines go there as well.
     pub(crate) host_log: Option<Arc<HostLog>>,
-    /// Of the instance that writes; nobody reads them where there is none.
+    /// The lines of the current call, if anybody reads them.
     pub(crate) notes: Arc<Notes>,
 }
 
 impl LogSink {
-    /// The same for one instance, whose calls are noted.
+    /// The same for one instance whose calls are noted.
     pub(crate) fn noting(&self, notes: &Arc<Notes>) -> Self {
         Self {
             notes: Arc::clone(notes),
@@ -206,12 +206,12 @@ impl LogSink {
         }
     }
 
-    /// Whose log it is.
+    /// The log's owner.
     pub(crate) fn owner(&self) -> &Owner {
         &self.log.owner
     }
 
-    /// Writes a line, or counts it as dropped without looking at its text.
+    /// Writes a line, or counts it as dropped without reading its text.
     pub(crate) fn write(&self, level: &'static str, line: impl FnOnce() -> Line) {
         let now = self.clock.monotonic();
         let (admitted, dropped_before) = {
@@ -250,7 +250,7 @@ impl LogSink {
         self.log.kept.lock().push(line);
     }
 
-    /// Into the host's log as well, where guests' lines are to go there.
+    /// Also passes it to the host's log, if configured.
     fn ship(&self, level: &'static str, text: &str) {
         let (processor, revision) = (self.log.owner.name(), self.revision);
         let Some(host_log) = &self.host_log else {
@@ -263,7 +263,7 @@ impl LogSink {
             .admit(self.clock.monotonic(), SHIPPED_LINES_PER_SECOND_MAX);
         if told.1 > 0 {
             let lines = told.1;
-            tracing::warn!(target: "millrace::guest", lines, "lines of components were left out of this log: too many in a second");
+            tracing::warn!(target: "millrace::guest", lines, "log lines of components were left out here because of the rate limit");
         }
         if !told.0 {
             counter!("millrace_guest_log_lines_not_shipped_total").increment(1);
@@ -289,10 +289,10 @@ impl LogSink {
     }
 }
 
-/// A line on its way into a log: cut, and by how much.
+/// A line for a log: cut, and by how much.
 pub(crate) struct Line {
     pub(crate) text: String,
-    /// Bytes that it is shorter by than what was written.
+    /// How many bytes were cut.
     pub(crate) cut: usize,
 }
 
@@ -317,14 +317,14 @@ impl Line {
     }
 }
 
-/// `text` cut to `bytes_max` and free of what would steer a terminal: safe to print and to put into a header.
+/// `text` cut to `bytes_max` and without control characters: safe to print and to put into a header.
 pub(crate) fn clean(text: &str, bytes_max: usize) -> String {
     let cut = text.floor_char_boundary(bytes_max);
     let visible = |c: char| if steers(c) { ' ' } else { c };
     text[..cut].chars().map(visible).collect()
 }
 
-/// The text without words that name a file or a thread: where something was built or ran says nothing to whoever reads it here.
+/// The text without names of files and threads: where something was built or ran means nothing to its reader here.
 pub(crate) fn without_places(text: &str) -> String {
     let is_place = |word: &str| {
         let bare = word.trim_matches(|c: char| "'\"`(),;:".contains(c));

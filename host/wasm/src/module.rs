@@ -1,4 +1,4 @@
-//! A module ready to be instantiated: its code, linked to what it may import, and the names of what it exports of ours.
+//! A module ready to be instantiated: its code, linked to its permitted imports, and the names of its exported interfaces.
 
 use std::sync::Arc;
 
@@ -53,7 +53,7 @@ impl Module {
         self.imports_state
     }
 
-    /// Where the function of an interface is.
+    /// The position of an interface's function.
     pub(crate) fn function(
         &self,
         interface: Interface,
@@ -69,7 +69,7 @@ impl Module {
             .ok_or_else(|| missing_export(&[interface], &self.exports))
     }
 
-    /// What it exports of ours.
+    /// Its exported interfaces.
     pub(crate) fn interfaces(&self) -> Vec<Interface> {
         let mut found: Vec<_> = self
             .exports
@@ -83,7 +83,7 @@ impl Module {
 }
 
 fn invalid(error: &wasmtime::Error) -> AdmitError {
-    // How instances are kept is the host's business, and where it was built is nobody's.
+    // How instances are kept is an internal detail, and where the module was built is not for others.
     let text = without_places(&format!("{error:#}"));
     let text = text
         .replace(" in the pooling allocator", "")

@@ -1,4 +1,4 @@
-//! What the host notes of a call while it runs. It outlives the guest, so that it can tell of one that was thrown away.
+//! The host's notes on a running call. They outlive the guest, so that a discarded one can be reported.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -13,13 +13,13 @@ use parking_lot::Mutex;
 pub(crate) struct Notes {
     /// How often the guest was interrupted in this call.
     yields: AtomicU32,
-    /// Whether the host reads from the disk for it, which takes none of its time.
+    /// Whether the host reads from the disk for it, which does not use its time.
     is_reading: AtomicBool,
     /// Linear memory of the instance.
     memory_bytes: AtomicU64,
-    /// What it wrote in this call.
+    /// What it logged in this call.
     log: Mutex<CallLog>,
-    /// What the call is for, while it runs.
+    /// The call's messages, while it runs.
     batch: Mutex<Option<Arc<ColumnBatch>>>,
 }
 
@@ -32,14 +32,14 @@ impl Drop for Reading {
     }
 }
 
-/// Notes of a call that is over.
+/// Notes on a finished call.
 pub(crate) struct Noted {
     memory_bytes: u64,
     log: Vec<GuestLine>,
 }
 
 impl Notes {
-    /// Forgets the call before.
+    /// Forgets the previous call.
     pub(crate) fn begin_call(&self) {
         self.yields.store(0, Ordering::Relaxed);
         drop(self.log.lock().take());
@@ -67,7 +67,7 @@ impl Notes {
         self.memory_bytes.store(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Says what the call at hand is for; `None`: it is over.
+    /// Sets the current call's messages; `None`: it is over.
     pub(crate) fn set_batch(&self, batch: Option<Arc<ColumnBatch>>) {
         *self.batch.lock() = batch;
     }
@@ -80,7 +80,7 @@ impl Notes {
         self.log.lock().push(line);
     }
 
-    /// What the call leaves behind; nothing is allocated for a guest that was silent.
+    /// The call's evidence; nothing is allocated for a guest that logged nothing.
     pub(crate) fn take(&self) -> Noted {
         Noted {
             memory_bytes: self.memory_bytes.load(Ordering::Relaxed),
@@ -90,7 +90,7 @@ impl Notes {
 }
 
 impl Noted {
-    /// What a call of so many messages used in so long a time.
+    /// What a call of this many messages used in this time.
     pub(crate) fn used(self, time: Duration, messages: usize) -> CallUse {
         CallUse {
             guest_us: u64::try_from(time.as_micros()).unwrap_or(u64::MAX),

@@ -11,22 +11,22 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use crate::logs::{LINE_BYTES_MAX, Line, LogSink, clean};
 
-/// Bytes that a guest may write in one call of `write`.
+/// Maximum bytes in one call of `write`.
 const WRITE_BYTES_MAX: usize = 64 << 10;
 
-/// Bytes of the output of one call that are kept to explain a trap.
+/// Bytes of one call's output that are kept to explain a trap.
 const RECENT_BYTES_MAX: usize = 1 << 10;
 
-/// A stream of text that becomes log lines of one level.
+/// A text stream that becomes log lines of one level.
 #[derive(Clone)]
 pub(crate) struct LineStream(Arc<Mutex<Lines>>);
 
 struct Lines {
     sink: LogSink,
     level: &'static str,
-    /// The line that has no end yet; at most [`LINE_BYTES_MAX`].
+    /// The line without an end so far; at most [`LINE_BYTES_MAX`].
     open: Vec<u8>,
-    /// Bytes of that line beyond these.
+    /// Further bytes of that line.
     cut: usize,
     /// The last bytes of this call's output: an exception comes at the end.
     recent: Vec<u8>,
@@ -47,19 +47,19 @@ impl LineStream {
         })))
     }
 
-    /// Forgets the output of the call before.
+    /// Forgets the output of the previous call.
     pub(crate) fn begin_call(&self) {
         let mut lines = self.0.lock();
         lines.recent.clear();
         lines.recent_is_tail = false;
     }
 
-    /// What was written without a line end is a line of the call that wrote it.
+    /// Text without a line end is a line of the call that wrote it.
     pub(crate) fn end_call(&self) {
         self.0.lock().end_line();
     }
 
-    /// The last text of this call's output, on one line; whole lines, if it is any.
+    /// The last text of this call's output, on one line; whole lines if possible.
     pub(crate) fn recent(&self) -> String {
         let lines = self.0.lock();
         let end = lines.recent.trim_ascii_end();
@@ -67,7 +67,7 @@ impl LineStream {
         let begin = line_end.filter(|_| lines.recent_is_tail);
         let text = String::from_utf8_lossy(&end[begin.map_or(0, |at| at + 1)..]);
         let text = clean(&text, RECENT_BYTES_MAX);
-        // What Rust's panic message ends with helps nobody here.
+        // The end of Rust's panic message does not help here.
         let text = text
             .split("note: run with `RUST_BACKTRACE")
             .next()
@@ -151,7 +151,7 @@ impl StdoutStream for LineStream {
         Box::new(self.clone())
     }
 
-    /// Only WASI 0.3 would ask for it, and that is not linked.
+    /// Only WASI 0.3 would use it, and that is not linked.
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
         Box::new(tokio::io::sink())
     }

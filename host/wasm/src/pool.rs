@@ -1,4 +1,4 @@
-//! Warm instances of one module for one owner: taken for a call, given back if the call went well, thrown away if not.
+//! Warm instances of one module for one owner: taken for a call, returned if it succeeded, discarded otherwise.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,23 +26,23 @@ use crate::output::LineStream;
 use crate::slots::{Slot, Slots};
 use crate::threads::{GuestThreads, Lane};
 
-/// Instances of one loaded module at once; further calls wait for one. Small against the host's total, so that no
-/// processor can take what the others need.
+/// Concurrent instances of one loaded module; further calls wait for one. Small compared with the host's total, so that no processor
+/// can take what others need.
 const INSTANCES_MAX: usize = 16;
 
-/// Calls that one instance answers before a fresh one takes over: what a guest leaks, it leaks so often at the most.
+/// Calls per instance before a fresh one replaces it, which limits the effect of a guest's leaks.
 const INSTANCE_CALLS_MAX: u32 = 10_000;
 
 /// An instance is replaced after this long.
 const INSTANCE_AGE_MAX: Duration = Duration::from_secs(600);
 
-/// Handles that a guest may hold of the host's resources: streams, pollables.
+/// Handles of the host's resources that a guest may hold: streams, pollables.
 const HANDLES_MAX: usize = 1_000;
 
-/// What the columns of an answer may weigh beside its bytes: the numbers of an output, of a message.
+/// Size of an answer's columns besides its bytes: the numbers of an output, of a message.
 const OUTPUT_COLUMNS_BYTES: u64 = 64;
 
-/// What all pools share.
+/// Shared by all pools.
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) clock: Arc<dyn Clock>,
@@ -61,7 +61,7 @@ pub(crate) struct Pool {
     limits: Limits,
     sink: LogSink,
     gauges: InstanceGauges,
-    /// At most [`INSTANCES_MAX`], as calls in flight are.
+    /// At most [`INSTANCES_MAX`], like running calls.
     idle: Mutex<Vec<Guest>>,
     turns: Semaphore,
     lane: Lane,
@@ -69,7 +69,7 @@ pub(crate) struct Pool {
 
 /// Why there is no pool.
 pub(crate) enum NotOpened {
-    /// Its first instance needs more than it may have.
+    /// Its first instance needs more than its limits allow.
     AtLimit(AdmitError),
     Refused(AdmitError),
 }
@@ -88,7 +88,7 @@ impl From<NotOpened> for AdmitError {
     }
 }
 
-/// What a call has before it begins. Waiting for it is not the guest's time.
+/// What a call needs before it begins. Waiting for it is not the guest's time.
 enum Place {
     Warm(Guest),
     Free(Slot),
@@ -104,7 +104,7 @@ pub(crate) struct Guest {
     _slot: Slot,
 }
 
-/// What the host keeps of one instance.
+/// The host's data for one instance.
 pub(crate) struct GuestState {
     pub(crate) instance_limits: InstanceLimits,
     pub(crate) call_limits: Limits,
@@ -119,7 +119,7 @@ pub(crate) struct GuestState {
 }
 
 impl GuestState {
-    /// Whatever the call wrote is on record from here on, as its own.
+    /// From here on, log lines are noted for this call.
     fn end_call(&mut self) {
         self.stdout.end_call();
         self.stderr.end_call();
@@ -128,12 +128,12 @@ impl GuestState {
         }
     }
 
-    /// What the host notes of the call.
+    /// The host's notes on the call.
     pub(crate) fn notes(&self) -> &Arc<Notes> {
         &self.notes
     }
 
-    /// What the guest said last in this call: panics and exceptions are told on standard error, by some languages on standard output.
+    /// The guest's last output in this call: panics and exceptions are printed to standard error, by some languages to standard output.
     pub(crate) fn last_words(&self) -> String {
         match self.stderr.recent() {
             silent if silent.is_empty() => self.stdout.recent(),
@@ -152,7 +152,7 @@ impl WasiView for GuestState {
 }
 
 impl Pool {
-    /// A pool whose first instance has been made under the limits of every later one.
+    /// A pool whose first instance was created under the limits of every later one.
     pub(crate) async fn open<C: GuestCall>(
         shared: Arc<Shared>,
         module: Arc<Module>,
@@ -185,7 +185,9 @@ impl Pool {
         C::check(&guest).map_err(|error| {
             let function = C::FUNCTION;
             let text = without_places(&format!("{error:#}"));
-            AdmitError::Invalid(format!("its `{function}` is not that of wit/: {text}"))
+            AdmitError::Invalid(format!(
+                "its `{function}` does not have the type in wit/: {text}"
+            ))
         })?;
         self.keep(guest);
         Ok(())
@@ -201,7 +203,7 @@ impl Pool {
                 "the host's setting guest_start_ms_max"
             }
         };
-        format!("it is not done within {ms} ms ({setting} = {ms})")
+        format!("it did not finish within {ms} ms ({setting} = {ms})")
     }
 
     async fn first(self: &Arc<Self>) -> Result<Guest, CallError> {
@@ -214,13 +216,13 @@ impl Pool {
             .flatten()
     }
 
-    /// A start holds up whoever deploys or stops the host, however long calls may take.
+    /// A slow start holds up deployments and the host's stop, however long calls may take.
     fn start_time_max(&self) -> Duration {
         let most = Duration::from_millis(self.shared.limits.guest_start_ms_max);
         self.call_time_max().min(most)
     }
 
-    /// Makes one call on an instance that nobody else uses meanwhile.
+    /// Makes one call on an instance, exclusively.
     pub(crate) async fn call<C: GuestCall>(
         self: &Arc<Self>,
         call: C,
@@ -228,7 +230,7 @@ impl Pool {
         self.measured(call, 1).await.0
     }
 
-    /// As [`Pool::call`], and what it used, if a guest was called at all.
+    /// Like [`Pool::call`]; also returns what it used, if a guest was called at all.
     pub(crate) async fn measured<C: GuestCall>(
         self: &Arc<Self>,
         call: C,
@@ -251,7 +253,7 @@ impl Pool {
             .await;
         match ended.flatten() {
             Ok((output, noted)) => (Ok(output), Some(noted.used(time, messages))),
-            // Its instance was given back: what is noted now may be of another call.
+            // Its instance was returned: new notes may belong to another call.
             Err(error @ CallError::Unavailable(_)) => (Err(error), None),
             Err(error) => (Err(error), Some(notes.take().used(time, messages))),
         }
@@ -286,7 +288,7 @@ impl Pool {
         call::run(work, time_max, notes, clock, threads, &self.lane).await
     }
 
-    /// The guest is given back by success alone: whatever else ends this future also drops the guest.
+    /// Only success returns the instance: any other end of this future drops it.
     async fn work<C: GuestCall>(
         self: Arc<Self>,
         call: C,
@@ -295,7 +297,7 @@ impl Pool {
     ) -> Result<(C::Output, Noted), CallError> {
         let mut guest = match place {
             Place::Warm(guest) => guest,
-            // Boxed, for it is large and rare: every call would move it otherwise.
+            // Boxed, because it is large and rare: otherwise every call would move it.
             Place::Free(slot) => Box::pin(Arc::clone(&self).instantiate(slot, notes)).await?,
         };
         guest.begin_call(call.batch());
@@ -364,7 +366,7 @@ impl Pool {
         })
     }
 
-    /// The smaller of what the processor asked for and of what the host gives.
+    /// The smaller of the processor's limit and the host's.
     fn allowed(&self) -> Allowed {
         let (own, host) = (self.limits.memory_bytes_max, self.shared.limits);
         let is_own = own < host.guest_memory_bytes_max;
@@ -437,14 +439,14 @@ impl Guest {
     }
 }
 
-/// What the host reads of one answer at the most, before it looks at any of it: the bytes and the columns allowed.
+/// Maximum size of an answer that the host reads before it checks any of it: the bytes and the columns allowed.
 fn lifted_bytes_max(limits: &Limits) -> usize {
     let columns =
         (u64::from(limits.answer_outputs_max) + BATCH_MESSAGES_MAX as u64) * OUTPUT_COLUMNS_BYTES;
     usize::try_from(limits.answer_bytes_max.saturating_add(columns)).unwrap_or(usize::MAX)
 }
 
-/// A start fails like a call, but an instance that cannot be made without any trap is the module's fault as well.
+/// A start fails like a call, but an instance that cannot be created even without a trap is the module's fault as well.
 fn explain_start(error: &wasmtime::Error, guest: &GuestState) -> CallError {
     match explain(error, guest) {
         CallError::BadAnswer(message) => CallError::Trap {

@@ -1,4 +1,4 @@
-//! How many instances the whole host may have, and how one more is found a place when all are taken.
+//! The places for instances on the whole host, and how a new one gets a place when all are taken.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -9,22 +9,22 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::pool::Pool;
 
-/// A MiB of memory is what permits of it are counted in.
+/// Permits count memory in MiB.
 const MIB: u64 = 1 << 20;
 
-/// What an instance takes beside its linear memory, at the most about: tables, stack, what the host knows of it. In MiB.
+/// Approximate maximum memory of an instance besides its linear memory: tables, stack, the host's records. In MiB.
 const BESIDE_MIB: u32 = 2;
 
-/// A place for one instance, and for its memory at the most.
+/// A place for one instance, with its maximum memory.
 pub(crate) struct Slot {
     _place: OwnedSemaphorePermit,
     _memory: OwnedSemaphorePermit,
 }
 
-/// The places for instances, and the memory for all of them. An idle instance keeps its place only as long as nobody else waits for one.
+/// The places for instances, and the memory for all of them. An idle instance keeps its place only while nothing else waits for one.
 pub(crate) struct Slots {
     free: Arc<Semaphore>,
-    /// In MiB, as much of it as instances may take at the most.
+    /// The memory for all instances, in MiB.
     memory: Arc<Semaphore>,
     memory_mib: u32,
     waiting: AtomicUsize,
@@ -34,7 +34,7 @@ pub(crate) struct Slots {
 impl Slots {
     pub(crate) fn new(instances_max: u32, memory_bytes_max: u64) -> Self {
         let memory_mib = u32::try_from(memory_bytes_max / MIB).unwrap_or(u32::MAX);
-        // No more than a semaphore counts.
+        // A semaphore cannot count more.
         let memory_mib = memory_mib.clamp(1, 1 << 28);
         Self {
             free: Arc::new(Semaphore::new(instances_max as usize)),
@@ -52,9 +52,9 @@ impl Slots {
         pools.push(Arc::downgrade(pool));
     }
 
-    /// A place for one more instance of so much memory: a free one, else that of idle instances, else the next one to come free.
+    /// A place for another instance with this much memory: a free one, or that of idle instances, or the next one that becomes free.
     pub(crate) async fn take(&self, memory_bytes_max: u64) -> Result<Slot, CallError> {
-        // One that may have more than all together gets all of it, and is alone then.
+        // An instance that may have more than all memory gets all of it, and is alone then.
         let mib = u32::try_from(memory_bytes_max.div_ceil(MIB)).unwrap_or(u32::MAX);
         let mib = mib.saturating_add(BESIDE_MIB).clamp(1, self.memory_mib);
         if let Some(slot) = self.try_take(mib) {
@@ -67,7 +67,7 @@ impl Slots {
                 return Ok(slot);
             }
         }
-        // In this order by everybody, so that nobody who waits holds what another waits for.
+        // Everybody takes them in this order, so that nobody who waits holds what another waits for.
         let failed = |error: AcquireError| CallError::Host(error.to_string());
         let memory = Arc::clone(&self.memory).acquire_many_owned(mib);
         let memory = memory.await.map_err(failed)?;
@@ -88,7 +88,7 @@ impl Slots {
         })
     }
 
-    /// Whether somebody waits for a place.
+    /// Whether something waits for a place.
     pub(crate) fn are_wanted(&self) -> bool {
         self.waiting.load(Ordering::SeqCst) > 0
     }

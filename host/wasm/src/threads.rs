@@ -1,5 +1,5 @@
-//! Threads for guests that compute for long, so that they never hold up the threads of the network and the engine: there are few, they
-//! stand behind all others where cores are short, and no owner has all of them at once.
+//! Threads for guests with long computations, so that they never hold up the threads of the network and the engine: they are few, they
+//! have a lower priority, and no owner has all of them at once.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -12,15 +12,15 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinHandle};
 
-/// By how much guests stand behind the host's own threads: at 10 a thread that always runs gets about a ninth of a core that both
-/// want. What a guest's time is counted by does not go on while it waits for a core.
+/// How much lower guests' priority is than that of the host's own threads: at 10 a busy thread gets about a ninth of a contended core.
+/// A guest's time does not advance while it waits for a core.
 const NICER_BY: i32 = 10;
 
-/// Owns the threads; dropping it ends them without waiting for a guest.
+/// Owns the threads; dropping it ends them without waiting for guests.
 pub(crate) struct GuestThreads {
     runtime: Option<Runtime>,
     count: usize,
-    /// Of each owner that has a lane.
+    /// For each owner that has a lane.
     turns: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
@@ -40,8 +40,8 @@ impl GuestThreads {
         })
     }
 
-    /// A way to the threads for `owner`, which never has the last of them, however many lanes and calls it has: with one thread for each
-    /// core, a guest that always computes leaves a core to the host, which is late by a time slice now and then where all are busy.
+    /// A lane to the threads for `owner`, which never occupies all of them, however many lanes and calls it has: with one thread per
+    /// core, an endless guest leaves a core to the host, which would otherwise be late by a time slice now and then.
     pub(crate) fn lane(&self, owner: &str) -> Lane {
         let mut all = self.turns.lock();
         let known = all.get(owner).and_then(Weak::upgrade);
@@ -57,7 +57,7 @@ impl GuestThreads {
         }
     }
 
-    /// Carries `future` to its end on a guest thread, when it is the owner's turn; dropping the answer ends it early.
+    /// Runs `future` to its end on a guest thread, when it is the owner's turn; dropping the answer ends it early.
     pub(crate) async fn carry<F>(&self, lane: &Lane, future: F) -> Result<F::Output, JoinError>
     where
         F: Future<Output: Send> + Send + 'static,
@@ -70,11 +70,11 @@ impl GuestThreads {
     }
 }
 
-/// The way of one owner's calls of one kind to the threads.
+/// The lane of one owner's calls of one kind to the threads.
 pub(crate) struct Lane {
     /// The owner's.
     turns: Arc<Semaphore>,
-    /// Whether its calls took long lately: they begin on the threads then.
+    /// Whether its recent calls were long: then they start on the threads.
     is_slow: AtomicBool,
 }
 
@@ -90,7 +90,7 @@ impl Lane {
     }
 }
 
-/// On Linux priorities are of threads. Where it is refused, guests compete as equals.
+/// On Linux priorities belong to threads. If the system refuses, guests compete as equals.
 fn stand_behind() {
     let nicer = getpriority_process(None).and_then(|own| setpriority_process(None, own + NICER_BY));
     if let Err(error) = nicer {
@@ -108,7 +108,7 @@ impl<T> Drop for AbortOnDrop<T> {
 
 impl Drop for GuestThreads {
     fn drop(&mut self) {
-        // A runtime must not be dropped within another one, and this may well happen there.
+        // A runtime must not be dropped within another one, which may happen here.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

@@ -1,5 +1,5 @@
-//! Whose compile is next. Uploads take turns by uploader: first by where they come from, then by who they say to be, so that
-//! whoever sends many waits for themselves. What the host itself has to load goes before all of them.
+//! Decides which compile is next. Uploaders take turns: first by address, then by claimed name, so that many uploads only delay their
+//! own uploader. What the host itself has to load goes first.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,19 +9,19 @@ use millrace_broker::handler::{AdmitError, Uploader};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// Compiles that wait for their turn in one lane. At the bound the newest of whoever has most waiting gives way.
+/// Compiles that wait for their turn in one lane. At the bound the newest of the uploader with the most waiting is refused.
 const WAITING_MAX: usize = 32;
 
-/// Compiles of one uploader that wait in one lane; a further one is told to come back.
+/// Compiles of one uploader that wait in one lane; another one is told to come back.
 const WAITING_PER_UPLOADER_MAX: usize = 8;
 
-/// Uploaders whose last turn is remembered. Beyond it those who wait for nothing are forgotten.
+/// Uploaders whose last turn is remembered. Beyond it those without waiting compiles are forgotten.
 const REMEMBERED_MAX: usize = 1_000;
 
-/// When to come back, in seconds, for whom there was no place.
+/// The delay after which a refused upload may come back, in seconds.
 const COME_BACK_S: u32 = 5;
 
-/// For whom a module is compiled.
+/// What a module is compiled for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Asker {
     /// The host, which needs the module to start what is deployed.
@@ -30,7 +30,7 @@ pub(crate) enum Asker {
 }
 
 impl Asker {
-    /// Where it comes from; of the host nowhere.
+    /// Its address; none for the host.
     fn address(&self) -> Option<IpAddr> {
         match self {
             Self::Host => None,
@@ -45,10 +45,10 @@ pub(crate) struct Turns(Mutex<Queue>);
 #[derive(Default)]
 struct Queue {
     taken: bool,
-    /// In the order in which they came.
+    /// The order of arrival.
     waiting: Vec<Waiting>,
     turns: u64,
-    /// When each had its last turn; who is not in it never had one.
+    /// When each had its last turn; uploaders without an entry never had one.
     addresses: HashMap<Option<IpAddr>, u64>,
     askers: HashMap<Asker, u64>,
 }
@@ -66,7 +66,7 @@ impl Turns {
         Arc::new(Self(Mutex::default()))
     }
 
-    /// How many wait.
+    /// The number waiting.
     pub(crate) fn waiting(&self) -> usize {
         let queue = self.0.lock();
         let waits = |waiting: &&Waiting| !waiting.wake.is_closed();
@@ -84,23 +84,23 @@ impl Turns {
         Some(Turn(Arc::clone(self)))
     }
 
-    /// Waits for the asker's turn.
+    /// Waits for a turn.
     pub(crate) async fn take(self: &Arc<Self>, asker: &Asker) -> Result<Turn, AdmitError> {
         if let Some(turn) = self.try_take(asker) {
             return Ok(turn);
         }
         let woken = self.0.lock().join(asker)?;
-        // The last place may have come free in between.
+        // The last place may have become free in between.
         self.hand_on();
         let turn = woken.await;
-        turn.map_err(|_| busy(WAITING_MAX, "all places are taken by others now"))
+        turn.map_err(|_| busy(WAITING_MAX, "all places are taken"))
     }
 
-    /// Gives the turn, if it is free, to whoever is next.
+    /// Passes the turn on if it is free.
     fn hand_on(self: &Arc<Self>) {
         let next = self.0.lock().next();
         if let Some(next) = next {
-            // Whoever is gone meanwhile drops it, which hands it on again.
+            // A caller that is gone drops it, which passes it on again.
             drop(next.wake.send(Turn(Arc::clone(self))));
         }
     }
@@ -123,8 +123,7 @@ impl Queue {
         if self.waiting.len() >= WAITING_MAX && !self.make_room(own) {
             return Err(busy(self.waiting.len(), "uploads wait already"));
         }
-        // A newcomer goes before whoever has the turn at this moment, and behind all others: names that nobody has heard of are no
-        // way to the front.
+        // A newcomer goes before the uploader that has the turn now, and behind all others: unknown names are no way to the front.
         let behind = self.turns.saturating_sub(1);
         self.askers.entry(asker.clone()).or_insert(behind);
         let (wake, woken) = oneshot::channel();
@@ -133,7 +132,7 @@ impl Queue {
         Ok(woken)
     }
 
-    /// Sends the newest of whoever has most waiting away, if that is more than `own` and one more.
+    /// Refuses the newest compile of the uploader with the most waiting, if it has more than `own` plus one.
     fn make_room(&mut self, own: usize) -> bool {
         let most = self.waiting.iter().map(|one| self.waiting_of(&one.asker));
         let most = most.max().unwrap_or(0);
@@ -161,7 +160,7 @@ impl Queue {
         self.waiting.retain(|waiting| !waiting.wake.is_closed());
     }
 
-    /// Takes the turn for whoever waited longest for one, seen by address, then by name, then by arrival.
+    /// Takes the turn for whoever waited longest: by address, then by name, then by arrival.
     fn next(&mut self) -> Option<Waiting> {
         self.forget_the_gone();
         if self.taken {
@@ -181,7 +180,7 @@ impl Queue {
 
     fn note(&mut self, asker: &Asker) {
         self.taken = true;
-        // By twos: there is a place for newcomers between two turns.
+        // In steps of two: there is a place for newcomers between two turns.
         self.turns += 2;
         self.addresses.insert(asker.address(), self.turns);
         self.askers.insert(asker.clone(), self.turns);
@@ -195,7 +194,7 @@ impl Queue {
     }
 }
 
-/// How many wait, and why there is no place for one more.
+/// How many wait, and why there is no place for another one.
 fn busy(waiting: usize, why: &str) -> AdmitError {
     AdmitError::Busy {
         reason: format!("{waiting} {why} to be compiled"),

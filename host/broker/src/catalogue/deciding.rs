@@ -1,5 +1,5 @@
-//! The catalogue as this host knows it. Whoever changes it reads, decides and commits on what was seen; if somebody else was quicker, it is
-//! read and decided again. What others changed is taken over from there.
+//! The catalogue as this host knows it. A change reads, decides, and commits with the versions it read as expectations; if another host
+//! was quicker, it reads and decides again. Changes by other hosts are followed here.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ use crate::catalogue::deployed::Deployed;
 use crate::catalogue::entries::entry;
 use crate::catalogue::handle::Catalogue;
 
-/// How often something is decided, because others were quicker, before that is told.
+/// How often a decision is repeated, because others were quicker, before the conflict is reported.
 const DECISIONS_MAX: usize = 16;
-/// How long is waited for what another host changed to be heard of here.
+/// How long to wait until this host sees another host's change.
 const HEAR_WAIT: Duration = Duration::from_millis(500);
 
 /// An error that a decision about the catalogue can end with.
 pub(crate) trait DecisionError {
-    /// Why the engine did not take it, if that is why.
+    /// The engine's error, if that was the cause.
     fn commit_error(&self) -> Option<&CommitError>;
 
-    /// Whether somebody else changed what it was made on.
+    /// Whether someone else changed what the decision was based on.
     fn is_conflict(&self) -> bool {
         matches!(self.commit_error(), Some(CommitError::Conflict(_)))
     }
@@ -56,7 +56,7 @@ decision_errors! {
     TopicError: TopicError::Commit;
 }
 
-/// Up to which of the catalogue's writes of a kind all is known here.
+/// How far this host knows the catalogue's writes of one kind.
 #[derive(Debug, Default)]
 pub(crate) struct Followed(Mutex<Version>);
 
@@ -65,12 +65,12 @@ impl Followed {
         *self.0.lock()
     }
 
-    /// All up to this one is known.
+    /// All writes up to this one are known.
     pub(crate) fn up_to(&self, version: Version) {
         *self.0.lock() = version;
     }
 
-    /// A write of this host's is known. If others wrote before it, their writes are still to come.
+    /// Marks a write by this host as known. Earlier writes by others are still to come.
     pub(crate) fn own(&self, written: Version) {
         let mut version = self.0.lock();
         if written.0 == version.0 + 1 {
@@ -79,7 +79,7 @@ impl Followed {
     }
 }
 
-/// Decides, and decides again as often as somebody else was quicker, up to [`DECISIONS_MAX`] times.
+/// Decides and commits, again if someone else was quicker, up to [`DECISIONS_MAX`] times.
 pub(crate) async fn decided<T, E, F>(engine: &dyn Engine, decision: impl Fn() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
@@ -90,10 +90,10 @@ where
         heard.borrow_and_update();
         match decision().await {
             Err(error) if error.is_conflict() => {
-                // Decided on the same once more, it would be the same conflict.
+                // Deciding on the same knowledge again would only conflict again.
                 let _ = tokio::time::timeout(HEAR_WAIT, heard.changed()).await;
             }
-            // Somebody took over what was claimed for it.
+            // Someone else took over the claim meanwhile.
             Err(error) if matches!(error.commit_error(), Some(CommitError::Fenced { .. })) => {}
             done => return done,
         }
@@ -101,7 +101,7 @@ where
     decision().await
 }
 
-/// What is known of the catalogue, once it is: another host has written it, and this one may not have heard of it yet.
+/// Waits until the catalogue is known up to here: another host has written to it, and this host may not have seen that yet.
 pub(crate) async fn heard_of<T>(
     engine: &dyn Engine,
     mut look: impl FnMut() -> Option<T>,
@@ -121,8 +121,8 @@ pub(crate) async fn heard_of<T>(
 }
 
 impl Catalogue {
-    /// Decides something about the catalogue and commits it; by turns with all else that this host decides about it, and again as often as
-    /// another one was quicker.
+    /// Decides something about the catalogue and commits it, one decision of this host at a time, and again if another host was
+    /// quicker.
     pub(crate) async fn decide<T, E, F>(&self, decision: impl Fn() -> F) -> Result<T, E>
     where
         F: Future<Output = Result<T, E>>,
@@ -145,7 +145,7 @@ impl Catalogue {
         entry.is_some_and(|entry| entry.version == known.version)
     }
 
-    /// That a processor is in the catalogue as this host knows it, or is not there if this host knows none.
+    /// Expects a processor's entry to be as this host knows it, or absent if this host knows none.
     pub(crate) fn as_known(&self, name: &ProcessorName) -> Expectation {
         let known = self.inner.processors.read();
         Expectation::Entry {
@@ -155,7 +155,7 @@ impl Catalogue {
         }
     }
 
-    /// That all processors are as this host knows them, and that there are no others.
+    /// Expects all processors to be as this host knows them, and that there are no others.
     pub(crate) fn all_as_known(&self) -> Expectation {
         Expectation::Kind {
             kind: EntryKind::Processor,
@@ -163,21 +163,21 @@ impl Catalogue {
         }
     }
 
-    /// That a module is in the catalogue as it is now, or is not there if it is not.
+    /// Expects a module's entry to be as it is now, or absent if it is absent.
     pub(crate) fn module_as_now(&self, digest: Digest) -> Expectation {
         let (kind, key) = (EntryKind::Module, digest.to_string());
         let read = self.inner.engine.entry(kind, &key);
         Expectation::entry(kind, key, read.as_ref())
     }
 
-    /// That no module came, changed or went since now.
+    /// Expects that no module is added, changed or removed from now on.
     pub(crate) fn modules_as_now(&self) -> Expectation {
         let kind = EntryKind::Module;
         let version = self.inner.engine.version(kind);
         Expectation::Kind { kind, version }
     }
 
-    /// Writes (or, with `None`, removes) one entry of the catalogue, if what it was decided on still holds; its version.
+    /// Writes one entry of the catalogue (with `None`, removes it) if the expectations still hold; returns its version.
     pub(crate) async fn write_entry<T: Serialize + Sync>(
         &self,
         kind: EntryKind,
@@ -196,7 +196,7 @@ impl Catalogue {
     }
 }
 
-/// That a topic is as it was read.
+/// Expects a topic to be as it was read.
 pub(crate) fn as_read(topic: &Topic) -> Expectation {
     Expectation::Topic {
         name: topic.spec.name.clone(),

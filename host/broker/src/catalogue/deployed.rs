@@ -13,6 +13,6 @@ pub(crate) struct Deployed {
     pub(crate) problem: Option<String>,
     /// Why the revision on trial could not be loaded; the current one runs alone.
     pub(crate) trial_problem: Option<String>,
-    /// Why the host could not take its current revision back, when it tried last.
+    /// Why the host could not roll the current revision back, at its last try.
     pub(crate) way_back_problem: Option<String>,
 }

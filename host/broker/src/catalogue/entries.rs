@@ -3,9 +3,9 @@
 use millrace_engine::{EntryKind, EntryWrite};
 use serde::Serialize;
 
-/// An entry of the catalogue, as written.
+/// A catalogue entry, serialised.
 pub(crate) fn entry<T: Serialize>(kind: EntryKind, key: String, value: Option<&T>) -> EntryWrite {
-    // Our own types, whose maps have text keys: they always serialise.
+    // Our own types, whose maps have string keys: they always serialise.
     let value = value.map(|value| serde_json::to_vec(value).unwrap_or_default().into());
     EntryWrite { kind, key, value }
 }

@@ -1,7 +1,7 @@
-//! More partitions for a topic that is used: what depends on it where the messages of a key are, who grows along, and who is told.
+//! Adding partitions to a topic in use: who depends on where keys are, which topics grow with it, and who is notified.
 //!
-//! The topic and the topics that processors keep for themselves beside it grow in one step of the engine. Whatever goes by the number of
-//! partitions is told after that, and finds it at its next start where it was not: the engine's catalogue is what counts.
+//! The topic and the topics that processors own beside it grow in one step of the engine. Everyone who uses the number of partitions is
+//! notified after that, and finds it at the next start otherwise: the engine's catalogue is authoritative.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,14 +20,14 @@ use crate::ground::own_topics::DEAD_LETTERS_SUFFIX;
 use crate::ground::own_topics::REDRIVE_SUFFIX;
 use crate::ground::own_topics::own_name;
 
-/// What depends on it that the messages of a key are in one partition.
+/// A use that depends on all messages of a key being in one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyedUse {
-    /// Of each key the latest message stays, in each partition.
+    /// Compaction keeps the latest message of each key per partition.
     Compaction,
-    /// This processor takes messages in their order, which there is within a partition only.
+    /// This processor processes messages in order, and order exists only within a partition.
     Order(ProcessorName),
-    /// This processor has state, which stands beside the partition that its messages came from.
+    /// This processor has state, which belongs to the partition that its messages came from.
     State(ProcessorName),
 }
 
@@ -35,15 +35,15 @@ impl fmt::Display for KeyedUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Compaction => f.write_str(
-                "The topic is compacted: the latest message of a key that moves stays in its old partition beside the one in the new",
+                "The topic is compacted: the latest message of a key that moves stays in its old partition next to the one in the new partition",
             ),
             Self::Order(processor) => write!(
                 f,
-                "Processor {processor} takes the messages of a key in order: it may take new ones of a key that moves before older ones"
+                "Processor {processor} processes the messages of a key in order: for a key that moves, it may process new messages before older ones"
             ),
             Self::State(processor) => write!(
                 f,
-                "Processor {processor} has state: for a key that moves it begins without any, and what it has stays with the old partition"
+                "Processor {processor} has state: for a key that moves it starts without state, and the old state stays with the old partition"
             ),
         }
     }
@@ -59,7 +59,7 @@ pub(crate) fn listed(uses: &[KeyedUse]) -> String {
 pub struct ChangedTopic {
     /// As it is now.
     pub topic: Topic,
-    /// What came of more partitions; `None` if there are as many as before.
+    /// The consequences of added partitions; `None` if the number stayed the same.
     pub grown: Option<Growth>,
 }
 
@@ -68,20 +68,20 @@ pub struct ChangedTopic {
 pub struct Growth {
     /// How many it had.
     pub before: u32,
-    /// Topics of processors that were given as many.
+    /// Topics of processors that grew with it.
     pub along: Vec<TopicName>,
-    /// What depended on it where the messages of a key are; it was accepted that some move.
+    /// Uses that depended on the positions of keys; it was accepted that some move.
     pub uses: Vec<KeyedUse>,
 }
 
 impl Catalogue {
-    /// Wakes when any topic has more partitions than before.
+    /// Wakes when any topic gets more partitions.
     #[must_use]
     pub fn growths(&self) -> watch::Receiver<u64> {
         self.inner.growths.subscribe()
     }
 
-    /// As [`change_topic`](Self::change_topic), where there are to be more partitions. Whoever calls holds `changes`.
+    /// Like [`change_topic`](Self::change_topic), for more partitions. The caller holds `changes`.
     pub(crate) async fn grow(
         &self,
         topic: &Topic,
@@ -140,7 +140,7 @@ impl Catalogue {
         Ok(ChangedTopic { topic, grown })
     }
 
-    /// Everybody who works by the number of partitions: whoever writes to the topic, the processors that read it, and readers that wait.
+    /// Notifies everyone who uses the number of partitions: writers to the topic, the processors that read it, and waiting readers.
     pub(crate) async fn tell(&self, topic: &Topic) {
         self.inner.partitioners.grow(topic);
         if let Some(dependents) = self.dependents() {
@@ -148,7 +148,7 @@ impl Catalogue {
         }
     }
 
-    /// The topic, and those that grow with it: what processors keep for themselves beside it, and beside that, where others read it.
+    /// The topic and those that grow with it: the topics that processors own beside it, and those beside them, if they are read.
     fn growing(&self, topic: &Topic, asked: u32) -> Vec<Topic> {
         let mut growing = vec![topic.clone()];
         let mut looked_at = 0;
@@ -164,14 +164,14 @@ impl Catalogue {
         growing
     }
 
-    /// Processors of which a revision that runs reads the topic.
+    /// Processors with a running revision that reads the topic.
     pub(crate) fn readers_of(&self, topic: &TopicName) -> Vec<Deployed> {
         let processors = self.inner.processors.read();
         let reads = |deployed: &&Deployed| orders(&deployed.processor, topic).next().is_some();
         processors.values().filter(reads).cloned().collect()
     }
 
-    /// The topics that processors, also deleted ones, keep for themselves beside this one.
+    /// The topics that processors, including deleted ones, own beside this one.
     fn own_topics_beside(&self, input: &TopicName) -> Vec<Topic> {
         let is_own = |topic: &Topic| {
             let Some(owner) = &topic.spec.owner else {
@@ -187,7 +187,7 @@ impl Catalogue {
         topics.filter(is_own).collect()
     }
 
-    /// What processors depend on; of those, too, that were deleted and would go on where they were.
+    /// The uses by processors, including deleted ones that would continue where they were.
     async fn keyed_uses(&self, topic: &Topic, own: &[Topic]) -> Result<Vec<KeyedUse>, ReadError> {
         let mut uses = Vec::new();
         let readers = self.readers_of(&topic.spec.name);
@@ -196,7 +196,7 @@ impl Catalogue {
             .filter_map(|own| own.spec.owner.clone())
             .collect();
         for Deployed { processor, .. } in readers {
-            // It ends with what was there when it was made.
+            // A replay ends with the messages that existed when it was created.
             let is_replay = processor.replay.is_some();
             let is_ordered = orders(&processor, &topic.spec.name).any(|order| order != Order::None);
             if is_ordered && !is_replay {
@@ -219,7 +219,7 @@ fn unread(error: ReadError) -> TopicError {
     CommitError::from(error).into()
 }
 
-/// In which order revisions that run take the topic's messages; none if they do not read it.
+/// The orders in which running revisions process the topic's messages; none if they do not read it.
 fn orders<'a>(processor: &'a Processor, topic: &'a TopicName) -> impl Iterator<Item = Order> + 'a {
     let revisions = processor.revisions.iter();
     let running = revisions.filter(|revision| processor.runs(revision.number));

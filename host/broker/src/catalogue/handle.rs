@@ -51,13 +51,13 @@ pub(super) struct Inner {
     hosts: Arc<Hosts>,
     /// The processors, and why those that do not run do not.
     pub(super) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
-    /// Up to which of the catalogue's writes of processors they are known.
+    /// Which writes of processors in the catalogue are known here.
     pub(super) processors_followed: Followed,
-    /// Topics as this host last looked at them, and how many partitions they had, where there are other hosts.
+    /// Topics and their partition counts as this host last saw them, if there are other hosts.
     topics_followed: Mutex<HashMap<TopicId, u32>>,
     /// Held by whoever decides. Others may decide on other hosts: what must hold is expected by the commit.
     changes: tokio::sync::Mutex<()>,
-    /// How often topics were given more partitions.
+    /// How often partitions were added to topics.
     pub(super) growths: watch::Sender<u64>,
     dependents: OnceLock<Weak<dyn Dependents>>,
 }
@@ -119,7 +119,7 @@ impl Catalogue {
         self.inner.processors_followed.version() == newest
     }
 
-    /// Whether another host was seen since this one began: it may have left something behind.
+    /// Whether another host was seen since this one started: it may have left work behind.
     pub(crate) fn had_other_hosts(&self) -> bool {
         self.inner.hosts.had_others()
     }
@@ -160,7 +160,7 @@ impl Catalogue {
         self.inner.processors.read().get(name).cloned()
     }
 
-    /// What goes by a topic's number of partitions, or was kept of one that is gone, where another host changed it.
+    /// Updates what depends on a topic's partition count, or was kept for a deleted topic, after a change by another host.
     pub(crate) async fn follow_topics(&self) {
         if !self.inner.hosts.had_others() {
             return;

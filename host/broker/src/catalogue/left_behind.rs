@@ -1,5 +1,5 @@
-//! Messages that wait for a processor where it does not read: a revision left their topic out, or the processor is deleted. They wait until
-//! it reads there again.
+//! Messages that wait for a processor in topics that it does not read: a revision dropped the topic, or the processor was deleted. They
+//! wait until it reads the topic again.
 
 use std::collections::HashSet;
 
@@ -18,11 +18,11 @@ const LEFT_BEHIND: &str = "millrace_left_behind_messages";
 /// Messages that wait for a processor in a topic that its current revision does not read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LeftBehind {
-    /// The topic; of dead letters that were sent again the one through which they come.
+    /// The topic; for redriven dead letters their redrive topic.
     pub topic: TopicName,
-    /// Messages that wait for their next attempt, or behind such a one.
+    /// Parked messages.
     pub parked: u64,
-    /// Dead letters that were sent again and that it has not read; in its own topics only.
+    /// Redriven dead letters that were not read; in the processor's own topics only.
     #[serde(skip_serializing_if = "is_zero")]
     pub unread: u64,
 }
@@ -33,7 +33,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Catalogue {
-    /// What a processor leaves waiting where it does not read, topic by topic; of one that is deleted, all that waits for it.
+    /// What a processor leaves waiting in topics that it does not read, by topic; for a deleted one, everything that waits for it.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -41,7 +41,7 @@ impl Catalogue {
         self.left_behind_in(name, &self.topics()).await
     }
 
-    /// The same, of these topics.
+    /// The same for these topics.
     pub(crate) async fn left_behind_in(
         &self,
         name: &ProcessorName,
@@ -70,7 +70,7 @@ impl Catalogue {
         Ok(found.filter(waits).collect())
     }
 
-    /// What waits for a processor in a topic, as far as it is committed; `touched` is where it has progress.
+    /// What waits for a processor in a topic, according to committed progress; `touched` says where it has progress.
     pub(crate) async fn waiting_in(
         &self,
         name: &ProcessorName,
@@ -83,7 +83,7 @@ impl Catalogue {
             parked: 0,
             unread: 0,
         };
-        // All at once: each waits until what was committed before it is durable.
+        // Concurrently: each one waits until earlier commits are durable.
         let asked = topic.partitions().map(|partition| async move {
             match touched.contains(&partition) {
                 true => self.waits_in(name, partition).await,
@@ -101,7 +101,7 @@ impl Catalogue {
         Ok(waiting)
     }
 
-    /// Messages that wait in a partition, and how far it has come there.
+    /// Parked messages in a partition, and the progress there.
     async fn waits_in(
         &self,
         name: &ProcessorName,
@@ -112,7 +112,7 @@ impl Catalogue {
         Ok((progress.parked.len() as u64, progress.next))
     }
 
-    /// Brings the gauges of messages that are left behind up to date.
+    /// Updates the gauges of messages that are left behind.
     pub async fn measure_left_behind(&self) {
         let topics = self.topics();
         for name in self.processor_names() {
@@ -124,7 +124,7 @@ impl Catalogue {
     }
 }
 
-/// The input whose dead letters the processor is sent again through this topic; `None` if it is another topic.
+/// The input whose dead letters are redriven through this topic; `None` for any other topic.
 fn redriven_of<'a>(topic: &'a Topic, name: &ProcessorName) -> Option<&'a str> {
     let is_own = topic.spec.owner.as_ref() == Some(name);
     let suffix = format!(".{name}{REDRIVE_SUFFIX}");

@@ -1,4 +1,4 @@
-//! How long messages stay: topics changed while they are used, partitions trimmed, messages found by their time.
+//! How long messages are kept: changing topics in use, trimming partitions, finding messages by time.
 
 use millrace_engine::{CommitError, ReadError, TopicChange, TopicError, TrimError};
 use millrace_model::{
@@ -11,61 +11,62 @@ use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::growth::{ChangedTopic, KeyedUse, listed};
 use crate::catalogue::handle::Catalogue;
 
-/// What is to be different about a topic.
+/// The changes to a topic.
 #[derive(Clone, Debug, Default)]
 pub struct TopicPatch {
-    /// When its appends are acknowledged.
+    /// When appends are acknowledged.
     pub durability: Option<Durability>,
-    /// How many partitions it has from now on: as many as before, or more.
+    /// The new number of partitions: the same as before, or more.
     pub partitions: Option<u32>,
-    /// Whether it may have more although something depends on a key's messages being in one partition ([`KeyedUse`](crate::KeyedUse)).
+    /// Whether to add partitions although a use depends on all messages of a key being in one partition
+    /// ([`KeyedUse`](crate::KeyedUse)).
     pub accept_moved_keys: bool,
-    /// What else; only what is named changes.
+    /// Further settings; only those given change.
     pub settings: SettingsPatch,
 }
 
-/// Why a topic stayed as it was.
+/// Why a topic was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicChangeError {
-    /// A setting outside its bounds.
+    /// A setting is out of its range.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// Compaction of a topic whose messages do not stand for their keys.
+    /// Compaction of a topic in which each message counts, whatever its key.
     #[error(
-        "topic {topic} was made for processor {owner}, whose messages are evidence: each counts, so it is not compacted"
+        "topic {topic} was made for processor {owner}, so each of its messages is evidence and it cannot be compacted"
     )]
     Compacted {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// Whose.
+        /// Its processor.
         owner: ProcessorName,
     },
-    /// More partitions for a topic that follows another one in that.
+    /// More partitions for a topic that follows its source topic.
     #[error(
-        "topic {topic} was made for processor {owner} and has as many partitions as the topic that it reads"
+        "topic {topic} was made for processor {owner} and always has as many partitions as that processor's input topic"
     )]
     Follows {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// Whose.
+        /// Its processor.
         owner: ProcessorName,
     },
-    /// More partitions for a topic of which something depends on it where the messages of a key are.
+    /// More partitions for a topic with uses that depend on the positions of keys.
     #[error(
-        "with {asked} partitions instead of {have}, keys of topic {topic} move: further messages of a key may go to another partition \
-         than those that are there. {}", listed(.uses)
+        "with {asked} partitions instead of {have}, keys of topic {topic} move: new messages of a key may go to another partition \
+         than the existing ones. {}", listed(.uses)
     )]
     KeysMove {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// How many it has.
+        /// The present number of partitions.
         have: u32,
-        /// What was asked for.
+        /// The requested number.
         asked: u32,
-        /// What depends on it.
+        /// The uses that depend on it.
         uses: Vec<KeyedUse>,
     },
-    /// There is none, or it could not be made durable.
+    /// The topic does not exist, or the change could not be made durable.
     #[error(transparent)]
     Topic(#[from] TopicError),
 }
@@ -79,7 +80,7 @@ decision_errors! {
 pub enum Before {
     /// Everything before an offset.
     Offset(Offset),
-    /// Everything that is there now.
+    /// Everything up to the end.
     End,
 }
 
@@ -92,17 +93,17 @@ pub enum TopicTrimError {
     /// The topic has fewer partitions.
     #[error("topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
     UnknownPartition {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// What was asked for.
+        /// The requested partition.
         partition: PartitionId,
-        /// How many there are.
+        /// The number of partitions.
         partitions: u32,
     },
-    /// What is not there yet cannot be removed.
+    /// The offset is past the end.
     #[error("nothing before offset {requested} can be removed: the partition ends at {end}")]
     PastEnd {
-        /// What was asked for.
+        /// The requested offset.
         requested: Offset,
         /// The end.
         end: Offset,
@@ -113,7 +114,7 @@ pub enum TopicTrimError {
 }
 
 impl Catalogue {
-    /// Changes what may be changed about a topic, at once, whoever uses it meanwhile.
+    /// Changes the settings of a topic, at once, even while it is in use.
     ///
     /// # Errors
     /// [`TopicChangeError`]; nothing was changed.
@@ -153,11 +154,11 @@ impl Catalogue {
         Ok(ChangedTopic { topic, grown: None })
     }
 
-    /// Removes messages of one partition, or of all of them, one after the other; where each of them begins now. A partition that ends
-    /// before the offset is emptied where all are meant, and refused where it is named.
+    /// Removes messages of one partition, or of all of them, one after the other; returns where each now starts. A partition that ends
+    /// before the offset is emptied if all are meant, and refused if it is named.
     ///
     /// # Errors
-    /// [`TopicTrimError`]; partitions before the one that failed are trimmed.
+    /// [`TopicTrimError`]; partitions before the failed one are trimmed.
     pub async fn trim(
         &self,
         name: &TopicName,
@@ -197,11 +198,11 @@ impl Catalogue {
         Ok(starts)
     }
 
-    /// The first message of a partition whose timestamp is `at` or later; the partition's end if there is none, and `None` if it does
-    /// not exist.
+    /// The first message of a partition whose timestamp is `at` or later; the partition's end if there is none, and `None` if the
+    /// partition does not exist.
     ///
     /// # Errors
-    /// [`ReadError`] where it cannot be looked for.
+    /// [`ReadError`] if it cannot be looked up.
     pub async fn offset_at(
         &self,
         topic: &Topic,
@@ -211,7 +212,7 @@ impl Catalogue {
         let Some(partition) = topic.partition(partition) else {
             return Ok(None);
         };
-        // Asked first: what comes meanwhile is after it.
+        // Read first, because messages that arrive meanwhile are after it.
         let end = self.inner.engine.ends(partition)?.end;
         let found = self.inner.engine.offset_at(partition, at).await?;
         Ok(Some(found.unwrap_or(end)))

@@ -1,4 +1,4 @@
-//! Modules: uploaded, found, deleted. Their bytes and what is known of them live in the engine; the module host admits them.
+//! Modules: uploading, finding and deleting them. Their bytes and records are in the engine; the module host admits them.
 
 use bytes::Bytes;
 use millrace_engine::{CommitError, Entry, EntryKind, Expectation, Transaction};
@@ -9,24 +9,24 @@ use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::handle::Catalogue;
 use crate::handler::{AdmitError, ModuleFacts, Uploader};
 
-/// Characters of a tag.
+/// Maximum length of a tag.
 const TAG_CHARS_MAX: usize = 128;
-/// Tags of one module.
+/// Maximum number of tags of a module.
 const MODULE_TAGS_MAX: usize = 100;
-/// Digits of a digest that may stand for it.
+/// Minimum number of digits that may abbreviate a digest.
 const DIGEST_PREFIX_DIGITS_MIN: usize = 6;
 
-/// What is known of an uploaded module.
+/// The record of an uploaded module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {
-    /// What admission found out.
+    /// The result of admission.
     pub facts: ModuleFacts,
-    /// The first `name@version` that it was given, if any.
+    /// The first `name@version` given to it, if any.
     pub tag: Option<String>,
-    /// Further ones: bytes that did not change from one version to the next, or that two names stand for.
+    /// Further tags: for bytes that did not change from one version to the next, or that have two names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more_tags: Vec<String>,
-    /// When it was uploaded first.
+    /// When it was first uploaded.
     pub uploaded_at: Timestamp,
 }
 
@@ -44,32 +44,32 @@ impl Module {
 /// Why a module was not uploaded, found or deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
-    /// Admission refused it; nothing was kept.
+    /// Admission refused it; nothing was stored.
     #[error(transparent)]
     Admit(#[from] AdmitError),
-    /// No module of this digest or tag.
-    #[error("module {0} is not here; `module list` shows those that are")]
+    /// There is no module with this digest or tag.
+    #[error("module {0} does not exist; `module list` shows the modules that do")]
     Unknown(String),
     /// Not `name@version`.
     #[error(
-        "{0:?} is no tag; write name@version with letters, digits, '.', '_', '-' (at most 128 characters)"
+        "{0:?} is not a tag; write name@version with letters, digits, '.', '_', '-' (at most 128 characters)"
     )]
     Tag(String),
-    /// The tag is given already.
-    #[error("tag {tag} names module {digest} already; choose another version")]
+    /// The tag belongs to another module.
+    #[error("tag {tag} already names module {digest}; choose another version")]
     TagTaken {
         /// The tag.
         tag: String,
-        /// Whose it is.
+        /// That module.
         digest: Digest,
     },
-    /// The module has as many tags as it may have.
-    #[error("module {0} has {MODULE_TAGS_MAX} tags already; use one of those")]
+    /// The module has the maximum number of tags.
+    #[error("module {0} already has {MODULE_TAGS_MAX} tags, the maximum; use one of those")]
     TooManyTags(Digest),
-    /// Processors or topics need it.
-    #[error("module {digest} is used by {}; deploy another one there or delete them first", .by.join(", "))]
+    /// Processors or topics use it.
+    #[error("module {digest} is used by {}; deploy another module there or delete them first", .by.join(", "))]
     InUse {
-        /// Which module.
+        /// The module.
         digest: Digest,
         /// `processor NAME` or `topic NAME`.
         by: Vec<String>,
@@ -84,11 +84,11 @@ decision_errors! {
 }
 
 impl Catalogue {
-    /// Admits a module and keeps it. Uploading the same bytes again gives the module that is there; it may have further tags then, and
-    /// none moves to another module.
+    /// Admits a module and stores it. Uploading the same bytes again returns the existing module; a further tag is added to it, and no
+    /// tag moves to another module.
     ///
     /// # Errors
-    /// [`ModuleError`]; nothing was kept.
+    /// [`ModuleError`]; nothing was stored.
     pub async fn upload_module(
         &self,
         bytes: Bytes,
@@ -97,10 +97,10 @@ impl Catalogue {
         self.upload_module_of(bytes, tag, Uploader::default()).await
     }
 
-    /// The same for somebody: uploads are compiled by turns, an upload of each uploader.
+    /// The same for a named uploader: uploaders take turns to compile.
     ///
     /// # Errors
-    /// [`ModuleError`]; nothing was kept.
+    /// [`ModuleError`]; nothing was stored.
     pub async fn upload_module_of(
         &self,
         bytes: Bytes,
@@ -131,9 +131,9 @@ impl Catalogue {
         if let Some(known) = &known
             && tag.is_none_or(|tag| known.has_tag(tag))
         {
-            // They may be damaged; if not, this writes nothing.
+            // The stored bytes may be damaged; if not, this writes nothing.
             engine.put_module(digest, bytes.clone()).await?;
-            // Somebody may have deleted it meanwhile, and then it is uploaded anew.
+            // If it was deleted meanwhile, it is uploaded anew.
             let is_there = Transaction {
                 expects: vec![as_now],
                 durability: Some(Durability::None),
@@ -156,19 +156,19 @@ impl Catalogue {
             }
             Some(_) => module.more_tags.extend(tag.cloned()),
         }
-        // The bytes first: an entry does not stand without them.
+        // The bytes first: an entry must not exist without them.
         engine.put_module(digest, bytes.clone()).await?;
         let key = digest.to_string();
         self.write_entry(EntryKind::Module, key, Some(&module), expects)
             .await?;
-        // Whoever deleted it before took its bytes away after its entry, until this one was there: it may have been these.
+        // An earlier deletion may have removed these bytes after its entry, before this entry existed.
         if is_new && !matches!(engine.module(digest).await, Ok(Some(_))) {
             engine.put_module(digest, bytes.clone()).await?;
         }
         Ok(module)
     }
 
-    /// What this host lets modules have.
+    /// The limits of modules on this host.
     #[must_use]
     pub fn guest_limits(&self) -> GuestLimits {
         self.inner.modules.limits()
@@ -200,7 +200,7 @@ impl Catalogue {
         entries.into_iter().filter_map(module).collect()
     }
 
-    /// A module by digest, by a prefix of it that only one has (6 digits at least) or by tag.
+    /// A module by digest, by an unambiguous prefix of it (at least 6 digits) or by tag.
     #[must_use]
     pub fn find_module(&self, reference: &str) -> Option<Module> {
         let modules = self.modules();
@@ -224,10 +224,10 @@ impl Catalogue {
         serde_json::from_slice(&entry.value).ok()
     }
 
-    /// Forgets a module that nobody uses.
+    /// Deletes a module that is not in use.
     ///
     /// # Errors
-    /// [`ModuleError`]; it is still there.
+    /// [`ModuleError`]; it still exists.
     pub async fn delete_module(&self, digest: Digest) -> Result<(), ModuleError> {
         self.decide(|| self.delete_module_now(digest)).await
     }
@@ -253,7 +253,7 @@ impl Catalogue {
             .delete_module(digest, vec![no_entry])
             .await
         {
-            // It was deleted, and somebody has uploaded it again since: the bytes are theirs.
+            // It was deleted, and uploaded again since: the bytes belong to the new upload.
             Err(CommitError::Conflict(_)) => Ok(()),
             deleted => Ok(deleted?),
         }

@@ -1,4 +1,4 @@
-//! Topics: made, listed, deleted. The engine keeps them; here stand the rules about who may have which name.
+//! Topics: created, listed, deleted. The engine stores them; this file has the rules for names.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,54 +20,54 @@ use crate::ground::own_topics::REDRIVE_SUFFIX;
 use crate::ground::partitioner::{PartitionerError, load_component};
 use crate::handler::{AdmitError, Interface};
 
-/// What a new topic is asked to be.
+/// A new topic's parameters.
 #[derive(Clone, Debug)]
 pub struct NewTopic {
     /// Its name.
     pub name: TopicName,
-    /// How many partitions.
+    /// The number of partitions.
     pub partitions: u32,
     /// When appends are acknowledged.
     pub durability: Durability,
     /// A module that exports `partitioner`; `None` is the built-in one.
     pub partitioner: Option<Digest>,
-    /// What may be changed later.
+    /// The settings that can be changed later.
     pub settings: TopicSettings,
 }
 
-/// Why a topic was not made.
+/// Why a topic was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicCreateError {
-    /// The engine's answer: it exists, has no valid number of partitions, or could not be kept.
+    /// The engine's error: it exists, the number of partitions is invalid, or it could not be stored.
     #[error(transparent)]
     Topic(#[from] TopicError),
-    /// A name that ends like those that processors make for themselves.
+    /// The name has a suffix that is reserved for topics owned by processors.
     #[error(
-        "topic names that end in `{suffix}` are made by processors for themselves; choose another name"
+        "topic names that end in `{suffix}` are reserved for topics of processors; choose another name"
     )]
     Reserved {
-        /// The ending.
+        /// The suffix.
         suffix: &'static str,
     },
-    /// On a command line the name would be taken for a flag.
+    /// The command line would take the name for a flag.
     #[error(
-        "a new topic cannot be named {0:?}: on a command line that is a flag; begin with a letter, a digit, '.' or '_'"
+        "a new topic cannot be named {0:?}: the command line would take it for a flag; begin with a letter, a digit, '.' or '_'"
     )]
     LooksLikeFlag(TopicName),
-    /// A setting outside its bounds.
+    /// A setting is out of its range.
     #[error(transparent)]
     Setting(#[from] SettingError),
     /// The partitioner was not uploaded.
-    #[error("module {0} is not here; upload it first")]
+    #[error("module {0} does not exist; upload it first")]
     UnknownModule(Digest),
-    /// The module is no partitioner.
-    #[error("module {digest} exports {has:?}, a partitioner exports {needs:?}")]
+    /// The module is not a partitioner.
+    #[error("module {digest} exports {has:?}; a partitioner must export {needs:?}")]
     WrongInterface {
-        /// Which module.
+        /// The module.
         digest: Digest,
-        /// What it must export.
+        /// The required interface.
         needs: Interface,
-        /// What it does export.
+        /// Its exports.
         has: Vec<Interface>,
     },
     /// The partitioner could not be loaded.
@@ -85,23 +85,23 @@ pub enum TopicDeleteError {
     /// No such topic.
     #[error("topic {0} does not exist")]
     Unknown(TopicName),
-    /// Processors read it, write to it or keep their dead letters in it.
+    /// Processors read it, write to it or own it.
     #[error("topic {topic} is used by {}; delete or change them first", names(.processors))]
     InUse {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// Whose.
+        /// The processors.
         processors: Vec<ProcessorName>,
     },
-    /// Somebody would miss it.
+    /// Something still needed would be lost.
     #[error("deleting topic {topic} would lose what is still needed: {}", texts(.losses))]
     Missed {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// All that would be lost.
+        /// Everything that would be lost.
         losses: Vec<Loss>,
     },
-    /// Whether anybody would miss it cannot be seen.
+    /// Whether anything would be lost cannot be determined.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// It could not be made durable.
@@ -113,21 +113,21 @@ decision_errors! {
     TopicDeleteError: TopicDeleteError::Commit;
 }
 
-/// What goes with a topic.
+/// What is lost with a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// A rollback of a processor leads to a revision that cannot do without it.
+    /// A rollback would return to a revision that needs it.
     WayBack {
-        /// Whose revision.
+        /// The processor.
         processor: ProcessorName,
-        /// Which revision.
+        /// The revision.
         revision: u32,
     },
     /// Messages in it wait for a processor that does not read it.
     Waiting {
-        /// For whom they wait.
+        /// The processor.
         processor: ProcessorName,
-        /// How many.
+        /// Their number.
         messages: u64,
         /// Whether the processor is deployed, without this topic.
         deployed: bool,
@@ -142,7 +142,7 @@ impl fmt::Display for Loss {
                 revision,
             } => write!(
                 f,
-                "revision {revision} of processor {processor}, to which a rollback leads, uses it"
+                "revision {revision} of processor {processor}, to which a rollback would return, uses it"
             ),
             Self::Waiting {
                 processor,
@@ -150,7 +150,7 @@ impl fmt::Display for Loss {
                 deployed: true,
             } => write!(
                 f,
-                "{messages} messages in it wait for processor {processor}, which was deployed without this topic since"
+                "{messages} messages in it wait for processor {processor}, which was later deployed without this topic"
             ),
             Self::Waiting {
                 processor,
@@ -175,17 +175,17 @@ fn names(processors: &[ProcessorName]) -> String {
 }
 
 impl Catalogue {
-    /// Makes a topic.
+    /// Creates a topic.
     ///
     /// # Errors
-    /// [`TopicCreateError`]; nothing was made.
+    /// [`TopicCreateError`]; nothing was created.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<Topic, TopicCreateError> {
         let name = topic.name.as_str();
         if name.starts_with('-') {
             return Err(TopicCreateError::LooksLikeFlag(topic.name));
         }
         for suffix in [DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX, AUDIT_SUFFIX] {
-            // In any case of its letters: people would take the one for the other.
+            // Names that differ only in case would be confused by people.
             if name.to_ascii_lowercase().ends_with(suffix) {
                 return Err(TopicCreateError::Reserved { suffix });
             }
@@ -212,7 +212,7 @@ impl Catalogue {
         Ok(self.inner.engine.create_topic(spec, expects).await?)
     }
 
-    /// A topic whose partitioner does not load would take no messages: better told now.
+    /// A topic whose partitioner does not load would accept no messages: better to say so now.
     async fn try_partitioner(&self, digest: Digest, topic: &str) -> Result<(), TopicCreateError> {
         let module = self.module_of(digest);
         let module = module.ok_or(TopicCreateError::UnknownModule(digest))?;
@@ -234,8 +234,8 @@ impl Catalogue {
         }
     }
 
-    /// Deletes a topic and its messages. With `accept_loss` also where a rollback would need it, or messages in it wait for a processor
-    /// that does not read it; gives what was lost so.
+    /// Deletes a topic and its messages. With `accept_loss` also if a rollback would need it, or messages in it wait for a processor
+    /// that does not read it; returns what was lost.
     ///
     /// # Errors
     /// [`TopicDeleteError`]; nothing was deleted.
@@ -247,7 +247,7 @@ impl Catalogue {
         self.delete_unless_missed(name, accept_loss, None).await
     }
 
-    /// As [`delete_topic`](Self::delete_topic); what waits for `of` itself is meant to go.
+    /// Like [`delete_topic`](Self::delete_topic); messages that wait for `of` itself may go.
     async fn delete_unless_missed(
         &self,
         name: &TopicName,
@@ -292,11 +292,11 @@ impl Catalogue {
         if !forgotten.entries.is_empty()
             && let Err(error) = self.inner.engine.commit(forgotten).await
         {
-            // Nobody looks there any more: a topic of the same name is another one.
-            tracing::warn!(topic = %name, %error, "what was redriven from the deleted topic stays on record");
+            // Nothing looks there any more: a new topic of the same name is a different one.
+            tracing::warn!(topic = %name, %error, "the record of redrives from the deleted topic could not be removed");
         }
         for loss in &losses {
-            // Its way back is another one from now on.
+            // Its way back may change.
             if let Loss::WayBack { processor, .. } = loss {
                 if let Some(dependents) = &dependents {
                     dependents.way_back_is_gone(processor).await;
@@ -306,7 +306,7 @@ impl Catalogue {
         Ok(losses)
     }
 
-    /// What is kept of a topic beside the store, once it is gone.
+    /// Removes what is stored about a deleted topic outside the engine.
     pub(crate) fn forget_topic(&self, id: TopicId) {
         self.inner.partitioners.forget(id);
         if let Some(dependents) = self.dependents() {
@@ -314,7 +314,7 @@ impl Catalogue {
         }
     }
 
-    /// What would be lost with the topic, but for what waits for `of`.
+    /// What would be lost with the topic, except what waits for `of`.
     async fn losses_with(
         &self,
         topic: &Topic,
@@ -334,7 +334,7 @@ impl Catalogue {
                 });
             }
         }
-        // Whoever has progress in it, deployed or not; and whose own it is, of which it may have read nothing.
+        // Processors with progress in it, deployed or not; and its owner, which may have read nothing of it.
         let mut for_whom: BTreeSet<ProcessorName> = topic.spec.owner.clone().into_iter().collect();
         for partition in topic.partitions() {
             let groups = self.inner.engine.groups(partition).await?;
@@ -375,11 +375,11 @@ impl Catalogue {
         users.map(|entry| entry.processor.name.clone()).collect()
     }
 
-    /// Deletes the topics that a processor made for itself, once it is gone: dead letters, redrives, their audit. Gives their names, and why
-    /// others were kept that somebody else uses or would miss.
+    /// Deletes the topics that a deleted processor owned: dead letters, redrives, audit trail. Returns their names, and why others that
+    /// are used elsewhere were kept.
     ///
     /// # Errors
-    /// [`TopicDeleteError`]; those before it are deleted.
+    /// [`TopicDeleteError`]; topics before the failed one are deleted.
     pub async fn delete_topics_of(
         &self,
         name: &ProcessorName,
@@ -412,14 +412,14 @@ impl Catalogue {
         self.inner.engine.topic(name)
     }
 
-    /// What is known to be damaged.
+    /// The known damage.
     #[must_use]
     pub fn damage(&self) -> DamageReport {
         self.inner.engine.damage()
     }
 
-    /// Gives up the damaged messages within these offsets: processors that wait before them go on after them. Gives the ranges;
-    /// none if nothing that is known to be damaged lies wholly within.
+    /// Accepts the loss of the damaged messages within these offsets: processors that wait before them continue after them. Returns the
+    /// ranges; none if no known damage is entirely inside.
     ///
     /// # Errors
     /// [`CommitError`]; nothing was accepted.
@@ -436,7 +436,7 @@ impl Catalogue {
         self.inner.engine.accept_damage(partition, from, to).await
     }
 
-    /// Where a partition begins and ends, as new as it takes to know whether an offset is there: what this host has heard of the end may be late.
+    /// A partition's start and end, recent enough to know whether an offset exists: this host's view of the end may lag behind.
     ///
     /// # Errors
     /// [`ReadError::UnknownPartition`], or why the partition cannot be read there.
@@ -474,7 +474,7 @@ impl Catalogue {
         self.inner.engine.count(partition, from, to).await
     }
 
-    /// Where a partition begins and ends; `None` if it does not exist.
+    /// A partition's start and end; `None` if it does not exist.
     #[must_use]
     pub fn ends(&self, topic: &Topic, partition: PartitionId) -> Option<Ends> {
         self.inner.engine.ends(topic.partition(partition)?).ok()

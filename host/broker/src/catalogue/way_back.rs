@@ -5,18 +5,18 @@ use millrace_model::{Processor, Revision};
 use crate::catalogue::handle::Catalogue;
 
 impl Catalogue {
-    /// Where a rollback from the current revision leads: the last one that worked and can run still.
+    /// The target of a rollback from the current revision: the last one that worked and can still run.
     pub(crate) fn way_back<'a>(&self, processor: &'a Processor) -> Option<&'a Revision> {
         processor.way_back_among(processor.current, |revision| self.can_run(revision))
     }
 
-    /// The number of the revision that a rollback of a processor leads to.
+    /// The number of that revision.
     #[must_use]
     pub fn way_back_of(&self, processor: &Processor) -> Option<u32> {
         self.way_back(processor).map(|back| back.number)
     }
 
-    /// Whether the topics and modules of a revision are still there.
+    /// Whether the topics and modules of a revision still exist.
     pub(crate) fn can_run(&self, revision: &Revision) -> bool {
         let spec = &revision.spec;
         let mut topics = spec.topics.iter().chain(&spec.output).chain(&spec.grants);

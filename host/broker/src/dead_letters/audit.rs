@@ -1,5 +1,5 @@
-//! What was done with dead letters, by whom, and when: messages of an ordinary topic, `<topic>.<processor>.audit`, in the same
-//! transaction as what they tell of. Who asked is what the caller claimed.
+//! The audit trail of dead letters: messages in an ordinary topic, `<topic>.<processor>.audit`, in the same transaction as the action
+//! that they record. The actor is what the caller claimed.
 
 use std::sync::Arc;
 
@@ -22,34 +22,34 @@ use crate::ground::headers;
 use crate::ground::own_topics::AUDIT_SUFFIX;
 use crate::messages::place::MessagePlace;
 
-/// What was done.
+/// The action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AuditAction {
-    /// Letters were sent again.
+    /// Dead letters were redriven.
     Redrive,
-    /// A letter was changed and sent again.
+    /// A dead letter was edited and sent again.
     Edit,
 }
 
 /// One entry of the trail: one transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
-    /// When.
+    /// The time.
     pub at: Timestamp,
     /// Who asked, as the caller claims.
     pub by: String,
-    /// What was done.
+    /// The action.
     pub action: AuditAction,
-    /// Whose letters.
+    /// The processor.
     pub processor: ProcessorName,
     /// The dead-letter topic.
     pub topic: TopicName,
     /// Its partition.
     pub partition: PartitionId,
-    /// Which letters there: ranges of offsets, the end exclusive.
+    /// The dead letters there: ranges of offsets, the end exclusive.
     pub offsets: Sent,
-    /// How many.
+    /// Their number.
     pub count: usize,
     /// What an edit changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,9 +59,9 @@ pub struct AuditEntry {
 /// A message before and after an edit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EditDigests {
-    /// As it died.
+    /// As in the dead letter.
     pub before: Digests,
-    /// As it was sent again.
+    /// As sent.
     pub after: Digests,
 }
 
@@ -72,8 +72,8 @@ pub struct Digests {
     pub key: Option<Digest>,
     /// Of the value's bytes; `None` without a value.
     pub value: Option<Digest>,
-    /// Of its own headers in their order: name and value of each, each behind its length in eight bytes, little-endian; all ones
-    /// stand for no value.
+    /// Of its own headers in order: name and value of each, each preceded by its length as eight bytes, little-endian; all ones mean no
+    /// value.
     pub headers: Digest,
 }
 
@@ -82,7 +82,7 @@ pub struct Digests {
 pub struct AuditPage {
     /// Oldest first.
     pub entries: Vec<AuditEntry>,
-    /// Where to read on; `None` if that was all.
+    /// Where to continue; `None` at the end.
     pub next: Option<MessagePlace>,
 }
 
@@ -114,8 +114,8 @@ fn add(hash: &mut Sha256, bytes: Option<&Bytes>) {
 }
 
 impl DeadLetters {
-    /// What was done with a processor's dead letters, from a place of an earlier answer on: partition by partition, and each answer
-    /// in the order of time.
+    /// The audit trail of a processor's dead letters, from the place of an earlier answer: partition by partition, each answer in order
+    /// of time.
     ///
     /// # Errors
     /// [`DeadLetterError`].
@@ -126,7 +126,7 @@ impl DeadLetters {
         entries_max: usize,
     ) -> Result<AuditPage, DeadLetterError> {
         let max = entries_max.clamp(1, AUDIT_LISTED_MAX);
-        // Its letters say whether there is such a processor; what is on record has its own shelves.
+        // The dead-letter shelves tell whether the processor exists; the trail has shelves of its own.
         self.shelves(name)?;
         let mut page = AuditPage::default();
         for shelf in self.own_shelves(name, AUDIT_SUFFIX) {
@@ -161,13 +161,13 @@ impl DeadLetters {
         Ok(page.in_order())
     }
 
-    /// Where redrives from this shelf are put on record; the topic is made if it is not there.
+    /// Where redrives from this shelf are recorded; creates the topic if it is missing.
     pub(super) async fn audit_partition(
         &self,
         name: &ProcessorName,
         shelf: &Arc<Shelf>,
     ) -> Result<TopicPartition, DeadLetterError> {
-        let gone = || DeadLetterError::Audit(format!("topic {} is gone", shelf.origin()));
+        let gone = || DeadLetterError::Audit(format!("topic {} was deleted", shelf.origin()));
         let origin = TopicName::parse(shelf.origin()).map_err(|_| gone())?;
         let known = TopicName::parse(&format!("{origin}.{name}{AUDIT_SUFFIX}"));
         let known = known
@@ -209,7 +209,7 @@ impl DeadLetters {
             count,
             edit: sending.edit.clone(),
         };
-        // Our own type, of texts and numbers: it always serialises.
+        // Our own type of strings and numbers: it always serialises.
         let value = serde_json::to_vec(&entry).ok()?;
         let mut builder = BatchBuilder::with_capacity(0);
         builder.push(&Message {
@@ -230,7 +230,7 @@ impl AuditPage {
     }
 }
 
-/// What [`Broker::audit_append`] wrote; nothing of another version.
+/// Reads what [`Broker::audit_append`] wrote; `None` for another version.
 fn read(message: &Message) -> Option<AuditEntry> {
     serde_json::from_slice(message.value.as_deref()?).ok()
 }

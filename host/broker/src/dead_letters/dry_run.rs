@@ -1,5 +1,5 @@
-//! What would a revision do with these dead letters? It is loaded beside the current one and called with them as the worker would;
-//! nothing is committed, and what it writes to state is thrown away.
+//! What would a revision do with these dead letters? It is loaded beside the current one and called with them as the worker would call
+//! it; nothing is committed, and its writes to state are discarded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,73 +31,73 @@ use crate::messages::fetch::FetchError;
 use crate::messages::place::MessagePlace;
 use crate::processors::error::ProcessorError;
 
-/// What messages are counted under that are well.
+/// The outcome under which successful messages are counted.
 const OK: &str = "ok";
-/// What failures are counted under that are of more kinds than may be.
+/// The class under which failures are counted beyond the maximum number of classes.
 const OTHER: &str = "other";
 
 /// What to try.
 #[derive(Clone, Debug)]
 pub struct DryRunRequest {
-    /// Which letters.
+    /// The dead letters.
     pub which: RedriveWhich,
-    /// With which revision; the current one without.
+    /// The revision; the current one if `None`.
     pub revision: Option<u32>,
-    /// At most so many letters; no more than [`DRY_RUN_LETTERS_MAX`].
+    /// Maximum number of dead letters; at most [`DRY_RUN_LETTERS_MAX`].
     pub letters_max: usize,
 }
 
-/// What came of it. Nothing of it has happened.
+/// The result. Nothing of it has happened.
 #[derive(Clone, Debug, Default)]
 pub struct DryRun {
     /// The revision that was tried.
     pub revision: u32,
-    /// Letters that it was called with.
+    /// How many dead letters it was called with.
     pub letters: usize,
-    /// What it made of them: most frequent first.
+    /// Its outcomes, most frequent first.
     pub outcomes: Vec<DryRunOutcome>,
-    /// Outputs that there would be.
+    /// Number of outputs that would be written.
     pub outputs: usize,
-    /// Some of them.
+    /// Some of these outputs.
     pub samples: Vec<DryRunOutput>,
-    /// Where to go on, if a bound ended it.
+    /// Where to continue, if a bound ended the run.
     pub next: Option<MessagePlace>,
-    /// Why it could not go on, if it could not.
+    /// Why the run stopped early, if it did.
     pub stopped: Option<String>,
 }
 
-/// Letters of which the same became.
+/// Dead letters with the same outcome.
 #[derive(Clone, Debug, Serialize)]
 pub struct DryRunOutcome {
     /// `ok`, or how it failed: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer`.
     pub outcome: String,
     /// The class of the failure; that of `ok` is empty.
     pub class: String,
-    /// How many.
+    /// Their number.
     pub count: u64,
     /// One of them.
     pub sample: MessagePlace,
-    /// What is said of that one.
+    /// The reason given for that one.
     pub reason: String,
 }
 
-/// An output that there would be.
+/// An output that would be written.
 #[derive(Clone, Debug)]
 pub struct DryRunOutput {
-    /// Which letter it comes of.
+    /// The dead letter it comes from.
     pub letter: MessagePlace,
-    /// To which topic it would go.
+    /// Its topic.
     pub topic: TopicName,
-    /// Its key, cut.
+    /// Its key, cut to a maximum length.
     pub key: Option<Bytes>,
-    /// Its value, cut.
+    /// Its value, cut to a maximum length.
     pub value: Option<Bytes>,
     /// Whether either was cut.
     pub is_cut: bool,
 }
 
 impl DeadLetters {
-    /// Tries dead letters with a revision, and says what would come of it.
+    /// Tries dead letters with a revision, and reports what would happen.
     ///
     /// # Errors
     /// [`DeadLetterError`]; nothing happens in any case.
@@ -136,7 +136,7 @@ impl DeadLetters {
                         trial.report.next = last.filter(|last| walk.is_more_from(last));
                         break;
                     }
-                    // Few of many may fit: reading them takes time as well.
+                    // Few of many may match: reading takes time as well.
                     if trial.is_over() {
                         trial.report.next = walk.next_place();
                         break;
@@ -172,12 +172,12 @@ impl DeadLetters {
     }
 }
 
-/// A dry run on its way.
+/// A running dry run.
 struct Trial<'a> {
     room: &'a DeadLetters,
     processor: &'a ProcessorName,
     live: Live,
-    /// Letters that may still be tried.
+    /// Dead letters that may still be tried.
     left: usize,
     started: Duration,
     kinds: BTreeMap<(String, String), DryRunOutcome>,
@@ -197,7 +197,7 @@ impl Trial<'_> {
         Ok(())
     }
 
-    /// Tries letters of one shelf; false if that was the end of it.
+    /// Tries dead letters of one shelf; returns false if the run has to end.
     async fn letters(
         &mut self,
         shelf: &Shelf,
@@ -252,7 +252,7 @@ impl Trial<'_> {
         batch: &Arc<ColumnBatch>,
     ) -> Result<Result<Verdict, CallError>, DeadLetterError> {
         let attempt = self.attempt(shelf, batch.len()).await?;
-        // Whoever asked may be gone: a guest that does not answer is not kept at it for as long as it may take with messages.
+        // The caller may be gone, so a guest that does not answer does not get its full time here.
         let time = self.room.inner.clock.monotonic();
         let left =
             Duration::from_millis(DRY_RUN_MS_MAX).saturating_sub(time.saturating_sub(self.started));
@@ -266,7 +266,7 @@ impl Trial<'_> {
         })
     }
 
-    /// As a worker checks what it is answered.
+    /// Checks the answer as a worker does.
     async fn check(&self, answer: Answer, batch: &ColumnBatch) -> Result<Verdict, CallError> {
         let topics = &self.live.outputs;
         let outputs_max = self.live.spec.limits.answer_outputs_max as usize;
@@ -278,7 +278,7 @@ impl Trial<'_> {
         Ok(verdict)
     }
 
-    /// The committed state of where the letters came from, to be written over and thrown away.
+    /// The committed state at the dead letters' origin, to be written over and thrown away.
     async fn attempt(
         &self,
         shelf: &Shelf,
@@ -371,7 +371,7 @@ fn why_stopped(error: CallError, is_over: bool) -> String {
     match error {
         CallError::Unavailable(reason) | CallError::Host(reason) => reason,
         CallError::Interrupted if is_over => format!(
-            "a call was still under way when the {DRY_RUN_MS_MAX} ms of a dry run had passed, and was interrupted; try fewer letters at once"
+            "a call was still running when the {DRY_RUN_MS_MAX} ms of the dry run had passed, and was interrupted; try fewer dead letters at once"
         ),
         error => error.to_string(),
     }
@@ -381,7 +381,8 @@ fn shortened(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(&bytes[..bytes.len().min(DRY_RUN_OUTPUT_BYTES_MAX)])
 }
 
-/// The letters as batches are cut: each ends at whichever bound is met first, with one letter at least. The first piece comes last.
+/// The dead letters cut into batches: each ends at whichever bound is reached first, with at least one dead letter. The first piece
+/// comes last.
 fn pieces<'a>(mut letters: &'a [DeadLetter], policy: &BatchPolicy) -> Vec<&'a [DeadLetter]> {
     let mut pieces = Vec::new();
     while !letters.is_empty() {
@@ -399,7 +400,7 @@ fn pieces<'a>(mut letters: &'a [DeadLetter], policy: &BatchPolicy) -> Vec<&'a [D
     pieces
 }
 
-/// A piece as the worker takes it apart: letters that came round too often, which nobody is called with, and others. The first comes last.
+/// A piece, split as a worker does: dead letters that are out of hops, which are not called, and others. The first comes last.
 fn apart<'a>(mut piece: &'a [DeadLetter], spent: &[usize]) -> Vec<&'a [DeadLetter]> {
     let runs = chains::runs(spent, piece.len()).into_iter();
     let mut parts: Vec<_> = runs
@@ -419,7 +420,7 @@ fn byte_count(message: &Message) -> usize {
     length(&message.key) + length(&message.value) + headers.sum::<usize>()
 }
 
-/// The letters as the handler sees messages for the first time: without evidence, where they first stood.
+/// The dead letters as the handler saw the messages first: without evidence, at their original place.
 fn columns_of(shelf: &Shelf, letters: &[DeadLetter]) -> ColumnBatch {
     let mut batch = ColumnBatch {
         topic: shelf.origin().to_owned(),

@@ -1,6 +1,6 @@
-//! Dead letters that the host sends again by itself: those of a revision that it has taken back. That they are due is written in the commit
-//! of the rollback and stays until it is done, so that neither a start of the host nor an error makes anybody forget it. The host that rolled back does it
-//! at once. If it is due a while later still, another one does it, for that host may be gone; two that are at it send each letter once.
+//! Automatic redrives: after a rollback, the host redrives what the failed revision gave up. The due redrive is stored in the commit of
+//! the rollback until it is done, so it survives restarts and errors. The host that rolled back does it at once. If it is still due
+//! later, another host does it, because the first may be gone; if two hosts work on it, each dead letter is still sent once.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -16,20 +16,20 @@ use crate::dead_letters::redrive::RedriveRequest;
 use crate::handler::Cause;
 use crate::processors::handle::SendsAgain;
 
-/// How long it waits after an error; twice as long after each further one.
+/// First delay after an error; doubles each time.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// The longest wait before what is due is sent again.
+/// The longest delay before a due redrive is done.
 pub(super) const AGAIN_AFTER_MAX: Duration = Duration::from_secs(60);
 
 impl DeadLetters {
-    /// Sends again what is due, of all processors.
+    /// Does the due redrives of all processors.
     pub(crate) fn redrive_what_is_due(&self) {
         for name in self.with_redrives_due() {
             self.redrive_by_itself(name, Duration::ZERO);
         }
     }
 
-    /// The same for what another host was to do and may have left, where this host is the one that is to look: what it does it does when that one has had
+    /// The same for redrives that another host should have done, if this host is the one to check: it acts after the other one has had
     /// its time.
     pub(crate) fn redrive_what_was_left(&self) {
         for name in self.with_redrives_due() {
@@ -37,10 +37,10 @@ impl DeadLetters {
         }
     }
 
-    /// As [`redrive_what_was_left`](Self::redrive_what_was_left), of one processor.
+    /// Like [`redrive_what_was_left`](Self::redrive_what_was_left), for one processor.
     pub(crate) fn redrive_if_left(&self, name: ProcessorName) {
         let hosts = &self.inner.hosts;
-        // Any place does: all hosts come to the same one.
+        // Any partition will do: all hosts agree on it.
         let anywhere = TopicPartition {
             topic: TopicId(0),
             partition: PartitionId(0),
@@ -62,14 +62,14 @@ impl DeadLetters {
         due.map(|processor| processor.name.clone()).collect()
     }
 
-    /// Sends again what is due of a processor, after a while, beside whatever else there is to do.
+    /// Does the due redrives of a processor in the background, after a delay.
     pub(super) fn redrive_by_itself(&self, name: ProcessorName, after: Duration) {
         if let Some(at_it) = AtIt::begin(&self.inner, name) {
             tokio::spawn(send_again(at_it, after));
         }
     }
 
-    /// Sends again what is due of one revision; whether there was anything.
+    /// Does the due redrive of one revision; returns whether there was any.
     async fn redrive_of_one(&self, name: &ProcessorName) -> Result<bool, DeadLetterError> {
         let known = self
             .inner
@@ -83,11 +83,11 @@ impl DeadLetters {
             return Ok(false);
         };
         if current == revision {
-            // Somebody has made it current again: it would give them up once more.
+            // Someone has made it current again: it would give the messages up once more.
             self.redriven(name, revision).await?;
             return Ok(true);
         }
-        // Nor does one of those before it take its own again.
+        // Nor does a revision redrive to itself.
         let from = match (due.from..revision).contains(&current) {
             true => current + 1,
             false => due.from,
@@ -95,7 +95,7 @@ impl DeadLetters {
         let filter = DeadLetterFilter {
             revisions: Some(from..=revision),
             since: Some(due.since),
-            // Of the one nobody knows whose fault it was; the other is what an operator decided.
+            // Messages that ended the host may not be the revision's fault; the others were an operator's decision.
             other_causes: vec![
                 Cause::HostDied.as_str().to_owned(),
                 Cause::GivenUp.as_str().to_owned(),
@@ -109,12 +109,12 @@ impl DeadLetters {
             Err(DeadLetterError::NotAnInput { .. }) => 0,
             Err(error) => return Err(error),
         };
-        tracing::info!(processor = %name, from = due.from, revision, sent, "what was given up by revisions that were taken back is sent again");
+        tracing::info!(processor = %name, from = due.from, revision, sent, "redrove what rolled-back revisions gave up");
         self.redriven(name, revision).await?;
         Ok(true)
     }
 
-    /// Writes down that nothing of the revision is due any more.
+    /// Stores that nothing of the revision is due any more.
     async fn redriven(&self, name: &ProcessorName, revision: u32) -> Result<(), CommitError> {
         self.inner
             .catalogue
@@ -140,7 +140,7 @@ impl DeadLetters {
     }
 }
 
-/// What is due of a processor, and up to which revision.
+/// A processor's due redrives, and up to which revision.
 fn due_of(processor: &Processor) -> Option<(u32, RedriveDue)> {
     let mut revisions = processor.revisions.iter();
     revisions.find_map(|revision| Some((revision.number, revision.redrive_due?)))
@@ -156,14 +156,14 @@ impl SendsAgain for DeadLetters {
     }
 }
 
-/// That this host sends again what is due of a processor, until it is dropped.
+/// Marks that this host redrives for a processor, until dropped.
 struct AtIt {
     room: Weak<Inner>,
     name: ProcessorName,
 }
 
 impl AtIt {
-    /// `None` if it is at it already.
+    /// `None` if it already does.
     fn begin(inner: &Arc<Inner>, name: ProcessorName) -> Option<Self> {
         let is_new = inner.redriving.lock().insert(name.clone());
         let room = Arc::downgrade(inner);
@@ -191,7 +191,7 @@ async fn send_again(mut at_it: AtIt, after: Duration) {
         match letters.redrive_of_one(&name).await {
             Ok(true) => wait = AGAIN_AFTER,
             Ok(false) => {
-                // Whoever was told that it is being done, and came too late for that, is not forgotten.
+                // A request that arrived too late for the running redrive is not forgotten.
                 drop(at_it);
                 let again = AtIt::begin(&letters.inner, name);
                 match again.filter(|again| letters.is_due(&again.name)) {
@@ -206,7 +206,7 @@ async fn send_again(mut at_it: AtIt, after: Duration) {
             ) => return,
             Err(error) => {
                 drop(letters);
-                tracing::error!(processor = %name, %error, "what was given up by revisions that were taken back could not be sent again; it is tried again in {} s", wait.as_secs());
+                tracing::error!(processor = %name, %error, "what rolled-back revisions gave up could not be redriven; trying again in {} s", wait.as_secs());
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(AGAIN_AFTER_MAX);
             }

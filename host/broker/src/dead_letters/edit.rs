@@ -1,4 +1,4 @@
-//! A dead letter changed and sent again: what died stays as it is, what is sent differs, and both are on record by their digests.
+//! Edits a dead letter and sends it again: the dead letter stays as it is, and the audit trail has the digests of both versions.
 
 use std::sync::Arc;
 
@@ -17,16 +17,16 @@ use crate::ground::chains::is_trail;
 use crate::ground::headers;
 use crate::messages::place::MessagePlace;
 
-/// What is to be different about a message; what is not named stays as it is.
+/// The changes to a message; what is not set stays as it is.
 #[derive(Clone, Debug, Default)]
 pub struct LetterEdit {
-    /// Another key, or none. It goes to the partition of its origin all the same.
+    /// A new key, or none. The message still goes to the partition of its origin.
     pub key: Option<Option<Bytes>>,
-    /// Another value, or none.
+    /// A new value, or none.
     pub value: Option<Option<Bytes>>,
-    /// Headers to take off.
+    /// Headers to remove.
     pub remove_headers: Vec<Bytes>,
-    /// Headers to put in the place of those of their names.
+    /// Headers to set, replacing those of the same name.
     pub set_headers: Vec<Header>,
 }
 
@@ -36,17 +36,17 @@ impl LetterEdit {
         self.key.is_none() && self.value.is_none() && headers == 0
     }
 
-    /// Makes the change, unless what comes of it could not have been produced.
+    /// Makes the change, unless the result could not have been produced.
     fn make(self, message: &mut Message) -> Result<(), DeadLetterError> {
         let refused = |why: String| Err(DeadLetterError::Edit(why));
         if self.is_empty() {
-            return refused("nothing is named; redrive it to send it as it is".to_owned());
+            return refused("the edit changes nothing; to send it as it is, redrive it".to_owned());
         }
         let set = self.set_headers.iter().map(|header| &header.name);
         let gone: Vec<Bytes> = self.remove_headers.iter().chain(set).cloned().collect();
         if gone.iter().any(|name| headers::is_reserved(name)) {
             return refused(format!(
-                "header names that begin with {} are the host's own",
+                "header names that begin with {} are reserved for the host",
                 headers::PREFIX
             ));
         }
@@ -56,7 +56,7 @@ impl LetterEdit {
             .headers
             .retain(|header| !gone.contains(&header.name));
         message.headers.extend(self.set_headers);
-        // What the host said of it before it died goes with it; whoever changes it wants its hops counted anew.
+        // Headers that the host set before the message failed are kept; but an edited message starts with a new count of hops.
         let kept = |header: &Header| headers::is_kept(&header.name) && !is_trail(&header.name);
         message.headers.retain(kept);
         let own = |header: &&Header| !headers::is_reserved(&header.name);
@@ -76,7 +76,7 @@ impl LetterEdit {
 }
 
 impl DeadLetters {
-    /// Sends one dead letter again, changed. The letter itself stays as it died, marked as sent.
+    /// Sends one dead letter again, edited. The dead letter itself stays unchanged, marked as sent.
     ///
     /// # Errors
     /// [`DeadLetterError`]; nothing was sent.

@@ -1,4 +1,4 @@
-//! Which dead letters: one filter for whoever lists, groups, tries or sends again.
+//! The filter for dead letters, shared by lists, groups, dry runs and redrives.
 
 use std::ops::RangeInclusive;
 
@@ -8,60 +8,60 @@ use millrace_model::{Message, PartitionId, Timestamp, TopicName};
 use crate::dead_letters::letters::DeadLetter;
 use crate::ground::headers;
 
-/// Which dead letters are meant: those that fit all that is said.
+/// Selects dead letters: all conditions must hold.
 #[derive(Clone, Debug, Default)]
 pub struct DeadLetterFilter {
-    /// Of this class.
+    /// With this class.
     pub class: Option<String>,
-    /// That failed so: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer` or `host-died`.
+    /// With this cause: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer` or `host-died`.
     pub cause: Option<String>,
-    /// Of this revision.
+    /// Failed under this revision.
     pub revision: Option<u32>,
-    /// Of one of these revisions.
+    /// Failed under one of these revisions.
     pub revisions: Option<RangeInclusive<u32>>,
-    /// That failed in another way than these.
+    /// With a cause other than these.
     pub other_causes: Vec<String>,
     /// With this key.
     pub key: Option<Bytes>,
-    /// Given up at this time or later.
+    /// Given up at or after this time.
     pub since: Option<Timestamp>,
     /// Given up before this time.
     pub until: Option<Timestamp>,
-    /// With this header of the message's, not of the evidence.
+    /// With this header of the message, not of the evidence.
     pub header: Option<HeaderFilter>,
     /// With this text in the value, the key or the reason.
     pub text: Option<String>,
     /// That came from this topic.
     pub origin_topic: Option<TopicName>,
-    /// That came from the partition of this number.
+    /// That came from the partition with this number.
     pub origin_partition: Option<PartitionId>,
-    /// Sent again or not.
+    /// Redriven or not.
     pub redriven: Redrives,
 }
 
-/// A header that a message has.
+/// A header to match.
 #[derive(Clone, Debug)]
 pub struct HeaderFilter {
     /// Its name.
     pub name: Bytes,
-    /// Its value; any without.
+    /// Its value; any value if `None`.
     pub value: Option<Bytes>,
 }
 
-/// Whether letters were sent again.
+/// Whether redriven dead letters match.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Redrives {
-    /// Those that were not.
+    /// Only those that were not redriven.
     #[default]
     No,
     /// All.
     Also,
-    /// Those that were.
+    /// Only those that were redriven.
     Only,
 }
 
 impl DeadLetterFilter {
-    /// Whether a letter is meant.
+    /// Whether a dead letter matches.
     pub(super) fn fits(&self, letter: &DeadLetter) -> bool {
         let sent_again = match self.redriven {
             Redrives::No => !letter.redriven,
@@ -88,7 +88,7 @@ impl DeadLetterFilter {
 
 impl HeaderFilter {
     fn fits(&self, message: &Message) -> bool {
-        // The evidence is no header of the message.
+        // The evidence does not count as headers of the message.
         let own = message
             .headers
             .iter()

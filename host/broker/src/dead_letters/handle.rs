@@ -29,11 +29,11 @@ pub(crate) struct Inner {
     pub(super) catalogue: Catalogue,
     pub(super) messages: Messages,
     pub(super) processors: Processors,
-    /// Held by whoever sends dead letters again, so that they need not try twice.
+    /// Locked while sending dead letters again, so that redrives need not retry on conflicts.
     pub(super) redrives: tokio::sync::Mutex<()>,
-    /// Processors of which what is due is being sent again here.
+    /// Processors whose due redrives are running here.
     pub(super) redriving: Mutex<HashSet<ProcessorName>>,
-    /// Held by dry runs: each has a revision loaded beside those that work, and letters in memory.
+    /// Limits dry runs: each has an extra revision loaded, and dead letters in memory.
     pub(super) dry_runs: Semaphore,
 }
 

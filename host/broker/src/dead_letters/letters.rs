@@ -1,4 +1,4 @@
-//! Dead letters: found, shown, tried, changed, sent again, each redrive on record. They are messages of ordinary topics
+//! Dead letters: listing, trying, editing and redriving them, with an audit trail. They are messages of ordinary topics
 //! (`<topic>.<processor>.dlq`) whose headers carry the evidence.
 
 use millrace_engine::CommitError;
@@ -12,9 +12,9 @@ use crate::handler::CallUse;
 use crate::messages::fetch::FetchError;
 use crate::messages::place::MessagePlace;
 
-/// Dead letters read at once, and sent again by one transaction.
+/// Dead letters read at once, and redriven by one transaction.
 pub(super) const LETTERS_MAX: usize = 1_000;
-/// Bytes of them, about.
+/// Approximate bytes of them.
 pub(super) const LETTERS_BYTES: usize = 4 << 20;
 
 /// A dead letter with its evidence, read from its headers.
@@ -24,9 +24,9 @@ pub struct DeadLetter {
     pub topic: TopicName,
     /// Its partition.
     pub partition: PartitionId,
-    /// The letter's offset there.
+    /// The dead letter's offset there.
     pub offset: Offset,
-    /// Where the message came from.
+    /// The topic that the message came from.
     pub origin_topic: TopicName,
     /// Its partition there.
     pub origin_partition: PartitionId,
@@ -40,7 +40,7 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// How the last one failed: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer`, `host-died` or `given-up`.
     pub cause: String,
-    /// A short word to group by.
+    /// A short word for grouping.
     pub class: String,
     /// For people.
     pub reason: String,
@@ -52,19 +52,19 @@ pub struct DeadLetter {
     pub attempt_log: serde_json::Value,
     /// Function names of the guest, innermost first, if it trapped.
     pub backtrace: Option<String>,
-    /// What the call used that it died of, and the last lines that the guest wrote in it; where that is known.
+    /// What the last call used, and the last lines that the guest logged in it, if known.
     pub call: Option<CallUse>,
-    /// How often the message had been sent again before it died this time.
+    /// How often the message had been redriven before it failed this time.
     pub redrives: u32,
-    /// Whether this letter was sent again.
+    /// Whether this dead letter was redriven.
     pub redriven: bool,
-    /// The message, evidence included.
+    /// The message, including the evidence.
     #[serde(skip)]
     pub message: Message,
 }
 
 impl DeadLetter {
-    /// Where it stands.
+    /// Its place.
     #[must_use]
     pub fn place(&self) -> MessagePlace {
         MessagePlace {
@@ -75,16 +75,16 @@ impl DeadLetter {
     }
 }
 
-/// Why dead letters could not be listed, tried or sent again.
+/// Why dead letters could not be listed, tried or redriven.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
     /// No such processor.
     #[error("processor {0} does not exist")]
     UnknownProcessor(ProcessorName),
-    /// The processor is gone, and with it whoever would take them.
-    #[error("processor {0} is not deployed: nobody would take its dead letters")]
+    /// The processor was deleted, so nothing would process the messages.
+    #[error("processor {0} is not deployed, so nothing would process its dead letters")]
     Deleted(ProcessorName),
-    /// No dead letter of this processor stands there.
+    /// There is no dead letter of this processor at that place.
     #[error("there is no dead letter of this processor at {topic}/{partition}/{offset}")]
     NoSuchDeadLetter {
         /// The topic asked for.
@@ -94,32 +94,30 @@ pub enum DeadLetterError {
         /// The offset asked for.
         offset: Offset,
     },
-    /// A letter that was sent again is no longer changed.
+    /// A redriven dead letter can no longer be edited.
     #[error(
-        "dead letter {0} was sent again already; if it died once more, edit the letter that came of that"
+        "dead letter {0} was already redriven; if the message failed again, edit the new dead letter"
     )]
     AlreadySent(MessagePlace),
-    /// The edit cannot be made.
-    #[error("the dead letter cannot be changed so: {0}")]
+    /// The edit is not possible.
+    #[error("the dead letter cannot be edited like this: {0}")]
     Edit(String),
-    /// An entry of the catalogue is not one of ours.
-    #[error("{0}; the data directory may be of a newer version of this host")]
+    /// A catalogue entry cannot be read.
+    #[error("{0}; the data directory may belong to a newer version of this host")]
     Catalogue(String),
     /// The processor does not read the topic that they came from.
     #[error("processor {processor} does not read topic {topic}; deploy it with that input first")]
     NotAnInput {
-        /// Whose letters.
+        /// The processor.
         processor: ProcessorName,
         /// The topic that they came from.
         topic: String,
     },
-    /// [`DRY_RUNS_MAX`] dry runs are under way.
-    #[error(
-        "{DRY_RUNS_MAX} dry runs are under way, as many as there may be; try again when one has ended"
-    )]
+    /// [`DRY_RUNS_MAX`] dry runs are running.
+    #[error("{DRY_RUNS_MAX} dry runs, the maximum, are running; try again when one has ended")]
     Busy,
-    /// What is done could not be put on record, so nothing was done.
-    #[error("the audit trail cannot be kept: {0}")]
+    /// The action could not be recorded, so it was not done.
+    #[error("the audit trail cannot be written: {0}")]
     Audit(String),
     /// The revision to try cannot be loaded.
     #[error(transparent)]

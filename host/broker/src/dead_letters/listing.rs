@@ -1,5 +1,5 @@
-//! Dead letters found: page by page, or counted by what is alike. One answer is bounded in letters, in bytes, and in what it looks
-//! at; a place says where to go on.
+//! Lists dead letters page by page, or counts them in groups. One answer is bounded in dead letters, in bytes, and in what it reads; a
+//! place says where to continue.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,24 +22,24 @@ use crate::messages::place::MessagePlace;
 /// Which dead letters to list.
 #[derive(Clone, Debug, Default)]
 pub struct DeadLetterQuery {
-    /// Which of them.
+    /// The filter.
     pub filter: DeadLetterFilter,
-    /// From here on; from the first one without.
+    /// Where to start; `None` is the first one.
     pub from: Option<MessagePlace>,
-    /// At most so many; 0 is the bound.
+    /// Maximum number; 0 means the bound.
     pub letters_max: usize,
 }
 
-/// Dead letters found.
+/// A page of dead letters.
 #[derive(Clone, Debug, Default)]
 pub struct DeadLetterPage {
     /// Oldest first within each partition.
     pub letters: Vec<DeadLetter>,
-    /// Where to look on; `None` if that was all. There may be more even if none was found so far.
+    /// Where to continue; `None` at the end. There may be more even if none was found so far.
     pub next: Option<MessagePlace>,
 }
 
-/// Dead letters that died alike.
+/// Dead letters with the same class, cause and revision.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeadLetterGroup {
     /// Their class.
@@ -48,7 +48,7 @@ pub struct DeadLetterGroup {
     pub cause: String,
     /// The revision that failed.
     pub revision: u32,
-    /// How many.
+    /// Their number.
     pub count: u64,
     /// When the first of them was given up.
     pub first_died_at: Timestamp,
@@ -56,7 +56,7 @@ pub struct DeadLetterGroup {
     pub last_died_at: Timestamp,
     /// One of them.
     pub sample: MessagePlace,
-    /// What is said of that one.
+    /// The reason given for that one.
     pub sample_reason: String,
 }
 
@@ -65,11 +65,11 @@ pub struct DeadLetterGroup {
 pub struct DeadLetterGroups {
     /// The largest first.
     pub groups: Vec<DeadLetterGroup>,
-    /// How many were looked at and fit.
+    /// How many dead letters matched.
     pub count: u64,
-    /// How many of them are of none of these groups: there are more groups than may be.
+    /// How many of them are in none of these groups, because there are more groups than the maximum.
     pub others: u64,
-    /// Where to count on, if time ended it; what is counted there comes in addition.
+    /// Where to continue counting, if time ran out; the counts add up.
     pub next: Option<MessagePlace>,
 }
 
@@ -112,8 +112,8 @@ impl DeadLetters {
         Ok(page)
     }
 
-    /// Counts dead letters by class, cause and revision, from a place on, in at most `groups_max` groups. It ends after
-    /// [`DEAD_LETTER_GROUPS_MS_MAX`], and says where to go on.
+    /// Counts dead letters by class, cause and revision, from a place on, in at most `groups_max` groups. It stops after
+    /// [`DEAD_LETTER_GROUPS_MS_MAX`] and says where to continue.
     ///
     /// # Errors
     /// [`DeadLetterError`].
@@ -154,7 +154,7 @@ impl DeadLetters {
         Ok(all)
     }
 
-    /// Goes through the processor's letters from a place on.
+    /// Goes through the processor's dead letters from a place on.
     pub(super) fn walk(
         &self,
         name: &ProcessorName,
@@ -174,7 +174,7 @@ impl DeadLetters {
         })
     }
 
-    /// The next letters; `None` at the end. Letters that die meanwhile where it has begun to look are not seen.
+    /// The next dead letters; `None` at the end. Those added after the partition was opened are not seen.
     pub(super) async fn advance(
         &self,
         walk: &mut Walk,
@@ -196,7 +196,7 @@ impl DeadLetters {
             };
             let (mut letters, next) = self.letters(&shelf, at).await?;
             letters.retain(|letter| letter.offset < end);
-            // Nothing where something should be: another one trims it at this moment.
+            // Nothing where something should be: a trim is under way.
             let next = if next == at { end } else { next.min(end) };
             walk.on = Some((Arc::clone(&shelf), next, end));
             return Ok(Some((shelf, letters)));
@@ -204,16 +204,16 @@ impl DeadLetters {
     }
 }
 
-/// A way through the letters of a processor, partition by partition.
+/// A walk through the dead letters of a processor, partition by partition.
 pub(super) struct Walk {
     shelves: std::vec::IntoIter<Shelf>,
     from: Option<MessagePlace>,
-    /// The shelf, where to read on, and where it ended when it was begun.
+    /// The shelf, where to continue, and its end when the walk reached it.
     on: Option<(Arc<Shelf>, Offset, Offset)>,
 }
 
 impl Walk {
-    /// Where it goes on; `None` at the end.
+    /// Where it continues; `None` at the end.
     pub(super) fn next_place(&self) -> Option<MessagePlace> {
         let here = self.on.as_ref().filter(|(_, at, end)| at < end);
         let here = here.map(|(shelf, at, _)| shelf.place(*at));
@@ -221,7 +221,7 @@ impl Walk {
         here.or_else(there)
     }
 
-    /// Whether there is anything from a place on that it has come to.
+    /// Whether anything is left on the way.
     pub(super) fn is_more_from(&self, place: &MessagePlace) -> bool {
         let here = self.on.as_ref();
         here.is_some_and(|(_, _, end)| place.offset < *end) || self.next_place().is_some()

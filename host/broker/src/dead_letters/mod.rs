@@ -1,4 +1,4 @@
-//! Dead letters: found, shown, tried, changed, sent again, each redrive on record. They are messages of ordinary topics
+//! Dead letters: listing, trying, editing and redriving them, with an audit trail. They are messages of ordinary topics
 //! (`<topic>.<processor>.dlq`) whose headers carry the evidence.
 
 pub(crate) mod audit;

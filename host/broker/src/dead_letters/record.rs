@@ -1,5 +1,5 @@
-//! Which dead letters were sent again, as the catalogue keeps it: an entry for each block of offsets, so that a redrive writes no more than
-//! the blocks that its letters are in, however many were sent before.
+//! Which dead letters were redriven, as the catalogue stores it: one entry per block of offsets, so that a redrive writes only the
+//! blocks of its dead letters, however many were redriven before.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -13,12 +13,12 @@ use crate::dead_letters::handle::DeadLetters;
 use crate::dead_letters::letters::DeadLetterError;
 use crate::dead_letters::shelf::Shelf;
 
-/// Offsets of a block. Ranges of all others of them take about 40 KB.
+/// Offsets in a block. If every other one was redriven, its ranges take about 40 KB.
 const BLOCK_OFFSETS: u64 = 4_096;
-/// Blocks that one transaction forgets.
+/// Blocks that one transaction removes.
 const FORGOTTEN_AT_ONCE: usize = 200;
 
-/// Offsets of letters that were sent again: ranges, the end exclusive, ascending and apart.
+/// Offsets of redriven dead letters: ranges, the end exclusive, ascending and disjoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Sent(Vec<(Offset, Offset)>);
@@ -29,7 +29,7 @@ impl Sent {
         after.checked_sub(1).is_some_and(|at| offset < self.0[at].1)
     }
 
-    /// Adds an offset; false if it was there.
+    /// Adds an offset; returns false if it was already there.
     pub(super) fn insert(&mut self, offset: Offset) -> bool {
         if self.contains(offset) {
             return false;
@@ -49,14 +49,14 @@ impl Sent {
         true
     }
 
-    /// How many there are from `start` on.
+    /// Number of offsets from `start` on.
     fn count_from(&self, start: Offset) -> u64 {
         let kept = |&(from, to): &(Offset, Offset)| to.0.saturating_sub(from.0.max(start.0));
         self.0.iter().map(kept).sum()
     }
 }
 
-/// What was sent again of some letters of a shelf, to look at and to add to.
+/// The record for some dead letters of a shelf, to read and extend.
 #[derive(Debug)]
 pub(super) struct Record {
     /// Written before there were blocks; nothing is added to it.
@@ -67,7 +67,7 @@ pub(super) struct Record {
 #[derive(Debug)]
 struct Block {
     sent: Sent,
-    /// That nobody else adds to it meanwhile.
+    /// Expects that no one else changes it meanwhile.
     unchanged: Expectation,
     is_changed: bool,
 }
@@ -78,7 +78,7 @@ impl Record {
         self.whole.contains(offset) || block.is_some_and(|block| block.sent.contains(offset))
     }
 
-    /// Adds an offset; false if it was there. It is one of those that the record was read for.
+    /// Adds an offset; returns false if it was already there. It must be among those that the record was read for.
     pub(super) fn insert(&mut self, offset: Offset) -> bool {
         let Some(block) = self.blocks.get_mut(&block_of(offset)) else {
             return false;
@@ -88,7 +88,7 @@ impl Record {
         is_new
     }
 
-    /// Has the transaction write what was added.
+    /// Adds the writes to the transaction.
     pub(super) fn write(self, shelf: &Shelf, transaction: &mut Transaction) {
         for (number, block) in self.blocks {
             if block.is_changed {
@@ -109,12 +109,12 @@ fn block_of(offset: Offset) -> u64 {
     offset.0 / BLOCK_OFFSETS
 }
 
-/// By identity: a topic made again under its name is another one.
+/// By topic id, because a topic created again under the same name is a different one.
 fn key(shelf: &Shelf, block: u64) -> String {
     format!("{}#{block}", shelf.partition)
 }
 
-/// The partition (`topic/partition`) and the block that an entry is about; no block if it is about all of them.
+/// The partition (`topic/partition`) and the block that an entry is about; no block if it covers all of them.
 fn about(key: &str) -> (&str, Option<u64>) {
     match key.split_once('#') {
         Some((partition, block)) => (partition, block.parse().ok()),
@@ -123,8 +123,8 @@ fn about(key: &str) -> (&str, Option<u64>) {
 }
 
 impl DeadLetters {
-    /// What was sent again of the letters from the first of these offsets to the last. An entry that cannot be read is no empty one: all of
-    /// its letters would be sent twice.
+    /// The record for the dead letters from the first of these offsets to the last. An entry that cannot be read is an error, not
+    /// empty: otherwise all its dead letters would be sent twice.
     pub(super) fn sent_of(
         &self,
         shelf: &Shelf,
@@ -147,7 +147,7 @@ impl DeadLetters {
         })
     }
 
-    /// How many of the shelf's letters from `start` on were sent again.
+    /// How many dead letters of the shelf from `start` on were redriven.
     pub(super) fn count_sent(&self, shelf: &Shelf, start: Offset) -> Result<u64, DeadLetterError> {
         let mut count = self.sent(shelf.partition.to_string())?.0.count_from(start);
         for key in self.entries_about(&shelf.partition.to_string()) {
@@ -165,13 +165,12 @@ impl DeadLetters {
         let sent = entry
             .map(|entry| serde_json::from_slice(&entry.value))
             .transpose();
-        let unreadable =
-            |error| format!("the catalogue's entry of what was redriven from {key}: {error}");
+        let unreadable = |error| format!("the catalogue's record of redrives from {key}: {error}");
         let sent = sent.map_err(|error| DeadLetterError::Catalogue(unreadable(error)))?;
         Ok((sent.unwrap_or_default(), unchanged))
     }
 
-    /// The keys of entries about a partition, or all of a topic if this is its number and a slash.
+    /// The keys of entries about a partition, or about all of a topic if this is its number and a slash.
     fn entries_about(&self, partition: &str) -> Vec<String> {
         let all = self.inner.engine.entries(EntryKind::Redriven).into_iter();
         let is_about = |key: &String| match partition.ends_with('/') {
@@ -181,16 +180,16 @@ impl DeadLetters {
         all.map(|(key, _)| key).filter(is_about).collect()
     }
 
-    /// The removal of what is on record of letters before `start`.
+    /// Removes the record of dead letters before `start`.
     pub(super) fn forgotten(&self, shelf: &Shelf, start: Offset) -> Vec<EntryWrite> {
         let mut keys = self.entries_about(&shelf.partition.to_string());
         keys.retain(|key| about(key).1.is_some_and(|block| block < block_of(start)));
-        // The next redrive goes on.
+        // The next redrive continues.
         keys.truncate(FORGOTTEN_AT_ONCE);
         keys.into_iter().map(removal).collect()
     }
 
-    /// The removal of what is on record of a topic that is gone.
+    /// Removes the record of a deleted topic.
     pub(crate) fn forgotten_with(&self, topic: TopicId) -> Vec<EntryWrite> {
         let keys = self.entries_about(&format!("{topic}/")).into_iter();
         keys.map(removal).collect()

@@ -1,6 +1,6 @@
-//! Dead letters sent again, to their own processor only. Each transaction appends some letters to the redrive topic, marks them and
-//! puts that on record, and runs to its end even if whoever asked goes away: so none is sent twice, and stopping between two
-//! transactions is always sound.
+//! Redrives dead letters, to their own processor only. Each transaction appends some messages to the redrive topic, marks their dead
+//! letters and records that. It runs to its end even if the caller goes away, so nothing is sent twice, and stopping between two
+//! transactions is always safe.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -31,51 +31,51 @@ use crate::ground::own_topics::DEAD_LETTERS_SUFFIX;
 use crate::ground::own_topics::REDRIVE_SUFFIX;
 use crate::messages::place::MessagePlace;
 
-/// A paced redrive makes about so many transactions a second.
+/// Approximate transactions per second of a paced redrive.
 const STEPS_PER_SECOND: u32 = 10;
 
-/// What to send again, and how.
+/// What to redrive, and how.
 #[derive(Clone, Debug)]
 pub struct RedriveRequest {
-    /// Which letters.
+    /// The dead letters.
     pub which: RedriveWhich,
-    /// At most so many.
+    /// Maximum number.
     pub letters_max: Option<usize>,
-    /// At most so many a second. A paced redrive ends after [`REDRIVE_PACED_MS_MAX`] and says where to go on.
+    /// Maximum number per second. A paced redrive ends after [`REDRIVE_PACED_MS_MAX`] and says where to continue.
     pub per_second: Option<NonZeroU32>,
-    /// Also those that were sent again [`REDRIVES_MAX`] times before and died each time.
+    /// Include those that were redriven [`REDRIVES_MAX`] times before and failed each time.
     pub again: bool,
 }
 
-/// Which letters to send again.
+/// Which dead letters to redrive.
 #[derive(Clone, Debug)]
 pub enum RedriveWhich {
-    /// These, however often they died.
+    /// These, however often they failed.
     Places(Vec<MessagePlace>),
-    /// Those that fit and were not sent again.
+    /// Those that match and were not redriven.
     Matching {
-        /// Which of them.
+        /// The filter.
         filter: Box<DeadLetterFilter>,
-        /// From here on; from the first one without.
+        /// Where to start; `None` is the first one.
         from: Option<MessagePlace>,
     },
 }
 
 impl RedriveRequest {
-    /// Everything that was not sent again.
+    /// Everything that was not redriven.
     #[must_use]
     pub fn all() -> Self {
         Self::matching(DeadLetterFilter::default())
     }
 
-    /// Everything that fits and was not sent again.
+    /// Everything that matches and was not redriven.
     #[must_use]
     pub fn matching(filter: DeadLetterFilter) -> Self {
         let filter = Box::new(filter);
         Self::of(RedriveWhich::Matching { filter, from: None })
     }
 
-    /// These letters.
+    /// These dead letters.
     #[must_use]
     pub fn places(places: Vec<MessagePlace>) -> Self {
         Self::of(RedriveWhich::Places(places))
@@ -94,22 +94,22 @@ impl RedriveRequest {
 /// What a redrive did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Redriven {
-    /// Sent again.
+    /// Redriven now.
     pub sent: usize,
-    /// Had been sent again before.
+    /// Already redriven before.
     pub already: usize,
-    /// Left alone: they were sent again [`REDRIVES_MAX`] times and died each time.
+    /// Skipped: they were redriven [`REDRIVES_MAX`] times and failed each time.
     pub skipped: usize,
     /// Left where they are: they came from topics that the processor no longer reads.
     pub not_read: usize,
-    /// Where to go on, if a bound ended it; what died at `started_at` or later is for the next redrive.
+    /// Where to continue, if a bound ended it; dead letters from `started_at` on are for the next redrive.
     pub next: Option<MessagePlace>,
     /// When it began.
     pub started_at: Timestamp,
 }
 
 impl Redriven {
-    /// Whether no letter was found that comes from a topic which is read.
+    /// Whether dead letters were found, but only from topics that are no longer read.
     fn is_nothing(&self) -> bool {
         self.sent + self.already + self.skipped == 0
     }
@@ -124,7 +124,7 @@ impl AddAssign for Redriven {
     }
 }
 
-/// Letters of one shelf and what is to be said of sending them.
+/// Dead letters of one shelf, and the answer about sending them.
 pub(super) struct Sending {
     pub(super) processor: ProcessorName,
     pub(super) shelf: Arc<Shelf>,
@@ -136,11 +136,10 @@ pub(super) struct Sending {
 }
 
 impl DeadLetters {
-    /// Sends dead letters again, to this processor only, each at most once. Whoever drops the future stops it between two
-    /// transactions.
+    /// Redrives dead letters, to this processor only, each at most once. Dropping the future stops it between two transactions.
     ///
     /// # Errors
-    /// [`DeadLetterError`]; letters sent before the error stay sent and are marked so.
+    /// [`DeadLetterError`]; dead letters redriven before the error stay redriven and are marked.
     pub async fn redrive(
         &self,
         name: &ProcessorName,
@@ -171,7 +170,7 @@ impl DeadLetters {
         Ok(run.total)
     }
 
-    /// Whether there is anybody to take what is sent again. One that never was is unknown.
+    /// Whether the processor exists to take redriven messages. One that never existed is unknown.
     fn check_taker(&self, name: &ProcessorName) -> Result<(), DeadLetterError> {
         let entry = self.inner.engine.entry(EntryKind::Processor, name.as_str());
         if entry.is_some() {
@@ -185,7 +184,7 @@ impl DeadLetters {
         )
     }
 
-    /// Where letters of this shelf are sent again.
+    /// Where dead letters of this shelf are redriven to.
     pub(super) fn target_of(
         &self,
         name: &ProcessorName,
@@ -214,11 +213,11 @@ impl DeadLetters {
         })
     }
 
-    /// Appends letters to the redrive topic, marks them and puts it on record, in one transaction, which runs to its end.
+    /// Appends messages to the redrive topic, marks their dead letters and records it, in one transaction, which runs to its end.
     pub(super) async fn send_again(&self, sending: Sending) -> Result<Redriven, DeadLetterError> {
         let room = self.clone();
         let sent = tokio::spawn(async move { room.send_to_the_end(sending).await });
-        // It neither panics nor is it cancelled, but by the end of the host.
+        // The task neither panics nor is cancelled, except by the end of the host.
         sent.await
             .unwrap_or_else(|_| Err(CommitError::Closed.into()))
     }
@@ -227,7 +226,7 @@ impl DeadLetters {
         let shelf = &sending.shelf;
         let audit = self.audit_partition(&sending.processor, shelf).await?;
         let _redrive = self.inner.redrives.lock().await;
-        // What was read may be changed meanwhile: which letters of the shelf were sent, or the processor.
+        // What was read may have changed: the record of redrives, or the processor.
         decided(&*self.inner.engine, || self.send_once(&sending, audit)).await
     }
 
@@ -237,7 +236,7 @@ impl DeadLetters {
         audit: TopicPartition,
     ) -> Result<Redriven, DeadLetterError> {
         let shelf = &sending.shelf;
-        // It may have been deleted since somebody looked.
+        // The processor may have been deleted meanwhile.
         self.check_taker(&sending.processor)?;
         let (kind, name) = (EntryKind::Processor, sending.processor.as_str());
         let taker = self.inner.engine.entry(kind, name);
@@ -286,12 +285,12 @@ impl DeadLetters {
     }
 }
 
-/// A redrive on its way.
+/// A running redrive.
 struct Run<'a> {
     room: &'a DeadLetters,
     processor: &'a ProcessorName,
     started: Duration,
-    /// Letters that may still be sent.
+    /// Dead letters that may still be sent.
     left: usize,
     per_second: Option<NonZeroU32>,
     by: String,
@@ -305,7 +304,7 @@ impl Run<'_> {
         from: Option<MessagePlace>,
         again: bool,
     ) -> Result<(), DeadLetterError> {
-        // Those that were sent again are counted; none is sent again.
+        // Those already redriven are counted, and not sent again.
         if filter.redriven == Redrives::No {
             filter.redriven = Redrives::Also;
         }
@@ -322,7 +321,7 @@ impl Run<'_> {
                 Ok(target) => target,
                 Err(error) => {
                     self.room.check_taker(self.processor)?;
-                    // Letters of a topic that the processor no longer reads stay where they are.
+                    // Dead letters of a topic that the processor no longer reads stay where they are.
                     let left = letters.iter().filter(|letter| !letter.redriven).count();
                     self.total.not_read += left;
                     not_read = not_read.or_else(|| (left > 0).then_some(error));
@@ -399,7 +398,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// One transaction, when it may be made.
+    /// One transaction, once the pace allows it.
     async fn send(
         &mut self,
         shelf: &Arc<Shelf>,
@@ -425,7 +424,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Letters of the next transaction.
+    /// Dead letters of the next transaction.
     fn step(&self) -> usize {
         let paced = self
             .per_second
@@ -434,7 +433,7 @@ impl Run<'_> {
         step.min(self.left).max(1)
     }
 
-    /// Waits until what was sent is no more than the rate allows.
+    /// Waits until the rate allows more.
     async fn rest(&self) {
         if let Some(rate) = self.per_second {
             let due = Duration::from_secs_f64(self.total.sent as f64 / f64::from(rate.get()));

@@ -1,4 +1,4 @@
-//! Where dead letters stand: the partitions of a processor's dead-letter topics.
+//! Where dead letters are: the partitions of a processor's dead-letter topics.
 
 use millrace_engine::{Ends, ReadError};
 use millrace_model::{Offset, PartitionId, ProcessorName, Topic, TopicName, TopicPartition};
@@ -77,7 +77,7 @@ impl DeadLetters {
         Ok(self.own_shelves(name, DEAD_LETTERS_SUFFIX))
     }
 
-    /// The partitions of the topics of this ending that a processor keeps for itself.
+    /// The partitions of the processor's own topics with this suffix.
     pub(super) fn own_shelves(&self, name: &ProcessorName, suffix: &str) -> Vec<Shelf> {
         let own = |topic: &Topic| {
             topic.spec.owner.as_ref() == Some(name) && topic.spec.name.as_str().ends_with(suffix)
@@ -118,7 +118,7 @@ impl DeadLetters {
         })
     }
 
-    /// Letters from an offset on, and where to go on.
+    /// Dead letters from an offset on, and where to continue.
     pub(super) async fn letters(
         &self,
         shelf: &Shelf,
@@ -135,7 +135,7 @@ impl DeadLetters {
         Ok((letters.collect(), next))
     }
 
-    /// Messages from an offset on, and where to go on.
+    /// Messages from an offset on, and where to continue.
     pub(super) async fn on_shelf(
         &self,
         shelf: &Shelf,
@@ -146,12 +146,12 @@ impl DeadLetters {
             bytes: LETTERS_BYTES,
         };
         match self.inner.messages.read(shelf.partition, from, room).await {
-            // What cannot be read must not hide what comes after it.
+            // An unreadable range must not hide what comes after it.
             Err(
                 FetchError::Read(ReadError::Damaged { to: next, .. })
                 | FetchError::Malformed { next, .. },
             ) if next > from => {
-                tracing::error!(topic = %shelf.topic.spec.name, partition = %shelf.partition.partition, %from, to = %next, "messages cannot be read; going on after them");
+                tracing::error!(topic = %shelf.topic.spec.name, partition = %shelf.partition.partition, %from, to = %next, "messages cannot be read; continuing after them");
                 Ok((Vec::new(), next))
             }
             read => Ok(read?),

@@ -1,4 +1,4 @@
-//! How many dead letters wait for somebody: what alerts look at.
+//! How many dead letters are waiting: the numbers behind alerts.
 
 use metrics::gauge;
 use millrace_model::ProcessorName;
@@ -9,7 +9,7 @@ use crate::messages::fetch::FetchError;
 use crate::processors::waiting_gauge::WAITING;
 
 impl DeadLetters {
-    /// Dead letters of a processor that are kept and were not sent again.
+    /// Number of dead letters of a processor that are kept and were not redriven.
     ///
     /// # Errors
     /// [`DeadLetterError`].
@@ -27,7 +27,7 @@ impl DeadLetters {
         Ok(waiting)
     }
 
-    /// Brings the gauges of dead letters up to date.
+    /// Updates the gauges of dead letters.
     pub async fn measure_dead_letters(&self) {
         let names: Vec<ProcessorName> = self.inner.catalogue.processors().keys().cloned().collect();
         for name in names {

@@ -1,35 +1,35 @@
-//! How many dead letters a processor may make in a time. At the bound the partition waits: nothing is dropped, nothing floods.
+//! How many dead letters a processor may create per period. At the bound the partition waits: nothing is dropped.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use millrace_model::processor::DeadLetterPolicy;
 
-/// The time is counted in so many parts.
+/// The period is divided into this many buckets.
 const PARTS: u32 = 64;
 
-/// Dead letters that were made lately, and those that an operator accepted beforehand.
+/// Dead letters created recently, and those that an operator accepted in advance.
 #[derive(Debug)]
 pub(crate) struct Allowance {
     policy: DeadLetterPolicy,
-    /// When, and how many; oldest first, at most [`PARTS`] and one.
+    /// Time and count of each bucket, oldest first; at most [`PARTS`] plus one.
     made: VecDeque<(Duration, u32)>,
     sum: u32,
     accepted: u64,
 }
 
-/// What was granted of what was wanted.
+/// How many of the wanted ones were granted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Granted {
     pub(crate) count: u32,
-    /// How many of them an operator had accepted.
+    /// How many of them use up what an operator accepted.
     accepted: u32,
-    /// When there will be more.
+    /// When more are allowed.
     pub(crate) more_in: Duration,
 }
 
 impl Allowance {
-    /// With nothing made yet.
+    /// Nothing created yet.
     pub(crate) fn new(policy: DeadLetterPolicy) -> Self {
         Self {
             policy,
@@ -39,28 +39,28 @@ impl Allowance {
         }
     }
 
-    /// Goes by this policy from now on.
+    /// Applies this policy from now on.
     pub(crate) fn set(&mut self, policy: DeadLetterPolicy) {
         self.policy = policy;
     }
 
-    /// So many more are all right, whatever the policy says; `None` takes that back.
+    /// Lets `count` more through regardless of the policy; `None` revokes that.
     pub(crate) fn accept(&mut self, count: Option<u64>) {
         self.accepted = count.map_or(0, |count| self.accepted.saturating_add(count));
     }
 
-    /// How many are accepted and not made yet.
+    /// How many accepted ones are left.
     pub(crate) fn accepted(&self) -> u64 {
         self.accepted
     }
 
-    /// How many may be made now.
+    /// How many may be created now.
     pub(crate) fn left(&mut self, now: Duration) -> u32 {
         self.expire(now);
         self.policy.max.saturating_sub(self.sum)
     }
 
-    /// Takes as many of those wanted as may be made now.
+    /// Takes as many of the wanted ones as are allowed now.
     pub(crate) fn take(&mut self, wanted: u32, now: Duration) -> Granted {
         let accepted = wanted.min(self.accepted.try_into().unwrap_or(u32::MAX));
         let count = (wanted - accepted).min(self.left(now));
@@ -75,7 +75,7 @@ impl Allowance {
         }
     }
 
-    /// They were not made after all.
+    /// Gives them back: they were not created.
     pub(crate) fn give_back(&mut self, granted: Granted) {
         self.accepted += u64::from(granted.accepted);
         let mut rest = granted.count - granted.accepted;

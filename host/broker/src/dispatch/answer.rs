@@ -1,4 +1,4 @@
-//! Checks an answer before anybody believes it: every number, span, name and size. What comes out is sound.
+//! Checks an answer before anything uses it: every number, span, name and size. The result can be trusted.
 
 use millrace_model::bounds::{BACKTRACE_BYTES_MAX, BATCH_MESSAGES_MAX, DELAY_MS_MAX};
 use millrace_model::columns::{NO_TIME, NONE};
@@ -21,28 +21,28 @@ use crate::ground::columns;
 use crate::ground::text::cut;
 use crate::handler::{CallError, CallUse, Cause};
 
-/// What became of a batch, as far as the handler says.
+/// A handler's checked answer to a batch.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// What is to be sent on.
+    /// The outputs.
     pub(crate) outputs: Outputs,
     /// The failed messages, ascending.
     pub(crate) failed: Vec<Failed>,
-    /// What the others wrote to state.
+    /// The writes to state of the other messages.
     pub(crate) state: Option<StateWrite>,
-    /// Whether entries that have ended are removed along with that.
+    /// Whether expired entries are removed in the same commit.
     pub(crate) removes_ended: bool,
-    /// What the call used, if any of its messages failed and that is known.
+    /// What the call used, if any message failed and it is known.
     pub(crate) used: Option<CallUse>,
-    /// Whether the failed are given up, and no error handler is asked.
+    /// Whether failed messages are given up without asking the error handler.
     pub(crate) is_final: bool,
 }
 
-/// Checked outputs: spans lie inside, topics and partitions exist.
+/// Checked outputs: spans are in range, topics and partitions exist.
 #[derive(Debug, Default)]
 pub(crate) struct Outputs {
     answer: Answer,
-    /// For each of the answer's topic names, which output topic it is.
+    /// Maps each topic name of the answer to an output topic.
     names: Vec<u32>,
     default: u32,
     bytes: usize,
@@ -78,7 +78,7 @@ impl Verdict {
         })
     }
 
-    /// The verdict on a message with which the host ended more than once.
+    /// The verdict on a message during which the host ended repeatedly.
     pub(crate) fn host_died(reason: String) -> Self {
         let cause = Cause::HostDied;
         Self {
@@ -94,14 +94,14 @@ impl Verdict {
         }
     }
 
-    /// The verdict on messages that came round too often, all of a batch.
+    /// The verdict on a batch of messages that are all out of hops.
     pub(crate) fn spent(messages: usize, hops_max: u32) -> Self {
         let failed = |message| Failed {
             message,
             cause: Cause::Reject,
             class: HOPS_CLASS.to_owned(),
             reason: format!(
-                "it came by {hops_max} processors that count hops, as many as hops_max allows; it was not processed"
+                "it passed {hops_max} processors that count hops, the maximum of hops_max, and was not processed"
             ),
             after_ms: None,
             backtrace: None,
@@ -113,7 +113,7 @@ impl Verdict {
         }
     }
 
-    /// The verdict on messages that an operator gives up, of each of which the last attempt comes along.
+    /// The verdict on messages that an operator gives up, with the last attempt of each.
     pub(crate) fn given_up<'a>(
         last: impl Iterator<Item = Option<&'a Attempt>>,
         by: Option<&str>,
@@ -138,13 +138,13 @@ impl Verdict {
         }
     }
 
-    /// Whether an operator wants it so.
+    /// Whether an operator gave them up.
     pub(crate) fn is_by_hand(&self) -> bool {
         let mut failed = self.failed.iter();
         failed.any(|failed| failed.cause == Cause::GivenUp)
     }
 
-    /// The verdict on a message that failed its call alone.
+    /// The verdict on a message that failed alone in its call.
     pub(crate) fn alone(error: &CallError, used: Option<CallUse>) -> Self {
         let (cause, reason, backtrace) = match error {
             CallError::Trap { message, backtrace } => (Cause::Trap, message.clone(), backtrace),
@@ -175,7 +175,7 @@ fn bad<T>(what: String) -> Result<T, CallError> {
     Err(CallError::BadAnswer(what))
 }
 
-/// The `index`th span of a column that was checked.
+/// The `index`th span of a checked column.
 fn bytes_of<'a>(
     answer: &'a Answer,
     batch: &'a ColumnBatch,
@@ -221,17 +221,17 @@ fn topic_of(answer: &Answer, names: &[u32], default: u32, output: usize) -> u32 
 }
 
 impl Outputs {
-    /// From now on they carry the hops of their sources, and one more where they are counted.
+    /// From now on the outputs carry the hops of their sources, plus one if this processor counts.
     pub(crate) fn carry(&mut self, hops: Hops) {
         self.hops = hops;
     }
 
-    /// How many.
+    /// The number of outputs.
     pub(crate) fn len(&self) -> usize {
         self.answer.sources.len()
     }
 
-    /// Bytes of all of them.
+    /// Their total bytes.
     pub(crate) fn byte_count(&self) -> usize {
         self.bytes
     }
@@ -280,7 +280,7 @@ impl Outputs {
         })
     }
 
-    /// An output's headers, if it does not keep its source's.
+    /// An output's headers, unless it keeps its source's.
     pub(crate) fn own_headers<'a>(
         &'a self,
         output: usize,
@@ -298,18 +298,18 @@ impl Outputs {
         bytes_of(&self.answer, batch, column, index)
     }
 
-    /// When it is delivered; `None` is at once.
+    /// Its time of delivery; `None` is at once.
     pub(crate) fn deliver_at(&self, output: usize) -> Option<Timestamp> {
         time(&self.answer, output, 1)
     }
 
-    /// Its own, that of its delivery, or its source's.
+    /// Its own timestamp, or its time of delivery, or its source's timestamp.
     fn timestamp(&self, output: usize, batch: &ColumnBatch) -> Timestamp {
         let given = time(&self.answer, output, 0).or_else(|| self.deliver_at(output));
         given.unwrap_or_else(|| Timestamp(batch.timestamps[self.source(output)]))
     }
 
-    /// Whether all times are in milliseconds, and those of delivery near enough. A timestamp that is its source's is the source's business.
+    /// Whether all times are in milliseconds, and times of delivery near enough. A timestamp copied from the source is not checked.
     pub(crate) fn check_times(&self, batch: &ColumnBatch, now: Timestamp) -> Result<(), CallError> {
         for output in 0..self.answer.times.len() / 2 {
             let own = |at: &Timestamp| at.0 != batch.timestamps[self.source(output)];
@@ -329,12 +329,12 @@ impl Outputs {
         match outputs.find(far) {
             None => Ok(()),
             Some(output) => bad(format!(
-                "output {output} is to be delivered more than {DELAY_MS_MAX} ms from now; give milliseconds since the Unix epoch"
+                "output {output} has a time of delivery more than {DELAY_MS_MAX} ms from now; use milliseconds since the Unix epoch"
             )),
         }
     }
 
-    /// Adds an output to columns, for a partitioner to see.
+    /// Adds an output to columns, for a partitioner to read.
     pub(crate) fn show(&self, output: usize, batch: &ColumnBatch, columns: &mut ColumnBatch) {
         let source = self.source(output);
         let parts = (self.key(output, batch), self.value(output, batch));
@@ -346,7 +346,7 @@ impl Outputs {
         }
     }
 
-    /// Writes an output into a batch: straight from where it lies.
+    /// Writes an output into a batch directly from the answer's bytes.
     pub(crate) fn write(&self, output: usize, batch: &ColumnBatch, builder: &mut BatchBuilder) {
         let source = self.source(output);
         let timestamp = self.timestamp(output, batch);
@@ -366,7 +366,7 @@ impl Outputs {
     }
 }
 
-/// Writes a message with these hops and no others, whatever the component says.
+/// Writes a message with these hops, whatever the component says.
 fn write_with<'a>(
     builder: &mut BatchBuilder,
     timestamp: Timestamp,

@@ -1,8 +1,7 @@
-//! What batches take in memory while workers have them in hand, all of a host together: as they were read, as a component sees them,
-//! what it answers, and what is committed of that.
+//! The memory of batches in work, over all workers of a host: as read, as a component sees them, their answers, and what is committed.
 //!
-//! A worker takes room for the most that its next batch may come to before it reads, and gives back what it does not need as soon as
-//! that is known. Whoever finds no room waits with nothing in hand, in the order of asking, so nobody holds what another waits for.
+//! Before it reads, a worker reserves room for the most that its next batch may need, and returns the rest as soon as that is known. A
+//! worker without room waits while holding nothing, in order of asking, so nobody holds what another one waits for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,13 +12,13 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::dispatch::batcher::Batch;
 
-/// How often the bytes of messages are in memory until the call: as they were read, and as the component sees them.
+/// Copies of the messages' bytes until the call: as read, and as the component sees them.
 const TIMES_READ: usize = 2;
-/// How often they are until the commit: once more in dead letters.
+/// Copies until the commit: one more in dead letters.
 const TIMES_CALLED: usize = 3;
-/// How often the bytes of an answer are: as it came, and as records.
+/// Copies of an answer's bytes: as received, and as records.
 const TIMES_ANSWERED: usize = 2;
-/// What a message takes beside its bytes, in each of these forms together.
+/// Memory of a message besides its bytes, over all these forms.
 const PER_MESSAGE_BYTES: usize = 256;
 
 /// The room of a host.
@@ -28,17 +27,17 @@ pub(crate) struct AtHand {
     kib: Arc<Semaphore>,
     kib_max: u32,
     waiting: AtomicUsize,
-    /// Somebody began to wait.
+    /// A worker began to wait.
     wanted: Notify,
 }
 
-/// The part of one worker, given back when it is dropped.
+/// One worker's share, returned when dropped.
 #[derive(Debug)]
 pub(crate) struct InHand(OwnedSemaphorePermit);
 
 impl AtHand {
     pub(crate) fn new(bytes_max: usize) -> Arc<Self> {
-        // No more than a semaphore counts.
+        // A semaphore cannot count more.
         let kib_max = (bytes_max >> 10).clamp(1, 1 << 28) as u32;
         Arc::new(Self {
             kib: Arc::new(Semaphore::new(kib_max as usize)),
@@ -48,13 +47,13 @@ impl AtHand {
         })
     }
 
-    /// Room for so much, if there is any at once and nobody waits for it.
+    /// Reserves this much if it is free and nobody waits for room.
     pub(crate) fn try_take(&self, bytes: usize) -> Option<InHand> {
         let permit = Arc::clone(&self.kib).try_acquire_many_owned(self.permits(bytes));
         permit.ok().map(InHand)
     }
 
-    /// Room for so much, when it is its turn; who asks for more than there is gets all of it.
+    /// Reserves this much in turn; a request for more than there is gets everything.
     pub(crate) async fn take(&self, bytes: usize) -> Option<InHand> {
         let permit = Arc::clone(&self.kib).acquire_many_owned(self.permits(bytes));
         let _waiting = Waiting::announce(&self.waiting);
@@ -63,7 +62,7 @@ impl AtHand {
         permit.await.ok().map(InHand)
     }
 
-    /// Whether somebody waits: then nobody keeps in hand what only waits for something else.
+    /// Whether somebody waits: then a batch that only waits for something else must not be held.
     pub(crate) fn is_wanted(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
@@ -72,7 +71,7 @@ impl AtHand {
     pub(crate) async fn wanted(&self) {
         loop {
             let mut begins = std::pin::pin!(self.wanted.notified());
-            // From here on none is missed.
+            // From here on no notification is missed.
             begins.as_mut().enable();
             if self.is_wanted() {
                 return;
@@ -103,14 +102,14 @@ impl Drop for Waiting<'_> {
 }
 
 impl InHand {
-    /// Gives back what is beyond so much.
+    /// Returns what exceeds this much.
     pub(crate) fn keep(&mut self, bytes: usize) {
         let kib = bytes.div_ceil(1 << 10).max(1);
         drop(self.0.split(self.0.num_permits().saturating_sub(kib)));
     }
 }
 
-/// What a batch of a processor may come to, before any of it was read.
+/// The most that a batch of a processor may need, before any of it was read.
 pub(crate) fn at_the_most(spec: &ProcessorSpec) -> usize {
     let batch = &spec.batch;
     // One larger message still makes a batch.
@@ -119,12 +118,12 @@ pub(crate) fn at_the_most(spec: &ProcessorSpec) -> usize {
     TIMES_READ * read + PER_MESSAGE_BYTES * messages + answer_at_the_most(spec)
 }
 
-/// What it may come to once it is cut.
+/// What it may need once it is cut.
 pub(crate) fn called(spec: &ProcessorSpec, batch: &Batch) -> usize {
     in_batch(batch) + answer_at_the_most(spec)
 }
 
-/// What it comes to once it is answered, with outputs of so many bytes.
+/// What it needs once it is answered, with outputs of this many bytes.
 pub(crate) fn answered(batch: &Batch, output_bytes: usize, outputs: usize) -> usize {
     in_batch(batch) + TIMES_ANSWERED * output_bytes + PER_MESSAGE_BYTES * outputs
 }

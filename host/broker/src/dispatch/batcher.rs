@@ -1,5 +1,5 @@
-//! Cuts batches: parked messages whose time has come first, then new ones, up to the policy's bounds. Decides only; the worker
-//! reads. What waits behind a parked message of its key is parked behind it here.
+//! Cuts batches: due parked messages first, then new ones, up to the policy's bounds. Decides only; the worker reads. A new message
+//! that must wait behind a parked one with its key is parked here.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -23,33 +23,33 @@ use crate::handler::Cause;
 /// Messages for one call.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Batch {
-    /// As the handler sees them.
+    /// In the form for the handler.
     pub(crate) columns: Arc<ColumnBatch>,
-    /// Where they stand in the input partition: first the retried ones, then the new ones, each ascending.
+    /// Their offsets in the input partition: first the retried ones, then the new ones, each ascending.
     pub(crate) offsets: Vec<Offset>,
-    /// How many of them are retried.
+    /// How many of them are retries.
     pub(crate) retried: usize,
-    /// How often each of them was sent again as a dead letter; empty unless they are redriven.
+    /// How often each of them was redriven as a dead letter; empty unless they were.
     pub(crate) redrives: Vec<u32>,
-    /// Which revision they are for.
+    /// The revision they are for.
     pub(crate) side: Side,
-    /// New messages passed over because one of their key is parked, or for the other side; they are parked.
+    /// New messages to park: one with their key is parked, or they belong to the other side.
     pub(crate) skipped: Vec<Parked>,
-    /// The offset after everything in here.
+    /// The offset after everything in this batch.
     pub(crate) next: Offset,
 }
 
 impl Batch {
-    /// How many messages.
+    /// The number of messages.
     pub(crate) fn len(&self) -> usize {
         self.offsets.len()
     }
 }
 
-/// What every message's order hangs on where the whole partition keeps it.
+/// The order key of every message if the whole partition keeps its order.
 pub(super) const WHOLE_PARTITION: u64 = 0;
 
-/// What a message's order hangs on. Stored with progress, so it must never change: FNV-1a, 64 bits.
+/// The order key of a message. It is stored with progress, so it must never change: FNV-1a, 64 bits.
 pub(crate) fn ordering(order: Order, key: Option<&[u8]>) -> Option<u64> {
     match order {
         Order::None => None,
@@ -76,11 +76,11 @@ pub(crate) fn behind(offset: Offset, ordering: Option<u64>) -> Parked {
 pub(crate) struct Due {
     /// Their offsets, ascending.
     pub(crate) offsets: Vec<Offset>,
-    /// Whether it is one that failed its whole batch before, and so runs alone.
+    /// Whether it is one that took down its whole batch before, and so runs alone.
     pub(crate) alone: bool,
 }
 
-/// Which parked messages run now: those that are due and those behind them, unless an earlier one of their order still waits.
+/// Which parked messages run now: due ones and those behind them, unless an earlier one with their order key still waits.
 pub(crate) fn due(parked: &[Parked], now: Timestamp, messages_max: usize) -> Due {
     let mut due = Due::default();
     let mut held = HashSet::new();
@@ -107,7 +107,7 @@ pub(crate) fn due(parked: &[Parked], now: Timestamp, messages_max: usize) -> Due
     due
 }
 
-/// The parked message to run alone: of those that could run now the one that was due first.
+/// The parked message to run alone: of those that could run now, the one due first.
 pub(crate) fn oldest_due(parked: &[Parked], now: Timestamp, but_not: &HashSet<Offset>) -> Due {
     let mut held = HashSet::new();
     let fronts = parked
@@ -122,7 +122,7 @@ pub(crate) fn oldest_due(parked: &[Parked], now: Timestamp, but_not: &HashSet<Of
     }
 }
 
-/// Parked messages that only the current revision takes: those that a canary failed at, and what waits behind them, or it would be overtaken.
+/// Parked messages for the current revision only: those that a canary failed, and those behind them, which must not be overtaken.
 pub(crate) fn current_only(parked: &[Parked]) -> impl Fn(&Parked) -> bool + use<> {
     let asked_again = parked.iter().filter(|parked| parked.current_only);
     let orders: HashSet<u64> = match planted!(OthersOvertake) {
@@ -132,8 +132,8 @@ pub(crate) fn current_only(parked: &[Parked]) -> impl Fn(&Parked) -> bool + use<
     move |parked| parked.current_only || parked.ordering.is_some_and(|o| orders.contains(&o))
 }
 
-/// Whether a message waits for what a revision said whose word counts no longer, now that this one runs: it is due at once. So is what was
-/// kept from being given up under another one.
+/// Whether a message waits because of a revision whose decision no longer counts now that another one runs: then it is due at once. The
+/// same goes for a message held under another revision.
 pub(crate) fn waits_in_vain(
     parked: &Parked,
     revision: u32,
@@ -159,7 +159,7 @@ pub(crate) fn next_front(parked: &[Parked]) -> Option<&Parked> {
     fronts.min_by_key(|message| message.due.unwrap_or_default())
 }
 
-/// A message whose last attempt took its whole batch down would do so again.
+/// A message whose last attempt took down its whole batch would do so again.
 fn fails_batches(message: &Parked) -> bool {
     let last = message.log.last().map(|attempt| attempt.class.as_str());
     [Cause::Trap, Cause::Timeout, Cause::Memory, Cause::BadAnswer]
@@ -167,8 +167,8 @@ fn fails_batches(message: &Parked) -> bool {
         .any(|cause| last == Some(cause.as_str()))
 }
 
-/// How many new messages may be read: none while the whole partition waits, and never more than could be parked. What an earlier
-/// revision parked in the order of the partition may be of any key, so it holds back keys, too.
+/// How many new messages may be read: none while the whole partition waits, and never more than could be parked. Messages parked by an
+/// earlier revision that kept the partition's order may have any key, so they hold back all keys.
 pub(crate) fn new_messages_max(order: Order, parked: &[Parked]) -> usize {
     let waits = match order {
         Order::Partition => !parked.is_empty(),
@@ -194,12 +194,12 @@ pub(crate) struct Cut {
     redriven: bool,
     /// Whether new messages wait, which a flood of retries must not keep out.
     shared: bool,
-    /// How messages are shared out if there is a canary.
+    /// How messages are divided if there is a canary.
     split: Option<Split>,
 }
 
 impl Cut {
-    /// An empty batch of the topic's partition; `redriven` if its messages carry where they first stood.
+    /// An empty batch of the topic's partition; `redriven` if its messages carry their original position.
     pub(crate) fn new(
         topic: &str,
         partition: u32,
@@ -231,7 +231,7 @@ impl Cut {
         self.split = Some(split);
     }
 
-    /// How messages are shared out.
+    /// How messages are divided.
     pub(crate) fn split_mut(&mut self) -> Option<&mut Split> {
         self.split.as_mut()
     }
@@ -249,7 +249,7 @@ impl Cut {
         }
     }
 
-    /// Whether a bound is met.
+    /// Whether a bound is reached.
     pub(crate) fn is_full(&self) -> bool {
         self.offsets.len() >= self.messages_max || self.bytes >= self.bytes_max
     }
@@ -259,7 +259,7 @@ impl Cut {
         self.offsets.is_empty()
     }
 
-    /// Makes room for about so many messages and bytes at once.
+    /// Reserves memory for about this many messages and bytes.
     pub(crate) fn reserve(&mut self, messages: usize, bytes: usize) {
         self.offsets.reserve(messages);
         let columns = &mut self.columns;
@@ -272,7 +272,7 @@ impl Cut {
         columns.header_ends.reserve(messages);
     }
 
-    /// Takes a parked message for its next attempt, or passes it over if it is of the other side; false if it no longer fits.
+    /// Adds a parked message for its next attempt, or passes it over if it belongs to the other side; false if it no longer fits.
     pub(crate) fn take_retried(
         &mut self,
         bytes: &Bytes,
@@ -295,8 +295,8 @@ impl Cut {
         taken
     }
 
-    /// Takes new messages until a bound is met, passing over those that must wait behind a parked one. At most `room` are taken
-    /// or passed over.
+    /// Adds new messages until a bound is reached, passing over those that must wait behind a parked one. At most `room` are added or
+    /// passed over.
     pub(crate) fn take_new(
         &mut self,
         source: &mut Source,
@@ -365,7 +365,7 @@ impl Cut {
         true
     }
 
-    /// The finished batch; `next` is the offset after all that it covers.
+    /// The finished batch; `next` is the offset after everything that it covers.
     pub(crate) fn finish(self, next: Offset) -> Batch {
         Batch {
             columns: Arc::new(self.columns),
@@ -395,11 +395,11 @@ fn waits_behind(
     ordering(order, key_of(bytes, view)).filter(|ordering| held.contains(ordering))
 }
 
-/// What a redriven message tells of itself.
+/// The history of a redriven message.
 struct History {
-    /// Where it first stood.
+    /// Its original position.
     origin: Option<u64>,
-    /// How often it was sent again: once at least, whatever it says.
+    /// How often it was redriven: at least once, whatever it says.
     redrives: u32,
 }
 
@@ -413,7 +413,7 @@ impl Default for History {
 }
 
 impl History {
-    /// Takes a header in if it is the host's own.
+    /// Takes a header if it is part of the history.
     fn take(&mut self, name: &[u8], value: Option<&[u8]>) -> bool {
         let text = value.and_then(|value| str::from_utf8(value).ok());
         if name == dead_letter::ORIGIN_OFFSET.as_bytes() {
@@ -427,7 +427,7 @@ impl History {
     }
 }
 
-/// Puts the headers; of a redriven message all but those that tell its history.
+/// Adds the headers; of a redriven message all except those of its history.
 fn put_headers(
     columns: &mut ColumnBatch,
     bytes: &Bytes,

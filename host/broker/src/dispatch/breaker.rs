@@ -1,14 +1,13 @@
-//! The breaker of a processor: tells one poison message from an outage, a bad deploy and a flood of poison. Plain synchronous
-//! code with the clock handed in; [`gate`](super::gate) shares it among the processor's workers.
+//! The breaker of a processor: distinguishes one poison message from an outage, a bad deploy and a flood of poison. Plain synchronous
+//! code that is given the time; [`gate`](super::gate) shares it among the processor's workers.
 //!
-//! Closed, everything runs and every batch is reported. It opens when many *different* messages in a row, or most of the latest
-//! ones, fail alike, or at once when the component says that something outside is down. Open, nothing is called but one message
-//! at a time: the probe. The first probe that succeeds closes it. What failed in the batch that opened it, and what fails as a
-//! probe, spends no attempt and is never a dead letter.
+//! Closed, everything runs and every batch is reported. The breaker opens when many *different* messages in a row, or most of the
+//! latest ones, fail alike, or at once when the component says that something outside is down. Open, only one message at a time is
+//! called: the probe. The first successful probe closes it. Failures in the batch that opened it, and failed probes, spend no attempt
+//! and never create a dead letter.
 //!
-//! Every failed attempt is evidence about the revision that made it, but for what repeats what is known and what the error handler has
-//! settled: one message that keeps failing counts once. What a revision rejects as a matter of course is judged by its share
-//! ([`usual`]).
+//! Every failed attempt is evidence about the revision that made it, except repetitions of known failures and messages that the error
+//! handler settled: one message that keeps failing counts once. A revision's habitual rejections are judged by their share ([`usual`]).
 
 use std::collections::HashSet;
 use std::fmt;
@@ -38,13 +37,13 @@ pub(crate) use usual::KNOWN_REJECTIONS_MAX as CLASSES_MAX;
 use usual::Usual;
 use window::Window;
 
-/// So many calls of a canary in a row may not end in time, or it is out: each of them keeps the current revision waiting.
+/// A canary is withdrawn after this many consecutive calls that time out: each of them keeps the current revision waiting.
 pub(crate) const CANARY_TIMEOUTS_MAX: u32 = 2;
-/// Shares of rejections are those of as many messages, or they say little.
+/// Messages needed before shares of rejections mean anything.
 const MEASURED_AT_LEAST: u32 = 250;
-/// Opening again so soon after closing goes on with the longer waits of the time before.
+/// Opening again within this time of closing continues with the previous, longer delays.
 const HEALTHY: Duration = Duration::from_secs(10);
-/// How long a worker waits for another one's probe before it looks again.
+/// How long a worker waits for another one's probe before it checks again.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 /// A moment, by both clocks.
@@ -59,22 +58,22 @@ pub(crate) struct Now {
 pub(crate) enum Reason {
     /// Something that the messages need is down.
     Outage,
-    /// A revision that is not proven fails where the one to go back to did not.
+    /// An unproven revision fails where the one to go back to did not.
     BadDeploy { revision: u32, back: u32 },
-    /// Most messages are such that nobody can process them.
+    /// Most messages cannot be processed by any revision.
     PoisonFlood,
 }
 
-/// What the text of a bad deploy ends with.
-const ADVICE: &str = "; roll back, or deploy a repaired one";
+/// How the text of a bad deploy ends.
+const ADVICE: &str = "; roll back, or deploy a fixed one";
 
 impl Reason {
-    /// The text of a trip without what to do about it.
+    /// A trip's text without its advice.
     pub(crate) fn without_advice(text: &str) -> &str {
         text.find(ADVICE).map_or(text, |end| &text[..end])
     }
 
-    /// The reason's word, as metrics and answers spell it.
+    /// The reason's word in metrics and answers.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Outage => "outage",
@@ -84,14 +83,14 @@ impl Reason {
     }
 }
 
-/// What is to be done with a batch that was reported.
+/// What to do with a reported batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Judgement {
-    /// What the messages and the policy say.
+    /// What the outcomes and the policy say.
     Settle,
     /// Nothing: it did not happen, and is tried again when the breaker closes.
     Discard,
-    /// A probe that failed: it makes room for the next one, at the cost of no attempt.
+    /// The probe failed: its message makes room for the next probe, without spending an attempt.
     Postpone,
 }
 
@@ -99,7 +98,7 @@ pub(crate) enum Judgement {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     Go,
-    /// With one message; the outcome is to be reported, or the probe given back.
+    /// With one message; the worker must report its outcome or give the probe back.
     Probe,
     /// Not before this time, or a change.
     Wait(Duration),
@@ -110,9 +109,9 @@ pub(crate) enum Admission {
 pub(crate) struct Trip {
     pub(crate) reason: Reason,
     pub(crate) since: Timestamp,
-    /// For people.
+    /// An explanation for people.
     pub(crate) text: String,
-    /// What failures were like; `None` if the component said that the batch could not be processed.
+    /// How the failures are alike; `None` if the component said that the batch could not be processed.
     kind: Option<Kind>,
 }
 
@@ -125,45 +124,45 @@ impl fmt::Display for Trip {
 #[derive(Debug)]
 struct Open {
     trip: Trip,
-    /// Probes that failed.
+    /// Failed probes.
     probes: u32,
-    /// Waits so far, each longer than the one before.
+    /// The delays between probes so far, each longer than the one before.
     waits: u32,
     /// When the next probe is due.
     next: Now,
     probing: bool,
 }
 
-/// How a processor's breaker stands.
+/// The state of a processor's breaker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BreakerStatus {
-    /// `closed`, `open`, or `off` where the specification says so.
+    /// `closed`, `open`, or `off` if the specification disables it.
     pub state: &'static str,
     /// Why it is open: `outage`, `bad-deploy` or `poison-flood`.
     pub reason: Option<&'static str>,
-    /// The same for people.
+    /// The reason as a sentence.
     pub text: Option<String>,
     /// Since when it is open.
     pub since: Option<Timestamp>,
     /// When one message is tried next.
     pub next_probe_at: Option<Timestamp>,
-    /// Probes that failed since it opened.
+    /// Failed probes since it opened.
     pub probes: u32,
     /// How often it opened since the host started.
     pub trips: u64,
-    /// Dead letters that may be made before a partition waits.
+    /// Dead letters that may be created before a partition waits.
     pub dead_letters_left: u32,
-    /// Dead letters that an operator accepted beforehand and that were not made yet.
+    /// Dead letters that an operator accepted in advance and that were not created yet.
     pub dead_letters_accepted: u64,
 }
 
-/// The revision that runs, as far as the breaker cares.
+/// What the breaker needs to know of the running revision.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trial {
     pub(crate) revision: u32,
     /// The one to go back to.
     pub(crate) back: Option<Back>,
-    /// What is written down of how it did.
+    /// Its stored record.
     pub(crate) record: Record,
 }
 
@@ -171,29 +170,29 @@ pub(crate) struct Trial {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Back {
     pub(crate) revision: u32,
-    /// How it did.
+    /// Its record.
     pub(crate) record: Record,
     /// Whether the same error handler settles its failures.
     pub(crate) same_handler: bool,
-    /// What is usually rejected: by the last revision that was proven. What one rejects that is not proven is usual for nobody.
+    /// The usual rejections: those of the last proven revision. Rejections of an unproven revision are usual for no other one.
     pub(crate) usual: Vec<Rejections>,
 }
 
 impl Back {
-    /// Whether it stood still for the same.
+    /// Whether it was stopped by the same failure.
     fn failed_so(&self, kind: &Kind) -> bool {
         let stopped = self.record.stopped.as_ref();
         stopped.is_some_and(|stopped| stopped.class.as_ref() == Some(&kind.class))
     }
 }
 
-/// What of a revision's record changes when there is something to write down.
+/// The changes to a revision's record, when there is something to store.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Written {
     proof: (bool, bool, bool, u64),
     stopped: bool,
     doubted: usize,
-    /// Classes that it rejects, and of how many messages that is known.
+    /// The classes that it rejects, and over how many messages that was measured.
     rejects: (usize, u32),
 }
 
@@ -201,20 +200,20 @@ struct Written {
 #[derive(Debug)]
 pub(crate) struct Breaker {
     policy: BreakerPolicy,
-    /// Whether an operator wants failures dealt with one by one for now.
+    /// Whether an operator wants failures to be handled one by one for now.
     accepting: bool,
     revision: u32,
     back: Option<Back>,
     proof: Proof,
-    /// Why it stands still, or stood still and has processed nothing since.
+    /// Why it is stopped, or was stopped and has processed nothing since.
     stopped: Option<Stopped>,
-    /// Whether that was here, and not on another host, or before this one began.
+    /// Whether it stopped here, rather than on another host or before this process.
     stopped_here: bool,
-    /// Whether it has processed something since it stood still, and that is not written down yet.
+    /// Whether it has processed something since it stopped, and that is not stored yet.
     goes_on: bool,
-    /// Calls in a row that did not end in time.
+    /// Consecutive calls that timed out.
     timeouts: u32,
-    /// What is written down of it.
+    /// The stored record.
     written: Written,
     open: Option<Open>,
     /// Different messages that failed alike, since the last success.
@@ -222,7 +221,7 @@ pub(crate) struct Breaker {
     run_kind: Option<Kind>,
     window: Window,
     usual: Usual,
-    /// When it closed last, and how long its waits were then.
+    /// When it last closed, and how long its delays were.
     closed: Option<(Duration, u32)>,
     trips: u64,
 }
@@ -253,11 +252,11 @@ impl Breaker {
         breaker
     }
 
-    /// This revision takes the next batch. Another one than before may well manage what that one could not: the breaker closes.
+    /// This revision takes the next batch. A new revision may succeed where the previous one failed, so the breaker closes.
     pub(crate) fn install(&mut self, policy: BreakerPolicy, trial: &Trial, now: Now) {
         self.policy = policy;
         if trial.revision == self.revision {
-            // The one to go back to may be another by now.
+            // The revision to go back to may have changed.
             self.back.clone_from(&trial.back);
             return;
         }
@@ -267,22 +266,22 @@ impl Breaker {
         self.try_out(trial, now);
     }
 
-    /// No revision is meant any more: failures of what is still in flight are left to others.
+    /// No revision runs any more: failures of calls in flight are not counted here.
     pub(crate) fn retire(&mut self) {
         self.revision = 0;
     }
 
-    /// What the revision rejects as a matter of course, as far as it was seen.
+    /// The revision's usual rejections, as far as they were measured.
     pub(crate) fn rejections(&self) -> Vec<Rejections> {
         self.usual.own()
     }
 
-    /// Whether a rejection of this class is one of those that are usual.
+    /// Whether a rejection of this class is a usual one.
     pub(crate) fn excuses(&self, class: &str) -> bool {
         self.usual.excuses(class) || planted!(KnownClassExcuses) && self.usual.knows(class)
     }
 
-    /// So much of these is usual.
+    /// These shares are usual.
     pub(crate) fn learn(&mut self, rejections: &[Rejections]) {
         self.usual.learn(rejections);
     }
@@ -304,7 +303,7 @@ impl Breaker {
 
     fn as_written(&self) -> Written {
         let (classes, measured) = self.written.rejects;
-        // How much of a class is usual is worth knowing of a revision that is proven, and more exactly the more there was.
+        // A class's share is stored only for a proven revision, and more exactly the more messages there were.
         let news = self.usual.own_count() > classes
             || classes > 0 && self.usual.measured() / 4 >= measured.max(MEASURED_AT_LEAST);
         let rejects = match news && self.proof.is_given_anew() {
@@ -319,7 +318,7 @@ impl Breaker {
         }
     }
 
-    /// How the revision does, as it is to be written down; when it worked and was left is for whoever does.
+    /// The revision's record in the form to store; the caller decides when that it worked is recorded.
     pub(crate) fn record(&self, now: Now) -> Record {
         let mut record = Record {
             stopped: self.stopped.clone(),
@@ -332,12 +331,12 @@ impl Breaker {
         record
     }
 
-    /// Whether messages that it processes may still prove it, or say that it stands still no longer.
+    /// Whether further processed messages may still prove it, or show that it is no longer stopped.
     pub(crate) fn is_watched(&self) -> bool {
         self.revision > 0 && (!self.proof.is_given_anew() || self.stopped.is_some())
     }
 
-    /// Whether something is to be written down of the revision. Says so once.
+    /// Whether something should be stored about the revision. Says so once.
     pub(crate) fn take_news(&mut self) -> bool {
         let is = self.as_written();
         let news = self.revision > 0 && is != self.written;
@@ -347,12 +346,12 @@ impl Breaker {
         news
     }
 
-    /// What was to be written down was not.
+    /// The store failed: it is still to be done.
     pub(crate) fn not_written(&mut self) {
         self.written = Written::default();
     }
 
-    /// Whether failures of messages are to be dealt with one by one, however many there are.
+    /// Whether failures are to be handled one by one, however many there are.
     pub(crate) fn accept(&mut self, accepting: bool) {
         self.accepting = accepting;
     }
@@ -362,7 +361,7 @@ impl Breaker {
         self.open.as_ref().map(|open| &open.trip)
     }
 
-    /// Whether a worker may take a batch now. Whoever is given the probe must report it or give it back.
+    /// Whether a worker may take a batch now. A worker that gets the probe must report it or give it back.
     pub(crate) fn admit(&mut self, now: Now) -> Admission {
         match &mut self.open {
             None => Admission::Go,
@@ -393,7 +392,7 @@ impl Breaker {
         rng: &mut fastrand::Rng,
     ) -> Judgement {
         if report.revision != self.revision {
-            // Decided by a revision that no longer runs: its word counts no longer, the one that does may do better.
+            // The decision of a revision that no longer runs does not count; the running one may do better.
             if is_probe {
                 self.give_back();
             }
@@ -428,7 +427,7 @@ impl Breaker {
                         true => None,
                         false => self.judge(now),
                     };
-                // Enough may have been there before; but nobody stops at what is no failure.
+                // There may have been enough failures before, but a batch without a failure does not open the breaker.
                 let alike = |kind: &Kind| report.failed.iter().find(|failed| kind.is(failed));
                 let judged = judged.and_then(|(kind, what)| {
                     let example = alike(&kind).or(bad)?;
@@ -445,7 +444,7 @@ impl Breaker {
         }
     }
 
-    /// The component said that a batch cannot be processed for a reason outside of it.
+    /// The component said that a batch cannot be processed for an outside reason.
     pub(crate) fn unavailable(
         &mut self,
         revision: u32,
@@ -473,7 +472,7 @@ impl Breaker {
         }
     }
 
-    /// A call of a canary did not end in time.
+    /// A call of a canary timed out.
     pub(crate) fn timed_out(&mut self, revision: u32, now: Now, rng: &mut fastrand::Rng) {
         if revision != self.revision || self.open.is_some() {
             return;
@@ -484,16 +483,16 @@ impl Breaker {
                 cause: Cause::Timeout,
                 class: Cause::Timeout.as_str().to_owned(),
             };
-            let text = format!("{} calls in a row did not end in time", self.timeouts);
+            let text = format!("{} calls in a row timed out", self.timeouts);
             self.trip_for(Some(kind), text, now, rng);
         }
     }
 
-    /// A canary was wrong about so many messages: the current revision has processed them.
+    /// A canary was wrong about this many messages: the current revision has processed them.
     pub(crate) fn contradicted(&mut self, messages: u32, now: Now, rng: &mut fastrand::Rng) {
         if self.open.is_none() && self.revision > 0 {
             let text = format!(
-                "{messages} messages that it would have given up were processed by the current revision"
+                "the current revision processed {messages} messages that the canary would have given up"
             );
             let kind = Kind {
                 cause: Cause::Reject,
@@ -503,7 +502,7 @@ impl Breaker {
         }
     }
 
-    /// The next probe may be made at once.
+    /// The next probe may run at once.
     pub(crate) fn hurry(&mut self, now: Now) {
         if let Some(open) = &mut self.open {
             open.next = now;
@@ -511,7 +510,7 @@ impl Breaker {
         }
     }
 
-    /// Closed by hand.
+    /// Closed by an operator.
     pub(crate) fn close(&mut self, now: Now) {
         if let Some(open) = self.open.take() {
             self.closed = Some((now.monotonic, open.waits));
@@ -519,7 +518,7 @@ impl Breaker {
         }
     }
 
-    /// How it stands; what it does not know of is left as it is by default.
+    /// Its status; fields that it does not know have their defaults.
     pub(crate) fn status(&self) -> BreakerStatus {
         let open = self.open.as_ref();
         BreakerStatus {
@@ -545,7 +544,7 @@ impl Breaker {
         self.usual.forget();
     }
 
-    /// Whether it has processed enough for its failures to be the messages'.
+    /// Whether it has processed enough that failures count as the messages' fault.
     fn is_proven(&self, now: Now) -> bool {
         self.proof.is_given(now)
     }
@@ -555,7 +554,7 @@ impl Breaker {
         self.back.is_some() && !self.is_proven(now)
     }
 
-    /// So many messages were processed, and that is committed.
+    /// This many messages were processed and committed.
     pub(crate) fn has_processed(&mut self, revision: u32, messages: u64, now: Now) {
         if revision == self.revision && messages > 0 && self.open.is_none() {
             self.proof.processed(messages, now);
@@ -573,7 +572,7 @@ impl Breaker {
             Reason::Outage => format!("outage: {text}"),
             Reason::PoisonFlood => format!("poison flood: {text}"),
             Reason::BadDeploy { revision, back } => format!(
-                "bad deploy: revision {revision} fails where revision {back} did not: {text}{ADVICE}, and send again what \
+                "bad deploy: revision {revision} fails where revision {back} did not: {text}{ADVICE}, and redrive what \
                  it gave up (`dlq redrive --failed-revision {revision}`)"
             ),
         };
@@ -635,7 +634,7 @@ impl Breaker {
 }
 
 impl Open {
-    /// At least half of a bound that doubles, so that an outage is neither hammered nor slept through.
+    /// At least half of a limit that doubles, so that an outage is neither hammered nor noticed late.
     fn wait(&mut self, policy: &BreakerPolicy, now: Now, rng: &mut fastrand::Rng) {
         let bound = policy
             .probe_first_ms

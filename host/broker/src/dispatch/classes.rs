@@ -1,4 +1,4 @@
-//! Counts a processor's dead letters by class. Components name classes, so only so many are told apart.
+//! Counts a processor's dead letters by class. Components choose the classes, so their number is limited.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use metrics::{Counter, counter};
 use millrace_model::bounds::DEAD_LETTER_CLASSES_MAX;
 use parking_lot::Mutex;
 
-/// What the others are counted as.
+/// The class under which all others are counted.
 const OTHER: &str = "other";
 
 /// The counters of one processor.
@@ -16,7 +16,7 @@ pub(crate) struct Classes {
 }
 
 impl Classes {
-    /// None is counted yet.
+    /// No class counted yet.
     pub(crate) fn of(processor: String) -> Self {
         Self {
             processor,
@@ -24,7 +24,7 @@ impl Classes {
         }
     }
 
-    /// There is one more of this class.
+    /// Counts one more of this class.
     pub(crate) fn count(&self, class: &str) {
         let mut counters = self.counters.lock();
         let is_known = counters.contains_key(class);

@@ -7,7 +7,7 @@ use crate::dispatch::live::Live;
 use crate::dispatch::shadow::Shadow;
 use crate::dispatch::sides::Canary;
 
-/// What the workers of a processor are to do from their next batch on.
+/// What the workers of a processor should do from their next batch on.
 #[derive(Clone)]
 pub(crate) struct Command {
     pub(crate) live: Arc<Live>,
@@ -15,7 +15,7 @@ pub(crate) struct Command {
     pub(crate) shadow: Option<Arc<Shadow>>,
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
-    /// Until when, by the monotonic clock, a call may go on that this command wants nothing of any more.
+    /// Until when, by the monotonic clock, a call may go on whose result this command no longer needs.
     pub(crate) patience: Duration,
 }
 
@@ -25,7 +25,7 @@ impl Command {
         self.canary.as_ref().filter(|canary| !canary.gate.is_open())
     }
 
-    /// The same, with the current revision alone.
+    /// The same command with only the current revision.
     pub(crate) fn without_canary(&self) -> Self {
         Self {
             canary: None,
@@ -39,7 +39,7 @@ impl Command {
         self.live.revision == revision || canary == Some(revision)
     }
 
-    /// The revisions, and how messages are shared out between them.
+    /// The revisions, and how messages are divided between them.
     pub(crate) fn revisions(&self) -> (u32, Option<(u32, u32)>) {
         let canary = self.canary.as_ref();
         let canary = canary.map(|canary| (canary.live.revision, canary.percent));

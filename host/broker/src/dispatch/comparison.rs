@@ -1,4 +1,4 @@
-//! What a shadow's answers are compared by, message by message: outcome, class, outputs. Counts everything, keeps a few samples.
+//! Compares a shadow's answers message by message: outcome, class, outputs. Counts everything and keeps a few samples.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,11 +18,11 @@ use crate::dispatch::shadow::Settled;
 use crate::ground::text::cut;
 use crate::handler::CallError;
 
-/// Outputs that a sample shows.
+/// Outputs shown in a sample.
 const SAMPLE_OUTPUTS_MAX: usize = 3;
-/// Headers that an output of a sample shows.
+/// Headers shown for an output of a sample.
 const SAMPLE_HEADERS_MAX: usize = 4;
-/// Where kinds of difference beyond the bound are counted.
+/// The kind under which differences are counted beyond the maximum number of kinds.
 const OTHER_KINDS: &str = "other";
 
 /// How a shadow compares with the current revision, since it began on this host.
@@ -30,67 +30,67 @@ const OTHER_KINDS: &str = "other";
 pub struct ShadowReport {
     /// The shadow's revision.
     pub revision: u32,
-    /// Since when.
+    /// When the comparison began.
     pub since: Timestamp,
-    /// Messages of which both said something.
+    /// Messages that both revisions answered.
     pub compared: u64,
-    /// Those of which they said the same.
+    /// Those with the same answer.
     pub alike: u64,
-    /// Messages with another outcome or class, by both: `emit -> reject too-old`.
+    /// Messages with a different outcome or class, by both: `emit -> reject too-old`.
     pub outcomes: BTreeMap<String, u64>,
-    /// Messages with the same outcome and other outputs.
+    /// Messages with the same outcome and different outputs.
     pub outputs: u64,
     /// Calls of the shadow that failed, by cause.
     pub failed_calls: BTreeMap<String, u64>,
-    /// Messages of which such calls left nothing to compare.
+    /// Messages without an answer because of such calls.
     pub not_answered: u64,
-    /// Messages that the shadow was not asked about, because it was busy.
+    /// Messages that the shadow was not called with, because it was busy.
     pub skipped: u64,
     /// Some of the messages that differ.
     pub samples: Vec<ShadowSample>,
 }
 
-/// A message of which both said different things.
+/// A message with different answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ShadowSample {
-    /// Where it stands.
+    /// Its topic.
     pub topic: TopicName,
-    /// Where it stands.
+    /// Its partition.
     pub partition: PartitionId,
-    /// Where it stands.
+    /// Its offset.
     pub offset: Offset,
-    /// Its key as text, cut.
+    /// Its key as text, cut to a maximum length.
     pub key: Option<String>,
-    /// Whether the key is not shown as it is: it is cut, or no UTF-8.
+    /// Whether the key is not shown exactly: it is cut, or not UTF-8.
     pub key_lossy: bool,
     /// The kind of difference: an entry of `outcomes`, or `outputs`.
     pub differs: String,
-    /// What the current revision said.
+    /// The current revision's answer.
     pub current: Said,
-    /// What the shadow said.
+    /// The shadow's answer.
     pub shadow: Said,
 }
 
-/// What a revision said of a message.
+/// A revision's answer to a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Said {
-    /// `ack`, `emit`, `retry`, `reject`, or the cause for which the call failed; with the class if there is one.
+    /// `ack`, `emit`, `retry`, `reject`, or the cause of the failed call; with the class if there is one.
     pub outcome: String,
-    /// For people, cut.
+    /// The reason, cut to a maximum length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How many outputs.
+    /// Number of outputs.
     pub output_count: usize,
     /// The first of them.
     pub outputs: Vec<SaidOutput>,
 }
 
-/// An output as text, cut.
+/// An output as text, cut to a maximum length.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SaidOutput {
-    /// Where it goes.
+    /// Its topic.
     pub topic: String,
-    /// The partition that was asked for.
+    /// The requested partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<u32>,
     /// Its key.
@@ -99,9 +99,9 @@ pub struct SaidOutput {
     pub value: Option<String>,
     /// The first of its headers, as `name: value`.
     pub headers: Vec<String>,
-    /// How many headers it has.
+    /// Number of headers.
     pub header_count: usize,
-    /// Whether something of it is not shown as it is: what is long is cut, and bytes that are no UTF-8 are replaced.
+    /// Whether it is not shown exactly: long values are cut, and bytes that are not UTF-8 are replaced.
     pub lossy: bool,
 }
 
@@ -111,7 +111,7 @@ pub(crate) struct Compared<'a> {
     /// Which messages of the batch.
     pub(crate) range: Range<usize>,
     pub(crate) shadow: &'a Live,
-    /// These messages, as the shadow was given them.
+    /// These messages, as given to the shadow.
     pub(crate) columns: &'a ColumnBatch,
     pub(crate) verdict: &'a Verdict,
 }
@@ -134,12 +134,12 @@ impl ShadowReport {
         }
     }
 
-    /// The shadow was not asked about so many messages.
+    /// The shadow was not called with this many messages.
     pub(crate) fn skip(&mut self, messages: usize) {
         self.skipped += messages as u64;
     }
 
-    /// It was asked, and its call left nothing to compare.
+    /// The shadow was called, and the call left nothing to compare.
     pub(crate) fn not_answered(&mut self, messages: usize) {
         self.not_answered += messages as u64;
     }
@@ -152,14 +152,14 @@ impl ShadowReport {
             CallError::Timeout(_) => "timeout",
             CallError::Memory(_) => "memory",
             CallError::BadAnswer(_) => "bad-answer",
-            // It says nothing of the revision.
+            // That says nothing about the revision.
             CallError::Interrupted => return,
             CallError::Host(_) => "host",
         };
         *self.failed_calls.entry(cause.to_owned()).or_default() += 1;
     }
 
-    /// Both said something of each message.
+    /// Both answered every message.
     pub(crate) fn compare(&mut self, compared: &Compared<'_>) {
         let Compared {
             settled, columns, ..
@@ -230,7 +230,7 @@ struct Cursor<'a> {
     output: usize,
 }
 
-/// What an answer says of one message.
+/// An answer's part for one message.
 struct Share<'a> {
     failed: Option<&'a Failed>,
     outputs: Range<usize>,
@@ -266,7 +266,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// `None` if both say the same; else the kind of difference, which is `Some(None)` if only the outputs differ.
+/// `None` if both are the same; otherwise the kind of difference, which is `Some(None)` if only the outputs differ.
 #[allow(clippy::option_option, reason = "said above")]
 fn difference(
     ours: (Side<'_>, &Share<'_>),
@@ -336,7 +336,7 @@ fn said(side: Side<'_>, share: &Share<'_>) -> Said {
 }
 
 fn said_output(side: Side<'_>, output: usize) -> SaidOutput {
-    // Half of the bytes are the current revision's; a value may take half of its output's.
+    // Half of the bytes are for the current revision; a value may take half of its output's share.
     let bytes_max = SHADOW_SAMPLE_BYTES_MAX / 2 / SAMPLE_OUTPUTS_MAX;
     let outputs = &side.verdict.outputs;
     let mut shown = Shown::default();
@@ -362,7 +362,7 @@ fn said_output(side: Side<'_>, output: usize) -> SaidOutput {
     }
 }
 
-/// Makes texts of bytes, and remembers whether one of them does not show all.
+/// Makes texts of bytes, and remembers whether any of them is inexact.
 #[derive(Default)]
 struct Shown {
     lossy: bool,

@@ -1,5 +1,5 @@
-//! The evidence of a dead letter: headers, written when a message is given up and read when somebody asks. The only file that
-//! knows their names.
+//! The evidence of a dead letter: headers, written when a message is given up and read on request. The only file that knows their
+//! names.
 
 use millrace_model::bounds::ATTEMPT_REASON_BYTES_MAX;
 use millrace_model::{
@@ -16,7 +16,7 @@ use crate::ground::headers::is_kept;
 use crate::ground::text::cut;
 use crate::handler::CallUse;
 
-/// Also on redriven messages, where the host takes it off before a handler sees them.
+/// Also set on redriven messages; the host removes it before a handler sees them.
 pub(crate) const ORIGIN_OFFSET: &str = "millrace-origin-offset";
 
 const ORIGIN_TOPIC: &str = "millrace-origin-topic";
@@ -33,9 +33,9 @@ const FIRST_FAILED_AT: &str = "millrace-first-failed-at";
 const DIED_AT: &str = "millrace-died-at";
 const ATTEMPT_LOG: &str = "millrace-attempt-log";
 const CALL: &str = "millrace-call";
-/// The hops that a message had behind it when it came to a processor that counts, and died there; it has them again when it is sent again.
+/// The hops that a message had when it failed in a processor that counts; it has them again when it is redriven.
 const ORIGIN_HOPS: &str = "millrace-origin-hops";
-/// How often a message was sent again; on redriven messages, too, as [`ORIGIN_OFFSET`] is.
+/// How often a message was redriven; also set on redriven messages, like [`ORIGIN_OFFSET`].
 pub(crate) const REDRIVES: &str = "millrace-redrives";
 
 /// What is known of a message when it is given up.
@@ -49,11 +49,11 @@ pub(crate) struct Death<'a> {
     pub(crate) first_failed_at: Timestamp,
     pub(crate) died_at: Timestamp,
     pub(crate) log: &'a [Attempt],
-    /// What the call used that it died of.
+    /// What the last call used.
     pub(crate) used: Option<&'a CallUse>,
-    /// How often it had been sent again.
+    /// How often it had been redriven.
     pub(crate) redrives: u32,
-    /// What the dead letter has behind it, and with how many hops the message came.
+    /// The hops of the dead letter, and those that the message arrived with.
     pub(crate) trail: Option<(Trail, u32)>,
 }
 
@@ -111,7 +111,7 @@ fn evidence(origin_offset: u64, death: &Death<'_>) -> Vec<(&'static str, String)
             .clone()
             .map(|backtrace| (BACKTRACE, backtrace)),
     );
-    // Our own type of numbers and texts: it always serialises.
+    // Our own type of numbers and strings: it always serialises.
     let used = death.used.and_then(|used| serde_json::to_string(used).ok());
     evidence.extend(used.map(|used| (CALL, used)));
     if let Some((_, before)) = death.trail.filter(|(trail, before)| trail.hops != *before) {
@@ -188,8 +188,8 @@ fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     str::from_utf8(found.value.as_deref()?).ok()
 }
 
-/// The headers that the message had before it died, as it is to have them again. One that had come round too often begins anew:
-/// somebody wants it to.
+/// The headers that the message had before it failed, for a redrive. A message that was out of hops starts with none: a redrive means
+/// that it should run again.
 pub(crate) fn kept(message: &Message) -> Vec<Header> {
     let spent = header(message, CLASS) == Some(HOPS_CLASS);
     let hops = header(message, ORIGIN_HOPS);
@@ -198,7 +198,7 @@ pub(crate) fn kept(message: &Message) -> Vec<Header> {
         is_kept(&header.name) && !replaced && !(spent && is_trail(&header.name))
     };
     let mut headers: Vec<Header> = message.headers.iter().filter(stays).cloned().collect();
-    // It had not been through the processor yet that it comes to again.
+    // It had not yet passed the processor to which it returns.
     headers.extend(hops.filter(|hops| *hops != "0").map(|hops| Header {
         name: HOPS.into(),
         value: Some(hops.to_owned().into()),
@@ -206,7 +206,7 @@ pub(crate) fn kept(message: &Message) -> Vec<Header> {
     headers
 }
 
-/// The message as it was before it died, but for two headers that say where it first stood, and how often it was sent again.
+/// The message as it was before it failed, plus two headers with its original position and the number of redrives.
 pub(crate) fn revive(mut message: Message, origin_offset: Offset, redrives: u32) -> Message {
     message.headers = kept(&message);
     let added = [

@@ -1,7 +1,7 @@
-//! Decides what becomes of each message of a batch. Called by [`worker`](super::worker) with what the handler answered; gives
-//! back everything that one commit then makes true. Touches nothing else: no clock, no engine, no waiting.
+//! Decides what happens to each message of a batch. Called by [`worker`](super::worker) with the handler's answer; returns everything
+//! that one commit then makes true. Touches nothing else: no clock, no engine, no waiting.
 //!
-//! Invariant: a message leaves progress exactly when its outputs, its dead letter or its drop stands in the same effects.
+//! Invariant: a message leaves progress exactly when its output, its dead letter or its drop is in the same effects.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -41,12 +41,12 @@ use crate::handler::{Cause, Decision, Failure};
 /// Dead letters of one commit are put into batches of about this size.
 const DEAD_LETTER_BATCH_BYTES: usize = 8 << 20;
 
-/// What is held is tried again no sooner than this, whatever the policy says.
+/// A held message is retried no sooner than this, whatever the policy says.
 const HELD_DELAY_MIN: Duration = Duration::from_secs(1);
-/// What is held is tried again after this at the latest: the revision may be proven meanwhile.
+/// A held message is retried after this at the latest: the revision may be proven meanwhile.
 const HELD_DELAY_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// Everything that a decision hangs on.
+/// Everything that a decision depends on.
 pub(crate) struct Settling<'a> {
     pub(crate) processor: &'a str,
     pub(crate) revision: u32,
@@ -57,19 +57,19 @@ pub(crate) struct Settling<'a> {
     pub(crate) verdict: &'a Verdict,
     /// The partition of each output.
     pub(crate) places: &'a [u32],
-    /// What the error handler says of each failure; empty where there is none.
+    /// The error handler's decision on each failure; empty without an error handler.
     pub(crate) decisions: &'a [Decision],
-    /// What the revision's word is worth.
+    /// Whether the revision may give messages up.
     pub(crate) word: Word,
-    /// Whose attempts there may have been before.
+    /// Which earlier attempts count as known.
     pub(crate) whose: Whose,
-    /// Whether what the error handler drops is dropped under the revision to go back to as well.
+    /// Whether what the error handler drops would be dropped under the revision to go back to as well.
     pub(crate) same_handler: bool,
-    /// Whether a rejection of this class is one of those that are usual.
+    /// Whether a rejection of this class is a usual one.
     pub(crate) excuses: &'a (dyn Fn(&str) -> bool + Sync),
-    /// As it was before the batch.
+    /// Progress before the batch.
     pub(crate) progress: &'a Progress,
-    /// Whether the host has no room to remember more than the last attempt of a message, in few words.
+    /// Whether the host has no room to keep more than a message's last attempt, shortened.
     pub(crate) is_short: bool,
     pub(crate) now: Timestamp,
 }
@@ -79,51 +79,51 @@ pub(crate) struct Settling<'a> {
 pub(crate) struct Effects {
     /// Output topic (as an index), partition, messages.
     pub(crate) outputs: Vec<(u32, u32, RecordBatch)>,
-    /// Outputs for later.
+    /// Delayed outputs.
     pub(crate) delayed: Vec<Delayed>,
     pub(crate) dead_letters: Vec<RecordBatch>,
     pub(crate) progress: Progress,
     pub(crate) state: Option<StateWrite>,
     pub(crate) counts: Counts,
-    /// The places in the batch of the messages that are given up, ascending.
+    /// The indexes in the batch of the messages that are given up, ascending.
     pub(crate) given_up: Vec<usize>,
-    /// How many of them, and of those that are dropped, count against what a revision may give up that is not proven.
+    /// How many of them, and of dropped messages, count against what an unproven revision may give up.
     pub(crate) given_up_unproven: u32,
     /// Offsets and reasons of messages that the error handler dropped.
     pub(crate) dropped: Vec<(Offset, String)>,
 }
 
-/// An output for later.
+/// A delayed output.
 #[derive(Debug)]
 pub(crate) struct Delayed {
     /// Output topic, as an index.
     pub(crate) topic: u32,
     pub(crate) partition: u32,
     pub(crate) due: Timestamp,
-    /// The one message.
+    /// The message.
     pub(crate) message: RecordBatch,
 }
 
-/// How many messages went which way.
+/// How many messages had each outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) ok: u64,
-    /// Failed attempts, whatever became of the message.
+    /// Failed attempts, whatever happened to the message.
     pub(crate) failed: u64,
     pub(crate) retries: u64,
     pub(crate) dead_letters: u64,
-    /// Messages that a canary failed at, and that the current revision is asked about.
+    /// Messages that a canary failed, passed to the current revision.
     pub(crate) asked_again: u64,
 }
 
-/// What becomes of one failed message.
+/// What happens to a failed message.
 enum Fate {
     Retry(Duration),
-    /// It would be given up, but for the revision that is not proven.
+    /// It would be given up, but the revision is not proven.
     Hold,
     DeadLetter,
     Drop(String),
-    /// The current revision answers.
+    /// The current revision answers instead.
     AskAgain,
 }
 
@@ -140,14 +140,14 @@ pub(crate) fn settle(settling: &Settling<'_>, rng: &mut fastrand::Rng) -> Effect
     settler.finish()
 }
 
-/// Nothing becomes of the batch: its messages are parked as they are, and no attempt is spent.
+/// The batch has no effect: its messages are parked unchanged, and no attempt is spent.
 pub(crate) fn postpone(settling: &Settling<'_>) -> Effects {
     let mut settler = Settler::new(settling);
     settler.postpone();
     settler.finish()
 }
 
-/// The failures of a batch as an error handler is told of them.
+/// The failures of a batch in the form for an error handler.
 pub(crate) fn failures(
     batch: &Batch,
     verdict: &Verdict,
@@ -170,7 +170,7 @@ pub(crate) fn failures(
     verdict.failed.iter().enumerate().map(failure).collect()
 }
 
-/// How many messages of a batch the canary had failed at, and the current revision has processed.
+/// How many messages of a batch the canary had failed and the current revision has processed.
 pub(crate) fn contradictions(
     canary: u32,
     batch: &Batch,
@@ -214,7 +214,7 @@ fn first_failed_at(before: Option<&Parked>, now: Timestamp) -> Timestamp {
 }
 
 impl Effects {
-    /// What was given up counts, from one revision to the next, until one is proven. Whatever was counted in another run is over.
+    /// Messages given up count from one revision to the next until one is proven. The count of an earlier run is discarded.
     pub(crate) fn count_unproven(&mut self, run: u32) {
         if self.given_up_unproven > 0 && !planted!(BoundPerStart) {
             let known = self.progress.given_up.filter(|known| known.run == run);
@@ -245,7 +245,7 @@ impl Settling<'_> {
     ) -> Fate {
         if self.is_spent(failed) && self.came(failed).ended {
             return Fate::Drop(
-                "it was given up for its hops before, has its dead letter, and came round once more".to_owned(),
+                "it was already given up for its hops, has its dead letter, and came round once more".to_owned(),
             );
         }
         match self.decisions.get(failure) {
@@ -256,17 +256,17 @@ impl Settling<'_> {
         }
     }
 
-    /// Whether it was not even called, for its hops.
+    /// Whether it was out of hops and not even called.
     fn is_spent(&self, failed: &Failed) -> bool {
         self.verdict.is_final && failed.class == HOPS_CLASS
     }
 
-    /// With what behind it a message came.
+    /// The hops that a message arrived with.
     fn came(&self, failed: &Failed) -> Trail {
         trail_of(&self.batch.columns, failed.message).unwrap_or_default()
     }
 
-    /// What its dead letter has behind it, and with how many hops it came. A death counts as an output does: the dead letter may be read.
+    /// The hops of its dead letter, and those it arrived with. A dead letter counts like an output, because it may be read.
     fn trail(&self, failed: &Failed) -> Option<(Trail, u32)> {
         let came = self.came(failed);
         if self.is_spent(failed) {
@@ -301,13 +301,13 @@ impl Settling<'_> {
 struct Settler<'a> {
     settling: &'a Settling<'a>,
     effects: Effects,
-    /// Orders in which a message of this batch is parked: what follows it waits.
+    /// Order keys of parked messages in this batch: messages behind them wait.
     blocked: HashSet<u64>,
-    /// Messages whose outcome does not count; empty where all do.
+    /// Messages whose outcome does not count; empty if all count.
     discarded: Vec<bool>,
     parked: Vec<Parked>,
     dead: BatchBuilder,
-    /// Dead letters, and messages that are dropped, which count against a revision that is not proven.
+    /// Dead letters and dropped messages that count against an unproven revision.
     letters: u32,
     drops: u32,
 }
@@ -343,7 +343,7 @@ impl<'a> Settler<'a> {
         }
     }
 
-    /// Its outcome is discarded: it runs again when the one in front of it is done.
+    /// Its outcome is discarded: it runs again when the message before it is done.
     fn wait_behind(&mut self, message: usize, ordering: Option<u64>) {
         self.discarded[message] = true;
         let settling = self.settling;
@@ -419,7 +419,7 @@ impl<'a> Settler<'a> {
         }
     }
 
-    /// What is given up counts against a revision that is not proven, unless it had to end.
+    /// A message given up counts against an unproven revision, unless it had to end.
     fn count(&mut self, fate: &Fate, failed: &Failed) {
         let settling = self.settling;
         let Word::CountsFor(may) = settling.word else {
@@ -431,7 +431,7 @@ impl<'a> Settler<'a> {
             Fate::Drop(_) => (self.letters, self.drops + 1),
             _ => (self.letters + 1, self.drops),
         };
-        // What has waited its hour is given up beyond the bound.
+        // A message that was held for its hour is given up beyond the bound.
         let is_over = may.counted(letters, drops) > may.unproven;
         if !is_the_hosts && !is_over && !settling.is_free(fate, failed) {
             (self.letters, self.drops) = (letters, drops);
@@ -473,7 +473,7 @@ impl<'a> Settler<'a> {
         self.effects.dead_letters.extend(full.finish());
     }
 
-    /// Copies outputs straight from where they lie into one batch per topic and partition.
+    /// Copies outputs directly from the answer into one batch per topic and partition.
     fn outputs(&mut self) {
         let settling = self.settling;
         let outputs = &settling.verdict.outputs;
@@ -532,7 +532,7 @@ impl<'a> Settler<'a> {
         self.effects
     }
 
-    /// Every message of the batch runs again, after others that could.
+    /// Every message of the batch runs again, after others that can run.
     fn postpone(&mut self) {
         let settling = self.settling;
         for (message, &offset) in settling.batch.offsets.iter().enumerate() {
@@ -547,14 +547,14 @@ impl<'a> Settler<'a> {
     }
 }
 
-/// The message's entry with this attempt in it.
+/// The message's entry with this attempt added.
 fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) -> Parked {
     let before = settling.parked(failed.message);
-    // Giving up is no attempt.
+    // Giving up is not an attempt.
     let attempts = before
         .map_or(0, |parked| parked.attempts)
         .saturating_add(u32::from(failed.cause != Cause::GivenUp));
-    // Of a processor of the same name that was deleted, the revision may have the same number.
+    // A deleted processor of the same name may have had a revision of this number.
     let made_at = settling.whose.made_at;
     let is_its_own = |parked: &Parked| {
         let last = parked.log.last();
@@ -594,13 +594,13 @@ fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) ->
     }
 }
 
-/// A reason that says what is missing: its end, and so many attempts before.
+/// A shortened reason: its end, and how many earlier attempts are missing.
 fn shortened(reason: &str, before: u32) -> String {
     let kept = &reason[..reason.floor_char_boundary(ATTEMPT_SHORT_REASON_BYTES_MAX)];
     let end = if kept.len() < reason.len() { "…" } else { "" };
     let left_out = match before {
         0 => String::new(),
-        before => format!(" [{before} attempts before: not remembered, for want of room]"),
+        before => format!(" [{before} earlier attempts were not recorded for lack of room]"),
     };
     format!("{kept}{end}{left_out}")
 }

@@ -5,12 +5,12 @@ use crate::handler::Cause;
 /// One failed message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failed {
-    /// Its place in the batch.
+    /// Its index in the batch.
     pub(crate) message: usize,
     pub(crate) cause: Cause,
     pub(crate) class: String,
     pub(crate) reason: String,
-    /// The wait that the handler asks for.
+    /// The delay that the handler asks for.
     pub(crate) after_ms: Option<u64>,
     pub(crate) backtrace: Option<String>,
 }

@@ -1,5 +1,5 @@
-//! The gate of a processor: its breaker and its allowance of dead letters, shared by the workers of all partitions. A closed
-//! breaker costs a worker one look at a flag before a batch and one short lock after it.
+//! The gate of a processor: its breaker and its allowance of dead letters, shared by the workers of all partitions. A closed breaker
+//! costs a worker one check of a flag before a batch and one short lock after it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,10 +27,10 @@ use crate::dispatch::delivery::Word;
 use crate::dispatch::live::Live;
 use crate::handler::Cause;
 
-/// Told of what is to be done with a revision.
+/// Receives what should be done with a revision.
 pub(crate) type Alarms = mpsc::Sender<Alarm>;
 
-/// What is to be done with a revision.
+/// What should be done with a revision.
 #[derive(Clone, Debug)]
 pub(crate) struct Alarm {
     pub(crate) processor: ProcessorName,
@@ -38,35 +38,35 @@ pub(crate) struct Alarm {
     pub(crate) wanted: Wanted,
 }
 
-/// What is wanted.
+/// The action.
 #[derive(Clone, Debug)]
 pub(crate) enum Wanted {
-    /// It is a bad deploy, for this reason, and goes back to that one.
+    /// It is a bad deploy, for this reason, and should be rolled back to that revision.
     TakeBack { to: u32, why: String },
-    /// It is a canary that is withdrawn, for this reason.
+    /// It is a canary that should be withdrawn, for this reason.
     Withdraw { why: String },
-    /// How it does is written down.
+    /// Its record should be stored.
     Note,
 }
 
-/// After so long a canary that should be withdrawn and still is there is reported again.
+/// After this time a canary that should be withdrawn and is still there is reported again.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One processor's gate.
 pub(crate) struct Gate {
     clock: Arc<dyn Clock>,
     alarms: Alarms,
-    /// Whether the breaker is open; the truth is in `state`.
+    /// Whether the breaker is open; `state` is authoritative.
     open: AtomicBool,
-    /// Whether it is to be told what was processed; the truth is in `state`.
+    /// Whether the breaker must learn what was processed; `state` is authoritative.
     watched: AtomicBool,
     state: Mutex<State>,
-    /// Changes when waiting workers should look again.
+    /// Changes when waiting workers should check again.
     changes: watch::Sender<u64>,
     meters: Meters,
     /// Its dead letters.
     pub(crate) classes: Classes,
-    /// The gate of the current revision, if this is the one of a canary.
+    /// The current revision's gate, if this is a canary's.
     elder: Option<Arc<Gate>>,
 }
 
@@ -75,15 +75,15 @@ struct State {
     breaker: Breaker,
     allowance: Allowance,
     rng: fastrand::Rng,
-    /// When it was last said that this canary is to be withdrawn.
+    /// When the withdrawal of this canary was last reported.
     reported: Option<Duration>,
-    /// Messages that this canary failed at and the current revision processed.
+    /// Messages that this canary failed and the current revision processed.
     contradicted: u32,
-    /// What revisions that are not proven have given up, in which run of them; `None` if that was not looked up.
+    /// How many messages unproven revisions have given up, and in which run of revisions; `None` if not looked up yet.
     given_up: Option<GivenUp>,
-    /// What the processor reads.
+    /// The processor's inputs.
     inputs: Arc<[TopicPartition]>,
-    /// The revision that ran before, and how it did to the end.
+    /// The revision that ran before, with its final record.
     before: Option<(u32, Noted)>,
 }
 
@@ -100,11 +100,11 @@ pub(crate) enum Entry {
     Go,
     /// Take one message.
     Probe(Probe),
-    /// Wait so long, for this reason.
+    /// Wait this long, for this reason.
     Wait(Duration, String),
 }
 
-/// The right to try one message while the breaker is open. Given back when it is dropped unused.
+/// The right to try one message while the breaker is open. Returned when it is dropped unused.
 pub(crate) struct Probe {
     gate: Arc<Gate>,
     used: bool,
@@ -120,10 +120,10 @@ impl Drop for Probe {
 }
 
 impl Gate {
-    /// The gate of a canary: what the current revision rejects as well is nothing new, and if it opens the canary is withdrawn.
+    /// The gate of a canary: rejections that the current revision shares are not new, and if it opens the canary is withdrawn.
     pub(crate) fn of_canary(elder: &Arc<Self>, live: Arc<Live>) -> Self {
         let (clock, alarms) = (Arc::clone(&elder.clock), elder.alarms.clone());
-        // Nothing of what it processes proves it, nor is written down.
+        // A canary's processed messages neither prove it nor are stored.
         let mut gate = Self::new(clock, alarms, live);
         gate.meters.open = Gauge::noop();
         gate.elder = Some(Arc::clone(elder));
@@ -131,7 +131,7 @@ impl Gate {
         gate
     }
 
-    /// The gate of a processor that begins with this revision.
+    /// The gate of a processor that starts with this revision.
     pub(crate) fn new(clock: Arc<dyn Clock>, alarms: Alarms, live: Arc<Live>) -> Self {
         let now = now(&*clock);
         let breaker = Breaker::new(live.spec.breaker.clone(), &trial(&live), now);
@@ -169,12 +169,12 @@ impl Gate {
         }
     }
 
-    /// Its revision takes no further batches: what is still in flight and fails is left to others.
+    /// Its revision takes no further batches: failures of calls in flight are not counted here.
     pub(crate) fn retire(&self) {
         self.state.lock().breaker.retire();
     }
 
-    /// Says again that this canary is to be withdrawn, if it should have been by now.
+    /// Reports again that this canary should be withdrawn, if it should have been by now.
     pub(crate) fn remind(&self) {
         if self.is_open() {
             self.report_canary(&mut self.state.lock());
@@ -200,7 +200,7 @@ impl Gate {
         state.reported = Some(now);
     }
 
-    /// What the revision rejects as a matter of course; nothing as long as it is not known whether it is a good one.
+    /// The revision's usual rejections; empty while it is unknown whether the revision is a good one.
     fn rejections(&self) -> Vec<Rejections> {
         let now = self.now();
         let state = self.state.lock();
@@ -210,7 +210,7 @@ impl Gate {
         }
     }
 
-    /// How the revision does, as it is to be written down. `None` if another one runs.
+    /// The revision's record in the form to store. `None` if another one runs.
     pub(crate) fn record(&self, revision: u32) -> Option<Noted> {
         let now = self.now();
         let state = self.state.lock();
@@ -221,7 +221,7 @@ impl Gate {
         before.map(|(_, noted)| noted.clone())
     }
 
-    /// So many messages that the revision processed here are written down.
+    /// This many messages that the revision processed here are stored.
     pub(crate) fn written(&self, revision: u32, fresh: u32) {
         let mut state = self.state.lock();
         if state.live.revision == revision {
@@ -232,7 +232,7 @@ impl Gate {
         }
     }
 
-    /// So much is written down of the revision by now, by whichever host.
+    /// The revision's record as stored by now, by any host.
     pub(crate) fn follow(&self, revision: u32, record: &Record) {
         let mut state = self.state.lock();
         if state.live.revision != revision {
@@ -245,7 +245,7 @@ impl Gate {
         self.watch(&state);
     }
 
-    /// What was to be written down of the revision was not: it is said again.
+    /// Storing the revision's record failed: it is reported again.
     pub(crate) fn not_written(&self) {
         self.state.lock().breaker.not_written();
     }
@@ -256,7 +256,7 @@ impl Gate {
         let mut state = self.state.lock();
         if live.revision != state.live.revision {
             state.allowance.accept(None);
-            // What it did while the next one was made ready counts, too.
+            // What it did while the next one was being prepared counts, too.
             state.before = Some((state.live.revision, state.breaker.noted(now)));
             if state.breaker.take_news() {
                 self.tell(&mut state);
@@ -272,7 +272,7 @@ impl Gate {
         self.notify();
     }
 
-    /// Tries a message at once if the breaker is open. With a number, closes it and lets so many dead letters through.
+    /// Tries a message at once if the breaker is open. With a number, closes it and lets up to this many dead letters through.
     pub(crate) fn resume(&self, accept_dead_letters: Option<u64>) {
         let now = self.now();
         let mut state = self.state.lock();
@@ -307,12 +307,12 @@ impl Gate {
         }
     }
 
-    /// Whether nothing but probes is called.
+    /// Whether only probes are called.
     pub(crate) fn is_open(&self) -> bool {
         self.open.load(Ordering::Acquire)
     }
 
-    /// A batch was answered, or a single message failed its call: what is to be done with it.
+    /// A batch was answered, or a single message failed its call; returns what to do with it.
     pub(crate) fn report(&self, report: &Report<'_>, probe: Option<&mut Probe>) -> Judgement {
         let now = self.now();
         let is_probe = use_up(probe);
@@ -340,7 +340,7 @@ impl Gate {
         judgement
     }
 
-    /// So many messages of a batch were processed, and that is committed.
+    /// This many messages of a batch were processed and committed.
     pub(crate) fn processed(&self, revision: u32, messages: u64) {
         if messages == 0 || !self.watched.load(Ordering::Relaxed) {
             return;
@@ -359,7 +359,7 @@ impl Gate {
         self.watched.store(watched, Ordering::Relaxed);
     }
 
-    /// Has it written down how the revision does.
+    /// Has the revision's record stored.
     fn tell(&self, state: &mut State) {
         let told = self.alarms.try_send(Alarm {
             processor: state.live.processor.clone(),
@@ -372,7 +372,7 @@ impl Gate {
         }
     }
 
-    /// A call of this canary did not end in time.
+    /// A call of this canary timed out.
     pub(crate) fn timed_out(&self, revision: u32) {
         let now = self.now();
         let mut state = self.state.lock();
@@ -382,7 +382,7 @@ impl Gate {
         self.changed(was_open, false, &mut state);
     }
 
-    /// The current revision has processed so many messages that this canary would have given up.
+    /// The current revision has processed this many messages that this canary would have given up.
     pub(crate) fn contradicted(&self, messages: u32) {
         let now = self.now();
         let mut state = self.state.lock();
@@ -403,7 +403,7 @@ impl Gate {
         self.changed(was_open, false, &mut state);
     }
 
-    /// What the word of a revision is worth. `Err` if it was not looked up yet what was given up before.
+    /// Whether the revision may give messages up. `Err` if it was not looked up yet how many were given up before.
     pub(crate) fn word(&self, revision: u32) -> Result<Word, NotLookedUp> {
         let now = self.now();
         let state = self.state.lock();
@@ -436,7 +436,7 @@ impl Gate {
         self.state.lock().inputs = inputs;
     }
 
-    /// So much was given up, all partitions together, as far as it is committed. What was taken meanwhile counts already.
+    /// This many were given up in committed progress, over all partitions. Messages taken meanwhile count as well.
     pub(crate) fn looked_up(&self, given_up: GivenUp) {
         let mut state = self.state.lock();
         let run = given_up.run;
@@ -445,7 +445,7 @@ impl Gate {
         }
     }
 
-    /// Takes so many messages to give up, if there may be as many.
+    /// Takes this many messages to give up, if the maximum allows it.
     pub(crate) fn take_unproven(&self, run: u32, messages: u32) -> bool {
         let mut state = self.state.lock();
         let unproven_max = state.live.spec.dead_letters.unproven_max;
@@ -462,7 +462,7 @@ impl Gate {
         }
     }
 
-    /// They were not given up after all.
+    /// Gives them back: they were not given up.
     pub(crate) fn give_back_unproven(&self, run: u32, messages: u32) {
         let mut state = self.state.lock();
         if let Some(known) = state.given_up.as_mut().filter(|known| known.run == run) {
@@ -470,12 +470,12 @@ impl Gate {
         }
     }
 
-    /// Whether a rejection of this class is one of those that are usual.
+    /// Whether a rejection of this class is a usual one.
     pub(crate) fn excuses(&self, class: &str) -> bool {
         self.state.lock().breaker.excuses(class)
     }
 
-    /// The component said that a batch cannot be processed for a reason outside of it.
+    /// The component said that a batch cannot be processed for an outside reason.
     pub(crate) fn unavailable(&self, revision: u32, why: &str, probe: Option<&mut Probe>) {
         let now = self.now();
         let is_probe = use_up(probe);
@@ -486,25 +486,25 @@ impl Gate {
         self.changed(was_open, is_probe, &mut state);
     }
 
-    /// As many of so many dead letters as may be made now.
+    /// How many of these dead letters may be created now.
     pub(crate) fn take(&self, dead_letters: u32) -> Granted {
         let now = self.clock.monotonic();
         self.state.lock().allowance.take(dead_letters, now)
     }
 
-    /// They were not made after all.
+    /// Gives them back: they were not created.
     pub(crate) fn give_back(&self, granted: Granted) {
         if granted.count > 0 {
             self.state.lock().allowance.give_back(granted);
         }
     }
 
-    /// Wakes when waiting workers should look again.
+    /// Wakes when waiting workers should check again.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// How the processor's breaker stands.
+    /// The state of the processor's breaker.
     pub(crate) fn status(&self) -> BreakerStatus {
         let now = self.clock.monotonic();
         let mut state = self.state.lock();
@@ -516,7 +516,7 @@ impl Gate {
         }
     }
 
-    /// Tells everybody whom a report may concern.
+    /// Notifies everyone affected by a report.
     fn changed(&self, was_open: bool, is_probe: bool, state: &mut State) {
         if self.elder.is_some() {
             self.show(state);
@@ -541,7 +541,7 @@ impl Gate {
                 );
             }
             None if was_open => {
-                tracing::info!(processor = self.meters.processor, "the processor goes on");
+                tracing::info!(processor = self.meters.processor, "the processor resumes");
             }
             _ => {}
         }
@@ -549,7 +549,7 @@ impl Gate {
             && let Reason::BadDeploy { revision, back } = trip.reason
             && state.live.spec.auto_rollback
         {
-            // If nobody takes it, the next probe that fails tells again.
+            // If nobody receives it, the next failed probe reports it again.
             let _ = self.alarms.try_send(Alarm {
                 processor: state.live.processor.clone(),
                 revision,
@@ -588,14 +588,14 @@ fn now(clock: &dyn Clock) -> Now {
     }
 }
 
-/// What was given up before is to be looked up: in that run of revisions, in these partitions.
+/// How many messages were given up must be looked up: in this run of revisions, in these partitions.
 #[derive(Clone, Debug)]
 pub(crate) struct NotLookedUp {
     pub(crate) run: u32,
     pub(crate) inputs: Arc<[TopicPartition]>,
 }
 
-/// The revision as the breaker sees it.
+/// The revision as the breaker needs it.
 fn trial(live: &Live) -> Trial {
     Trial {
         revision: live.revision,

@@ -7,21 +7,21 @@ use millrace_model::Topic;
 use millrace_model::TopicName;
 use std::ops::Range;
 
-/// One partition that a processor reads, and where what it gives up goes.
+/// One input partition of a processor, and where its dead letters go.
 #[derive(Clone, Debug)]
 pub(crate) struct Input {
     /// The topic that is read.
     pub(crate) topic: Topic,
     pub(crate) partition: PartitionId,
-    /// The topic that the messages first stood in: another one than `topic` if they are redriven.
+    /// The topic that the messages came from originally: not `topic` if they are redriven.
     pub(crate) origin: TopicName,
-    /// Takes the dead letters, in the partition of the same number.
+    /// The dead-letter topic; a dead letter goes to the partition of the same number.
     pub(crate) dead_letters: Topic,
-    /// The messages to read, from the first one to before the end; `None`: all that come.
+    /// The messages to read, from the first to before the end; `None` means all that arrive.
     pub(crate) range: Option<(Offset, Offset)>,
-    /// The message to begin with, as long as nothing is committed; `None`: the oldest.
+    /// The message to start with if nothing is committed; `None` means the oldest.
     pub(crate) first: Option<Offset>,
-    /// Of these, only those of these times; `None`: all.
+    /// Of these, only those with these timestamps; `None` means all.
     pub(crate) times: Option<Range<Timestamp>>,
 }
 

@@ -14,19 +14,19 @@ use crate::handler::FailureHandler;
 use millrace_model::Record;
 use millrace_model::columns::NONE;
 
-/// One revision of a processor, loaded: all that a worker needs to take its next batch.
+/// One loaded revision of a processor: everything a worker needs to take its next batch.
 pub(crate) struct Live {
     pub(crate) processor: ProcessorName,
     pub(crate) revision: u32,
-    /// When the processor was made.
+    /// When the processor was created.
     pub(crate) made_at: Timestamp,
-    /// The one to go back to from it.
+    /// The revision to go back to from it.
     pub(crate) back: Option<Back>,
-    /// Revisions that stood still, were taken back or withdrawn: what they made messages wait for counts no longer.
+    /// Revisions that were stopped, rolled back or withdrawn: what they made messages wait for no longer counts.
     pub(crate) voided: Vec<u32>,
-    /// How it did, as far as it is written down.
+    /// Its stored record.
     pub(crate) record: Record,
-    /// Which run of revisions it belongs to that came one after the other without one of them being proven.
+    /// Its run: consecutive revisions without a proven one among them.
     pub(crate) unproven_run: u32,
     pub(crate) spec: ProcessorSpec,
     /// The module's digest, for the evidence.
@@ -37,12 +37,12 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Whose attempts at a message tell of what this one makes of it.
+    /// Which earlier attempts at a message count as known for this one.
     pub(crate) fn whose(&self, now: Timestamp) -> Whose {
         Whose {
             revision: self.revision,
             back: self.back.as_ref().map(|back| back.revision),
-            // If the clock was set back to before then, nothing can be told apart by it.
+            // If the clock was set back to before that time, it cannot tell processors apart.
             made_at: if now < self.made_at {
                 Timestamp::default()
             } else {
@@ -56,7 +56,7 @@ impl Live {
 #[derive(Default)]
 pub(crate) struct OutputTopics {
     pub(crate) topics: Vec<OutputTopic>,
-    /// Which of them takes outputs that name none.
+    /// The one for outputs that name none.
     pub(crate) default: Option<u32>,
     /// Whether that one takes all outputs, whatever topic and partition they name.
     pub(crate) takes_all: bool,
@@ -64,13 +64,13 @@ pub(crate) struct OutputTopics {
 
 /// One topic that a processor may write to.
 pub(crate) struct OutputTopic {
-    /// As it was when the revision was loaded; how many partitions it has now, its partitioner knows.
+    /// As it was when the revision was loaded; the partitioner knows the present number of partitions.
     pub(crate) topic: Topic,
     pub(crate) partitioner: Arc<Partitioner>,
 }
 
 impl OutputTopics {
-    /// The topic of this name.
+    /// The topic with this name.
     pub(crate) fn find(&self, name: &str) -> Option<u32> {
         if self.takes_all {
             return self.default;
@@ -82,7 +82,7 @@ impl OutputTopics {
         found.map(|index| index as u32)
     }
 
-    /// How many partitions a topic has now: it may have been given more since the revision was loaded.
+    /// The present number of partitions of a topic: some may have been added since the revision was loaded.
     pub(crate) fn partitions(&self, topic: u32) -> u32 {
         let topic = (topic != NONE).then(|| self.topics.get(topic as usize));
         topic

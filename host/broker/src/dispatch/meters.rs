@@ -1,4 +1,4 @@
-//! What a worker measures. Handles are made once; nothing is looked up per message.
+//! A worker's metrics. Handles are created once; nothing is looked up per message.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(crate) struct Meters {
 }
 
 impl Meters {
-    /// The meters of a processor's worker.
+    /// The metrics of a processor's worker.
     pub(crate) fn new(processor: &str) -> Self {
         let own = || processor.to_owned();
         let processed = |outcome: &'static str| counter!("millrace_messages_processed_total", "processor" => own(), "outcome" => outcome);
@@ -56,7 +56,7 @@ impl Meters {
         }
     }
 
-    /// A call took so long for so many messages.
+    /// A call took this long for this many messages.
     pub(crate) fn called(&self, took: Duration, messages: usize) {
         self.guest_seconds.record(took.as_secs_f64());
         self.batch_messages.record(messages as f64);
@@ -90,19 +90,19 @@ impl Meters {
         }
     }
 
-    /// A partition waits before it may make another dead letter.
+    /// A partition waits before it may create another dead letter.
     pub(crate) fn dead_letters_held(&self) {
         self.dead_letters_held.increment(1);
     }
 
-    /// Messages are gone without the processor having seen them.
+    /// Messages are gone without having been processed.
     pub(crate) fn lost(&self, messages: u64) {
         if messages > 0 {
             self.missed.increment(messages);
         }
     }
 
-    /// How much state the worker's partition has.
+    /// The size of the state in the worker's partition.
     pub(crate) fn state(&mut self, size: StateSize) {
         if size != self.state {
             self.state_entries
@@ -113,7 +113,7 @@ impl Meters {
         }
     }
 
-    /// How many messages wait.
+    /// The number of parked messages.
     pub(crate) fn parked(&mut self, parked: usize) {
         if parked != self.parked_count {
             self.parked

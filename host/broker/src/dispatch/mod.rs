@@ -1,11 +1,11 @@
-//! Dispatch: how messages reach processors and what becomes of them.
+//! Dispatch: how messages reach processors, and what happens to them.
 //!
-//! In the order of a batch: [`source`] reads, [`batcher`] cuts, [`worker`] calls, [`answer`] checks, [`placing`] gives outputs
-//! their partitions, [`delivery`] decides with [`retry`], [`dead_letter`] writes the evidence, and the worker commits all of it
-//! in one transaction. [`supervisor`] keeps one worker per processor and input partition, and one [`gate`] per processor: the
-//! [`breaker`] that pauses it when most messages fail alike, and the [`allowance`] of dead letters. [`sides`] shares messages out
-//! between the current revision and a canary; a [`shadow`] is shown what was settled, and its answers go to a [`comparison`].
-//! What all of them may have in memory is bounded: by [`at_hand`] for what is being processed, by [`remembered`] for what waits.
+//! In the order of a batch: [`source`] reads, [`batcher`] cuts, [`worker`] calls, [`answer`] checks, [`placing`] chooses the partitions
+//! of outputs, [`delivery`] decides with [`retry`], [`dead_letter`] writes the evidence, and the worker commits everything in one
+//! transaction. [`supervisor`] keeps one worker per processor and input partition, and one [`gate`] per processor: the [`breaker`] that
+//! pauses it when most messages fail alike, and the [`allowance`] of dead letters. [`sides`] divides messages between the current
+//! revision and a canary; a [`shadow`] is called with finished batches, and its answers go to a [`comparison`]. Memory is bounded by
+//! [`at_hand`] for batches in work and by [`remembered`] for parked messages.
 
 pub(crate) mod allowance;
 pub(crate) mod answer;

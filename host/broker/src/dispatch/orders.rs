@@ -1,6 +1,6 @@
-//! What an operator wants done with parked messages, on its way to the worker that has them: it alone changes progress. A worker looks
-//! between two batches, and while it waits for whatever; the one who asks waits for its answer, and takes the order back if it does not
-//! come to it in time.
+//! An operator's orders about parked messages, on their way to the worker that holds them, because only the worker changes progress. A
+//! worker looks for orders between two batches and while it waits. The caller waits for the answer, and withdraws the order if the
+//! worker does not reach it in time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,39 +12,39 @@ use tokio::sync::oneshot;
 
 use crate::dispatch::input::Input;
 
-/// A worker's parked messages, as they are.
+/// A worker's parked messages.
 pub(crate) struct ParkedIn {
     pub(crate) input: Input,
     /// `None` if the worker has not read them yet.
     pub(crate) progress: Option<Arc<Progress>>,
 }
 
-/// What is to be done with a parked message.
+/// What to do with a parked message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ParkedAction {
-    /// It is due now.
+    /// Make it due now.
     TryNow,
-    /// It becomes a dead letter, as if its attempts were spent.
+    /// Turn it into a dead letter, as if its attempts were spent.
     GiveUp,
 }
 
-/// Which of a partition's parked messages are meant.
+/// Which parked messages of a partition.
 #[derive(Clone, Debug)]
 pub(crate) enum Meant {
     /// These.
     Offsets(Vec<Offset>),
-    /// Those whose last attempt failed under this class.
+    /// Those whose last attempt failed with this class.
     Class(String),
     All,
 }
 
-/// What became of an order.
+/// The result of an order.
 #[derive(Debug, Default)]
 pub(crate) struct Obeyed {
-    /// Messages that it was done with.
+    /// Messages that it was applied to.
     pub(crate) done: usize,
-    /// Messages that were named and that it was not done with, and why.
+    /// Messages that were named and not handled, with the reason.
     pub(crate) left: Vec<(Offset, String)>,
 }
 
@@ -63,13 +63,13 @@ pub(crate) struct Orders(Arc<Mutex<Waiting>>);
 
 #[derive(Default)]
 struct Waiting {
-    /// So many came so far.
+    /// Number of orders so far.
     count: u64,
     orders: VecDeque<(u64, Order)>,
 }
 
 impl Orders {
-    /// Adds one; by what it can be taken back.
+    /// Adds one; returns the number by which it can be withdrawn.
     pub(crate) fn put(&self, order: Order) -> u64 {
         let mut waiting = self.0.lock();
         waiting.count += 1;
@@ -78,12 +78,12 @@ impl Orders {
         number
     }
 
-    /// The next one, which is obeyed from here on.
+    /// The next one; from here on it can no longer be withdrawn.
     pub(crate) fn take(&self) -> Option<Order> {
         self.0.lock().orders.pop_front().map(|(_, order)| order)
     }
 
-    /// Takes one back; false if a worker has it already.
+    /// Withdraws one; false if a worker has already taken it.
     pub(crate) fn take_back(&self, number: u64) -> bool {
         let mut waiting = self.0.lock();
         let before = waiting.orders.len();
@@ -91,7 +91,7 @@ impl Orders {
         waiting.orders.len() < before
     }
 
-    /// Whether any waits.
+    /// Whether any orders wait.
     pub(crate) fn wait(&self) -> bool {
         !self.0.lock().orders.is_empty()
     }

@@ -1,12 +1,12 @@
-//! How many messages a slow guest is given at once: so many that a call takes a quarter of the time that it may. Decides only; the
-//! worker measures. A guest that is fast enough for the policy's batches never meets it, and an idle one is given what there is.
+//! How many messages a slow guest gets at once, so that a call takes a quarter of its time limit. Decides only; the worker measures. A
+//! guest that is fast enough for the policy's batches is not limited.
 
 use std::time::Duration;
 
-/// This part of a call's time is aimed at, and after a call that ran out of it so much smaller is the next batch.
+/// A call should take 1/SHARE of its limit. After a timeout the next batch is SHARE times smaller.
 const SHARE: u32 = 4;
 
-/// What one worker has learnt of its guest.
+/// What one worker has learnt about its guest.
 #[derive(Debug)]
 pub(crate) struct Pace {
     messages_max: usize,
@@ -21,12 +21,12 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Messages of the next batch, at the most.
+    /// Maximum size of the next batch, in messages.
     pub(crate) fn messages_max(&self) -> usize {
         self.messages_max
     }
 
-    /// A call of so many messages was answered after `took`; it may take `time_max`.
+    /// A call of this many messages was answered after `took`; its limit is `time_max`.
     pub(crate) fn answered(&mut self, messages: usize, took: Duration, time_max: Duration) {
         let aim = time_max / SHARE;
         let per_message = took.max(Duration::from_nanos(1)).as_secs_f64() / messages.max(1) as f64;
@@ -34,12 +34,12 @@ impl Pace {
         if took > aim {
             self.messages_max = fitting.min(messages);
         } else if messages >= self.messages_max {
-            // It was the bound: by and by, for a few messages may have been quick ones.
+            // The batch was limited: grow gradually, because a few messages may have been quick ones.
             self.messages_max = fitting.min(self.messages_max.saturating_mul(2));
         }
     }
 
-    /// A call of so many messages ran out of time.
+    /// A call of this many messages timed out.
     pub(crate) fn timed_out(&mut self, messages: usize) {
         self.messages_max = (messages / SHARE as usize).max(1);
     }

@@ -1,4 +1,4 @@
-//! Gives outputs their partitions: the handler's own choice first, then the output topic's partitioner.
+//! Chooses the partitions of outputs: the handler's own choice first, then the output topic's partitioner.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,7 @@ use crate::handler::CallError;
 /// The partition of each output, at this moment of the monotonic clock.
 ///
 /// # Errors
-/// What a partitioner component failed with: the batch that it could not place fails like one that its processor could not
-/// process.
+/// The failure of a partitioner component: a batch that it could not place fails as if its processor could not process it.
 pub(crate) async fn place(
     outputs: &Outputs,
     batch: &ColumnBatch,
@@ -48,7 +47,7 @@ pub(crate) async fn place(
         }
     }
     for (output, place) in placed.iter_mut().enumerate() {
-        // A partition beyond the topic's is only let through where one topic takes what was meant for others.
+        // A partition beyond the topic's is possible only if one topic takes the outputs meant for others.
         let partitions = topics.partitions(outputs.topic(output)).max(1);
         let asked = outputs.partition(output).map(|asked| asked % partitions);
         *place = asked.unwrap_or(*place);
@@ -95,7 +94,7 @@ async fn ask(
     answer.map_err(|error| named(error, topic))
 }
 
-/// Says whose fault it was.
+/// Names the partitioner in the error.
 fn named(error: CallError, topic: &str) -> CallError {
     let name = |text: String| format!("partitioner of topic {topic}: {text}");
     match error {

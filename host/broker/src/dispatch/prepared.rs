@@ -10,9 +10,9 @@ use crate::dispatch::live::Live;
 /// A revision ready to run.
 pub(crate) struct Prepared {
     pub(crate) live: Arc<Live>,
-    /// The revision that takes a share, and its percentage.
+    /// The canary, and its percentage.
     pub(crate) canary: Option<(Arc<Live>, u32)>,
-    /// The revision that is only looked at, and since when.
+    /// The shadow, and since when it runs.
     pub(crate) shadow: Option<(Arc<Live>, Timestamp)>,
     pub(crate) inputs: Vec<Input>,
 }

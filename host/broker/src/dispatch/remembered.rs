@@ -1,9 +1,9 @@
-//! What all partitions of a host remember of failed attempts, and its bound: each may park thousands of messages, and of each the last
-//! attempts are kept with their reasons.
+//! The bound on records of failed attempts, over all partitions of a host: each may park thousands of messages and keeps the last
+//! attempts of each, with their reasons.
 //!
-//! At the bound a partition that has parked messages takes no new ones before some are settled, and one that has none takes one at a
-//! time: retries go on everywhere, nobody is blocked by others for good, and no message is dropped. What an attempt adds to a message that
-//! is parked already is its last words, shortened, in the place of all before: each message counts with as much from the beginning.
+//! At the bound, a partition with parked messages takes no new ones until some are settled, and one without takes one message at a
+//! time: retries continue everywhere, no partition is blocked for good by others, and no message is dropped. A further attempt at a
+//! parked message then replaces the earlier ones and is shortened; each message counts with that size from the beginning.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,36 +12,36 @@ use millrace_model::Progress;
 use millrace_model::bounds::{ATTEMPT_SHORT_REASON_BYTES_MAX, FAILURE_CLASS_BYTES_MAX};
 use millrace_model::progress::Parked;
 
-/// What a parked message takes beside what is remembered of it, and likewise an attempt beside its words. Each is in memory twice, with
-/// the worker and with the engine.
+/// Size of a parked message besides its record, and of an attempt besides its texts. Each is in memory twice, in the worker and in the
+/// engine.
 const ENTRY_BYTES: usize = 160;
 const TIMES_IN_MEMORY: usize = 2;
-/// Words that say how many attempts are left out.
+/// Length of the note that says how many attempts are missing.
 const LEFT_OUT_BYTES: usize = 72;
-/// What an attempt takes at the most whose words are shortened.
+/// Maximum size of a shortened attempt.
 const SHORT_BYTES: usize =
     ENTRY_BYTES + FAILURE_CLASS_BYTES_MAX + ATTEMPT_SHORT_REASON_BYTES_MAX + LEFT_OUT_BYTES;
-/// What a parked message counts with at the least: it may come to this without being asked.
+/// What a parked message counts at least: it may grow to this without asking.
 const LEAST_BYTES: usize = TIMES_IN_MEMORY * (ENTRY_BYTES + SHORT_BYTES);
 
-/// Bytes that are remembered, and how many may be.
+/// Bytes of records, and their maximum.
 #[derive(Debug)]
 pub(crate) struct Remembered {
     bytes: AtomicUsize,
-    /// What may be added by messages that are under way.
+    /// What messages in work may add.
     expected: AtomicUsize,
     bytes_max: usize,
 }
 
-/// The part of one worker, given back when it is dropped.
+/// One worker's share, returned when dropped.
 #[derive(Debug)]
 pub(crate) struct Part {
     of: Arc<Remembered>,
-    /// What counts for it.
+    /// What counts for it now.
     bytes: usize,
-    /// What its messages under way may add.
+    /// What its messages in work may add.
     expected: usize,
-    /// What counts once nothing is under way.
+    /// What counts once nothing is in work.
     settled: usize,
 }
 
@@ -58,7 +58,7 @@ impl Remembered {
         self.bytes.load(Ordering::Relaxed) >= self.bytes_max
     }
 
-    /// What is left if all that is under way has to wait.
+    /// What is left if everything in work has to wait.
     fn left(&self) -> usize {
         let expected = self.expected.load(Ordering::Relaxed);
         let bytes = self.bytes.load(Ordering::Relaxed);
@@ -79,33 +79,33 @@ impl Part {
         part
     }
 
-    /// The worker remembers this now.
+    /// The worker now records this much.
     pub(crate) fn set(&mut self, progress: &Progress) {
         self.propose(progress);
         self.settled = self.bytes;
     }
 
-    /// It is about to: whoever decides meanwhile has to know.
+    /// Announced before a commit, so that other workers' decisions account for it.
     pub(crate) fn propose(&mut self, progress: &Progress) {
         self.move_to(progress.parked.iter().map(cost).sum(), 0);
     }
 
-    /// What was proposed is so.
+    /// What was announced is committed.
     pub(crate) fn settle(&mut self) {
         self.settled = self.bytes;
     }
 
-    /// So many new messages were read, and may all have to wait.
+    /// This many new messages were read, and may all have to wait.
     pub(crate) fn expect(&mut self, messages: usize) {
         self.move_to(self.settled, messages * LEAST_BYTES);
     }
 
-    /// Nothing is under way any more.
+    /// Nothing is in work any more.
     pub(crate) fn rest(&mut self) {
         self.move_to(self.settled, 0);
     }
 
-    /// Whether there is no room for more than the last attempt of a message, in few words.
+    /// Whether there is only room for a message's last attempt, shortened.
     pub(crate) fn is_short(&self) -> bool {
         self.of.is_full()
     }
@@ -120,19 +120,19 @@ impl Part {
         (self.bytes, self.expected) = (bytes, expected);
     }
 
-    /// How many new messages may be read, of so many that the partition has room for. What is only under way with others keeps nobody
-    /// from one message.
+    /// How many new messages may be read, given the partition's own room. Messages that are only in work elsewhere never keep a
+    /// partition from reading one message.
     pub(crate) fn new_messages_max(&self, room: usize) -> usize {
         let least = usize::from(self.settled == 0 || !self.of.is_full());
         room.min((self.of.left() / LEAST_BYTES).max(least))
     }
 
-    /// Why there may be none, if that is so.
+    /// Why none may be read, if that is so.
     pub(crate) fn why_none(&self) -> Option<String> {
         let is_full = self.new_messages_max(1) == 0;
         is_full.then(|| {
             format!(
-                "the host remembers {} bytes of failed attempts, at most {} are kept: new messages wait until parked ones are settled",
+                "the host has {} bytes of records of failed attempts, and the maximum is {}: new messages wait until parked ones are settled",
                 self.of.bytes.load(Ordering::Relaxed),
                 self.of.bytes_max
             )

@@ -6,7 +6,7 @@ use millrace_model::bounds::{RETRY_DELAY_MS_MAX, RETRY_DELAY_MS_MIN};
 use millrace_model::processor::RetryPolicy;
 use millrace_model::{Parked, Timestamp};
 
-/// The delay, whoever asked for it, within the bounds of all: [`RETRY_DELAY_MS_MIN`] and [`RETRY_DELAY_MS_MAX`].
+/// The delay, whoever asked for it, limited to [`RETRY_DELAY_MS_MIN`] and [`RETRY_DELAY_MS_MAX`].
 pub(crate) fn bounded(delay: Duration) -> Duration {
     delay.clamp(
         Duration::from_millis(RETRY_DELAY_MS_MIN),
@@ -14,15 +14,15 @@ pub(crate) fn bounded(delay: Duration) -> Duration {
     )
 }
 
-/// Retries as they were committed by whoever worked here before, for a worker that begins: none waits longer than was asked for when
-/// it failed, should the clock have been set back since.
+/// Retries as the previous worker committed them, for a new worker: none waits longer than was asked for when it failed, even if the
+/// clock has been set back since.
 pub(crate) fn brought_near(parked: &mut [Parked], now: Timestamp) {
     for parked in parked {
         parked.held_since = parked.held_since.map(|since| since.min(now));
         let Some(due) = parked.due.filter(|due| *due > now) else {
             continue;
         };
-        // What has not failed was not to wait at all.
+        // An entry without a failure had no delay.
         let asked = parked
             .log
             .last()
@@ -32,8 +32,8 @@ pub(crate) fn brought_near(parked: &mut [Parked], now: Timestamp) {
     }
 }
 
-/// How long a message waits after so many failed attempts: anything up to the exponential bound, so that messages that failed
-/// together do not come back together.
+/// A message's delay after this many failed attempts: random up to the exponential limit, so that messages that failed together do not
+/// come back together.
 pub(crate) fn message_delay(
     policy: &RetryPolicy,
     attempts: u32,

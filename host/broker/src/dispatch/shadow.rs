@@ -1,6 +1,6 @@
-//! A shadow: a revision that is called with the batches of the current one, after they are settled, and whose answers only count for
-//! a report. Each worker has one queue to it, of few batches; what finds it full is skipped and counted. Nobody waits for a shadow,
-//! but where it reads state: then it has to be asked before the commit, and is given about as long as the current revision took.
+//! A shadow: a revision that is called with the current one's batches after they are settled, and whose answers only count for a
+//! report. Each worker has a short queue to it; a batch that finds the queue full is skipped and counted. Nothing waits for a shadow,
+//! unless it reads state: then it must be called before the commit, and gets about as long as the current revision took.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -21,16 +21,16 @@ use crate::dispatch::live::Live;
 use crate::ground::columns;
 use crate::handler::CallError;
 
-/// Calls that one batch is worth: enough to find one message that takes a batch of a thousand down.
+/// Maximum number of calls for one batch: enough to find one message that crashes a batch of a thousand.
 const CALLS_MAX: usize = 24;
-/// A shadow that let a call time out rests so many times as long.
+/// After a timeout a shadow rests this many times as long.
 const REST_FACTOR: u32 = 9;
-/// What a call before the commit is given at the least.
+/// Minimum time of a call before the commit.
 const GLANCE_MIN: Duration = Duration::from_millis(5);
-/// After a call that came too late so many batches are skipped.
+/// Batches that are skipped after a call that was too late.
 const LATE_SKIPS: u32 = 100;
 
-/// A revision that is only looked at.
+/// A shadow revision.
 pub(crate) struct Shadow {
     pub(crate) live: Arc<Live>,
     pub(crate) report: Arc<Mutex<ShadowReport>>,
@@ -57,21 +57,21 @@ pub(crate) struct Settled {
     pub(crate) partition: PartitionId,
     pub(crate) columns: Arc<ColumnBatch>,
     pub(crate) offsets: Vec<Offset>,
-    /// The revision that settled it, and how.
+    /// The revision that settled it, and its answer.
     pub(crate) live: Arc<Live>,
     pub(crate) verdict: Verdict,
-    /// What the shadow answered, if it was asked before the commit.
+    /// The shadow's answer, if it was called before the commit.
     pub(crate) glance: Option<Result<Verdict, CallError>>,
 }
 
-/// One worker's way to the shadow.
+/// One worker's queue to the shadow.
 pub(crate) struct Echo {
     pub(crate) shadow: Arc<Shadow>,
     queue: mpsc::Sender<Settled>,
-    /// The call before a commit that came too late, while it still runs.
+    /// A call before a commit that was too late, while it still runs.
     late: Option<AbortOnDrop>,
     skips: u32,
-    /// Compares, until nobody echoes any more: a call that is under way then is interrupted.
+    /// Compares until no worker sends batches any more; a running call is then interrupted.
     _listener: AbortOnDrop,
 }
 
@@ -84,7 +84,7 @@ impl Drop for AbortOnDrop {
 }
 
 impl Echo {
-    /// Starts to listen.
+    /// Starts the queue.
     pub(crate) fn new(shadow: Arc<Shadow>) -> Self {
         let (queue, settled) = mpsc::channel(SHADOW_QUEUE_BATCHES_MAX);
         let listener = tokio::spawn(listen(Arc::clone(&shadow), settled));
@@ -97,7 +97,7 @@ impl Echo {
         }
     }
 
-    /// Gives a settled batch to the shadow if it has time for it.
+    /// Passes a settled batch to the shadow if it has time for it.
     pub(crate) fn offer(&self, settled: Settled) {
         let messages = settled.offsets.len();
         let unseen = self.shadow.uses_state() && settled.glance.is_none();
@@ -106,8 +106,8 @@ impl Echo {
         }
     }
 
-    /// Asks a shadow that uses state before the commit: now the state is what the current revision's batch saw. Waits for as long
-    /// as that one took, and a little; `None` if there is no answer by then.
+    /// Calls a shadow that uses state before the commit, when the state is what the current revision's batch saw. Waits as long as that
+    /// revision took, and a little more; `None` if there is no answer by then.
     pub(crate) async fn glance(
         &mut self,
         columns: &Arc<ColumnBatch>,
@@ -129,7 +129,7 @@ impl Echo {
                 Ok((answer, _)) => checked(&live, answer, &columns),
                 Err(error) => Err(error),
             };
-            // Nobody waits for it any more if it came too late.
+            // A late answer is discarded.
             let _ = answer.send(verdict);
         }));
         match tokio::time::timeout(took.max(GLANCE_MIN), answered).await {
@@ -173,8 +173,8 @@ async fn listen(shadow: Arc<Shadow>, mut queue: mpsc::Receiver<Settled>) {
     }
 }
 
-/// Calls the shadow with the batch; with its halves if that fails, and so on, so that one bad message does not hide all others.
-/// Whether a call timed out.
+/// Calls the shadow with the batch, and with its halves if that fails, and so on, so that one bad message does not hide all others.
+/// Returns whether a call timed out.
 async fn replay(shadow: &Shadow, settled: &Settled) -> bool {
     let mut ranges = VecDeque::new();
     ranges.push_back(0..settled.offsets.len());
@@ -213,7 +213,7 @@ async fn replay(shadow: &Shadow, settled: &Settled) -> bool {
     false
 }
 
-/// Compares what the shadow said of a part of the batch.
+/// Compares the shadow's answer for a part of the batch.
 fn judge(
     shadow: &Shadow,
     settled: &Settled,

@@ -1,8 +1,8 @@
-//! Two revisions at work: the current one and a canary, which takes the messages of a share of the keys. A batch is of one side.
-//! What a batch meets of the other side is set aside as parked messages are, and makes that side's next batch.
+//! Two revisions at work: the current one and a canary, which takes the messages of a share of the keys. A batch belongs to one side.
+//! Messages of the other side are parked and form that side's next batch.
 //!
-//! A key never changes sides while the share stays, and whatever side runs it, messages of one key follow each other: parked ones
-//! come first, and the worker runs one batch at a time.
+//! A key never changes sides while the share stays the same. Whichever side runs, messages of one key stay in order: parked ones come
+//! first, and the worker runs one batch at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use crate::dispatch::delivery::Counts;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::live::Live;
 
-/// Which revision a batch is for.
+/// The revision that a batch is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Side {
     #[default]
@@ -38,25 +38,25 @@ impl Side {
 pub(crate) struct Canary {
     pub(crate) live: Arc<Live>,
     pub(crate) percent: u32,
-    /// Its own breaker. Once it opens, the canary is out: all messages are the current revision's.
+    /// Its own breaker. Once it opens, the canary is out and all messages belong to the current revision.
     pub(crate) gate: Arc<Gate>,
     pub(crate) tally: Arc<Tally>,
 }
 
-/// What became of the messages of one side since the canary began on this host.
+/// The results of one side since the canary began on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SideStatus {
     /// The revision.
     pub revision: u32,
     /// Messages that it processed.
     pub messages: u64,
-    /// Attempts that failed.
+    /// Failed attempts.
     pub failed: u64,
     /// Calls that failed as a whole.
     pub failed_calls: u64,
     /// Messages that it gave up.
     pub dead_letters: u64,
-    /// Messages that this canary would have given up; the current revision was asked about them.
+    /// Messages that this canary would have given up and passed to the current revision.
     pub asked_again: u64,
 }
 
@@ -103,7 +103,7 @@ impl Tally {
         failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What became of a side.
+    /// The results of one side.
     pub(crate) fn status(&self, side: Side, revision: u32) -> SideStatus {
         let count = self.of(side);
         let read = |of: &AtomicU64| of.load(Ordering::Relaxed);
@@ -140,7 +140,7 @@ impl Count {
     }
 }
 
-/// Whether a message is in the canary's share: by its key, and without one by its offset.
+/// Whether a message is in the canary's share: by its key, or without a key by its offset.
 pub(crate) fn side_of(percent: u32, key: Option<&[u8]>, offset: Offset) -> Side {
     let hash = match key {
         Some(key) => key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
@@ -154,7 +154,7 @@ pub(crate) fn side_of(percent: u32, key: Option<&[u8]>, offset: Offset) -> Side 
     }
 }
 
-/// Spreads what differs in few bits over all of them (the end of SplitMix64).
+/// Spreads small differences over all bits (the end of SplitMix64).
 fn scattered(mut bits: u64) -> u64 {
     bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -162,25 +162,25 @@ fn scattered(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// How one batch is cut for a side. Whether a message may be taken is asked here, in the order in which they are met.
+/// How a batch is cut for a side. It is asked about each message, in order.
 #[derive(Clone, Debug)]
 pub(crate) struct Split {
     percent: u32,
     in_line: bool,
-    /// The side of the batch, once something was taken.
+    /// The batch's side, once something was added.
     side: Option<Side>,
-    /// The side to take if there is a choice.
+    /// The preferred side if there is a choice.
     prefers: Side,
     /// Messages that may still be set aside.
     aside_max: usize,
-    /// Messages and bytes of a batch of the current revision, and of the canary.
+    /// Maximum messages and bytes of a batch of the current revision, and of the canary.
     bounds: [(usize, usize); 2],
 }
 
-/// What is to be done with a message.
+/// What to do with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sorted {
-    /// It is of the batch's side.
+    /// It belongs to the batch's side.
     Take,
     /// It waits for the other side's next batch.
     Aside,
@@ -189,8 +189,8 @@ pub(crate) enum Sorted {
 }
 
 impl Split {
-    /// For a batch that follows one of the side `before`; it takes the other one where both wait. The parts of a batch that is tried
-    /// again in parts (`again`) are of one side.
+    /// For a batch that follows one of the side `before`: it takes the other side if both wait. The parts of a batch that is repeated
+    /// in parts (`again`) belong to one side.
     pub(crate) fn new(
         percent: u32,
         order: Order,
@@ -208,17 +208,17 @@ impl Split {
         }
     }
 
-    /// Messages and bytes of the batch at the most.
+    /// Maximum messages and bytes of the batch.
     pub(crate) fn bounds(&self) -> (usize, usize) {
         self.bounds[usize::from(self.side() == Side::Canary)]
     }
 
-    /// The side of the batch so far.
+    /// The batch's side so far.
     pub(crate) fn side(&self) -> Side {
         self.side.unwrap_or_default()
     }
 
-    /// Parked messages with these keys and offsets are about to be taken: settles for which side.
+    /// Parked messages with these keys and offsets are about to be added: chooses the side.
     pub(crate) fn choose<'a>(
         &mut self,
         mut messages: impl Iterator<Item = (Option<&'a [u8]>, Offset, bool)>,
@@ -234,7 +234,7 @@ impl Split {
         self.side = Some(if other { self.prefers } else { first });
     }
 
-    /// New messages follow. Only the larger side sets others aside, and only so many: what it leaves is a small part of what it takes.
+    /// New messages follow. Only the larger side sets others aside, and only a limited number: a small part of what it takes.
     pub(crate) fn begin_new(&mut self, parked: &[Parked], again: bool) {
         let larger = match self.percent > 50 {
             true => Side::Canary,
@@ -250,7 +250,7 @@ impl Split {
         self.aside_max = CANARY_ASIDE_MESSAGES_MAX.saturating_sub(waiting);
     }
 
-    /// Whose a parked message is: the current revision's if a canary failed at it, whatever its key.
+    /// A parked message's side: the current revision's if a canary failed it, whatever its key.
     fn side_of_parked(&self, key: Option<&[u8]>, offset: Offset, current_only: bool) -> Side {
         match current_only {
             true => Side::Current,
@@ -258,7 +258,7 @@ impl Split {
         }
     }
 
-    /// What is to be done with a parked message.
+    /// What to do with a parked message.
     pub(crate) fn sort_parked(
         &mut self,
         key: Option<&[u8]>,
@@ -273,12 +273,12 @@ impl Split {
         }
     }
 
-    /// What is to be done with a new message.
+    /// What to do with a new message.
     pub(crate) fn sort_new(&mut self, key: Option<&[u8]>, offset: Offset) -> Sorted {
         let side = side_of(self.percent, key, offset);
         let wanted = match self.side {
             Some(side) => side,
-            // There is no choice: the batch is for whoever comes first.
+            // There is no preference: the batch goes to the side of the first message.
             None if self.aside_max == 0 => side,
             None => self.prefers,
         };

@@ -8,37 +8,37 @@ use millrace_engine::{Engine, ReadError, Watch};
 use millrace_model::batch::RecordView;
 use millrace_model::{BatchError, Offset, RecordBatch, Timestamp, TopicPartition};
 
-/// Bytes asked for at once when parked messages are read: they lie apart, so little more than the batch itself is of use.
+/// Bytes per read of parked messages: they are scattered, so little more than the batch itself is useful.
 const PARKED_READ_BYTES: usize = 16 << 10;
-/// Bytes of batches held for parked messages, about: each message holds the whole batch that it lies in.
+/// Approximate bytes of batches held for parked messages: each message holds its whole batch.
 const PARKED_HELD_BYTES: usize = 16 << 20;
-/// Bytes asked for at once at the least: one call for many small batches.
+/// Minimum bytes per read: one call for many small batches.
 const READ_BYTES_MIN: usize = 256 << 10;
 
-/// New messages of one partition, in order, from where the worker has come to.
+/// New messages of one partition, in order, from the worker's position.
 pub(crate) struct Source {
     engine: Arc<dyn Engine>,
     partition: TopicPartition,
     watch: Watch,
-    /// Messages below are not given again.
+    /// Messages below this offset are not returned again.
     position: Offset,
-    /// Where the next read goes on.
+    /// Where the next read continues.
     read_next: Offset,
     batches: VecDeque<RecordBatch>,
     /// Messages and bytes in `batches`.
     waiting: (usize, usize),
     open: Option<RecordBatch>,
-    /// The open batch's records; kept for its memory when the batch is done.
+    /// The open batch's records; kept to reuse their memory.
     views: Vec<RecordView>,
     at: usize,
     lost: u64,
-    /// Nothing from here on is given.
+    /// Messages from here on are not returned.
     limit: Offset,
-    /// Only messages of these times are given; `None`: all.
+    /// Only messages with these timestamps are returned; `None` means all.
     times: Option<Range<Timestamp>>,
 }
 
-/// A message where it lies.
+/// A message in place.
 pub(crate) type Located = (RecordBatch, RecordView);
 
 impl Source {
@@ -67,18 +67,18 @@ impl Source {
         }
     }
 
-    /// Passes over messages of other times: timestamps need not ascend, so a range of offsets holds such as well.
+    /// Skips messages with other timestamps: they need not ascend, so a range of offsets contains some.
     pub(crate) fn only(mut self, times: Option<Range<Timestamp>>) -> Self {
         self.times = times;
         self
     }
 
-    /// The committed end of the partition, or of what is to be read of it.
+    /// The committed end of the partition, or of the part to read.
     pub(crate) fn end(&self) -> Offset {
         self.watch.end().min(self.limit)
     }
 
-    /// Whether nothing is left to read, and nothing more will come.
+    /// Whether nothing is left to read, and nothing more will arrive.
     pub(crate) fn is_done(&self) -> bool {
         self.position >= self.limit
     }
@@ -88,27 +88,27 @@ impl Source {
         self.position
     }
 
-    /// Whether `peek` may give something without new messages arriving.
+    /// Whether `peek` may return something without new messages arriving.
     pub(crate) fn has_more(&self) -> bool {
         self.position < self.end()
     }
 
-    /// Messages that `peek` gives without reading, about.
+    /// Approximate number of messages that `peek` returns without reading.
     pub(crate) fn at_hand(&self) -> usize {
         self.waiting.0 + self.views.len() - self.at
     }
 
-    /// Messages that could not be read and were passed over, since this was asked last.
+    /// Unreadable messages that were skipped since the last call.
     pub(crate) fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
     }
 
-    /// Waits for messages after those known; false if the partition is gone.
+    /// Waits for messages after the known ones; false if the partition is gone.
     pub(crate) async fn wait(&mut self, known: Offset) -> bool {
         self.watch.past(known).await.is_some()
     }
 
-    /// Goes back (or on) to `to`.
+    /// Moves to `to`, back or forward.
     pub(crate) fn rewind(&mut self, to: Offset) {
         self.position = to;
         self.read_next = to;
@@ -117,7 +117,7 @@ impl Source {
         self.close();
     }
 
-    /// Reads until so many messages or bytes are at hand, or there are no more.
+    /// Reads until this many messages or bytes are available, or there are no more.
     pub(crate) async fn fill(&mut self, messages: usize, bytes: usize) -> Result<(), ReadError> {
         while self.at_hand() < messages && self.waiting.1 < bytes && self.read_next < self.end() {
             let bytes_max = bytes.max(READ_BYTES_MIN);
@@ -139,8 +139,8 @@ impl Source {
         self.batches.push_back(batch);
     }
 
-    /// What is no longer kept cannot be waited for. What is damaged is passed over only if somebody said so: it may be mended,
-    /// and messages that a processor never saw are not for us to give up.
+    /// Removed messages cannot be waited for. Damaged ones are skipped only if their loss was accepted: they may be repaired, and
+    /// unprocessed messages are not ours to give up.
     fn pass_over(&mut self, error: ReadError) -> Result<(), ReadError> {
         let to = match &error {
             ReadError::BelowStart { start, .. } => *start,
@@ -150,9 +150,9 @@ impl Source {
             _ => return Err(error),
         };
         if matches!(error, ReadError::BelowStart { .. }) {
-            tracing::warn!(partition = %self.partition, from = %self.read_next, %to, "messages were removed before the processor came to them; going on at the partition's start");
+            tracing::warn!(partition = %self.partition, from = %self.read_next, %to, "messages were removed before the processor reached them; continuing at the partition's start");
         } else {
-            tracing::error!(partition = %self.partition, from = %self.read_next, %to, %error, "messages cannot be read; going on after them");
+            tracing::error!(partition = %self.partition, from = %self.read_next, %to, %error, "messages cannot be read; continuing after them");
         }
         self.lost += to.0.saturating_sub(self.read_next.0);
         self.read_next = to;
@@ -174,7 +174,7 @@ impl Source {
         let from = from.max(self.engine.ends(partition).map_or(from, |ends| ends.start));
         let ranges = self.engine.damage().ranges.into_iter();
         let accepted = ranges.filter(|r| r.partition == partition && r.accepted_at.is_some());
-        // What was accepted may by now be known as several ranges that follow each other.
+        // The accepted range may by now be known as several adjacent ranges.
         let covered = accepted.fold(from, |covered, range| {
             if range.from <= covered {
                 covered.max(range.to)
@@ -185,7 +185,7 @@ impl Source {
         covered >= to
     }
 
-    /// The next message, if one is at hand.
+    /// The next message, if one is available.
     pub(crate) fn peek(&mut self) -> Option<(&RecordBatch, &RecordView)> {
         while self.at >= self.views.len() {
             let batch = self.batches.pop_front()?;
@@ -207,7 +207,7 @@ impl Source {
             && let Err(error) = self.view(&mut batch)
         {
             self.lost += (batch.message_count() - self.views.len()) as u64;
-            tracing::error!(partition = %self.partition, at = %batch.base_offset(), %error, "a batch cannot be decoded; going on after it");
+            tracing::error!(partition = %self.partition, at = %batch.base_offset(), %error, "a batch cannot be decoded; continuing after it");
         }
         if let Some(times) = &self.times {
             self.views.retain(|view| times.contains(&view.timestamp));
@@ -220,7 +220,7 @@ impl Source {
         self.open = Some(batch);
     }
 
-    /// Views the batch's records, up to the first that cannot be read. A compressed batch is exchanged for its plain form.
+    /// Views the batch's records, up to the first that cannot be read. A compressed batch is replaced by its decompressed form.
     fn view(&mut self, batch: &mut RecordBatch) -> Result<(), BatchError> {
         *batch = batch.inflated()?;
         for record in batch.records()? {
@@ -235,7 +235,7 @@ impl Source {
         self.at = 0;
     }
 
-    /// Keeps nothing in memory while there is nothing to do.
+    /// Holds no memory while there is nothing to do.
     pub(crate) fn rest(&mut self) {
         if self.at_hand() == 0 {
             self.close();
@@ -243,7 +243,7 @@ impl Source {
         }
     }
 
-    /// Passes the message that `peek` gave.
+    /// Moves past the message that `peek` returned.
     pub(crate) fn advance(&mut self) {
         let Some(batch) = &self.open else { return };
         self.at += 1;
@@ -253,8 +253,8 @@ impl Source {
         };
     }
 
-    /// Messages by ascending offsets; `None` where one is no longer there. Fewer than asked for, but at least one, where more
-    /// would hold too much memory.
+    /// Messages by ascending offsets; `None` where one no longer exists. Returns fewer than asked for, but at least one, if more would
+    /// take too much memory.
     pub(crate) async fn load(&self, offsets: &[Offset]) -> Result<Vec<Option<Located>>, ReadError> {
         let mut found = Vec::with_capacity(offsets.len());
         let mut held_bytes = 0;
@@ -275,7 +275,7 @@ impl Source {
                     to.max(wanted.next())
                 }
                 Err(ReadError::PastEnd { .. }) => Offset::MAX,
-                // What was found before it can be processed meanwhile.
+                // Messages found before this can be processed meanwhile.
                 Err(ReadError::Damaged { .. }) if !found.is_empty() => break,
                 Err(error) => return Err(error),
             };
@@ -287,8 +287,8 @@ impl Source {
     }
 }
 
-/// Finds those of the next wanted offsets that lie in the batch, or before it and are gone. Returns the bytes that are held
-/// for them: those of the plain form, if the batch is compressed.
+/// Finds the next wanted offsets that are in the batch, or before it and thus gone. Returns the bytes held for them: those of the
+/// decompressed form, if the batch is compressed.
 fn locate(batch: &RecordBatch, offsets: &[Offset], found: &mut Vec<Option<Located>>) -> usize {
     let before = found.len();
     let in_reach = |wanted: &Offset| *wanted < batch.end_offset();

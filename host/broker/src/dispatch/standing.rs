@@ -1,4 +1,4 @@
-//! How a worker does, as others may see it.
+//! A worker's status, as others see it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,19 +7,19 @@ use std::time::Duration;
 use millrace_model::{Offset, Progress, Timestamp};
 use parking_lot::Mutex;
 
-/// How a worker does.
+/// A worker's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum State {
     #[default]
     Running,
     Paused,
-    /// All that it was made to read is settled.
+    /// Everything that it was to read is settled.
     Done,
-    /// Another host is to work here; where that is.
+    /// Another host should work here; its address.
     Elsewhere(String),
-    /// Somebody else has the work, and is to give it back: another host, or an operator for a moment.
+    /// Someone else holds the work and should release it: another host, or an operator for a moment.
     Held,
-    /// Why, and until when, as far as that is known.
+    /// Why, and until when, if known.
     Waiting(String, Option<Timestamp>),
     Stopped(String),
 }
@@ -31,7 +31,9 @@ impl fmt::Display for State {
             Self::Paused => f.write_str("paused"),
             Self::Done => f.write_str("done"),
             Self::Elsewhere(host) => write!(f, "at host {host}"),
-            Self::Held => f.write_str("waiting: whoever has the work has not given it back yet"),
+            Self::Held => {
+                f.write_str("waiting: the present holder of the work has not released it yet")
+            }
             Self::Waiting(reason, _) => write!(f, "waiting: {reason}"),
             Self::Stopped(reason) => write!(f, "stopped: {reason}"),
         }
@@ -39,7 +41,7 @@ impl fmt::Display for State {
 }
 
 impl State {
-    /// Whether a worker of this host is at it, or is to be.
+    /// Whether a worker of this host is working, or should be.
     pub(crate) fn is_here(&self) -> bool {
         !matches!(self, Self::Elsewhere(_) | Self::Held)
     }
@@ -57,15 +59,15 @@ impl State {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Standing {
     pub(crate) state: State,
-    /// `None` until the worker has read what was committed before it.
+    /// `None` until the worker has read the committed progress.
     pub(crate) next: Option<Offset>,
     pub(crate) parked: usize,
-    /// What the worker knows of its messages.
+    /// The worker's status.
     pub(crate) progress: Arc<Progress>,
     pub(crate) revision: u32,
-    /// Since when, by the monotonic clock, the call at hand is under way; `None` between two of them.
+    /// When the running call started, by the monotonic clock; `None` between calls.
     pub(crate) calling: Option<Duration>,
 }
 
-/// Where a worker shows how it does.
+/// Where a worker publishes its status.
 pub(crate) type Window = Arc<Mutex<Standing>>;

@@ -1,4 +1,4 @@
-//! The supervisor: keeps one worker per processor and input partition, tells them what changes, and sees when one is lost.
+//! The supervisor: keeps one worker per processor and input partition, tells them what changes, and notices when one is lost.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -39,15 +39,15 @@ use crate::hosts::holding::Holdings;
 pub(crate) struct Supervisor {
     context: Context,
     teams: Mutex<BTreeMap<ProcessorName, Team>>,
-    /// Whether the host stops: no further worker begins.
+    /// Whether the host stops: no further worker starts.
     closed: AtomicBool,
 }
 
-/// While workers are waited for, it is said so often for which.
+/// Interval of the log lines about workers that are waited for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Never more often than this.
 const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(100);
-/// A worker that was told to stop and whose call was interrupted ends within this time, or is cut off: the disk may hold it.
+/// A worker that was told to stop and whose call was interrupted ends within this time, or is cut off: the disk may be holding it.
 const CUT_OFF_AFTER: Duration = Duration::from_millis(500);
 
 /// The workers of one processor.
@@ -67,7 +67,7 @@ struct Post {
 }
 
 impl Post {
-    /// For the next worker: it has come as far as this one, also if it never comes to read that.
+    /// Passed to the next worker: its position is at least this one's, even before it has read it.
     fn handed_over(&self) -> Window {
         let standing = self.window.lock().clone();
         Arc::new(Mutex::new(Standing {
@@ -88,8 +88,8 @@ impl Supervisor {
         }
     }
 
-    /// From the next batch on, the processor runs these revisions on these inputs. Workers that are lost are started again; those
-    /// of other inputs stop, and have stopped on return.
+    /// From the next batch on, the processor runs these revisions on these inputs. Lost workers are started again; workers of other
+    /// inputs stop, and have stopped on return.
     pub(crate) async fn apply(&self, prepared: Prepared, paused: bool) {
         let live = Arc::clone(&prepared.live);
         let patience = self.after_ms(REPLACED_CALL_MS_MAX);
@@ -120,7 +120,7 @@ impl Supervisor {
         join_all(leaving).await;
     }
 
-    /// The processor reads these, too; whatever it reads already goes on as it is.
+    /// The processor also reads these inputs; workers of existing ones continue unchanged.
     pub(crate) fn enlarge(&self, name: &ProcessorName, inputs: Vec<Input>) {
         let mut teams = self.teams.lock();
         if self.is_closed() {
@@ -144,7 +144,7 @@ impl Supervisor {
         count_running(&teams);
     }
 
-    /// Whether the host stops: workers may still be at their last batches, whoever stopped them.
+    /// Whether the host stops: workers may still be finishing their last batches.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
@@ -153,7 +153,7 @@ impl Supervisor {
         self.context.clock.monotonic() + Duration::from_millis(ms)
     }
 
-    /// Stops the processor's workers at their next batch boundary. A call that does not end soon is interrupted.
+    /// Stops the processor's workers at their next batch boundary. Calls that do not end soon are interrupted.
     pub(crate) async fn stop(&self, name: &ProcessorName) {
         let team = {
             let mut teams = self.teams.lock();
@@ -167,7 +167,7 @@ impl Supervisor {
         }
     }
 
-    /// Stops all workers at their next batch boundaries, for good. Calls that have not ended after `patience` are interrupted.
+    /// Stops all workers at their next batch boundary, permanently. Calls that have not ended after `patience` are interrupted.
     pub(crate) async fn stop_all(&self, patience: Duration) {
         let teams = {
             let mut teams = self.teams.lock();
@@ -183,12 +183,12 @@ impl Supervisor {
                 watched.push((name.clone(), post.input, post.window));
                 tasks.push(post.task);
             }
-            // Whoever is not commanded any more would not wait for the call.
+            // A worker whose command channel has closed would not wait for the call.
             commands.push(team.commands);
         }
         let handles: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
         let mut ended = pin!(join_all(tasks));
-        // A short patience is no reason to say nothing.
+        // Even a short patience gets its log line.
         let interval = REPORT_INTERVAL.min((patience / 4).max(REPORT_INTERVAL_MIN));
         loop {
             let now = self.context.clock.monotonic();
@@ -201,7 +201,7 @@ impl Supervisor {
             self.report(&watched, now, until.saturating_sub(now));
             if now >= until + CUT_OFF_AFTER {
                 tracing::error!(
-                    "workers do not end; they are cut off, and what they had not committed is as it was"
+                    "workers did not stop and are cut off; uncommitted work has no effect"
                 );
                 handles.iter().for_each(AbortHandle::abort);
                 ended.await;
@@ -212,7 +212,7 @@ impl Supervisor {
         gauge!("millrace_processors_running").set(0);
     }
 
-    /// Says for whom a stop waits.
+    /// Logs what a stop waits for.
     fn report(&self, watched: &[(ProcessorName, Input, Window)], now: Duration, left: Duration) {
         for (processor, input, window) in watched {
             let standing = window.lock().clone();
@@ -222,10 +222,10 @@ impl Supervisor {
                 (_, State::Stopped(_)) => {}
                 (Some(since), _) => {
                     let for_ms = now.saturating_sub(since).as_millis() as u64;
-                    tracing::info!(%processor, %topic, %partition, for_ms, interrupted_in_ms, "the stop waits for a call");
+                    tracing::info!(%processor, %topic, %partition, for_ms, interrupted_in_ms, "waiting for a call to end before stopping");
                 }
                 (None, state) => {
-                    tracing::info!(%processor, %topic, %partition, %state, "the stop waits for a worker");
+                    tracing::info!(%processor, %topic, %partition, %state, "waiting for a worker to end before stopping");
                 }
             }
         }
@@ -243,7 +243,7 @@ impl Supervisor {
         teams.get(name)?.commands.borrow().canary.clone()
     }
 
-    /// What the processor's shadow has been found to do; `None` if none runs.
+    /// The shadow's report; `None` if none runs.
     pub(crate) fn shadow(&self, name: &ProcessorName) -> Option<ShadowReport> {
         let teams = self.teams.lock();
         let shadow = teams.get(name)?.commands.borrow().shadow.clone()?;
@@ -252,7 +252,7 @@ impl Supervisor {
         Some(report)
     }
 
-    /// Gives an order to the worker of a partition: where it waits now, and by what it can be taken back. `None` if nobody works there.
+    /// Gives an order to the worker of a partition: returns its queue and the number to withdraw it by. `None` if no worker is there.
     pub(crate) fn order(
         &self,
         name: &ProcessorName,
@@ -277,14 +277,14 @@ impl Supervisor {
         Some(Ok((orders, number)))
     }
 
-    /// All workers look whether they are still where they are to be.
+    /// All workers check whether they should still be where they are.
     pub(crate) fn nudge_all(&self) {
         for team in self.teams.lock().values() {
             team.commands.send_modify(|_| {});
         }
     }
 
-    /// Workers of this topic look at what is new: it may be that there is less.
+    /// Workers of this topic check it again: it may have shrunk.
     pub(crate) fn nudge(&self, topic: &TopicName) {
         let teams = self.teams.lock();
         let reads = |team: &&Team| {
@@ -296,11 +296,11 @@ impl Supervisor {
         }
     }
 
-    /// What the processor's workers have parked; empty if it has none.
+    /// The processor's parked messages; empty if it has none.
     pub(crate) fn parked(&self, name: &ProcessorName) -> Vec<ParkedIn> {
         let standings = self.standings(name).into_iter();
         let parked = standings.map(|(input, standing)| {
-            // Where another host works, this one knows what it last had itself.
+            // If another host is working there, this one only knows what it last had itself.
             let works_here = standing.state.is_here();
             let known = standing.next.filter(|_| works_here);
             let progress = known.map(|_| standing.progress);
@@ -309,7 +309,7 @@ impl Supervisor {
         parked.collect()
     }
 
-    /// How the processor's workers do; empty if it has none.
+    /// The status of the processor's workers; empty if it has none.
     pub(crate) fn standings(&self, name: &ProcessorName) -> Vec<(Input, Standing)> {
         let teams = self.teams.lock();
         let posts = teams.get(name).map(|team| &team.posts);
@@ -347,7 +347,7 @@ impl Team {
         }
     }
 
-    /// The shadow to run from now on. The report of one that is there goes on.
+    /// The shadow to run from now on. The report of an existing one continues.
     fn shadow(&self, wanted: Option<(Arc<Live>, Timestamp)>) -> Option<Arc<Shadow>> {
         let (live, since) = wanted?;
         let before = self.commands.borrow().shadow.clone();
@@ -355,7 +355,7 @@ impl Team {
         Some(stays.unwrap_or_else(|| Arc::new(Shadow::new(live, since))))
     }
 
-    /// The canary to run from now on. The breaker and the counts of one that is there stay, whatever its share.
+    /// The canary to run from now on. The breaker and the counts of an existing one stay, whatever its share.
     fn canary(&self, wanted: Option<(Arc<Live>, u32)>) -> Option<Arc<Canary>> {
         let before = self.commands.borrow().canary.clone();
         let wanted_revision = wanted.as_ref().map(|(live, _)| live.revision);
@@ -382,7 +382,7 @@ impl Team {
         }))
     }
 
-    /// Takes workers off the list whose input is no longer read; they see that for themselves.
+    /// Removes workers whose input is no longer read; they notice that themselves.
     fn dismiss(&mut self, inputs: &[Input]) -> Vec<JoinHandle<()>> {
         let stays = |post: &Post| inputs.iter().any(|input| same(input, &post.input));
         let (staying, leaving) = std::mem::take(&mut self.posts).into_iter().partition(stays);
@@ -393,7 +393,7 @@ impl Team {
             .collect()
     }
 
-    /// Sees to it that every input has its worker.
+    /// Makes sure that every input has its worker.
     fn staff(&mut self, context: &Context, inputs: Vec<Input>) {
         let (lost, staying): (Vec<Post>, _) = std::mem::take(&mut self.posts)
             .into_iter()
@@ -409,7 +409,7 @@ impl Team {
         self.in_order();
     }
 
-    /// One more worker.
+    /// Adds a worker.
     fn post(&mut self, context: &Context, input: Input, window: Window) {
         let orders = Orders::default();
         let run = worker::run(
@@ -421,7 +421,7 @@ impl Team {
             Arc::clone(&self.gate),
             Arc::clone(&self.holdings),
         );
-        // Boxed, or a copy of it would wait for an end that hardly any comes to.
+        // Boxed: otherwise a copy of it would be held for the rare case of its end.
         let task = tokio::spawn(guard(Box::pin(run), Arc::clone(&window)));
         self.posts.push(Post {
             input,
@@ -431,7 +431,7 @@ impl Team {
         });
     }
 
-    /// By topic and partition, as they are listed; and the gate learns of all.
+    /// By topic and partition, the order of lists; and the gate learns of all.
     fn in_order(&mut self) {
         let place = |post: &Post| (post.input.topic.spec.name.clone(), post.input.partition);
         self.posts.sort_by_cached_key(place);
@@ -440,7 +440,7 @@ impl Team {
             .reads(self.posts.iter().filter_map(read).collect());
     }
 
-    /// Tells all of them to stop; `patience` is until when a call may go on.
+    /// Tells all of them to stop; `patience` is how long a call may go on.
     fn dismiss_all(&self, patience: Duration) {
         self.commands.send_modify(|command| {
             command.stopped = true;
@@ -453,11 +453,11 @@ fn same(a: &Input, b: &Input) -> bool {
     a.topic.id == b.topic.id && a.partition == b.partition
 }
 
-/// A panic is our fault and ends this worker only. Nothing was committed of its batch.
+/// A panic is our bug and ends only this worker. Nothing of its batch was committed.
 async fn guard(run: impl Future<Output = ()>, window: Window) {
     if AssertUnwindSafe(run).catch_unwind().await.is_err() {
         tracing::error!("a worker panicked; nothing of its batch was committed");
-        let reason = "the worker panicked, see the host's log; deploy or resume to start it again";
+        let reason = "the worker panicked, see the host's log; deploy or resume the processor to start it again";
         window.lock().state = State::Stopped(reason.to_owned());
     }
 }

@@ -1,7 +1,7 @@
-//! The worker: one task per processor and input partition. Reads, calls, decides, commits, one batch after the other; whatever
-//! it knows is progress, which is committed with every batch. Holds no opinion: [`batcher`] and [`super::delivery`] decide.
+//! The worker: one task per processor and input partition. It reads, calls, decides and commits, one batch after the other; everything
+//! it knows is progress, which is committed with every batch. [`batcher`] and [`super::delivery`] decide.
 //!
-//! A batch is processed by the revision that was current when it was cut, whole, and its commit records that revision.
+//! A batch is processed entirely by the revision that was current when it was cut, and its commit records that revision.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -61,10 +61,10 @@ use stateful::Home;
 use suspects::Suspects;
 use trouble::{End, Trouble};
 
-/// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
+/// The longest sleep, because the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
-/// How often a worker looks whether there is room again for what is remembered.
+/// How often a worker checks whether there is room for records of failed attempts again.
 const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What every worker works with.
@@ -76,21 +76,21 @@ pub(crate) struct Context {
     pub(crate) delays: Arc<Delays>,
     pub(crate) alarms: Alarms,
     pub(crate) remembered: Arc<Remembered>,
-    /// Calls that may write to state at once: what each writes is in memory until it is committed.
+    /// Concurrent calls that may write to state: each call's writes are in memory until they are committed.
     pub(crate) attempts: Arc<Semaphore>,
-    /// What batches take in memory while they are at hand.
+    /// Memory of batches in work.
     pub(crate) at_hand: Arc<AtHand>,
 }
 
-/// What a worker waits for with nothing in hand; what it had is called again.
+/// What a worker waits for while holding nothing; its batch is called again afterwards.
 enum HeldUp {
-    /// There may be no more dead letters for so long.
+    /// No more dead letters are allowed for this long.
     Allowance(String, Duration),
-    /// Something stands in the way.
+    /// Something is in the way.
     Trouble(String),
 }
 
-/// A failure that the breaker knows of: which message, of whose batch, under which class.
+/// A failure that the breaker knows of: the message, whose batch, the class.
 type Reported = (Offset, Side, String);
 
 /// What a step did.
@@ -107,77 +107,77 @@ struct Worker {
     commands: watch::Receiver<Command>,
     window: Window,
     orders: Orders,
-    /// By what its messages are timed: spans stay spans if the machine's clock is set.
+    /// The clock for its messages: durations stay the same if the system clock is set.
     time: SteadyClock,
     gate: Arc<Gate>,
     gate_changes: watch::Receiver<u64>,
-    /// Its share of what this host holds, and the right to commit that comes with it.
+    /// Its hold, with the right to commit.
     share: Arc<Share>,
     lease: Lease,
     /// What the first commit expects, until it is made.
     beginning: Option<Expectation>,
     holdings: Arc<Holdings>,
-    /// Where it works.
+    /// The partition it works on.
     partition: TopicPartition,
-    /// Where the messages came in first: there it holds, and state is.
+    /// The original partition of the messages: the hold and the state belong to it.
     origin: TopicPartition,
     source: Source,
     progress: Arc<Progress>,
-    /// What is stored of it: a commit says what it changes of that.
+    /// The stored progress: a commit contains the changes to it.
     stored: Arc<Progress>,
     /// Held while a batch is in memory.
     in_hand: Option<InHand>,
-    /// Why the last batch was let go.
+    /// Why the last batch was put back.
     held_up: Option<HeldUp>,
-    /// Held while what a call writes to state is in memory.
+    /// Held while a call's writes to state are in memory.
     attempt_room: Option<OwnedSemaphorePermit>,
-    /// What of it is remembered, as the host's bound counts it.
+    /// Its share of the records of failed attempts, as the host's bound counts it.
     remembered: Part,
-    /// The end of the partition when the last batch was cut: waiting goes on from here.
+    /// The end of the partition when the last batch was cut: waiting starts from here.
     seen: Offset,
-    /// Which revisions run, and with what share.
+    /// The running revisions and the canary's share.
     revisions: (u32, Option<(u32, u32)>),
-    /// Whose batch came last.
+    /// The side of the last batch.
     side: Side,
-    /// Messages whose failures the breaker knows of, and that are called again because they could not be committed.
+    /// Messages whose failures the breaker knows of, and which are called again because they could not be committed.
     reported: HashSet<Reported>,
-    /// How long the current revision takes at the most of late, for a call and for a message; zero if it made no call.
+    /// The longest recent times of the current revision, for a call and for a message; zero if it made no call.
     longest: [Duration; 2],
-    /// The canary while there is one, for its breaker and to count both sides.
+    /// The canary while there is one, for its breaker and the counts of both sides.
     canary: Option<Arc<Canary>>,
-    /// The way to the shadow while there is one.
+    /// The queue to the shadow while there is one.
     echo: Option<Echo>,
-    /// Batches that were committed.
+    /// Number of committed batches.
     commits: u64,
     /// Sizes of the pieces of a batch that failed as a whole, the next one last.
     pieces: Vec<usize>,
     pace: [Pace; 2],
-    /// Whether the batch before was one message that runs alone: then it is the turn of new ones.
+    /// Whether the previous batch was one message that runs alone: then new ones have their turn.
     alone: bool,
-    /// Bytes of the batch before, a guess for the next.
+    /// Bytes of the previous batch, a guess for the next.
     bytes_before: usize,
     backoff: Backoff,
     rng: fastrand::Rng,
     meters: Meters,
     suspects: Suspects,
-    /// Suspects that were called since the worker began.
+    /// Suspects that were called since the worker started.
     cleared: HashSet<Offset>,
-    /// Whether the call at hand was interrupted: nothing happened.
+    /// Whether the running call was interrupted: nothing happened.
     interrupted: bool,
-    /// Whether the batch at hand leaves what has ended of the state where it is: it had no room for that.
+    /// Whether the current batch leaves expired state in place, because there was no room to remove it.
     leaves_ended: bool,
-    /// Where its state is; `None` as long as no revision has used any.
+    /// The place of its state; `None` until a revision has used any.
     home: Option<Home>,
-    /// The right to write state, from the first read of a batch to its commit; nobody else has it meanwhile.
+    /// The right to write state, exclusive from the first read of a batch to its commit.
     turn: Option<Turn>,
 }
 
-/// Whether the processor still reads what first stood in this topic.
+/// Whether the processor still reads the topic that these messages came from.
 fn wants(command: &Command, origin: &TopicName) -> bool {
     !command.stopped && command.live.spec.topics.contains(origin)
 }
 
-/// Ends when nothing can come of a call of this revision any more, and it had its time to end by itself.
+/// Ends when a call of this revision is no longer useful and has had its time to end by itself.
 async fn pointless(
     mut commands: watch::Receiver<Command>,
     clock: Arc<dyn Clock>,
@@ -190,7 +190,7 @@ async fn pointless(
             let command = commands.borrow_and_update();
             until = match wants(&command, &origin) && command.runs(revision) {
                 true => None,
-                // A command that follows another one gives no more time.
+                // A second command does not extend the time.
                 false => Some(until.unwrap_or(Duration::MAX).min(command.patience)),
             };
         }
@@ -206,7 +206,7 @@ async fn pointless(
     }
 }
 
-/// Waits for the delay or the next command, whichever comes first; false if nobody commands any more.
+/// Waits for the delay or the next command, whichever comes first; false if the command channel is closed.
 async fn changed_within(commands: &mut watch::Receiver<Command>, delay: Duration) -> bool {
     tokio::select! {
         changed = commands.changed() => changed.is_ok(),
@@ -215,11 +215,11 @@ async fn changed_within(commands: &mut watch::Receiver<Command>, delay: Duration
 }
 
 impl Worker {
-    /// Works until it is told to stop, must, or is to leave; then others may have what it held.
+    /// Works until it is told to stop, must stop, or should leave; then its hold is released.
     async fn work(mut self: Box<Self>, beginning: &mut Backoff) -> End {
         let end = self.work_on().await;
         if self.commits > 0 {
-            // It could work: the next one begins at once.
+            // It was able to work, so the next start is immediate.
             beginning.reset();
         }
         let Self { share, .. } = *self;
@@ -229,7 +229,7 @@ impl Worker {
 
     async fn work_on(&mut self) -> End {
         loop {
-            // An engine in memory never waits, and a worker with plenty to do would keep its thread from everybody else.
+            // An in-memory engine never waits, and a busy worker would keep its thread from all other tasks.
             tokio::task::yield_now().await;
             let command = match self.command().await {
                 Ok(command) => command,
@@ -257,7 +257,7 @@ impl Worker {
                 Trouble::Stop(reason) => return End::Stopped(reason),
                 Trouble::Leave(reason) => return End::Left(reason),
                 Trouble::Wait(reason) => {
-                    // What was read ahead may be trimmed or compacted meanwhile: it is read again.
+                    // Messages read ahead may be trimmed or compacted meanwhile: they are read again.
                     self.rewind();
                     self.back_off(reason).await;
                 }
@@ -269,10 +269,10 @@ impl Worker {
     async fn command(&mut self) -> Result<Command, End> {
         loop {
             if self.share.is_lost() {
-                return Err(End::Left("somebody else took it over".to_owned()));
+                return Err(End::Left("it was taken over".to_owned()));
             }
             if self.holdings.moves(self.origin) {
-                return Err(End::Left("another host is to work here".to_owned()));
+                return Err(End::Left("another host should work here".to_owned()));
             }
             let command = self.commands.borrow_and_update().clone();
             if !wants(&command, &self.input.origin) || self.commands.has_changed().is_err() {
@@ -282,11 +282,11 @@ impl Worker {
             if let Err(Trouble::Wait(why) | Trouble::Stop(why) | Trouble::Leave(why)) =
                 self.release().await
             {
-                // The next step meets the same, and says so.
-                tracing::debug!(why, "parked messages could not be let go");
+                // The next step meets the same error and reports it.
+                tracing::debug!(why, "parked messages could not be released");
             }
             if self.orders.wait() {
-                // Boxed, as all that is rare or goes with a batch: thousands of workers have nothing to do.
+                // Boxed, like everything rare or per batch: thousands of workers are idle.
                 Box::pin(self.obey(&command.live)).await;
                 if self.commands.has_changed().unwrap_or(true) {
                     // That may have taken a while.
@@ -295,7 +295,7 @@ impl Worker {
             }
             if !command.paused {
                 if command.revisions() != self.revisions {
-                    // Another revision may well manage what this one could not.
+                    // A new revision may succeed where the previous one failed.
                     self.revisions = command.revisions();
                     self.pieces.clear();
                     self.pace = Default::default();
@@ -307,7 +307,7 @@ impl Worker {
                 return Ok(command);
             }
             self.show(State::Paused);
-            // What was read ahead may be trimmed or compacted meanwhile: it is read again.
+            // Messages read ahead may be trimmed or compacted meanwhile: they are read again.
             self.rewind();
             if !self.context.hosts.is_alone() {
                 return Err(End::Paused);
@@ -319,7 +319,7 @@ impl Worker {
         }
     }
 
-    /// Goes through the processor's gate, with whatever is next.
+    /// Passes the processor's gate for the next batch.
     async fn step(&mut self, command: &Command) -> Result<Step, Trouble> {
         self.canary = command.canary.clone();
         self.attend(command);
@@ -334,7 +334,7 @@ impl Worker {
         self.gate_changes.borrow_and_update();
         match self.gate.enter() {
             Entry::Go => Box::pin(self.advance(command, None)).await,
-            // A probe is the current revision's, whatever its key.
+            // A probe is for the current revision, whatever its key.
             Entry::Probe(probe) => {
                 Box::pin(self.advance(&command.without_canary(), Some(probe))).await
             }
@@ -345,7 +345,7 @@ impl Worker {
         }
     }
 
-    /// Takes the next batch to its end.
+    /// Processes the next batch to its end.
     async fn advance(
         &mut self,
         command: &Command,
@@ -357,7 +357,7 @@ impl Worker {
             None => Take::Batch,
         };
         let Some(batch) = self.next_batch(command, take).await? else {
-            // Told something while it waited for room.
+            // A command came while it waited for room.
             return Ok(Step::Done);
         };
         self.meters.lost(self.source.take_lost());
@@ -371,7 +371,7 @@ impl Worker {
             _ => &command.live,
         };
         if !wants(&self.commands.borrow(), &self.input.origin) {
-            // Told while it waited for a fuller batch: nothing is begun any more.
+            // A command came while it waited for a fuller batch: no new batch is started.
             self.discard();
             return Ok(Step::Done);
         }
@@ -397,7 +397,7 @@ impl Worker {
         processed.map(|()| Step::Done)
     }
 
-    /// There is nothing to call with: what came, if anything did, waits behind other messages.
+    /// There is nothing to call: any messages read wait behind others.
     async fn pass(
         &mut self,
         command: &Command,
@@ -407,7 +407,7 @@ impl Worker {
     ) -> Result<Step, Trouble> {
         let (next, passes) = (batch.next, batch.next != self.progress.next);
         if passes {
-            // Kept in mind, and committed with the next batch. Whatever comes now, they are not read again.
+            // Kept in memory and committed with the next batch; they are not read again.
             let progress = Arc::make_mut(&mut self.progress);
             progress.next = next;
             progress.parked.extend(batch.skipped);
@@ -422,20 +422,20 @@ impl Worker {
             let state = self.resting(&command.live);
             self.show(state);
         }
-        // Another revision may use state as the first, and others may have written it.
+        // Another revision may be the first to use state, and others may have written it.
         self.home(&command.live).await?;
         self.show_state();
         Ok(Step::Idle)
     }
 
-    /// The batch is tried again in halves, each committed on its own; nobody's attempt is spent.
+    /// The batch is repeated in halves, each committed separately; no attempts are spent.
     fn split(&mut self, messages: usize) {
         self.pieces.pop();
         self.pieces.extend([messages - messages / 2, messages / 2]);
         self.rewind();
     }
 
-    /// Nothing of the batch happened: it is cut again.
+    /// The batch has no effect: it is cut again.
     fn rewind(&mut self) {
         self.source.rewind(self.progress.next);
     }
@@ -451,7 +451,7 @@ impl Worker {
         let mut sleep = sleep;
         if let Some(why) = self.remembered.why_none() {
             self.show(State::Waiting(why, None));
-            // Nobody says when others have settled some.
+            // Nobody signals when other workers have settled some.
             sleep = sleep.min(FULL_LOOK_INTERVAL);
         }
         let reads = room > 0 && !self.source.is_done();
@@ -479,7 +479,7 @@ impl Worker {
         self.remembered.new_messages_max(room)
     }
 
-    /// Waits longer and longer, but never through a command.
+    /// Waits with growing delays, but never through a command.
     async fn back_off(&mut self, reason: String) {
         let delay = self.backoff.next(&mut self.rng);
         let until = self.now().after(delay);

@@ -8,14 +8,14 @@ const DELAY_FIRST: Duration = Duration::from_millis(50);
 /// The longest wait.
 const DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// A worker's own waiting, while nobody's attempt is spent.
+/// A worker's own delays, which spend no attempts.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The next wait: at least half of the bound, so that an outage is not hammered.
+    /// The next delay: at least half of the limit, so that an outage is not hammered.
     pub(crate) fn next(&mut self, rng: &mut fastrand::Rng) -> Duration {
         let bound = DELAY_FIRST
             .saturating_mul(1 << self.failures.min(16))
@@ -24,7 +24,7 @@ impl Backoff {
         bound.mul_f64(0.5 + rng.f64() / 2.0)
     }
 
-    /// All is well again.
+    /// The outage is over.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }

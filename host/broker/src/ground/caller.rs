@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// As whom the host signs what it does by itself.
+/// The name under which the host acts by itself.
 pub(crate) const HOST: &str = "host";
 
 /// What is written down of a caller that gives no name.

@@ -1,10 +1,10 @@
-//! Chains: processors that read what others write, their dead letters included. A cycle goes round without end unless something ends it:
-//! a processor in it with `hops_max`, which counts in a header how often a message came by such processors, and gives up what came too
-//! often. Where the way on leads through the dead letters of the one that gives up, the message comes round once more, with a mark; it is
-//! dropped then, for it has its dead letter.
+//! Chains: processors that read what others write, including dead letters. A cycle would run forever unless a processor in it has
+//! `hops_max`: it counts in a header how often a message passed such processors, and gives up messages that passed too often. If the
+//! cycle includes that processor's dead letters, the message comes round once more, with a mark, and is dropped then, because its dead
+//! letter already exists.
 //!
-//! Here stand the rule for deployments, and the count; the worker asks for both. A message that never met a counting processor has
-//! no such header and costs nothing.
+//! This file has the rule for deployments and the count; the worker uses both. A message that never passed a counting processor has no
+//! such header and costs nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,22 +13,22 @@ use millrace_model::{ColumnBatch, ProcessorName, ProcessorSpec, TopicName};
 use crate::ground::headers::{ENDED, HOPS};
 use crate::ground::own_topics::{AUDIT_SUFFIX, DEAD_LETTERS_SUFFIX, own_name};
 
-/// The class of dead letters that came too often.
+/// The class of dead letters of messages that ran out of hops.
 pub(crate) const HOPS_CLASS: &str = "hops";
 
-/// What a batch's messages have behind them, and whether their outputs have one more.
+/// The hops of a batch's messages, and whether their outputs have one more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hops {
-    /// Of the messages that say so, ascending: which, and how many.
+    /// The messages with hops, ascending, and their hops.
     counted: Vec<(usize, Trail)>,
     counts: bool,
 }
 
-/// What a message has behind it.
+/// A message's hops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Trail {
     pub(crate) hops: u32,
-    /// Whether it was given up for its hops before.
+    /// Whether it was already given up for its hops.
     pub(crate) ended: bool,
 }
 
@@ -42,13 +42,13 @@ impl Trail {
 
 type Header<'a> = (&'a [u8], Option<&'a [u8]>);
 
-/// Whether the host alone says what such a header holds.
+/// Whether only the host writes this header.
 pub(crate) fn is_trail(name: &[u8]) -> bool {
     name == HOPS.as_bytes() || name == ENDED.as_bytes()
 }
 
 impl Hops {
-    /// Reads them from the headers.
+    /// Reads the hops from the headers.
     pub(crate) fn of(batch: &ColumnBatch, counts: bool) -> Self {
         let is_hops = |header: &[u32]| {
             header[1] as usize == HOPS.len() && {
@@ -66,20 +66,20 @@ impl Hops {
         Self { counted, counts }
     }
 
-    /// What an output of the message carries, and its dead letter.
+    /// The hops of an output of the message, and of its dead letter.
     pub(crate) fn after(&self, message: usize) -> Option<Trail> {
         let found = self.counted.binary_search_by_key(&message, |(at, _)| *at);
         after(found.ok().map(|index| self.counted[index].1), self.counts)
     }
 
-    /// Messages that have as many behind them as there may be.
+    /// The messages that have reached the maximum.
     fn spent(&self, hops_max: u32) -> Vec<usize> {
         let spent = self.counted.iter().filter(|(_, t)| t.hops >= hops_max);
         spent.map(|(message, _)| *message).collect()
     }
 }
 
-/// What comes of a message has behind it what that one had, and one hop more where they are counted.
+/// An output has its source's hops, plus one if this processor counts.
 pub(crate) fn after(before: Option<Trail>, counts: bool) -> Option<Trail> {
     if !counts {
         return before;
@@ -91,11 +91,11 @@ pub(crate) fn after(before: Option<Trail>, counts: bool) -> Option<Trail> {
     })
 }
 
-/// What a message says of what is behind it; `None` where it met no processor that counts.
+/// A message's hops; `None` if it passed no counting processor.
 pub(crate) fn trail_of(batch: &ColumnBatch, message: usize) -> Option<Trail> {
     let mut headers = batch.headers(message);
     let (_, value) = headers.find(|(name, _)| *name == HOPS.as_bytes())?;
-    // What the host did not write counts as too many.
+    // A value that the host did not write counts as too many.
     let text = value.and_then(|value| str::from_utf8(value).ok());
     Some(Trail {
         hops: text.and_then(|text| text.parse().ok()).unwrap_or(u32::MAX),
@@ -105,12 +105,12 @@ pub(crate) fn trail_of(batch: &ColumnBatch, message: usize) -> Option<Trail> {
     })
 }
 
-/// The messages that have as many hops behind them as there may be, where they are counted.
+/// The messages that have reached the maximum, if this processor counts.
 pub(crate) fn spent(hops_max: Option<u32>, batch: &ColumnBatch) -> Vec<usize> {
     hops_max.map_or_else(Vec::new, |max| Hops::of(batch, true).spent(max))
 }
 
-/// Sizes of the runs of a batch's messages that are all spent, or all not.
+/// Lengths of the runs of messages that are all out of hops, or all not.
 pub(crate) fn runs(spent: &[usize], messages: usize) -> Vec<usize> {
     let mut is_spent = vec![false; messages];
     spent.iter().for_each(|&message| is_spent[message] = true);
@@ -120,8 +120,8 @@ pub(crate) fn runs(spent: &[usize], messages: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The cycle that the processor would close in which nobody counts: topics and processors in turn, from the processor round to it
-/// again. `others` are the revisions that run besides, a canary of its own among them.
+/// The cycle that the processor would close without any counting processor: topics and processors in turn, from the processor back to
+/// itself. `others` are the other running revisions, including a canary of its own.
 pub(crate) fn endless_cycle(
     name: &ProcessorName,
     spec: &ProcessorSpec,
@@ -130,7 +130,7 @@ pub(crate) fn endless_cycle(
     if spec.hops_max.is_some() {
         return None;
     }
-    // Each topic that is written on the way, and who writes it, having read which.
+    // For each topic written on the way: who writes it, after reading which topic.
     let mut written: Written<'_> = BTreeMap::new();
     let mut next: VecDeque<_> = steps(name, spec, None).collect();
     while let Some((topic, writer, read)) = next.pop_front() {
@@ -152,7 +152,7 @@ pub(crate) fn endless_cycle(
 
 type Written<'a> = BTreeMap<TopicName, (&'a ProcessorName, Option<TopicName>)>;
 
-/// Where a processor sends what it has read: outputs, dead letters, and the record of what was done with those.
+/// Where a processor's input can go: outputs, dead letters, and their audit trail.
 fn steps<'a>(
     writer: &'a ProcessorName,
     spec: &ProcessorSpec,
@@ -162,7 +162,7 @@ fn steps<'a>(
     let outputs = spec.output.iter().chain(&spec.grants).cloned();
     let own = spec.topics.iter().flat_map(|topic| {
         let own = [DEAD_LETTERS_SUFFIX, AUDIT_SUFFIX].map(|suffix| own_name(topic, writer, suffix));
-        // One whose name is too long is not made: the deployment is refused for that.
+        // A name that is too long is skipped: the deployment is refused for that elsewhere.
         own.into_iter().flatten()
     });
     let topics: Vec<TopicName> = outputs.chain(own).collect();
@@ -171,7 +171,7 @@ fn steps<'a>(
         .map(move |topic| (topic, writer, read.clone()))
 }
 
-/// The way from the processor to the topic, and from there to the processor again.
+/// The path from the processor to the topic, and from there back to the processor.
 fn spelled_out(name: &ProcessorName, topic: TopicName, written: &Written<'_>) -> String {
     let mut path = vec![name.to_string()];
     let mut at = Some(topic);

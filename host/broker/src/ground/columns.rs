@@ -35,7 +35,7 @@ pub(crate) fn put(data: &mut Vec<u8>, spans: &mut Vec<u32>, bytes: Option<&[u8]>
     }
 }
 
-/// Adds a message that stands nowhere yet.
+/// Adds a message that has no offset yet.
 pub(crate) fn push_message(columns: &mut ColumnBatch, message: &Message) {
     let headers = message
         .headers
@@ -45,7 +45,7 @@ pub(crate) fn push_message(columns: &mut ColumnBatch, message: &Message) {
     push(columns, 0, message.timestamp.0, 1, parts, headers);
 }
 
-/// Some messages of a batch, as a batch of their own.
+/// Some messages of a batch as a batch of their own.
 pub(crate) fn select(batch: &ColumnBatch, messages: impl Iterator<Item = usize>) -> ColumnBatch {
     let mut columns = ColumnBatch {
         topic: batch.topic.clone(),

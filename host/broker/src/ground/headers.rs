@@ -1,35 +1,35 @@
 //! Headers that the host alone writes, and those of them that stay with a message beyond its death.
 
-/// Header names that begin so are written by the host alone.
+/// Only the host may write headers with this prefix.
 pub(crate) const PREFIX: &str = "millrace-";
 
-/// By how many counting processors a message came.
+/// How many counting processors a message has passed.
 pub(crate) const HOPS: &str = "millrace-hops";
 
-/// Beside the former: the message was given up for its hops before, and came round all the same.
+/// Next to the former: the message was already given up for its hops, and came round again.
 pub(crate) const ENDED: &str = "millrace-hops-ended";
 
-/// Names the schedule that made a message.
+/// The schedule that created a message.
 pub(crate) const SCHEDULE: &str = "millrace-schedule";
 
-/// When it was due, in milliseconds since the Unix epoch.
+/// The scheduled time, in milliseconds since the Unix epoch.
 pub(crate) const DUE: &str = "millrace-due";
 
-/// How many earlier ones it stands for as well; absent if none.
+/// How many missed times it also stands for; absent if none.
 pub(crate) const MISSED: &str = "millrace-missed";
 
-/// Who had a message made by hand, between the times of its schedule; absent of all others.
+/// Who had a message created by hand, between the times of its schedule; absent on all others.
 pub(crate) const RUN_BY: &str = "millrace-run-by";
 
-/// What the host said of a message before it died, and says of it after: a dead letter has these as well.
+/// The host's headers that a message had before it failed and keeps afterwards: a dead letter has these as well.
 const KEPT: [&str; 6] = [HOPS, ENDED, SCHEDULE, DUE, MISSED, RUN_BY];
 
-/// Whether a header is no evidence of the death: the message had it before.
+/// Whether a header is not part of the evidence: the message had it before.
 pub(crate) fn is_kept(name: &[u8]) -> bool {
     !is_reserved(name) || KEPT.iter().any(|kept| kept.as_bytes() == name)
 }
 
-/// Whether only the host may write a header of this name.
+/// Whether only the host may write a header with this name.
 pub(crate) fn is_reserved(name: &[u8]) -> bool {
     name.starts_with(PREFIX.as_bytes())
 }

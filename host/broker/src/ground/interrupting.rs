@@ -1,8 +1,8 @@
-//! The end of all guests' calls when the host stops. Whatever the broker asks of modules goes through here: each call, and each load,
-//! ends with [`CallError::Interrupted`] or [`AdmitError::Stopping`] once the host has no more time for it. Dropping the future of a call
-//! is what interrupts the guest; nobody has to wait for it to agree.
+//! Ends all guest calls when the host stops. All calls and loads of modules go through here, and end with [`CallError::Interrupted`] or
+//! [`AdmitError::Stopping`] once the host has no more time for them. Dropping a call's future interrupts the guest, without its
+//! cooperation.
 //!
-//! Calls that become pointless while the host goes on are the worker's business, [`pointless`](crate::dispatch::worker).
+//! Calls whose results are no longer needed while the host runs are ended by the worker, see [`pointless`](crate::dispatch::worker).
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::handler::{
     LoadRequest, ModuleFacts, ModuleHost, PartitionHandler, Uploader,
 };
 
-/// The word that ends all calls.
+/// The signal that ends all calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Interrupt(watch::Sender<bool>);
 
@@ -28,17 +28,17 @@ impl Default for Interrupt {
 }
 
 impl Interrupt {
-    /// From now on no guest is called; those that are, are interrupted.
+    /// From now on no guest is called; running calls are interrupted.
     pub(crate) fn all(&self) {
         self.0.send_replace(true);
     }
 
-    /// Whether it was said.
+    /// Whether the signal was given.
     pub(crate) fn is_given(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// What `work` gives; `None` if it was interrupted, or began too late.
+    /// The result of `work`; `None` if it was interrupted, or began too late.
     async fn unless<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut interrupted = self.0.subscribe();
         if *interrupted.borrow() {
@@ -68,7 +68,7 @@ impl Interrupt {
     }
 }
 
-/// Something that is called, and whose calls can be interrupted.
+/// A handler whose calls can be interrupted.
 pub(crate) struct Interruptible<T: ?Sized> {
     inner: Arc<T>,
     interrupt: Interrupt,

@@ -1,14 +1,14 @@
-//! Compressed batches on their way through the broker: inflated for whoever looks inside, compressed as their topic wants it.
-//! What takes long is done beside the async threads.
+//! Compressed batches in the broker: decompressed to read their content, compressed as their topic requires. Longer work is done
+//! outside the async threads.
 
 use millrace_model::{BatchError, Compression, RecordBatch};
 
-/// Bytes of a compressed batch that are inflated in place. Even those that grow most take some ten milliseconds.
+/// Bytes of a compressed batch that are decompressed in place. Even those that grow most take about ten milliseconds.
 const INFLATED_IN_PLACE_BYTES: usize = 16 << 10;
 /// Bytes that are compressed in place.
 const DEFLATED_IN_PLACE_BYTES: usize = 64 << 10;
 
-/// The batch with readable records. A control batch is given as it is: nobody looks inside.
+/// The batch with readable records. A control batch is returned as it is: its content is not read.
 pub(crate) async fn readable(batch: &RecordBatch) -> Result<RecordBatch, BatchError> {
     if batch.codec() == 0 || batch.is_control() {
         return Ok(batch.clone());
@@ -20,7 +20,7 @@ pub(crate) async fn readable(batch: &RecordBatch) -> Result<RecordBatch, BatchEr
     aside(move || batch.inflated()).await
 }
 
-/// The batches, compressed where they become smaller by it.
+/// The batches, compressed if that makes them smaller.
 pub(crate) async fn packed(
     batches: Vec<RecordBatch>,
     codec: impl Fn(usize) -> Compression,
@@ -41,13 +41,13 @@ pub(crate) async fn packed(
     }
 }
 
-/// Does it on a thread that may be kept busy.
+/// Runs it on a thread that may block.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // Only a runtime that shuts down cancels it; whoever waits here is dropped with it.
+            // Only a runtime that shuts down cancels it; its waiters are dropped with it.
             Err(_) => std::future::pending().await,
         },
     }

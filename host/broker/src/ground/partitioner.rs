@@ -1,5 +1,5 @@
-//! Chooses the partition of a message: by the key as Kafka's clients do, sticky without a key, or by the topic's component,
-//! whose answer is checked before anybody believes it.
+//! Chooses the partition of a message: by its key as Kafka's clients do, sticky without a key, or by the topic's component, whose
+//! answer is checked before use.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::handler::{AdmitError, CallError, LoadRequest, ModuleHost, PartitionHandler};
 
-/// Messages without a key stay in one partition for so many bytes, so that they make few large batches,
+/// Messages without a key stay in one partition for this many bytes, so that they form few large batches,
 const STICKY_BYTES: usize = 16 << 10;
-/// and for so long: what comes slowly would otherwise stay in one partition for hours, and all others have nothing to do. A call ends
-/// where it began, or moves on by bytes.
+/// and for this long: otherwise slow streams would stay in one partition for hours while the others are idle. Within a call only the
+/// bytes count.
 const STICKY_TIME: Duration = Duration::from_millis(10);
 
-/// Why a topic's partitioner is not at hand.
+/// Why a topic's partitioner is unavailable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PartitionerError {
-    /// Its module is gone.
-    #[error("its module {0} is not here; upload it again")]
+    /// Its module was deleted.
+    #[error("its module {0} does not exist; upload it again")]
     UnknownModule(Digest),
     /// It cannot be loaded.
     #[error(transparent)]
@@ -33,7 +33,7 @@ pub(crate) enum PartitionerError {
     Read(#[from] ReadError),
 }
 
-/// Chooses partitions of one topic. Everybody who writes to the topic shares it, so all learn at once that there are more of them.
+/// Chooses partitions of one topic. All writers to the topic share it, so they all see added partitions at once.
 pub(crate) struct Partitioner {
     partitions: AtomicU32,
     component: Option<Arc<dyn PartitionHandler>>,
@@ -44,7 +44,7 @@ pub(crate) struct Partitioner {
 struct Sticky {
     partition: u32,
     bytes: usize,
-    /// Since when it is this partition, by the host's monotonic clock; `None` before the first message.
+    /// Since when this partition is used, by the monotonic clock; `None` before the first message.
     since: Option<Duration>,
 }
 
@@ -56,8 +56,8 @@ impl Sticky {
 }
 
 impl Partitioner {
-    /// A partitioner of `partitions` partitions; without a component, the built-in one, which begins anywhere: hosts that start often, and
-    /// topics that are written little, should not all begin with the same partition.
+    /// A partitioner of `partitions` partitions; without a component, the built-in one. It starts with a random partition, so that not
+    /// every host start and every small topic uses the same one.
     pub(crate) fn new(partitions: u32, component: Option<Arc<dyn PartitionHandler>>) -> Self {
         Self::beginning_at(fastrand::u32(..partitions.max(1)), partitions, component)
     }
@@ -78,12 +78,12 @@ impl Partitioner {
         }
     }
 
-    /// How many partitions there are now, at the least.
+    /// The present number of partitions, at least.
     pub(crate) fn partitions(&self) -> u32 {
         self.partitions.load(Ordering::Acquire)
     }
 
-    /// The topic has so many partitions, durably; never fewer than before.
+    /// The topic durably has this many partitions; never fewer than before.
     pub(crate) fn grow(&self, partitions: u32) {
         self.partitions.fetch_max(partitions, Ordering::AcqRel);
     }
@@ -93,8 +93,8 @@ impl Partitioner {
         self.component.is_some()
     }
 
-    /// The built-in choice among so many partitions, at this moment of the monotonic clock, for messages that come together. Whoever calls
-    /// says how many there are: who looked a moment ago may know of fewer, and must not be given one that it cannot find.
+    /// The built-in choice among this many partitions, at this moment of the monotonic clock, for messages that arrive together. The
+    /// caller passes its own count, because it may know of fewer and must not get a partition that it does not know.
     pub(crate) fn built_in(&self, partitions: u32, now: Duration) -> BuiltIn<'_> {
         BuiltIn {
             partitions: partitions.max(1),
@@ -104,7 +104,7 @@ impl Partitioner {
         }
     }
 
-    /// The component's choice among so many partitions: one per message.
+    /// The component's choice among this many partitions: one per message.
     pub(crate) async fn by_component(
         &self,
         partitions: u32,
@@ -124,30 +124,30 @@ impl Partitioner {
 fn check_assigned(assigned: &[u32], messages: usize, partitions: u32) -> Result<(), CallError> {
     if assigned.len() != messages {
         return Err(CallError::BadAnswer(format!(
-            "the partitioner gave {} partitions for {messages} messages; give one per message",
+            "the partitioner returned {} partitions for {messages} messages; return one per message",
             assigned.len()
         )));
     }
     match assigned.iter().position(|&p| p >= partitions) {
         None => Ok(()),
         Some(message) => Err(CallError::BadAnswer(format!(
-            "the partitioner chose partition {} for message {message}; there are {partitions}",
+            "the partitioner chose partition {} for message {message}, but there are only {partitions}",
             assigned[message]
         ))),
     }
 }
 
-/// The built-in choice; holds the topic's sticky partition meanwhile.
+/// The built-in choice; locks the topic's sticky partition.
 pub(crate) struct BuiltIn<'a> {
     partitions: u32,
     sticky: MutexGuard<'a, Sticky>,
     now: Duration,
-    /// Whether a message without a key came already.
+    /// Whether there was already a message without a key.
     has_chosen: bool,
 }
 
 impl BuiltIn<'_> {
-    /// The partition of a message of so many bytes.
+    /// The partition of a message of this many bytes.
     pub(crate) fn choose(&mut self, key: Option<&[u8]>, bytes: usize) -> u32 {
         match key {
             Some(key) => by_key(key, self.partitions),
@@ -164,7 +164,7 @@ impl BuiltIn<'_> {
                 sticky.since = Some(self.now);
             }
         }
-        // Another one may have moved on to a partition that this caller does not know yet.
+        // Another caller may have moved on to a partition that this one does not know yet.
         let chosen = sticky.partition % self.partitions;
         sticky.bytes += bytes.max(1);
         if sticky.bytes >= STICKY_BYTES {
@@ -175,7 +175,7 @@ impl BuiltIn<'_> {
     }
 }
 
-/// The partition of a key, the same as Kafka's Java client gives.
+/// The partition of a key, the same as in Kafka's Java client.
 pub(crate) fn by_key(key: &[u8], partitions: u32) -> u32 {
     (murmur2(key) & 0x7fff_ffff) % partitions
 }
@@ -201,14 +201,14 @@ fn murmur2(data: &[u8]) -> u32 {
     hash ^ (hash >> 15)
 }
 
-/// The partitioners of all topics in use, each loaded when it is first needed.
+/// The partitioners of all topics in use, each loaded when first needed.
 #[derive(Default)]
 pub(crate) struct Partitioners {
     loaded: Mutex<HashMap<TopicId, Arc<Partitioner>>>,
 }
 
 impl Partitioners {
-    /// The topic's partitioner, which knows of as many partitions as the topic has.
+    /// The topic's partitioner, which knows as many partitions as the topic has.
     pub(crate) async fn of(
         &self,
         topic: &Topic,
@@ -230,7 +230,7 @@ impl Partitioners {
             let mut loaded = self.loaded.lock();
             Arc::clone(loaded.entry(topic.id).or_insert(partitioner))
         };
-        // Where the topic grew while the component was loaded, nobody found a partitioner to tell.
+        // If the topic grew while the component was being loaded, the growth found no partitioner to notify.
         let now = engine.topic(&topic.spec.name);
         if let Some(now) = now.filter(|now| now.id == topic.id) {
             partitioner.grow(now.spec.partitions);
@@ -245,7 +245,7 @@ impl Partitioners {
         }
     }
 
-    /// Forgets a deleted topic's.
+    /// Forgets the partitioner of a deleted topic.
     pub(crate) fn forget(&self, topic: TopicId) {
         self.loaded.lock().remove(&topic);
     }

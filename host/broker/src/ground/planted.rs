@@ -3,33 +3,33 @@
 #[cfg(test)]
 use std::cell::Cell;
 
-/// A rule that is broken.
+/// A broken rule.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Planted {
     /// Only first attempts are evidence.
     FirstAttemptsOnly,
-    /// What the error handler drops counts as a failure.
+    /// Messages dropped by the error handler count as failures.
     DropsAreFailures,
     /// Attempts of all revisions count against a message.
     AttemptsAddUp,
-    /// A canary's word counts.
+    /// A canary may give messages up.
     CanaryGivesUp,
-    /// A revision that is not proven gives up as it likes.
+    /// An unproven revision gives up without a bound.
     NoBound,
-    /// The bound begins anew with each revision.
+    /// The bound starts over with each revision.
     BoundPerRevision,
-    /// The bound begins anew with each start.
+    /// The bound starts over with each restart.
     BoundPerStart,
     /// A class that was usual excuses any number of rejections.
     KnownClassExcuses,
     /// Time alone proves a revision.
     IdleIsProof,
-    /// The way back leads to the revision before, whatever it did.
+    /// The way back is the previous revision, whatever it did.
     BackToTheOneBefore,
     /// A new revision's first failure may be a message's last.
     FirstIsLast,
-    /// What waits behind a message that the current revision is asked about goes to the canary meanwhile.
+    /// Messages behind one that was passed to the current revision go to the canary meanwhile.
     OthersOvertake,
 }
 
@@ -38,13 +38,13 @@ thread_local! {
     static BROKEN: Cell<Option<Planted>> = const { Cell::new(None) };
 }
 
-/// Breaks a rule in this thread; `None` mends it.
+/// Breaks a rule in this thread; `None` restores it.
 #[cfg(test)]
 pub(crate) fn plant(rule: Option<Planted>) {
     BROKEN.set(rule);
 }
 
-/// Whether this thread breaks any.
+/// Whether this thread breaks a rule.
 #[cfg(test)]
 pub(crate) fn is_any_broken() -> bool {
     BROKEN.get().is_some()

@@ -1,5 +1,5 @@
-//! What the broker does by itself, beside the workers: tasks that end when it is stopped or gone. A panic is our fault, and ends none of
-//! them: whatever it was at is begun anew.
+//! The broker's background tasks, besides the workers. They end when the broker is stopped or gone. A panic is a bug in the host and
+//! ends none of them: the task is restarted.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How long a task rests after a panic: what made it panic may still be there.
+/// Delay after a panic: its cause may still be there.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The tasks, and how they are told to end.
@@ -29,7 +29,7 @@ impl Default for Tasks {
 }
 
 impl Tasks {
-    /// Starts one; it ends when what it is given turns true, or is gone. After a panic it is started again.
+    /// Starts one; it ends when the value it watches turns true, or is gone. After a panic it is started again.
     pub(crate) fn start<T: Future<Output = ()> + Send + 'static>(
         &self,
         name: &'static str,
@@ -42,7 +42,7 @@ impl Tasks {
                     return;
                 }
                 let told = stop.wait_for(|stop| *stop);
-                // Whoever would tell it may be gone as well.
+                // The sender of the stop may be gone as well.
                 if tokio::time::timeout(AGAIN_AFTER, told).await.is_ok() {
                     return;
                 }
@@ -51,29 +51,29 @@ impl Tasks {
         self.running.lock().push(running);
     }
 
-    /// Lets them end what they are at.
+    /// Lets running ones finish.
     pub(crate) async fn stop(&self) {
         self.stop.send_replace(true);
         let running = std::mem::take(&mut *self.running.lock());
         for task in running {
-            // It does not panic, nor is it cancelled, but by the end of the host.
+            // It neither panics nor is cancelled, except by the end of the host.
             let _ = task.await;
         }
     }
 }
 
-/// A panic of the host's own, as it is told to whoever waits for what it was at.
+/// A panic in the host, as reported to callers.
 const PANICKED: &str =
-    "the host made a mistake, its log has it; please report it. It is tried again";
+    "there was an internal error, see the host's log; please report it. The host tries again";
 
-/// What `work` gives, or that it panicked, which is counted. Others go on.
+/// The result of `work`, or that it panicked, which is counted. Other tasks continue.
 pub(crate) async fn caught<T>(
     task: &'static str,
     work: impl Future<Output = T>,
 ) -> Result<T, &'static str> {
     let done = AssertUnwindSafe(work).catch_unwind().await;
     done.map_err(|_| {
-        tracing::error!(task, "a task of the host panicked; it is tried again");
+        tracing::error!(task, "a task of the host panicked and is started again");
         counter!("millrace_task_panics_total", "task" => task).increment(1);
         PANICKED
     })

@@ -1,6 +1,6 @@
 //! Texts within bounds.
 
-/// The text, cut to so many bytes at a character.
+/// The text, cut to this many bytes at a character boundary.
 pub(crate) fn cut(mut text: String, bytes_max: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes_max));
     text

@@ -1,8 +1,8 @@
-//! Consumers: readers of a topic that have a name, and whose positions the host keeps (docs/consumers.md).
+//! Consumers: named readers of a topic, whose positions the host stores (docs/consumers.md).
 //!
-//! What is kept of one is an entry of state of the host's own in the topic's first partition (docs/adr/0017): a commit of many
-//! partitions is one write, and a topic takes its consumers with it. `rules` says who may read and what a commit makes of the
-//! positions, `leases` knows until when a reader has its right, and here it is done.
+//! A consumer is an entry of the host's own state in the topic's first partition (docs/adr/0017), so a commit of many partitions is one
+//! write, and deleting a topic deletes its consumers. `rules` decides who may read and how a commit changes positions, `leases` knows
+//! when leases end, and this file does the work.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -35,21 +35,21 @@ use crate::hosts::holding::Share;
 use crate::hosts::living::Hosts;
 use crate::messages::beginning::BeginAt;
 
-/// A shorter lease would end between a request and the next.
+/// A shorter lease would end between two requests.
 const LEASE_MS_MIN: u32 = 100;
-/// Consumers share so many locks; two that share one wait for each other's commits.
+/// Number of locks that consumers share; two consumers with the same lock wait for each other's commits.
 const LOCKS: usize = 64;
-/// A consumer, by its topic.
+/// A consumer and its topic.
 pub(super) type Key = (TopicId, ConsumerName);
 
-/// What the broker knows of consumers beside what is stored.
+/// What the broker knows of consumers besides what is stored.
 pub(crate) struct Consumers {
     leases: Leases,
-    /// What this host may write of them.
+    /// This host's leases to write them.
     rights: Rights,
-    /// Held by whoever changes a consumer whose name falls to it, from before the first read until after the commit.
+    /// Locks by consumer name, held by a change from before the first read until after the commit.
     locks: Vec<tokio::sync::Mutex<()>>,
-    /// Held by whoever makes one, within a lock: there are no more than there may be.
+    /// Locked while a consumer is created, inside one of the locks, so that the maximum holds.
     pub(super) making: tokio::sync::Mutex<()>,
 }
 
@@ -68,90 +68,90 @@ impl Consumers {
         self.locks[hash as usize % LOCKS].lock().await
     }
 
-    /// Its topic is gone.
+    /// The topic was deleted.
     pub(crate) fn forget_topic(&self, topic: TopicId) {
         self.leases.forget_topic(topic);
         self.rights.forget_topic(topic);
     }
 }
 
-/// A consumer and how it does.
+/// A consumer and its status.
 #[derive(Clone, Debug)]
 pub struct ConsumerStatus {
-    /// Of which topic.
+    /// Its topic.
     pub topic: TopicName,
     /// Its name.
     pub name: ConsumerName,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// Who reads as it now.
+    /// The current reader.
     pub reader: Option<ReaderStatus>,
     /// The last commit.
     pub committed: Option<Noted>,
-    /// The last time that its positions were set by hand.
+    /// The last reset of its positions.
     pub reset: Option<Noted>,
-    /// Offsets that it has still to read, of all partitions together.
+    /// Offsets still to read, over all partitions.
     pub lag: u64,
-    /// Each partition, in order; none where consumers are listed.
+    /// Each partition, in order; empty in lists of consumers.
     pub partitions: Vec<ConsumerPlace>,
 }
 
-/// Who reads as a consumer.
+/// The reader of a consumer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReaderStatus {
-    /// As far as they said.
+    /// Its name, as it claims.
     pub by: String,
-    /// Until when nobody else may, unless the reader is heard of.
+    /// Until when the lease lasts, unless renewed.
     pub until: Timestamp,
 }
 
-/// Where a consumer stands in a partition.
+/// A consumer's position in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConsumerPlace {
-    /// Which one.
+    /// The partition.
     pub partition: PartitionId,
-    /// The next offset to read, as committed. Below `start`, messages were removed before it came to them.
+    /// The next offset to read, as committed. If it is below `start`, messages were removed before the consumer reached them.
     pub position: Offset,
     /// The first offset kept.
     pub start: Offset,
     /// The offset that the next message will have.
     pub end: Offset,
-    /// Messages that it has still to read.
+    /// Messages still to read.
     pub lag: u64,
 }
 
-/// Asks for the right to read as a consumer.
+/// Asks for the lease of a consumer.
 #[derive(Clone, Copy, Debug)]
 pub struct HoldRequest {
-    /// The lease that the reader has; without, it takes a new one.
+    /// The reader's lease; without one, it takes a new one.
     pub lease: Option<LeaseId>,
-    /// For how long a new lease holds after its reader was last heard of, at most [`CONSUMER_LEASE_MS_MAX`].
+    /// How long a new lease lasts after the reader's last request, at most [`CONSUMER_LEASE_MS_MAX`].
     pub lease_ms: u64,
-    /// How much longer it holds this time: the reader is going to wait for messages.
+    /// Extra time for this request, because the reader is going to wait for messages.
     pub wait: Duration,
-    /// Whether the consumer is made if there is none of its name. Never for one who has a lease: who reads already does not make anew
-    /// what somebody has deleted.
+    /// Whether to create a missing consumer. Never with a lease: a reader must not recreate a consumer that was deleted.
     pub makes: bool,
-    /// Where it begins then; `None` is at the oldest message.
+    /// Where a new consumer starts; `None` is the oldest message.
     pub begin_at: Option<BeginAt>,
 }
 
-/// The right to read as a consumer. A new one ends when this is dropped before [`kept`](HeldConsumer::kept): its reader does not know of it.
+/// The lease of a consumer. A new one ends if this is dropped before [`kept`](HeldConsumer::kept), because its reader never learns of
+/// it.
 pub struct HeldConsumer {
     inner: Arc<Inner>,
     key: Key,
-    /// By what the right is known.
+    /// The lease.
     pub lease: LeaseId,
     length: Duration,
-    /// Whether the consumer was made just now.
+    /// Whether the consumer was created by this request.
     pub created: bool,
     is_new: bool,
-    /// The committed position of each partition, in order; from an offset that is no longer kept it reads on from the first one that is.
+    /// The committed position of each partition, in order; if an offset is no longer kept, reading continues at the first one that is.
     pub positions: Vec<(PartitionId, Offset)>,
 }
 
 impl HeldConsumer {
-    /// The reader is told: the lease holds from now on. Until when; nothing, if somebody else has it by now, or a reset took it.
+    /// The reader gets its answer: the lease counts from now on. Returns when it ends; `None` if another reader or a reset took it.
     #[must_use]
     pub fn kept(mut self) -> Option<Timestamp> {
         self.is_new = false;
@@ -172,22 +172,22 @@ impl Drop for HeldConsumer {
     }
 }
 
-/// What a reader says to have done.
+/// What a reader reports as done.
 #[derive(Clone, Debug)]
 pub struct ConsumerCommit {
-    /// Its right.
+    /// Its lease.
     pub lease: LeaseId,
-    /// The next offset to read of partitions that it has read; none only renews the lease.
+    /// The next offset to read for each partition that it has read; empty only renews the lease.
     pub positions: BTreeMap<PartitionId, Offset>,
-    /// Whether it is done reading: the next reader need not wait.
+    /// Whether to release the lease, so that the next reader need not wait.
     pub release: bool,
 }
 
 impl Groups {
-    /// Makes a consumer, unless there is one of its name: that one stays as it is. Whether it was made.
+    /// Creates a consumer; an existing one stays unchanged. Returns whether it was created.
     ///
     /// # Errors
-    /// [`ConsumerError`]; nothing was made.
+    /// [`ConsumerError`]; nothing was created.
     pub async fn make_consumer(
         &self,
         topic: &TopicName,
@@ -213,7 +213,7 @@ impl Groups {
         .await
     }
 
-    /// Changes a consumer, with nobody else changing it meanwhile: on this host by its lock, on others by the right to write.
+    /// Changes a consumer exclusively: on this host by its lock, towards other hosts by the lease to write.
     async fn in_right<T, F>(
         &self,
         topic: &Topic,
@@ -232,7 +232,7 @@ impl Groups {
         } = &*self.inner;
         let _lock = consumers.lock(&key).await;
         decided(&**engine, || async {
-            // Another host may have renewed them until just now.
+            // Another host may have renewed the leases until just now.
             let anew = || consumers.leases.begin_anew(topic.id, clock.monotonic());
             let share = consumers.rights.take(home(topic), anew).await;
             let share = share.map_err(|error| explained(error, topic))?;
@@ -241,17 +241,17 @@ impl Groups {
         .await
     }
 
-    /// Makes the consumers of all topics fit what recovery left of their messages. Before anybody appends: what comes has the offsets of
-    /// what was lost. A full disk keeps no host from starting.
+    /// Adjusts the consumers of all topics to the messages that recovery kept. Must run before anything is appended, because new
+    /// messages get the offsets of lost ones. A full disk does not keep the host from starting.
     ///
     /// # Errors
-    /// What the engine's would be if it could not say which topics have consumers.
+    /// The engine's error if it cannot say which topics have consumers.
     pub(crate) async fn recover_consumers(&self) -> Result<(), ReadError> {
         let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP).await?;
         let topics = self.inner.catalogue.topics().into_iter();
         for topic in topics.filter(|topic| with.contains(&home(topic))) {
             if let Err(error) = self.recover_consumers_of(&topic).await {
-                tracing::error!(topic = %topic.spec.name, %error, "what consumers have read of messages that are lost could not be taken back: they may miss new ones; start the host again when there is room");
+                tracing::error!(topic = %topic.spec.name, %error, "positions of consumers past the end could not be moved back after lost messages, so they may miss new ones; restart the host when there is space");
             }
         }
         Ok(())
@@ -264,7 +264,7 @@ impl Groups {
             let mut after = before.clone();
             let ends = |partition| self.inner.catalogue.ends(topic, partition);
             for (partition, position, end) in rules::after_recovery(&mut after, keeps_all, ends) {
-                tracing::warn!(topic = %topic.spec.name, consumer = %name, %partition, %position, %end, "the partition ends before the committed position; going on at its end");
+                tracing::warn!(topic = %topic.spec.name, consumer = %name, %partition, %position, %end, "the partition ends before the committed position; continuing at its end");
             }
             if after != before {
                 let (name, after) = (&name, &after);
@@ -287,7 +287,7 @@ impl Groups {
         let topic = self.consumed(topic)?;
         let ends = self.all_ends(&topic);
         let mut listed = Vec::new();
-        // One after the other: the positions of all, decoded, are many times what is kept.
+        // One at a time: decoded positions of all consumers take many times the stored size.
         for (name, value) in self.stored_consumers(&topic).await? {
             let consumer = decoded(&value);
             let status = self
@@ -302,7 +302,7 @@ impl Groups {
         Ok(listed)
     }
 
-    /// The consumers of all topics, by topic and name. A topic that goes meanwhile is left out.
+    /// The consumers of all topics, by topic and name. A topic deleted meanwhile is left out.
     ///
     /// # Errors
     /// [`ConsumerError`].
@@ -332,7 +332,7 @@ impl Groups {
         self.consumer_status(&topic, name, &consumer, &ends).await
     }
 
-    /// Takes or renews the right to read as a consumer. It may make the consumer.
+    /// Takes or renews the lease of a consumer, and may create the consumer.
     ///
     /// # Errors
     /// [`ConsumerError`].
@@ -377,7 +377,7 @@ impl Groups {
                 let made = self
                     .make_stored(topic, name, request.begin_at, share, take)
                     .await?;
-                tracing::info!(topic = %topic.spec.name, consumer = %name, by = lease.by, "a consumer was made by its first reader");
+                tracing::info!(topic = %topic.spec.name, consumer = %name, by = lease.by, "a consumer was created by its first reader");
                 (made, lease)
             }
             Some(mut known) => {
@@ -425,8 +425,8 @@ impl Groups {
         })
     }
 
-    /// Commits the positions of any number of partitions in one step, and renews the lease; until when, unless it was given back. The
-    /// same commit again changes nothing.
+    /// Commits the positions of any number of partitions in one step and renews the lease; returns when it ends, unless it was
+    /// released. Repeating a commit changes nothing.
     ///
     /// # Errors
     /// [`ConsumerError`]; nothing was committed.
@@ -493,7 +493,7 @@ impl Groups {
         Ok(Some(clock.wall().after(length)))
     }
 
-    /// Sets the positions of all partitions, or of one. Whoever reads as the consumer loses the lease.
+    /// Sets the positions of all partitions, or of one. The current reader loses its lease.
     ///
     /// # Errors
     /// [`ConsumerError`]; nothing was changed.
@@ -528,7 +528,7 @@ impl Groups {
         .await
     }
 
-    /// Forgets a consumer and its positions, whoever reads as it.
+    /// Deletes a consumer and its positions, even while it is being read.
     ///
     /// # Errors
     /// [`ConsumerError`].
@@ -541,7 +541,7 @@ impl Groups {
         let topic = &topic;
         self.in_right(topic, name, |share| async move {
             match self.stored_consumer(topic, name).await {
-                // One that cannot be read can be deleted.
+                // An unreadable entry can be deleted.
                 Ok(Some(_)) | Err(ConsumerError::Unreadable { .. }) => {}
                 Ok(None) => return Err(unknown(topic, name)),
                 Err(error) => return Err(error),

@@ -1,4 +1,4 @@
-//! Why a consumer was not made, read or moved, in sentences.
+//! Why a consumer could not be created, read or moved.
 
 use millrace_engine::{CommitError, ReadError};
 use millrace_model::bounds::CONSUMERS_MAX;
@@ -8,7 +8,7 @@ use millrace_model::{ConsumerName, Offset, PartitionId, Timestamp, Topic, TopicN
 use crate::catalogue::deciding::decision_errors;
 use crate::ground::caller::UNKNOWN;
 
-/// Why a consumer was not made, read or moved.
+/// Why a consumer could not be created, read or moved.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
     /// No such topic.
@@ -17,85 +17,85 @@ pub enum ConsumerError {
     /// The topic has fewer partitions.
     #[error("topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
     UnknownPartition {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// What was asked for.
+        /// The requested partition.
         partition: PartitionId,
-        /// How many there are.
+        /// The number of partitions.
         partitions: u32,
     },
     /// No such consumer.
     #[error("topic {topic} has no consumer {name}")]
     Unknown {
-        /// Of which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// Which one.
+        /// The requested consumer.
         name: ConsumerName,
     },
-    /// As many as there may be.
-    #[error("topic {0} has {CONSUMERS_MAX} consumers already")]
+    /// The topic has the maximum number of consumers.
+    #[error("topic {0} already has {CONSUMERS_MAX} consumers, the maximum")]
     TooMany(TopicName),
-    /// Somebody else reads.
+    /// Another reader has the lease.
     #[error(
-        "consumer {name} of topic {topic} is read by {}, whose lease holds until {} and is renewed as long as that reader is there",
+        "consumer {name} of topic {topic} is being read by {}, whose lease lasts until {} and is renewed while that reader is active",
         somebody(.by),
         utc(*.until)
     )]
     Busy {
-        /// Of which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// Which one.
+        /// The requested consumer.
         name: ConsumerName,
-        /// Who reads, as far as they said.
+        /// The current reader, as it named itself.
         by: String,
-        /// Until when nobody else may, unless the reader is heard of.
+        /// Until when the lease lasts, unless the reader renews it.
         until: Timestamp,
-        /// How long that is, in milliseconds.
+        /// The remaining time in milliseconds.
         left_ms: u64,
     },
-    /// The lease is not the newest, or was given back.
+    /// The lease is not the newest one, or was released.
     #[error("this lease of consumer {name} of topic {topic} is no longer valid: {why}")]
     Lost {
-        /// Of which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// Which one.
+        /// The requested consumer.
         name: ConsumerName,
-        /// What became of it.
+        /// What happened to the lease.
         why: String,
     },
-    /// A commit goes forward.
+    /// A commit cannot move backwards.
     #[error(
-        "partition {partition} is committed up to offset {committed}; a commit does not go back to {position}"
+        "partition {partition} is committed up to offset {committed}; a commit cannot move back to {position}"
     )]
     Backwards {
-        /// Where.
+        /// The partition.
         partition: PartitionId,
-        /// What was to be committed.
+        /// The position to commit.
         position: Offset,
-        /// What is.
+        /// The committed position.
         committed: Offset,
     },
-    /// What is not there yet was not read.
+    /// The position is past the end, so it cannot have been read.
     #[error("partition {partition} ends at offset {end}; {position} cannot be committed")]
     PastEnd {
-        /// Where.
+        /// The partition.
         partition: PartitionId,
-        /// What was to be committed.
+        /// The position to commit.
         position: Offset,
         /// The end.
         end: Offset,
     },
-    /// What is stored is none of this version.
+    /// The stored entry has another version.
     #[error(
-        "what is stored of consumer {name} of topic {topic} cannot be read; delete it and make it anew"
+        "the stored entry of consumer {name} of topic {topic} cannot be read; delete the consumer and create it again"
     )]
     Unreadable {
-        /// Of which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// Which one.
+        /// The requested consumer.
         name: ConsumerName,
     },
-    /// Where it begins cannot be looked for.
+    /// The start position could not be looked up.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// It could not be made durable.
@@ -107,7 +107,7 @@ decision_errors! {
     ConsumerError: ConsumerError::Commit;
 }
 
-/// Who it is, in a sentence: not everybody says.
+/// Names the reader in a sentence, even if it did not name itself.
 pub(super) fn somebody(by: &str) -> &str {
     match by {
         UNKNOWN => "somebody",

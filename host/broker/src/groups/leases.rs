@@ -1,6 +1,5 @@
-//! Until when readers of consumers have their right. Only which lease is the newest is stored: that is what keeps two readers apart.
-//! When it ends is known to this process alone; after a restart each counts anew from the start, so that no reader loses its right because
-//! the host was away.
+//! When leases of consumers end. Only the newest lease is stored: that is what keeps two readers apart. When it ends is known to this
+//! process alone; after a restart each lease lasts for its full length again, so that no reader loses it because the host was away.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,11 +10,11 @@ use parking_lot::Mutex;
 use crate::groups::consumers::Key;
 
 pub(super) struct Leases {
-    /// When the process began to know of them, by the monotonic clock.
+    /// When the process started to track leases, by the monotonic clock.
     started: Duration,
-    /// The same of topics whose leases other hosts may have renewed.
+    /// The same for topics whose leases other hosts may have renewed.
     anew: Mutex<HashMap<TopicId, Duration>>,
-    /// When those end that were given or renewed since, by the monotonic clock.
+    /// When leases end that were given or renewed since, by the monotonic clock.
     ends: Mutex<HashMap<Key, (LeaseId, Duration)>>,
 }
 
@@ -45,12 +44,12 @@ impl Leases {
         end.saturating_sub(now)
     }
 
-    /// Another host may have renewed the topic's leases until now: each counts anew.
+    /// Another host may have renewed the topic's leases until now: each lasts for its full length from here.
     pub(super) fn begin_anew(&self, topic: TopicId, now: Duration) {
         self.anew.lock().insert(topic, now);
     }
 
-    /// It holds until then, or as long as it was said to hold, if that is longer: its reader may do two things at once.
+    /// Extends the lease to this time, or keeps its present end if that is later: its reader may send two requests at once.
     pub(super) fn give(&self, key: &Key, lease: LeaseId, end: Duration) {
         let mut ends = self.ends.lock();
         let (id, until) = ends.entry(key.clone()).or_insert((lease, end));
@@ -58,7 +57,7 @@ impl Leases {
         *id = lease;
     }
 
-    /// It holds until then, if nothing became of it meanwhile; whether it does.
+    /// Extends the lease to this time if it is unchanged; returns whether it was.
     pub(super) fn renew(&self, key: &Key, lease: LeaseId, end: Duration) -> bool {
         match self.ends.lock().get_mut(key) {
             Some((id, until)) if *id == lease && !until.is_zero() => {
@@ -69,7 +68,7 @@ impl Leases {
         }
     }
 
-    /// It keeps nobody out any more.
+    /// The lease no longer keeps anyone out.
     pub(super) fn end(&self, key: &Key, lease: LeaseId) {
         if let Some((id, until)) = self.ends.lock().get_mut(key)
             && *id == lease

@@ -1,5 +1,5 @@
-//! The right of this host to change a topic's consumers. A host that is asked takes it from the one that has it, and keeps it until another
-//! one is asked: whoever commits late is fenced, and reads again.
+//! This host's lease to change a topic's consumers. The host that serves a request takes it from the one that has it, and keeps it
+//! until another host is asked: a late commit is fenced, and reads again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl Rights {
         }
     }
 
-    /// The right, and if it was taken just now, maybe from another host, `is_new` before anybody uses it.
+    /// The lease; if it was just taken, perhaps from another host, `is_new` runs before it is used.
     pub(super) async fn take(
         &self,
         home: TopicPartition,
@@ -40,7 +40,7 @@ impl Rights {
         let share = self.holdings.claim(home).await?;
         let mut kept = self.kept.lock();
         let before = kept.insert(home, Arc::clone(&share));
-        // Of several who waited for the same claim, one has come first.
+        // Of several waiting for the same claim, one was first.
         let is_known = before.is_some_and(|before| Arc::ptr_eq(&before, &share));
         if !is_known && self.hosts.had_others() {
             is_new();
@@ -48,7 +48,7 @@ impl Rights {
         Ok(share)
     }
 
-    /// Its topic is gone.
+    /// The topic was deleted.
     pub(super) fn forget_topic(&self, topic: TopicId) {
         self.kept.lock().retain(|home, _| home.topic != topic);
     }

@@ -1,5 +1,5 @@
-//! Who may read as a consumer, and what a commit makes of its positions. Plain code: what is stored comes in, what is to be stored
-//! comes out.
+//! Who may read as a consumer, and how a commit changes its positions. Plain code: the stored entry comes in, the entry to store comes
+//! out.
 
 use std::time::Duration;
 
@@ -10,21 +10,21 @@ use crate::groups::consumers::ConsumerCommit;
 use crate::groups::error::ConsumerError;
 use crate::groups::error::somebody;
 
-/// Whether somebody may read.
+/// Whether a reader may read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Hold {
-    /// It is the reader that there is.
+    /// It is the current reader.
     Renewed(ReadLease),
-    /// Nobody reads: a new lease may be given.
+    /// There is no reader: a new lease may be given.
     Free,
-    /// Somebody else reads.
+    /// Another reader has the lease.
     Busy {
-        /// Who, as far as they said.
+        /// Its name, as it claims.
         by: String,
     },
-    /// It was the reader, and is no more.
+    /// It was the reader and has lost the lease.
     Lost {
-        /// What became of the lease.
+        /// What happened to the lease.
         why: String,
     },
 }
@@ -32,7 +32,7 @@ pub(super) enum Hold {
 /// What a commit did.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Taken {
-    /// Whether any position is another one.
+    /// Whether any position changed.
     pub(super) moved: bool,
     pub(super) gave_back: bool,
 }
@@ -41,13 +41,13 @@ pub(super) struct Taken {
 #[derive(Debug)]
 pub(super) enum Refused {
     Lost {
-        /// What became of the lease.
+        /// What happened to the lease.
         why: String,
     },
     Position(ConsumerError),
 }
 
-/// Whether somebody with this lease, or none, may read; the newest lease keeps others out for as long as is `left`.
+/// Whether a reader with this lease, or without one, may read; the newest lease keeps others out for the time `left`.
 pub(super) fn hold(consumer: &Consumer, given: Option<LeaseId>, left: Duration) -> Hold {
     let Some(given) = given else {
         return match &consumer.lease {
@@ -60,29 +60,29 @@ pub(super) fn hold(consumer: &Consumer, given: Option<LeaseId>, left: Duration) 
     match newest(consumer, given) {
         Ok(lease) if lease.length_ms > 0 => Hold::Renewed(lease.clone()),
         Ok(_) => Hold::Lost {
-            why: "it was given back".to_owned(),
+            why: "it was released".to_owned(),
         },
         Err(why) => Hold::Lost { why },
     }
 }
 
-/// One whose time has passed still counts, as long as nobody has taken over: then nothing was read meanwhile.
+/// An expired lease is still valid while nobody has taken over: nothing was read by others meanwhile.
 fn newest(consumer: &Consumer, given: LeaseId) -> Result<&ReadLease, String> {
     match &consumer.lease {
         Some(lease) if lease.id == given => Ok(lease),
-        Some(lease) => Err(format!("{} has taken over since", somebody(&lease.by))),
+        Some(lease) => Err(format!("{} has taken over since then", somebody(&lease.by))),
         None => Err(match &consumer.reset {
             Some(reset) => format!(
-                "{} has set the positions since, or the host was started anew",
+                "{} has reset the positions since then, or the host was restarted",
                 somebody(&reset.by)
             ),
-            None => "the host was started anew since, or never gave it".to_owned(),
+            None => "the host was restarted since then, or never issued it".to_owned(),
         }),
     }
 }
 
-/// Takes the positions over if all of them are forward and inside their partitions. One that was taken before is no mistake: an answer may have been
-/// lost on its way.
+/// Takes the positions over if all of them move forward within their partitions. Repeating a commit is allowed: its answer may have
+/// been lost.
 pub(super) fn commit(
     consumer: &mut Consumer,
     commit: &ConsumerCommit,
@@ -112,7 +112,7 @@ pub(super) fn commit(
     }
     if was_given_back && moved {
         return Err(Refused::Lost {
-            why: "it was given back".to_owned(),
+            why: "it was released".to_owned(),
         });
     }
     for (&partition, &position) in &commit.positions {
@@ -125,9 +125,9 @@ pub(super) fn commit(
     Ok(Taken { moved, gave_back })
 }
 
-/// What a start of the host makes of a consumer. Recovery may have cut what a reader had read, and what comes next has those offsets
-/// again: positions past the end are drawn to it, and whoever may hold an answer with messages that are gone loses the lease. Each
-/// position that was moved, and the end.
+/// Adjusts a consumer at a start of the host. Recovery may have cut off messages that a reader had read, and new messages get their
+/// offsets. So positions past the end move back to it, and a reader that may hold lost messages loses its lease. Returns each moved
+/// position with the end.
 pub(super) fn after_recovery(
     consumer: &mut Consumer,
     keeps_all: bool,

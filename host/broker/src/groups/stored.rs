@@ -1,4 +1,4 @@
-//! How consumers are kept: each is an entry of state of a group that no processor can be, in the first partition of its topic, by name.
+//! How consumers are stored: each is an entry in the state of a reserved group, in the first partition of its topic, by name.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::hosts::holding::Share;
 use crate::messages::beginning::BeginAt;
 
 impl Groups {
-    /// In the right to change it: makes one that is not there.
+    /// Under the lease to change it: creates one if it is missing.
     pub(super) async fn make_stored(
         &self,
         topic: &Topic,
@@ -64,7 +64,7 @@ impl Groups {
             entries_max: 1,
             ..all_entries()
         };
-        // The shortest key that begins so comes first.
+        // The shortest key with this prefix comes first.
         let found = self
             .consumer_entries(topic, &query)
             .await?
@@ -114,7 +114,7 @@ impl Groups {
         Ok(entries.map(|entry| (entry.key, entry.value)).collect())
     }
 
-    /// In the right to change it: writes it, or removes it.
+    /// Under the lease to change it: writes or removes the entry.
     pub(super) async fn store_consumer(
         &self,
         topic: &Topic,
@@ -154,7 +154,7 @@ impl Groups {
     }
 }
 
-/// A topic may go meanwhile.
+/// The topic may be deleted meanwhile.
 pub(super) fn explained(error: CommitError, topic: &Topic) -> ConsumerError {
     match error {
         CommitError::UnknownPartition(_) => ConsumerError::UnknownTopic(topic.spec.name.clone()),
@@ -162,12 +162,12 @@ pub(super) fn explained(error: CommitError, topic: &Topic) -> ConsumerError {
     }
 }
 
-/// A consumer as it is kept. One that cannot be read is one all the same; what it says is not known.
+/// A stored consumer. One that cannot be read still exists, but its content is unknown.
 pub(super) fn decoded(value: &StateValue) -> Consumer {
     Consumer::decode(value.as_bytes()).unwrap_or_default()
 }
 
-/// Where a topic's consumers are kept: in the partition that every topic has.
+/// Where a topic's consumers are stored: in the partition that every topic has.
 pub(super) fn home(topic: &Topic) -> TopicPartition {
     TopicPartition {
         topic: topic.id,
@@ -175,7 +175,7 @@ pub(super) fn home(topic: &Topic) -> TopicPartition {
     }
 }
 
-/// More than there may be; entries have no end.
+/// More than the maximum; entries do not expire.
 fn all_entries() -> StateQuery {
     StateQuery {
         entries_max: CONSUMERS_MAX,

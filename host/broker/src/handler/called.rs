@@ -1,4 +1,4 @@
-//! What came of a call, what it used, and the last lines that its guest wrote in it: evidence, should its message die of it.
+//! The result of a call, what it used, and the last lines that its guest logged in it: evidence in case a message fails.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use super::{CallError, GuestLine};
 
 /// How a call ended.
 pub struct Called {
-    /// The answer as the handler gave it, with the state that it was called with; or why there is none.
+    /// The unchecked answer, with the state that it was called with; or why there is none.
     pub outcome: Result<(Answer, Option<Box<StateAttempt>>), CallError>,
-    /// What it used, where that is measured.
+    /// What it used, if that is measured.
     pub used: Option<CallUse>,
 }
 
@@ -23,23 +23,23 @@ pub struct Called {
 pub struct CallUse {
     /// Time that the guest ran or waited for the host, in microseconds.
     pub guest_us: u64,
-    /// Linear memory that its instance had at the end, which is the most it ever had.
+    /// Linear memory of its instance at the end, which is the most it ever had.
     pub memory_bytes: u64,
-    /// Messages that the call was for.
+    /// Messages in the call.
     pub messages: u32,
-    /// The last lines that the guest wrote in it, newest last; see [`CallLog`].
+    /// The last lines that the guest logged in it, newest last; see [`CallLog`].
     pub log: Vec<GuestLine>,
 }
 
 impl CallUse {
-    /// Time that the guest ran, or waited for the host.
+    /// Time that the guest ran or waited for the host.
     #[must_use]
     pub fn guest_time(&self) -> Duration {
         Duration::from_micros(self.guest_us)
     }
 }
 
-/// The last lines of one call: at most [`CALL_LOG_LINES_MAX`] and [`CALL_LOG_BYTES_MAX`]. The oldest go first.
+/// The last lines of one call: at most [`CALL_LOG_LINES_MAX`] and [`CALL_LOG_BYTES_MAX`]. The oldest are dropped first.
 #[derive(Debug, Default)]
 pub struct CallLog {
     lines: VecDeque<GuestLine>,
@@ -47,7 +47,7 @@ pub struct CallLog {
 }
 
 impl CallLog {
-    /// Adds a line; one longer than all may be is cut.
+    /// Adds a line; a line longer than the whole bound is cut.
     pub fn push(&mut self, line: &GuestLine) {
         let cut = line.text.floor_char_boundary(CALL_LOG_BYTES_MAX);
         self.bytes += cut;
@@ -63,7 +63,7 @@ impl CallLog {
         }
     }
 
-    /// The lines, newest last; nothing is left.
+    /// The lines, newest last; leaves none.
     pub fn take(&mut self) -> Vec<GuestLine> {
         self.bytes = 0;
         std::mem::take(&mut self.lines).into()

@@ -1,5 +1,5 @@
-//! What a module is, seen from the broker: something that answers batches, chooses partitions or decides about failures.
-//! `millrace-wasm` implements these traits for components; tests and the bench implement them by hand.
+//! A module as the broker sees it: something that processes batches, chooses partitions or decides about failures. `millrace-wasm`
+//! implements these traits for components; tests and the bench implement them by hand.
 
 mod called;
 
@@ -36,23 +36,23 @@ pub struct ModuleFacts {
     pub digest: Digest,
     /// Bytes of the component as uploaded.
     pub byte_count: u64,
-    /// What it exports of ours.
+    /// Its exported interfaces.
     pub exports: Vec<Interface>,
     /// What it imports, as `package/interface@version`.
     pub imports: Vec<String>,
-    /// How long the compile child took.
+    /// How long the compiler process took.
     pub compile_ms: u64,
-    /// How long the upload waited for its turn to be compiled, before that.
+    /// How long the upload waited for its turn to be compiled.
     #[serde(default)]
     pub waited_ms: u64,
 }
 
-/// Who uploads, as far as the host can tell. Uploads are compiled by turns, an upload of each.
+/// Who uploads, as far as the host can tell. Uploaders take turns to compile.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Uploader {
-    /// Where the request came from.
+    /// The client's address.
     pub address: Option<IpAddr>,
-    /// Who it says to be.
+    /// The name that it claims.
     pub name: String,
 }
 
@@ -67,19 +67,19 @@ impl fmt::Display for Uploader {
     }
 }
 
-/// Why an upload was not admitted. The host is unharmed and nothing was kept.
+/// Why an upload was not admitted. The host is unharmed and nothing was stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdmitError {
     /// Larger than the bound.
-    #[error("the module has {}at most {max} are taken (setting module_bytes_max = {max})",
-        .bytes.map_or_else(|| "too many bytes, ".to_owned(), |bytes| format!("{bytes} bytes, ")))]
+    #[error("the module has {}the maximum is {max} (setting module_bytes_max = {max})",
+        .bytes.map_or_else(|| "too many bytes; ".to_owned(), |bytes| format!("{bytes} bytes; ")))]
     TooLarge {
         /// Its size, if it is known.
         bytes: Option<u64>,
         /// The bound.
         max: u64,
     },
-    /// Not a WASM component; the text says what it is instead and what to do.
+    /// Not a WASM component; the text says what it is and what to do.
     #[error("{0}")]
     NotAComponent(String),
     /// Invalid, or over a structural limit.
@@ -90,18 +90,18 @@ pub enum AdmitError {
         "the component exports none of {wanted}; it exports {found}. Build it against wit/ of this host"
     )]
     MissingExport {
-        /// What would have done.
+        /// The interfaces it could export.
         wanted: String,
-        /// What is there.
+        /// Its exports.
         found: String,
     },
     /// It imports something that is not granted.
-    #[error("the component imports what is not granted: {}. Build it without, or against the interfaces that are", .imports.join(", "))]
+    #[error("the component imports interfaces that are not granted: {}. Build it without them, or with granted interfaces", .imports.join(", "))]
     UngrantedImports {
         /// Each such import.
         imports: Vec<String>,
     },
-    /// Compiling took more than is allowed.
+    /// Compiling exceeded its limit.
     #[error(
         "compiling the component exceeded its limit ({0}); simplify the code or build it with optimisation"
     )]
@@ -109,28 +109,26 @@ pub enum AdmitError {
     /// It compiles but does not start within the limits.
     #[error("the component does not start: {0}")]
     Start(String),
-    /// No room on the disk for the compiled code.
-    #[error(
-        "the disk is full: free some space and upload the component again; nothing of it was kept"
-    )]
+    /// No space on the disk for the compiled code.
+    #[error("the disk is full: free some space and upload the component again; nothing was stored")]
     DiskFull,
-    /// The host has no more time for it.
-    #[error("the host is stopping; nothing of the component was kept")]
+    /// The host is stopping.
+    #[error("the host is stopping; nothing was stored")]
     Stopping,
-    /// Others are compiled first; nothing was found out about the module.
-    #[error("{reason}; nothing was kept")]
+    /// Other modules are compiled first; nothing was found out about this one.
+    #[error("{reason}; nothing was stored")]
     Busy {
         /// What it would have to wait for.
         reason: String,
-        /// When to come back.
+        /// When to try again.
         retry_after_s: u32,
     },
-    /// Our fault.
+    /// An internal error.
     #[error("admission itself failed: {0}; try again, and see the host's log")]
     Host(String),
 }
 
-/// Why a handler could not answer a call. The guest's mistakes and our faults never share a variant.
+/// Why a handler could not answer a call. The guest's errors and the host's never share a variant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// The guest says that something outside is down.
@@ -139,7 +137,7 @@ pub enum CallError {
     /// The guest trapped.
     #[error("trap: {message}")]
     Trap {
-        /// One line.
+        /// The message, on one line.
         message: String,
         /// Function names, innermost first, as far as known.
         backtrace: String,
@@ -147,32 +145,32 @@ pub enum CallError {
     /// The guest did not answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// The guest asked for more memory than it may have, and then failed.
+    /// The guest failed after it asked for more memory than it may have.
     #[error("out of memory: {0}")]
     Memory(String),
-    /// The answer is malformed or over a bound.
+    /// The answer is malformed or exceeds a bound.
     #[error("bad answer: {0}")]
     BadAnswer(String),
-    /// Nothing could come of the call any more, or the host had no more time for it. It says nothing of the guest or its messages.
-    #[error("the call was interrupted, for the host is stopping")]
+    /// The result was no longer useful, or the host is stopping. This says nothing about the guest or its messages.
+    #[error("the call was interrupted because the host is stopping")]
     Interrupted,
-    /// Our fault; nobody's attempt is spent.
+    /// An internal error; no attempt is spent.
     #[error("the host could not make the call: {0}")]
     Host(String),
 }
 
-/// Answers batches. Called for one batch of one partition at a time; calls for different partitions may run at once.
+/// Processes batches. Called for one batch of one partition at a time; calls for different partitions may run at once.
 #[async_trait]
 pub trait BatchHandler: Send + Sync + 'static {
-    /// Processes a batch. The answer is as the handler gave it: the caller checks it.
+    /// Processes a batch. The answer is unchecked: the caller checks it.
     async fn process(&self, batch: &Arc<ColumnBatch>) -> Result<Answer, CallError>;
 
-    /// Whether it reads or writes state. If so it is called with it.
+    /// Whether it reads or writes state. If so, it is called with state.
     fn uses_state(&self) -> bool {
         false
     }
 
-    /// Processes a batch, with the state of its partition; what was written comes back with the answer, and is lost with a failure.
+    /// Processes a batch with the state of its partition; the writes are returned with the answer, and discarded after a failure.
     async fn process_with_state(
         &self,
         batch: &Arc<ColumnBatch>,
@@ -181,7 +179,7 @@ pub trait BatchHandler: Send + Sync + 'static {
         Ok((self.process(batch).await?, state))
     }
 
-    /// Processes a batch, with state if there is any, and says what that took.
+    /// Processes a batch, with state if there is any, and returns what that used.
     async fn call(&self, batch: &Arc<ColumnBatch>, state: Option<Box<StateAttempt>>) -> Called {
         let outcome = match state {
             None => self.process(batch).await.map(|answer| (answer, None)),
@@ -211,9 +209,9 @@ pub trait PartitionHandler: Send + Sync + 'static {
 /// How an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The handler said so.
+    /// The handler asked for a retry.
     Retry,
-    /// The handler said never.
+    /// The handler rejected the message.
     Reject,
     /// [`CallError::Trap`].
     Trap,
@@ -223,9 +221,9 @@ pub enum Cause {
     Memory,
     /// [`CallError::BadAnswer`].
     BadAnswer,
-    /// The host ended while the message was being processed, more than once. No error handler is told of it.
+    /// The host ended repeatedly while processing the message. Error handlers are not called for this.
     HostDied,
-    /// An operator gave the message up. No error handler is told of it.
+    /// An operator gave the message up. Error handlers are not called for this.
     GivenUp,
 }
 
@@ -242,7 +240,7 @@ impl Cause {
         Self::GivenUp,
     ];
 
-    /// The cause's word, as headers, metrics and WIT spell it.
+    /// The cause's word in headers, metrics and WIT.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -258,35 +256,35 @@ impl Cause {
     }
 }
 
-/// One failed message, for an error handler.
+/// One failed message, in the form for an error handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Its place in the batch that comes along.
+    /// Its index in the batch passed along.
     pub message: u32,
     /// The revision that failed.
     pub revision: u32,
-    /// Attempts so far, of all revisions, this one included.
+    /// Attempts so far, of all revisions, including this one.
     pub attempt: u32,
     /// When the first one failed.
     pub first_failed_at: Timestamp,
-    /// How.
+    /// The cause.
     pub cause: Cause,
-    /// A short word to group by.
+    /// A short word for grouping.
     pub class: String,
-    /// For people.
+    /// An explanation for people.
     pub reason: String,
 }
 
-/// What becomes of a failed message.
+/// What to do with a failed message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Try again after so long.
+    /// Try again after this delay.
     RetryAfter(Duration),
     /// Give it up.
     DeadLetter,
-    /// Forget it, for this reason.
+    /// Drop it, for this reason.
     Drop(String),
-    /// What the retry policy says.
+    /// Follow the retry policy.
     Policy,
 }
 
@@ -301,18 +299,18 @@ pub trait FailureHandler: Send + Sync + 'static {
     ) -> Result<Vec<Decision>, CallError>;
 }
 
-/// A module and for whom it is loaded: names its log lines and metrics, and bounds its calls.
+/// A module and what it is loaded for: names its log lines and metrics, and bounds its calls.
 #[derive(Clone, Debug)]
 pub struct LoadRequest {
-    /// Which module.
+    /// The module's digest.
     pub digest: Digest,
-    /// Its bytes, should they have to be compiled again.
+    /// Its bytes, in case they must be compiled again.
     pub bytes: Bytes,
     /// The processor, or the topic for a partitioner.
     pub owner: String,
     /// The processor's revision; 0 for a partitioner.
     pub revision: u32,
-    /// What a call may use.
+    /// The limits of a call.
     pub limits: Limits,
 }
 
@@ -322,7 +320,7 @@ pub trait ModuleHost: Send + Sync + 'static {
     /// Checks and compiles an upload.
     async fn admit(&self, bytes: Bytes, uploader: Uploader) -> Result<ModuleFacts, AdmitError>;
 
-    /// What a module may have on this host.
+    /// The limits of modules on this host.
     fn limits(&self) -> GuestLimits {
         GuestLimits::default()
     }
@@ -342,30 +340,30 @@ pub trait ModuleHost: Send + Sync + 'static {
         request: LoadRequest,
     ) -> Result<Arc<dyn FailureHandler>, AdmitError>;
 
-    /// Drops what is kept of a deleted module beside its bytes, such as compiled code. Handlers that are loaded go on.
+    /// Removes what is stored of a deleted module besides its bytes, such as compiled code. Loaded handlers continue.
     fn forget(&self, digest: Digest);
 
     /// Log lines of a processor's guests, newest last, as far as they are kept.
     fn logs(&self, processor: &ProcessorName) -> Vec<GuestLine>;
 
-    /// How many lines of a processor's guests were dropped since the start, because there were too many in a second.
+    /// How many lines of a processor's guests were dropped since the start because of their rate.
     fn lines_dropped(&self, _processor: &ProcessorName) -> u64 {
         0
     }
 
-    /// Forgets the lines of a processor that is gone.
+    /// Forgets the lines of a deleted processor.
     fn forget_logs(&self, _processor: &ProcessorName) {}
 }
 
-/// A line that a guest wrote.
+/// A log line of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestLine {
-    /// When.
+    /// Its time.
     pub at: Timestamp,
     /// `error`, `warn`, `info` or `debug`.
     pub level: String,
-    /// Under which revision.
+    /// The revision that logged it.
     pub revision: u32,
-    /// The text, cut to its bound and free of control characters.
+    /// The text, cut to its bound and without control characters.
     pub text: String,
 }

@@ -1,5 +1,5 @@
-//! What this host holds: whoever works in a partition holds it, so that no other host does. What is sent again to a partition is worked at by the same
-//! host, under the same hold; operators who write there use it, or claim it.
+//! What this host holds: a worker holds its partition so that no other host works on it. Redriven messages of a partition are processed
+//! by the same host under the same hold; operators' writes use it, or claim it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,13 +15,13 @@ use tokio::sync::watch;
 use crate::ground::backoff::Backoff;
 use crate::hosts::living::Hosts;
 
-/// Work that nobody does is taken up after so many times what it takes to move.
+/// Work that nobody does is taken over after this many times the moving delay.
 const TAKEN_UP_AFTER_MOVES: u32 = 12;
-/// Places that are kept in mind before any is looked at again.
+/// Places to remember before any is checked again.
 const PLACES_MIN: usize = 64;
-/// How often is looked whether another host has given back what it holds.
+/// How often to check whether another host has released its hold.
 const REST_LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Claims that are made side by side.
+/// Claims that are made concurrently.
 const CLAIMS_AT_ONCE_MAX: usize = 64;
 
 /// What this host holds of a group's work.
@@ -29,42 +29,43 @@ pub(crate) struct Holdings {
     hosts: Arc<Hosts>,
     group: GroupName,
     places: Mutex<Places>,
-    /// Work that the host that was wanted for it left lying: it stays here until hosts come or go.
+    /// Work that its preferred host left undone: it stays here until hosts join or leave.
     taken_up: Mutex<TakenUp>,
 }
 
-/// Among these hosts, these partitions.
+/// For this set of hosts, these partitions.
 #[derive(Default)]
 struct TakenUp {
     among: Arc<[HostInfo]>,
     partitions: HashSet<TopicPartition>,
 }
 
-/// Where something is held, or is being taken.
+/// Partitions where something is held, or is being taken.
 #[derive(Default)]
 struct Places {
     by_partition: HashMap<TopicPartition, Arc<Place>>,
-    /// At so many, those where nothing is held are let go: topics and processors come and go.
+    /// Above this size, entries without a hold are removed: topics and processors come and go.
     prune_at: usize,
 }
 
-/// What this host holds in a partition. Each has a lock of its own: taking one is a commit, and many are taken side by side.
+/// This host's hold of a partition. Each has its own lock: taking one is a commit, and many are taken concurrently.
 #[derive(Default)]
 struct Place {
     share: tokio::sync::Mutex<Weak<Share>>,
-    /// Whether the work was left, and nothing has been committed since that was told: it is told again to whoever takes it next.
+    /// Whether the previous worker's host ended, and nothing has been committed since that was reported: then it is reported again to
+    /// the next worker.
     is_left: AtomicBool,
 }
 
-/// A share of a hold: given back when the last one goes.
+/// A share of a hold, which is released with its last share.
 pub(crate) struct Share {
-    /// `None` once it is given back.
+    /// `None` once it is released.
     hold: Option<Hold>,
-    /// Whether to do the work; else it was claimed, for as long as something takes.
+    /// Whether it is for the work; otherwise it is a claim for one action.
     works: bool,
-    /// Whether something that was committed under it is in doubt: only a new lease says what became of it.
+    /// Whether a commit under it is in doubt: only a new lease reveals its result.
     is_doubtful: AtomicBool,
-    /// Calls of components that are under way: of the worker of the partition, and of what is sent again to it.
+    /// Running component calls: of the partition's worker, and of its redriven messages.
     calls: AtomicUsize,
     place: Arc<Place>,
     engine: Arc<dyn Engine>,
@@ -80,7 +81,7 @@ impl Holdings {
         })
     }
 
-    /// The host that is to work there, if it is another one.
+    /// The host that should work there, if it is another one.
     pub(crate) fn elsewhere(&self, at: TopicPartition) -> Option<HostInfo> {
         let wanted = self.hosts.wanted_elsewhere(&self.group, at);
         wanted.filter(|_| !self.is_taken_up(at))
@@ -91,13 +92,13 @@ impl Holdings {
         taken_up.partitions.contains(&at) && taken_up.among == self.hosts.now().0
     }
 
-    /// After so long, work that another host is wanted for and does not do is taken up.
+    /// After this time, work that its preferred host does not do is taken over.
     pub(crate) fn taken_up_after(&self) -> Duration {
         TAKEN_UP_AFTER_MOVES * self.hosts.moves_after()
     }
 
-    /// Takes the work that another host is wanted for, unless that host, or anybody else, has it: it may not be able to do it. Here it stays then until hosts
-    /// come or go.
+    /// Takes work that another host should do, unless that host or any other holds it: it may be unable to do it. The work then stays
+    /// here until hosts join or leave.
     pub(crate) async fn take_up(
         &self,
         at: TopicPartition,
@@ -115,7 +116,7 @@ impl Holdings {
         Ok(share)
     }
 
-    /// Whether what is held here is to go to another host by now.
+    /// Whether this host's work here should move to another host by now.
     pub(crate) fn moves(&self, at: TopicPartition) -> bool {
         if self.hosts.is_alone() {
             return false;
@@ -124,12 +125,12 @@ impl Holdings {
         since >= self.hosts.moves_after() && self.elsewhere(at).is_some()
     }
 
-    /// Takes what is to be worked at; `None` while somebody else has it.
+    /// Takes a hold for work; `None` while another host has it.
     pub(crate) async fn take(&self, at: TopicPartition) -> Result<Option<Arc<Share>>, CommitError> {
         let place = self.place(at);
         let mut held = place.share.lock().await;
         if let Some(share) = live(&held) {
-            // Only a hold to work says what was left.
+            // Only a hold for work reports what was left.
             return Ok(share.works.then_some(share));
         }
         let hold = self.hosts.engine().hold(&self.group, at).await?;
@@ -141,7 +142,7 @@ impl Holdings {
         }))
     }
 
-    /// The right to write there, whoever works: this host's, if it has it, or claimed.
+    /// A lease to write there, whoever works: this host's if it has the hold, otherwise a claim.
     pub(crate) async fn claim(&self, at: TopicPartition) -> Result<Arc<Share>, CommitError> {
         let place = self.place(at);
         let mut held = place.share.lock().await;
@@ -154,7 +155,7 @@ impl Holdings {
         Ok(share)
     }
 
-    /// As [`Holdings::claim`], of several, in the same order.
+    /// Like [`Holdings::claim`], for several, in the same order.
     pub(crate) async fn claim_all(
         &self,
         partitions: impl IntoIterator<Item = TopicPartition>,
@@ -164,7 +165,8 @@ impl Holdings {
         claims.try_collect().await
     }
 
-    /// Waits until no other living host works in any of these partitions. It takes what it asks about for a moment: nobody else says who works.
+    /// Waits until no other living host works on any of these partitions. It briefly takes each one, because nothing else tells who
+    /// works.
     pub(crate) async fn rest(self: &Arc<Self>, partitions: Vec<TopicPartition>) {
         let rests = |at| async move {
             while !self.rests(at).await {
@@ -181,7 +183,7 @@ impl Holdings {
             return true;
         }
         let holdings = Arc::clone(self);
-        // To its end, whoever goes away: what was taken has to be given back.
+        // Runs to its end even if the caller goes away: what was taken has to be released.
         let asked = tokio::spawn(async move {
             match holdings.take(at).await {
                 Ok(Some(share)) => {
@@ -229,25 +231,25 @@ impl Holdings {
         self.hosts.changes()
     }
 
-    /// As [`Hosts::notice`].
+    /// See [`Hosts::notice`].
     pub(crate) fn notice(&self) {
         self.hosts.notice();
     }
 
-    /// As [`Hosts::moved_after`].
+    /// See [`Hosts::moved_after`].
     pub(crate) fn moved_after(&self) -> Duration {
         self.hosts.moved_after()
     }
 }
 
 impl Share {
-    /// Gives it back if this was the last one, so that another host need not wait.
+    /// Releases the hold with its last share, so that another host need not wait.
     pub(crate) async fn leave(self: Arc<Self>) {
         if let Some(mut share) = Arc::into_inner(self)
             && let Some(mut hold) = share.hold.take()
         {
             let place = Arc::clone(&share.place);
-            // Whoever takes it here meanwhile would take it from this host, and nobody would be told any more what was left.
+            // Otherwise the next taker here would take it from this host, and the report of what was left would be lost.
             let held = place.share.lock().await;
             hold.left = held.strong_count() == 0 && share.is_left();
             let tells = hold.left;
@@ -257,22 +259,23 @@ impl Share {
         }
     }
 
-    /// The right to commit. Of what was given back, none that counts.
+    /// The lease to commit with. After a release, one that is not valid.
     pub(crate) fn lease(&self) -> Option<&Lease> {
         self.hold.as_ref().map(|hold| &hold.lease)
     }
 
-    /// Whether whoever worked before ended without giving it back, and nothing was committed since.
+    /// Whether the previous worker ended without releasing the hold, and nothing was committed since.
     pub(crate) fn is_left(&self) -> bool {
         self.place.is_left.load(Ordering::SeqCst)
     }
 
-    /// A component is going to be called. A worker that ends before it has [answered](Self::answered) is taken for one whose host ended.
+    /// A component is about to be called. A worker that ends before it has [answered](Self::answered) is treated as if its host had
+    /// ended.
     pub(crate) fn calls(&self) {
         self.calls.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// A call is over, whatever came of it.
+    /// A call is over, whatever its result.
     pub(crate) fn answered(&self) {
         self.calls.fetch_sub(1, Ordering::SeqCst);
     }
@@ -282,8 +285,8 @@ impl Share {
         is_doubtful || self.hold.as_ref().is_none_or(Hold::is_lost)
     }
 
-    /// Commits what names its lease. Once something of that is in doubt nothing more is committed under it: what this host knows of progress and
-    /// state may be what was before.
+    /// Commits under the lease. Once a commit is in doubt, nothing more is committed under it: this host's view of progress and state
+    /// may be outdated.
     pub(crate) async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
         if let Some(lease) = self.lease().filter(|_| self.is_lost()) {
             return Err(CommitError::Fenced {
@@ -291,7 +294,7 @@ impl Share {
                 partition: lease.partition,
             });
         }
-        // An operator's write says nothing of what was left.
+        // An operator's write does not settle what was left.
         let is_work = self.works && !transaction.progress.is_empty();
         let committed = self.engine.commit(transaction).await;
         match &committed {
@@ -303,13 +306,13 @@ impl Share {
     }
 }
 
-/// A share that counts.
+/// A valid share.
 fn live(held: &Weak<Share>) -> Option<Arc<Share>> {
     held.upgrade().filter(|share| !share.is_lost())
 }
 
 impl Drop for Share {
-    /// Of a worker that panicked or was cut off.
+    /// From a worker that panicked or was cut off.
     fn drop(&mut self) {
         if self.calls.load(Ordering::SeqCst) > 0 {
             self.place.is_left.store(true, Ordering::SeqCst);
@@ -323,8 +326,8 @@ impl Drop for Share {
     }
 }
 
-/// As long as this host lives nobody else takes it: it is tried until the store is there again. Not waited for longer than a try; whether that
-/// was enough.
+/// While this host lives no other takes the hold, so the release is retried until the store is back. Waits for one try only; returns
+/// whether that was enough.
 async fn give_back(engine: Arc<dyn Engine>, hold: Hold) -> bool {
     if is_given_back(&*engine, &hold).await {
         return true;
@@ -338,7 +341,7 @@ async fn give_back(engine: Arc<dyn Engine>, hold: Hold) -> bool {
     false
 }
 
-/// Or lost, or left for whoever comes after this host.
+/// Or lost, or left to the next host.
 async fn is_given_back(engine: &dyn Engine, hold: &Hold) -> bool {
     let given = engine.release(hold.clone()).await;
     let is_passing = matches!(

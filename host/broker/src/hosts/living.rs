@@ -1,5 +1,5 @@
-//! The living hosts, and which of them is wanted where. Each partition that a processor reads has one host that is wanted there; all hosts come to
-//! the same one without asking each other.
+//! The living hosts, and which of them should work where. Each partition of a processor's input has one preferred host; all hosts agree
+//! on it without communication.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +13,9 @@ use tokio::sync::watch;
 
 use crate::hosts::holding::Holdings;
 
-/// After hosts came or went, what a host holds moves so much later if nobody says otherwise: a host that is only started again is back by
-/// then.
+/// How long after hosts joined or left holds move by default: a host that only restarts is back by then.
 pub(crate) const MOVES_AFTER: Duration = Duration::from_secs(5);
-/// Workers are told so much later still, so that the time is over by their clock.
+/// Extra delay for the workers, so that the time is over by their clocks.
 const NUDGE_SLACK: Duration = Duration::from_millis(50);
 
 /// The living hosts, as this one sees them.
@@ -24,14 +23,14 @@ pub(crate) struct Hosts {
     engine: Arc<dyn Engine>,
     me: HostId,
     clock: Arc<dyn Clock>,
-    /// What is held moves so long after hosts came or went.
+    /// How long after hosts joined or left holds move.
     moves_after: Duration,
     listed: watch::Receiver<Arc<[HostInfo]>>,
-    /// What was listed last, and since when.
+    /// The latest list, and since when.
     known: Mutex<(Arc<[HostInfo]>, Duration)>,
-    /// Whether another one was ever listed.
+    /// Whether another host was ever listed.
     had_others: AtomicBool,
-    /// What is held here, by whose work it is.
+    /// What is held here, by group.
     groups: Mutex<HashMap<GroupName, Weak<Holdings>>>,
 }
 
@@ -55,7 +54,7 @@ impl Hosts {
         })
     }
 
-    /// What this host holds of a group's work: one for all who ask.
+    /// What this host holds of a group's work, shared by all users.
     pub(crate) fn holdings(self: &Arc<Self>, group: &GroupName) -> Arc<Holdings> {
         let mut groups = self.groups.lock();
         if let Some(holdings) = groups.get(group).and_then(Weak::upgrade) {
@@ -68,18 +67,18 @@ impl Hosts {
         holdings
     }
 
-    /// Looks who is there: what changed counts from now on.
+    /// Reads the list of hosts: changes count from now on.
     pub(crate) fn notice(&self) {
         self.now();
     }
 
-    /// Whether another host was seen since this one began: it may have left something behind.
+    /// Whether another host was seen since this one started: it may have left work behind.
     pub(crate) fn had_others(&self) -> bool {
         self.notice();
         self.had_others.load(Ordering::Relaxed)
     }
 
-    /// The hosts, and for how long it has been those.
+    /// The hosts, and for how long the list has been the same.
     pub(crate) fn now(&self) -> (Arc<[HostInfo]>, Duration) {
         let listed = self.listed.borrow().clone();
         let now = self.clock.monotonic();
@@ -93,7 +92,7 @@ impl Hosts {
         (known.0.clone(), now.saturating_sub(known.1))
     }
 
-    /// Another host that is wanted there, if it is not this one.
+    /// The preferred host for this, if it is another one.
     pub(crate) fn wanted_elsewhere(
         &self,
         group: &GroupName,
@@ -103,41 +102,41 @@ impl Hosts {
             return None;
         }
         let (hosts, _) = self.now();
-        // One that is taken for dead is wanted nowhere, and does not know it.
+        // A host that is considered dead is preferred nowhere, and does not know it.
         let found = wanted(&hosts, group, at)?;
         (found.id != self.me).then(|| found.clone())
     }
 
-    /// Whether this host is the only one now. Asked at each step of each worker.
+    /// Whether this host is the only one now. Called at each step of each worker.
     pub(crate) fn is_alone(&self) -> bool {
         let listed = self.listed.borrow();
         matches!(&**listed, [host] if host.id == self.me)
     }
 
-    /// How long after hosts came or went what is held moves.
+    /// How long after hosts joined or left holds move.
     pub(crate) fn moves_after(&self) -> Duration {
         self.moves_after
     }
 
-    /// By then it is sure that it does, by every clock.
+    /// By then the time is over by every clock.
     pub(crate) fn moved_after(&self) -> Duration {
         self.moves_after + NUDGE_SLACK
     }
 
-    /// The engine that knows them.
+    /// The engine that lists hosts.
     pub(crate) fn engine(&self) -> &Arc<dyn Engine> {
         &self.engine
     }
 
-    /// Wakes when hosts come or go.
+    /// Wakes when hosts join or leave.
     pub(crate) fn changes(&self) -> watch::Receiver<Arc<[HostInfo]>> {
         self.listed.clone()
     }
 }
 
-/// The host that is wanted for a group in a partition: the one with the highest weight, which is made of all three. So each host has about as many
-/// as any other, and of what the others have nothing moves when one goes (D. Thaler and C. Ravishankar, *Using name-based mappings to
-/// increase hit rates*, IEEE/ACM Transactions on Networking 6, 1998).
+/// The preferred host for a group in a partition: the one with the highest weight, a hash of all three. So each host gets about the
+/// same number, and when one leaves, nothing of the others moves (D. Thaler and C. Ravishankar, *Using name-based mappings to increase
+/// hit rates*, IEEE/ACM Transactions on Networking 6, 1998).
 fn wanted<'a>(
     hosts: &'a [HostInfo],
     group: &GroupName,
@@ -148,8 +147,8 @@ fn wanted<'a>(
         .max_by_key(|host| (weight(host.id, group, at), host.id))
 }
 
-/// The same on every host, whatever its version: FNV-1a (G. Fowler, L. C. Noll and K.-P. Vo) over all of it, then the finalizer of splitmix64 (G. Steele, D. Lea and C. Flood,
-/// 2014), for FNV spreads its last bytes badly.
+/// The same on every host, whatever its version: FNV-1a (G. Fowler, L. C. Noll and K.-P. Vo) over everything, then the finalizer of
+/// splitmix64 (G. Steele, D. Lea and C. Flood, 2014), because FNV spreads its last bytes badly.
 fn weight(host: HostId, group: &GroupName, at: TopicPartition) -> u64 {
     let place = [at.topic.0, u64::from(at.partition.0), host.0].map(u64::to_le_bytes);
     let bytes = group.as_str().bytes().chain(place.into_iter().flatten());

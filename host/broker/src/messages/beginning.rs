@@ -5,16 +5,16 @@ use millrace_model::{Offset, Timestamp, TopicPartition};
 
 use crate::messages::handle::Messages;
 
-/// Where to begin.
+/// Where to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BeginAt {
     /// At the oldest message.
     Earliest,
-    /// After what is there now.
+    /// After the existing messages.
     Latest,
-    /// At this offset of each partition, or the nearest that there is.
+    /// At this offset in each partition, or the nearest one that exists.
     Offset(Offset),
-    /// At the first message of this time or later; after what is there now, if there is none.
+    /// At the first message with this time or a later one; if there is none, after the existing messages.
     Time(Timestamp),
 }
 

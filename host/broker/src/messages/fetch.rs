@@ -1,4 +1,4 @@
-//! Fetch: messages of a partition from an offset on, waiting a while if there are none yet.
+//! Fetch: messages of a partition from an offset on, optionally waiting for new ones.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ const FETCH_READ_BYTES: usize = 1 << 20;
 /// What to fetch.
 #[derive(Clone, Debug)]
 pub struct FetchRequest {
-    /// From which topic.
+    /// The topic.
     pub topic: TopicName,
-    /// From which of its partitions.
+    /// The partition.
     pub partition: PartitionId,
-    /// The first offset; below the first one kept it is that one, past the end it is the end.
+    /// The first offset, moved inside the kept range if it is outside.
     pub from: Offset,
-    /// Messages at the most.
+    /// Maximum number of messages.
     pub messages_max: usize,
-    /// Bytes of keys, values and headers at the most (one larger message is still given).
+    /// Maximum bytes of keys, values and headers (one larger message is still returned).
     pub bytes_max: usize,
-    /// Wait at most so long if there is nothing.
+    /// Maximum time to wait if there is nothing.
     pub wait: Duration,
 }
 
@@ -39,14 +39,14 @@ pub struct Fetched {
     pub message: Message,
 }
 
-/// What one fetch gives.
+/// The result of a fetch.
 #[derive(Clone, Debug)]
 pub struct FetchResult {
-    /// In offset order; empty if nothing came in time.
+    /// In offset order; empty if nothing arrived in time.
     pub messages: Vec<Fetched>,
-    /// Where to go on.
+    /// Where to continue.
     pub next: Offset,
-    /// Where the partition begins and ends.
+    /// The partition's start and end.
     pub ends: Ends,
 }
 
@@ -59,24 +59,24 @@ pub enum FetchError {
     /// The topic has fewer partitions.
     #[error("topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
     UnknownPartition {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// What was asked for.
+        /// The requested partition.
         partition: PartitionId,
-        /// How many there are.
+        /// The number of partitions.
         partitions: u32,
     },
     /// The engine could not read.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// A stored batch cannot be decoded.
-    #[error("the batch at offset {at} cannot be read ({error}); read on from {next}")]
+    #[error("the batch at offset {at} cannot be read ({error}); continue at {next}")]
     Malformed {
-        /// Where it begins.
+        /// Its base offset.
         at: Offset,
         /// The offset after it.
         next: Offset,
-        /// What is wrong.
+        /// What is wrong with it.
         error: BatchError,
     },
 }
@@ -97,7 +97,7 @@ impl Messages {
         let from = request.from.clamp(ends.start, ends.end);
         if from == ends.end && !request.wait.is_zero() {
             let mut watch = engine.watch(partition)?;
-            // Whatever comes of it, the answer is what is there now.
+            // In any case the answer is what is there now.
             let _ = tokio::time::timeout(request.wait, watch.past(from)).await;
         }
         let room = Room {
@@ -106,7 +106,7 @@ impl Messages {
         };
         let (messages, next) = self.read(partition, from, room).await?;
         let ends = engine.ends(partition)?;
-        // What was read is there, whatever was heard of it.
+        // The messages exist, even if this host's view of the end lags behind.
         let ends = Ends {
             end: ends.end.max(next),
             ..ends
@@ -129,7 +129,7 @@ impl Messages {
         })
     }
 
-    /// Messages from `from` on as far as there is room, and where to go on.
+    /// Messages from `from` on as far as there is room, and where to continue.
     pub(crate) async fn read(
         &self,
         partition: TopicPartition,
@@ -142,7 +142,7 @@ impl Messages {
             let bytes_max = room.bytes.min(FETCH_READ_BYTES);
             let batches = match self.inner.engine.read(partition, next, bytes_max).await {
                 Ok(batches) => batches,
-                // What was found before the damage is given; the next call meets it first.
+                // Messages before the damage are returned; the next call meets the damage first.
                 Err(_) if !messages.is_empty() => break,
                 Err(error) => return Err(error.into()),
             };
@@ -158,7 +158,7 @@ impl Messages {
                         next = messages.last().map_or(next, |last| last.offset.next());
                         return Ok((messages, next));
                     }
-                    // What stands before it in its batch was given.
+                    // Messages before it in its batch were already returned.
                     Err(_) if !messages.is_empty() => {
                         next = messages.last().map_or(next, |last| last.offset.next());
                         return Ok((messages, next));
@@ -186,7 +186,7 @@ fn malformed(batch: &RecordBatch, error: BatchError) -> FetchError {
     }
 }
 
-/// Takes a readable batch's messages from `from` on; where the batch ends, or `None` if there was no room for all.
+/// Adds a readable batch's messages from `from` on; returns the batch's end, or `None` if there was not enough room.
 fn take(
     batch: &RecordBatch,
     from: Offset,

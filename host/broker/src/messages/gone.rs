@@ -1,5 +1,5 @@
-//! Which messages of an earlier call are no longer there: a call that is made again is answered with their places, and whoever reads
-//! these should know what they will find.
+//! Finds messages of an earlier call that no longer exist: a repeated call is answered with their positions, and readers of the answer
+//! should know what they will find there.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -10,14 +10,14 @@ use crate::ground::packing;
 use crate::messages::handle::Messages;
 use crate::messages::produce::Placed;
 
-/// Bytes that are read at once.
+/// Bytes read at once.
 const LOOK_BYTES: usize = 1 << 20;
 
 /// A message's offset, and its index in the call.
 type At = (Offset, usize);
 
 impl Messages {
-    /// Those of the messages, by index, that cannot be read any more. What cannot be looked at counts as there.
+    /// The messages, by index, that can no longer be read. A position that cannot be checked counts as readable.
     pub(crate) async fn gone(&self, topic: &Topic, placed: &[Placed]) -> BTreeSet<usize> {
         let mut by_partition = BTreeMap::<PartitionId, Vec<At>>::new();
         for (index, place) in placed.iter().enumerate() {
@@ -72,7 +72,7 @@ fn lose(wanted: &mut &[At], before: Offset, gone: &mut BTreeSet<usize>) {
     *wanted = &wanted[count..];
 }
 
-/// Passes those that lie in the batch; where compaction left gaps in it, some are gone.
+/// Passes those that are in the batch; where compaction left gaps in it, some are gone.
 async fn look_in(batch: &RecordBatch, wanted: &mut &[At], gone: &mut BTreeSet<usize>) {
     let end = batch.end_offset();
     let count = wanted.partition_point(|&(offset, _)| offset < end);

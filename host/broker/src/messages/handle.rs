@@ -29,7 +29,7 @@ pub(super) struct Inner {
     pub(super) delays: Arc<Delays>,
     /// Bytes of produce calls on their way to the engine.
     pub(super) in_flight: Semaphore,
-    /// How many those may be.
+    /// The maximum of those.
     pub(super) in_flight_bytes: usize,
     pub(super) publish_seconds: Histogram,
     /// Messages received, by topic.

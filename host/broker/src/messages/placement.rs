@@ -1,8 +1,8 @@
-//! Where the messages of a call go: remembered with the call's key, so that it is answered the same when it is made again.
+//! The positions of a call's messages: stored with the call's key, so that a repeat gets the same answer.
 //!
-//! As bytes: how many partitions, their numbers, then runs of messages that go to the same one (which, how many). A message that
-//! is delayed stands alone, as a run of the partition after the last one, with its name in place of a length. All are
-//! variable-length integers, so a call to one partition takes a few bytes.
+//! As bytes: the number of partitions, their numbers, then runs of messages in the same partition (which one, how many). A delayed
+//! message is a run of its own, of the partition after the last one, with its id in place of a length. All numbers are variable-length
+//! integers, so a call to one partition takes a few bytes.
 
 use millrace_model::bounds::PRODUCE_CALL_MESSAGES_MAX;
 use millrace_model::{Offset, PartitionId, Timestamp, varint};
@@ -10,7 +10,7 @@ use millrace_model::{Offset, PartitionId, Timestamp, varint};
 use crate::messages::delays::stored::DelayedId;
 use crate::messages::produce::Placed;
 
-/// Where each message of a call goes.
+/// The positions of a call's messages.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Placement {
     /// The partition of each append.
@@ -19,12 +19,12 @@ pub(crate) struct Placement {
     pub(crate) places: Vec<Place>,
 }
 
-/// Where a message goes.
+/// The position of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Which append it is in, and where.
+    /// Its append, and its index there.
     In(u32, u32),
-    /// It waits.
+    /// It is delayed.
     Delayed(DelayedId),
 }
 
@@ -53,7 +53,7 @@ impl Placement {
         out
     }
 
-    /// From bytes; `None` if they are no placement.
+    /// From bytes; `None` if they are not a placement.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut at = 0;
         let take = |at: &mut usize| usize::try_from(varint::take(bytes, at)?).ok();
@@ -85,7 +85,7 @@ impl Placement {
         Some(Self { partitions, places })
     }
 
-    /// Where each message is, if the appends stand at these offsets.
+    /// The position of each message, given the offsets of the appends.
     pub(crate) fn at(&self, base_offsets: &[Offset]) -> Option<Vec<Placed>> {
         let place = |place: &Place| {
             let (append, place) = match *place {

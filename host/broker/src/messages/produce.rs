@@ -1,5 +1,5 @@
-//! Produce: messages in, offsets out. One call is one commit: all of its messages are there, or none. A call with a key takes
-//! effect once, however often it is made.
+//! Produce: messages in, offsets out. One call is one commit: all of its messages are stored, or none. A call with a key takes effect
+//! once, however often it is repeated.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -36,15 +36,15 @@ use crate::messages::placement::{Place, Placement};
 /// A message to produce.
 #[derive(Clone, Debug)]
 pub struct NewMessage {
-    /// Where it goes; `None` leaves it to the topic's partitioner.
+    /// The partition; `None` leaves it to the topic's partitioner.
     pub partition: Option<PartitionId>,
     /// The message.
     pub message: Message,
-    /// When it is delivered; `None`, or a time that has passed, is at once.
+    /// The time of delivery; `None`, or a time in the past, means at once.
     pub deliver_at: Option<DueAt>,
 }
 
-/// Where a produced message went.
+/// The position of a produced message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placed {
     /// It is in its partition.
@@ -54,12 +54,12 @@ pub enum Placed {
         /// Its offset there.
         offset: Offset,
     },
-    /// It waits for its time.
+    /// It is delayed.
     Delayed(DelayedId),
 }
 
 impl Placed {
-    /// The partition that it is in, or will be.
+    /// Its present or future partition.
     #[must_use]
     pub fn partition(&self) -> PartitionId {
         match self {
@@ -68,7 +68,7 @@ impl Placed {
         }
     }
 
-    /// Its offset, unless it waits.
+    /// Its offset, unless it is delayed.
     #[must_use]
     pub fn offset(&self) -> Option<Offset> {
         match self {
@@ -78,24 +78,24 @@ impl Placed {
     }
 }
 
-/// By what a call is known again when it is made again.
+/// Identifies a repeated call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallKey {
-    /// The caller's key, by its digest.
+    /// A digest of the caller's key.
     pub key: [u8; 16],
-    /// Everything that the caller sent, by its digest.
+    /// A digest of everything that the caller sent.
     pub fingerprint: [u8; 16],
 }
 
-/// What became of a call.
+/// The result of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Produced {
-    /// Where each message went, in order.
+    /// The position of each message, in order.
     pub placed: Vec<Placed>,
-    /// Whether an earlier call with the same key did it, and this one did nothing.
+    /// Whether an earlier call with the same key took effect, and this one did nothing.
     pub repeated: bool,
-    /// Of a repeat: which of the messages, by their index, can no longer be read where they were placed, because retention, compaction
-    /// or a trim removed them. The key outlives them, so they are not added again.
+    /// For a repeat: which messages, by index, can no longer be read at their positions, because retention, compaction or a trim
+    /// removed them. The key outlives them, so they are not added again.
     pub gone: BTreeSet<usize>,
 }
 
@@ -108,99 +108,99 @@ pub enum ProduceError {
     /// The topic has fewer partitions.
     #[error("message {index}: topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
     UnknownPartition {
-        /// Which message.
+        /// The message's index.
         index: usize,
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// What was asked for.
+        /// The requested partition.
         partition: PartitionId,
-        /// How many there are.
+        /// The number of partitions.
         partitions: u32,
     },
     /// The topic belongs to a processor.
     #[error(
-        "topic {topic} belongs to processor {owner}, which alone writes to it; produce to the processor's input, or redrive its dead letters"
+        "topic {topic} belongs to processor {owner}, and only that processor writes to it; produce to the processor's input, or redrive its dead letters"
     )]
     Owned {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// Whose.
+        /// The processor.
         owner: ProcessorName,
     },
-    /// A message without a key, of which a compacted topic would not know when to let it go.
+    /// A message without a key, which a compacted topic could never remove.
     #[error(
-        "message {index} has no key, and topic {topic} is compacted: it keeps the latest value of each key"
+        "message {index} has no key, but topic {topic} is compacted: it keeps the latest value of each key"
     )]
     KeyMissing {
-        /// Which message.
+        /// The message's index.
         index: usize,
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
     },
     /// A message over [`MESSAGE_BYTES_MAX`](millrace_model::bounds::MESSAGE_BYTES_MAX).
     #[error(
-        "message {index} has {bytes} bytes, at most {max} are taken; keep large payloads elsewhere and send a reference"
+        "message {index} has {bytes} bytes; the maximum is {max}: store large payloads elsewhere and send a reference"
     )]
     TooLarge {
-        /// Which message.
+        /// The message's index.
         index: usize,
-        /// Its bytes.
+        /// Its size.
         bytes: usize,
         /// The bound.
         max: usize,
     },
     /// A message over [`MESSAGE_HEADERS_MAX`](millrace_model::bounds::MESSAGE_HEADERS_MAX).
-    #[error("message {index} has {headers} headers, at most {max} are taken")]
+    #[error("message {index} has {headers} headers; the maximum is {max}")]
     TooManyHeaders {
-        /// Which message.
+        /// The message's index.
         index: usize,
-        /// Its headers.
+        /// The number of its headers.
         headers: usize,
         /// The bound.
         max: usize,
     },
     /// A header that only the host writes.
     #[error(
-        "message {index}: header {name:?} is written by the host alone; choose a name that does not begin with `millrace-`"
+        "message {index}: header {name:?} is reserved for the host; choose a name that does not begin with `millrace-`"
     )]
     ReservedHeader {
-        /// Which message.
+        /// The message's index.
         index: usize,
         /// The header's name.
         name: String,
     },
     /// A message to delay over [`DELAYED_MESSAGE_BYTES_MAX`](millrace_model::bounds::DELAYED_MESSAGE_BYTES_MAX).
     #[error(
-        "message {index} has {bytes} bytes, at most {max} are taken of one that is delayed; keep the payload elsewhere and send a reference"
+        "message {index} has {bytes} bytes; the maximum for a delayed message is {max}: store the payload elsewhere and send a reference"
     )]
     DelayedTooLarge {
-        /// Which message.
+        /// The message's index.
         index: usize,
-        /// Its bytes, ten for each header included.
+        /// Its size, counting ten bytes for each header.
         bytes: usize,
         /// The bound.
         max: usize,
     },
     /// A time of delivery beyond [`DELAY_MS_MAX`](millrace_model::bounds::DELAY_MS_MAX).
     #[error(
-        "message {index} is to be delivered at {deliver_at}, more than {max_ms} ms from now; give milliseconds since the Unix epoch"
+        "message {index} has the time of delivery {deliver_at}, more than {max_ms} ms from now; use milliseconds since the Unix epoch"
     )]
     TooFar {
-        /// Which message.
+        /// The message's index.
         index: usize,
-        /// What was asked for.
+        /// The requested time.
         deliver_at: u64,
         /// The bound.
         max_ms: u64,
     },
     /// A timestamp beyond [`TIMESTAMP_AHEAD_MS_MAX`](millrace_model::bounds::TIMESTAMP_AHEAD_MS_MAX).
     #[error(
-        "message {index} has the timestamp {timestamp}, more than {max_ms} ms ahead; give milliseconds since the Unix epoch, or leave it out"
+        "message {index} has the timestamp {timestamp}, more than {max_ms} ms ahead; use milliseconds since the Unix epoch, or omit it"
     )]
     Ahead {
-        /// Which message.
+        /// The message's index.
         index: usize,
-        /// What it says.
+        /// Its timestamp.
         timestamp: u64,
         /// The bound.
         max_ms: u64,
@@ -208,11 +208,11 @@ pub enum ProduceError {
     /// A time in another unit than milliseconds.
     #[error("message {index}: {field} {unit}")]
     OtherUnit {
-        /// Which message.
+        /// The message's index.
         index: usize,
         /// Which of its times.
         field: &'static str,
-        /// What it looks like.
+        /// The unit that it seems to have.
         unit: OtherUnit,
     },
     /// No room for more delayed messages.
@@ -220,29 +220,27 @@ pub enum ProduceError {
     DelaysFull(#[from] DelaysFull),
     /// All messages of the call together are over the bound.
     #[error(
-        "the messages of this call have {bytes} bytes, at most {max} are taken at once; send them in several calls"
+        "the messages of this call have {bytes} bytes; the maximum is {max}: send them in several calls"
     )]
     CallTooLarge {
-        /// Their bytes.
+        /// Their size.
         bytes: usize,
         /// The bound.
         max: usize,
     },
     /// More messages than one call may carry.
-    #[error(
-        "this call has {messages} messages, at most {max} are taken at once; send them in several calls"
-    )]
+    #[error("this call has {messages} messages; the maximum is {max}: send them in several calls")]
     TooMany {
-        /// Its messages.
+        /// The number of messages.
         messages: usize,
         /// The bound.
         max: usize,
     },
     /// A call without messages.
-    #[error("there is nothing to send; give at least one message")]
+    #[error("there is nothing to send; include at least one message")]
     NothingToSend,
-    /// As many bytes as may be are on their way to the engine.
-    #[error("{max} bytes are being written already; try again in a moment")]
+    /// The bound of bytes on their way to the engine is reached.
+    #[error("{max} bytes, the maximum, are already being written; try again in a moment")]
     Busy {
         /// The bound.
         max: usize,
@@ -255,21 +253,23 @@ pub enum ProduceError {
     /// The partitioner failed.
     #[error("the topic's partitioner failed: {0}")]
     Partitioner(CallError),
-    /// The places of the messages take more than may be remembered.
+    /// The positions of the messages exceed what may be stored with a key.
     #[error(
-        "with a key, where each message goes is remembered, and here that takes {bytes} bytes, at most {max} are kept; send fewer \
+        "with a key the positions of all messages are stored, which takes {bytes} bytes here; the maximum is {max}: send fewer \
          messages at once, or name their partitions in runs"
     )]
     Scattered {
-        /// What it takes.
+        /// Their size.
         bytes: usize,
         /// The bound.
         max: usize,
     },
-    /// The call took effect earlier, and nobody knows any more where its messages went.
-    #[error("the call took effect earlier, but where its messages went cannot be read any more")]
+    /// The call took effect earlier, but the positions of its messages are lost.
+    #[error(
+        "the call took effect earlier, but the positions of its messages can no longer be read"
+    )]
     PlacesLost,
-    /// The engine did not take it.
+    /// The engine refused the commit.
     #[error(transparent)]
     Commit(#[from] CommitError),
 }
@@ -279,11 +279,11 @@ decision_errors! {
 }
 
 impl Messages {
-    /// Appends messages to a topic: all of them, or none. Returns where each one went, in order. A message without a timestamp
-    /// (0) is stamped with the time of its arrival, and a delayed one with that of its delivery.
+    /// Appends messages to a topic: all of them, or none. Returns the position of each one, in order. A message without a timestamp (0)
+    /// gets the time of its arrival, and a delayed one that of its delivery.
     ///
     /// # Errors
-    /// [`ProduceError`]; nothing was appended (for [`CommitError::Poisoned`] it is not known).
+    /// [`ProduceError`]; nothing was appended (unknown for [`CommitError::Poisoned`]).
     pub async fn produce(
         &self,
         topic: &TopicName,
@@ -293,12 +293,12 @@ impl Messages {
         Ok(produced.placed)
     }
 
-    /// As [`Broker::produce`], once: the same key again gives the answer of the first time, within the topic's window
-    /// ([`REQUESTS_PER_TOPIC_MAX`](millrace_model::bounds::REQUESTS_PER_TOPIC_MAX) and the bounds after it). A call that is made
-    /// while the first one is under way waits for it.
+    /// Like [`Broker::produce`], once: the same key returns the first answer, within the topic's window
+    /// ([`REQUESTS_PER_TOPIC_MAX`](millrace_model::bounds::REQUESTS_PER_TOPIC_MAX) and the bounds after it). A repeat during the first
+    /// call waits for it.
     ///
     /// # Errors
-    /// As of [`Broker::produce`]; [`CommitError::RequestReused`] where the key came with something else.
+    /// As for [`Broker::produce`]; [`CommitError::RequestReused`] if the key was used for something else.
     pub async fn produce_once(
         &self,
         topic: &TopicName,
@@ -353,13 +353,13 @@ impl Messages {
         Ok(produced)
     }
 
-    /// Bytes of messages that one call takes: what the product allows, and no more than the engine takes at once.
+    /// Maximum bytes of messages in one call: the product's bound, and no more than the engine accepts in one commit.
     fn call_bytes_max(&self) -> usize {
         let limits = self.inner.engine.limits();
         PRODUCE_CALL_BYTES_MAX.min(limits.transaction_bytes_max)
     }
 
-    /// Whether the topic would take these messages now.
+    /// Whether the topic would accept these messages now.
     pub(crate) fn check_produce(
         &self,
         topic: &TopicName,
@@ -371,7 +371,7 @@ impl Messages {
         check(&topic, messages, now, self.call_bytes_max()).map(drop)
     }
 
-    /// Appends one message at once, with headers that are the host's, in a transaction that does more.
+    /// Appends one message immediately, with the host's headers, in a transaction that does more.
     pub(crate) async fn produce_with(
         &self,
         topic: &TopicName,
@@ -398,9 +398,9 @@ impl Messages {
         Ok(receipt)
     }
 
-    /// Room for so many bytes on their way to the engine.
+    /// Reserves this many bytes on their way to the engine.
     fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, ProduceError> {
-        // At least one permit: a flood of empty messages is a flood.
+        // At least one permit: a flood of empty messages is a flood too.
         let permits = u32::try_from(bytes.max(1)).unwrap_or(u32::MAX);
         let room = self.inner.in_flight.try_acquire_many(permits);
         room.map_err(|_| ProduceError::Busy {
@@ -466,7 +466,7 @@ async fn by_component(
     Ok(messages.iter().map(choose).collect())
 }
 
-/// Checks everything before anything is stored; the bytes of all messages.
+/// Checks everything before anything is stored; returns the bytes of all messages.
 fn check(
     topic: &Topic,
     messages: &[NewMessage],
@@ -510,7 +510,7 @@ fn check_message(topic: &Topic, index: usize, new: &NewMessage) -> Result<usize,
         let topic = topic.spec.name.clone();
         return Err(ProduceError::KeyMissing { index, topic });
     }
-    // The frame of each header counts too, so that a batch of this many bytes always fits.
+    // The framing of each header counts too, so that a batch of this many bytes always fits.
     let bytes = message.byte_count() + message.headers.len() * 10;
     if bytes > MESSAGE_BYTES_MAX {
         let max = MESSAGE_BYTES_MAX;
@@ -541,7 +541,7 @@ fn check_message(topic: &Topic, index: usize, new: &NewMessage) -> Result<usize,
     }
 }
 
-/// Whether its times are meant as they are given.
+/// Whether its times are in milliseconds.
 fn check_times(index: usize, new: &NewMessage, now: Timestamp) -> Result<(), ProduceError> {
     let in_ms = |field, at: Timestamp| {
         let checked = check_ms(at.0, now);
@@ -553,7 +553,7 @@ fn check_times(index: usize, new: &NewMessage, now: Timestamp) -> Result<(), Pro
     in_ms("deliver_at", due)?;
     let timestamp = in_ms("timestamp", new.message.timestamp)?;
     let max_ms = TIMESTAMP_AHEAD_MS_MAX;
-    // Its own, where it has one, may well be that of its delivery.
+    // A message's own timestamp may equal its time of delivery.
     match timestamp <= now.max(due).0.saturating_add(max_ms) {
         true => Ok(()),
         false => Err(ProduceError::Ahead {
@@ -587,24 +587,24 @@ fn check_delay(
     }
 }
 
-/// From here on, a message has a time of delivery only if that has not come yet.
+/// From here on, a message has a time of delivery only if it is in the future.
 fn stamp(messages: &mut [NewMessage], now: Timestamp) {
     for new in messages {
         new.deliver_at = new.deliver_at.filter(|due| due.time > now);
         if new.message.timestamp == Timestamp::default() {
             new.message.timestamp = new.deliver_at.map_or(now, |due| due.time);
         }
-        // A record's field is signed: what goes beyond would be stored and never read again.
+        // A record's field is signed: a larger value would be stored and never read back.
         new.message.timestamp = new.message.timestamp.min(Timestamp(i64::MAX as u64));
     }
 }
 
-/// What a call becomes.
+/// The transaction for a call.
 struct Grouped {
     /// One batch per partition.
     appends: Vec<Append>,
     additions: Additions,
-    /// Where each message is.
+    /// The position of each message.
     placement: Placement,
 }
 
@@ -667,7 +667,7 @@ fn mark(topic: &Topic, key: CallKey, placement: &Placement) -> Result<RequestMar
     })
 }
 
-/// A repeat is placed as it was the first time: a partitioner may choose otherwise now.
+/// A repeat uses the first call's positions: a partitioner may choose differently now.
 fn produced(placement: Placement, receipt: &Receipt) -> Result<Produced, ProduceError> {
     let placement = match receipt.repeated {
         true => Placement::decode(&receipt.note).ok_or(ProduceError::PlacesLost)?,
@@ -681,7 +681,7 @@ fn produced(placement: Placement, receipt: &Receipt) -> Result<Produced, Produce
     })
 }
 
-/// Compresses the batches as their topic wants it.
+/// Compresses the batches as their topic requires.
 async fn pack(appends: &mut [Append], codec: Compression) {
     let batches = appends.iter().map(|append| append.batch.clone());
     let packed = packing::packed(batches.collect(), |_| codec).await;

@@ -8,7 +8,7 @@ use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
 
 impl Processors {
-    /// The offsets to begin at, in the topics as they are now.
+    /// The offsets to start at, in the topics as they are now.
     pub(crate) async fn start_of(
         &self,
         name: &ProcessorName,
@@ -29,7 +29,7 @@ impl Processors {
                 let progress = self.inner.engine.progress(&name.group(), place).await?;
                 if progress.is_some() {
                     return invalid(format!(
-                        "{name} was deployed before and deleted, and goes on where it was in {}; say nothing of where to begin, or choose another name",
+                        "{name} was deleted earlier and will continue where it was in {}; omit the start position, or choose another name",
                         topic.spec.name
                     ));
                 }
@@ -42,7 +42,7 @@ impl Processors {
             });
         }
         match begin_at {
-            // What is kept no longer tomorrow is not to be asked for.
+            // Starts no lower than what is kept: a removed message must not be asked for.
             BeginAt::Earliest => Ok(Vec::new()),
             _ => Ok(starts),
         }

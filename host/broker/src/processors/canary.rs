@@ -21,23 +21,23 @@ use crate::processors::revisions::on_trial;
 use crate::processors::revisions::tried_already;
 use crate::processors::revisions::unproven_run;
 
-/// How a canary and the current revision do beside each other.
+/// How a canary compares with the current revision.
 #[derive(Clone, Debug, Serialize)]
 pub struct CanaryStatus {
     /// The canary's share of the keys.
     pub percent: u32,
-    /// What became of its messages, since it began on this host.
+    /// The results of its messages, since it began on this host.
     pub canary: SideStatus,
-    /// What became of all others in that time.
+    /// The results of all other messages in that time.
     pub current: SideStatus,
-    /// Why it takes no messages any more and is about to be withdrawn.
+    /// Why it takes no more messages and is about to be withdrawn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
 }
 
 impl Processors {
-    /// Makes a revision that takes the messages of `percent` of the keys, while the current one keeps the others. A canary that is
-    /// there already ends; one of the same specification gets the new share.
+    /// Creates a revision that takes the messages of `percent` of the keys, while the current one keeps the others. An existing canary
+    /// ends; one with the same specification gets the new share.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.
@@ -80,7 +80,7 @@ impl Processors {
         self.change(processor).await
     }
 
-    /// Gives the canary another share; 0 withdraws it.
+    /// Changes the canary's share; 0 withdraws it.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -113,10 +113,10 @@ impl Processors {
         self.change(processor).await
     }
 
-    /// Makes the revision that is tried beside the current one the current one. What is known of its trial stands in the history.
+    /// Makes the revision on trial current. The history records the results of its trial.
     ///
     /// # Errors
-    /// [`ProcessorError::TrialFails`] where it is about to be withdrawn, and [`ProcessorError`].
+    /// [`ProcessorError::TrialFails`] if it is about to be withdrawn, and [`ProcessorError`].
     pub async fn promote(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
         self.inner
             .catalogue
@@ -124,7 +124,7 @@ impl Processors {
             .await
     }
 
-    /// As [`promote`](Self::promote), also where the revision is about to be withdrawn.
+    /// Like [`promote`](Self::promote), even if the revision is about to be withdrawn.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -149,7 +149,7 @@ impl Processors {
         self.change(processor).await
     }
 
-    /// The revision on trial becomes the current one, unless its trial has failed.
+    /// Makes the revision on trial current, unless its trial has failed.
     pub(crate) fn promote_to(
         &self,
         processor: &mut Processor,
@@ -201,7 +201,7 @@ impl Processors {
         self.record(processor, ChangeKind::Canary, revision, Some(text));
     }
 
-    /// The number of the revision to try: the one that is being tried if it is the same.
+    /// The number of the revision to try: that of the one on trial if it is the same.
     pub(crate) fn tried(&self, processor: &mut Processor, spec: ProcessorSpec) -> u32 {
         if let Some(number) = tried_already(processor, &spec) {
             return number;
@@ -213,7 +213,7 @@ impl Processors {
         number
     }
 
-    /// Another revision than the one on trial is tried from now on, or the same in another way.
+    /// Puts another revision on trial, or the same one in another way.
     pub(crate) fn end_other_trial(&self, processor: &mut Processor, revision: u32) {
         match on_trial(processor) == Some(revision) {
             true => end_trials(processor),
@@ -279,7 +279,7 @@ impl Processors {
     }
 }
 
-/// What a canary did wrong; `None` if nothing was seen.
+/// The canary's failures; `None` if there were none.
 fn wrong_of_canary(status: &CanaryStatus) -> Option<String> {
     let SideStatus {
         messages,
@@ -298,7 +298,7 @@ fn wrong_of_canary(status: &CanaryStatus) -> Option<String> {
     })
 }
 
-/// What a shadow did otherwise than the current revision; `None` if nothing was seen.
+/// The shadow's differences; `None` if there were none.
 fn wrong_of_shadow(report: &ShadowReport) -> Option<String> {
     let otherwise = report.compared.saturating_sub(report.alike);
     let is_wrong = otherwise > 0 || !report.failed_calls.is_empty();
@@ -308,7 +308,7 @@ fn wrong_of_shadow(report: &ShadowReport) -> Option<String> {
             counts.collect::<Vec<_>>().join(", ")
         };
         let mut text = format!(
-            "{otherwise} of {} messages came out differently",
+            "{otherwise} of {} messages had different results",
             report.compared
         );
         if !report.outcomes.is_empty() {
@@ -329,23 +329,23 @@ fn check_percent(percent: u32) -> Result<(), ProcessorError> {
     match percent {
         1..=99 => Ok(()),
         _ => invalid(format!(
-            "a canary's share is {percent} %; it goes from 1 to 99. Promote it to give it all, or withdraw it (a share of 0)"
+            "a canary's share is 1 to 99 %, not {percent} %. To give it all keys, promote it; to give it none, withdraw it (a share of 0)"
         )),
     }
 }
 
-/// Whether it may have further revisions.
+/// Whether further revisions may be deployed.
 pub(crate) fn check_no_replay(processor: &Processor) -> Result<(), ProcessorError> {
     match &processor.replay {
         None => Ok(()),
         Some(replay) => invalid(format!(
-            "{} only replays what {} has read; deploy to that one, or delete this one first",
+            "{} is a replay of {}; deploy to that one, or delete the replay first",
             processor.name, replay.of
         )),
     }
 }
 
-/// Whether a revision can run beside the current one.
+/// Whether a revision can run on trial.
 pub(crate) fn check_beside(
     processor: &Processor,
     spec: &ProcessorSpec,
@@ -354,7 +354,7 @@ pub(crate) fn check_beside(
     let current = &kept(processor, processor.current)?.spec;
     if current == spec {
         return invalid(format!(
-            "it is the same as revision {}, which is current; there is nothing to try",
+            "it is the same as the current revision {}; there is nothing to try",
             processor.current
         ));
     }
@@ -362,7 +362,7 @@ pub(crate) fn check_beside(
     topics.iter_mut().for_each(|topics| topics.sort());
     if topics[0] != topics[1] || current.order != spec.order {
         return invalid(
-            "a revision that is tried beside the current one reads the same topics in the same order; deploy it whole to change those".to_owned(),
+            "a revision on trial reads the same topics in the same order as the current one; to change those, deploy it without --canary or --shadow".to_owned(),
         );
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! Processors: deployed, rolled back, paused, deleted. A change is loaded first, becomes true by one commit of the catalogue,
-//! and is then shown to the workers, which take it at their next batch.
+//! Processors: deployed, rolled back, paused, deleted. A change is loaded first, takes effect by one commit of the catalogue, and is
+//! then passed to the workers, which adopt it at their next batch.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -26,9 +26,9 @@ use crate::processors::revisions::on_trial;
 use crate::processors::revisions::told_of_records;
 use crate::processors::revisions::tried_already;
 
-/// How long a pause waits for batches that are being processed; then it is answered, and they end by themselves.
+/// How long a pause waits for running batches; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
-/// How often it looks.
+/// How often the pause checks.
 const PAUSE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Processors {
@@ -67,7 +67,7 @@ impl Processors {
         self.know_with(processor, version, problem, trial_problem);
     }
 
-    /// What runs of a processor is told anew what there is around it.
+    /// The running parts of a processor are told again about its surroundings.
     pub(crate) async fn prepare_anew(&self, name: &ProcessorName) {
         let Some(known) = self
             .inner
@@ -80,18 +80,19 @@ impl Processors {
         match self.prepare_alone_if_need_be(&known.processor).await {
             Ok((prepared, _)) => self.run(&known.processor, prepared).await,
             Err(error) => {
-                tracing::error!(processor = %name, %error, "a processor goes on as it was");
+                tracing::error!(processor = %name, %error, "a processor continues unchanged");
             }
         }
     }
 
-    /// A revision on trial that cannot be loaded does not keep the current one from running; why it cannot comes along.
+    /// Prepares the revision on trial. If it cannot be loaded, the current one still runs; the second value says why the trial does
+    /// not.
     async fn prepare_alone_if_need_be(
         &self,
         processor: &Processor,
     ) -> Result<(Prepared, Option<String>), ProcessorError> {
         match self.prepare(processor).await {
-            // One that runs goes on.
+            // A running trial continues.
             Err(error) if on_trial(processor).is_some() && !self.has_trial(&processor.name) => {
                 let mut alone = processor.clone();
                 end_trials(&mut alone);
@@ -108,8 +109,9 @@ impl Processors {
         supervisor.canary(name).is_some() || supervisor.shadow(name).is_some()
     }
 
-    /// Makes the processor, or its next revision: of a whole specification, or of [`NextSpec`] changes to the current one. A specification
-    /// that fails changes nothing; the same one as the current one gives the current revision. A processor that was deleted and is made again goes on where it was.
+    /// Creates the processor or its next revision, from a whole specification or from [`NextSpec`] changes to the current one. A
+    /// specification that fails changes nothing; the current one's specification returns the current revision. A deleted processor that
+    /// is created again continues where it was.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -158,8 +160,8 @@ impl Processors {
         self.change(processor).await
     }
 
-    /// As [`deploy`](Self::deploy), with empty state: the workers stop after their batch, one commit makes the revision current and
-    /// empties its state in every partition, and they start again. The same specification as before makes a revision as well.
+    /// Like [`deploy`](Self::deploy), with empty state: the workers stop after their batch, one commit makes the revision current and
+    /// empties its state in every partition, and they start again. The same specification as before also creates a revision.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.
@@ -205,7 +207,7 @@ impl Processors {
         let version = match kept {
             Ok(version) => version,
             Err(error) => {
-                // If another host changed it, what it is now is taken over.
+                // If another host changed it, its present state is followed.
                 if let Some(before) =
                     before.filter(|before| self.inner.catalogue.is_entry_of(before))
                 {
@@ -227,7 +229,7 @@ impl Processors {
     ) -> Result<Processor, ProcessorError> {
         if name.as_str().starts_with('-') {
             return invalid(format!(
-                "a new processor cannot be named {name}: on a command line that is a flag"
+                "a new processor cannot be named {name}: the command line would take it for a flag"
             ));
         }
         let start = self.start_of(name, &spec, begin_at).await?;
@@ -235,7 +237,7 @@ impl Processors {
         Ok(Processor { start, ..processor })
     }
 
-    /// Nothing new; but lost workers, and a processor that could not be loaded before, get another chance.
+    /// Nothing changes, but lost workers, and a processor that could not be loaded before, are started again.
     async fn refresh(&self, known: Deployed) -> Result<Processor, ProcessorError> {
         let standings = self.inner.supervisor.standings(&known.processor.name);
         let lost = |(_, standing): &(Input, Standing)| matches!(standing.state, State::Stopped(_));
@@ -248,8 +250,7 @@ impl Processors {
         Ok(known.processor)
     }
 
-    /// Takes no further batches until [`resume`](Self::resume). Waits for those that are being processed, on whichever host, a few seconds at the
-    /// most.
+    /// Takes no further batches until [`resume`](Self::resume). Waits up to a few seconds for running ones, on any host.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -269,15 +270,15 @@ impl Processors {
             let holdings = self.inner.hosts.holdings(&name.group());
             holdings.rest(self.worked_at_elsewhere(&processor)).await;
         };
-        // What takes longer ends by itself; the status shows it.
+        // Longer calls end by themselves; the status shows them.
         let _ = tokio::time::timeout(Duration::from_millis(PAUSE_WAIT_MS_MAX), wait).await;
         Ok(processor)
     }
 
-    /// Partitions of a paused processor at which another host may still work, as far as this one knows.
+    /// Partitions of a paused processor where another host may still be working, as far as this one knows.
     fn worked_at_elsewhere(&self, processor: &Processor) -> Vec<TopicPartition> {
         let standings = self.inner.supervisor.standings(&processor.name);
-        // Of what is sent again the same holds, for it is held together.
+        // The same goes for redriven messages, which are under the same hold.
         let here = standings
             .iter()
             .filter(|(input, standing)| standing.state == State::Paused && !input.is_redriven());
@@ -308,9 +309,9 @@ impl Processors {
         Ok(processor)
     }
 
-    /// Goes on after [`pause`](Self::pause). Workers that were lost are started again; a processor whose breaker is open tries
-    /// a message at once. With `accept_dead_letters`, its breaker closes, and so many dead letters are let through before it and
-    /// the bound of dead letters judge again; another revision ends that.
+    /// Resumes after [`pause`](Self::pause). Lost workers are started again, and a processor with an open breaker tries a message at
+    /// once. `accept_dead_letters` closes the breaker and lets up to this many dead letters through before it and the bound of dead
+    /// letters apply again; another revision ends that.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -337,10 +338,10 @@ impl Processors {
             let current = processor.current;
             self.record(&mut processor, ChangeKind::Resume, current, text);
         }
-        // By this other hosts know of it, though nothing else may be different.
+        // This tells other hosts of it, even if nothing else differs.
         let accepted = accept_dead_letters.unwrap_or(0);
         processor.resumes.again(processor.current, accepted);
-        // A trial that cannot be loaded is no reason to let the current revision stand still.
+        // A trial that cannot be loaded must not keep the current revision from running.
         let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor).await?;
         let version = self.keep(&processor).await?;
         self.run(&processor, prepared).await;
@@ -351,8 +352,7 @@ impl Processors {
         Ok(processor)
     }
 
-    /// Forgets the processor. Its dead letters stay, as topics, and so do its progress and its state: made again under the same name
-    /// it goes on.
+    /// Deletes the processor. Its dead-letter topics, progress and state stay: created again under the same name, it continues.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -374,7 +374,7 @@ impl Processors {
         Ok(())
     }
 
-    /// As [`delete_processor`](Self::delete_processor), and its state goes with it, in one commit.
+    /// Like [`delete_processor`](Self::delete_processor), and deletes its state in the same commit.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.
@@ -403,7 +403,7 @@ impl Processors {
                 Ok(())
             }
             Err(error) => {
-                // If another host changed it, what it is now is taken over.
+                // If another host changed it, its present state is followed.
                 if self.inner.catalogue.is_entry_of(&known) {
                     self.start_processor(known.processor, known.version).await;
                 }
@@ -452,11 +452,11 @@ impl Processors {
             }
             deployed
         });
-        // Not before it is known: what comes between would be taken for known.
+        // Not before it is known: writes in between would be taken for known.
         self.inner.catalogue.followed().own(version);
     }
 
-    /// Commits a processor that was decided on as it is known, whatever has become of all others; its version.
+    /// Commits a processor whose decision depends on itself alone; returns its version.
     pub(crate) async fn keep(&self, processor: &Processor) -> Result<Version, CommitError> {
         let expects = vec![self.inner.catalogue.as_known(&processor.name)];
         self.keep_on(processor, expects).await
@@ -475,7 +475,7 @@ impl Processors {
         write.await
     }
 
-    /// What a change of a processor is decided on: itself, all others, and the topics and modules of its revisions that are to run.
+    /// What a change of a processor depends on: itself, all others, and the topics and modules of its revisions that should run.
     fn stands_on(&self, processor: &Processor) -> Vec<Expectation> {
         let engine = &self.inner.engine;
         let trial = on_trial(processor).and_then(|number| processor.revision(number));
@@ -496,7 +496,7 @@ impl Processors {
         expects
     }
 
-    /// Load first, then one commit, then tell the workers: whatever fails before the commit changes nothing.
+    /// Load first, then one commit, then tell the workers: a failure before the commit changes nothing.
     pub(crate) async fn change(&self, processor: Processor) -> Result<Processor, ProcessorError> {
         let mut expects = self.stands_on(&processor);
         let prepared = self.prepare(&processor).await?;
@@ -513,7 +513,7 @@ impl Processors {
     }
 }
 
-/// That the topics through which a processor is to be given messages, and to which it gives them up, are those that were found.
+/// Expects that the topics from which a processor gets messages, and its dead-letter topics, are the ones that were found.
 fn read_by(prepared: &Prepared) -> Vec<Expectation> {
     let inputs = prepared.inputs.iter();
     let topics = inputs.flat_map(|input| [&input.topic, &input.dead_letters]);

@@ -6,118 +6,118 @@ use millrace_model::{Digest, ProcessorName, TopicName};
 use crate::catalogue::deciding::decision_errors;
 use crate::handler::{AdmitError, Interface};
 
-/// Why a processor did not change. It is as it was.
+/// Why a processor did not change. It is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessorError {
     /// No such processor.
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
-    /// It names a topic that is not there.
+    /// It names a topic that does not exist.
     #[error("topic {0} does not exist; create it first")]
     UnknownTopic(TopicName),
-    /// It names a module that is not there.
-    #[error("module {0} is not here; upload it first")]
+    /// It names a module that does not exist.
+    #[error("module {0} does not exist; upload it first")]
     UnknownModule(Digest),
-    /// The module cannot do what it is deployed for.
-    #[error("module {digest} exports {has:?}; here it must export {needs:?}")]
+    /// The module does not export the required interface.
+    #[error("module {digest} exports {has:?}; this use requires {needs:?}")]
     WrongInterface {
-        /// Which module.
+        /// The module.
         digest: Digest,
-        /// What it must export.
+        /// The required interface.
         needs: Interface,
-        /// What it does export.
+        /// Its exports.
         has: Vec<Interface>,
     },
-    /// Another revision is current than the deployer has seen.
+    /// Another revision is current than the caller expected.
     #[error(
-        "this would act on revision {current} of processor {name}, not on {expected}: it has changed since you looked; nothing was changed"
+        "this would act on revision {current} of processor {name}, not on {expected}: the processor has changed meanwhile. Nothing was done"
     )]
     OtherRevision {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// What was expected.
+        /// The expected revision.
         expected: u32,
-        /// What there is; 0 where there is no such processor.
+        /// The actual one; 0 if the processor does not exist.
         current: u32,
     },
     /// There is no revision before the current one.
     #[error("processor {0} has no revision before its current one")]
     NothingToRollBack(ProcessorName),
-    /// Revisions worked before the current one, and none of them can run any more.
+    /// Revisions before the current one worked, but none of them can run any more.
     #[error(
-        "processor {name} has no revision to go back to: {} worked, and topics or modules of theirs are gone",
+        "processor {name} has no revision to go back to: {} worked, but their topics or modules are gone",
         numbered(.revisions)
     )]
     WayBackGone {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// Which revisions.
+        /// These revisions.
         revisions: Vec<u32>,
     },
-    /// The host has just gone back by itself.
+    /// The host has just rolled back by itself.
     #[error("{}: nothing was changed", done_by_host(.name, *.current, *.from, *.withdrawn))]
     RolledBackAlready {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// The revision that is current.
+        /// The current revision.
         current: u32,
-        /// The one that was taken back, or withdrawn.
+        /// The one that was rolled back, or withdrawn.
         from: Option<u32>,
-        /// Whether it was a canary: the current revision stayed.
+        /// Whether it was a canary, so that the current revision stayed.
         withdrawn: bool,
-        /// Where a further step would lead.
+        /// Where a further rollback would lead.
         further: Option<u32>,
     },
     /// The revision on trial does not run.
     #[error("revision {revision} of processor {name} is on trial and cannot be loaded: {why}")]
     TrialNotLoaded {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// Which revision.
+        /// The revision.
         revision: u32,
-        /// Why not.
+        /// The reason.
         why: String,
     },
     /// The revision on trial is about to be withdrawn.
     #[error("revision {revision} of processor {name} fails on trial: {why}")]
     TrialFails {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// Which revision.
+        /// The revision.
         revision: u32,
-        /// How.
+        /// Its failures.
         why: String,
     },
-    /// No revision is tried beside the current one.
+    /// The processor has no revision on trial.
     #[error("processor {0} has no revision on trial")]
     NoTrial(ProcessorName),
-    /// The revision never was, or is no longer kept.
+    /// The revision never existed, or is no longer kept.
     #[error("processor {name} has no revision {revision}; it keeps {kept:?}")]
     NoSuchRevision {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// What was asked for.
+        /// The requested partition.
         revision: u32,
-        /// What there is.
+        /// The kept revisions.
         kept: Vec<u32>,
     },
-    /// It cannot be replayed so.
+    /// The replay is not possible.
     #[error("cannot be replayed: {0}")]
     Replay(String),
     /// The specification contradicts itself or a rule.
-    #[error("the processor cannot be deployed so: {0}")]
+    #[error("the processor cannot be deployed like this: {0}")]
     InvalidSpec(String),
     /// The module could not be loaded.
     #[error(transparent)]
     Admit(#[from] AdmitError),
-    /// The engine did not take it.
+    /// The engine refused the commit.
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// A topic of its own could not be made.
+    /// A topic of its own could not be created.
     #[error(transparent)]
     Topic(#[from] TopicError),
-    /// An entry of the catalogue is not one of ours.
-    #[error("{0}; the data directory may be of a newer version of this host")]
+    /// A catalogue entry cannot be read.
+    #[error("{0}; the data directory may belong to a newer version of this host")]
     Catalogue(String),
     /// The catalogue or a module could not be read.
     #[error(transparent)]
@@ -132,7 +132,7 @@ pub(crate) fn invalid<T>(what: String) -> Result<T, ProcessorError> {
     Err(ProcessorError::InvalidSpec(what))
 }
 
-/// What the host did by itself, for whoever asks for another rollback.
+/// What the host did by itself, for the answer to another rollback.
 fn done_by_host(name: &ProcessorName, current: u32, from: Option<u32>, withdrawn: bool) -> String {
     match (from, withdrawn) {
         (Some(from), true) => format!(
@@ -141,7 +141,7 @@ fn done_by_host(name: &ProcessorName, current: u32, from: Option<u32>, withdrawn
         (from, _) => {
             let from = from.map_or(String::new(), |from| format!(" from revision {from}"));
             format!(
-                "the host itself has already taken processor {name} back{from} to revision {current}"
+                "the host itself has already rolled processor {name} back{from} to revision {current}"
             )
         }
     }

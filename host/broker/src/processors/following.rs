@@ -12,7 +12,7 @@ use millrace_model::ProcessorName;
 use millrace_model::Topic;
 
 impl Processors {
-    /// Takes over what others changed of the processors. Whoever calls holds `changes`.
+    /// Follows changes of processors by others. The caller holds `changes`.
     pub(crate) async fn catch_up(&self) {
         if !self.inner.catalogue.is_followed() {
             self.take_over_all().await;
@@ -41,15 +41,15 @@ impl Processors {
         self.inner.catalogue.followed().up_to(newest);
     }
 
-    /// A processor as another host made it.
+    /// Creates a processor as another host has stored it.
     async fn take_over(&self, key: &str, entry: &Entry) {
         let processor = match serde_json::from_slice::<Processor>(&entry.value) {
             Ok(processor) => processor,
             Err(error) => {
                 let why = format!(
-                    "another host, maybe of a newer version, wrote what this one cannot read: {error}"
+                    "another host, perhaps with a newer version, wrote an entry that this one cannot read: {error}"
                 );
-                tracing::error!(processor = key, why, "a processor stops here");
+                tracing::error!(processor = key, why, "a processor has stopped on this host");
                 if let Ok(name) = ProcessorName::parse(key) {
                     self.stop_here(&name, why).await;
                 }
@@ -64,7 +64,7 @@ impl Processors {
             resumes.since(&known.processor.resumes).filter(|_| is_meant)
         });
         match known {
-            // What runs stays the same. With a problem it is tried anew: that may be gone.
+            // The running revision stays the same. If it had a problem, it is tried again: the problem may be gone.
             Some(known) if known.problem.is_none() && runs_alike(&known.processor, &processor) => {
                 self.know_with(processor, entry.version, None, known.trial_problem);
                 self.resume_here(&name, resumed);
@@ -82,7 +82,7 @@ impl Processors {
             .deployed(&name)
             .is_some_and(|known| known.problem.is_some())
         {
-            // What ran before is no longer wanted.
+            // The previously running one is no longer wanted.
             self.inner.supervisor.stop(&name).await;
         }
         self.have_sent_what_was_left(&name);
@@ -118,7 +118,7 @@ impl Processors {
         }
     }
 
-    /// Somebody resumed it on another host, and accepted so many dead letters: its breaker here is meant as well.
+    /// The processor was resumed on another host, with dead letters accepted: this applies to its breaker here as well.
     fn resume_here(&self, name: &ProcessorName, resumed: Option<u64>) {
         if let Some(accepted) = resumed
             && let Some(gate) = self.inner.supervisor.gate(name)
@@ -127,7 +127,7 @@ impl Processors {
         }
     }
 
-    /// It goes on elsewhere, as nobody here knows it.
+    /// The processor continues elsewhere in a state that this host cannot read.
     async fn stop_here(&self, name: &ProcessorName, why: String) {
         self.inner
             .catalogue
@@ -135,7 +135,7 @@ impl Processors {
         self.inner.supervisor.stop(name).await;
     }
 
-    /// It is in the catalogue no longer.
+    /// The processor was removed from the catalogue.
     pub(crate) async fn forget_processor(&self, name: &ProcessorName) {
         self.inner.supervisor.stop(name).await;
         self.inner.catalogue.unlearn(name);
@@ -144,9 +144,9 @@ impl Processors {
     }
 }
 
-/// Whether the same of a processor is to run.
+/// Whether what should run stays the same.
 fn runs_alike(one: &Processor, other: &Processor) -> bool {
-    // One that was deleted and made again begins with the same numbers.
+    // A processor that was deleted and created again starts with the same numbers.
     let revision = |processor: &Processor, number| {
         let revision = processor.revision(number);
         revision.map(|r| (r.number, r.deployed_at, r.spec.clone()))

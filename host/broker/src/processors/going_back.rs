@@ -1,4 +1,4 @@
-//! Back to a revision that worked: as an operator asks, or as the host does by itself over a bad deploy, or a bad canary.
+//! Going back to a revision that worked: on an operator's request, or automatically after a bad deploy or a bad canary.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -23,12 +23,12 @@ use crate::processors::revisions::make_void;
 use crate::processors::revisions::on_trial;
 use crate::processors::revisions::unproven_run;
 
-/// So long after the host itself has gone back a rollback has to say where to.
+/// For this long after an automatic rollback, a rollback must name its target.
 const ASKED_AFTER_HOST: Duration = Duration::from_secs(60 * 60);
-/// Groups of revisions that are named where a rollback passes over them.
+/// Groups of revisions named when a rollback skips them.
 const PASSED_GROUPS_MAX: usize = 4;
 
-/// Takes bad deploys back that ask for it, as long as there is a broker.
+/// Rolls bad deploys back if they ask for it, while the broker exists.
 pub(crate) async fn take_back(processors: Weak<Inner>, mut alarms: mpsc::Receiver<Alarm>) {
     while let Some(alarm) = alarms.recv().await {
         let Some(inner) = processors.upgrade() else {
@@ -50,18 +50,18 @@ pub(crate) async fn take_back(processors: Weak<Inner>, mut alarms: mpsc::Receive
             ),
             Wanted::Note => (processors.note_record(name, revision).await, true),
         };
-        // A rollback is tried again with each probe that fails, and its problem stands in the status.
+        // A rollback is tried again with each failed probe, and the status shows its problem.
         if let Err(error) = done
             && is_new
         {
-            tracing::error!(processor = %name, revision, %error, "what the host found of a revision could not be acted upon; it is tried again");
+            tracing::error!(processor = %name, revision, %error, "an action on a revision failed; trying again");
         }
     }
 }
 
 impl Processors {
-    /// Back to `revision`, or to the last one that worked. Without a number, or with that of the current one, a revision on trial is
-    /// withdrawn, and the current one stays.
+    /// Rolls back to `revision`, or to the last one that worked. Without a number, or with that of the current one, it withdraws a
+    /// revision on trial, and the current one stays.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -73,8 +73,8 @@ impl Processors {
         self.rollback_expecting(name, revision, None).await
     }
 
-    /// As [`rollback`](Self::rollback), but refused unless this is the revision that it takes back: the one on trial if there is one, else the
-    /// current one. So asked twice it is done once.
+    /// Like [`rollback`](Self::rollback), but refused unless this is the revision that it takes back: the one on trial if there is one,
+    /// otherwise the current one. So a repeated request rolls back once.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -108,7 +108,7 @@ impl Processors {
             });
         }
         let is_current = |number| number == processor.current;
-        // One that cannot be loaded is not stayed with.
+        // If the current one cannot be loaded, it does not stay.
         if revision.is_none_or(is_current) && trial.is_some() && known.problem.is_none() {
             self.withdraw(&mut processor, None);
             return self.change(processor).await;
@@ -123,7 +123,7 @@ impl Processors {
         self.change(processor).await
     }
 
-    /// Where a rollback leads that does not say where to.
+    /// The target of a rollback without a number.
     fn one_step_back(&self, processor: &Processor) -> Result<u32, ProcessorError> {
         let before = self.revision_before(processor);
         match done_last_by_host(processor, self.inner.clock.wall()) {
@@ -140,7 +140,7 @@ impl Processors {
         }
     }
 
-    /// The last revision before the current one that worked; where none did, the one that it took over from, or else the last that was
+    /// The last revision before the current one that worked; if none did, the one that it replaced, or else the last one that was
     /// current.
     fn revision_before(&self, processor: &Processor) -> Option<u32> {
         let back = self
@@ -195,7 +195,7 @@ impl Processors {
         self.record(processor, ChangeKind::Rollback, target, Some(text));
     }
 
-    /// What is said of going back from the current revision: why, from where, what is passed over, and what becomes of what it gave up.
+    /// The history's text about a rollback: why, from where, what is skipped, and how to redrive what was given up.
     fn told(&self, processor: &Processor, target: u32, why: Option<&str>) -> String {
         let from = processor.current;
         let mut text = format!("from revision {from}");
@@ -222,13 +222,13 @@ impl Processors {
         }
     }
 
-    /// Revisions between the two that a rollback passes over, and why.
+    /// Revisions between the two that a rollback skips, and why.
     fn passed_over(&self, processor: &Processor, from: u32, target: u32) -> String {
         let between = |r: &&Revision| r.number > target && r.number < from && !r.trial;
         let why = |r: &Revision| match (&r.record.stopped, r.record.worked_at) {
             _ if !self.inner.catalogue.can_run(r) => "whose topics or modules are gone",
             (_, None) => "which never processed a message",
-            (Some(_), _) => "which stood still when it was left",
+            (Some(_), _) => "which was stopped when it was replaced",
             _ => "which was current",
         };
         let mut groups: Vec<(u32, u32, &str)> = Vec::new();
@@ -254,7 +254,7 @@ impl Processors {
         }
     }
 
-    /// Takes a bad deploy back, once: not a revision that is no longer current, nor one that somebody made current again.
+    /// Rolls back a bad deploy, once: not if it is no longer current, or was made current again by someone.
     async fn roll_back_by_itself(
         &self,
         name: &ProcessorName,
@@ -280,7 +280,7 @@ impl Processors {
         let Some(redrives) = bad.map(|bad| bad.spec.auto_redrive) else {
             return Ok(());
         };
-        // What was the way back when it was judged may have lost its topics since.
+        // The way back at the time of the judgement may have lost its topics since.
         let judged = processor.revision(back_to);
         let back = judged.filter(|back| self.inner.catalogue.can_run(back));
         let back = back.or_else(|| self.inner.catalogue.way_back(&processor));
@@ -305,11 +305,11 @@ impl Processors {
         if redrives {
             self.have_sent_what_is_due(name);
         }
-        tracing::error!(processor = %name, revision = number, back_to, why, "a bad deploy was rolled back; `millrace dlq redrive {name} --failed-revision {number}` sends what it gave up again");
+        tracing::error!(processor = %name, revision = number, back_to, why, "a bad deploy was rolled back; `millrace dlq redrive {name} --failed-revision {number}` sends again what it gave up");
         Ok(())
     }
 
-    /// Keeps why the revision could not be taken back, or that there is nothing of the kind; whether that is new.
+    /// Stores why the revision could not be rolled back, or that there is no such problem; returns whether that is new.
     fn note_way_back_problem(
         &self,
         name: &ProcessorName,
@@ -329,22 +329,22 @@ impl Processors {
     }
 }
 
-/// The command that sends again what a revision gave up.
+/// The command that redrives what a revision gave up.
 fn sends_again(name: &ProcessorName, revision: u32) -> String {
     format!(
         "`millrace dlq redrive {name} --failed-revision {revision}` sends again what it gave up"
     )
 }
 
-/// How the note of a revision begins that the host took back to this one.
+/// The beginning of a revision's note after an automatic rollback to this one.
 fn note_of(back_to: u32) -> String {
     format!("rolled back to revision {back_to} by the host: ")
 }
 
-/// What the current revision and those after `back_to` have given up. Of revisions that are no longer kept the first one's time is not known;
-/// then the time of the one to go back to says as much.
+/// The range of time in which the current revision and those after `back_to` gave up messages. The first one's time is unknown if it is
+/// no longer kept; then the time of the one to go back to serves.
 fn redrive_due(processor: &Processor, back_to: u32) -> RedriveDue {
-    // What one gave up that was proven is no bad deploy's doing.
+    // Messages given up by a proven revision are not due to a bad deploy.
     let proven = processor.revisions.iter();
     let proven = proven.filter(|r| r.record.proven && !r.trial && r.number < processor.current);
     let proven = proven.map(|r| r.number).max().unwrap_or(0);
@@ -357,7 +357,7 @@ fn redrive_due(processor: &Processor, back_to: u32) -> RedriveDue {
     }
 }
 
-/// The revision from which the current one was gone back to, if that is the last that was done and it is still kept.
+/// The revision from which the host rolled back, if that was the last change and the revision is still kept.
 pub(super) fn gone_back_from(processor: &Processor) -> Option<u32> {
     let last = processor.changes.iter().rfind(is_of_the_current)?;
     let went_back = last.what == ChangeKind::Rollback && last.revision == processor.current;
@@ -366,14 +366,13 @@ pub(super) fn gone_back_from(processor: &Processor) -> Option<u32> {
     (went_back && left.record.left_as > 0 && left.number > processor.current).then_some(left.number)
 }
 
-/// Whether the change made another revision current. Others leave that as it is.
+/// Whether the change made another revision current. Other changes do not.
 fn is_of_the_current(change: &&Change) -> bool {
     use ChangeKind::{Canary, Pause, Resume, Shadow, Withdraw};
     !matches!(change.what, Pause | Resume | Canary | Shadow | Withdraw)
 }
 
-/// Whether the last thing that was done is that the host itself went back or withdrew a canary: from which revision, if that is still known,
-/// and whether it was a canary.
+/// Whether the last change was an automatic rollback or withdrawal: from which revision, if still known, and whether it was a canary.
 fn done_last_by_host(processor: &Processor, now: Timestamp) -> Option<(Option<u32>, bool)> {
     let by_host = |change: &Change, what| {
         let is_recent = change.at.until(now) < ASKED_AFTER_HOST;

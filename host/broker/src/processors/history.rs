@@ -1,4 +1,4 @@
-//! A processor's history: its revisions, and what was done with it, by whom and when. Written with what it tells of, in one commit.
+//! A processor's history: its revisions, and what was done to it, by whom and when. Stored in the same commit as the change.
 
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ impl Processors {
         processor
     }
 
-    /// Adds a revision that takes over from the current one, or is tried beside it; its number.
+    /// Adds a revision, which becomes current or is put on trial; returns its number.
     pub(crate) fn add_revision(&self, processor: &mut Processor, spec: ProcessorSpec) -> u32 {
         let newest = processor.revisions.iter().map(|r| r.number).max();
         let number = newest.unwrap_or(0).max(processor.current) + 1;
@@ -65,13 +65,13 @@ impl Processors {
         number
     }
 
-    /// Another revision takes over from the current one: how that one did is written down.
+    /// Another revision becomes current: stores the previous one's record.
     pub(crate) fn leave(&self, processor: &mut Processor) {
         let gate = self.inner.supervisor.gate(&processor.name);
         let mut noted = gate.and_then(|gate| gate.record(processor.current));
         let known = self.known(&processor.name).ok();
         if let Some(problem) = known.and_then(|known| known.problem) {
-            // One that cannot even be loaded is nothing to go back to.
+            // A revision that cannot even be loaded is not one to go back to.
             let record = &mut noted.get_or_insert_default().record;
             record.stopped.get_or_insert(Stopped {
                 class: None,
@@ -81,7 +81,7 @@ impl Processors {
         leave(processor, noted, self.inner.clock.wall());
     }
 
-    /// Writes down how a revision does that runs.
+    /// Stores the record of a running revision.
     pub(crate) async fn note_record(
         &self,
         name: &ProcessorName,
@@ -127,7 +127,7 @@ impl Processors {
         Ok(())
     }
 
-    /// The trial ends, if there is one; why stands in the history.
+    /// Ends the trial, if there is one; the history says why.
     pub(crate) fn end_trial(&self, processor: &mut Processor, why: &str) {
         if let Some(revision) = on_trial(processor) {
             end_trials(processor);
@@ -156,7 +156,7 @@ impl Processors {
         }
     }
 
-    /// Writes down what is being done.
+    /// Records a change.
     pub(crate) fn record(
         &self,
         processor: &mut Processor,

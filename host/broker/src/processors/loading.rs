@@ -1,5 +1,5 @@
-//! Makes a revision ready to run: checks its specification against what there is, loads its modules, and makes the topics that it
-//! keeps for itself. Nothing of it is true until the catalogue says so.
+//! Prepares a revision: checks its specification, loads its modules, and creates the topics that it owns. Nothing takes effect until
+//! the catalogue says so.
 
 use std::sync::Arc;
 
@@ -33,15 +33,15 @@ use crate::processors::handle::Processors;
 use crate::processors::revisions::kept;
 use crate::processors::revisions::voided;
 
-/// Messages that a breaker may want to see.
+/// Maximum size of a breaker's window.
 const BREAKER_MESSAGES_MAX: u64 = 10_000;
-/// The longest times that breakers and dead letters are counted by.
+/// Maximum length of the periods of breakers and dead letters.
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
-/// The longest that a batch may be waited for.
+/// Maximum linger time of a batch.
 const LINGER_MS_MAX: u64 = 60_000;
 
 impl Processors {
-    /// Makes the processor's current revision, and the one on trial, ready to run.
+    /// Prepares the processor's current revision and the one on trial.
     pub(crate) async fn prepare(&self, processor: &Processor) -> Result<Prepared, ProcessorError> {
         let name = &processor.name;
         let owner = name.as_str();
@@ -58,7 +58,7 @@ impl Processors {
         let shadow = match &processor.shadow {
             None => None,
             Some(shadow) => {
-                // What it logs counts for nothing, and takes no room from what the others log.
+                // A shadow's log lines do not count, and take no room from others.
                 let owner = format!("{name}/shadow");
                 let (_, live) = self.prepare_one(processor, shadow.revision, &owner).await?;
                 Some((live, self.inner.clock.wall()))
@@ -76,7 +76,7 @@ impl Processors {
         })
     }
 
-    /// What the processor reads of an input topic, and where it begins in each partition.
+    /// What the processor reads of an input topic, and where it starts in each partition.
     pub(crate) async fn reads_of(
         &self,
         processor: &Processor,
@@ -111,28 +111,28 @@ impl Processors {
         Ok((topics, Arc::new(live)))
     }
 
-    /// Whether this host lets a component have what the specification asks for. A processor that was deployed when it might have more
-    /// goes on, with as much as there is now.
+    /// Checks that this host allows what the specification asks for. A processor that was deployed under larger limits continues with
+    /// the present ones.
     pub(crate) fn check_limits(&self, spec: &ProcessorSpec) -> Result<(), ProcessorError> {
         let (asked, host) = (&spec.limits, self.inner.catalogue.guest_limits());
         let memory_max = host.guest_memory_bytes_max;
         if asked.memory_bytes_max > memory_max {
             let asked = asked.memory_bytes_max;
             return invalid(format!(
-                "limits.memory_bytes_max is {asked}; this host gives a component at most {memory_max} (setting \
+                "limits.memory_bytes_max is {asked}; this host's maximum is {memory_max} (setting \
                  guest_memory_bytes_max = {memory_max})"
             ));
         }
         let (answer, outputs_max) = (asked.answer_bytes_max, ANSWER_OUTPUT_BYTES_MAX as u64);
         if answer > outputs_max {
             return invalid(format!(
-                "limits.answer_bytes_max is {answer}; the outputs of an answer have at most {outputs_max} bytes together"
+                "limits.answer_bytes_max is {answer}; the maximum for all outputs of an answer is {outputs_max}"
             ));
         }
         Ok(())
     }
 
-    /// The input topics, if all that the specification names is there and may be used so.
+    /// The input topics, if every topic that the specification names exists and may be used in this way.
     fn check_topics(
         &self,
         name: &ProcessorName,
@@ -144,7 +144,7 @@ impl Processors {
             let of_topic = topic.spec.name.as_str();
             if topic.spec.owner.as_ref() == Some(name) || of_topic.ends_with(REDRIVE_SUFFIX) {
                 return invalid(format!(
-                    "{of_topic} is a processor's own and cannot be read"
+                    "{of_topic} is reserved for its processor and cannot be read"
                 ));
             }
         }
@@ -159,8 +159,8 @@ impl Processors {
         Ok(inputs)
     }
 
-    /// Whether every cycle that the processor is in comes to an end. Asked when it changes, not when the host starts: what was
-    /// deployed by an earlier version runs on.
+    /// Checks that every cycle with this processor ends. Checked when it changes, not when the host starts: deployments of earlier
+    /// versions continue to run.
     pub(crate) fn check_chains(&self, processor: &Processor) -> Result<(), ProcessorError> {
         let mut all: Vec<(ProcessorName, ProcessorSpec)> = {
             let all = self.inner.catalogue.processors();
@@ -173,7 +173,7 @@ impl Processors {
         match own.find_map(|(name, spec)| endless_cycle(&name, &spec, &all)) {
             None => Ok(()),
             Some(cycle) => invalid(format!(
-                "messages would go round without end: {cycle}; set hops_max for one of these processors (`--hops-max 5`), and it gives up what came round so often"
+                "messages would cycle forever: {cycle}; set hops_max for one of these processors (`--hops-max 5`) so that it gives up messages after that many hops"
             )),
         }
     }
@@ -183,7 +183,7 @@ impl Processors {
         found.ok_or_else(|| ProcessorError::UnknownTopic(topic.clone()))
     }
 
-    /// Loads what a revision runs.
+    /// Loads a revision's modules.
     pub(crate) async fn load(
         &self,
         name: &ProcessorName,
@@ -265,7 +265,7 @@ impl Processors {
         })
     }
 
-    /// The partitions of an input topic, and those through which its dead letters come again.
+    /// The partitions of an input topic, and those of its redrive topic.
     async fn inputs_of(
         &self,
         name: &ProcessorName,
@@ -289,7 +289,7 @@ impl Processors {
         Ok(inputs.collect())
     }
 
-    /// A topic that the processor keeps for itself, with as many partitions as its input; made if it is not there.
+    /// A topic that the processor owns, with as many partitions as its input; created if it is missing.
     pub(crate) async fn own_topic(
         &self,
         name: &ProcessorName,
@@ -303,7 +303,7 @@ impl Processors {
         let topic = match self.inner.catalogue.topic(&own) {
             Some(topic) => topic,
             None => match self.make_own_topic(name, input, own.clone()).await {
-                // Another host was quicker, for the same processor or another.
+                // Another host was quicker, for the same processor or another one.
                 Err(TopicError::Exists(_)) => {
                     let made =
                         heard_of(&*self.inner.engine, || self.inner.catalogue.topic(&own)).await;
@@ -314,18 +314,18 @@ impl Processors {
         };
         if topic.spec.owner.as_ref() != Some(name) {
             return invalid(format!(
-                "topic {own} exists and is not this processor's; delete it or choose another processor name"
+                "topic {own} exists but does not belong to this processor; delete it or choose another processor name"
             ));
         }
         let (has, needs) = (topic.spec.partitions, input.spec.partitions);
         if has > needs {
             return invalid(format!(
-                "topic {own} has {has} partitions and {} has {needs}; delete the former first",
+                "topic {own} has {has} partitions but {} has {needs}; delete {own} first",
                 input.spec.name
             ));
         }
         if has < needs {
-            // The input was deleted and made again with more.
+            // The input was deleted and created again with more partitions.
             let change = TopicChange {
                 partitions: Some(needs),
                 ..TopicChange::default()
@@ -354,7 +354,7 @@ impl Processors {
     }
 }
 
-/// Leaves those inputs that a replay reads, and that its dead letters come again through.
+/// Keeps the inputs that a replay reads, including those of its redriven messages.
 fn limit(inputs: &mut Vec<Input>, replay: &Replay) {
     let range_of = |input: &Input| {
         let of = &input.topic.spec.name;
@@ -368,7 +368,7 @@ fn limit(inputs: &mut Vec<Input>, replay: &Replay) {
     inputs.retain(|input| input.is_redriven() || input.range.is_some());
 }
 
-/// What the processor's messages meet: its current revision, and its canary.
+/// The revisions that the processor's messages reach: the current one, and the canary.
 fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, ProcessorSpec)> {
     let canary = processor.canary.as_ref().map(|canary| canary.revision);
     let numbers = [Some(processor.current), canary];
@@ -379,13 +379,13 @@ fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, Proces
     revisions.map(|revision| (processor.name.clone(), revision.spec.clone()))
 }
 
-/// The revision to go back to from this one. Beside a canary the current one is.
+/// The revision to go back to from this one. From a canary it is the current one.
 #[cfg(test)]
 pub(crate) fn back_from(processor: &Processor, number: u32) -> Option<Back> {
     back_among(processor, number, |_| true)
 }
 
-/// The revision to go back to from this one, of those that can run. Beside a canary the current one is.
+/// The revision to go back to from this one, of those that can run. From a canary it is the current one.
 fn back_among(
     processor: &Processor,
     number: u32,
@@ -400,7 +400,7 @@ fn back_among(
     let proven = processor.revisions.iter();
     let proven = proven.filter(|r| r.number != number && r.record.proven && !r.trial);
     let proven = proven.max_by_key(|r| (r.number == processor.current, r.record.left_as, r.number));
-    // As long as none is, the first one says what is usual: there was nothing before it to be worse than.
+    // If none is proven, the first revision defines what is usual: there was none before it to compare with.
     let mut first = processor.revisions.iter();
     let first = first.find(|r| r.number < number && !r.trial && r.record.worked_at.is_some());
     let proven = proven.or_else(|| first.filter(|r| r.record.stopped.is_none()));
@@ -414,13 +414,12 @@ fn back_among(
     })
 }
 
-/// Whether a new revision's retries come within the time that messages wait at the most. Those of revisions that are there already are cut
-/// to it.
+/// Checks that a new revision's retry delays are within the maximum wait. Those of existing revisions are shortened to it.
 pub(crate) fn check_patience(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
     match spec.retry.delay_max_ms {
         0..=RETRY_DELAY_MS_MAX => Ok(()),
         given => invalid(format!(
-            "retry.delay_max_ms is {given}; it goes from 0 to {RETRY_DELAY_MS_MAX}, thirty days"
+            "retry.delay_max_ms is {given}; it must be 0 to {RETRY_DELAY_MS_MAX} (thirty days)"
         )),
     }
 }
@@ -428,7 +427,7 @@ pub(crate) fn check_patience(spec: &ProcessorSpec) -> Result<(), ProcessorError>
 fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
     let repeats = |(index, topic)| spec.topics[..index].contains(topic);
     if spec.topics.is_empty() || spec.topics.iter().enumerate().any(repeats) {
-        return invalid("topics names at least one input topic, each once".to_owned());
+        return invalid("topics must name at least one input topic, and each only once".to_owned());
     }
     let messages_max = PARKED_MESSAGES_MAX.min(BATCH_MESSAGES_MAX) as u64;
     let (batch, retry, limits) = (&spec.batch, &spec.retry, &spec.limits);
@@ -533,7 +532,7 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
     ];
     for (field, given, min, max) in bounds {
         if given < min || given > max {
-            return invalid(format!("{field} is {given}; it goes from {min} to {max}"));
+            return invalid(format!("{field} is {given}; it must be {min} to {max}"));
         }
     }
     Ok(())

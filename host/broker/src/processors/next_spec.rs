@@ -1,5 +1,5 @@
-//! What a deployment asks for: a whole specification, or changes of the current one. Changes are laid over whatever is current when the
-//! deployment has its turn, so that of two deployers neither undoes what the other one said.
+//! What a deployment specifies: a whole specification, or changes of the current one. Changes apply to whatever is current when the
+//! deployment has its turn, so two deployers do not undo each other's changes.
 
 use millrace_model::{Processor, ProcessorName, ProcessorSpec};
 use serde_json::{Map, Value};
@@ -8,7 +8,7 @@ use crate::messages::beginning::BeginAt;
 use crate::processors::error::ProcessorError;
 use crate::processors::error::invalid;
 
-/// What the next revision is to be made of.
+/// What the next revision is made of.
 #[derive(Clone, Debug)]
 pub struct NextSpec {
     wanted: Wanted,
@@ -18,9 +18,9 @@ pub struct NextSpec {
 
 #[derive(Clone, Debug)]
 enum Wanted {
-    /// This, and nothing of what was.
+    /// This specification, and nothing of the current one.
     Whole(Box<ProcessorSpec>),
-    /// What was, with these fields changed.
+    /// The current specification with these fields changed.
     Changes(Map<String, Value>),
 }
 
@@ -35,8 +35,8 @@ impl From<ProcessorSpec> for NextSpec {
 }
 
 impl NextSpec {
-    /// What the current revision is made of, with these fields changed as a merge patch (RFC 7396) says: a group of fields is changed
-    /// field by field, and null is the default. Of a processor that is not there yet it is everything that differs from the defaults.
+    /// The current specification with these fields changed, as a merge patch (RFC 7396): groups are changed field by field, and null
+    /// resets to the default. For a new processor these are all fields that differ from the defaults.
     #[must_use]
     pub fn changes(changes: Map<String, Value>) -> Self {
         Self {
@@ -46,13 +46,13 @@ impl NextSpec {
         }
     }
 
-    /// Only if this revision is the current one; 0 is a processor that is not there yet.
+    /// Only if this revision is current; 0 means that the processor must not exist yet.
     #[must_use]
     pub fn expecting(self, expected: Option<u32>) -> Self {
         Self { expected, ..self }
     }
 
-    /// Where the processor begins, if this makes it. One that is there goes on where it is.
+    /// Where a new processor starts. An existing one continues where it is.
     #[must_use]
     pub fn beginning_at(self, begin_at: Option<BeginAt>) -> Self {
         Self { begin_at, ..self }
@@ -62,7 +62,7 @@ impl NextSpec {
         self.begin_at
     }
 
-    /// The specification, with `current` as it is now.
+    /// The specification, given the `current` one.
     pub(crate) fn over(
         self,
         name: &ProcessorName,
@@ -102,7 +102,7 @@ fn first(
     {
         true => understood(fields),
         false => invalid(format!(
-            "there is no processor {name} yet, and its first revision has to be told what it reads (topics) and what processes it (module)"
+            "processor {name} does not exist yet; its first revision must specify topics and module"
         )),
     }
 }
@@ -112,7 +112,7 @@ fn understood(fields: Map<String, Value>) -> Result<ProcessorSpec, ProcessorErro
         .or_else(|error| invalid(format!("with these changes: {error}")))
 }
 
-/// Lays changes over fields, as a merge patch (RFC 7396).
+/// Applies changes to fields, as a merge patch (RFC 7396).
 pub fn merge(fields: &mut Map<String, Value>, changes: Map<String, Value>) {
     for (name, change) in changes {
         match change {

@@ -1,4 +1,4 @@
-//! Parked messages: those of a processor that wait for their next attempt, or behind one of their key. Each says until when it waits
+//! Parked messages: those that wait for their next attempt, or behind another message with their key. Each one says until when it waits
 //! and why; each can be tried now, or given up.
 
 use std::sync::Arc;
@@ -19,30 +19,30 @@ use crate::messages::place::MessagePlace;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
 
-/// A message that waits.
+/// A parked message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParkedMessage {
-    /// Where it stands; in a redrive topic if it is a dead letter that was sent again.
+    /// Its topic; a redrive topic if it is a redriven dead letter.
     pub topic: TopicName,
     /// Its partition there.
     pub partition: PartitionId,
     /// Its offset there.
     pub offset: Offset,
-    /// Its key, cut; `None` without one, or if the message cannot be read.
+    /// Its key, cut to a maximum length; `None` without a key, or if the message cannot be read.
     pub key: Option<Bytes>,
     /// Attempts so far.
     pub attempts: u32,
     /// When it is tried again; `None` if it waits behind another one.
     pub due: Option<Timestamp>,
-    /// The message of its key (or of the partition, where that keeps its order) that it waits behind.
+    /// The message that it waits behind: of its key, or of the partition if that keeps its order.
     pub behind: Option<Offset>,
-    /// Since when it is kept from being given up, for the revision that failed at it is not proven; `None` if it is not.
+    /// Since when it is held, because the revision that failed is not proven; `None` if it is not held.
     pub held_since: Option<Timestamp>,
     /// When its first attempt failed; `None` before.
     pub first_failed_at: Option<Timestamp>,
     /// The class of its last attempt.
     pub class: Option<String>,
-    /// What was said of it.
+    /// The reason of its last attempt.
     pub reason: Option<String>,
 }
 
@@ -56,49 +56,49 @@ impl ParkedMessage {
     }
 }
 
-/// Which parked messages are asked for.
+/// Which parked messages to list.
 #[derive(Clone, Debug, Default)]
 pub struct ParkedQuery {
     /// Only those in this topic.
     pub topic: Option<TopicName>,
-    /// Only those in partitions of this number.
+    /// Only those in partitions with this number.
     pub partition: Option<PartitionId>,
-    /// Only those whose last attempt failed under this class.
+    /// Only those whose last attempt failed with this class.
     pub class: Option<String>,
     /// From this one on, in the order of the list.
     pub from: Option<MessagePlace>,
-    /// At most so many, and never more than [`PARKED_LISTED_MAX`].
+    /// Maximum number, never more than [`PARKED_LISTED_MAX`].
     pub max: usize,
 }
 
-/// Some of them.
+/// A page of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParkedPage {
     /// By topic, partition and offset.
     pub messages: Vec<ParkedMessage>,
-    /// All that the query fits, on whatever page.
+    /// All that match the query, on any page.
     pub total: usize,
-    /// Where to go on; `None` if that was all.
+    /// Where to continue; `None` at the end.
     pub next: Option<MessagePlace>,
 }
 
-/// Which parked messages something is to be done with.
+/// Which parked messages an order is about.
 #[derive(Clone, Debug)]
 pub enum WhichParked {
     /// These.
     Places(Vec<MessagePlace>),
-    /// Those whose last attempt failed under this class.
+    /// Those whose last attempt failed with this class.
     Class(String),
-    /// All of the processor's.
+    /// All parked messages of the processor.
     All,
 }
 
-/// What became of it.
+/// The result of an order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParkedDone {
-    /// Messages that it was done with.
+    /// Messages that it was applied to.
     pub done: usize,
-    /// Messages that it was not done with, and why; partitions that could not be asked have no offset of their own and say 0.
+    /// Messages that were left, with the reason; for a partition that could not be asked, the offset is 0.
     pub left: Vec<(MessagePlace, String)>,
 }
 
@@ -151,11 +151,11 @@ impl Processors {
         Ok(page)
     }
 
-    /// Tries parked messages now, or gives them up. The worker of each partition does it between two batches, whether it is paused or
-    /// not; one that is busy for longer than [`PARKED_ORDER_WAIT_MS_MAX`] is left as it is.
+    /// Tries parked messages now, or gives them up. The worker of each partition does it between two batches, even while paused; a
+    /// worker that is busy for longer than [`PARKED_ORDER_WAIT_MS_MAX`] is left as it is.
     ///
     /// # Errors
-    /// [`ProcessorError`]; what was done with partitions before stays done.
+    /// [`ProcessorError`]; what was done in earlier partitions remains.
     pub async fn do_with_parked(
         &self,
         name: &ProcessorName,
@@ -191,7 +191,7 @@ impl Processors {
         Ok(done)
     }
 
-    /// What is meant in each partition that has any of it.
+    /// The selected messages in each partition that has any.
     async fn meant(
         &self,
         name: &ProcessorName,
@@ -248,19 +248,19 @@ impl Processors {
             Some(Ok(given)) => given,
             Some(Err(state)) => {
                 return Err(format!(
-                    "its worker is not on this host ({state}), and nothing was done; ask that host"
+                    "its worker is on another host ({state}), and nothing was done; ask that host"
                 ));
             }
             None => {
                 return Err(format!(
-                    "no worker is at {topic}/{partition}: the processor does not read it, or cannot be started (`millrace processor show {name}`)"
+                    "there is no worker for {topic}/{partition}: the processor does not read it, or cannot be started (`millrace processor show {name}`)"
                 ));
             }
         };
         wait_for(answered, &orders, number).await
     }
 
-    /// The parked messages of each input partition: as its worker has them, else as they are committed.
+    /// The parked messages of each input partition: those of its worker, or else the committed ones.
     async fn parked_in(
         &self,
         name: &ProcessorName,
@@ -336,7 +336,7 @@ fn shown(
         offset: parked.offset,
         key: None,
         attempts: parked.attempts,
-        // What waits behind another one has no time of its own, unless its own is later.
+        // A message that waits behind another one has no time of its own, unless its own is later.
         due: parked.due,
         behind,
         held_since: parked.held_since,
@@ -358,14 +358,12 @@ async fn wait_for(
     }
     if orders.take_back(number) {
         return Err(format!(
-            "its worker is at a batch, for {PARKED_ORDER_WAIT_MS_MAX} ms and more, and nothing was done; try again, or see for how long the call may take (call_ms_max)"
+            "its worker has been processing a batch for more than {PARKED_ORDER_WAIT_MS_MAX} ms, and nothing was done; try again, or see how long the call may take (call_ms_max)"
         ));
     }
-    // It is being done: what came of it is soon known, unless the disk is in the way.
+    // The order is being carried out: its result is known soon, unless the disk is in the way.
     match tokio::time::timeout(wait, answered).await {
         Ok(answer) => answer.unwrap_or_else(|_| Err(GONE.to_owned())),
-        Err(_) => {
-            Err("it is being done, and takes long; the list shows how far it has come".to_owned())
-        }
+        Err(_) => Err("it is being done but takes long; the list shows the progress".to_owned()),
     }
 }

@@ -1,7 +1,7 @@
-//! Replays: a range of time of a processor's input goes once more through one of its revisions, into another topic. A replay is a
-//! processor of its own, with progress, state, retries and dead letters of its own; what it reads is fixed when it is made, and its
-//! workers rest where that ends. Timestamps are their producers' and need not ascend: so it reads from the first message of its time to
-//! the partition's end, and passes over messages of other times.
+//! Replays: run a time range of a processor's input through one of its revisions again, into another topic. A replay is a processor of
+//! its own, with its own progress, state, retries and dead letters; its input is fixed when it is created, and its workers rest at the
+//! end. Timestamps are set by producers and need not ascend, so it reads from the first message of its time to the partition's end, and
+//! skips messages of other times.
 
 use std::ops::Range;
 
@@ -17,28 +17,28 @@ use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
 use crate::processors::revisions::kept;
 
-/// Bytes that are read at the most to see whether there is anything to replay; beyond that the replay finds out.
+/// Maximum bytes read to check whether there is anything to replay; beyond that the replay finds out.
 const LOOKED_AT_BYTES_MAX: usize = 64 << 20;
 /// Bytes of one such read.
 const LOOK_BYTES: usize = 1 << 20;
 
-/// What is to be replayed.
+/// What to replay.
 #[derive(Clone, Debug)]
 pub struct ReplayRequest {
-    /// Through which revision; `None`: the current one.
+    /// The revision to run; `None` is the current one.
     pub revision: Option<u32>,
-    /// Messages of this time or later,
+    /// Messages at or after this time,
     pub from: Timestamp,
     /// and before this one.
     pub until: Timestamp,
-    /// Where all outputs go, whatever topic they name.
+    /// The topic for all outputs, whatever topic they name.
     pub into: TopicName,
-    /// The name of the processor that does it; `None`: `NAME-replay-1`, or the next one.
+    /// The replay's name; `None` is `NAME-replay-1`, or the next free number.
     pub name: Option<ProcessorName>,
 }
 
 impl Processors {
-    /// Makes a processor that replays a range of time of the input of processor `of`.
+    /// Creates a processor that replays a time range of the input of processor `of`.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.
@@ -60,7 +60,7 @@ impl Processors {
     ) -> Result<Processor, ProcessorError> {
         let original = self.known(of)?.processor;
         if original.replay.is_some() {
-            return refuse(format!("{of} is a replay itself; replay its original"));
+            return refuse(format!("{of} is itself a replay; replay its original"));
         }
         let number = request.revision.unwrap_or(original.current);
         let spec = replayed(kept(&original, number)?.spec.clone(), &request.into)?;
@@ -75,7 +75,7 @@ impl Processors {
             None => self.next_name(of, &topics).await?,
         };
         let mut processor = self.first_revision(&name, spec);
-        // The number that its guests are told is the one that they know.
+        // Guests know the original's number.
         processor.current = number;
         for revision in processor.revisions.iter_mut() {
             revision.number = number;
@@ -94,21 +94,21 @@ impl Processors {
         self.change(processor).await
     }
 
-    /// What lies in the range now, partition by partition.
+    /// The content of the range now, by partition.
     async fn ranges(
         &self,
         topics: &[Topic],
         request: &ReplayRequest,
     ) -> Result<Vec<ReplayRange>, ProcessorError> {
         if request.from >= request.until {
-            return refuse("its range of time ends before it begins".to_owned());
+            return refuse("the time range ends before it begins".to_owned());
         }
         let mut ranges = Vec::new();
         let mut bytes_left = LOOKED_AT_BYTES_MAX;
         for topic in topics {
             for place in topic.partitions() {
                 let engine = &self.inner.engine;
-                // Asked first: what comes meanwhile is after it.
+                // Read first, because messages that arrive meanwhile are after it.
                 let end = engine.ends(place)?.end;
                 let first = engine.offset_at(place, request.from).await?;
                 let first = first.unwrap_or(end)..end;
@@ -118,16 +118,16 @@ impl Processors {
             }
         }
         match ranges.len() {
-            0 => refuse("no message is in that range of time; messages of it may have been removed, see `millrace topic show`".to_owned()),
+            0 => refuse("there are no messages in that time range; they may have been removed, see `millrace topic show`".to_owned()),
             count if count > REPLAY_PARTITIONS_MAX => refuse(format!(
-                "it reads {count} partitions, at most {REPLAY_PARTITIONS_MAX} are replayed at once; take a shorter range of time"
+                "it covers {count} partitions; the maximum is {REPLAY_PARTITIONS_MAX}: use a shorter time range"
             )),
             _ => Ok(ranges),
         }
     }
 
-    /// The first message of the time among these, or, where that takes too long or something cannot be read, one before it; `None` if
-    /// there is none.
+    /// The first message of the time range among these, or, if that takes too long or something cannot be read, one before it; `None`
+    /// if there is none.
     async fn first_in(
         &self,
         place: TopicPartition,
@@ -166,7 +166,7 @@ impl Processors {
         (next < among.end).then_some(next)
     }
 
-    /// The next free name of a replay of the processor.
+    /// The next free name for a replay of the processor.
     async fn next_name(
         &self,
         of: &ProcessorName,
@@ -188,7 +188,7 @@ impl Processors {
         ))
     }
 
-    /// The name, if nobody has it, and nobody left progress or state under it: a replay begins afresh.
+    /// The name, if nothing uses it, and nothing left progress or state under it: a replay starts from scratch.
     async fn unused(
         &self,
         name: &ProcessorName,
@@ -203,7 +203,7 @@ impl Processors {
         match used {
             false => Ok(name.clone()),
             true => refuse(format!(
-                "{name} is, or was, a processor; a replay needs a name of its own"
+                "{name} is or was a processor; a replay needs an unused name"
             )),
         }
     }
@@ -222,7 +222,7 @@ fn range(topic: &TopicName, partition: PartitionId, first: Offset, end: Offset) 
 fn replayed(mut spec: ProcessorSpec, into: &TopicName) -> Result<ProcessorSpec, ProcessorError> {
     if spec.topics.contains(into) {
         return refuse(format!(
-            "{into} is read by it; replay into another topic, or its outputs are read as input"
+            "the processor reads {into}; replay into another topic, or outputs would be read as input"
         ));
     }
     spec.output = Some(into.clone());

@@ -16,14 +16,14 @@ use crate::ground::planted::planted;
 use crate::processors::error::ProcessorError;
 use millrace_model::Record;
 
-/// The first run of unproven revisions of a processor that is made now. What a processor of the same name has given up that was deleted
-/// is in progress still, and belongs to none of its runs.
+/// The first run of unproven revisions of a new processor. Counts in the progress of a deleted processor of the same name belong to
+/// none of its runs.
 pub(crate) fn first_run(now: Timestamp) -> u32 {
-    // Of tenths of seconds the last thirteen years or so.
+    // Tenths of seconds, which last for about thirteen years.
     ((now.0 / 100) as u32).max(1)
 }
 
-/// Another revision takes over from the current one, which did so.
+/// Another revision becomes current; the previous one had this record.
 pub(crate) fn leave(processor: &mut Processor, noted: Option<Noted>, now: Timestamp) {
     let number = processor.current;
     if let Some(noted) = noted {
@@ -35,7 +35,7 @@ pub(crate) fn leave(processor: &mut Processor, noted: Option<Noted>, now: Timest
     }
 }
 
-/// Writes down how a revision does, or did to the end, beside what other hosts saw of it; whether that is anything new.
+/// Merges a revision's record, running or final, with what other hosts saw; returns whether anything is new.
 pub(crate) fn take_down(
     processor: &mut Processor,
     number: u32,
@@ -56,12 +56,12 @@ pub(crate) fn take_down(
     let processed = (u64::from(record.processed) + fresh).min(PROVEN_MESSAGES);
     record.processed = processed as u32;
     if noted.stopped.is_some() || goes_on {
-        // Else it may stand still on another host.
+        // Otherwise it may be stopped on another host.
         record.stopped = noted.stopped;
     }
     record.processed_since = match record.stopped {
         Some(_) => None,
-        // An hour counts from when it stood still nowhere.
+        // The hour counts from when it was stopped nowhere.
         None => record.processed_since.max(noted.processed_since),
     };
     for class in noted.doubted {
@@ -73,13 +73,13 @@ pub(crate) fn take_down(
     *record != before
 }
 
-/// Shares are those of the host that has measured most; no class is forgotten for another host has not met it.
+/// Shares come from the host that has measured most; a class is not forgotten because another host has not seen it.
 fn reject(record: &mut Record, rejections: Vec<Rejections>, measured: u32) {
     if rejections.is_empty() {
         return;
     }
     if measured >= record.measured {
-        // Whoever notes has followed what is written down, and has all of it among its own.
+        // The host that reports has followed the stored record, and its own includes it.
         (record.rejections, record.measured) = (rejections, measured);
         return;
     }
@@ -94,8 +94,8 @@ fn reject(record: &mut Record, rejections: Vec<Rejections>, measured: u32) {
     }
 }
 
-/// The run of a revision that takes over from the current one: that one's, or a new one if that one was proven meanwhile. One that was proven
-/// long ago and gone back to is not: whoever repairs after it does not begin anew.
+/// The run of a revision that becomes current: that of the previous one, or a new one if that was proven meanwhile. A revision that was
+/// proven earlier and rolled back to does not start a new run.
 pub(crate) fn unproven_run(processor: &Processor) -> u32 {
     let goes_on = |current: &&Revision| {
         !current.record.proven_anew && current.unproven_run > 0 && !planted!(BoundPerRevision)
@@ -107,8 +107,8 @@ pub(crate) fn unproven_run(processor: &Processor) -> u32 {
     }
 }
 
-/// Keeps as many revisions as are kept of those that worked as the current one. Those that never did go first, and push nobody out; nor
-/// does anybody push out the way back and the last that was proven.
+/// Removes revisions beyond the maximum. Those that never worked as the current one are removed first, and do not displace others; the
+/// way back and the last proven one are always kept.
 pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
     let was_proven = |r: &&Revision| r.record.proven && !r.trial && r.number != newest;
     let proven = processor.revisions.iter().filter(was_proven);
@@ -139,8 +139,8 @@ pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
     }
 }
 
-/// What an earlier version wrote says nothing of how revisions did: each that was current once and was not taken back has worked, as far as
-/// anybody knows. The current one is only proven if it had its hour.
+/// Entries of earlier versions have no records of revisions: each one that was current and not rolled back counts as having worked. The
+/// current one is proven only if it had its hour.
 pub(crate) fn told_of_records(processor: &mut Processor, now: Timestamp) {
     let current = processor.current;
     for revision in processor
@@ -160,32 +160,32 @@ pub(crate) fn told_of_records(processor: &mut Processor, now: Timestamp) {
     }
 }
 
-/// The revision's word counts no longer: it is taken back or withdrawn.
+/// The revision was rolled back or withdrawn: its decisions no longer count.
 pub(crate) fn make_void(processor: &mut Processor, number: u32) {
     if let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) {
         revision.record.voided = true;
     }
 }
 
-/// Another revision becomes current: what was tried beside the one before is tried no longer.
+/// Another revision becomes current: the trial beside the previous one ends.
 pub(crate) fn end_trials(processor: &mut Processor) {
     processor.canary = None;
     processor.shadow = None;
 }
 
-/// The revision that is tried beside the current one.
+/// The revision on trial.
 pub(crate) fn on_trial(processor: &Processor) -> Option<u32> {
     let canary = processor.canary.as_ref().map(|canary| canary.revision);
     canary.or_else(|| processor.shadow.as_ref().map(|shadow| shadow.revision))
 }
 
-/// The number of the revision on trial, if this is its specification.
+/// The number of the revision on trial, if it has this specification.
 pub(crate) fn tried_already(processor: &Processor, spec: &ProcessorSpec) -> Option<u32> {
     let tried = on_trial(processor).and_then(|number| processor.revision(number));
     tried.filter(|r| r.spec == *spec).map(|r| r.number)
 }
 
-/// A revision that was only tried becomes the current one: from now on it is judged as a new one is.
+/// Makes a revision that was only tried current: from now on it counts as new.
 pub(crate) fn begin_anew(revision: &mut Revision, before: u32, now: Timestamp) {
     revision.trial = false;
     revision.deployed_at = now;
@@ -206,7 +206,7 @@ pub(crate) fn kept(processor: &Processor, number: u32) -> Result<&Revision, Proc
     processor.revision(number).ok_or_else(unknown)
 }
 
-/// Revisions whose word counts no longer: they stood still when they were left, were taken back or withdrawn.
+/// Revisions whose decisions no longer count: they were stopped when they were replaced, rolled back or withdrawn.
 pub(crate) fn voided(processor: &Processor) -> Vec<u32> {
     let is_void = |r: &&Revision| {
         !processor.runs(r.number) && (r.record.stopped.is_some() || r.record.voided)

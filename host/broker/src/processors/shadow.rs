@@ -1,5 +1,5 @@
-//! Shadows: a revision is called beside the current one, and its answers only count for a report. Which revision it is stands in the
-//! catalogue; the report is in memory, and begins anew with the host.
+//! Shadows: a revision is called beside the current one, and its answers only count for a report. The catalogue stores which revision
+//! it is; the report is in memory, and starts over when the host restarts.
 
 use millrace_model::{ChangeKind, Processor, ProcessorName, Shadow};
 
@@ -11,8 +11,8 @@ use crate::processors::loading::check_patience;
 use crate::processors::next_spec::NextSpec;
 
 impl Processors {
-    /// Makes a revision that is shown what the current one settles. A revision on trial that is there already ends; one of the same
-    /// specification is shadowed from now on.
+    /// Creates a revision that is called with the current one's settled batches. An existing trial ends; a revision on trial with the
+    /// same specification becomes the shadow.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.
@@ -53,7 +53,7 @@ impl Processors {
         self.change(processor).await
     }
 
-    /// Ends the shadow. Its report is gone.
+    /// Ends the shadow and discards its report.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -73,7 +73,7 @@ impl Processors {
         self.change(processor).await
     }
 
-    /// How the processor's shadow compares, since it began on this host.
+    /// The report of the processor's shadow, since it began on this host.
     ///
     /// # Errors
     /// [`ProcessorError`].

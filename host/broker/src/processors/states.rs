@@ -1,4 +1,4 @@
-//! State of processors from outside: shown, written and emptied by the operator, and emptied with a deployment.
+//! State of processors from outside: an operator can show, write and empty it; a deployment can empty it.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -23,35 +23,35 @@ use crate::catalogue::entries::entry;
 use crate::hosts::holding::Share;
 use crate::processors::handle::Processors;
 
-/// How long a write of the operator waits for the batch that uses the state; then it is refused, and nothing is written.
+/// How long an operator's write waits for the batch that uses the state; then it is refused, and nothing is written.
 const STATE_TURN_WAIT_MS_MAX: u64 = 10_000;
 
-/// Whose state, and where.
+/// A processor's state in a partition.
 #[derive(Clone, Debug)]
 pub struct StatePlace {
     /// The processor.
     pub processor: ProcessorName,
-    /// The input topic; `None` where the processor reads only one.
+    /// The input topic; `None` if the processor reads only one.
     pub topic: Option<TopicName>,
     /// The partition.
     pub partition: PartitionId,
 }
 
-/// What a processor keeps in one partition, or some of it.
+/// A processor's state in one partition, or a part of it.
 #[derive(Clone, Debug)]
 pub struct StateHolding {
     /// The input topic.
     pub topic: TopicName,
     /// The partition.
     pub partition: PartitionId,
-    /// What is there.
+    /// The content.
     pub page: StatePage,
 }
 
 fn which(topics: &[TopicName]) -> String {
     let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
     match names.is_empty() {
-        true => "reads nothing and has no state".to_owned(),
+        true => "reads no topics and has no state".to_owned(),
         false => format!(
             "reads, or has state of, {}; name one of them",
             names.join(", ")
@@ -59,35 +59,33 @@ fn which(topics: &[TopicName]) -> String {
     }
 }
 
-/// Why state was neither shown nor written.
+/// Why state could not be shown or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StateAccessError {
     /// No such processor, and no state of one.
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
-    /// It reads, or has state of, another topic or several.
+    /// It reads, or has state for, another topic or several.
     #[error("processor {name} {}", which(.topics))]
     WhichTopic {
-        /// Whose.
+        /// The processor.
         name: ProcessorName,
-        /// What it reads, or has state of.
+        /// The topics that it reads, or has state for.
         topics: Vec<TopicName>,
     },
     /// The topic has no such partition.
     #[error("topic {topic} has no partition {partition}")]
     UnknownPartition {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// What was asked for.
+        /// The requested partition.
         partition: PartitionId,
     },
-    /// An entry or all of them are over a bound; nothing was written.
+    /// One or all entries exceed a bound; nothing was written.
     #[error("{0}")]
     Bound(String),
-    /// A batch that uses it did not end in time; nothing was written.
-    #[error(
-        "a batch of partition {0} is being processed, for {STATE_TURN_WAIT_MS_MAX} ms and more"
-    )]
+    /// A batch that uses the state did not end in time; nothing was written.
+    #[error("a batch of partition {0} has been running for more than {STATE_TURN_WAIT_MS_MAX} ms")]
     Busy(PartitionId),
     /// It could not be read.
     #[error(transparent)]
@@ -102,7 +100,7 @@ decision_errors! {
 }
 
 impl Processors {
-    /// Entries of a processor's state in a partition, and of which committed progress they are: no more than the bounds of one answer.
+    /// Entries of a processor's state in a partition, and the committed progress that they belong to; within the bounds of one answer.
     ///
     /// # Errors
     /// [`StateAccessError`].
@@ -120,8 +118,8 @@ impl Processors {
         Ok(engine.read_state(group, partition, &query).await?)
     }
 
-    /// A key of a processor's state in each partition that has it, of this topic or of all that it reads or has state of. A component
-    /// keeps what it likes where it runs, so all that have any state are asked, not only the one that messages of the key go to.
+    /// A key of a processor's state in each partition that has it, for this topic or for all that it reads or has state for. A
+    /// component may store any key wherever it runs, so every partition with state is asked, not only the key's own.
     ///
     /// # Errors
     /// [`StateAccessError`].
@@ -147,7 +145,7 @@ impl Processors {
             .holdings(processor, topic, &query, |at| has_state.contains(&at))
             .await?
         {
-            // The key itself comes before all others that begin so.
+            // The exact key sorts before all others with this prefix.
             let Some(first) = holding.page.entries.first().filter(|e| *e.key == *key) else {
                 continue;
             };
@@ -160,7 +158,7 @@ impl Processors {
         Ok(found)
     }
 
-    /// How much a processor keeps in each partition of this topic, or of all that it reads or has state of.
+    /// How much state a processor has in each partition of this topic, or of all that it reads or has state for.
     ///
     /// # Errors
     /// [`StateAccessError`].
@@ -233,7 +231,7 @@ impl Processors {
         writes: Arc<StateWrites>,
     ) -> Result<(), StateAccessError> {
         let group = &place.processor.group();
-        // The worker's right, if it works here.
+        // The worker's lease, if it works here.
         let share = self.inner.hosts.holdings(group).claim(partition).await?;
         let written = self.write_under(place, partition, writes, &share).await;
         share.leave().await;
@@ -283,8 +281,8 @@ impl Processors {
         })
     }
 
-    /// One that the processor reads, or that it has state of: that stays when another revision reads other topics, and when the
-    /// processor is deleted.
+    /// A topic that the processor reads or has state for: state stays when another revision reads other topics, and when the processor
+    /// is deleted.
     async fn state_topic(&self, place: &StatePlace) -> Result<Topic, StateAccessError> {
         let name = &place.processor;
         let (read, kept) = self.state_topics(name).await?;
@@ -303,7 +301,7 @@ impl Processors {
         }
     }
 
-    /// The topics that the processor reads, and further ones that it has state of.
+    /// The topics that the processor reads, and further ones that it has state for.
     async fn state_topics(
         &self,
         name: &ProcessorName,
@@ -330,8 +328,8 @@ impl Processors {
         Ok((read, kept.collect()))
     }
 
-    /// Commits a processor's entry, or that there is none any more, together with empty state wherever it has any; its version. Its
-    /// workers have stopped.
+    /// Commits a processor's entry, or its removal, together with empty state wherever it has any; returns the version. Its workers
+    /// have stopped.
     pub(crate) async fn keep_and_reset(
         &self,
         name: &ProcessorName,
@@ -339,11 +337,11 @@ impl Processors {
         expects: Vec<Expectation>,
     ) -> Result<Version, CommitError> {
         let holdings = self.inner.hosts.holdings(&name.group());
-        // Workers on other hosts may not have heard of it yet: none of them commits anything any more.
+        // Workers on other hosts may not have heard of it yet: their commits are refused from now on.
         let shares = holdings.claim_all(self.places_of(name).await?).await?;
         let leases: Vec<Lease> = shares.iter().filter_map(|s| s.lease().cloned()).collect();
         let has_state = self.inner.engine.state_partitions(&name.group()).await?;
-        // Nobody who has read what was there may write after it is gone. Who waits for several turns takes them in order.
+        // Nobody who has read the old state may write after it is gone. Several turns are taken in order.
         let mut turns = Vec::with_capacity(has_state.len());
         for &partition in &has_state {
             if let Ok(table) = self.inner.engine.state(&name.group(), partition).await {
@@ -379,7 +377,7 @@ impl Processors {
         Ok(committed?.versions.first().copied().unwrap_or_default())
     }
 
-    /// Where the processor has state, or may come to have some: revisions that are no longer kept may have read other topics.
+    /// Where the processor has state, or may get some: revisions that are no longer kept may have read other topics.
     async fn places_of(&self, name: &ProcessorName) -> Result<BTreeSet<TopicPartition>, ReadError> {
         let engine = &self.inner.engine;
         let mut places = BTreeSet::from_iter(engine.state_partitions(&name.group()).await?);
@@ -398,14 +396,14 @@ fn check_call(writes: &StateWrites) -> Result<(), String> {
     let count = writes.changes.len();
     if count > STATE_CALL_KEYS_MAX || writes.byte_count() > STATE_ATTEMPT_BYTES_MAX {
         return Err(format!(
-            "{count} entries of {} bytes at once; at most {STATE_CALL_KEYS_MAX} and {STATE_ATTEMPT_BYTES_MAX} bytes are taken: send several calls",
+            "{count} entries of {} bytes at once; the maximum is {STATE_CALL_KEYS_MAX} entries and {STATE_ATTEMPT_BYTES_MAX} bytes: send several calls",
             writes.byte_count()
         ));
     }
     writes.changes.iter().try_for_each(StateChange::check)
 }
 
-/// Whether the table may have this much more.
+/// Whether the table may grow by this much.
 fn check_bounds(table: &StateTable, writes: &StateWrites, adds: Adds) -> Result<(), String> {
     let before = table.size();
     let begin = match writes.resets {
@@ -414,11 +412,11 @@ fn check_bounds(table: &StateTable, writes: &StateWrites, adds: Adds) -> Result<
     };
     let after = adds.after(begin).unwrap_or(begin);
     let max = table.bounds();
-    // Nobody is kept from making it smaller.
+    // Making the state smaller is always allowed.
     let has_entries = after.entries <= max.entries.max(before.entries);
     if !has_entries || after.bytes > max.bytes.max(before.bytes) {
         return Err(format!(
-            "the state would have {} entries and {} bytes then; at most {} and {} are kept for one partition",
+            "the state would have {} entries and {} bytes; the maximum for one partition is {} entries and {} bytes",
             after.entries, after.bytes, max.entries, max.bytes
         ));
     }

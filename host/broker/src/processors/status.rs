@@ -1,4 +1,4 @@
-//! How processors do: what is deployed, and how each input partition stands.
+//! The status of processors: what is deployed, and the state of each input partition.
 
 use millrace_model::{
     Offset, PartitionId, Processor, ProcessorName, Progress, Timestamp, Topic, TopicName,
@@ -16,43 +16,43 @@ use crate::processors::canary::CanaryStatus;
 use crate::processors::going_back::gone_back_from;
 use crate::processors::handle::Processors;
 
-/// A processor and how it does.
+/// A processor and its status.
 #[derive(Clone, Debug, Serialize)]
 pub struct ProcessorStatus {
-    /// What is deployed.
+    /// The processor.
     pub processor: Processor,
-    /// How each of its input partitions does.
+    /// The status of each input partition.
     pub partitions: Vec<PartitionStatus>,
-    /// How its breaker stands; `None` if it cannot be started.
+    /// The state of its breaker; `None` if it cannot be started.
     pub breaker: Option<BreakerStatus>,
-    /// How its canary does; `None` if none runs.
+    /// The status of its canary; `None` if none runs.
     pub canary: Option<CanaryStatus>,
-    /// Why the revision on trial does not run beside the current one; `None` if it does, or there is none.
+    /// Why the revision on trial does not run; `None` if it does, or there is none.
     pub trial_problem: Option<String>,
     /// Messages that wait in topics which the current revision does not read.
     pub left_behind: Vec<LeftBehind>,
-    /// The revision that a rollback leads to.
+    /// The revision that a rollback would return to.
     pub way_back: Option<u32>,
-    /// Why the host could not take the current revision back, when it tried last.
+    /// Why the host could not roll the current revision back, at its last try.
     pub way_back_problem: Option<String>,
-    /// The revision from which the current one was gone back to, if that is the last that was done and it is still kept.
+    /// The revision from which the host rolled back, if that was the last change and the revision is still kept.
     pub gone_back_from: Option<u32>,
 }
 
-/// How far behind a worker is.
+/// A worker's lag.
 #[derive(Clone, Debug)]
 pub struct Lag {
-    /// Whose.
+    /// The processor.
     pub processor: ProcessorName,
-    /// The topic that it reads.
+    /// The input topic.
     pub topic: TopicName,
     /// The partition.
     pub partition: PartitionId,
-    /// Messages not read yet, as [`PartitionStatus::lag`] tells.
+    /// Messages not read yet, as in [`PartitionStatus::lag`].
     pub messages: u64,
 }
 
-/// How a processor does in one partition.
+/// A processor's status in one partition.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartitionStatus {
     /// The input topic.
@@ -63,18 +63,18 @@ pub struct PartitionStatus {
     pub next: Offset,
     /// The offset that the next message will have.
     pub end: Offset,
-    /// Messages not read yet. Where they cannot be counted, for the disk fails, it is the distance in offsets: no fewer.
+    /// Messages not read yet. If a disk error prevents counting them, the distance in offsets, which is an upper bound.
     pub lag: u64,
-    /// Messages that wait below `next`.
+    /// Messages below `next` that wait.
     pub parked: usize,
     /// The revision that processed the last batch; 0 before the first.
     pub revision: u32,
-    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
+    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or `done` when a replay is settled.
     pub state: String,
-    /// Where it is `waiting`, until when, as far as that is known.
+    /// If it is `waiting`, until when, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_until: Option<Timestamp>,
-    /// For how many milliseconds the call at hand is under way; absent between two of them.
+    /// For how many milliseconds the current call has been running; absent between calls.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calling_ms: Option<u64>,
 }
@@ -97,7 +97,7 @@ impl Processors {
         statuses
     }
 
-    /// One processor as it is deployed, without how it does.
+    /// One processor as it is deployed, without its status.
     #[must_use]
     pub fn deployed_as(&self, name: &ProcessorName) -> Option<Processor> {
         self.inner
@@ -118,7 +118,7 @@ impl Processors {
         self.inner.modules.logs(name)
     }
 
-    /// Lines of its guests that were dropped since the host started, because there were too many in a second.
+    /// Lines of its guests that were dropped since the start because of their rate.
     #[must_use]
     pub fn log_lines_dropped(&self, name: &ProcessorName) -> u64 {
         self.inner.modules.lines_dropped(name)
@@ -136,7 +136,7 @@ impl Processors {
             .is_some_and(|breaker| breaker.state == "open");
         let left_behind = self.inner.catalogue.left_behind_in(name, topics).await;
         let left_behind = left_behind.unwrap_or_else(|error| {
-            tracing::warn!(processor = %name, %error, "what it left waiting cannot be read");
+            tracing::warn!(processor = %name, %error, "messages left waiting cannot be read");
             Vec::new()
         });
         ProcessorStatus {
@@ -157,7 +157,7 @@ impl Processors {
         }
     }
 
-    /// How far behind the workers of this host are.
+    /// The lag of this host's workers.
     pub async fn lags(&self) -> Vec<Lag> {
         let mut lags = Vec::new();
         for processor in self.inner.catalogue.processor_names() {
@@ -176,7 +176,7 @@ impl Processors {
         lags
     }
 
-    /// Where a worker's input ends, now.
+    /// The present end of a worker's input.
     fn end_of(&self, input: &Input) -> Offset {
         let end = self.inner.catalogue.ends(&input.topic, input.partition);
         let end = end.unwrap_or_default().end;
@@ -198,7 +198,7 @@ impl Processors {
         let mut shown = Vec::new();
         for (input, standing) in self.inner.supervisor.standings(name) {
             let end = self.end_of(&input);
-            // Redrives are our own business until there are some.
+            // An empty redrive topic is not shown.
             if input.is_redriven() && end == Offset::default() {
                 continue;
             }
@@ -209,7 +209,7 @@ impl Processors {
                 .calling
                 .map(|since| monotonic.saturating_sub(since));
             let Some(next) = standing.next.filter(|_| standing.state.is_here()) else {
-                // A worker that has only just begun has come as far as the one before it; of one on another host it is known what it committed.
+                // A new worker is at least where the previous one was; of a worker on another host, the committed progress is known.
                 if let Some(partition) = input.topic.partition(input.partition) {
                     let reads = (input.range, input.first);
                     let status = self.committed(name, &input.topic, partition, state, reads);
@@ -233,7 +233,7 @@ impl Processors {
         shown
     }
 
-    /// How a processor without workers stands, as far as it committed.
+    /// The status of a processor without workers, according to committed progress.
     async fn stopped(&self, processor: &Processor, problem: &str) -> Vec<PartitionStatus> {
         let topics = processor.current().map(|r| r.spec.topics.clone());
         let state = State::Stopped(problem.to_owned()).to_string();
@@ -265,7 +265,7 @@ impl Processors {
         partitions
     }
 
-    /// What is committed of a processor in one partition, of which it reads this range, or all from an offset on.
+    /// A processor's committed progress in one partition, of which it reads this range, or everything from an offset on.
     async fn committed(
         &self,
         name: &ProcessorName,

@@ -6,7 +6,7 @@ use millrace_model::ProcessorName;
 /// The gauge's name.
 pub(crate) const WAITING: &str = "millrace_dead_letters_waiting";
 
-/// A processor that is gone has none that anybody waits for.
+/// A deleted processor has no waiting dead letters.
 pub(crate) fn none_waiting(name: &ProcessorName) {
     gauge!(WAITING, "processor" => name.to_string()).set(0.0);
 }

@@ -1,4 +1,4 @@
-//! Makes the messages of schedules when they are due.
+//! Creates the messages of schedules when they are due.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -25,29 +25,29 @@ use crate::schedules::keeping::ScheduleError;
 use crate::schedules::keeping::ScheduleStatus;
 use crate::schedules::keeping::message_of;
 
-/// Messages of schedules that are made side by side.
+/// Messages of schedules that are created concurrently.
 const MADE_AT_ONCE_MAX: usize = 16;
-/// How many missed ones are counted; of more it is said that it were so many.
+/// Missed times are counted up to this; beyond it the header has this number.
 const MISSED_COUNTED_MAX: u64 = 100_000;
-/// How long a schedule waits whose message could not be made.
+/// Delay before a schedule whose message could not be created tries again.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
-/// Nobody sleeps longer in one go: the wall clock may be set meanwhile.
+/// The longest sleep, because the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
-/// A clock that is corrected by so little is not worth a word.
+/// Clock corrections up to this are not logged.
 const CLOCK_NOISE_MAX: Duration = Duration::from_secs(1);
-/// A schedule whose next time is so much later than its pattern says was set by a clock that was ahead. Less than that is left, so that
-/// a clock that is set back a little makes nothing twice.
+/// A schedule whose next time is later than its pattern says by more than this was set by a clock that was ahead. A smaller difference
+/// is kept, so that a clock that is set back a little creates nothing twice.
 const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(3_600);
 
-/// Why a message was not made.
+/// Why a message was not created.
 enum Unmade {
-    /// It may be, later.
+    /// It may be created later.
     Wait(String),
-    /// It is not: its time is passed over.
+    /// It cannot be: its time is skipped.
     Pass(String),
-    /// Another host made it, or changed the schedule.
+    /// Another host created it, or changed the schedule.
     Elsewhere,
-    /// The engine takes nothing any more.
+    /// The engine accepts nothing more.
     End,
 }
 
@@ -66,7 +66,7 @@ impl From<ProduceError> for Unmade {
     }
 }
 
-/// Works as long as there is a broker, until told to stop, or until the engine does.
+/// Works while the broker exists, until told to stop, or until the engine stops.
 pub(crate) async fn run(
     schedules: Weak<Inner>,
     changed: Arc<Notify>,
@@ -89,7 +89,7 @@ pub(crate) async fn run(
 }
 
 impl Schedules {
-    /// Makes what is due; how long there is nothing to do then. `None` is the end.
+    /// Creates what is due; returns how long there is nothing to do. `None` is the end.
     async fn make_due(&self) -> Option<Duration> {
         let schedules = &self.inner.known;
         let _change = schedules.changes.lock().await;
@@ -140,7 +140,7 @@ impl Schedules {
             Err(error) => error.into(),
         };
         if let Unmade::Pass(reason) = made {
-            // Nothing is due any more that can never be made; it is looked at again at the next time.
+            // A message that can never be created is not due; it is looked at again at the next time.
             let next = Schedule {
                 last: schedule.last,
                 made: schedule.made,
@@ -174,8 +174,8 @@ impl Schedules {
         self.append_message(next, headers).await
     }
 
-    /// Appends the schedule's message, and keeps the schedule as it is to be then; unless another host did, so that it is made once. The
-    /// version of its entry.
+    /// Appends the schedule's message and stores the schedule as it is afterwards, unless another host did, so that it is created once.
+    /// Returns the entry's version.
     async fn append_message(
         &self,
         then: &Schedule,
@@ -197,11 +197,11 @@ impl Schedules {
         Ok(version)
     }
 
-    /// Makes a schedule's message now, also while it is paused. Its next time stays as it is; that it was run, and by whom, is kept with it
-    /// in the commit that appends the message.
+    /// Creates a schedule's message now, even while it is paused. Its next time does not change; the commit that appends the message
+    /// also stores that it was run, and by whom.
     ///
     /// # Errors
-    /// [`ScheduleError`]; no message was made then.
+    /// [`ScheduleError`]; no message was created then.
     pub async fn run_schedule(&self, name: &ScheduleName) -> Result<ScheduleStatus, ScheduleError> {
         self.decide_schedule(|| self.run_schedule_now(name)).await
     }
@@ -230,7 +230,7 @@ impl Schedules {
         Ok(now_known.status(now))
     }
 
-    /// Whether the engine goes on.
+    /// Whether the engine still works.
     fn made(&self, before: Schedule, made: Result<(Schedule, Version), Unmade>) -> bool {
         match made {
             Ok((next, version)) => {
@@ -241,7 +241,7 @@ impl Schedules {
             Err(Unmade::Elsewhere) => self.read_again(&before.name),
             Err(Unmade::End) => return false,
             Err(Unmade::Pass(reason)) => {
-                tracing::warn!(schedule = %before.name, reason, "a schedule's message cannot be made; its time is passed over");
+                tracing::warn!(schedule = %before.name, reason, "a schedule's message cannot be created; its time is skipped");
             }
             Err(Unmade::Wait(reason)) => {
                 tracing::warn!(schedule = %before.name, reason, "a schedule's message waits; trying again");
@@ -251,7 +251,7 @@ impl Schedules {
         true
     }
 
-    /// Its message is tried again after a while.
+    /// Its message is tried again after a delay.
     fn waits(&self, name: &ScheduleName, reason: String) {
         let mut all = self.inner.known.all.write();
         if let Some(known) = all.get_mut(name) {
@@ -260,7 +260,7 @@ impl Schedules {
         }
     }
 
-    /// It is not known how far its message came, or another host made it: what is in the catalogue counts.
+    /// The result of its commit is unknown, or another host created it: the catalogue decides.
     fn read_again(&self, name: &ScheduleName) {
         let found = self.inner.engine.entry(EntryKind::Schedule, name.as_str());
         let Some(entry) = found else {
@@ -270,8 +270,7 @@ impl Schedules {
         match serde_json::from_slice(&entry.value) {
             Ok(schedule) => self.know_schedule(schedule, entry.version, None),
             Err(error) => {
-                let newer =
-                    "another host, maybe of a newer version, wrote what this one cannot read";
+                let newer = "another host, perhaps with a newer version, wrote an entry that this one cannot read";
                 self.waits(name, format!("{newer}: {error}"));
             }
         }
@@ -288,25 +287,25 @@ impl Schedules {
     }
 }
 
-/// A clock that was ahead when the schedule came up leaves a next time that nobody lives to see.
+/// A clock that was ahead when the schedule came up leaves a next time in the far future.
 fn bring_back(schedule: &mut Schedule, now: Timestamp) {
     if schedule.next <= now.after(CLOCK_AHEAD_MAX) {
         return;
     }
     let next = schedule.spec.cron.next_after(now);
     if schedule.next > next.after(CLOCK_AHEAD_MAX) {
-        tracing::warn!(schedule = %schedule.name, was = schedule.next.0, next = next.0, "the clock was ahead when this schedule last came up; it goes on by the clock as it is");
+        tracing::warn!(schedule = %schedule.name, was = schedule.next.0, next = next.0, "the clock was ahead when this schedule last came up; it now follows the present clock");
         schedule.next = next;
     }
 }
 
-/// Why a schedule that was made for times that have not come yet, by the clock as it is now, makes none, and until when.
+/// Why a schedule creates no messages, and until when: it already did for times that are in the future by the present clock.
 pub(super) fn waiting(schedule: &Schedule, now: Timestamp) -> Option<String> {
     let by_pattern = schedule.spec.cron.next_after(now);
     let is_ahead = !schedule.paused && schedule.next > by_pattern.after(CLOCK_NOISE_MAX);
     is_ahead.then(|| {
         let next = utc(schedule.next);
-        format!("the clock was set back: times before {next} made their messages already, it goes on at {next}")
+        format!("the clock was set back: times before {next} already created their messages; it continues at {next}")
     })
 }
 
@@ -318,7 +317,7 @@ fn say_waiting(known: &mut Known, now: Timestamp) {
     known.said_waiting = waiting.is_some();
 }
 
-/// The schedule after a message for the latest time that has passed, and how many earlier ones it stands for.
+/// The schedule after a message for the latest time that has passed, and how many earlier ones the message stands for.
 fn after(schedule: &Schedule, now: Timestamp) -> (Schedule, u64) {
     let (mut due, mut missed) = (schedule.next, 0);
     let cron = &schedule.spec.cron;

@@ -1,7 +1,8 @@
 //! KnownSchedules: a message for a topic, again and again. Kept in the catalogue with the time of the next one; [`firing`] appends a
 //! message and moves that time on in one transaction, so each time makes one message, over crashes as well.
 //!
-//! What was missed while the host was down, paused excepted, is made up for by one message that says how many it stands for.
+//! Times missed while the host was down (but not those missed during a pause) are made up for by one message that says how many it
+//! stands for.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,44 +22,44 @@ use crate::processors::error::ProcessorError;
 use crate::schedules::firing::waiting;
 use crate::schedules::handle::Schedules;
 
-/// A schedule and how it does.
+/// A schedule and its status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ScheduleStatus {
     /// The schedule.
     #[serde(flatten)]
     pub schedule: Schedule,
-    /// Why its last message was not made; `None` if all is well.
+    /// Why its last message could not be created; `None` if it was.
     pub problem: Option<String>,
-    /// Why it makes none at times that its pattern has, and until when: the clock was set back. `None` if it goes by its pattern.
+    /// Why it creates none at its pattern's times, and until when: the clock was set back. `None` if it follows its pattern.
     pub waiting: Option<String>,
 }
 
-/// Why a schedule did not change. It is as it was.
+/// Why a schedule did not change. It is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ScheduleError {
     /// No such schedule.
     #[error("schedule {0} does not exist")]
     Unknown(ScheduleName),
-    /// The topic would not take its message.
+    /// The topic would refuse its message.
     #[error(transparent)]
     Message(#[from] ProduceError),
-    /// Its message is over the bound.
+    /// Its message exceeds the bound.
     #[error(
-        "the message has {bytes} bytes, at most {SCHEDULE_MESSAGE_BYTES_MAX} are kept with a schedule; keep the payload elsewhere and send a reference"
+        "the message has {bytes} bytes; the maximum for a schedule is {SCHEDULE_MESSAGE_BYTES_MAX}: store the payload elsewhere and send a reference"
     )]
     TooLarge {
-        /// Its bytes, ten for each header included.
+        /// Its size, counting ten bytes for each header.
         bytes: usize,
     },
-    /// As many as there may be.
-    #[error("there are {SCHEDULES_MAX} schedules already; delete one first")]
+    /// The maximum number of schedules exists.
+    #[error("there are already {SCHEDULES_MAX} schedules, the maximum; delete one first")]
     TooMany,
-    /// All messages together would be too much.
+    /// All messages together would exceed the bound.
     #[error(
-        "the messages of all schedules would have {bytes} bytes, at most {SCHEDULES_BYTES_MAX} are kept; keep payloads elsewhere and send references"
+        "the messages of all schedules would have {bytes} bytes; the maximum is {SCHEDULES_BYTES_MAX}: store payloads elsewhere and send references"
     )]
     TooMuch {
-        /// Their bytes then.
+        /// Their total size.
         bytes: usize,
     },
     /// It could not be made durable.
@@ -74,9 +75,9 @@ decision_errors! {
 #[derive(Default)]
 pub(crate) struct KnownSchedules {
     pub(super) all: RwLock<BTreeMap<ScheduleName, Known>>,
-    /// Up to which of the catalogue's writes of schedules they are known.
+    /// Which writes of schedules in the catalogue are known here.
     pub(super) followed: Followed,
-    /// Held by whoever changes one or makes its message.
+    /// Locked while a schedule is changed or creates its message.
     pub(super) changes: tokio::sync::Mutex<()>,
     /// Something is due earlier than before.
     changed: Arc<Notify>,
@@ -89,9 +90,9 @@ pub(super) struct Known {
     /// The version of its entry.
     pub(super) version: Version,
     pub(super) problem: Option<String>,
-    /// After a failure that may pass, not before this, by the monotonic clock.
+    /// After a temporary failure, not before this, by the monotonic clock.
     pub(super) again_at: Duration,
-    /// Whether it was said that it waits for the clock.
+    /// Whether it was logged that it waits for the clock.
     pub(super) said_waiting: bool,
 }
 
@@ -139,7 +140,7 @@ impl Schedules {
         Ok(())
     }
 
-    /// Takes over what others changed, as soon as nobody here is about to.
+    /// Follows changes by others, once nothing here is about to change.
     pub(crate) async fn follow_schedules(&self) {
         if !self.are_schedules_followed() {
             let _change = self.inner.known.changes.lock().await;
@@ -154,7 +155,7 @@ impl Schedules {
         self.inner.known.followed.version() == newest
     }
 
-    /// The same for whoever holds `changes`; whether there was anything.
+    /// The same for a holder of `changes`; returns whether there was anything.
     pub(super) fn catch_up_schedules(&self) -> bool {
         let newest = self.inner.engine.version(EntryKind::Schedule);
         if self.inner.known.followed.version() == newest {
@@ -179,7 +180,7 @@ impl Schedules {
                     all.insert(known.schedule.name.clone(), known);
                 }
                 Err(error) => {
-                    tracing::error!(schedule = key, %error, "the catalogue's entry of a schedule cannot be read; what was known of it stands");
+                    tracing::error!(schedule = key, %error, "the catalogue's entry of a schedule cannot be read; the known version stays in effect");
                 }
             }
         }
@@ -187,8 +188,7 @@ impl Schedules {
         is_new
     }
 
-    /// Decides something about schedules and commits it; by turns with all else that this host does with them, and again as often as another
-    /// one was quicker.
+    /// Decides something about schedules and commits it, one decision of this host at a time, and again if another host was quicker.
     pub(super) async fn decide_schedule<T, F>(
         &self,
         decision: impl Fn() -> F,
@@ -204,7 +204,7 @@ impl Schedules {
         .await
     }
 
-    /// That a schedule is in the catalogue as this host knows it, or is not there if this host knows none.
+    /// Expects a schedule's entry to be as this host knows it, or absent if this host knows none.
     pub(super) fn schedule_as_known(&self, name: &ScheduleName) -> Expectation {
         let all = self.inner.known.all.read();
         Expectation::Entry {
@@ -214,7 +214,7 @@ impl Schedules {
         }
     }
 
-    /// That there are no other schedules than this host knows.
+    /// Expects that there are no schedules beyond those that this host knows.
     fn all_schedules_as_known(&self) -> Expectation {
         Expectation::Kind {
             kind: EntryKind::Schedule,
@@ -238,7 +238,7 @@ impl Schedules {
             .map(|known| known.status(self.inner.clock.wall()))
     }
 
-    /// Makes a schedule, or changes it; the same again changes nothing. Its first message is the next one due from now on.
+    /// Creates or changes a schedule; repeating it changes nothing. Its first message is for the next due time from now on.
     ///
     /// # Errors
     /// [`ScheduleError`].
@@ -257,7 +257,7 @@ impl Schedules {
         name: &ScheduleName,
         spec: ScheduleSpec,
     ) -> Result<ScheduleStatus, ScheduleError> {
-        // The bounds are about all of them.
+        // The bounds cover all of them.
         let expects = vec![self.schedule_as_known(name), self.all_schedules_as_known()];
         let before = self.schedule(name);
         if let Some(same) = before.clone().filter(|b| b.schedule.spec == spec) {
@@ -280,7 +280,7 @@ impl Schedules {
         self.keep_schedule(schedule, expects).await
     }
 
-    /// Makes no messages until it is resumed; those missed by then are not made up for.
+    /// Creates no messages until it is resumed; times missed by then are skipped.
     ///
     /// # Errors
     /// [`ScheduleError`].
@@ -309,7 +309,7 @@ impl Schedules {
         self.keep_schedule(schedule, expects).await
     }
 
-    /// Deletes a schedule; messages that it made stay.
+    /// Deletes a schedule; messages that it created stay.
     ///
     /// # Errors
     /// [`ScheduleError`].
@@ -354,7 +354,7 @@ impl Schedules {
         Ok(status)
     }
 
-    /// Whether all together are within their bound with this one. Nobody is kept from making one smaller.
+    /// Whether all together are within their bound with this one. Making a message smaller is always allowed.
     fn check_all_schedules(
         &self,
         name: &ScheduleName,
@@ -387,7 +387,7 @@ impl Schedules {
 }
 
 impl KnownSchedules {
-    /// Wakes whoever waits for the next one due.
+    /// Wakes the task that waits for the next due time.
     pub(crate) fn changed(&self) -> Arc<Notify> {
         Arc::clone(&self.changed)
     }
@@ -400,7 +400,7 @@ fn bytes_of(spec: &ScheduleSpec) -> usize {
     text(&spec.key) + text(&spec.value) + spec.headers.iter().map(header).sum::<usize>()
 }
 
-/// What it says, without what the host adds.
+/// Its message, without the host's headers.
 pub(super) fn message_of(spec: &ScheduleSpec) -> NewMessage {
     let bytes = |text: &Option<String>| text.as_ref().map(|text| text.clone().into());
     let header = |(name, value): &(String, String)| Header {

@@ -63,10 +63,8 @@ async fn a_redrive_takes_what_fits_and_at_most_so_many_and_is_on_record() {
     let next = RedriveRequest { which, ..request };
     let second = ada.redrive(&processor("p"), next).await.unwrap();
     assert_eq!((second.sent, second.next), (2, None));
-    let bob = rig.named("bob");
-    let all = bob
-        .dead_letters()
-        .redrive(&processor("p"), RedriveRequest::all());
+    let (bob, name) = (rig.named("bob"), processor("p"));
+    let all = bob.dead_letters().redrive(&name, RedriveRequest::all());
     let all = all.await.unwrap();
     assert_eq!((all.sent, all.already), (5, 5));
     rig.settled().await;

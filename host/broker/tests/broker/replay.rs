@@ -243,7 +243,7 @@ async fn what_cannot_be_replayed_is_refused_with_its_reason() {
     for (request, why) in [
         (request(9, 3, "again"), "ends before it begins"),
         (request(50, 90, "again"), "no message"),
-        (request(0, 9, "in"), "is read by it"),
+        (request(0, 9, "in"), "the processor reads in"),
         (
             ReplayRequest {
                 name: Some(processor("p")),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_broker::{Caller, ProduceError, ScheduleError};
+use millrace_broker::{ProduceError, ScheduleError};
 use millrace_model::bounds::SCHEDULE_MESSAGE_BYTES_MAX;
 use millrace_model::{Message, ScheduleName, ScheduleSpec};
 

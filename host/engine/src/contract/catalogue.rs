@@ -1,4 +1,4 @@
-//! What is kept beside messages: entries by kind and key, and topics; and what must still be so when a decision about them is committed.
+//! The catalogue: entries by kind and key, and topics; and the expectations that must hold when a decision about them is committed.
 
 use std::fmt;
 
@@ -11,15 +11,15 @@ use super::errors::TopicError;
 /// A kind of catalogue entry. Topics are not entries: they have storage, so engines know them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EntryKind {
-    /// What is known of an uploaded module, by its digest.
+    /// The record of an uploaded module, by its digest.
     Module,
     /// A processor and its revisions, by its name.
     Processor,
-    /// Which dead letters were sent again, by DLQ topic and partition.
+    /// The record of redriven dead letters, by DLQ topic and partition.
     Redriven,
-    /// Messages that are known to be damaged, by partition and first offset. Written by the engine itself.
+    /// Known damaged messages, by partition and first offset. Written by the engine itself.
     Damage,
-    /// A schedule and when it is due, by its name.
+    /// A schedule and its next time, by its name.
     Schedule,
 }
 
@@ -33,7 +33,7 @@ impl EntryKind {
         Self::Schedule,
     ];
 
-    /// The kind's word, as stored.
+    /// The kind's stored word.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -52,10 +52,10 @@ impl EntryKind {
     }
 }
 
-/// One change of the catalogue: a value set, or (`None`) removed.
+/// One change of the catalogue: a value is set or (`None`) removed.
 #[derive(Clone, Debug)]
 pub struct EntryWrite {
-    /// What kind of entry.
+    /// The kind of entry.
     pub kind: EntryKind,
     /// Its key, unique within the kind.
     pub key: String,
@@ -63,12 +63,12 @@ pub struct EntryWrite {
     pub value: Option<Bytes>,
 }
 
-/// The place of a write among all writes of its kind of entry. No version is given twice, not even to a key that was removed and made
-/// again. It holds as long as the engine is open.
+/// The position of a write among all writes of its kind of entry. No version is reused, not even for a key that was removed and created
+/// again. Valid while the engine is open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u64);
 
-/// An entry, and which one it is.
+/// An entry and its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Its value, opaque to the engine.
@@ -77,42 +77,42 @@ pub struct Entry {
     pub version: Version,
 }
 
-/// What a decision was made on. If it is not so any more when the transaction is committed, nothing of that takes effect
-/// ([`CommitError::Conflict`](super::CommitError::Conflict)); what is not expected may be anything.
+/// What a decision was based on. If it no longer holds when the transaction is committed, nothing takes effect
+/// ([`CommitError::Conflict`](super::CommitError::Conflict)); everything else may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expectation {
     /// One entry.
     Entry {
-        /// What kind of entry.
+        /// The kind of entry.
         kind: EntryKind,
         /// Its key.
         key: String,
-        /// Its version; `None`: there is no such entry.
+        /// Its version; `None`: the entry does not exist.
         version: Option<Version>,
     },
     /// All entries of a kind, and that there are no others.
     Kind {
-        /// Which kind.
+        /// The kind.
         kind: EntryKind,
-        /// The version of the newest write; a removal is one, too.
+        /// The version of the newest write; a removal counts as one.
         version: Version,
     },
     /// One topic.
     Topic {
         /// Its name.
         name: TopicName,
-        /// All of it; `None`: there is no such topic.
+        /// The whole topic; `None`: the topic does not exist.
         topic: Option<Topic>,
     },
-    /// That no topic has this module as its partitioner, whatever other topics there are.
+    /// No topic has this module as its partitioner.
     NoPartitioner {
-        /// Which module.
+        /// The module.
         module: Digest,
     },
 }
 
 impl Expectation {
-    /// That an entry is as it was read.
+    /// An entry is as it was read.
     #[must_use]
     pub fn entry(kind: EntryKind, key: impl Into<String>, read: Option<&Entry>) -> Self {
         Self::Entry {
@@ -127,7 +127,7 @@ impl fmt::Display for Expectation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Entry { kind, key, .. } => match kind {
-                EntryKind::Redriven => write!(f, "the record of what was sent again from {key}"),
+                EntryKind::Redriven => write!(f, "the record of redrives from {key}"),
                 EntryKind::Damage => write!(f, "the record of damage at {key}"),
                 _ => write!(f, "{} {key}", kind.as_str()),
             },
@@ -140,19 +140,19 @@ impl fmt::Display for Expectation {
     }
 }
 
-/// What is to be different about a topic from now on; `None` leaves it as it is.
+/// The changes to a topic; `None` leaves a setting as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicChange {
-    /// How many partitions it has: as many as before, or more. Those that are there stay as they are; new ones are empty.
+    /// The new number of partitions: the same as before, or more. Existing ones stay as they are; new ones are empty.
     pub partitions: Option<u32>,
     /// When its appends are acknowledged.
     pub durability: Option<Durability>,
-    /// All that may be changed about it; replaces what there is.
+    /// All settings that can be changed; replaces the present ones.
     pub settings: Option<TopicSettings>,
 }
 
 impl TopicChange {
-    /// The topic as it is then.
+    /// The changed topic.
     #[must_use]
     pub fn of(self, topic: &Topic) -> Topic {
         let mut changed = topic.clone();
@@ -164,7 +164,7 @@ impl TopicChange {
         changed
     }
 
-    /// How many partitions more the topic has then.
+    /// How many partitions are added.
     fn more(&self, topic: &Topic) -> Result<u32, TopicError> {
         let have = topic.spec.partitions;
         let asked = self.partitions.unwrap_or(have);
@@ -182,8 +182,7 @@ impl TopicChange {
     }
 }
 
-/// What topics are after changes that happen in one step, in the order given, and how many partitions more there are then; or why
-/// none of it happens.
+/// The topics after changes in one step, in the order given, and how many partitions are added; or why none of it happens.
 pub(crate) fn changed(
     changes: Vec<(TopicName, TopicChange)>,
     find: impl Fn(&TopicName) -> Option<Topic>,

@@ -1,4 +1,4 @@
-//! Why an engine did not do what it was asked.
+//! Why an engine refused a request.
 
 use std::sync::Arc;
 
@@ -9,56 +9,56 @@ use crate::damage::DamageKind;
 use crate::room::RoomFull;
 use crate::state::StateError;
 
-/// Why nothing was committed (or, for `Poisoned` and `InDoubt`, why it is not known).
+/// Why nothing was committed (for `Poisoned` and `InDoubt`, why that is unknown).
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CommitError {
     /// The partition does not exist, or no longer.
     #[error("partition {0} does not exist; its topic may have been deleted")]
     UnknownPartition(TopicPartition),
-    /// Somebody holds a newer lease. Stop: the work belongs to them.
+    /// A newer lease exists. Stop: the work belongs to its holder.
     #[error("group {group} in partition {partition}: the lease was taken over by a newer claim")]
     Fenced {
-        /// Whose lease.
+        /// The group.
         group: GroupName,
-        /// Where.
+        /// The partition.
         partition: TopicPartition,
     },
-    /// What the decision was made on is no longer so. Nothing was written: look again, and decide again.
-    #[error("{0} was changed by somebody else meanwhile; nothing was done")]
+    /// An expectation no longer holds. Nothing was written: read again, and decide again.
+    #[error("{0} was changed by someone else meanwhile; nothing was done")]
     Conflict(Arc<Expectation>),
-    /// A batch is missing, or this one was sent before those that are remembered. Nothing was written.
+    /// A batch is missing, or this one is older than the remembered ones. Nothing was written.
     #[error(
-        "producer {producer} in partition {partition}: sequence {found} came where {expected} is next; below it, it was written long \
-         ago; above it, batches are missing: send those first, or start a new epoch and number from 0"
+        "producer {producer} in partition {partition}: got sequence {found}, expected {expected}; a lower one was written long \
+         ago; with a higher one, batches are missing: send those first, or start a new epoch and number from 0"
     )]
     OutOfOrderSequence {
-        /// Where.
+        /// The partition.
         partition: TopicPartition,
-        /// Whose id.
+        /// The producer's id.
         producer: i64,
         /// The sequence that is next.
         expected: i32,
-        /// The one that came.
+        /// The sequence received.
         found: i32,
     },
-    /// The producer was started anew. Stop: its place is taken.
-    #[error("producer {producer} has epoch {newest} now; the one with epoch {epoch} must stop")]
+    /// The producer was restarted. Stop: it was replaced.
+    #[error("producer {producer} now has epoch {newest}; the one with epoch {epoch} must stop")]
     ProducerFenced {
-        /// Whose id.
+        /// The producer's id.
         producer: i64,
-        /// The epoch that came.
+        /// The epoch received.
         epoch: i16,
-        /// The newest.
+        /// The newest epoch.
         newest: i16,
     },
-    /// The id was never given, or the partition has forgotten what it sent.
+    /// The id was never issued, or the partition has forgotten what it sent.
     #[error(
-        "producer {0} is not known here, or was idle for so long that it was forgotten; ask for a new id and number from 0"
+        "producer {0} is unknown, or was idle for so long that it was forgotten; request a new id and number from 0"
     )]
     UnknownProducer(i64),
-    /// A transaction is whole: each append repeats one that was written, or none does.
+    /// A transaction is repeated as a whole: either all appends repeat earlier ones, or none does.
     #[error(
-        "{repeated} of {appends} appends were written earlier and the others not; repeat a transaction as it was, or send what is new"
+        "{repeated} of {appends} appends were written earlier and the others were not; repeat the transaction unchanged, or send only new batches"
     )]
     PartlyRepeated {
         /// Appends that were written earlier.
@@ -66,51 +66,51 @@ pub enum CommitError {
         /// All appends.
         appends: usize,
     },
-    /// No name for a producer.
+    /// Not a valid name for a producer.
     #[error("a producer's name has 1 to {max} bytes, not {bytes}")]
     ProducerName {
-        /// Its bytes.
+        /// Its size.
         bytes: usize,
         /// The bound.
         max: usize,
     },
     /// The key of a request was used for another one.
     #[error(
-        "this key was used for another request; take a new key for each request, and the same only to repeat it"
+        "this key was used for another request; use a new key for each request, and the same key only to repeat one"
     )]
     RequestReused,
     /// Larger than the engine's journal takes at once. Send less.
-    #[error("the transaction has {bytes} bytes, at most {max} fit; send less at once")]
+    #[error("the transaction has {bytes} bytes; the maximum is {max}: send less at once")]
     TooLarge {
         /// Its size.
         bytes: usize,
         /// The bound.
         max: usize,
     },
-    /// As much is kept in memory as the host may. Nothing was written; try again when there is less.
+    /// The host's memory bounds are reached. Nothing was written; try again when there is less.
     #[error(transparent)]
     RoomFull(#[from] RoomFull),
-    /// What the state holds that is written to could not be read, or the writes do not go with it. Nothing was written.
+    /// The stored state could not be read, or the writes do not match it. Nothing was written.
     #[error("the state cannot be written to: {0}")]
     State(Arc<str>),
     /// No room on the disk. Nothing was written; try again when there is space.
     #[error(
-        "the disk is full, or the process may not write longer files or open more (`ulimit -f`, `ulimit -n`): free some space or shorten \
+        "the disk is full, or a limit on the size or number of files is reached (`ulimit -f`, `ulimit -n`): free some space or shorten \
          retention; reading still works"
     )]
     DiskFull,
     /// The store cannot be reached. Nothing was written; try again.
     #[error("the store cannot be reached ({0}); nothing was written: try again")]
     Unavailable(Arc<str>),
-    /// The store was lost while it committed: it may have taken effect, and it may yet. Whoever carries a mark asks again with it; whoever
-    /// has a lease takes a new one, and looks.
+    /// The store was lost during the commit: it may have taken effect, and still may. A caller with a mark repeats the request with it;
+    /// a caller with a lease takes a new one, and checks.
     #[error(
-        "the store was lost while it committed ({0}), so it is not known whether that took effect: ask again with the same key, or look"
+        "the store was lost while it committed ({0}), so it is unknown whether that took effect: repeat the request with the same key, or check"
     )]
     InDoubt(Arc<str>),
     /// The disk failed; nothing more is acknowledged until the host is started again.
     #[error(
-        "the engine stopped after a disk error ({0}); restart the host, recovery decides what was kept"
+        "the engine stopped after a disk error ({0}); restart the host; recovery determines what was stored"
     )]
     Poisoned(Arc<str>),
     /// The engine is closing.
@@ -119,7 +119,7 @@ pub enum CommitError {
 }
 
 impl CommitError {
-    /// Whether the same transaction may succeed later without anybody changing it.
+    /// Whether the same transaction may succeed later without any change.
     #[must_use]
     pub fn is_retriable(&self) -> bool {
         matches!(
@@ -142,7 +142,7 @@ pub enum ReadError {
     /// Before the first message kept.
     #[error("offset {requested} is no longer kept; the first one is {start}")]
     BelowStart {
-        /// What was asked for.
+        /// The requested offset.
         requested: Offset,
         /// The first offset kept.
         start: Offset,
@@ -150,28 +150,28 @@ pub enum ReadError {
     /// After the committed end.
     #[error("offset {requested} is past the end; the next message will be {end}")]
     PastEnd {
-        /// What was asked for.
+        /// The requested offset.
         requested: Offset,
         /// The end.
         end: Offset,
     },
     /// Stored bytes are not those that were written. The rest of the partition stays readable.
     #[error(
-        "messages {from} to {to} (exclusive) of partition {partition} {kind}; read on from {to}"
+        "messages {from} to {to} (exclusive) of partition {partition} {kind}; continue at {to}"
     )]
     Damaged {
-        /// Where.
+        /// The partition.
         partition: TopicPartition,
         /// First offset of the damage.
         from: Offset,
         /// First offset after it.
         to: Offset,
-        /// What stands there instead.
+        /// What is there instead.
         kind: DamageKind,
     },
-    /// A module's bytes are not those that were put. Putting them again mends it.
+    /// A module's bytes differ from those that were stored. Storing them again repairs it.
     #[error(
-        "module {0} is damaged on disk: its bytes are not those that were uploaded; upload the same component again"
+        "module {0} is damaged on disk: its bytes differ from those that were uploaded; upload the same component again"
     )]
     ModuleDamaged(Digest),
     /// The store cannot be reached.
@@ -186,7 +186,7 @@ pub enum ReadError {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TopicError {
     /// The name is taken.
-    #[error("topic {0} exists already")]
+    #[error("topic {0} already exists")]
     Exists(TopicName),
     /// No such topic.
     #[error("topic {0} does not exist")]
@@ -194,32 +194,32 @@ pub enum TopicError {
     /// Zero, or more than the bound.
     #[error("a topic has 1 to {max} partitions, not {asked}")]
     Partitions {
-        /// What was asked for.
+        /// The requested number.
         asked: u32,
         /// The bound.
         max: u32,
     },
-    /// Messages would have nowhere to be.
+    /// The existing messages would not fit.
     #[error(
-        "topic {topic} has {have} partitions, and stays at no fewer: {asked} cannot hold the messages, progress and state of all of them"
+        "topic {topic} has {have} partitions and cannot have fewer: the messages, progress and state of all of them would not fit into {asked}"
     )]
     FewerPartitions {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// How many it has.
+        /// Its number of partitions.
         have: u32,
-        /// What was asked for.
+        /// The requested number.
         asked: u32,
     },
-    /// All topics together would have more than the host may.
+    /// All topics together would exceed the host's maximum.
     #[error(
-        "the host has {have} partitions and would have {asked} more, at most {max} are kept (partitions_max): ask for fewer, or delete \
-         topics that nobody needs"
+        "the host has {have} partitions, and with {asked} more would exceed the maximum of {max} (partitions_max): ask for fewer, or delete \
+         topics that are not needed"
     )]
     HostPartitions {
-        /// How many there are.
+        /// The present number.
         have: usize,
-        /// What was asked for.
+        /// The number requested in addition.
         asked: u32,
         /// The bound.
         max: usize,
@@ -229,13 +229,13 @@ pub enum TopicError {
     Commit(#[from] CommitError),
 }
 
-/// Why a partition begins where it began.
+/// Why a partition's start did not move.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TrimError {
-    /// What is not there yet cannot be removed.
+    /// The offset is past the end.
     #[error("nothing before offset {requested} can be removed: the partition ends at {end}")]
     PastEnd {
-        /// What was asked for.
+        /// The requested offset.
         requested: Offset,
         /// The end.
         end: Offset,
@@ -252,7 +252,7 @@ impl From<StateError> for ReadError {
 }
 
 impl From<ReadError> for CommitError {
-    /// What a commit rests on could not be read, so nothing was committed.
+    /// Something that the commit depends on could not be read, so nothing was committed.
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::UnknownPartition(partition) => Self::UnknownPartition(partition),

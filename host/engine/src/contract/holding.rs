@@ -1,4 +1,4 @@
-//! Hosts on one store, and how one of them comes to have work for itself.
+//! Hosts on one store, and how one of them gets exclusive work.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::Lease;
 
-/// A host for as long as its process lives: one that was started again is another one.
+/// A host for the life of its process: a restarted one is a different host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostId(pub u64);
 
@@ -20,19 +20,19 @@ impl fmt::Display for HostId {
 /// A living host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostInfo {
-    /// Which one.
+    /// Its id.
     pub id: HostId,
-    /// Where other hosts and clients reach it; empty if it did not say.
+    /// The address for other hosts and clients; empty if it gave none.
     pub address: Arc<str>,
 }
 
-/// The work of a group in a partition: this host's alone, until it gives it back, is taken for dead, or somebody claims it.
+/// A group's work in a partition: exclusive to this host until it releases it, is considered dead, or the work is claimed.
 #[derive(Clone, Debug)]
 pub struct Hold {
-    /// The right to commit.
+    /// The lease to commit with.
     pub lease: Lease,
-    /// Whether whoever had it before ended without giving it back: it may have ended in the middle of a call. Whoever gives the hold back says
-    /// here whether that is to be told again.
+    /// Whether the previous holder ended without releasing it, perhaps in the middle of a call. On release, the holder sets whether
+    /// this should be reported again.
     pub left: bool,
     lost: watch::Receiver<bool>,
 }
@@ -44,8 +44,8 @@ impl Hold {
         Self { lease, left, lost }
     }
 
-    /// Whether it is known to be lost. What is committed under it then fails with [`CommitError::Fenced`](super::CommitError::Fenced); until this
-    /// is known, too.
+    /// Whether it is known to be lost. Commits under it then fail with [`CommitError::Fenced`](super::CommitError::Fenced), and even
+    /// before that is known.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         *self.lost.borrow() || self.lost.has_changed().is_err()
@@ -53,7 +53,7 @@ impl Hold {
 
     /// Waits until it is lost.
     pub async fn lost(&mut self) {
-        // A sender that is gone says it as well.
+        // A closed sender means the same.
         let _ = self.lost.wait_for(|lost| *lost).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Producers: which ids were given, and in each partition what each producer sent last.
+//! Producers: the issued ids, and in each partition the latest batches of each producer.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use millrace_model::{Numbering, Offset, ProducerId, Timestamp, TopicPartition};
 
 use crate::contract::{CommitError, NextEpoch};
 
-/// All that is remembered of producers. Bounded per partition, in all, and by age.
+/// The memory of producers. Bounded per partition, in total, and by age.
 #[derive(Debug, Default)]
 pub(crate) struct Producers {
     next_id: i64,
     names: HashMap<Arc<str>, Named>,
     /// The newest epoch of each named producer, by id.
     epochs: HashMap<i64, i16>,
-    /// Names by when they were given an epoch.
+    /// Names by when they got an epoch.
     name_order: BTreeSet<(Timestamp, Arc<str>)>,
     tables: HashMap<TopicPartition, Table>,
     count: usize,
@@ -28,11 +28,11 @@ pub(crate) struct Producers {
     changed_names: BTreeSet<Arc<str>>,
 }
 
-/// The producer of a name.
+/// The producer with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) producer: ProducerId,
-    /// When it was given this epoch.
+    /// When it got this epoch.
     pub(crate) at: Timestamp,
 }
 
@@ -58,11 +58,11 @@ impl Default for Bounds {
 #[derive(Debug, Default)]
 struct Table {
     states: HashMap<i64, ProducerState>,
-    /// By the offset of the last batch: the first one is idle for longest.
+    /// By the offset of the last batch: the first one is idle longest.
     order: BTreeMap<Offset, i64>,
 }
 
-/// What one producer sent to one partition.
+/// A producer's batches in one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProducerState {
     pub(crate) epoch: i16,
@@ -74,7 +74,7 @@ pub(crate) struct ProducerState {
     changed: bool,
 }
 
-/// A batch that was sent.
+/// A batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
     pub(crate) first: i32,
@@ -91,7 +91,7 @@ pub(crate) struct ProducerChanges {
 }
 
 impl ProducerState {
-    /// A producer's state as it was stored; `None` if it says nothing.
+    /// A stored producer's state; `None` if it is empty.
     pub(crate) fn stored(epoch: i16, seen_at: Timestamp, sent: &[Sent]) -> Option<Self> {
         let count = sent.len().min(PRODUCER_BATCHES_KEPT_MAX);
         let mut batches = [Sent::default(); PRODUCER_BATCHES_KEPT_MAX];
@@ -105,7 +105,7 @@ impl ProducerState {
         })
     }
 
-    /// The state after a batch: it goes on where the batch goes on from it, and begins anew where not.
+    /// The state after a batch: continued if the batch continues it, otherwise started over.
     pub(crate) fn after(
         before: Option<Self>,
         numbering: Numbering,
@@ -162,7 +162,7 @@ impl Producers {
         self.tables.get(&partition)?.states.get(&id)
     }
 
-    /// `None` if the batch is new and next; where it stands if it is a repeat.
+    /// `None` if the batch is new and next; its offset if it is a repeat.
     pub(crate) fn judge(
         &self,
         state: Option<&ProducerState>,
@@ -198,7 +198,7 @@ impl Producers {
         Ok(None)
     }
 
-    /// An unnamed producer counts its epochs itself, as Kafka's clients do; a named one is given them.
+    /// An unnamed producer counts its own epochs, as Kafka's clients do; a named one gets them from here.
     fn check_given(&self, producer: ProducerId) -> Result<(), CommitError> {
         let unknown = Err(CommitError::UnknownProducer(producer.id));
         if producer.id >= self.next_id {
@@ -211,7 +211,7 @@ impl Producers {
         }
     }
 
-    /// Decides which producer somebody is: a new one, or the next life of the one with this name.
+    /// Decides a producer's identity: a new one, or the next epoch of the producer with this name.
     pub(crate) fn decide(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
         let fresh = ProducerId {
             id: self.next_id,
@@ -234,12 +234,12 @@ impl Producers {
         Ok(before.and_then(next).unwrap_or(fresh))
     }
 
-    /// The producer of a name, as it is now.
+    /// The present producer with a name.
     pub(crate) fn named(&self, name: &str) -> Option<ProducerId> {
         self.names.get(name).map(|named| named.producer)
     }
 
-    /// Decides who a named producer is after its next epoch began.
+    /// Decides a named producer's identity after its next epoch began.
     pub(crate) fn decide_next(&self, next: &NextEpoch) -> Result<ProducerId, CommitError> {
         let known = self.named(&next.name);
         match known.filter(|known| known.id == next.producer.id) {
@@ -251,7 +251,7 @@ impl Producers {
         }
     }
 
-    /// Takes over a decision.
+    /// Applies a decision.
     pub(crate) fn give(&mut self, producer: ProducerId, name: Option<Arc<str>>, now: Timestamp) {
         self.next_id = self.next_id.max(producer.id.saturating_add(1));
         let Some(name) = name else { return };
@@ -268,7 +268,7 @@ impl Producers {
         }
     }
 
-    /// Takes over a name, as given or as stored.
+    /// Applies a name, new or stored.
     pub(crate) fn insert_name(&mut self, name: Arc<str>, named: Named) {
         if let Some(before) = self.names.insert(Arc::clone(&name), named) {
             self.name_order.remove(&(before.at, Arc::clone(&name)));
@@ -278,12 +278,12 @@ impl Producers {
         self.name_order.insert((named.at, name));
     }
 
-    /// As a checkpoint has it.
+    /// In the form for a checkpoint.
     pub(crate) fn set_next_id(&mut self, next_id: i64) {
         self.next_id = next_id;
     }
 
-    /// Takes over a batch, and forgets those for whom there is no room or no reason any more.
+    /// Applies a batch, and forgets producers that exceed a bound or an age.
     pub(crate) fn apply(
         &mut self,
         partition: TopicPartition,
@@ -301,7 +301,7 @@ impl Producers {
         self.forget_idlest(partition, now);
     }
 
-    /// Takes over a state, as applied or as stored.
+    /// Applies a state, new or stored.
     pub(crate) fn insert(&mut self, partition: TopicPartition, id: i64, state: ProducerState) {
         let table = self.tables.entry(partition).or_default();
         match table.states.insert(id, state) {
@@ -329,7 +329,7 @@ impl Producers {
         }
     }
 
-    /// Forgets a partition that is gone.
+    /// Forgets a deleted partition.
     pub(crate) fn forget(&mut self, partition: TopicPartition) {
         if let Some(table) = self.tables.remove(&partition) {
             self.count -= table.states.len();
@@ -369,7 +369,7 @@ fn fenced(producer: ProducerId, newest: i16) -> CommitError {
 }
 
 impl ProducerChanges {
-    /// Adds what changed after this.
+    /// Adds later changes.
     pub(crate) fn merge(&mut self, later: Self) {
         self.next_id = later.next_id;
         self.states.extend(later.states);

@@ -1,4 +1,4 @@
-//! Requests that carry a key: each takes effect once within a window, and is answered again as it was the first time.
+//! Requests with a key: each takes effect once within a window, and a repeat gets the first answer.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use millrace_model::{Offset, Timestamp, TopicId};
 
 use crate::contract::{CommitError, Receipt, RequestMark};
 
-/// What a request takes in memory beside its note and its offsets, about.
+/// Approximate memory of a request besides its note and its offsets.
 const REQUEST_OVERHEAD_BYTES: usize = 200;
 
 /// The requests of all topics.
@@ -44,7 +44,7 @@ impl Default for Bounds {
 /// The last requests of one topic.
 #[derive(Debug, Default)]
 struct Window {
-    /// Where in `order` a key stands, counted from the first request that the topic ever had.
+    /// The position of a key in `order`, counted from the topic's first request.
     positions: HashMap<[u8; 16], u64>,
     order: VecDeque<Arc<Request>>,
     /// The position of the first one in `order`.
@@ -65,7 +65,7 @@ pub(crate) struct Request {
     pub(crate) note: Bytes,
 }
 
-/// What changed in a topic's window since a checkpoint: requests at their positions, and where it begins now.
+/// Changes of a topic's window since a checkpoint: requests at their positions, and where the window now begins.
 #[derive(Clone, Debug)]
 pub(crate) struct WindowChange {
     pub(crate) topic: TopicId,
@@ -85,7 +85,7 @@ impl Request {
         }
     }
 
-    /// The answer that it was given.
+    /// Its answer.
     pub(crate) fn repeat(&self, mark: &RequestMark) -> Result<Receipt, CommitError> {
         if self.fingerprint != mark.fingerprint {
             return Err(CommitError::RequestReused);
@@ -108,7 +108,7 @@ impl Request {
 }
 
 impl Requests {
-    /// No more bytes than these, and of one topic no more than its bound or all of them.
+    /// Sets the bound in bytes; a topic has its own bound or all of them.
     pub(crate) fn bound(&mut self, bytes: usize) {
         self.bounds.bytes = bytes;
         self.bounds.topic_bytes = REQUESTS_PER_TOPIC_BYTES_MAX.min(bytes);
@@ -120,7 +120,7 @@ impl Requests {
         window.order.get(index as usize)
     }
 
-    /// Takes over a request, and forgets those that are too old or too many.
+    /// Applies a request, and forgets those that are too old or too many.
     pub(crate) fn apply(&mut self, topic: TopicId, request: Arc<Request>, now: Timestamp) {
         self.changed.insert(topic);
         let window = self.windows.entry(topic).or_default();
@@ -141,18 +141,18 @@ impl Requests {
         }
     }
 
-    /// Takes over a request as stored; positions ascend.
+    /// Applies a stored request; positions ascend.
     pub(crate) fn insert_stored(&mut self, topic: TopicId, position: u64, request: Request) {
         let window = self.windows.entry(topic).or_default();
         if window.order.is_empty() {
             window.first = position;
         }
-        // Nothing is missing within what a checkpoint has; if something were, the positions would still be these.
+        // A checkpoint has no gaps; if it had one, the positions would still be these.
         self.bytes += window.push(Arc::new(request));
         window.unsaved = window.end();
     }
 
-    /// Forgets a topic that is gone.
+    /// Forgets a deleted topic.
     pub(crate) fn forget(&mut self, topic: TopicId) {
         self.changed.remove(&topic);
         if let Some(window) = self.windows.remove(&topic) {
@@ -185,7 +185,7 @@ impl Window {
         let Some(request) = self.order.pop_front() else {
             return 0;
         };
-        // Its key may have been used again since it grew old.
+        // Its key may have been used again after it expired.
         if self.positions.get(&request.key) == Some(&self.first) {
             self.positions.remove(&request.key);
         }

@@ -114,7 +114,7 @@ impl Care {
         self.stopping.load(Ordering::Acquire) || self.shared.poisoned().is_some()
     }
 
-    /// What is known to be damaged.
+    /// The known damage.
     pub(super) fn report(&self) -> DamageReport {
         let status = self.scrub.lock().status;
         DamageReport {

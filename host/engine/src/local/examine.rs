@@ -60,7 +60,7 @@ pub enum ExamineError {
         dir: PathBuf,
     },
     /// Something else is there.
-    #[error("{} is no data directory: it has no lock, no journal and no checkpoint", dir.display())]
+    #[error("{} is not a data directory: it has no lock, no journal and no checkpoint", dir.display())]
     NotADataDirectory {
         /// As given.
         dir: PathBuf,

@@ -139,7 +139,7 @@ impl ModuleFiles {
         file.sync_data().map_err(final_error)
     }
 
-    /// A module's bytes, as put.
+    /// A module's bytes, as stored.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] if they are others by now.

@@ -126,7 +126,7 @@ pub enum OpenError {
     },
     /// SQLite takes no such name.
     #[error(
-        "data directory {} cannot be used: its path is not UTF-8, and the checkpoint's database takes no other. Nothing was made. Choose \
+        "data directory {} cannot be used: its path is not UTF-8, which the checkpoint's database requires. Nothing was created. Choose \
          another name, or give the path of a symbolic link to it that is UTF-8",
         dir.display()
     )]
@@ -136,7 +136,7 @@ pub enum OpenError {
     },
     /// It is not a data directory.
     #[error(
-        "{} holds a backup, and a host would change it. Nothing was changed; `millrace restore` makes a data directory of it",
+        "{} contains a backup, and a host would change it. Nothing was changed; `millrace restore` restores it to a data directory",
         dir.display()
     )]
     Backup {
@@ -148,8 +148,8 @@ pub enum OpenError {
     Journal(Arc<JournalError>),
     /// The checkpoint is damaged, cannot be read, or was written by a newer version.
     #[error(
-        "checkpoint {} cannot be used: {reason}. Nothing was changed; restore the data directory from a backup. Where there is none, \
-         `millrace doctor --repair` builds again what can be, and says what is lost",
+        "checkpoint {} cannot be used: {reason}. Nothing was changed; restore the data directory from a backup. If there is none, \
+         `millrace doctor --repair` rebuilds what it can, and says what is lost",
         path.display()
     )]
     Checkpoint {
@@ -172,9 +172,9 @@ pub enum OpenError {
     },
     /// The checkpoint is gone, and there is something that it would tell about.
     #[error(
-        "checkpoint {} is missing or empty, and the directory holds messages or a journal: without it nobody knows whose they are, \
-         nor how far processors came. Nothing was changed. Put the file back, or restore the directory from a backup; failing \
-         that, `millrace doctor --repair` says what can be built again",
+        "checkpoint {} is missing or empty, and the directory holds messages or a journal: without it there is no record of their topics, \
+         nor of the progress of processors. Nothing was changed. Put the file back, or restore the directory from a backup; failing \
+         that, `millrace doctor --repair` shows what can be rebuilt",
         path.display()
     )]
     CheckpointMissing {
@@ -183,7 +183,7 @@ pub enum OpenError {
     },
     /// The checkpoint is not the last one that was made here.
     #[error(
-        "checkpoint {} is of transaction {found}, but one of transaction {expected} was made here since: it was replaced by an older \
+        "checkpoint {} is of transaction {found}, but a checkpoint of transaction {expected} was made here: it was replaced by an older \
          one. Nothing was changed. Put the newer one back, or restore the whole directory, journal and topics included, from the \
          same backup",
         path.display()
@@ -199,8 +199,8 @@ pub enum OpenError {
     /// The journal ends before what was durable.
     #[error(
         "acknowledged data is missing: transactions {from} to {to} were durable, and the journal in {} ends before them. A file was \
-         removed, cut or replaced while no host ran, or the disk lost it. Nothing was changed. Put the files back, or restore the \
-         directory from a backup; `millrace doctor --repair` goes on without what they held, and says what that is",
+         removed, truncated or replaced while no host ran, or the disk lost it. Nothing was changed. Put the files back, or restore the \
+         directory from a backup; `millrace doctor --repair` continues without their content, and says what is lost",
         dir.display()
     )]
     Missing {
@@ -232,7 +232,7 @@ pub enum OpenError {
     },
     /// No room to make what was recovered durable.
     #[error(
-        "the disk under {} is full, and what was reserved on it for a start is not enough; free some space and start again",
+        "the disk under {} is full, and the space reserved for a start is not enough; free some space and start again",
         dir.display()
     )]
     DiskFull {

@@ -19,9 +19,9 @@ use super::lock::lock;
 /// What was done about one finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
-    /// The file, as seen from the data directory.
+    /// The file, relative to the data directory.
     pub place: PathBuf,
-    /// What was done.
+    /// The action.
     pub what: String,
     /// What is lost by it, if anything is.
     pub lost: Option<String>,
@@ -35,7 +35,7 @@ pub enum RepairError {
     Examine(#[from] ExamineError),
     /// It is encrypted, and no key was given.
     #[error(
-        "the directory is encrypted with key {key}; name the key file with --encryption-key-file. Nothing was changed"
+        "the directory is encrypted with key {key}; pass the key file with --encryption-key-file. Nothing was changed"
     )]
     Encrypted {
         /// With which key.
@@ -43,11 +43,11 @@ pub enum RepairError {
     },
     /// It cannot be rebuilt from what is there.
     #[error(
-        "the checkpoint cannot be built again: {0}. Nothing was changed; restore the directory from a backup"
+        "the checkpoint cannot be rebuilt: {0}. Nothing was changed; restore the directory from a backup"
     )]
     Rebuild(String),
     /// What was to be moved or written could not be; what is in `quarantine/` was moved already.
-    #[error("{} could not be repaired: {source}. What is in quarantine/ was moved there; repair again when the cause is mended", path.display())]
+    #[error("{} could not be repaired: {source}. Files in quarantine/ were already moved there; run the repair again once the cause is fixed", path.display())]
     Io {
         /// What was worked at.
         path: PathBuf,

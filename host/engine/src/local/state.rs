@@ -100,14 +100,14 @@ impl Store {
 pub(super) struct Group {
     pub(super) epoch: u64,
     pub(super) progress: Option<Arc<Progress>>,
-    /// Made when it is first asked for or written.
+    /// Created when it is first read or written.
     pub(super) state: Option<Arc<StateTable>>,
     changed: bool,
     state_changed: bool,
 }
 
 impl Group {
-    /// As a checkpoint has it.
+    /// In the form for a checkpoint.
     pub(super) fn stored(epoch: u64, progress: Option<Arc<Progress>>) -> Self {
         Self {
             epoch,
@@ -664,7 +664,7 @@ impl State {
 }
 
 impl Changes {
-    /// Adds what changed after this.
+    /// Adds later changes.
     pub(super) fn merge(&mut self, later: Self) {
         self.next_topic = later.next_topic;
         self.all_topics = later.all_topics.or_else(|| self.all_topics.take());

@@ -1,4 +1,4 @@
-//! Several hosts on one store: who lives, and what each has heard of.
+//! Several hosts on one store: which ones live, and what each has heard.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,10 +16,10 @@ use crate::contract::{CommitError, Ends, Hold, HostId, HostInfo, Lease, ReadErro
 use crate::entries::Entries;
 use crate::state::{NEVER, StateChange, StateQuery, StateTable, StateWrites};
 
-/// A host that is not the first hears of others' changes so much later at the most.
+/// Maximum delay until a host that is not the first hears of others' changes.
 const HEARS_AFTER_MAX: Duration = Duration::from_millis(10);
 
-/// What all hosts share.
+/// Shared by all hosts.
 pub(super) struct Store {
     pub(super) state: Mutex<State>,
     pub(super) clock: Arc<dyn Clock>,
@@ -37,7 +37,7 @@ impl Store {
         })
     }
 
-    /// A new host, which lives.
+    /// A new, living host.
     pub(super) fn join(&self) -> HostId {
         let id = {
             let mut given = self.ids_given.lock();
@@ -57,7 +57,7 @@ impl Store {
         });
     }
 
-    /// It is taken for dead.
+    /// It is considered dead.
     pub(super) fn leave(&self, id: HostId) {
         self.change_hosts(|hosts| hosts.retain(|host| host.id != id));
     }
@@ -76,7 +76,7 @@ impl Store {
 }
 
 impl MemoryEngine {
-    /// Another host on the same store. Of what others change it hears late: its ends, its catalogue and its watches are mirrors.
+    /// Another host on the same store. It hears of others' changes late: its ends, its catalogue and its watches are mirrors.
     #[must_use]
     pub fn second_host(&self) -> Arc<Self> {
         let mut mirror = Mirror::default();
@@ -94,7 +94,7 @@ impl MemoryEngine {
         second
     }
 
-    /// As if the host's process, or the one that was last begun in its place, had ended without a word, and another one begun on what is there.
+    /// Simulates that the host's process, or its last replacement, ended without notice, and that a new one started on the same store.
     #[must_use]
     pub fn restarted(&self) -> Arc<Self> {
         let mut last = self.place.lock();
@@ -112,24 +112,24 @@ impl MemoryEngine {
         next
     }
 
-    /// As if the host's process had ended, without a word: it is taken for dead at once, and does nothing any more.
+    /// Simulates that the host's process ended without notice: it is considered dead at once, and does nothing more.
     pub fn die(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.store.leave(self.host);
     }
 
-    /// As if the host stood still for longer than its time: it is taken for dead, and does not know that.
+    /// Simulates that the host stood still for longer than its time: it is considered dead, and does not know it.
     pub fn stall(&self) {
         self.store.leave(self.host);
     }
 
-    /// It goes on after a [`stall`](Self::stall).
+    /// It continues after a [`stall`](Self::stall).
     pub fn come_back(&self) {
         self.store.come_back(self.host);
     }
 }
 
-/// Hears again and again, as long as there is somebody to hear.
+/// Hears of changes repeatedly, while the host exists.
 fn listen(host: &Weak<MemoryEngine>) {
     loop {
         let most = HEARS_AFTER_MAX.as_micros() as u64;
@@ -138,7 +138,7 @@ fn listen(host: &Weak<MemoryEngine>) {
             return;
         };
         for late in host.link.take_late() {
-            // Nobody waits for it any more.
+            // Nothing waits for it any more.
             let _ = host.commit_now(late);
         }
         if host.link.check().is_ok() {
@@ -148,7 +148,7 @@ fn listen(host: &Weak<MemoryEngine>) {
     }
 }
 
-/// What a host has heard of.
+/// What a host has heard.
 #[derive(Default)]
 pub(super) struct Mirror {
     topics: BTreeMap<TopicName, Topic>,
@@ -161,7 +161,7 @@ pub(super) struct Mirror {
 /// This host's copy of a table.
 struct Mirrored {
     table: Arc<StateTable>,
-    /// The version of the store's that it is a copy of.
+    /// The store's version that it is a copy of.
     of: Option<u64>,
 }
 
@@ -170,7 +170,7 @@ struct Known {
     end: watch::Sender<Offset>,
 }
 
-/// A catalogue, as somebody sees it.
+/// A catalogue as a host sees it.
 pub(super) struct Seen<'a> {
     pub(super) topics: &'a BTreeMap<TopicName, Topic>,
     pub(super) entries: &'a Entries,
@@ -196,7 +196,7 @@ impl Mirror {
         }
     }
 
-    /// Takes over all that is.
+    /// Copies everything.
     pub(super) fn hear(&mut self, state: &State, is_deaf: bool) {
         self.partitions
             .retain(|id, _| state.partitions.contains_key(id));
@@ -239,7 +239,7 @@ impl Mirror {
         Ok(Watch::new(self.partition(partition)?.end.subscribe()))
     }
 
-    /// The copy of a table, as new as the store's.
+    /// The copy of a table, brought up to date.
     pub(super) fn table(
         &mut self,
         group: &GroupName,
@@ -314,7 +314,7 @@ impl Mirrored {
 }
 
 impl State {
-    /// A group in a partition that is there.
+    /// A group in an existing partition.
     pub(super) fn group(
         &mut self,
         group: &GroupName,
@@ -327,7 +327,7 @@ impl State {
 }
 
 impl Group {
-    /// Whoever had it has it no longer.
+    /// The previous holder loses it.
     pub(super) fn take(
         &mut self,
         group: &GroupName,
@@ -345,7 +345,7 @@ impl Group {
         Hold::new(lease, left, self.lost.subscribe())
     }
 
-    /// Whoever had it and is dead left it.
+    /// A dead holder left it.
     pub(super) fn leave_if(&mut self, is_dead: impl FnOnce(HostId) -> bool) {
         if let Some(dead) = self.holder.filter(|holder| is_dead(holder.host)) {
             self.left |= dead.works;

@@ -1,4 +1,4 @@
-//! How a host of the memory engine reaches the store: it may be cut off, or lose the answers to its commits.
+//! A memory engine host's connection to the store: it can be cut, or lose the answers to commits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,12 +10,12 @@ use crate::contract::{CommitError, Transaction};
 /// Why, as it is told.
 pub(super) const CUT: &str = "cut off";
 
-/// What becomes of a commit whose answer is lost.
+/// What happens to a commit whose answer is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
     /// It takes effect.
     Done,
-    /// It takes effect after a while, if it still may by then.
+    /// It takes effect later, if it is still valid then.
     Late,
     /// It never arrives.
     Lost,
@@ -24,9 +24,9 @@ pub enum Doubt {
 #[derive(Debug, Default)]
 pub(super) struct Link {
     is_cut: AtomicBool,
-    /// Whether nothing is heard of the catalogue.
+    /// Whether no catalogue changes are heard.
     pub(super) is_deaf: AtomicBool,
-    /// What becomes of the next commits, the last one first.
+    /// The results of the next commits, the last one first.
     doubts: Mutex<Vec<Doubt>>,
     /// Commits that are still on their way.
     pub(super) late: Mutex<Vec<Transaction>>,
@@ -53,17 +53,18 @@ impl Link {
 }
 
 impl MemoryEngine {
-    /// As if the host lost its connection to the store (or got it back): nothing is read or committed, and nothing heard of.
+    /// Simulates that the host lost its connection to the store (or got it back): it can read, commit and hear nothing.
     pub fn cut_off(&self, is_cut: bool) {
         self.link.is_cut.store(is_cut, Ordering::SeqCst);
     }
 
-    /// As if nothing of what changes in the catalogue arrived, all else being well.
+    /// Simulates that no catalogue changes arrive, while everything else works.
     pub fn deafen(&self, is_deaf: bool) {
         self.link.is_deaf.store(is_deaf, Ordering::SeqCst);
     }
 
-    /// The answer to the next commit is lost. Of a host that is not a [second](Self::second_host) one, what is late stays so for ever.
+    /// The answer to the next commit is lost. For a host that is not a [second](Self::second_host) one, a late commit stays late
+    /// forever.
     pub fn doubt(&self, doubt: Doubt) {
         self.link.doubts.lock().push(doubt);
     }

@@ -1,4 +1,4 @@
-//! What is in the store, for all hosts on it: checked first, changed afterwards, under one lock.
+//! The store, shared by all hosts: checks first, changes afterwards, under one lock.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -31,14 +31,14 @@ pub(super) struct State {
     /// How often the catalogue was changed.
     pub(super) catalogue: watch::Sender<u64>,
     pub(super) modules: HashMap<Digest, Bytes>,
-    /// Offsets that are left out after each batch.
+    /// Offsets left out after each batch.
     pub(super) gap: u64,
     pub(super) idempotence: Idempotence,
     /// How often state of a group was written.
     pub(super) state_writes: HashMap<GroupName, watch::Sender<u64>>,
 }
 
-/// Goes with its topic, and everything in it: messages, progress, whoever waits.
+/// Deleted with its topic, with everything in it: messages, progress, waiting readers.
 #[derive(Debug)]
 pub(super) struct Partition {
     /// Ascending by offset.
@@ -53,21 +53,21 @@ pub(super) struct Group {
     /// The newest lease's.
     pub(super) epoch: u64,
     pub(super) progress: Option<Arc<Progress>>,
-    /// Made when it is first asked for or written.
+    /// Created when it is first read or written.
     pub(super) state: Option<Arc<StateTable>>,
-    /// Who has the work, if anybody has.
+    /// The holder, if there is one.
     pub(super) holder: Option<Holder>,
-    /// Whether a host that worked ended without giving it back, and nobody was told yet.
+    /// Whether a host that worked ended without releasing it, and this was not reported yet.
     pub(super) left: bool,
-    /// Tells whoever has it that somebody else has it now.
+    /// Tells the previous holder that it lost the hold.
     pub(super) lost: watch::Sender<bool>,
 }
 
-/// Who has the work of a group in a partition.
+/// The holder of a group's work in a partition.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Holder {
     pub(super) host: HostId,
-    /// Whether to do it; else an operator claimed it.
+    /// Whether it is for work; otherwise it is an operator's claim.
     pub(super) works: bool,
 }
 
@@ -83,7 +83,7 @@ impl Default for Partition {
 }
 
 impl State {
-    /// Whether everything that the transaction appends to is there.
+    /// Whether every partition that the transaction appends to exists.
     pub(super) fn check_appends(&self, transaction: &Transaction) -> Result<(), CommitError> {
         let appended = transaction.appends.iter().map(|append| append.partition);
         let marked = transaction.request.iter().map(RequestMark::first_partition);
@@ -136,7 +136,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether the host has room for what is written.
+    /// Whether the host has room for the writes.
     pub(super) fn check_room(&mut self, writes: &[StateWrite]) -> Result<(), CommitError> {
         let mut growth = Growth::default();
         for write in writes.iter().filter(|write| write.writes.keep_values()) {
@@ -146,7 +146,7 @@ impl State {
         Ok(self.room.check(&growth)?)
     }
 
-    /// The table of a group in a partition that is there.
+    /// The table of a group in an existing partition.
     pub(super) fn table(
         &mut self,
         group: &GroupName,
@@ -259,7 +259,7 @@ impl Partition {
         }
     }
 
-    /// The offset of the next batch. The end that is shown is that of the last one, so there is none between.
+    /// The offset of the next batch. The visible end is that of the last one, so nothing is in between.
     fn next_offset(&self, gap: u64) -> Offset {
         let end = *self.end.borrow();
         match self.batches.is_empty() && end == self.start {

@@ -1,5 +1,5 @@
-//! What one call makes of the state: its own writes over the committed table. Keys and values come in columns, as guests give them;
-//! every span, number and size is checked here, and nothing is sized by what a guest claims.
+//! One call's view of the state: its own writes over the committed table. Keys and values come in columns, as guests pass them; every
+//! span, number and size is checked here, and no memory is reserved because of a guest's claim.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -21,28 +21,28 @@ use super::{
     Adds, ENTRY_OVERHEAD_BYTES, NEVER, StateChange, StateSize, StateTable, StateValue, StateWrites,
 };
 
-/// Why a call on state does nothing.
+/// Why a call on state has no effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
-    /// The table has no room; nothing of the call was done.
+    /// The table has no room; the call had no effect.
     #[error("the state is full: {0}")]
     Full(String),
-    /// The caller made a mistake. What the attempt wrote must not be kept.
+    /// The caller made an error. The attempt's writes must be discarded.
     #[error("state: {0}")]
     Misuse(String),
-    /// What is stored could not be read; nothing of the call was done. Nobody made a mistake: try again later.
+    /// The stored state could not be read; the call had no effect. It is nobody's error: try again later.
     #[error(
-        "the state cannot be read ({0}); `millrace damage list` tells what is damaged: put the file back from a backup, or empty the state of the \
+        "the state cannot be read ({0}); `millrace damage list` shows the damage: restore the file from a backup, or empty the state of the \
          partition"
     )]
     Unreadable(Arc<str>),
 }
 
 impl StateError {
-    /// The values of a call are too much.
+    /// The values of a call are too large.
     pub(super) fn too_many_bytes() -> Self {
         Self::Misuse(format!(
-            "the values have more than {STATE_CALL_BYTES_MAX} bytes together; ask for fewer at once"
+            "the values have more than {STATE_CALL_BYTES_MAX} bytes together; request fewer at once"
         ))
     }
 }
@@ -56,21 +56,21 @@ pub struct KeyColumns<'a> {
     pub spans: &'a [u32],
 }
 
-/// What holds for each key that is written; an empty list says the same of all of them.
+/// Options of each written key; an empty list means the same for all.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteColumns<'a> {
-    /// Milliseconds to live. Empty, or the largest number: for ever.
+    /// Milliseconds to live. Empty, or the largest number: forever.
     pub ttl_ms: &'a [u64],
-    /// The message that writes, by its place in the batch. Empty: the batch as a whole.
+    /// The index in the batch of the message that writes. Empty: the batch as a whole.
     pub messages: &'a [u32],
 }
 
-/// Values in columns: spans of fresh bytes; [`NONE`] as a length is no value.
+/// Values in columns: spans of their own bytes; a length of [`NONE`] is no value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ValueColumns {
-    /// The bytes, of keys as well where they are listed.
+    /// The bytes, including those of keys in a listing.
     pub data: Vec<u8>,
-    /// Start and length of each key; empty where the caller knows them.
+    /// Start and length of each key; empty if the caller knows them.
     pub keys: Vec<u32>,
     /// Start and length of each value.
     pub values: Vec<u32>,
@@ -80,9 +80,9 @@ pub struct ValueColumns {
 #[derive(Debug)]
 pub struct StateAttempt {
     pub(super) table: Arc<StateTable>,
-    /// What it reads of a paged table if not what is committed at each moment.
+    /// The moment of a paged table that it reads, unless that is always the latest commit.
     pub(super) picture: Option<Picture>,
-    /// What was found of a paged table.
+    /// What was already read of a paged table.
     seen: Seen,
     pub(super) now: Timestamp,
     pub(super) writes: HashMap<Arc<[u8]>, Written>,
@@ -90,9 +90,9 @@ pub struct StateAttempt {
     pub(super) ordered: Option<BTreeSet<Arc<[u8]>>>,
     /// Bytes of all writes, counted as often as they were made.
     written_bytes: usize,
-    /// What the table would hold more.
+    /// What the writes add to the table.
     growth: Growth,
-    /// What is removed besides, unless it is written.
+    /// Expired entries to remove, unless they are written.
     ended: Ended,
     /// Which messages wrote.
     wrote: Vec<bool>,
@@ -118,7 +118,7 @@ impl Written {
 }
 
 impl StateAttempt {
-    /// Nothing written yet, for a batch of so many messages; time stands still at `now`.
+    /// Nothing written yet, for a batch of this many messages; time stands still at `now`.
     #[must_use]
     pub fn new(table: Arc<StateTable>, now: Timestamp, messages: usize) -> Self {
         Self {
@@ -136,7 +136,7 @@ impl StateAttempt {
         }
     }
 
-    /// Whoever has not the table's turn sees a paged one as it is now, whatever is committed meanwhile.
+    /// Without the table's turn, a paged table is read as of now, whatever is committed meanwhile.
     #[must_use]
     pub fn at_one_moment(mut self) -> Self {
         self.picture = self.table.picture();
@@ -153,12 +153,12 @@ impl StateAttempt {
         })
     }
 
-    /// Makes ready a call on these keys that waits for no disk: what is in memory, the system's included, is looked for at once, and
-    /// what is left has to be read ([`StateFetch::read`]) and taken in ([`StateAttempt::take_in`]) before the call; `None` where
-    /// nothing is. `gets`: the call asks for values.
+    /// Prepares a call on these keys so that it does not wait for the disk: keys in memory, including the page cache, are looked up at
+    /// once. The rest must be read ([`StateFetch::read`]) and passed to [`StateAttempt::take_in`] before the call; `None` if there is
+    /// no rest. `gets`: the call reads values.
     ///
     /// # Errors
-    /// [`StateError`]; those of the call, too.
+    /// [`StateError`], including those of the call.
     pub fn prepare(
         &mut self,
         keys: &KeyColumns<'_>,
@@ -188,7 +188,7 @@ impl StateAttempt {
         self.picture.is_some() || self.table.is_paged()
     }
 
-    /// What of the keys has to be read from runs; `None` where nothing has.
+    /// What must be read from runs for these keys; `None` if nothing.
     fn fetch(
         &mut self,
         keys: &KeyColumns<'_>,
@@ -204,7 +204,7 @@ impl StateAttempt {
         Ok(self.table.ask(picture, &asked, wanted, &mut self.seen))
     }
 
-    /// The keys of which nothing is known.
+    /// The keys that are not known yet.
     fn unknown<'k>(
         &self,
         keys: &KeyColumns<'k>,
@@ -225,7 +225,7 @@ impl StateAttempt {
         self.seen.take_in(fetch);
     }
 
-    /// Does something on the committed table: of a paged one what it has of the keys is found first, and no lock is held.
+    /// Runs something on the committed table: keys of a paged table are found first, and no lock is held.
     fn with_view<T>(
         &mut self,
         keys: &KeyColumns<'_>,
@@ -275,7 +275,7 @@ impl StateAttempt {
         Ok(found)
     }
 
-    /// Sets the keys to the values; [`NONE`] as a value's length removes the key.
+    /// Sets the keys to the values; a value length of [`NONE`] removes the key.
     ///
     /// # Errors
     /// [`StateError`].
@@ -289,7 +289,7 @@ impl StateAttempt {
         if values.len() != count * 2 {
             let numbers = values.len();
             return misuse(format!(
-                "{numbers} numbers for the values of {count} keys; there are two for each"
+                "{numbers} numbers for the values of {count} keys; pass two for each"
             ));
         }
         how.check(count, self.wrote.len())?;
@@ -310,11 +310,11 @@ impl StateAttempt {
         })
     }
 
-    /// Adds to the numbers of the keys, in order; what is absent counts as 0, and a sum beyond the range stays at its end. The new
-    /// numbers. Without a time to live an entry keeps its end.
+    /// Adds to the numbers of the keys, in order; an absent key counts as 0, and a sum out of range is clamped. Returns the new
+    /// numbers. Without a time to live an entry keeps its expiry.
     ///
     /// # Errors
-    /// [`StateError`]; a value that is no number is misuse.
+    /// [`StateError`]; adding to a value that is not a number is misuse.
     pub fn add(
         &mut self,
         keys: &KeyColumns<'_>,
@@ -325,7 +325,7 @@ impl StateAttempt {
         if !deltas.is_empty() && deltas.len() != count {
             let numbers = deltas.len();
             return misuse(format!(
-                "{numbers} numbers to add to {count} keys; there is one for each, or none for 1"
+                "{numbers} numbers to add to {count} keys; pass one for each, or none to add 1"
             ));
         }
         how.check(count, self.wrote.len())?;
@@ -416,13 +416,13 @@ impl StateAttempt {
         self.growth.entries += isize::from(after.is_some()) - isize::from(before.is_some());
         if self.written_bytes > STATE_ATTEMPT_BYTES_MAX {
             return misuse(format!(
-                "more than {STATE_ATTEMPT_BYTES_MAX} bytes are written in one call of the component; write less, or take smaller batches"
+                "more than {STATE_ATTEMPT_BYTES_MAX} bytes were written in one call of the component; write less, or use smaller batches"
             ));
         }
         Ok(())
     }
 
-    /// Whether the table has room for values of these lengths; what is removed needs none.
+    /// Whether the table has room for values of these lengths; removing needs none.
     fn check_room(
         &self,
         keys: &KeyColumns<'_>,
@@ -443,7 +443,7 @@ impl StateAttempt {
         if self.fits(view.size(), all_new).is_ok() {
             return Ok(());
         }
-        // Near the bound it is looked at closely: a key that is there takes the place that it has.
+        // Near the bound the exact size is computed: an existing key takes the place that it has.
         let (mut growth, mut seen) = (Growth::default(), HashSet::new());
         for index in 0..count {
             let Some(bytes) = bytes_of(index) else {
@@ -468,13 +468,13 @@ impl StateAttempt {
         let max = self.table.bounds();
         if more.entries > 0 && entries > max.entries.cast_signed() {
             return Err(format!(
-                "it would have {entries} entries, at most {} are kept for one partition; delete some, or give them a time to live",
+                "it would have {entries} entries; the maximum for one partition is {}: delete some, or give them a time to live",
                 max.entries
             ));
         }
         if more.bytes > 0 && bytes > max.bytes.cast_signed() {
             return Err(format!(
-                "it would have {bytes} bytes, at most {} are kept for one partition; delete some, or give them a time to live",
+                "it would have {bytes} bytes; the maximum for one partition is {}: delete some, or give them a time to live",
                 max.bytes
             ));
         }
@@ -495,25 +495,25 @@ impl StateAttempt {
         }
     }
 
-    /// Whether something was written that belongs to this message, or to all.
+    /// Whether anything was written for this message, or for all.
     #[must_use]
     pub fn wrote(&self, message: usize) -> bool {
         self.wrote_for_all && !self.writes.is_empty()
             || self.wrote.get(message).copied().unwrap_or(false)
     }
 
-    /// Has entries that have ended removed along with its writes. They are no message's, and count for no bound of a call.
+    /// Also removes expired entries. They belong to no message, and count for no bound of a call.
     pub fn remove_ended(&mut self, ended: Ended) {
         self.ended = ended;
     }
 
-    /// Whether anything that has ended is removed along with its writes.
+    /// Whether any expired entries are removed, too.
     #[must_use]
     pub fn removes_ended(&self) -> bool {
         !self.ended.is_empty()
     }
 
-    /// What is to be committed.
+    /// The writes to commit.
     #[must_use]
     pub fn into_writes(self) -> StateWrites {
         let change = |(key, written): (_, Written)| StateChange {
@@ -542,11 +542,11 @@ impl<'a> KeyColumns<'a> {
     fn count(&self) -> Result<usize, StateError> {
         let (count, rest) = (self.spans.len() / 2, self.spans.len() % 2);
         if rest != 0 {
-            return misuse("keys have two numbers each, start and length".to_owned());
+            return misuse("pass two numbers for each key, start and length".to_owned());
         }
         if count > STATE_CALL_KEYS_MAX {
             return misuse(format!(
-                "{count} keys in one call; at most {STATE_CALL_KEYS_MAX} are taken"
+                "{count} keys in one call; the maximum is {STATE_CALL_KEYS_MAX}"
             ));
         }
         Ok(count)
@@ -554,7 +554,9 @@ impl<'a> KeyColumns<'a> {
 
     fn key(&self, index: usize) -> Result<&'a [u8], StateError> {
         let key = span(self.data, self.spans, index, STATE_KEY_BYTES_MAX, "key")?;
-        key.ok_or_else(|| StateError::Misuse(format!("key {index} is none; a key is some bytes")))
+        key.ok_or_else(|| {
+            StateError::Misuse(format!("key {index} is missing; a key must have bytes"))
+        })
     }
 }
 
@@ -566,7 +568,7 @@ impl WriteColumns<'_> {
         ] {
             if count != 0 && count != keys {
                 return misuse(format!(
-                    "{count} {what} for {keys} keys; there is one for each, or none"
+                    "{count} {what} for {keys} keys; pass one for each, or none"
                 ));
             }
         }
@@ -577,7 +579,7 @@ impl WriteColumns<'_> {
         }
     }
 
-    /// When what is written ends; `None` where nothing is said about it.
+    /// When the written entry expires; `None` if not given.
     fn ends_at(&self, index: usize, now: Timestamp) -> Option<Timestamp> {
         if self.ttl_ms.is_empty() {
             return None;
@@ -610,11 +612,11 @@ pub(super) fn misuse<T>(what: String) -> Result<T, StateError> {
 fn not_a_number(key: &[u8], bytes: usize) -> StateError {
     let key = key[..key.len().min(64)].escape_ascii();
     StateError::Misuse(format!(
-        "the value of key {key} has {bytes} bytes; a number that is added to has 8"
+        "the value of key {key} has {bytes} bytes; only numbers of 8 bytes can be added to"
     ))
 }
 
-/// The `index`th span's bytes; `None` where it stands for none.
+/// The `index`th span's bytes; `None` for a null span.
 fn span<'a>(
     data: &'a [u8],
     spans: &[u32],
@@ -628,7 +630,7 @@ fn span<'a>(
     }
     if length as usize > bytes_max {
         return misuse(format!(
-            "{what} {index} has {length} bytes; at most {bytes_max} are taken"
+            "{what} {index} has {length} bytes; the maximum is {bytes_max}"
         ));
     }
     let bytes = data.get(start as usize..start as usize + length as usize);

@@ -1,9 +1,9 @@
-//! What has ended in a paged table. Removing it there is a write like any other, for a replay would count differently else.
+//! Expired entries of a paged table. Removing them is a write like any other, because otherwise a replay would count differently.
 //!
-//! Each entry that ends has a *place*: its end and its key, in the order of which they are looked at. A place says when to look and
-//! no more: an entry that was written again, or removed, leaves its old place behind in a run. Whoever comes to such a place finds
-//! that nothing ends there, and notes it as vacant, which the next run says in its turn. No journal tells of that, for it changes
-//! nothing of what the table holds; what a crash forgets is found again.
+//! Each entry with an expiry has a *place*: its expiry and its key, which define the order of the search. A place only says when to
+//! look: an entry that was rewritten or removed leaves its old place behind in a run. A search that finds nothing expiring at a place
+//! marks it as vacant, which the next run records. The journal does not record that, because it changes no content; after a crash it is
+//! found again.
 
 use std::collections::BTreeSet;
 use std::iter::Peekable;
@@ -18,14 +18,14 @@ use super::resident::weight_of;
 use super::runs::RunsWalk;
 use super::{Adds, NEVER, StateChange, StateError, StateWrites};
 
-/// Milliseconds until it is looked again after everything was found: what has ended is absent in any case.
+/// Milliseconds until the next search after everything was found: expired entries are absent in any case.
 const REST_MS: u64 = 1_000;
-/// The same after places could not be read.
+/// The same after a read error.
 const REST_UNREADABLE_MS: u64 = 60_000;
-/// What a change takes in a journal beside its key.
+/// Journal size of a change besides its key.
 const CHANGE_OVERHEAD_BYTES: usize = 16;
 
-/// Entries that have ended, to be removed with what is committed next under the table's turn.
+/// Expired entries, to be removed with the next commit under the table's turn.
 #[derive(Debug, Default)]
 pub struct Ended {
     /// Each with what it counts for.
@@ -39,13 +39,13 @@ impl Ended {
         self.entries.is_empty()
     }
 
-    /// How many.
+    /// Their number.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// What removes them.
+    /// The changes that remove them.
     #[must_use]
     pub fn into_writes(self) -> StateWrites {
         let mut writes = StateWrites {
@@ -56,7 +56,7 @@ impl Ended {
         writes
     }
 
-    /// Adds what removes those of them that are chosen.
+    /// Adds the removals of the selected ones.
     pub(super) fn add_to(self, writes: &mut StateWrites, chosen: impl Fn(&[u8]) -> bool) {
         let adds = writes.adds.get_or_insert_default();
         for (key, weight) in self.entries.into_iter().filter(|(key, _)| chosen(key)) {
@@ -71,26 +71,26 @@ impl Ended {
     }
 }
 
-/// What a look at places found.
+/// The result of a search.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) ended: Ended,
-    /// Places at which nothing ends.
+    /// Places at which nothing expires.
     pub(super) vacant: Vec<(Timestamp, Arc<[u8]>)>,
-    /// When it is worth to look again.
+    /// When to search again.
     pub(super) look_at: Timestamp,
-    /// Places before this one are vacant, all of them.
+    /// All places before this one are vacant.
     pub(super) stays_from: Timestamp,
 }
 
-/// When it is worth to look again after places could not be read.
+/// When to search again after a read error.
 pub(super) fn after_unreadable(now: Timestamp) -> Timestamp {
     Timestamp(now.0.saturating_add(REST_UNREADABLE_MS))
 }
 
 impl Picture {
-    /// Looks at places in order, at most so many, for entries that have ended: no more of them than take so many bytes in a journal,
-    /// but one at the least. It may read from the disk.
+    /// Searches a limited number of places, in order, for expired entries: no more than fit into this many bytes of a journal, but at
+    /// least one. May read from the disk.
     ///
     /// # Errors
     /// [`StateError::Unreadable`].
@@ -123,7 +123,7 @@ impl Picture {
                 break;
             }
             found.ended.entries.push((key, weight));
-            // It stays until somebody has removed what ended there.
+            // The place stays until the entry is removed.
             first_ended = first_ended.min(end);
         }
         found.stays_from = first_ended.min(next);
@@ -134,13 +134,13 @@ impl Picture {
         } else if found.ended.is_empty() {
             next.max(rest)
         } else {
-            // Their places are vacant then.
+            // Their places are then vacant.
             rest
         };
         Ok(found)
     }
 
-    /// The end and the weight of what the table has of each key.
+    /// The expiry and the size of what the table has for each key.
     fn ends_of(
         &self,
         places: &[(Timestamp, Arc<[u8]>)],
@@ -171,7 +171,7 @@ impl Picture {
         Ok(there)
     }
 
-    /// All places from this one on at which something may end, in order.
+    /// All places from this one on at which something may expire, in order.
     fn places(&self, from: Timestamp) -> Result<Places<'_>, StateError> {
         let layers = self.layers.iter().map(|layer| {
             let places = layer.places().skip_while(move |place| place.0 < from);
@@ -185,7 +185,7 @@ impl Picture {
     }
 }
 
-/// An end, and the key of what ends then.
+/// An expiry, and the key that expires then.
 type End = (Timestamp, Arc<[u8]>);
 
 /// A place among those of all layers and runs.
@@ -196,12 +196,12 @@ struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
-    /// The next one that is not vacant.
+    /// The next place that is not vacant.
     fn next(&mut self) -> Result<Option<End>, StateError> {
         loop {
             let said = self.said();
             let stored = self.runs.place()?;
-            // Of a place that both tell of the newer counts, which is in memory.
+            // If both have a place, the newer one, in memory, counts.
             let is_said = match (said, stored) {
                 (None, None) => return Ok(None),
                 (Some(_), None) => true,

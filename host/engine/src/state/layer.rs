@@ -1,5 +1,5 @@
-//! What changed in a paged table and stands in no run yet, by key. One layer grows with each commit; all others stay as they are, so
-//! that pictures and checkpoints read them without a lock.
+//! Changes of a paged table that are not in a run yet, by key. One layer grows with each commit; all others are immutable, so that
+//! pictures and checkpoints read them without a lock.
 
 use std::collections::{HashMap, HashSet, hash_map};
 use std::iter::Peekable;
@@ -12,10 +12,10 @@ use millrace_model::Timestamp;
 use super::resident::Entries;
 use super::{NEVER, StateChange, StateValue};
 
-/// Bytes that a change costs in memory beside its key and value, about.
+/// Approximate memory of a change besides its key and value.
 const CHANGE_COST_BYTES: usize = 160;
 
-/// What is said of a key.
+/// The change of a key.
 #[derive(Clone, Debug)]
 pub(super) struct Said {
     /// `None`: it is removed.
@@ -27,10 +27,10 @@ pub(super) struct Said {
 #[derive(Debug, Default)]
 pub(crate) struct Changed {
     by_key: HashMap<Arc<[u8]>, Said>,
-    /// Places of ends at which nothing ends any more, whatever older layers and runs say.
+    /// Places at which nothing expires any more, whatever older layers and runs say.
     vacant: HashSet<(Timestamp, Arc<[u8]>)>,
     cost: usize,
-    /// The keys in order, from the first time on that somebody asks; nothing changes any more then.
+    /// The keys in order, computed when first needed; nothing changes after that.
     sorted: OnceLock<Vec<Arc<[u8]>>>,
     /// Places in order, and which of them are vacant; likewise.
     places: OnceLock<Vec<HeldPlace>>,
@@ -39,12 +39,12 @@ pub(crate) struct Changed {
 /// Changes that stay as they are.
 #[derive(Debug)]
 pub(crate) enum Layer {
-    /// Everything of a table that was in memory until then: there is nothing below it.
+    /// The whole content of a table that was in memory until then: there is nothing below it.
     Whole(Entries),
     Changes(Changed),
 }
 
-/// A key and what is said of it, owned by nobody but the layers.
+/// A key and its change.
 pub(super) type Met<'a> = (&'a Arc<[u8]>, Option<&'a StateValue>, Timestamp);
 
 /// As [`Place`], with a key of its own.
@@ -154,7 +154,7 @@ impl Layer {
         }
     }
 
-    /// Of how many keys and vacant places it says something.
+    /// The number of keys and vacant places.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Whole(entries) => entries.size().entries,
@@ -166,7 +166,7 @@ impl Layer {
         matches!(self, Self::Whole(_))
     }
 
-    /// What it says of the key; `None` if nothing.
+    /// The change of the key, if there is one.
     pub(super) fn get(&self, key: &[u8]) -> Option<Met<'_>> {
         match self {
             Self::Whole(entries) => {
@@ -177,7 +177,7 @@ impl Layer {
         }
     }
 
-    /// Both as one, if the newer one is not much smaller: so each change is copied a few times and no more.
+    /// Merges both if the newer one is not much smaller, so that each change is copied only a few times.
     pub(super) fn joined(older: &Self, newer: &Self) -> Option<Self> {
         match (older, newer) {
             (Self::Changes(older), Self::Changes(newer)) if older.len() <= 2 * newer.len() => {
@@ -207,14 +207,14 @@ impl Layer {
         changed.into_iter().flat_map(|changed| &changed.vacant)
     }
 
-    /// All keys in order, for whoever goes through them once: nothing is kept of it.
+    /// All keys in order, for a single pass: the order is not kept.
     fn once(&self) -> Box<dyn Iterator<Item = Met<'_>> + '_> {
         let Self::Changes(changed) = self else {
             return self.from(Bound::Unbounded);
         };
         let said = changed.by_key.iter();
         let mut said: Vec<_> = said.map(|(key, said)| (head(key), key, said)).collect();
-        // By how keys begin first, which is at hand: the keys themselves are all over memory.
+        // Sorted by prefix first, which is at hand: the keys themselves are scattered in memory.
         said.sort_unstable_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)));
         let said = said.into_iter();
         Box::new(said.map(|(_, key, said)| (key, said.value.as_ref(), said.ends_at)))
@@ -241,7 +241,7 @@ impl Layer {
     }
 }
 
-/// Layers as one, in the order of keys: of each key what the newest says.
+/// Layers as one, in key order: the newest change of each key.
 pub(super) struct LayersWalk<'a> {
     /// The oldest first.
     layers: Vec<Peekable<Box<dyn Iterator<Item = Met<'a>> + 'a>>>,
@@ -255,7 +255,7 @@ impl<'a> LayersWalk<'a> {
         }
     }
 
-    /// All of it, for whoever goes through it once.
+    /// All of it, for a single pass.
     pub(super) fn once(layers: &'a [Arc<Layer>]) -> Self {
         let layers = layers.iter().map(|layer| layer.once().peekable());
         Self {

@@ -9,21 +9,21 @@ use super::attempt::{StateAttempt, StateError, ValueColumns};
 use super::picture::Picture;
 use super::resident::{Entries, after_of, range};
 
-/// Keys that are looked at before the table is let go for a moment, for there may be many that have ended: commits wait meanwhile.
+/// Keys visited before the table is unlocked for a moment, because many may have expired and commits wait.
 const KEYS_AT_ONCE: usize = 1_000;
 
 /// Where a listing is.
 enum Step {
-    /// This key was looked at last.
+    /// This key was visited last.
     On(Arc<[u8]>),
-    /// Nothing was looked at: the table is not in memory any more.
+    /// Nothing was visited: the table is no longer in memory.
     Paged,
     Over,
 }
 
 impl StateAttempt {
-    /// Keys that begin with the prefix and come after one, in order, with their values: at most so many, and fewer where they have
-    /// many bytes. An empty answer is the end.
+    /// Keys with the prefix after a given one, in order, with their values: up to this many, and fewer if they are large. An empty
+    /// answer is the end.
     ///
     /// # Errors
     /// [`StateError::Misuse`].
@@ -40,7 +40,7 @@ impl StateAttempt {
         let mut listed = ValueColumns::default();
         let mut last: Option<Arc<[u8]>> = after.map(Arc::from);
         loop {
-            // A table may be paged between two steps: the rest is listed from what it is then.
+            // A table may be paged between two steps: the rest is then listed from its runs.
             let picture = self.picture.clone().or_else(|| self.table.picture());
             if let Some(picture) = picture {
                 self.list_picture(&picture, prefix, last.as_deref(), keys_max, &mut listed)?;
@@ -54,7 +54,7 @@ impl StateAttempt {
         }
     }
 
-    /// Goes on with a listing of a table that is in memory.
+    /// Continues a listing of a table in memory.
     fn list_on(
         &self,
         prefix: &[u8],
@@ -144,7 +144,7 @@ impl StateAttempt {
 }
 
 impl ValueColumns {
-    /// Adds a key and its value; whether there was room for both.
+    /// Adds a key and its value; returns whether there was room for both.
     fn push(&mut self, key: &[u8], value: &StateValue) -> Result<bool, StateError> {
         let bytes = self.data.len() + key.len() + value.as_bytes().len();
         if bytes > STATE_CALL_BYTES_MAX {

@@ -1,5 +1,5 @@
-//! What a call is told of a committed table: straight from memory where all of it is there; of a paged one the keys are looked for
-//! first, all at once, and kept for as long as the call lasts.
+//! What a call reads of a committed table: directly from memory if all of it is there; keys of a paged table are looked up first, all
+//! at once, and kept for the duration of the call.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use super::resident::{Entries, weight_of};
 use super::runs::RunSet;
 use super::{StateError, StateSize, StateValue};
 
-/// Keys that are looked for in runs at once; between two such steps it is seen whether there is too much.
+/// Keys looked up in runs at once; the total size is checked between two such steps.
 const KEYS_AT_ONCE: usize = 1_024;
-/// What a key that was seen takes in memory beside its bytes and those of its value.
+/// Memory of a key that was read besides its bytes and those of its value.
 const SEEN_OVERHEAD_BYTES: usize = 128;
-/// A value that is no longer than this is kept even where only its length is asked for.
+/// A value up to this length is kept even if only its length was requested.
 const KEPT_BYTES_MAX: usize = size_of::<i64>();
 
-/// What is to be found of keys.
+/// What to read for keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// Values.
@@ -33,7 +33,7 @@ pub(super) enum Wanted {
 pub(super) struct Held<'a> {
     /// As the table has it.
     pub(super) key: &'a Arc<[u8]>,
-    /// `None` if only its length was asked for.
+    /// `None` if only its length was requested.
     pub(super) value: Option<&'a StateValue>,
     pub(super) value_bytes: usize,
     pub(super) ends_at: Timestamp,
@@ -45,14 +45,14 @@ impl Held<'_> {
     }
 }
 
-/// What a call sees of the table.
+/// A call's view of the table.
 pub(super) enum View<'a> {
     Resident(&'a Entries),
     Seen(&'a Seen),
 }
 
 impl<'a> View<'a> {
-    /// The entry, which may have ended.
+    /// The entry, which may have expired.
     pub(super) fn held(&self, key: &[u8]) -> Option<Held<'a>> {
         match self {
             Self::Resident(entries) => {
@@ -68,7 +68,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What the table holds.
+    /// The size of the table.
     pub(super) fn size(&self) -> StateSize {
         match self {
             Self::Resident(entries) => entries.size(),
@@ -105,7 +105,7 @@ impl Seen {
         })
     }
 
-    /// Whether it is known of the key what is wanted.
+    /// Whether the requested information about the key is known.
     pub(super) fn knows(&self, key: &[u8], wanted: Wanted) -> bool {
         match (self.by_key.get(key), wanted) {
             (None, _) => false,
@@ -114,7 +114,7 @@ impl Seen {
         }
     }
 
-    /// What memory says of a key.
+    /// What memory has for the key.
     pub(super) fn note(&mut self, key: &[u8], said: Option<Met<'_>>) {
         let entry = said.and_then(|(_, value, ends_at)| {
             let value = value?.clone();
@@ -134,7 +134,7 @@ impl Seen {
         self.by_key.insert(key, entry);
     }
 
-    /// Lets everything go if it is much, for it is found again; whether it was.
+    /// Drops everything if it is large, since it can be read again; returns whether it did.
     pub(super) fn bound(&mut self) -> bool {
         let is_much = self.bytes > STATE_ATTEMPT_BYTES_MAX;
         if is_much {
@@ -153,7 +153,7 @@ impl Seen {
     }
 }
 
-/// Keys of a paged table that have to be looked for in its runs.
+/// Keys of a paged table that must be looked up in its runs.
 #[derive(Debug)]
 pub struct StateFetch {
     runs: Arc<RunSet>,
@@ -182,10 +182,10 @@ impl StateFetch {
         self.keys.is_empty()
     }
 
-    /// Reads what the system has in memory. It waits for no disk.
+    /// Reads what is in the page cache, without waiting for the disk.
     ///
     /// # Errors
-    /// [`StateError::Unreadable`]; [`StateError::Misuse`] if the values are more than one call may ask for.
+    /// [`StateError::Unreadable`]; [`StateError::Misuse`] if the values exceed what one call may request.
     pub fn read_cached(&mut self) -> Result<(), StateError> {
         self.read_within(Reach::Memory)
     }
@@ -210,7 +210,7 @@ impl StateFetch {
             let left = self.runs.find(&asked, reach, |place, item| {
                 let entry = item.map(|(value, ends_at)| {
                     let is_kept = wanted == Wanted::Values || value.len() <= KEPT_BYTES_MAX;
-                    // What is too much for one call is not held until that is told.
+                    // What is too large for one call is not held any longer.
                     let is_kept = is_kept && *value_bytes <= STATE_CALL_BYTES_MAX;
                     if is_kept {
                         *value_bytes += value.len();

@@ -1,7 +1,7 @@
 //! The state of groups: keys and values beside progress, written in the same transactions (docs/adr/0011).
 //!
-//! A [`StateTable`] holds what is committed of one group in one partition. A [`StateAttempt`] is what one call makes of it: its own
-//! writes over the table, which become [`StateWrites`] if they are to count, and are dropped if not.
+//! A [`StateTable`] holds the committed state of one group in one partition. A [`StateAttempt`] is one call's view: its own writes over
+//! the table, which become [`StateWrites`] if they count, and are dropped otherwise.
 
 mod attempt;
 mod ending;
@@ -38,14 +38,14 @@ pub use value::StateValue;
 
 use crate::contract::Lease;
 
-/// What a transaction makes of one table.
+/// A transaction's changes to one table.
 #[derive(Clone, Debug)]
 pub struct StateWrite {
-    /// Whose state; a processor's name.
+    /// The group.
     pub group: GroupName,
-    /// Which partition's.
+    /// The partition.
     pub partition: TopicPartition,
-    /// The right to write it, which may be that to another partition; `None` is the operator's, who needs none.
+    /// The lease, which may belong to another partition; `None` for an operator, who needs none.
     pub lease: Option<Lease>,
     /// What is written.
     pub writes: Arc<StateWrites>,
@@ -58,12 +58,12 @@ pub struct StateWrites {
     pub resets: bool,
     /// The keys that change; one key at most once.
     pub changes: Vec<StateChange>,
-    /// What the table has more afterwards than before, or than nothing if it is emptied. Whoever has had the table's turn since his
-    /// first read knows it; others say nothing.
+    /// How the size of the table changes, relative to its present size, or to zero if it is emptied. Known to a writer that has had the
+    /// table's turn since its first read; others leave it out.
     pub adds: Option<Adds>,
 }
 
-/// What writes add to a table; less than nothing where they remove more than they bring.
+/// The size that writes add to a table; negative if they remove more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Adds {
     /// Entries.
@@ -82,7 +82,7 @@ impl Adds {
         }
     }
 
-    /// Bytes of memory that it takes more where all of a table is in memory; none if it takes less.
+    /// Additional memory if all of a table is in memory; zero if it shrinks.
     #[must_use]
     pub fn cost(self) -> usize {
         let beside = (ENTRY_COST_BYTES - ENTRY_OVERHEAD_BYTES) as i64;
@@ -92,7 +92,7 @@ impl Adds {
         usize::try_from(cost).unwrap_or(0)
     }
 
-    /// The size after it; `None` if there never were as many entries or bytes as it takes away.
+    /// The size after it; `None` if it would be negative.
     #[must_use]
     pub fn after(self, before: StateSize) -> Option<StateSize> {
         let with = |size: usize, more: i64| size.checked_add_signed(isize::try_from(more).ok()?);
@@ -110,18 +110,18 @@ pub struct StateChange {
     pub key: Arc<[u8]>,
     /// Its new value; `None` removes it.
     pub value: Option<StateValue>,
-    /// From when on it counts as removed; [`NEVER`] for as long as it is kept.
+    /// When it counts as removed; [`NEVER`] if it does not expire.
     pub ends_at: Timestamp,
 }
 
-/// The end of an entry that has none.
+/// The expiry of an entry that has none.
 pub const NEVER: Timestamp = Timestamp(u64::MAX);
 
-/// Bytes that an entry counts for beside its key and value.
+/// Size of an entry besides its key and value.
 pub const ENTRY_OVERHEAD_BYTES: usize = 64;
 
-/// Bytes that an entry costs in memory beside its key and value, about: its places in the table and in the order of keys, and what the
-/// allocator rounds up. The bounds of a host count with it, that of a partition with [`ENTRY_OVERHEAD_BYTES`].
+/// Approximate memory of an entry besides its key and value: its places in the table and in the key order, and allocation overhead. A
+/// host's bounds count with it, a partition's with [`ENTRY_OVERHEAD_BYTES`].
 pub const ENTRY_COST_BYTES: usize = 320;
 
 impl StateChange {
@@ -133,21 +133,21 @@ impl StateChange {
         let value = self.value.as_ref().map_or(0, |v| v.as_bytes().len());
         if self.key.len() > STATE_KEY_BYTES_MAX || value > STATE_VALUE_BYTES_MAX {
             return Err(format!(
-                "an entry has a key of {} bytes and a value of {value}; at most {STATE_KEY_BYTES_MAX} and {STATE_VALUE_BYTES_MAX} are taken",
+                "an entry has a key of {} bytes and a value of {value}; the maximum is {STATE_KEY_BYTES_MAX} and {STATE_VALUE_BYTES_MAX}",
                 self.key.len()
             ));
         }
         Ok(())
     }
 
-    /// Bytes that the entry counts for; none if it is removed.
+    /// The entry's size; zero if it is removed.
     #[must_use]
     pub fn weight(&self) -> usize {
         let value = self.value.as_ref();
         value.map_or(0, |value| resident::weight(&self.key, value))
     }
 
-    /// Bytes that the entry costs in memory; none if it is removed.
+    /// The entry's memory; zero if it is removed.
     #[must_use]
     pub fn cost(&self) -> usize {
         match self.weight() {
@@ -164,7 +164,7 @@ impl StateWrites {
         !self.resets && self.changes.is_empty()
     }
 
-    /// What they add to a table's cost, at the most: as if none of the keys were there.
+    /// The most that they add to a table's cost: as if none of the keys existed.
     #[must_use]
     pub fn cost(&self) -> usize {
         self.changes.iter().map(StateChange::cost).sum()
@@ -176,7 +176,7 @@ impl StateWrites {
         self.changes.iter().any(|change| change.value.is_some())
     }
 
-    /// What it takes in a journal, at most.
+    /// Maximum size in a journal.
     #[must_use]
     pub fn byte_count(&self) -> usize {
         let value = |value: &Option<StateValue>| value.as_ref().map_or(0, |v| v.as_bytes().len());
@@ -185,43 +185,43 @@ impl StateWrites {
     }
 }
 
-/// An entry as others see it.
+/// An entry for readers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateEntry {
     /// Its key.
     pub key: Arc<[u8]>,
     /// Its value.
     pub value: StateValue,
-    /// When it ends.
+    /// Its expiry.
     pub ends_at: Timestamp,
 }
 
-/// Which entries are asked for.
+/// Which entries to return.
 #[derive(Clone, Debug, Default)]
 pub struct StateQuery {
-    /// Keys that begin so.
+    /// Keys with this prefix.
     pub prefix: Vec<u8>,
     /// Only keys after this one.
     pub after: Option<Vec<u8>>,
-    /// At most so many.
+    /// Maximum number.
     pub entries_max: usize,
-    /// Entries that count for so many bytes at the most; one larger entry still comes.
+    /// Maximum total size; one larger entry is still returned.
     pub bytes_max: usize,
-    /// What time it is: entries that have ended are left out.
+    /// The present time: expired entries are left out.
     pub now: Timestamp,
 }
 
-/// Entries by key, and of when they are.
+/// Entries by key, as of one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StatePage {
     /// By key.
     pub entries: Vec<StateEntry>,
     /// Whether there are more.
     pub has_more: bool,
-    /// The state holds the writes of the messages below, but for the parked ones, and no others.
+    /// The state contains exactly the writes of the messages below this offset, except parked ones.
     pub as_of: Offset,
-    /// Another one whenever something was written, and after a restart: pages of the same version belong together.
+    /// Changes whenever something is written, and after a restart: pages with the same version belong together.
     pub version: u64,
-    /// All that the table holds.
+    /// The size of the whole table.
     pub size: StateSize,
 }

@@ -5,8 +5,7 @@
 //! aside     layers that stay as they are: what a checkpoint writes into a run just now, then what pictures are of
 //! runs      what the last checkpoint named
 //! ```
-//! The newest that says something of a key counts. What a key was is not looked for when it is written: whoever writes says what he
-//! adds.
+//! The newest change of a key counts. Its previous value is not looked up when it is written: the writer says how the size changes.
 
 use std::sync::{Arc, Weak};
 
@@ -24,25 +23,25 @@ pub(super) struct Paged {
     changes: Changed,
     /// The oldest first.
     aside: Vec<Arc<Layer>>,
-    /// How many of those a checkpoint was given to write.
+    /// How many of those a checkpoint is currently writing.
     handed: usize,
     runs: Arc<RunSet>,
     size: StateSize,
     version: u64,
-    /// Before it nothing has ended, as far as anybody has looked.
+    /// Nothing before this time has expired, as far as known.
     next_end: Timestamp,
-    /// Before it no place says anything, as far as anybody has looked: looks begin here, for vacant places may be many.
+    /// All places before this one are vacant, as far as known: searches start here, because there may be many vacant places.
     places_from: Timestamp,
 }
 
 /// What a checkpoint has to write of a paged table.
 #[derive(Clone, Debug)]
 pub(crate) struct LayersStep {
-    /// Who is to be told; not held, for what is gone is not to count any more.
+    /// The table to notify; not held, because a dropped table must not count any more.
     pub(crate) table: Weak<StateTable>,
-    /// All that stands in no run yet, the oldest first. If that is whole there is no run below.
+    /// Everything that is not in a run yet, the oldest first. If that is the whole content, there is no run below.
     pub(crate) layers: Vec<Arc<Layer>>,
-    /// How much the table holds then.
+    /// The size of the table then.
     pub(crate) size: StateSize,
 }
 
@@ -56,13 +55,13 @@ impl Paged {
             runs,
             size,
             version: 0,
-            // It was not looked yet.
+            // Not searched yet.
             next_end: Timestamp(0),
             places_from: Timestamp(0),
         }
     }
 
-    /// A table that was in memory: what it had becomes the first layer, without being copied.
+    /// A table that was in memory: its content becomes the first layer, without being copied.
     pub(super) fn of(mut entries: Entries) -> Self {
         let (size, version) = (entries.size(), entries.version());
         let next_end = entries.next_end();
@@ -90,7 +89,7 @@ impl Paged {
         self.changes.cost() + aside + self.runs.cost()
     }
 
-    /// Bytes in memory of changes that stand in no run. What the table was when all of it was in memory is none of them.
+    /// Memory of changes that are not in a run. The content from when all of it was in memory does not count.
     pub(super) fn unwritten(&self) -> usize {
         let changes = self.aside.iter().filter(|layer| !layer.is_whole());
         self.changes.cost() + changes.map(|layer| layer.cost()).sum::<usize>()
@@ -100,13 +99,13 @@ impl Paged {
         &self.runs
     }
 
-    /// What memory says of the key; `None` if nothing.
+    /// What memory has for the key.
     pub(super) fn said(&self, key: &[u8]) -> Option<Met<'_>> {
         let aside = || self.aside.iter().rev().find_map(|layer| layer.get(key));
         self.changes.get(key).or_else(aside)
     }
 
-    /// Takes over what is committed; `None`, and nothing is done, if it does not say what it adds, or takes away more than there is.
+    /// Applies committed writes; `None`, without effect, if they do not say how the size changes, or it would become negative.
     pub(super) fn apply(&mut self, writes: &StateWrites) -> Option<()> {
         self.size = writes.adds?.after(self.size)?;
         self.version += 1;
@@ -120,18 +119,18 @@ impl Paged {
         Some(())
     }
 
-    /// Whether something may have ended that is still there.
+    /// Whether there may be expired entries.
     pub(super) fn has_ended(&self, now: Timestamp) -> bool {
         self.next_end <= now
     }
 
-    /// The table as it is now, for whoever looks for what has ended in it; what is written from now on is noted beside that.
+    /// The table as of now, for a search for expired entries; later writes are noted beside it.
     pub(super) fn begin_look(&mut self) -> Picture {
         self.next_end = NEVER;
         self.picture()
     }
 
-    /// What the look at the table found that was written to so often.
+    /// The result of a search in the table as of that version.
     pub(super) fn end_look(
         &mut self,
         version: u64,
@@ -143,7 +142,7 @@ impl Paged {
             Err(_) => ending::after_unreadable(now),
         };
         self.next_end = self.next_end.min(look_at);
-        // Nothing may have come to end there meanwhile.
+        // Nothing may have come to expire there meanwhile.
         if let Ok(found) = found
             && self.version == version
         {
@@ -154,7 +153,7 @@ impl Paged {
         }
     }
 
-    /// Sets the changes aside, so that they stay as they are.
+    /// Sets the changes aside as an immutable layer.
     fn set_aside(&mut self) {
         if self.changes.is_empty() {
             return;
@@ -182,7 +181,7 @@ impl Paged {
         }
     }
 
-    /// All that stands in no run; `None` if there is nothing.
+    /// Everything that is not in a run; `None` if there is nothing.
     pub(super) fn hand_over(&mut self, table: Weak<StateTable>) -> Option<LayersStep> {
         self.set_aside();
         self.handed = self.aside.len();
@@ -193,8 +192,8 @@ impl Paged {
         })
     }
 
-    /// A durable checkpoint has these layers in runs, or others have taken the place of the runs that there were, which are none below a
-    /// layer that is whole. Nothing is done to a table that was emptied since.
+    /// A durable checkpoint has these layers in runs, or has replaced the runs. A whole layer has no runs below it. Has no effect on a
+    /// table that was emptied since.
     pub(super) fn install(
         &mut self,
         layers: &[Arc<Layer>],

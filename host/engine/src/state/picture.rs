@@ -39,10 +39,10 @@ impl Picture {
         Ok(page.end(self.size, self.version))
     }
 
-    /// Hands over the key of every entry, in order, ended ones included. It may read from the disk.
+    /// Passes the key of every entry, in order, including expired ones. May read from the disk.
     ///
     /// # Errors
-    /// [`StateError::Unreadable`]; what was handed over before is right.
+    /// [`StateError::Unreadable`]; keys passed before are correct.
     pub fn each_key(&self, mut see: impl FnMut(&[u8])) -> Result<(), StateError> {
         let mut walk = self.walk(Bound::Unbounded)?;
         while let Some(entry) = walk.next()? {
@@ -51,12 +51,12 @@ impl Picture {
         Ok(())
     }
 
-    /// What memory says of the key; `None` if nothing.
+    /// What memory has for the key.
     pub(super) fn said(&self, key: &[u8]) -> Option<Met<'_>> {
         self.layers.iter().rev().find_map(|layer| layer.get(key))
     }
 
-    /// All entries from a bound on, ended ones included, in order.
+    /// All entries from a bound on, including expired ones, in order.
     pub(super) fn walk(&self, from: Bound<&[u8]>) -> Result<Walk<'_>, StateError> {
         let begin = match from {
             Bound::Included(from) | Bound::Excluded(from) => from,
@@ -87,7 +87,7 @@ impl Walk<'_> {
         loop {
             let said = self.layers.peek();
             let stored = self.runs.entry()?;
-            // Of a key that both have the newer counts, which is in memory.
+            // If both have the key, the newer one, in memory, counts.
             let is_said = match (said, &stored) {
                 (None, None) => return Ok(None),
                 (Some(_), None) => true,

@@ -1,4 +1,4 @@
-//! A table that is in memory: its entries by key, in order and by their ends, and what of them the next checkpoint has to write.
+//! A table in memory: its entries by key, in order and by expiry, and what the next checkpoint must write.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
@@ -11,7 +11,7 @@ use super::{
     StateValue, StateWrites,
 };
 
-/// Buckets that a table may keep for nothing.
+/// Empty buckets that a table may keep.
 const BUCKETS_LEFT: usize = 1_024;
 
 /// The entries, for reading.
@@ -24,7 +24,7 @@ pub(crate) struct Entries {
     /// The number of the next new entry.
     next_slot: u64,
     changed: Vec<Arc<[u8]>>,
-    /// Numbers of entries that are gone.
+    /// Numbers of removed entries.
     freed: Vec<u64>,
     emptied: bool,
     /// How often it was written to.
@@ -43,14 +43,14 @@ pub(super) struct Entry {
 /// What the next checkpoint has to write of a table.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TableChanges {
-    /// Whether all rows go first.
+    /// Whether all rows are removed first.
     pub(crate) empties: bool,
     pub(crate) freed: Vec<u64>,
     pub(crate) entries: Vec<(u64, StateEntry)>,
 }
 
 impl Entries {
-    /// Empty, in the place of a table that stood in runs and was written to so often.
+    /// An empty table that replaces one in runs, with that version.
     pub(super) fn after(version: u64) -> Self {
         Self {
             version,
@@ -93,7 +93,7 @@ impl Entries {
         self.shrink();
     }
 
-    /// Drops what only checkpoints row by row need.
+    /// Drops what is only needed for checkpoints row by row.
     pub(super) fn forget_slots(&mut self) {
         self.changed = Vec::new();
         self.freed = Vec::new();
@@ -134,17 +134,17 @@ impl Entries {
         taken
     }
 
-    /// The entry of a key, unless it has ended.
+    /// The entry of a key, unless it has expired.
     pub(super) fn get(&self, key: &[u8], now: Timestamp) -> Option<&Entry> {
         self.by_key.get(key).filter(|entry| entry.ends_at > now)
     }
 
-    /// The key as the table holds it, and its entry, which may have ended.
+    /// The table's copy of the key, and its entry, which may have expired.
     pub(super) fn held(&self, key: &[u8]) -> Option<(&Arc<[u8]>, &Entry)> {
         self.by_key.get_key_value(key)
     }
 
-    /// What the table holds, ended entries included.
+    /// The size of the table, including expired entries.
     pub(super) fn size(&self) -> StateSize {
         StateSize {
             entries: self.by_key.len(),
@@ -152,13 +152,13 @@ impl Entries {
         }
     }
 
-    /// Bytes that the entry of a key counts for; `None` if there is none, not even an ended one.
+    /// The size of a key's entry; `None` if there is none, not even an expired one.
     pub(super) fn weight(&self, key: &[u8]) -> Option<usize> {
         let entry = self.by_key.get(key)?;
         Some(weight(key, &entry.value))
     }
 
-    /// When the next entry ends.
+    /// When the next entry expires.
     pub(super) fn next_end(&self) -> Timestamp {
         self.ending.first().map_or(NEVER, |(at, _)| *at)
     }
@@ -226,7 +226,7 @@ impl Entries {
 
     fn empty(&mut self) {
         *self = Self {
-            // Numbers are not given again: a checkpoint may be on its way with the old ones.
+            // Numbers are not reused here: a running checkpoint may still use the old ones.
             next_slot: self.next_slot,
             version: self.version,
             emptied: true,
@@ -234,7 +234,7 @@ impl Entries {
         };
     }
 
-    /// Gives back what a table that was larger once holds of buckets.
+    /// Releases excess buckets of a table that was larger.
     fn shrink(&mut self) {
         let count = self.by_key.len();
         if self.by_key.capacity() > BUCKETS_LEFT.max(8 * count) {
@@ -242,7 +242,7 @@ impl Entries {
         }
     }
 
-    /// Removes entries that have ended, at most so many; how many it were.
+    /// Removes up to this many expired entries; returns how many.
     pub(super) fn sweep(&mut self, now: Timestamp, entries_max: usize) -> usize {
         let mut swept = 0;
         while swept < entries_max
@@ -274,12 +274,12 @@ impl<'a> PageBuilder<'a> {
         }
     }
 
-    /// Whether it takes no more.
+    /// Whether the page is full.
     pub(super) fn is_over(&self) -> bool {
         self.has_more
     }
 
-    /// Adds the entry, unless it has ended, or the page is full: then there is more.
+    /// Adds the entry, unless it has expired, or the page is full: then there is more.
     pub(super) fn add(&mut self, entry: StateEntry) {
         if entry.ends_at <= self.query.now {
             return;
@@ -303,7 +303,7 @@ impl<'a> PageBuilder<'a> {
     }
 }
 
-/// Where keys begin that begin with the prefix and come after one.
+/// The start of the keys with the prefix that come after one.
 pub(super) fn after_of<'a>(prefix: &'a [u8], after: Option<&'a [u8]>) -> Bound<&'a [u8]> {
     match after {
         Some(after) if after >= prefix => Bound::Excluded(after),
@@ -311,7 +311,7 @@ pub(super) fn after_of<'a>(prefix: &'a [u8], after: Option<&'a [u8]>) -> Bound<&
     }
 }
 
-/// Keys that begin with the prefix and come after one, in order.
+/// Keys with the prefix that come after one, in order.
 pub(super) fn range<'a>(
     keys: &'a BTreeSet<Arc<[u8]>>,
     prefix: &'a [u8],
@@ -321,12 +321,12 @@ pub(super) fn range<'a>(
     keys.take_while(move |key| key.starts_with(prefix))
 }
 
-/// What an entry counts for.
+/// The size of an entry.
 pub(super) fn weight(key: &[u8], value: &StateValue) -> usize {
     weight_of(key.len(), value.as_bytes().len())
 }
 
-/// What an entry counts for whose key and value have so many bytes.
+/// The size of an entry with a key and value of these lengths.
 pub(super) fn weight_of(key_bytes: usize, value_bytes: usize) -> usize {
     key_bytes + value_bytes + ENTRY_OVERHEAD_BYTES
 }

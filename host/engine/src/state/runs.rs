@@ -1,7 +1,8 @@
-//! The runs of one paged table, as one: what was changed before the layers in memory (docs/adr/0020).
+//! The runs of one paged table, as one: the content below the layers in memory (docs/adr/0020).
 //!
-//! A key of a run begins with a byte that says what it is: of an entry 0, then the entry's key; of the place of an end 1, then the end
-//! as a big-endian number, then the entry's key. A place has an empty value, or none if it is vacant, for a merge drops what has none.
+//! A key in a run begins with a type byte: 0 for an entry, followed by its key; 1 for the place of an expiry, followed by the expiry as
+//! a big-endian number and the entry's key. A place has an empty value, or none if it is vacant, because a merge drops keys without a
+//! value.
 
 use std::sync::Arc;
 
@@ -40,8 +41,8 @@ impl RunSet {
         self.runs.iter().map(|run| run.cost()).sum()
     }
 
-    /// Looks for keys, which ascend, and hands over what is there of each, `None` if nothing. Answers with the places of those for
-    /// which the disk would have to be read.
+    /// Looks up keys, which ascend, and passes on what it finds; `None` if nothing. Returns the indexes of those for which it would
+    /// have to read from the disk.
     pub(super) fn find(
         &self,
         keys: &[&[u8]],
@@ -60,7 +61,7 @@ impl RunSet {
             Sought::of(&bytes[from..ends[place]])
         };
         let keys: Vec<Sought<'_>> = (0..keys.len()).map(key).collect();
-        // Keys of which no newer run has said anything.
+        // Keys that no newer run has.
         let mut open: Vec<usize> = (0..keys.len()).collect();
         let mut unread = Vec::new();
         for run in self.runs.iter().rev() {
@@ -86,7 +87,7 @@ impl RunSet {
         Ok(unread)
     }
 
-    /// How much stands in them. All of it is read.
+    /// The size of their content. Reads all of it.
     ///
     /// # Errors
     /// [`RunError`].
@@ -151,7 +152,7 @@ impl RunsWalk<'_> {
     }
 }
 
-/// The key of the entry that a run's key is about, be it the entry itself or the place of its end.
+/// The entry's key in a run's key, for an entry or the place of its expiry.
 pub(crate) fn entry_key(key: &[u8]) -> &[u8] {
     let entry = match key.split_first() {
         Some((&END, place)) => place.get(size_of::<u64>()..),
@@ -161,13 +162,13 @@ pub(crate) fn entry_key(key: &[u8]) -> &[u8] {
     entry.unwrap_or_default()
 }
 
-/// How many items [`write_layers`] writes at the most.
+/// Maximum number of items that [`write_layers`] writes.
 pub(crate) fn items_of(layers: &[Arc<Layer>]) -> u64 {
     let said: usize = layers.iter().map(|layer| layer.len()).sum();
     2 * said as u64
 }
 
-/// Writes what layers say, the oldest first, into a run; `are_oldest` if there is no run below them. Says whether there was anything.
+/// Writes layers, the oldest first, into a run; `are_oldest` if there is no run below them. Returns whether there was anything.
 ///
 /// # Errors
 /// The disk's.
@@ -204,7 +205,7 @@ pub(crate) fn write_layers(
         ending.extend(vacant_of(layers).map(|(end, entry)| (end, entry, true)));
     }
     ending.sort_unstable();
-    // A place at which something ends again is not vacant.
+    // A place at which something expires again is not vacant.
     ending.dedup_by(|later, earlier| (later.0, later.1) == (earlier.0, earlier.1));
     for (ends_at, entry, is_vacant) in ending {
         key.clear();

@@ -1,4 +1,4 @@
-//! What is committed of one group's state in one partition: the table that the engine, workers and readers share, and whose turn it is.
+//! The committed state of one group in one partition: the table that the engine, workers and readers share, and whose turn it is.
 
 #[cfg(test)]
 mod tests;
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::room::{Counted, Room, RoomFull, Share};
 
-/// A table, shared by the engine, which changes it with each commit, and by those who read.
+/// A table, shared by the engine, which changes it with each commit, and by its readers.
 #[derive(Debug, Default)]
 pub struct StateTable {
     held: RwLock<Held>,
@@ -37,7 +37,7 @@ pub struct StateTable {
 #[derive(Debug, Default)]
 struct Held {
     form: Form,
-    /// What it counts for in the host's room.
+    /// Its use of the host's room.
     counted: Counted,
 }
 
@@ -45,7 +45,7 @@ struct Held {
 enum Form {
     /// All of it is in memory.
     Resident(Entries),
-    /// Memory has what changed; the rest stands in runs.
+    /// Memory has the changes; the rest is in runs.
     Paged(Paged),
 }
 
@@ -84,21 +84,21 @@ impl Form {
     }
 }
 
-/// What of a table memory has for longer than until the next checkpoint.
+/// What memory holds of a table beyond the next checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Footing {
-    /// All of it, which costs so many bytes.
+    /// All of it, at this many bytes.
     Resident(usize),
-    /// What leads to its entries in files, so many bytes; it can be read again.
+    /// The index of its entries in files, this many bytes; it can be read again.
     Paged(usize),
 }
 
-/// Entries of a table, or where they are to be read.
+/// Entries of a table, or where to read them.
 #[derive(Debug)]
 pub(crate) enum Reading {
     /// They were in memory.
     Page(StatePage),
-    /// They are read from there; it may take the disk.
+    /// They are read from there, perhaps from the disk.
     Picture(Picture),
 }
 
@@ -112,34 +112,34 @@ pub(crate) enum TableStep {
 }
 
 impl TableStep {
-    /// Whether nothing counts that earlier steps say of the table.
+    /// Whether earlier steps about the table no longer count.
     pub(crate) fn says_all(&self) -> bool {
         match self {
             Self::Rows(changes) => changes.empties,
-            // Each has all that stands in no run yet.
+            // Each has everything that is not in a run yet.
             Self::Layers(_) => true,
         }
     }
 }
 
-/// How much there is in a table.
+/// The size of a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StateSize {
-    /// Entries, ended ones that are not removed yet included.
+    /// Entries, including expired ones that are not removed yet.
     pub entries: usize,
     /// Bytes of keys and values, with [`ENTRY_OVERHEAD_BYTES`] for each entry.
     pub bytes: usize,
 }
 
 impl StateSize {
-    /// Bytes that it takes in memory, about; what a host's bounds are about.
+    /// Approximate memory; host bounds count this.
     #[must_use]
     pub fn cost(&self) -> usize {
         self.bytes + self.entries * (ENTRY_COST_BYTES - ENTRY_OVERHEAD_BYTES)
     }
 }
 
-/// Where versions begin: by chance, so that they are others after a restart. 52 bits, which every reader of JSON understands.
+/// The first version: random, so that versions differ after a restart. 52 bits, which every JSON reader handles exactly.
 #[derive(Debug)]
 struct FirstVersion(u64);
 
@@ -171,20 +171,20 @@ impl StateTable {
         self
     }
 
-    /// A paged one, as a checkpoint has it.
+    /// A paged one, as loaded from a checkpoint.
     pub(crate) fn paged(runs: Arc<RunSet>, size: StateSize) -> Self {
         let mut table = Self::default();
         table.held.get_mut().form = Form::Paged(Paged::stored(runs, size));
         table
     }
 
-    /// How much the table may hold, whatever the host has room for.
+    /// The table's own maximum, regardless of the host's.
     #[must_use]
     pub fn bounds(&self) -> StateSize {
         self.share.bounds()
     }
 
-    /// Whether the host has room for more, whatever the table's own bounds say.
+    /// Whether the host has room for this, regardless of the table's own bounds.
     ///
     /// # Errors
     /// [`RoomFull`] names the bound.
@@ -192,7 +192,7 @@ impl StateTable {
         self.share.check(more)
     }
 
-    /// Changes the table, and counts what it costs then.
+    /// Changes the table, and updates its cost.
     fn change<T>(&self, change: impl FnOnce(&mut Form) -> T) -> T {
         let mut held = self.held.write();
         let done = change(&mut held.form);
@@ -202,8 +202,7 @@ impl StateTable {
         done
     }
 
-    /// Waits for the right to read, and then write, what nobody else writes meanwhile. Whoever commits writes of a table takes it
-    /// before the first read.
+    /// Waits for the exclusive right to read and then write. A writer that commits to a table takes it before its first read.
     pub async fn turn(self: &Arc<Self>) -> Turn {
         Turn::of(self).await
     }
@@ -223,13 +222,13 @@ impl StateTable {
         self.held.read().form.size()
     }
 
-    /// Whether memory has only a part of it, so that reading may take the disk.
+    /// Whether memory has only a part of it, so that reading may need the disk.
     #[must_use]
     pub fn is_paged(&self) -> bool {
         matches!(self.held.read().form, Form::Paged(_))
     }
 
-    /// How much there would be after these writes. Of a paged table it is read what their keys have.
+    /// The size after these writes. For a paged table, the present entries of their keys are read.
     ///
     /// # Errors
     /// [`StateError::Unreadable`].
@@ -254,7 +253,7 @@ impl StateTable {
         Ok(foretold(seen.size, writes, weight))
     }
 
-    /// What these writes add; for whoever has the turn, as nobody else writes before they are committed.
+    /// What these writes add; for the holder of the turn, because nobody else writes before they are committed.
     ///
     /// # Errors
     /// As [`StateTable::size_after`].
@@ -266,7 +265,7 @@ impl StateTable {
         Ok(Adds::between(before, self.size_after(writes)?))
     }
 
-    /// As [`StateTable::adds`], and whatever has to be read from the disk is read on a thread for that.
+    /// Like [`StateTable::adds`], with reads from the disk on a separate thread.
     ///
     /// # Errors
     /// As [`StateTable::size_after`].
@@ -283,7 +282,7 @@ impl StateTable {
         read.unwrap_or_else(failed)
     }
 
-    /// Bytes that these writes add to what the table costs in memory, at the most; none if it costs less afterwards.
+    /// Maximum memory that these writes add to the table; zero if it shrinks.
     pub(crate) fn growth(&self, writes: &StateWrites) -> usize {
         let Some(entries) = self.resident() else {
             return writes.cost();
@@ -296,8 +295,7 @@ impl StateTable {
         after.cost().saturating_sub(entries.size().cost())
     }
 
-    /// Bytes that the table holds more with these writes, or less. Nothing is read for it: where they do not say it a table that is in
-    /// memory knows it.
+    /// How the size changes with these writes. Nothing is read for it: if the writes do not say it, only a table in memory knows it.
     pub(crate) fn stores(&self, writes: &StateWrites) -> i64 {
         let before = self.size().bytes as i64;
         let begin = match writes.resets {
@@ -316,7 +314,7 @@ impl StateTable {
         after.saturating_sub(before)
     }
 
-    /// Entries by key. `as_of` is left to the engine. Those of a paged table are read from the disk.
+    /// Entries by key. `as_of` is left to the engine. Entries of a paged table are read from the disk.
     ///
     /// # Errors
     /// [`StateError::Unreadable`]; never of a table that is in memory.
@@ -327,7 +325,7 @@ impl StateTable {
         }
     }
 
-    /// As [`StateTable::page`], and what may take the disk is left to the caller: it is of this moment, whenever it is read.
+    /// Like [`StateTable::page`], but leaves reading from the disk to the caller; the page shows this moment, whenever it is read.
     pub(crate) fn reading(&self, query: &StateQuery) -> Reading {
         if let Some(picture) = self.picture() {
             return Reading::Picture(picture);
@@ -338,10 +336,10 @@ impl StateTable {
         Reading::Page(StatePage { version, ..page })
     }
 
-    /// Hands over the key of every entry, in order, ended ones that are not removed yet included.
+    /// Passes the key of every entry, in order, including expired ones that are not removed yet.
     ///
     /// # Errors
-    /// As [`StateTable::page`]; what was handed over before is right.
+    /// As for [`StateTable::page`]; keys passed before are correct.
     pub fn each_key(&self, mut see: impl FnMut(&[u8])) -> Result<(), StateError> {
         if let Some(picture) = self.picture() {
             return picture.each_key(see);
@@ -360,12 +358,12 @@ impl StateTable {
         }
     }
 
-    /// Whether memory has something of it that is to stand in a file, and does not yet.
+    /// Whether memory has changes that are not in a file yet.
     pub(crate) fn has_unwritten(&self) -> bool {
         self.held.read().counted.unwritten > 0
     }
 
-    /// How many files it stands in.
+    /// The number of its files.
     pub(crate) fn run_count(&self) -> usize {
         match &self.held.read().form {
             Form::Paged(paged) => paged.runs().runs().len(),
@@ -388,7 +386,7 @@ impl StateTable {
         }
     }
 
-    /// The entries, if all are in memory; nothing is committed to the table as long as they are held.
+    /// The entries, if all are in memory; nothing can be committed to the table while they are held.
     pub(super) fn resident(&self) -> Option<MappedRwLockReadGuard<'_, Entries>> {
         RwLockReadGuard::try_map(self.held.read(), |held| match &held.form {
             Form::Resident(entries) => Some(entries),
@@ -397,7 +395,7 @@ impl StateTable {
         .ok()
     }
 
-    /// Notes what memory says of keys, which ascend: as they were in the picture, or as they are. What is left is to be read from runs.
+    /// Records what memory has for keys, which ascend: as in the picture, or now. The rest must be read from runs.
     pub(super) fn ask(
         &self,
         picture: Option<&Picture>,
@@ -438,9 +436,9 @@ impl StateTable {
         (!left.is_empty()).then(|| StateFetch::new(runs, wanted, left))
     }
 
-    /// Removes entries that have ended, at most so many; they count as absent in any case. How many it were; none of a paged table,
-    /// where that is a write ([`StateTable::find_ended`]). Whoever has the table's turn may count on what an entry was at the beginning of it, so this is his to
-    /// do; [`StateTable::sweep_idle`] is anybody's.
+    /// Removes up to this many expired entries, which count as absent in any case. Returns how many; none for a paged table, where
+    /// removal is a write ([`StateTable::find_ended`]). Call it only while holding the turn: a batch relies on entries staying as they
+    /// were when its turn began. [`StateTable::sweep_idle`] can be called by anyone.
     pub fn sweep(&self, now: Timestamp, entries_max: usize) -> usize {
         let has_ended = self.resident().is_some_and(|e| e.next_end() <= now);
         if !has_ended {
@@ -452,13 +450,13 @@ impl StateTable {
         })
     }
 
-    /// As [`StateTable::sweep`], unless somebody has the turn.
+    /// Like [`StateTable::sweep`], unless somebody has the turn.
     pub fn sweep_idle(&self, now: Timestamp, entries_max: usize) -> usize {
         let turn = self.turn.try_lock();
         turn.map_or(0, |_turn| self.sweep(now, entries_max))
     }
 
-    /// Whether entries may have ended that only a write removes: those of a paged table.
+    /// Whether there may be expired entries that only a write removes: those of a paged table.
     #[must_use]
     pub fn may_have_ended(&self, now: Timestamp) -> bool {
         match &self.held.read().form {
@@ -467,12 +465,12 @@ impl StateTable {
         }
     }
 
-    /// Looks for entries of a paged table that have ended: at most so many, and no more than removing them takes so many bytes in a
-    /// journal, but for one larger. For whoever has the turn, to be removed with what he commits; until then they are found again.
-    /// It may read from the disk.
+    /// Searches for expired entries of a paged table: up to this many, and no more than fit into this many bytes of a journal, except a
+    /// single larger one. For the holder of the turn, to be removed with its commit; until then they are found again. May read from the
+    /// disk.
     ///
     /// # Errors
-    /// [`StateError::Unreadable`]; it is not looked again for a while.
+    /// [`StateError::Unreadable`]; the next search is later then.
     pub fn find_ended(
         &self,
         now: Timestamp,
@@ -500,7 +498,7 @@ impl StateTable {
         HeldTurn::try_of(&self.turn)
     }
 
-    /// Whether it can take over these writes: to a paged table they say what they add, and take away no more than there is.
+    /// Whether it can apply these writes: for a paged table they must say how the size changes, and it must not become negative.
     pub(crate) fn can_apply(&self, writes: &StateWrites) -> bool {
         match &self.held.read().form {
             Form::Paged(paged) if !writes.resets => {
@@ -511,16 +509,16 @@ impl StateTable {
         }
     }
 
-    /// Takes over what is committed. A table that is emptied is in memory from then on.
+    /// Applies committed writes. A table that is emptied is in memory from then on.
     ///
     /// # Errors
-    /// If it cannot ([`StateTable::can_apply`]); nothing was done.
+    /// If it cannot ([`StateTable::can_apply`]); it has no effect then.
     pub(crate) fn apply(&self, writes: &StateWrites) -> Result<(), &'static str> {
         self.change(|form| {
             if let Form::Paged(paged) = form {
                 if !writes.resets {
                     let applied = paged.apply(writes);
-                    return applied.ok_or("it does not go with what the state holds");
+                    return applied.ok_or("the writes do not match the state");
                 }
                 *form = Form::Resident(Entries::after(paged.version()));
             }
@@ -540,7 +538,7 @@ impl StateTable {
         });
     }
 
-    /// What changed since the last call, as rows; of a paged table nothing.
+    /// The changes since the last call, as rows; none for a paged table.
     pub(crate) fn take_changes(&self) -> TableChanges {
         match &mut self.held.write().form {
             Form::Resident(entries) => entries.take_changes(),
@@ -548,7 +546,7 @@ impl StateTable {
         }
     }
 
-    /// What a checkpoint has to write; `None` if nothing. A table that is to be paged, and holds anything, is from now on.
+    /// What a checkpoint must write; `None` if nothing. A table that should be paged, and is not empty, becomes so.
     pub(crate) fn take_step(self: &Arc<Self>, is_to_be_paged: bool) -> Option<TableStep> {
         self.change(|form| {
             if let Form::Resident(entries) = form
@@ -567,7 +565,7 @@ impl StateTable {
         })
     }
 
-    /// What memory has of it in the long run.
+    /// What memory holds of it in the long run.
     pub(crate) fn footing(&self) -> Footing {
         match &self.held.read().form {
             Form::Resident(entries) => Footing::Resident(entries.size().cost()),
@@ -575,7 +573,7 @@ impl StateTable {
         }
     }
 
-    /// Gives back what leads to its entries in files; it is read again when somebody asks for one.
+    /// Releases the index of its files; it is read again when needed.
     pub(crate) fn forget_maps(&self) {
         self.change(|form| {
             if let Form::Paged(paged) = form {
@@ -584,7 +582,7 @@ impl StateTable {
         });
     }
 
-    /// A durable checkpoint names these runs for what was `before` and the layers.
+    /// A durable checkpoint names these runs in place of `before` and the layers.
     pub(crate) fn install(
         &self,
         layers: &[Arc<Layer>],
@@ -599,7 +597,7 @@ impl StateTable {
     }
 }
 
-/// How much there is after writes to a table of this size, in which keys have these weights.
+/// The size after writes to a table of this size, in which keys have these sizes.
 fn foretold(
     mut size: StateSize,
     writes: &StateWrites,

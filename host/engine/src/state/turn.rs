@@ -1,4 +1,4 @@
-//! Whose turn it is to read a table and then write it.
+//! The turn to read a table and then write it.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::StateTable;
 
-/// The right to read, and then write, what nobody else writes meanwhile.
+/// The exclusive right to read and then write.
 #[derive(Debug)]
 pub struct Turn {
     table: Arc<StateTable>,
@@ -14,8 +14,8 @@ pub struct Turn {
     version: u64,
 }
 
-/// A turn that lasts until everybody has let go of it: whoever commits hands it over with his writes, so that nobody else reads before
-/// they are applied, even if the one who commits does not live to see it.
+/// A turn that lasts until everybody has dropped it: a committer passes it along with its writes, so that nobody else reads before they
+/// are applied, even if the committer goes away.
 #[derive(Clone, Debug)]
 pub struct HeldTurn {
     guard: Arc<OwnedMutexGuard<()>>,
@@ -52,13 +52,13 @@ impl Turn {
         }
     }
 
-    /// Gives the right up for a while: whoever has to wait lets others write.
+    /// Pauses the right: a holder that has to wait lets others write.
     pub fn pause(&mut self) {
         self.version = self.table.version();
         self.held = None;
     }
 
-    /// Takes it again after a pause; whether nobody wrote meanwhile, so that what was read still holds.
+    /// Resumes it after a pause; returns whether nobody wrote meanwhile, so that earlier reads are still valid.
     pub async fn resume(&mut self) -> bool {
         if self.held.is_none() {
             self.held = Some(HeldTurn::of(self.table.turn_mutex()).await);
@@ -66,7 +66,7 @@ impl Turn {
         self.version == self.table.version()
     }
 
-    /// To be handed over with writes; `None` during a pause.
+    /// To be passed along with writes; `None` during a pause.
     #[must_use]
     pub fn held(&self) -> Option<HeldTurn> {
         self.held.clone()

@@ -1,8 +1,8 @@
-//! A value of state: short ones stand in place, so that counters allocate nothing.
+//! A value of state: short ones are stored inline, so that counters allocate nothing.
 
 use std::sync::Arc;
 
-/// Bytes of a value that need no allocation: then all of it has 24 bytes.
+/// Maximum length of an inline value: the whole value then has 24 bytes.
 const SHORT_BYTES_MAX: usize = 22;
 
 /// A value.
@@ -12,7 +12,7 @@ pub struct StateValue(Form);
 #[derive(Clone)]
 enum Form {
     Short(u8, [u8; SHORT_BYTES_MAX]),
-    /// Shared by the table, the writes that brought it and the checkpoint that takes it: it is in memory once.
+    /// Shared by the table, the writes and the checkpoint, so it is in memory once.
     Long(Arc<[u8]>),
 }
 
@@ -28,7 +28,7 @@ impl StateValue {
         Self(Form::Short(bytes.len() as u8, short))
     }
 
-    /// A number, as `add` keeps it: eight bytes, little-endian.
+    /// A number in the form of `add`: eight bytes, little-endian.
     #[must_use]
     pub fn of_number(number: i64) -> Self {
         Self::new(&number.to_le_bytes())

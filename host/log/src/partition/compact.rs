@@ -67,7 +67,7 @@ pub struct Passed {
 #[derive(Debug, thiserror::Error)]
 pub enum CompactionError {
     /// It was told to.
-    #[error("it was told to stop")]
+    #[error("it was asked to stop")]
     Stopped,
     /// The disk failed, or is full.
     #[error(transparent)]

@@ -45,7 +45,7 @@ pub struct Damage {
     pub offsets: Range<Offset>,
     /// Where in the file; empty if the file, or this end of it, is gone.
     pub bytes: Range<u64>,
-    /// What stands there instead.
+    /// What is there instead.
     pub kind: DamageKind,
 }
 

@@ -73,7 +73,7 @@ pub enum RunError {
         path: PathBuf,
         /// Where in it.
         position: u64,
-        /// Why.
+        /// The error.
         source: DecryptError,
     },
     /// The disk.

@@ -39,7 +39,7 @@ pub enum Found {
 #[derive(Debug, thiserror::Error)]
 pub enum NotShown {
     /// It is something else.
-    #[error("{} is no segment: {reason}", path.display())]
+    #[error("{} is not a segment: {reason}", path.display())]
     NotASegment {
         /// Which file.
         path: PathBuf,

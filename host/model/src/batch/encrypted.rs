@@ -1,20 +1,20 @@
-//! The stored form of an encrypted batch: its header stays readable, with right lengths, offsets and a checksum of its own, so that
-//! files are walked and checked without a key; instead of the records stands what only a key makes readable.
+//! The stored form of an encrypted batch: its header stays readable, with correct lengths and offsets and its own checksum, so that
+//! files can be walked and checked without a key; the records are replaced by ciphertext.
 //!
-//! The mark is a bit of the attributes that Kafka does not use. It never comes from outside: [`RecordBatch::decode`] refuses it.
+//! The mark is an attribute bit that Kafka does not use. It is never accepted from outside: [`RecordBatch::decode`] refuses it.
 
 use super::*;
 
 /// Marks an encrypted batch, in its attributes.
 pub(super) const ENCRYPTED_FLAG: i16 = 0x4000;
-/// Bytes that a stored batch may be larger than a plain one.
+/// How many bytes larger a stored batch may be than a plain one.
 pub(super) const ENCRYPTION_BYTES_MAX: usize = 256;
 
 impl RecordBatch {
-    /// As [`RecordBatch::decode`], for what this host wrote itself: takes encrypted batches, too.
+    /// Like [`RecordBatch::decode`], for batches that this host wrote itself: accepts encrypted ones, too.
     ///
     /// # Errors
-    /// [`BatchError`] where the bytes are no whole, sound batch of at least one record.
+    /// [`BatchError`] if the bytes are not a complete, valid batch of at least one record.
     pub fn decode_stored(bytes: &Bytes) -> Result<Self, BatchError> {
         Self::decode_any(bytes)
     }
@@ -25,13 +25,13 @@ impl RecordBatch {
         self.attributes() & ENCRYPTED_FLAG != 0
     }
 
-    /// What follows the header: the records, compressed or not, or what stands for them.
+    /// Everything after the header: the records, compressed or not, or the ciphertext.
     #[must_use]
     pub fn body(&self) -> &[u8] {
         &self.bytes[HEADER_BYTES..]
     }
 
-    /// The header as far as it is the same in the plain and in the encrypted form: what an encrypted body belongs to.
+    /// The part of the header that is the same in the plain and the encrypted form, which authenticates an encrypted body.
     #[must_use]
     pub fn identity(&self) -> [u8; HEADER_BYTES] {
         let mut header = self.field::<HEADER_BYTES>(0);

@@ -1,16 +1,16 @@
-//! Compressed batches: read by inflating them into plain ones, written by deflating plain ones. What is stored stays as it was
-//! produced; an inflated batch lives as long as somebody looks at its records.
+//! Compressed batches: decompressed to be read, compressed to be written. The stored bytes stay as they were produced; a decompressed
+//! batch lives only while its records are read.
 
 use super::*;
 use crate::bounds::BATCH_INFLATED_BYTES_MAX;
 
 impl RecordBatch {
-    /// The batch with its records uncompressed; itself where they are. It stands at the same offsets, and may be larger than a
-    /// batch that is stored: it is for reading.
+    /// The batch with its records decompressed; the same batch if they are not compressed. It has the same offsets, and may be larger
+    /// than a stored batch: it is only for reading.
     ///
     /// # Errors
-    /// [`BatchError::Codec`] where nobody knows the codec, [`BatchError::Inflate`] where the bytes are not what it writes or hold
-    /// more than [`BATCH_INFLATED_BYTES_MAX`], [`BatchError::Malformed`] where they hold other than the header says.
+    /// [`BatchError::Codec`] for an unknown codec, [`BatchError::Inflate`] if the bytes are not valid for the codec or hold more than
+    /// [`BATCH_INFLATED_BYTES_MAX`], [`BatchError::Malformed`] if the records contradict the header.
     pub fn inflated(&self) -> Result<Self, BatchError> {
         if self.is_encrypted() {
             return Err(BatchError::Encrypted);
@@ -33,7 +33,7 @@ impl RecordBatch {
         Ok(plain)
     }
 
-    /// The batch with its records compressed; itself where they are already, or would not become smaller.
+    /// The batch with its records compressed; the same batch if they already are, or would not become smaller.
     #[must_use]
     pub fn deflated(&self, codec: Compression) -> Self {
         if codec == Compression::None || self.codec() != 0 {
@@ -48,7 +48,7 @@ impl RecordBatch {
         framed(bytes, self.attributes() | codec.code())
     }
 
-    /// Whether there are as many records as the header says, and nothing behind them. Looks at their lengths only.
+    /// Whether there are as many records as the header says, and nothing after them. Reads only their lengths.
     fn check_records(&self) -> Result<(), BatchError> {
         let (bytes, mut at) = (&self.bytes[..], HEADER_BYTES);
         for _ in 0..self.message_count() {
@@ -67,7 +67,7 @@ impl RecordBatch {
 }
 
 impl BatchBuilder {
-    /// As [`BatchBuilder::finish`], compressed where that makes it smaller.
+    /// Like [`BatchBuilder::finish`], compressed if that makes it smaller.
     #[must_use]
     pub fn finish_with(self, codec: Compression) -> Option<RecordBatch> {
         self.finish().map(|batch| batch.deflated(codec))

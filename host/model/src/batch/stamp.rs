@@ -1,10 +1,10 @@
-//! Where a stored batch belongs: a number of its topic and partition, in the header's field for the leader epoch.
+//! A stored batch's stamp: a number of its topic and partition, in the header's leader epoch field.
 //!
-//! Files can be swapped, writes can go astray, and a sound batch says nothing of where it was written for but its offset. The leader
-//! epoch stands outside the checksum, so an engine stamps a batch together with its base offset, in bytes that it writes anyway. The
-//! field means something to Kafka's clients: whoever sends a stored batch to one writes -1 over these four bytes
-//! ([`RecordBatch::unstamped`], where a copy may be made). -1 and 0, as every producer writes them and as batches of version 0.1
-//! have it, are no stamp; such a batch is taken for that of whichever partition it stands in.
+//! Files can be swapped and writes can go astray, and apart from its offset a valid batch does not say where it belongs. The leader
+//! epoch is outside the checksum, so an engine stamps a batch together with its base offset, in bytes that it writes anyway. Kafka's
+//! clients interpret this field: code that sends a stored batch to one must overwrite these four bytes with -1
+//! ([`RecordBatch::unstamped`], which may copy). The values -1 and 0, which producers and version 0.1 write, are not stamps; such a
+//! batch counts as belonging to whichever partition it is in.
 
 use super::*;
 use crate::topic::TopicPartition;
@@ -12,8 +12,8 @@ use crate::topic::TopicPartition;
 /// What clients write into the field.
 const NONE: u32 = u32::MAX;
 
-/// A number of one partition of one topic. Any two below 65,536 topics and partitions have different ones; of others, two in four
-/// billion have the same.
+/// A number of one partition of one topic. Any two below 65,536 topics and partitions are different; of others, two in four billion are
+/// equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp(u32);
 
@@ -21,7 +21,7 @@ impl Stamp {
     /// The partition's.
     #[must_use]
     pub fn of(partition: TopicPartition) -> Self {
-        // The low bytes side by side: a CRC tells apart whatever differs within 32 bits.
+        // The low bytes side by side: a CRC distinguishes everything that differs within 32 bits.
         let mut place = [0; 12];
         place[..8].copy_from_slice(&partition.topic.0.to_be_bytes());
         place[8..].copy_from_slice(&partition.partition.0.to_le_bytes());
@@ -32,7 +32,7 @@ impl Stamp {
         })
     }
 
-    /// What a header's first bytes are stamped with; `None` where they are not, or not so many.
+    /// The stamp in a header's first bytes; `None` if there is none, or too few bytes.
     #[must_use]
     pub fn in_header(bytes: &[u8]) -> Option<Self> {
         let field = bytes.get(STAMP_AT..)?.first_chunk::<4>()?;
@@ -42,19 +42,19 @@ impl Stamp {
 }
 
 impl RecordBatch {
-    /// Where it belongs; `None` if it was never stored, or by a version that did not write it down.
+    /// The stamp; `None` if the batch was never stored, or by a version without stamps.
     #[must_use]
     pub fn stamp(&self) -> Option<Stamp> {
         Stamp::in_header(&self.bytes)
     }
 
-    /// Whether it may stand in the partition of this stamp.
+    /// Whether it may be in the partition of this stamp.
     #[must_use]
     pub fn belongs_to(&self, stamp: Stamp) -> bool {
         self.stamp().is_none_or(|own| own == stamp)
     }
 
-    /// The same batch, standing at `base` in the partition of this stamp; in place where nobody shares its bytes.
+    /// The same batch at `base` in the partition of this stamp; changed in place if its bytes are not shared.
     #[must_use]
     pub fn placed(self, base: Offset, stamp: Stamp) -> Self {
         self.with_place(base, Some(stamp))
@@ -67,7 +67,7 @@ impl RecordBatch {
         self.with_place(base, Some(stamp))
     }
 
-    /// The same batch as clients may see it.
+    /// The same batch in the form for clients.
     #[must_use]
     pub fn unstamped(self) -> Self {
         let base = self.base_offset();

@@ -1,10 +1,9 @@
-//! Batches with gaps: what compaction leaves of a batch, and what stands for offsets of which nothing is left.
+//! Batches with gaps: what compaction leaves of a batch, and the placeholders for offsets without any messages left.
 //!
-//! Offsets never change. A thinned batch keeps its base offset and its end; the records that are gone leave gaps between those that
-//! stay. A batch may also end later than its last record, over the offsets of whole batches that are gone after it; and where nothing
-//! stands before, a *gap* does: a control batch, which carries no messages and is passed over by everybody, Kafka's clients included.
-//! So every batch still begins where the one before it ended, and every offset is vouched for by a checksum: what is missing from that
-//! chain is damage, never compaction.
+//! Offsets never change. A thinned batch keeps its base offset and its end; removed records leave gaps between the others. A batch may
+//! also end later than its last record, to cover the offsets of whole batches removed after it. If there is no batch before, a *gap*
+//! covers them: a control batch, which has no messages and is skipped by everyone, including Kafka's clients. So every batch still
+//! begins where the previous one ended, and every offset is covered by a checksum: a hole in that chain is damage, never compaction.
 
 use super::{
     BatchBuilder, BatchError, CONTROL_FLAG, CRC_COVERS_FROM, CRC_START, HEADER_BYTES, LENGTH_END,
@@ -14,11 +13,11 @@ use crate::clock::Timestamp;
 use crate::message::Message;
 use crate::offset::Offset;
 
-/// Offsets that one batch may span: its last offset delta is a signed 32-bit number.
+/// Maximum offsets that one batch may span: its last offset delta is a signed 32-bit number.
 const BATCH_OFFSETS_MAX: u64 = 1 << 31;
-/// The key of a gap's only record: version 0 of a control record, of a type of ours.
+/// The key of a gap's only record: version 0 of a control record, with a type of our own.
 const GAP_KEY: [u8; 4] = [0, 0, b'M', b'G'];
-/// Set where the broker stamped the batch: then its records' own timestamps mean nothing.
+/// Set if the broker timestamped the batch: then its records' own timestamps are ignored.
 const APPEND_TIME_FLAG: i16 = 0b1000;
 
 /// What is left of a batch.
@@ -33,10 +32,10 @@ pub enum Thinned {
 }
 
 impl RecordBatch {
-    /// What is left when only the records that `keep` says stay.
+    /// The result of keeping only the records for which `keep` is true.
     ///
     /// # Errors
-    /// [`BatchError`] where the records cannot be looked at; then nothing may be taken out.
+    /// [`BatchError`] if the records cannot be read; then nothing may be removed.
     pub fn thinned(
         &self,
         mut keep: impl FnMut(&RecordView) -> bool,
@@ -67,7 +66,7 @@ impl RecordBatch {
         Ok(Thinned::Part(sealed(bytes)))
     }
 
-    /// The same batch, standing for all offsets up to `end`, or as many as one batch may span.
+    /// The same batch, extended to `end`, or as far as one batch may span.
     #[must_use]
     pub fn reaching(&self, end: Offset) -> Self {
         if end <= self.end_offset() {
@@ -78,7 +77,7 @@ impl RecordBatch {
         sealed(bytes)
     }
 
-    /// What stands for the offsets from `from` on to `end`, or as many as one batch may span, where nothing is left of them.
+    /// A placeholder for the offsets from `from` to `end`, or as many as one batch may span.
     ///
     /// # Panics
     /// If there are none.
@@ -99,7 +98,7 @@ impl RecordBatch {
         sealed(bytes).at_offset(from)
     }
 
-    /// How many messages it carries from `from` on and before `to`. Of a batch with gaps whose records cannot be looked at, at most so many.
+    /// The number of its messages from `from` on and before `to`. An upper bound for a batch with gaps whose records cannot be read.
     #[must_use]
     pub fn messages_within(&self, from: Offset, to: Offset) -> u64 {
         if self.is_control() {
@@ -119,7 +118,7 @@ impl RecordBatch {
         offsets.filter(|offset| (from..to).contains(offset)).count() as u64
     }
 
-    /// Whether it only stands for offsets of which nothing is left.
+    /// Whether it is only a placeholder.
     #[must_use]
     pub fn is_gap(&self) -> bool {
         let key = |view: RecordView| view.key.map(|key| &self.bytes[key] == GAP_KEY.as_slice());
@@ -133,7 +132,7 @@ fn put_span(bytes: &mut [u8], offsets: u64) {
     bytes[23..27].copy_from_slice(&(last_delta as u32).to_be_bytes());
 }
 
-/// The batch of these bytes, with the checksum that they give.
+/// The batch of these bytes, with their checksum.
 fn sealed(mut bytes: Vec<u8>) -> RecordBatch {
     let crc = crc32c::crc32c(&bytes[CRC_COVERS_FROM..]);
     bytes[CRC_START..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());
@@ -143,7 +142,7 @@ fn sealed(mut bytes: Vec<u8>) -> RecordBatch {
 }
 
 impl Records<'_> {
-    /// The next record, and the bytes that it takes with its length.
+    /// The next record, and its size including its length field.
     fn next_raw(&mut self) -> Option<(Result<RecordView, BatchError>, std::ops::Range<usize>)> {
         let start = self.at;
         let view = self.next()?;

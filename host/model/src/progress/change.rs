@@ -1,25 +1,25 @@
-//! What a commit changes of progress: it costs what it changes, however much is parked.
+//! A commit's changes to progress: its size depends on what changes, not on how much is parked.
 
 use super::{Parked, Progress, Reader};
 use crate::bounds::PARKED_MESSAGES_MAX;
 use crate::offset::Offset;
 
-/// What becomes of a [`Progress`].
+/// Changes to a [`Progress`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgressChange {
-    /// The new progress, but of the parked messages only those that were not parked before, or otherwise; ascending by offset.
+    /// The new progress, but only with those parked messages that are new or changed; ascending by offset.
     pub to: Progress,
-    /// Messages that are parked no longer, ascending. One that was not parked is no error.
+    /// Messages that are no longer parked, ascending. Naming one that was not parked is no error.
     pub unparked: Vec<Offset>,
-    /// Whether nothing stays parked but what `to` has.
+    /// Whether only the parked messages in `to` remain.
     pub is_whole: bool,
 }
 
-/// `is_whole`, then how many are unparked, these, and `to` as it is encoded alone.
+/// `is_whole`, the number of unparked messages, these, and `to` in its own encoding.
 const WHOLE: u8 = 1;
 
 impl From<Progress> for ProgressChange {
-    /// Whatever there was before.
+    /// Replaces whatever there was before.
     fn from(to: Progress) -> Self {
         Self {
             to,
@@ -41,7 +41,7 @@ impl ProgressChange {
         out
     }
 
-    /// Bytes of it as stored.
+    /// Its encoded size.
     #[must_use]
     pub fn encoded_bytes(&self) -> usize {
         5 + 8 * self.unparked.len() + self.to.encoded_bytes()
@@ -67,7 +67,7 @@ impl ProgressChange {
 }
 
 impl Progress {
-    /// What makes `to` of this.
+    /// The change from this to `to`.
     #[must_use]
     pub fn change_to(&self, to: &Self) -> ProgressChange {
         let mut change = ProgressChange {
@@ -94,7 +94,7 @@ impl Progress {
         change
     }
 
-    /// Makes of this what the change says.
+    /// Applies the change.
     pub fn change(&mut self, change: ProgressChange) {
         let ProgressChange {
             mut to,
@@ -112,7 +112,7 @@ impl Progress {
     }
 }
 
-/// Both, ascending by offset; of one that is in both the newer.
+/// Both, ascending by offset; if a message is in both, the newer entry.
 fn merged(older: Vec<Parked>, newer: Vec<Parked>) -> Vec<Parked> {
     if newer.is_empty() {
         return older;

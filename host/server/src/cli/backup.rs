@@ -1,4 +1,4 @@
-//! `backup`: copies a running host to a directory or to standard output, and says what a copy is worth.
+//! `backup`: copies a running host to a directory or to standard output, and verifies such a copy.
 
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,35 +18,35 @@ use crate::config::encryption_keys;
 
 const AFTER_HELP: &str = "\
 Examples:
-  millrace backup backups/host                 all of it; the next time only what is new
+  millrace backup backups/host                 everything; the next time only what is new
   millrace backup - | zstd > host.tar.zst      to standard output, as a tar archive
   millrace backup verify backups/host
   millrace restore backups/host --data-dir restored
 
-The host goes on meanwhile. What is in a backup is as of one instant: everything that was acknowledged before the command began is in
-it. The directory holds one backup, the last that came to its end; one that breaks off leaves it as it was. The key file of an encrypted host is not
-in it: keep a copy of that apart.
-Exit codes: 0 done and sound, 1 failed, or something in it is damaged (it says what; the rest is there), 4 refused, 5 host unreachable.";
+The host keeps running. A backup is as of one instant: everything that was acknowledged before the command began is in
+it. The directory holds one backup, the last complete one; an interrupted backup leaves it unchanged. The key file of an encrypted host is not
+included: keep a copy of it separately.
+Exit codes: 0 done and sound, 1 failed, or parts are damaged (they are named; the rest is complete), 4 refused, 5 host unreachable.";
 
 const VERIFY_AFTER_HELP: &str = "\
 Examples:
   millrace backup verify backups/host
   millrace backup verify backups/host --json | jq .damage
 
-Reads every file, compares it with the manifest, and examines the whole as `millrace doctor` does. Needs no host.
+Reads every file, compares it with the manifest, and examines the backup as `millrace doctor` does. Needs no host.
 Exit codes: 0 sound, 1 damaged, 3 no backup.";
 
-/// What is read at once.
+/// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
 
 /// Back up a running host
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct Args {
-    /// Where to; - for standard output
+    /// The destination directory; - for standard output
     #[arg(value_name = "DIR", required = true)]
     to: Option<PathBuf>,
-    /// Copy everything again, also what an earlier backup there has
+    /// Copy everything again, including what is already there from an earlier backup
     #[arg(long)]
     full: bool,
     #[command(subcommand)]
@@ -62,16 +62,16 @@ enum Verb {
 #[derive(clap::Args)]
 #[command(after_help = VERIFY_AFTER_HELP)]
 struct VerifyArgs {
-    /// The directory
+    /// The backup's directory
     dir: PathBuf,
-    /// The keys of an encrypted one: modules are then looked into, too
+    /// The keys of an encrypted backup: journal and modules are then examined, too
     #[arg(long, value_name = "FILE", env = "MILLRACE_ENCRYPTION_KEY_FILE")]
     encryption_key_file: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args, client: Result<Client, Failure>) -> Result<(), Failure> {
     if let Some(Verb::Verify(args)) = args.verb {
-        // A host is not needed, only how to answer.
+        // No host is needed, only its output format.
         return verify_dir(&args, client.is_ok_and(|client| client.json));
     }
     let to = args.to.unwrap_or_default();
@@ -85,8 +85,10 @@ pub(super) fn run(args: Args, client: Result<Client, Failure>) -> Result<(), Fai
 fn to_stdout(client: &Client) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     if out.is_terminal() {
-        let failure = Failure::usage("a backup is no text for a terminal");
-        return Err(failure.with_hint("write it to a file or another program, or name a directory"));
+        let failure = Failure::usage("a backup cannot be written to a terminal");
+        return Err(
+            failure.with_hint("redirect it to a file or another program, or name a directory")
+        );
     }
     let mut passing = Passing::default();
     pass_on(client.stream("/v1/backup", &json!({}))?, &mut |bytes| {
@@ -95,7 +97,7 @@ fn to_stdout(client: &Client) -> Result<(), Failure> {
     })?;
     out.flush()?;
     let manifest = passing.finish().map_err(not_received)?;
-    damaged(&manifest.damage, "was copied as it is in the host")
+    damaged(&manifest.damage, "was copied as it is")
 }
 
 fn to_directory(dir: &Path, full: bool, client: &Client) -> Result<(), Failure> {
@@ -111,10 +113,10 @@ fn to_directory(dir: &Path, full: bool, client: &Client) -> Result<(), Failure> 
     bar.finish_and_clear();
     let received = receiver.finish().map_err(not_received)?;
     Output::new(client.json).answer(&shown(dir, &received), |_| told(dir, &received))?;
-    damaged(&received.manifest.damage, "was copied as it is in the host")
+    damaged(&received.manifest.damage, "was copied as it is")
 }
 
-/// Gives on what comes, to its end.
+/// Passes the archive on to its end.
 fn pass_on(
     mut archive: impl Read,
     take: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
@@ -126,15 +128,15 @@ fn pass_on(
             Ok(count) => take(&buffer[..count])?,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => {
-                let message = format!("the backup broke off before its end ({error})");
-                let hint = "the host may be stopping, or its disk full: its log says why. An earlier backup in a directory is as it was";
+                let message = format!("the backup was interrupted ({error})");
+                let hint = "the host may be stopping, or its disk may be full: its log says why. An earlier backup in a directory is unchanged";
                 return Err(Failure::new(Exit::Failed, "broken-off", message).with_hint(hint));
             }
         }
     }
 }
 
-/// Something is damaged, and all else is done.
+/// Reports damage; everything else is complete.
 pub(super) fn damaged(flaws: &[Flaw], how: &str) -> Result<(), Failure> {
     if flaws.is_empty() {
         return Ok(());
@@ -144,10 +146,10 @@ pub(super) fn damaged(flaws: &[Flaw], how: &str) -> Result<(), Failure> {
         .map(|flaw| format!("{}: {}", flaw.path, flaw.what))
         .collect();
     let message = format!(
-        "what is damaged {how}; all else is whole:\n  {}",
+        "damaged data {how}; everything else is complete:\n  {}",
         listed.join("\n  ")
     );
-    let hint = "`millrace damage list` tells what the host knows of damage; docs/operations.md says what can be done";
+    let hint = "`millrace damage list` shows the damage that the host knows of; docs/operations.md says what to do";
     Err(Failure::new(Exit::Failed, "damaged", message).with_hint(hint))
 }
 
@@ -171,7 +173,7 @@ fn told(dir: &Path, received: &Received) -> String {
     let Received { manifest, copied } = received;
     let kept = manifest.files.len() - copied.0;
     let mut text = format!(
-        "{} holds everything up to transaction {}: {} files, {} MiB; {} files, {} MiB were copied now, {kept} were there already",
+        "{} holds everything up to transaction {}: {} files, {} MiB; {} files, {} MiB were copied now, {kept} were already there",
         dir.display(),
         manifest.sequence,
         manifest.files.len(),
@@ -181,7 +183,7 @@ fn told(dir: &Path, received: &Received) -> String {
     );
     if let Some(key) = manifest.encryption_key {
         text.push_str(&format!(
-            "\nit is encrypted; the file with key {key} is not in it: keep a copy of that apart"
+            "\nit is encrypted; the file with key {key} is not included: keep a copy of it separately"
         ));
     }
     text
@@ -220,12 +222,12 @@ fn verify_dir(args: &VerifyArgs, as_json: bool) -> Result<(), Failure> {
         let mut text = doctor::for_people(report, false);
         let count = manifest.files.len();
         text.push_str(&format!(
-            "\n{} of {count} files are as the manifest says",
+            "\n{} of {count} files match the manifest",
             count - flaws.len()
         ));
         text
     })?;
-    damaged(flaws, "is not as it was backed up")?;
+    damaged(flaws, "differs from what was backed up")?;
     damaged(
         &manifest.damage,
         "was damaged in the host when it was backed up",
@@ -233,7 +235,8 @@ fn verify_dir(args: &VerifyArgs, as_json: bool) -> Result<(), Failure> {
     match report.worst() {
         Severity::Damage => {
             let message = format!("the backup in {} is damaged", args.dir.display());
-            let hint = "make a new one with --full, in another directory, before anything happens to the host";
+            let hint =
+                "make a new one with --full in another directory while the host still has the data";
             Err(Failure::new(Exit::Failed, "damaged", message).with_hint(hint))
         }
         Severity::Ok | Severity::Note => Ok(()),
@@ -250,22 +253,22 @@ fn not_received(error: ReceiveError) -> Failure {
     let message = error.to_string();
     let refused = |hint: &str| Failure::refused(message.clone()).with_hint(hint);
     match &error {
-        ReceiveError::NotOurs { .. } => refused("name an empty directory, or one that is not there"),
+        ReceiveError::NotOurs { .. } => refused("name an empty directory, or one that does not exist"),
         ReceiveError::InDataDirectory { .. } => {
-            refused("name one elsewhere, best on another disk: what takes the one must not take the other")
+            refused("name one elsewhere, preferably on another disk, so that one failure cannot destroy both")
         }
-        ReceiveError::InUse { .. } => refused("wait until that one is done"),
+        ReceiveError::InUse { .. } => refused("wait until that backup is done"),
         ReceiveError::Earlier(ManifestError::Damaged(_)) => refused(
-            "with --full everything is copied again, and then that one is gone; or name another directory",
+            "use --full to copy everything again and replace that backup, or name another directory",
         ),
         ReceiveError::Earlier(_) => refused("name another directory"),
         ReceiveError::BrokenOff => Failure::new(Exit::Failed, "broken-off", message).with_hint(
-            "the host may be stopping, or its disk full: its log says why. An earlier backup in this directory is as it was",
+            "the host may be stopping, or its disk may be full: its log says why. An earlier backup in this directory is unchanged",
         ),
         ReceiveError::Malformed(_) => Failure::failed(message)
-            .with_hint("an earlier backup in this directory is as it was; try again"),
+            .with_hint("an earlier backup in this directory is unchanged; try again"),
         ReceiveError::Io { .. } => Failure::failed(message).with_hint(
-            "make room, or see to the disk; an earlier backup in this directory is as it was",
+            "free space, or check the disk; an earlier backup in this directory is unchanged",
         ),
     }
 }
@@ -275,19 +278,20 @@ fn not_verified(error: VerifyError) -> Failure {
     match error {
         VerifyError::Manifest(error) => no_backup(&error),
         VerifyError::Io(_) | VerifyError::Examine(_) => Failure::failed(message).with_hint(
-            "run this as the user that the files belong to, with room for a copy of the checkpoint",
+            "run this as the owner of the files, with space for a copy of the checkpoint",
         ),
     }
 }
 
-/// Nothing can be made of it.
+/// The backup is unusable.
 pub(super) fn no_backup(error: &ManifestError) -> Failure {
     let message = error.to_string();
     match error {
         ManifestError::Missing { .. } => Failure::new(Exit::Unknown, "no-backup", message)
             .with_hint("name the directory that `millrace backup` wrote to"),
         ManifestError::Newer { .. } => Failure::refused(message),
-        ManifestError::Damaged(_) | ManifestError::Io(_) => Failure::failed(message)
-            .with_hint("without it nobody knows which files belong together; use another backup"),
+        ManifestError::Damaged(_) | ManifestError::Io(_) => Failure::failed(message).with_hint(
+            "without it there is no record of which files belong together; use another backup",
+        ),
     }
 }

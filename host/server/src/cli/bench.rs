@@ -1,5 +1,5 @@
-//! `bench`: loads a running host over HTTP, on a topic of its own that is deleted afterwards. For what components and commits
-//! cost beside native code, see the bench of the tests.
+//! `bench`: loads a running host over HTTP, on a temporary topic. The cost of components and commits compared with native code is
+//! measured by the bench of the tests.
 
 use millrace_model::{Clock, SystemClock};
 use serde_json::{Value, json};
@@ -10,25 +10,25 @@ use super::failure::Failure;
 use super::output::Output;
 use super::table;
 
-/// Requests at once at the most: more measures this program instead of the host.
+/// Maximum number of concurrent requests: more would measure this program instead of the host.
 const CONNECTIONS_MAX: u32 = 64;
-/// Messages sent one by one to see how long each takes.
+/// Messages that are sent one by one to measure latency.
 const SINGLE_MESSAGES: u32 = 500;
 
 /// Measure a running host: produce throughput and latency over HTTP
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  millrace bench --messages 200000 --durability durable")]
 pub(super) struct Args {
-    /// Messages to produce in all
+    /// Number of messages to produce
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     messages: u32,
-    /// Bytes of each value
+    /// Size of each value in bytes
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     bytes: u32,
-    /// Messages of one request
+    /// Messages per request
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batch: u32,
-    /// Requests at once
+    /// Concurrent requests
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=CONNECTIONS_MAX as i64))]
     connections: u32,
     /// When messages are acknowledged
@@ -65,12 +65,12 @@ fn measure(args: &Args, client: &Client, topic: &str) -> Result<Value, Failure> 
     }))
 }
 
-/// Requests of each connection, so that together they produce at least what was asked for.
+/// Requests per connection, so that all of them together produce at least the number asked for.
 fn requests_each(args: &Args) -> u32 {
     args.messages.div_ceil(args.batch * args.connections)
 }
 
-/// Seconds that all connections together took.
+/// Elapsed seconds of all connections together.
 fn produce_all(args: &Args, client: &Client, topic: &str) -> Result<f64, Failure> {
     let clock = SystemClock::new();
     std::thread::scope(|scope| {
@@ -96,7 +96,7 @@ fn produce(args: &Args, client: &Client, topic: &str, partition: u32) -> Result<
     Ok(())
 }
 
-/// Milliseconds until one message is acknowledged.
+/// Milliseconds until a message is acknowledged.
 fn single(args: &Args, client: &Client, topic: &str) -> Result<f64, Failure> {
     let path = format!("/v1/topics/{topic}/messages?partition=0");
     let value = value(args);

@@ -1,4 +1,4 @@
-//! Asks a host over HTTP, and says plainly when nobody is there.
+//! A client of a host over HTTP, with clear errors when no host answers.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -14,21 +14,22 @@ use super::failure::{Exit, Failure};
 use super::feed::Interrupt;
 use super::output::Output;
 
-/// An answer larger than this is none of ours.
+/// A larger answer is not from a Millrace host.
 const ANSWER_BYTES_MAX: u64 = 128 << 20;
-/// Nobody there, if it takes longer.
+/// The host counts as absent if connecting takes longer.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// How long to wait before a request is sent again; twice as long each time.
+/// First delay before a request is repeated; doubles each time.
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
-/// And at most so long, unless the host asks for more.
+/// The longest such delay, unless the host asks for more.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
 
-/// What a host answered.
+/// A host's answer.
 struct Reply {
     status: u16,
     retry_after: Option<Duration>,
-    /// Whether an earlier request with the same key was answered so, and this one did nothing. One that was sent again is not known to be.
+    /// Whether an earlier request with the same key got this answer and this one did nothing. Unknown if this client repeated the
+    /// request.
     replayed: bool,
     body: Vec<u8>,
 }
@@ -54,35 +55,35 @@ impl Reply {
 /// Why there is no answer.
 struct Unreached {
     failure: Failure,
-    /// Whether the host may have got the request, or part of it.
+    /// Whether the host may have received the request, or part of it.
     may_have_come: bool,
 }
 
-/// What it means to send a request twice.
+/// What repeating a request means.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Again {
-    /// Nothing: it only asks, or takes effect once.
+    /// Safe: it only reads, or takes effect once.
     Harmless,
-    /// It may take effect twice: only what certainly had none is sent again.
+    /// Unsafe: it may take effect twice, so it is repeated only if it certainly had no effect.
     Twice,
 }
 
-/// One host, asked over kept connections. Cheap to clone.
+/// A host, with a pool of connections. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Client {
     agent: Agent,
     base: String,
-    /// Who runs this, as far as the environment says: told to the host, which writes it down beside changes.
+    /// The user's name as the environment has it: sent to the host, which records it with changes.
     user: Option<String>,
-    /// How long to go on while the host is not there or busy, if the user said so.
+    /// How long to keep trying while the host is absent or busy, if the user set it.
     retry_for: Option<Duration>,
-    /// How long without that.
+    /// The same, by default.
     patience: Duration,
-    /// Ends that, if somebody wants to stop.
+    /// Ends the retries when the user wants to stop.
     pub(super) interrupt: Interrupt,
-    /// Whether it was said already that a host is waited for.
+    /// Whether it has been reported that the client waits for the host.
     waits: Arc<AtomicBool>,
-    /// Whether to answer in JSON.
+    /// Whether to print JSON.
     pub(super) json: bool,
 }
 
@@ -91,7 +92,7 @@ impl Client {
     pub(super) fn new(url: &str, json: bool, retry_for: Option<u64>) -> Result<Self, Failure> {
         let base = url.trim_end_matches('/');
         if !base.starts_with("http://") {
-            let failure = Failure::usage(format!("--host {url} is not understood"));
+            let failure = Failure::usage(format!("--host {url} is not a valid URL"));
             return Err(
                 failure.with_hint("write http://ADDRESS:PORT, such as http://127.0.0.1:7400")
             );
@@ -99,7 +100,7 @@ impl Client {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
-            // Environment proxies are for the web, not for the broker beside us.
+            // Environment proxies are for the web, not for a local broker.
             .proxy(None)
             .timeout_connect(Some(CONNECT_MAX))
             .build();
@@ -115,7 +116,7 @@ impl Client {
         })
     }
 
-    /// The same one, which goes on for so long while the host is not there or busy, unless the user said how long.
+    /// The same client, which keeps trying this long while the host is absent or busy, unless the user set another time.
     pub(super) fn patient(&self, patience: Duration) -> Self {
         Self {
             patience,
@@ -128,7 +129,7 @@ impl Client {
         self.json_of(&asked?)
     }
 
-    /// Deletes, and gives the JSON that comes back; null where nothing does.
+    /// Sends a DELETE and returns the JSON answer, or null if there is none.
     pub(super) fn delete(&self, path: &str) -> Result<Value, Failure> {
         let body = self.call(Again::Twice, Method::DELETE, path, &[], &[])?;
         match body.is_empty() {
@@ -137,14 +138,14 @@ impl Client {
         }
     }
 
-    /// Sends JSON, and gives the JSON that comes back.
+    /// Sends JSON and returns the JSON answer.
     pub(super) fn send(&self, method: Method, path: &str, body: &Value) -> Result<Value, Failure> {
         let (body, headers) = (body.to_string(), [("content-type", "application/json")]);
         let asked = self.call(Again::Twice, method, path, &headers, body.as_bytes());
         self.json_of(&asked?)
     }
 
-    /// As [`Client::send`], of what may be sent again: twice is once.
+    /// Like [`Client::send`], for requests that may be repeated.
     pub(super) fn send_again(
         &self,
         method: Method,
@@ -156,7 +157,8 @@ impl Client {
         self.json_of(&asked?)
     }
 
-    /// Sends bytes of a type, and gives the JSON that comes back. The bytes come once: what is asked again is only whether the host is there.
+    /// Sends bytes of a content type and returns the JSON answer. The bytes are sent only once; only the connection attempt is
+    /// repeated.
     pub(super) fn upload(
         &self,
         path: &str,
@@ -172,7 +174,8 @@ impl Client {
         self.json_of(&reply.success()?)
     }
 
-    /// As [`Client::upload`], of bytes that may be sent again: under its key the request takes effect once. Also whether it had before.
+    /// Like [`Client::upload`], for bytes that may be sent again because their key makes the request take effect once. Also returns
+    /// whether it had already taken effect.
     pub(super) fn upload_once(
         &self,
         path: &str,
@@ -186,12 +189,12 @@ impl Client {
         Ok((self.json_of(&reply.success()?)?, replayed))
     }
 
-    /// How long to go on asking.
+    /// How long to keep trying.
     pub(super) fn patience(&self) -> Duration {
         self.retry_for.unwrap_or(self.patience)
     }
 
-    /// Sends JSON, and gives what comes back to be read as it comes, however much it is.
+    /// Sends JSON and returns a stream of the answer, however long it is.
     pub(super) fn stream(&self, path: &str, body: &Value) -> Result<impl Read, Failure> {
         let headers = [("content-type", "application/json")];
         let failed = |unreached: Unreached| unreached.failure;
@@ -218,8 +221,8 @@ impl Client {
         self.ask(again, method, path, headers, body)?.success()
     }
 
-    /// Asks, again and again as long as the client is patient, while the host is not there or asks to come back: the one rule of all
-    /// commands.
+    /// Sends a request and, while the client's patience lasts, repeats it if the host is absent or asks to come back: the retry rule of
+    /// all commands.
     fn ask(
         &self,
         again: Again,
@@ -256,7 +259,7 @@ impl Client {
         }
     }
 
-    /// Once for each absence: whoever looks on wonders why nothing happens.
+    /// Once per absence, so that a user sees why nothing happens.
     fn say_waiting(&self, failure: &Failure) {
         if !self.json && !self.waits.swap(true, Ordering::Relaxed) {
             let seconds = self.patience().as_secs();
@@ -266,7 +269,7 @@ impl Client {
         }
     }
 
-    /// Sleeps, unless somebody wants to stop.
+    /// Sleeps, unless the user wants to stop.
     pub(super) fn sleep(&self, delay: Duration) {
         let clock = SystemClock::new();
         while clock.monotonic() < delay && !self.interrupt.is_wanted() {
@@ -301,7 +304,7 @@ impl Client {
             request = request.header("millrace-by", user);
         }
         let request = request.body(body).map_err(|error| Unreached {
-            failure: Failure::usage(format!("--host {} is not understood: {error}", self.base)),
+            failure: Failure::usage(format!("--host {} is not a valid URL: {error}", self.base)),
             may_have_come: false,
         })?;
         let response = self.agent.run(request);
@@ -328,14 +331,20 @@ impl Client {
 
     fn json_of(&self, body: &[u8]) -> Result<Value, Failure> {
         serde_json::from_slice(body).map_err(|_| {
-            Failure::failed(format!("what answers at {} is no Millrace host", self.base))
+            Failure::failed(format!(
+                "the server at {} is not a Millrace host",
+                self.base
+            ))
         })
     }
 
     fn unreached(&self, error: ureq::Error) -> Unreached {
         if let ureq::Error::BadUri(_) | ureq::Error::Http(_) = error {
             return Unreached {
-                failure: Failure::usage(format!("--host {} is not understood: {error}", self.base)),
+                failure: Failure::usage(format!(
+                    "--host {} is not a valid URL: {error}",
+                    self.base
+                )),
                 may_have_come: false,
             };
         }
@@ -347,7 +356,7 @@ impl Client {
         ) && !matches!(&error, ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused);
         let message = format!("no Millrace host answers at {} ({error})", self.base);
         let failure = Failure::new(Exit::Unreachable, "unreachable", message).with_hint(
-            "start one with `millrace serve`, or name another with --host URL or MILLRACE_HOST",
+            "start one with `millrace serve`, or choose another with --host URL or MILLRACE_HOST",
         );
         Unreached {
             failure,
@@ -355,14 +364,14 @@ impl Client {
         }
     }
 
-    /// Where answers go.
+    /// Where answers are printed.
     pub(super) fn output(&self) -> Output {
         Output::new(self.json)
     }
 }
 
-/// The user at the operating system, as far as a header can carry the name: by number where it has none, as in many a container; what the
-/// environment says where the system says nothing.
+/// The operating-system user, as far as a header can carry the name: the number if it has no name, as in many containers; otherwise
+/// what the environment says.
 fn user() -> Option<String> {
     let name = system_user().or_else(|| {
         let mut names = ["USER", "LOGNAME", "USERNAME"].iter();
@@ -380,7 +389,7 @@ fn system_user() -> Option<String> {
     Some(name_of(uid, &users).unwrap_or_else(|| format!("uid-{uid}")))
 }
 
-/// The name of a number in the system's list of users.
+/// The name of a user number in the system's user list.
 fn name_of(uid: &str, users: &str) -> Option<String> {
     let mut names = users.lines().filter_map(|line| {
         let mut fields = line.split(':');
@@ -390,7 +399,7 @@ fn name_of(uid: &str, users: &str) -> Option<String> {
     names.next().map(str::to_owned)
 }
 
-/// A text as one segment of a path, or one value of a query.
+/// Escapes a text for use as one path segment or query value.
 pub(super) fn escaped(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~@".contains(&byte);
     text.bytes()

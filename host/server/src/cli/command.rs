@@ -1,4 +1,4 @@
-//! The command line as a whole: what holds for every command is said once, here.
+//! The command line as a whole: settings that apply to every command.
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
@@ -6,11 +6,11 @@ use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use super::Cli;
 use super::failure::Failure;
 
-/// Commands that ask no host, and what to say to who names one.
+/// Commands that talk to no host, and the hint for users who name one.
 const LOCAL: [(&str, &str); 7] = [
     (
         "serve",
-        "`--listen ADDRESS:PORT` says where the host listens",
+        "use `--listen ADDRESS:PORT` to set where the host listens",
     ),
     (
         "demo",
@@ -18,7 +18,7 @@ const LOCAL: [(&str, &str); 7] = [
     ),
     (
         "doctor",
-        "doctor reads a data directory; `millrace status` asks a running host",
+        "doctor reads a data directory; for a running host use `millrace status`",
     ),
     (
         "restore",
@@ -29,7 +29,7 @@ const LOCAL: [(&str, &str); 7] = [
     ("man", "leave the flag out"),
 ];
 
-/// What the name is that commands of a group take.
+/// What the positional name means in each group of commands.
 const WHAT_IS_NAMED: [(&str, &str); 8] = [
     ("topic", "The topic"),
     ("schedule", "The schedule"),
@@ -41,14 +41,14 @@ const WHAT_IS_NAMED: [(&str, &str); 8] = [
     ("segment", "The segment file"),
 ];
 
-/// Flags of all commands that ask a host, by their names here and as they are written.
+/// Flags of all commands that talk to a host: their names in the code and on the command line.
 const ASKING: [(&str, &str); 2] = [("host", "host"), ("retry_for", "retry-for")];
 
-/// The command line: help is wrapped by paragraphs, and who asks no host offers no flag that names one.
+/// The command line: help is wrapped by paragraphs, and commands that talk to no host do not offer flags that name one.
 pub(super) fn command() -> Command {
     let local = LOCAL.iter().fold(Cli::command(), |whole, (name, _)| {
         whole.mut_subcommand(name, |command| {
-            // An argument of the same name keeps the global one out.
+            // An argument of the same name hides the global one.
             command.args(
                 ASKING.map(|(id, long)| Arg::new(id).long(long).action(ArgAction::Set).hide(true)),
             )
@@ -60,7 +60,7 @@ pub(super) fn command() -> Command {
     wrapped(described)
 }
 
-/// Says of what stands in a command without a flag what it is, where that is the same for all commands of a group.
+/// Adds help texts to positional arguments, where they are the same for all commands of a group.
 fn described(command: Command, what: &'static str) -> Command {
     let command = command.mut_args(|arg| {
         let is_bare = arg.is_positional() && arg.get_help().is_none();
@@ -75,13 +75,14 @@ fn described(command: Command, what: &'static str) -> Command {
     command.mut_subcommands(|command| described(command, what))
 }
 
-/// What was said. A flag that has no effect is refused before anything is read: its value is of no type yet.
+/// The parsed command line. A flag that has no effect is refused before anything else is parsed: its value has no type yet.
 pub(super) fn understood(matches: &ArgMatches) -> Result<clap::error::Result<Cli>, Failure> {
     refuse_idle_flags(matches)?;
     Ok(Cli::from_arg_matches(matches))
 }
 
-/// Refuses a flag that names a host to a command that asks none: `serve --host 0.0.0.0` must not listen on this machine only and say nothing.
+/// Refuses a flag that names a host in a command that talks to none: `serve --host 0.0.0.0` must not silently listen on this machine
+/// only.
 fn refuse_idle_flags(matches: &ArgMatches) -> Result<(), Failure> {
     let Some((name, given)) = matches.subcommand() else {
         return Ok(());
@@ -99,13 +100,14 @@ fn refuse_idle_flags(matches: &ArgMatches) -> Result<(), Failure> {
     match ASKING.iter().find(said) {
         None => Ok(()),
         Some((_, flag)) => {
-            let message = format!("`millrace {name}` asks no host: --{flag} has no effect");
+            let message =
+                format!("`millrace {name}` does not talk to a host: --{flag} has no effect");
             Err(Failure::usage(message).with_hint(*hint))
         }
     }
 }
 
-/// Has the terminal's width wrap what stands after the help of each command: lines of the source are not lines of the terminal.
+/// Lets the terminal's width wrap the text after the help of each command, instead of the source's line breaks.
 fn wrapped(command: Command) -> Command {
     let after = command
         .get_after_help()
@@ -117,7 +119,7 @@ fn wrapped(command: Command) -> Command {
     command.mut_subcommands(wrapped)
 }
 
-/// Joins the lines of a paragraph. Lines that are set in, as those of examples, and headings above them stay as they are.
+/// Joins the lines of a paragraph. Indented lines, such as examples, and headings above them stay as they are.
 fn paragraphs(text: &str) -> String {
     let mut joined = String::with_capacity(text.len());
     let mut before = "";
@@ -205,7 +207,7 @@ mod tests {
             &["millrace", "--retry-for", "3", "doctor"],
         ] {
             let refusal = told(words).expect("it is refused");
-            assert!(refusal.contains("asks no host"), "{refusal}");
+            assert!(refusal.contains("does not talk to a host"), "{refusal}");
         }
         for words in [
             &["millrace", "serve"][..],

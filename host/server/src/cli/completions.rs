@@ -1,4 +1,4 @@
-//! `completions` and `man`: what shells and manuals know of the command line, made from the command line itself.
+//! `completions` and `man`: shell completions and manual pages, generated from the command line itself.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -22,15 +22,15 @@ Examples:
   millrace man | man -l -                          read it
   millrace man --dir /usr/local/share/man/man1     a page for every command";
 
-/// Print what a shell needs to complete commands and flags
+/// Print a completion script for a shell
 #[derive(clap::Args)]
 #[command(after_help = COMPLETIONS_HELP)]
 pub(super) struct CompletionsArgs {
-    /// For which shell
+    /// The shell
     shell: Shell,
 }
 
-/// Print the manual page, or write one for every command
+/// Print the manual page, or write a page for every command
 #[derive(clap::Args)]
 #[command(after_help = MAN_HELP)]
 pub(super) struct ManArgs {

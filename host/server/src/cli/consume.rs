@@ -1,4 +1,5 @@
-//! `consume`: reads messages of a topic, of all partitions or one, and follows if asked; with a name it goes on where it stopped.
+//! `consume`: reads messages of a topic, from all partitions or one, and follows if asked to; with a name it continues where it
+//! stopped.
 
 mod named;
 
@@ -25,31 +26,31 @@ const FETCH_MESSAGES_MAX: u64 = 1_000;
 const FETCH_PARTITIONS_MAX: usize = 1_000;
 /// How long a follower lets the host wait.
 const WAIT_MS_MAX: u64 = 20_000;
-/// How long a follower waits for a host that is not there, unless the user says.
+/// How long a follower keeps trying an absent host by default.
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(300);
-/// How long a follower stays away from a host that has no room for it just now.
+/// How long a follower waits before it returns to a host that is too busy.
 const COME_BACK_PAUSE: Duration = Duration::from_secs(1);
-/// Answers that wait to be printed; followers wait when there are more.
+/// Answers queued for printing; when the queue is full, followers wait.
 const ANSWERS_WAITING_MAX: usize = 64;
 
 const AFTER_HELP: &str = "\
 Examples:
-  millrace consume alerts                        what is there now, all partitions
-  millrace consume alerts --follow               and what comes, until interrupted
+  millrace consume alerts                        everything so far, from all partitions
+  millrace consume alerts --follow               and new messages, until interrupted
   millrace consume alerts --from latest --follow
   millrace consume alerts --from 2026-11-21T10:00:00Z
-  millrace consume alerts --from -15m            those of the last quarter of an hour
+  millrace consume alerts --from -15m            messages of the last 15 minutes
   millrace consume alerts --partition 2 --from 1000 --max 10 --json
   millrace consume alerts --skip-damaged
-  millrace consume alerts --as billing           go on where this consumer has come to
+  millrace consume alerts --as billing           continue where this consumer stopped
   millrace consume alerts --as billing --follow
 
-A line is PARTITION/OFFSET, key, value; - stands where there is none. At a terminal whatever would steer
-it is written out (\\n, \\x1b, \\u{202e}); in a pipe key and value come as they are, with tabs between them.
-With --json a line is the message as the HTTP API gives it, exactly.
+Each line is PARTITION/OFFSET, key, value; - means none. At a terminal, control characters
+are escaped (\\n, \\x1b, \\u{202e}); in a pipe keys and values are written unchanged, separated by tabs.
+With --json each line is the message exactly as the HTTP API returns it.
 
-With --as the host keeps how far the consumer has come: a message that was written to standard output is committed, also at an interrupt,
-and what was not committed comes again. One reads at a time. In a pipe, written is what the pipe has taken: say --max 5 rather than
+With --as the host stores the consumer's position: messages written to standard output are committed, also when interrupted,
+and uncommitted ones are delivered again. One reader is active at a time. In a pipe, a message counts as written once the pipe has accepted it: use --max 5 rather than
 `| head -5`. `millrace consumer` lists, shows, resets and deletes consumers.";
 
 /// Read messages of a topic
@@ -57,31 +58,31 @@ and what was not committed comes again. One reads at a time. In a pipe, written 
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
     topic: TopicName,
-    /// Only this partition
+    /// Read only this partition
     #[arg(long)]
     partition: Option<u32>,
-    /// Go on where the consumer of this name has come to, in all partitions, and commit what was written; it is made if it is not there
+    /// Continue where the consumer of this name stopped, in all partitions, and commit what was written; creates the consumer if needed
     #[arg(long = "as", value_name = "NAME", conflicts_with = "partition")]
     consumer: Option<ConsumerName>,
-    /// With --as: how long a reader that is gone keeps the next one waiting; a reader that ends in order keeps nobody [default: 30]
+    /// With --as: how long a reader that disappeared keeps the next one waiting; a reader that exits cleanly does not [default: 30]
     #[arg(long, value_name = "SECONDS", requires = "consumer", value_parser = clap::value_parser!(u64).range(1..=3_600))]
     lease: Option<u64>,
-    /// Where to begin: earliest, latest, an offset, or the first message of a time or later: 2026-11-21T10:00:00Z, 2026-11-21,
-    /// timestamp:MILLISECONDS, or 15m or -15m (ago) [default: earliest]; with --as, where a new consumer does
+    /// Where to start: earliest, latest, an offset, or the first message at or after a time: 2026-11-21T10:00:00Z, 2026-11-21,
+    /// timestamp:MILLISECONDS, or 15m or -15m (ago) [default: earliest]; with --as, where a new consumer starts
     #[arg(long, value_parser = begin, allow_hyphen_values = true)]
     from: Option<Begin>,
-    /// Wait for further messages, until interrupted
+    /// Wait for new messages, until interrupted
     #[arg(long)]
     follow: bool,
-    /// Go on after messages that are damaged, saying so; without this they end the command
+    /// Skip damaged messages and report them; without this flag they end the command
     #[arg(long)]
     skip_damaged: bool,
-    /// Stop after so many messages
+    /// Stop after this many messages
     #[arg(long, value_name = "COUNT")]
     max: Option<u64>,
 }
 
-/// Where to begin.
+/// Where to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
     Earliest,
@@ -92,7 +93,7 @@ pub(super) enum Begin {
 }
 
 impl fmt::Display for Begin {
-    /// As the host understands it.
+    /// In the host's syntax.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Earliest => f.write_str("earliest"),
@@ -144,7 +145,7 @@ pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
     }
 }
 
-/// An offset that no partition has come to is a mistake: nothing would be read, and it would look like an empty topic.
+/// An offset beyond the end of every partition is a mistake: nothing would be read, and it would look like an empty topic.
 fn check_offset(args: &Args, ends: &BTreeMap<u64, Ends>) -> Result<(), Failure> {
     let Some(Begin::Offset(offset)) = args.from else {
         return Ok(());
@@ -154,16 +155,16 @@ fn check_offset(args: &Args, ends: &BTreeMap<u64, Ends>) -> Result<(), Failure> 
         return Ok(());
     }
     let message = format!(
-        "no partition of {} has come to offset {offset}: the longest ends at {furthest}",
+        "no partition of {} has reached offset {offset}: the longest one ends at {furthest}",
         args.topic
     );
     let failure = Failure::new(Exit::Unknown, "offset-past-end", message);
     Err(failure.with_hint(
-        "`millrace topic show` lists the ends; a time is written as 2026-11-21T10:00:00Z or timestamp:MILLISECONDS",
+        "`millrace topic show` shows the ends; write a time as 2026-11-21T10:00:00Z or timestamp:MILLISECONDS",
     ))
 }
 
-/// The partitions to read, with their ends at this moment.
+/// The partitions to read, with their current ends.
 fn wanted(args: &Args, topic: &Value) -> Result<BTreeMap<u64, Ends>, Failure> {
     let of = |ends: &Value| {
         let number = |field: &str| ends[field].as_u64().unwrap_or(0);
@@ -198,7 +199,7 @@ struct Ends {
 }
 
 impl Ends {
-    /// Where `--from` is, here. An offset outside what is kept is moved inside: partitions differ.
+    /// The position that `--from` means in this partition. An offset outside the kept range is moved inside, because partitions differ.
     fn begin(self, args: &Args, client: &Client, partition: u64) -> Result<u64, Failure> {
         match args.from.unwrap_or(Begin::Earliest) {
             Begin::Earliest => Ok(self.start),
@@ -209,7 +210,7 @@ impl Ends {
                 }
                 if offset > self.end {
                     let end = self.end;
-                    // Standard error may be closed; there is nothing to read all the same.
+                    // Standard error may be closed; there is nothing to read anyway.
                     let note = format_args!(
                         "note: partition {partition} ends before offset {end}; there is no offset {offset} yet\n"
                     );
@@ -228,19 +229,19 @@ impl Ends {
     }
 }
 
-/// Says that messages are missing: whoever reads should know.
+/// Reports missing messages, so that the reader knows.
 fn jumped(partition: u64, from: u64, to: u64) {
     note(&format!(
-        "note: partition {partition}: offsets {from} to {to} (exclusive) are no longer kept; reading on from {to}"
+        "note: partition {partition}: offsets {from} to {to} (exclusive) are no longer kept; continuing at {to}"
     ));
 }
 
 fn note(text: &str) {
-    // Standard error may be closed; what was asked for still comes.
+    // Standard error may be closed; the messages are still printed.
     let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{text}\n"));
 }
 
-/// Where to go on if the failure says that what was asked for is no longer kept; says so.
+/// The offset to continue at if the failure says that the requested one is no longer kept; reports it.
 fn start_after(
     failure: &Failure,
     topic: &TopicName,
@@ -260,7 +261,7 @@ fn start_after(
     Some(start)
 }
 
-/// Reads up to the ends as they were when it began.
+/// Reads up to the ends as they were at the start.
 fn read(
     args: &Args,
     client: &Client,
@@ -289,7 +290,7 @@ fn read(
             printer.print(before_end)?;
             let after = answer["next"].as_u64().unwrap_or(ends.end);
             bar.inc(after.saturating_sub(next));
-            // A host that does not move on would keep us here for ever.
+            // A host whose answers do not advance would keep us here forever.
             next = after.max(next + 1);
         }
     }
@@ -297,8 +298,8 @@ fn read(
     printer.output.flush()
 }
 
-/// Where to go on in a partition where nothing could be read from `from` on: past messages that are gone, and past damaged ones if told
-/// to; any other failure stays one.
+/// The offset to continue at when nothing could be read from `from` on: skips removed messages, and damaged ones if told to. Any other
+/// failure is returned.
 fn past(failure: Failure, partition: u64, from: u64, skip_damaged: bool) -> Result<u64, Failure> {
     let Failure::Told { next, code, .. } = &failure else {
         return Err(failure);
@@ -310,13 +311,13 @@ fn past(failure: Failure, partition: u64, from: u64, skip_damaged: bool) -> Resu
         }
         (_, Some(_)) if skip_damaged => after_damage(failure, partition, from),
         (_, Some(_)) => Err(failure.with_hint(
-            "--skip-damaged goes past it and says so; `millrace damage list` shows all damage",
+            "--skip-damaged skips it and reports it; `millrace damage list` shows all damage",
         )),
         _ => Err(failure),
     }
 }
 
-/// The failure that a problem of an answer is.
+/// The failure that describes a problem in an answer.
 fn problem(problem: &Value) -> (Option<u64>, Failure) {
     let text = |field: &str| problem[field].as_str().unwrap_or_default();
     let partition = problem["partition"].as_u64();
@@ -327,7 +328,7 @@ fn problem(problem: &Value) -> (Option<u64>, Failure) {
     )
 }
 
-/// Where to go on after messages that cannot be read; any other failure stays one.
+/// The offset to continue at after unreadable messages; any other failure is returned.
 fn after_damage(failure: Failure, partition: u64, from: u64) -> Result<u64, Failure> {
     match failure {
         Failure::Told {
@@ -337,7 +338,7 @@ fn after_damage(failure: Failure, partition: u64, from: u64) -> Result<u64, Fail
         } if next > from => {
             let message = plain(&message);
             note(&format!(
-                "{partition}/{from}: {message}; going on from {next}"
+                "{partition}/{from}: {message}; continuing at {next}"
             ));
             Ok(next)
         }
@@ -346,7 +347,7 @@ fn after_damage(failure: Failure, partition: u64, from: u64) -> Result<u64, Fail
 }
 
 fn bar(total: u64, printer: &Printer) -> ProgressBar {
-    // Lines on the terminal are progress enough.
+    // At a terminal, the lines show progress enough.
     if printer.output.is_terminal() {
         return ProgressBar::hidden();
     }
@@ -362,7 +363,7 @@ fn path(topic: &TopicName, partition: u64, from: &str, left: u64, wait_ms: u64) 
     )
 }
 
-/// Reads on until interrupted, all partitions as their messages come.
+/// Reads until interrupted, from all partitions as messages arrive.
 fn follow(
     args: &Args,
     client: &Client,
@@ -403,19 +404,19 @@ struct Follower {
     topic: TopicName,
     client: Client,
     skip_damaged: bool,
-    /// Where it stands in each partition.
+    /// The position in each partition.
     places: BTreeMap<u64, u64>,
-    /// Whether it sees to partitions that the topic is given meanwhile.
+    /// Whether it takes on partitions that are added later.
     takes_new: bool,
 }
 
 impl Follower {
-    /// Not waited for: whoever waits at the host for a message would keep us from ending.
+    /// Does not wait for the thread: one that waits at the host for a message would keep us from exiting.
     fn begin(self, to: Answers) {
         thread::spawn(move || self.keep_reading(&to));
     }
 
-    /// Partitions that are new are read from their start, by this one as far as it has room, by further ones beyond that.
+    /// Reads new partitions from their start: in this follower as far as it has room, then in further ones.
     fn take_new(&mut self, count: u64, to: &Answers, next: &mut String) {
         let known = self
             .places
@@ -483,7 +484,7 @@ impl Follower {
         places.join(",")
     }
 
-    /// The messages of an answer; moves on past what could not be read beside them.
+    /// The messages of an answer; skips what could not be read next to them.
     fn took(&mut self, answer: &Value, next: &mut String) -> Result<Vec<Value>, Failure> {
         if let Some(further) = answer["next"].as_str() {
             further.clone_into(next);
@@ -499,7 +500,7 @@ impl Follower {
         Ok(items(&answer["messages"]).to_vec())
     }
 
-    /// Where nothing could be read.
+    /// Handles an answer without any readable messages.
     fn went_past(&mut self, failure: Failure, next: &mut String) -> Result<Vec<Value>, Failure> {
         self.places = places(next);
         self.go_past(failure)?;
@@ -507,7 +508,7 @@ impl Follower {
         Ok(Vec::new())
     }
 
-    /// Moves on past what cannot be read, if it may.
+    /// Skips what cannot be read, if allowed.
     fn go_past(&mut self, failure: Failure) -> Result<(), Failure> {
         let Failure::Told {
             partition: Some(partition),
@@ -559,7 +560,7 @@ impl Printer {
     }
 }
 
-/// The key or the value of a message as text; nothing, if it has none.
+/// The key or the value of a message as text; empty if there is none.
 fn part(message: &Value, name: &str) -> Option<String> {
     match &message[format!("{name}_base64")] {
         Value::String(encoded) => Some(format!("base64:{encoded}")),

@@ -1,4 +1,4 @@
-//! `consumer`: readers of a topic that have a name, and how far they have come. `consume --as` is one.
+//! `consumer`: named readers of a topic and their positions. `consume --as` is one.
 
 use millrace_model::{ConsumerName, TopicName};
 use serde_json::{Value, json};
@@ -11,41 +11,41 @@ use super::table::{cell, facts, items, table, when};
 
 const RESET_HELP: &str = "\
 Examples:
-  millrace consumer reset orders billing --to earliest               read everything once more
-  millrace consumer reset orders billing --to latest                 leave out what is there now
-  millrace consumer reset orders billing --to 2026-11-21   from the first message of that day on
+  millrace consumer reset orders billing --to earliest               read everything again
+  millrace consumer reset orders billing --to latest                 skip the existing messages
+  millrace consumer reset orders billing --to 2026-11-21   start with the first message of that day
   millrace consumer reset orders billing --to 1200 --partition 3
 
-Whoever reads as the consumer is told so: it commits nothing over the new positions.";
+The current reader loses its lease, so it cannot commit over the new positions.";
 
-/// What to do with consumers
+/// Manage consumers
 #[derive(clap::Subcommand)]
 pub(super) enum Verb {
-    /// Make a consumer; `consume --as` does so by itself
+    /// Create a consumer; `consume --as` does so by itself
     #[command(after_help = "Examples:\n  millrace consumer create orders billing --from latest")]
     Create {
         topic: TopicName,
         name: ConsumerName,
-        /// Where it begins: earliest, latest, an offset of each partition, or a time as for `consume`
+        /// Where it starts: earliest, latest, an offset in each partition, or a time as for `consume`
         #[arg(long, default_value = "earliest", value_parser = begin, allow_hyphen_values = true)]
         from: Begin,
     },
-    /// List consumers, of all topics or one
+    /// List consumers of all topics or of one
     List { topic: Option<TopicName> },
-    /// Show a consumer, and where it stands in each partition
+    /// Show a consumer and its position in each partition
     Show {
         topic: TopicName,
         name: ConsumerName,
     },
-    /// Set its positions by hand, forward or back
+    /// Set its positions, forward or back
     #[command(after_help = RESET_HELP)]
     Reset {
         topic: TopicName,
         name: ConsumerName,
-        /// Where it goes on: earliest, latest, an offset of each partition, or a time as for `consume`
+        /// Where it continues: earliest, latest, an offset in each partition, or a time as for `consume`
         #[arg(long, value_parser = begin, allow_hyphen_values = true)]
         to: Begin,
-        /// Only this partition
+        /// Only this partition [default: all]
         #[arg(long)]
         partition: Option<u32>,
     },
@@ -97,7 +97,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
     }
 }
 
-/// When something was done, and by whom.
+/// When it was done, and by whom.
 fn noted(consumer: &Value, what: &str) -> String {
     let (at, by) = (
         &consumer[format!("{what}_at")],

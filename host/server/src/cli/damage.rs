@@ -1,4 +1,4 @@
-//! `damage`: what a running host knows to be damaged, and giving up what is lost.
+//! `damage`: lists the damage that a running host knows of, and accepts losses.
 
 use millrace_model::TopicName;
 use serde_json::{Value, json};
@@ -8,19 +8,19 @@ use super::client::Client;
 use super::failure::Failure;
 use super::table::{cell, items, table};
 
-/// What to do about damage
+/// Manage damage
 #[derive(clap::Subcommand)]
 pub(super) enum Verb {
-    /// List what is damaged, and how far the search for more is
+    /// List damage, and the progress of the search for more
     List,
-    /// Give up damaged messages: processors that wait before them go on; nothing is removed
+    /// Accept the loss of damaged messages, so that processors waiting before them continue; removes nothing
     #[command(
         after_help = "Examples:\n  millrace damage list\n  millrace damage accept orders 2 --from 1200 --to 1260"
     )]
     Accept {
         topic: TopicName,
         partition: u32,
-        /// The first offset to give up
+        /// The first offset to accept as lost
         #[arg(long)]
         from: u64,
         /// The offset after the last one
@@ -49,7 +49,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
                     number("to").saturating_sub(number("from"))
                 };
                 let messages: u64 = ranges.iter().map(count).sum();
-                format!("{messages} damaged messages are given up; processors go on after them")
+                format!("the loss of {messages} damaged messages is accepted; processors continue after them")
             })
         }
     }
@@ -68,7 +68,7 @@ fn list(answer: &Value) -> String {
         };
         let state = match range["accepted_at"].is_null() {
             true => "processors wait",
-            false => "given up",
+            false => "accepted",
         };
         vec![
             cell(&range["topic"]),
@@ -80,8 +80,15 @@ fn list(answer: &Value) -> String {
         ]
     };
     let rows = items(&answer["ranges"]).iter().map(row).collect();
-    let headings = ["TOPIC", "PARTITION", "OFFSETS", "WHERE", "MET BY", "STATE"];
-    let mut text = table(&headings, rows, "no message is known to be damaged");
+    let headings = [
+        "TOPIC",
+        "PARTITION",
+        "OFFSETS",
+        "WHERE",
+        "FOUND BY",
+        "STATE",
+    ];
+    let mut text = table(&headings, rows, "no damaged messages are known");
     for digest in items(&answer["modules"]) {
         text.push_str(&format!(
             "\nmodule {} is damaged; upload it again",
@@ -104,13 +111,13 @@ fn list(answer: &Value) -> String {
 fn scrub(scrub: &Value) -> String {
     let rate = scrub["bytes_per_second"].as_u64().unwrap_or(0);
     if rate == 0 {
-        return "nothing searches for damage in the background".to_owned();
+        return "the background search for damage is off".to_owned();
     }
     let done = scrub["round_done"].as_f64().unwrap_or(0.0) * 100.0;
     match scrub["round_began_at"].is_null() {
-        true => "everything was read through; the next round comes in its time".to_owned(),
+        true => "the background search has finished a round; the next one is scheduled".to_owned(),
         false => {
-            format!("the search for more is under way, {done:.0} % of the partitions are done")
+            format!("the background search is running, {done:.0} % of the partitions are done")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `delayed`: messages that wait for their time, listed and cancelled.
+//! `delayed`: lists and cancels delayed messages.
 
 use millrace_model::TopicName;
 use serde_json::{Value, json};
@@ -7,10 +7,10 @@ use super::client::{Client, escaped};
 use super::failure::Failure;
 use super::table::{cell, items, table, when};
 
-/// What to do with delayed messages
+/// Manage delayed messages
 #[derive(clap::Subcommand)]
 pub(super) enum Verb {
-    /// List messages that wait for their time
+    /// List delayed messages
     #[command(
         after_help = "Examples:\n  millrace produce reminders --delay 1h 'call back'\n  millrace delayed list reminders"
     )]
@@ -19,16 +19,16 @@ pub(super) enum Verb {
         /// Only those for this partition
         #[arg(long)]
         partition: Option<u32>,
-        /// Only those after this one, to read on
+        /// Only those after this id, to continue a list
         #[arg(long, value_name = "ID")]
         after: Option<String>,
-        /// Messages at the most
+        /// Maximum number of messages
         #[arg(long, value_name = "COUNT", default_value_t = 100)]
         max: usize,
     },
     /// Cancel a delayed message: it is never delivered
     #[command(
-        after_help = "Example:\n  millrace delayed cancel reminders 0-1795000000000-1a2b3c4d5e6f70-9f8e7d6c\n\nThe answer of produce and the list say the id. Exit code 3 if it was delivered already."
+        after_help = "Example:\n  millrace delayed cancel reminders 0-1795000000000-1a2b3c4d5e6f70-9f8e7d6c\n\nThe id is in the answer of produce and in the list. Exit code 3 if the message was already delivered."
     )]
     Cancel {
         topic: TopicName,
@@ -78,9 +78,9 @@ fn list(answer: &Value) -> String {
     };
     let rows = items(&answer["delayed"]).iter().map(row).collect();
     let headings = ["DELIVERED AT", "ID", "KEY", "VALUE"];
-    let listed = table(&headings, rows, "no message waits for this topic");
+    let listed = table(&headings, rows, "no delayed messages for this topic");
     let more = match answer["has_more"] == true {
-        true => "\nthere are more: raise --max, or give the last id to --after",
+        true => "\nthere are more: raise --max, or pass the last id to --after",
         false => "",
     };
     format!("{listed}{more}")

@@ -1,5 +1,5 @@
-//! `processor deploy`: flags change what they name and leave the rest of a processor as it is; a spec file is all of it. The answer says
-//! what has changed.
+//! `processor deploy`: flags change what they name and keep the rest of the processor; a specification file replaces all of it. The
+//! answer lists the changes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,20 +21,20 @@ use crate::units::{duration_ms, size_bytes};
 const HELP: &str = "\
 Examples:
   millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
-  millrace processor deploy shout --module uppercase@2.0.0     the next revision; all else stays
+  millrace processor deploy shout --module uppercase@2.0.0     the next revision; the rest stays
   millrace processor deploy shout --module uppercase --topic orders --output loud --from latest
   millrace processor deploy shout --attempts-max 20 --retry-max 10m
-  millrace processor deploy shout --unset retry --unset output    as if they had never been said
+  millrace processor deploy shout --unset retry --unset output    back to the defaults
   millrace processor deploy shout --set breaker.enabled=false
   millrace processor deploy shout --module uppercase@2.0.0 --canary 10
   millrace processor deploy shout --module uppercase@2.0.0 --shadow
   millrace processor deploy count --module counter@2.0.0 --reset-state
   millrace processor deploy shout --spec shout.toml --module uppercase@2.0.0
 
-What no flag names stays as the current revision has it; the answer says what has changed.
-A spec file (TOML or JSON) is all that the revision is made of: what it leaves out has its default. It has the fields of
+Settings without a flag stay as in the current revision; the answer lists the changes.
+A spec file (TOML or JSON) is the whole specification: omitted fields get their defaults. It has the fields of
 PUT /v1/processors/{name}: topics, module, output, grants, order, batch, retry, error_handler, limits, breaker,
-dead_letters, auto_rollback, auto_redrive, hops_max. Flags go before the file.";
+dead_letters, auto_rollback, auto_redrive, hops_max. Flags override the file.";
 
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
@@ -44,85 +44,85 @@ pub(super) struct DeployArgs {
     /// The module, by digest or tag
     #[arg(long)]
     module: Option<String>,
-    /// A topic to read; may be given several times, and then names all of them
+    /// A topic to read; repeat it for several. The list replaces the previous one
     #[arg(long = "topic", value_name = "TOPIC")]
     topics: Vec<TopicName>,
-    /// Where outputs go that name no topic
+    /// The topic for outputs that name none
     #[arg(long, value_name = "TOPIC")]
     output: Option<TopicName>,
-    /// A further topic that it may write to; may be given several times, and then names all of them
+    /// Another topic that it may write to; repeat it for several. The list replaces the previous one
     #[arg(long = "grant", value_name = "TOPIC")]
     grants: Vec<TopicName>,
-    /// What keeps its order when a message is retried
+    /// What stays in order when a message is retried
     #[arg(long, value_parser = ["key", "partition", "none"])]
     order: Option<String>,
-    /// The module that decides about failures, by digest or tag
+    /// The module that decides what to do about failures, by digest or tag
     #[arg(long, value_name = "MODULE")]
     error_handler: Option<String>,
-    /// Attempts in all, before a message becomes a dead letter
+    /// Attempts in total before a message becomes a dead letter
     #[arg(long, value_name = "COUNT")]
     attempts_max: Option<u32>,
-    /// The longest wait before the second attempt, such as 2s; doubles with each further one
+    /// Longest delay before the second attempt, such as 2s; doubles with each further attempt
     #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
     retry_first: Option<u64>,
-    /// The longest wait between two attempts, such as 5m
+    /// Longest delay between two attempts, such as 5m
     #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
     retry_max: Option<u64>,
-    /// Messages of a batch at the most
+    /// Maximum number of messages in a batch
     #[arg(long, value_name = "COUNT")]
     batch_messages_max: Option<u32>,
-    /// Bytes of a batch at the most, such as 1MiB
+    /// Maximum size of a batch, such as 1MiB
     #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
     batch_bytes_max: Option<u64>,
     /// How long to wait for a fuller batch, such as 50ms
     #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
     linger: Option<u64>,
-    /// Memory of one instance at the most, such as 128MiB
+    /// Maximum memory of an instance, such as 128MiB
     #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
     memory_max: Option<u64>,
-    /// Time of one call at the most, such as 5s
+    /// Maximum duration of a call, such as 5s
     #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
     call_max: Option<u64>,
-    /// Bytes of one answer at the most, such as 16MiB
+    /// Maximum size of an answer, such as 16MiB
     #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
     answer_bytes_max: Option<u64>,
-    /// Outputs of one answer at the most
+    /// Maximum number of outputs in an answer
     #[arg(long, value_name = "COUNT")]
     answer_outputs_max: Option<u32>,
-    /// Log lines a second at the most
+    /// Maximum number of log lines per second
     #[arg(long, value_name = "COUNT")]
     log_lines: Option<u32>,
-    /// Take a bad deploy back to the last revision that worked
+    /// Roll a bad deploy back to the last revision that worked
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     auto_rollback: Option<bool>,
-    /// Send again what a revision gave up, once the host has taken it back
+    /// After an automatic rollback, send again what the failed revision gave up
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     auto_redrive: Option<bool>,
-    /// Count hops, and give up messages that have so many; a cycle of processors needs one that does
+    /// Count hops, and give up messages that have reached this many; every cycle of processors needs a processor that does
     #[arg(long, value_name = "COUNT")]
     hops_max: Option<u32>,
-    /// Any field of the spec, such as breaker.enabled=false; may be given several times
+    /// Set any field of the specification, such as breaker.enabled=false; repeat it for several
     #[arg(long = "set", value_name = "FIELD=VALUE", value_parser = setting)]
     settings: Vec<(String, Value)>,
-    /// Back to the default: a field such as output or retry.attempts_max, or a group such as retry; may be given several times
+    /// Reset to the default: a field such as output or retry.attempts_max, or a group such as retry; repeat it for several
     #[arg(long = "unset", value_name = "FIELD", conflicts_with = "spec")]
     unset: Vec<String>,
-    /// Begin with empty state in every partition
+    /// Start with empty state in every partition
     #[arg(long)]
     reset_state: bool,
-    /// Try it on the messages of so many percent of the keys, while the current revision keeps the others
+    /// Run it as a canary on this percentage of the keys; the current revision keeps the others
     #[arg(long, value_name = "PERCENT", conflicts_with = "reset_state")]
     canary: Option<u32>,
-    /// Call it beside the current revision, and only report where it differs
+    /// Run it as a shadow beside the current revision, and only report differences
     #[arg(long, conflicts_with_all = ["reset_state", "canary"])]
     shadow: bool,
-    /// Where a new processor begins: earliest (as without), latest, an offset, a date and time, or how long ago, such as -15m
+    /// Where a new processor starts: earliest (the default), latest, an offset, a date and time, or a time ago such as -15m
     #[arg(long, value_name = "WHERE", value_parser = begin, allow_hyphen_values = true)]
     from: Option<Begin>,
-    /// Deploy only if this revision is the current one; 0: only if there is no such processor yet
+    /// Deploy only if this revision is current; 0: only if the processor does not exist yet
     #[arg(long, value_name = "REVISION")]
     expected_revision: Option<u32>,
-    /// A file with the whole spec
+    /// A file with the whole specification
     #[arg(long, value_name = "FILE")]
     spec: Option<PathBuf>,
 }
@@ -146,16 +146,17 @@ pub(super) fn deploy(args: DeployArgs, client: &Client, out: &mut Output) -> Res
     let (name, from, file) = (args.name.clone(), args.from, args.spec.clone());
     let spec = args.spec()?;
     if let Some(file) = file {
-        // Said of the file, not of what is sent.
+        // The problem is in the file, not in the request.
         check_spec(&spec).map_err(|(message, hint)| {
-            Failure::refused(format!("the spec file {}: {message}", file.display())).with_hint(hint)
+            Failure::refused(format!("specification file {}: {message}", file.display()))
+                .with_hint(hint)
         })?;
     }
     let answer = client.send(method, &path, &spec)?;
     if from.is_some() && answer["created"] == false {
-        // Standard error may be closed; the processor is deployed all the same.
+        // Standard error may be closed; the processor is deployed anyway.
         let note = format_args!(
-            "note: processor {name} was there before and goes on where it is; --from counts when a processor is made\n"
+            "note: processor {name} already exists and continues where it is; --from applies only to new processors\n"
         );
         let _ = io::Write::write_fmt(&mut io::stderr(), note);
     }
@@ -178,7 +179,7 @@ impl DeployArgs {
         }
     }
 
-    /// What the flags say, over the spec of the file if there is one.
+    /// The flags, applied to the specification file if there is one.
     fn spec(self) -> Result<Value, Failure> {
         let mut spec = self.spec.as_deref().map_or_else(|| Ok(Map::new()), read)?;
         let given = [
@@ -217,7 +218,7 @@ impl DeployArgs {
     }
 }
 
-/// Sets a field, or one of a group's: `retry.attempts_max`.
+/// Sets a field, or one inside a group: `retry.attempts_max`.
 fn set(spec: &mut Map<String, Value>, field: &str, value: Value) -> Result<(), Failure> {
     let Some((group, field)) = field.split_once('.') else {
         spec.insert(field.to_owned(), value);
@@ -226,7 +227,7 @@ fn set(spec: &mut Map<String, Value>, field: &str, value: Value) -> Result<(), F
     let group_value = spec.entry(group).or_insert_with(|| json!({}));
     let wrong = || {
         Failure::usage(format!(
-            "{group} is set as a whole, and {group}.{field} as well; say one of them"
+            "both {group} and {group}.{field} are set; give one of them"
         ))
     };
     let fields = group_value.as_object_mut().ok_or_else(wrong)?;
@@ -236,7 +237,7 @@ fn set(spec: &mut Map<String, Value>, field: &str, value: Value) -> Result<(), F
 
 fn read(file: &Path) -> Result<Map<String, Value>, Failure> {
     let wrong = |error: &dyn std::fmt::Display| {
-        Failure::usage(format!("the spec file {}: {error}", file.display()))
+        Failure::usage(format!("specification file {}: {error}", file.display()))
     };
     let bytes = std::fs::read(file).map_err(|error| wrong(&error))?;
     let text = crate::text::whole(&bytes).map_err(|error| wrong(&error))?;
@@ -249,7 +250,7 @@ fn read(file: &Path) -> Result<Map<String, Value>, Failure> {
     toml::from_str(text).map_err(|error| wrong(&error))
 }
 
-/// Who takes the next batch, whether anybody does, and what is different about it.
+/// Which revision takes the next batch, whether the processor is running, and what changed.
 pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
     let mut lines = vec![who(name, answer)];
     let width = items(&answer["differs"]).iter();
@@ -262,7 +263,7 @@ pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
     let is_first =
         answer["current"] == 1 && answer["canary"].is_null() && answer["shadow"].is_null();
     if answer["differs"] == json!([]) && !is_first {
-        lines.push("  nothing differs from before".to_owned());
+        lines.push("  nothing has changed".to_owned());
     }
     if let Some(note) = answer["note"].as_str() {
         lines.push(format!("  {note}"));
@@ -279,15 +280,15 @@ pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
     lines.join("\n")
 }
 
-/// Messages that wait where the processor does not read, topic by topic.
+/// Messages that wait in topics that the processor does not read, by topic.
 pub(super) fn left_behind(list: &Value) -> Vec<String> {
     let waiting = waiting(list).into_iter();
     waiting
-        .map(|waiting| format!("{waiting}, which it does not read"))
+        .map(|waiting| format!("{waiting}, which the processor does not read"))
         .collect()
 }
 
-/// Messages that wait, topic by topic.
+/// Waiting messages, by topic.
 pub(super) fn waiting(list: &Value) -> Vec<String> {
     let count = |left: &Value, field: &str| left[field].as_u64().filter(|&count| count > 0);
     let one = |left: &Value| {
@@ -353,7 +354,7 @@ mod tests {
             answer(false, differs),
             "processor p: revision 2 takes the next batch\n  output              - -> out\n  retry.attempts_max  10 -> 5"
         );
-        assert!(answer(false, json!([])).ends_with("nothing differs from before"));
+        assert!(answer(false, json!([])).ends_with("nothing has changed"));
         assert!(answer(true, json!([])).starts_with("processor p is paused: revision 2"));
     }
 

@@ -1,4 +1,4 @@
-//! `doctor`: says what state a data directory is in, and what to do about it. Reads only, unless told to repair.
+//! `doctor`: reports the state of a data directory and what to do about it. Reads only, unless told to repair.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -18,16 +18,16 @@ use crate::config::{Config, encryption_keys};
 
 const AFTER_HELP: &str = "\
 Examples:
-  millrace doctor                          ./millrace-data, or where MILLRACE_DATA_DIR says
+  millrace doctor                          ./millrace-data, or MILLRACE_DATA_DIR
   millrace doctor backups/monday
-  millrace doctor --findings               only what is not sound
+  millrace doctor --findings               only problems
   millrace doctor --json | jq '.findings[] | select(.severity == \"damage\")'
-  millrace doctor --repair                 what a repair would do, and what is lost by it
-  millrace doctor --repair --yes           does it; what has to make way is moved to quarantine/
+  millrace doctor --repair                 what a repair would do, and what it would lose
+  millrace doctor --repair --yes           repairs; files in the way are moved to quarantine/
 
-No host may run on the directory meanwhile. Every byte of every segment is read, and nothing is changed without --repair --yes; not
-even that removes anything.
-Exit codes: 0 nothing is damaged, 1 damage was found, 3 no such data directory, 6 a host runs on it.";
+No host may run on the directory meanwhile. The doctor reads every byte of every segment and changes nothing without --repair --yes. Even
+that removes nothing.
+Exit codes: 0 no damage, 1 damage was found, 3 no such data directory, 6 a host is running on it.";
 
 /// Examine a data directory
 #[derive(clap::Args)]
@@ -36,16 +36,16 @@ pub(super) struct Args {
     /// The data directory [default: millrace-data]
     #[arg(env = "MILLRACE_DATA_DIR")]
     dir: Option<PathBuf>,
-    /// List only what is not sound, and say how much is
+    /// List only problems, and count the rest
     #[arg(long)]
     findings: bool,
-    /// Say what a repair would do
+    /// Show what a repair would do
     #[arg(long)]
     repair: bool,
-    /// And do it
+    /// Do it
     #[arg(long, requires = "repair")]
     yes: bool,
-    /// The keys of an encrypted directory: journal and modules are then looked into, too
+    /// The keys of an encrypted directory: journal and modules are then examined, too
     #[arg(long, value_name = "FILE", env = "MILLRACE_ENCRYPTION_KEY_FILE")]
     encryption_key_file: Option<PathBuf>,
 }
@@ -104,18 +104,16 @@ fn repairs(all: &[Done], are_done: bool) -> String {
     };
     let headings = ["WHERE", if are_done { "DONE" } else { "A REPAIR WOULD" }];
     let rows = all.iter().map(row).collect();
-    let text = table(
-        &headings,
-        rows,
-        "there is nothing that a repair is known for",
-    );
+    let text = table(&headings, rows, "there is nothing to repair");
     match (all.is_empty(), are_done) {
         (true, _) => text,
-        (false, false) => format!(
-            "{text}\n\nnothing was changed; add --yes to do it. Keep a copy of the directory as it is"
-        ),
+        (false, false) => {
+            format!("{text}\n\nnothing was changed; add --yes to do it. Copy the directory first")
+        }
         (false, true) => {
-            format!("{text}\n\nnothing was removed; what made way is in quarantine/. Examine again")
+            format!(
+                "{text}\n\nnothing was removed; files in the way are now in quarantine/. Run the doctor again"
+            )
         }
     }
 }
@@ -136,12 +134,12 @@ fn not_examined(error: ExamineError) -> Failure {
         ExamineError::NoSuchDirectory { .. } | ExamineError::NotADataDirectory { .. } => (
             Exit::Unknown,
             "no-data-directory",
-            "name the directory that `millrace serve` was given as --data-dir",
+            "name the directory that `millrace serve` uses as --data-dir",
         ),
         ExamineError::InUse { .. } => (
             Exit::DataDirInUse,
             "data-dir-in-use",
-            "stop the host first: what is read while it is being written would look like damage",
+            "stop the host first: data that is being written would look like damage",
         ),
         ExamineError::Io { .. } => (
             Exit::Failed,
@@ -155,7 +153,7 @@ fn not_examined(error: ExamineError) -> Failure {
 fn damaged(report: &Report) -> Failure {
     let dir = report.dir.display();
     Failure::new(Exit::Failed, "damaged", format!("{dir} is damaged"))
-        .with_hint("keep a copy of it as it is before you change anything")
+        .with_hint("copy it before you change anything")
 }
 
 fn shown(report: &Report, planned: Option<&[Done]>) -> Value {
@@ -243,9 +241,9 @@ fn verdict(report: &Report) -> String {
     let dir = report.dir.display();
     match report.worst() {
         Severity::Ok => format!("{dir} is sound"),
-        Severity::Note => format!("{dir} is sound; the notes say what a start will tidy up"),
+        Severity::Note => format!("{dir} is sound; the notes say what a start will clean up"),
         Severity::Damage => {
-            format!("{dir} is damaged; nothing was changed. `--repair` says what can be done")
+            format!("{dir} is damaged; nothing was changed. `--repair` shows what can be done")
         }
     }
 }

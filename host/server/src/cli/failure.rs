@@ -1,4 +1,4 @@
-//! How a command fails: what happened, what to do, and the exit code that says which kind it was.
+//! How a command fails: what happened, what to do, and the exit code for its kind.
 
 use std::io;
 use std::process::ExitCode;
@@ -20,24 +20,24 @@ pub(super) enum Exit {
     Unreachable = 5,
     DataDirInUse = 6,
     Poisoned = 7,
-    /// As shells have it for SIGINT.
+    /// As shells do for SIGINT.
     Interrupted = 130,
 }
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Whoever read our output went away: nothing to say, and nobody to say it to.
+    /// The reader of our output went away: there is nothing to report, and nobody to report it to.
     ClosedPipe,
-    /// Something to report.
+    /// A failure to report.
     Told {
         exit: Exit,
         code: String,
         message: String,
         hint: Option<String>,
-        /// Where to read on, after messages that cannot be read.
+        /// Where to continue after unreadable messages.
         next: Option<u64>,
-        /// Of which partition, where several were read.
+        /// The partition it applies to, if several were read.
         partition: Option<u64>,
     },
 }
@@ -73,7 +73,7 @@ impl Failure {
         self
     }
 
-    /// The same, saying where to read on.
+    /// Adds the offset where reading can continue.
     pub(super) fn with_next(mut self, from: Option<u64>, of: Option<u64>) -> Self {
         if let Self::Told {
             next, partition, ..
@@ -84,18 +84,18 @@ impl Failure {
         self
     }
 
-    /// Whether there was no room just now.
+    /// Whether the host was only too busy.
     pub(super) fn asks_to_come_back(&self) -> bool {
         let busy = ["too-many-waiting", "too-many-connections", "busy"];
         matches!(self, Self::Told { code, .. } if busy.contains(&code.as_str()))
     }
 
-    /// Whether it is what this code says.
+    /// Whether it has this error code.
     pub(super) fn has_code(&self, wanted: &str) -> bool {
         matches!(self, Self::Told { code, .. } if code == wanted)
     }
 
-    /// The same, saying what it was about.
+    /// Adds what the failure was about.
     pub(super) fn about(mut self, what: &str) -> Self {
         if let Self::Told { message, .. } = &mut self {
             *message = format!("{what}: {message}");
@@ -103,7 +103,7 @@ impl Failure {
         self
     }
 
-    /// Whether nobody answered.
+    /// Whether no host answered.
     pub(super) fn is_unreachable(&self) -> bool {
         matches!(
             self,
@@ -114,13 +114,15 @@ impl Failure {
         )
     }
 
-    /// What a host answered that did not do it.
+    /// An error answer of the host.
     pub(super) fn answered(status: u16, body: &[u8]) -> Self {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let error = &body["error"];
         let text = |field: &str| error[field].as_str().map(str::to_owned);
         let message = text("message").unwrap_or_else(|| {
-            format!("the answer was {status} and is none of a Millrace host; is --host right?")
+            format!(
+                "the answer was {status} and did not come from a Millrace host; is --host right?"
+            )
         });
         let exit = match status {
             404 => Exit::Unknown,
@@ -137,7 +139,7 @@ impl Failure {
         }
     }
 
-    /// The code to exit with.
+    /// The exit code.
     pub(super) fn exit(&self) -> ExitCode {
         match self {
             Self::ClosedPipe => ExitCode::SUCCESS,
@@ -145,7 +147,7 @@ impl Failure {
         }
     }
 
-    /// Tells people or programs, and gives the code to exit with.
+    /// Reports to people or programs, and returns the exit code.
     pub(super) fn report(self, as_json: bool) -> ExitCode {
         let Self::Told {
             exit,
@@ -160,7 +162,7 @@ impl Failure {
         let text = if as_json {
             harmless_json(&json!({"error": {"code": code, "message": message, "hint": hint}}))
         } else {
-            // They may quote what came from outside.
+            // The texts may quote outside input.
             let hint = hint.map_or_else(String::new, |hint| format!("\n  {}", plain(&hint)));
             format!("error: {}{hint}", harmless(&message))
         };
@@ -173,7 +175,7 @@ impl Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::ClosedPipe => f.write_str("nobody reads what is written"),
+            Self::ClosedPipe => f.write_str("the reader of the output went away"),
             Self::Told { message, .. } => f.write_str(message),
         }
     }

@@ -1,5 +1,5 @@
-//! Lines of a file or a pipe, read by a thread of their own: so that what came may be sent while the next line is awaited, and an interrupt
-//! ends the reading, not what was read.
+//! Lines of a file or a pipe, read by a separate thread, so that lines can be sent while the next one is awaited, and an interrupt ends
+//! the reading without losing what was read.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 256 << 10;
-/// Blocks of lines that wait to be taken; the reader waits when there are more.
+/// Blocks of lines that wait to be taken; when there are more, the reader waits.
 const BLOCKS_WAITING_MAX: usize = 4;
 
-/// Said if the user does not wait for the end.
-const TWICE: &str = "interrupted twice; what was not acknowledged may not be there";
+/// Printed if the user does not wait for the end.
+const TWICE: &str = "interrupted twice; unacknowledged messages may not have been stored";
 
 /// What comes next.
 pub(super) enum Next {
-    /// A line, with its end if it has one; cut where it is longer than any may be.
+    /// A line, with its line ending if it has one; cut off if it is longer than a message can be.
     Line(Vec<u8>),
-    /// Nothing came in the time given.
+    /// No line arrived in time.
     Idle,
     /// There is nothing more.
     End,
-    /// Somebody wants to stop.
+    /// The user wants to stop.
     Interrupted,
 }
 
@@ -37,7 +37,7 @@ enum Event {
     Interrupted,
 }
 
-/// Whether somebody wants to stop; cheap to clone.
+/// Whether the user wants to stop; cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Interrupt(Arc<AtomicBool>);
 
@@ -55,7 +55,7 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Begins to read, and to heed SIGINT and SIGTERM: the first ends the reading, and a second one the process, at once.
+    /// Starts reading, and handles SIGINT and SIGTERM: the first one ends the reading, a second one ends the process at once.
     pub(super) fn start(
         input: impl Read + Send + 'static,
         line_bytes_max: u64,
@@ -63,10 +63,10 @@ impl Feed {
     ) -> io::Result<Self> {
         let (sender, events) = mpsc::sync_channel(BLOCKS_WAITING_MAX);
         let to = sender.clone();
-        // Behind what was read already, which is still sent; the second signal must not wait for that.
+        // Queued behind lines that were already read, which are still sent; the second signal must not wait for that.
         let tell = move || drop(thread::spawn(move || to.send(Event::Interrupted)));
         heed(interrupt.clone(), TWICE, tell)?;
-        // Not waited for: it may wait for a line that never comes.
+        // Does not wait for the thread, which may wait for a line that never comes.
         thread::spawn(move || {
             read(
                 BufReader::with_capacity(READ_BYTES, input),
@@ -81,7 +81,7 @@ impl Feed {
         })
     }
 
-    /// The next line, or that none came within so long a time.
+    /// The next line, or that none arrived in this time.
     pub(super) fn next(&mut self, wait: Option<Duration>) -> io::Result<Next> {
         loop {
             if let Some(line) = self.lines.next() {
@@ -108,7 +108,7 @@ impl Feed {
     }
 }
 
-/// Reads to the end. Lines that are at hand go together; none waits for one that is not.
+/// Reads to the end. Lines that are available are passed on together; none waits for one that is not.
 fn read(mut input: BufReader<impl Read>, line_bytes_max: u64, to: &SyncSender<Event>) {
     loop {
         let (mut lines, mut bytes) = (Vec::new(), 0);
@@ -139,7 +139,7 @@ fn read(mut input: BufReader<impl Read>, line_bytes_max: u64, to: &SyncSender<Ev
     }
 }
 
-/// Tells of the first SIGINT or SIGTERM, from a thread of its own. A second one ends the process at once, saying `twice`.
+/// Reports the first SIGINT or SIGTERM, from a separate thread. A second one prints `twice` and ends the process at once.
 pub(super) fn heed(
     interrupt: Interrupt,
     twice: &'static str,

@@ -1,8 +1,8 @@
-//! The command line: `serve` runs a host, everything else asks one over HTTP.
+//! The command line: `serve` runs a host; every other command talks to one over HTTP.
 //!
-//! What was asked for goes to standard output, what happens meanwhile to standard error. A reader that goes away ends the command
-//! quietly. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable, 6 data directory in
-//! use, 7 engine poisoned by a disk error, 130 interrupted before it was done.
+//! Results go to standard output, progress and notes to standard error. If the reader of the output goes away, the command ends
+//! quietly. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable, 6 data directory in use,
+//! 7 engine poisoned by a disk error, 130 interrupted.
 
 mod backup;
 mod bench;
@@ -46,16 +46,16 @@ use failure::Failure;
 
 const AFTER_HELP: &str = "\
 Examples:
-  millrace demo                                    see it work, in a minute
+  millrace demo                                    see it work in a minute
   millrace serve                                   run a host
   millrace topic create orders --partitions 4
   millrace module push uppercase.wasm --tag uppercase@1.0.0
   millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
   millrace produce orders --key 17 '{\"item\":\"mill\"}'
   millrace consume loud --follow
-  millrace consume loud --as billing               go on where this reader stopped
+  millrace consume loud --as billing               continue where this reader stopped
   millrace dlq list shout
-  millrace backup backups/host                     copy everything while the host goes on
+  millrace backup backups/host                     copy everything while the host runs
   millrace doctor                                  is the data directory sound?
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable,
@@ -65,13 +65,13 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 
 #[derive(Parser)]
 #[command(name = "millrace", version, about = "A message broker that runs your WebAssembly", arg_required_else_help = true, after_help = AFTER_HELP, max_term_width = 110)]
 struct Cli {
-    /// The host to ask
+    /// The host to talk to
     #[arg(long, global = true, value_name = "URL", env = "MILLRACE_HOST", default_value_t = format!("http://{LISTEN_DEFAULT}"))]
     host: String,
-    /// Answer in JSON, for programs
+    /// Print JSON, for programs
     #[arg(long, global = true)]
     json: bool,
-    /// How long to go on asking a host that is not there, or busy [default: 0; produce: 30, consume --follow: 300]
+    /// How long to keep trying while the host is unreachable or busy [default: 0; produce: 30, consume --follow: 300]
     #[arg(long, global = true, value_name = "SECONDS")]
     retry_for: Option<u64>,
     #[command(subcommand)]
@@ -82,59 +82,59 @@ struct Cli {
 enum Command {
     /// Run a host
     Serve(serve::Args),
-    /// See the whole way of real messages, in a minute
+    /// See real messages go the whole way, in a minute
     Demo(demo::Args),
-    /// Make, list, show, change, trim and delete topics
+    /// Create, list, show, change, trim and delete topics
     #[command(subcommand)]
     Topic(topic::Verb),
     /// Append messages to a topic
     Produce(produce::Args),
-    /// List and cancel messages that wait for their time
+    /// List and cancel delayed messages
     #[command(subcommand)]
     Delayed(delayed::Verb),
     /// Read messages of a topic
     Consume(consume::Args),
-    /// Look at and steer readers that go on where they stopped
+    /// Manage named readers, which continue where they stopped
     #[command(subcommand)]
     Consumer(consumer::Verb),
-    /// Make messages again and again, by the clock
+    /// Create messages by the clock
     #[command(subcommand)]
     Schedule(schedule::Verb),
     /// Upload, list, show and delete modules
     #[command(subcommand)]
     Module(module::Verb),
-    /// Deploy and steer processors
+    /// Deploy and manage processors
     #[command(subcommand)]
     Processor(processor::Verb),
-    /// Look at dead letters and send them again
+    /// Inspect dead letters and send them again
     #[command(subcommand)]
     Dlq(dlq::Verb),
-    /// See what is damaged, and give up what is lost
+    /// Show damage, and accept losses
     #[command(subcommand)]
     Damage(damage::Verb),
-    /// Show what runs there: version, uptime, counts, limits and settings in force
+    /// Show what is running: version, uptime, counts, limits and settings in force
     Status(status::Args),
     /// Measure a running host
     Bench(bench::Args),
-    /// Examine a data directory; repair it, if told to
+    /// Examine a data directory, and repair it if asked to
     Doctor(doctor::Args),
-    /// Back up a running host, or look what a backup is worth
+    /// Back up a running host, or verify a backup
     Backup(backup::Args),
-    /// Make a data directory of a backup
+    /// Restore a backup to a data directory
     Restore(restore::Args),
-    /// Look into a segment file; nothing is changed
+    /// Inspect a segment file without changing it
     #[command(subcommand)]
     Segment(segment::Verb),
-    /// Print what a shell needs to complete commands and flags
+    /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
-    /// Print the manual page, or write one for every command
+    /// Print the manual page, or write a page for every command
     Man(completions::ManArgs),
 }
 
-/// Reads the command line, does what it says, and says how it went.
+/// Reads the command line, runs the command and reports the result.
 #[must_use]
 pub fn main() -> ExitCode {
-    // What the host starts to compile an upload is no command for people: no help, completion or suggestion knows it.
+    // The command that the host starts to compile an upload is not for people: it has no help, completion or suggestion.
     let mut words = std::env::args_os().skip(1);
     if words.next().is_some_and(|word| word == COMPILE_COMMAND) {
         let limits: Vec<String> = words.filter_map(|word| word.into_string().ok()).collect();
@@ -182,7 +182,7 @@ impl Cli {
     }
 }
 
-/// Runs what needs a runtime.
+/// Runs a command that needs a runtime.
 fn wait_for(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -12,17 +12,17 @@ use super::client::{Client, escaped};
 use super::failure::Failure;
 use super::table::{cell, facts, items, short, table, when};
 
-/// What to do with modules
+/// Manage modules
 #[derive(clap::Subcommand)]
 pub(super) enum Verb {
-    /// Upload a component; it is checked, compiled and tried before it is kept
+    /// Upload a component; it is checked, compiled and tried before it is stored
     #[command(
         after_help = "Example:\n  millrace module push target/wasm32-wasip2/release/uppercase.wasm --tag uppercase@1.0.0"
     )]
     Push {
         /// The component
         file: PathBuf,
-        /// A name for it
+        /// A tag for it, name@version
         #[arg(long, value_name = "NAME@VERSION")]
         tag: Option<String>,
     },
@@ -30,12 +30,12 @@ pub(super) enum Verb {
     List,
     /// Show a module
     Show {
-        /// Digest, unique beginning of it, or tag
+        /// Digest, a unique beginning of it, or tag
         module: String,
     },
-    /// Forget a module that nobody uses
+    /// Delete a module that is not in use
     Delete {
-        /// Digest, unique beginning of it, or tag
+        /// Digest, a unique beginning of it, or tag
         module: String,
     },
 }
@@ -74,14 +74,14 @@ fn path(reference: &str) -> String {
     format!("/v1/modules/{}", escaped(reference))
 }
 
-/// Uploads a file, with a bar on standard error if that is a terminal.
+/// Uploads a file, with a progress bar on standard error if that is a terminal.
 fn push(client: &Client, file: &Path, tag: Option<&str>) -> Result<Value, Failure> {
     let unreadable = |error| Failure::usage(format!("{} cannot be read: {error}", file.display()));
     let opened = File::open(file).map_err(unreadable)?;
     let about = opened.metadata().map_err(unreadable)?;
-    // Nothing else ends where it says it does.
+    // Only regular files have a known length.
     if !about.is_file() {
-        return Err(unreadable(io::Error::other("it is not a file")));
+        return Err(unreadable(io::Error::other("not a regular file")));
     }
     let bytes = about.len();
     check_size(client, bytes)?;
@@ -93,19 +93,19 @@ fn push(client: &Client, file: &Path, tag: Option<&str>) -> Result<Value, Failur
     module
 }
 
-/// Asks how large a module may be before it sends one: many a byte would go for nothing.
+/// Asks for the largest module size before sending the file, to avoid a useless upload.
 fn check_size(client: &Client, bytes: u64) -> Result<(), Failure> {
-    // Hosts of earlier versions do not say; whoever does not answer at all is reported by the upload.
+    // Earlier versions do not tell; if the host does not answer at all, the upload reports it.
     let Ok(host) = client.get("/v1/host") else {
         return Ok(());
     };
     match host["limits"]["module_bytes_max"].as_u64() {
         Some(max) if bytes > max => {
             let message = format!(
-                "the module has {bytes} bytes, at most {max} are taken (setting module_bytes_max = {max})"
+                "the module has {bytes} bytes; the maximum is {max} (setting module_bytes_max = {max})"
             );
             Err(Failure::refused(message).with_hint(
-                "strip debug information or build it smaller; or start the host with a larger --module-bytes-max",
+                "strip debug information or reduce its size, or start the host with a larger --module-bytes-max",
             ))
         }
         _ => Ok(()),
@@ -116,7 +116,7 @@ fn bar(bytes: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("uploading {bar:32} {bytes}/{total_bytes} {msg}");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(bytes).with_style(style);
-    bar.set_message("the host checks and compiles what has come");
+    bar.set_message("the host checks and compiles the module");
     bar
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::failure::Failure;
 use super::table;
 
-/// Where a command's answer goes.
+/// Where a command's answer is printed.
 pub(super) struct Output {
     out: BufWriter<Stdout>,
     json: bool,
@@ -33,7 +33,7 @@ impl Output {
         self.terminal
     }
 
-    /// A line. What would steer a terminal is written out there, line ends within it as well.
+    /// Prints a line. At a terminal, control characters are escaped, including line ends within it.
     pub(super) fn line(&mut self, line: &str) -> Result<(), Failure> {
         match self.terminal {
             true => writeln!(self.out, "{}", plain(line))?,
@@ -42,7 +42,7 @@ impl Output {
         Ok(())
     }
 
-    /// A line of texts from outside: for a terminal told apart and harmless, for a pipe as they are, with tabs between them.
+    /// Prints a line of outside texts: separated and escaped at a terminal, unchanged and separated by tabs in a pipe.
     pub(super) fn row(&mut self, cells: &[Option<&str>]) -> Result<(), Failure> {
         let (between, nothing) = (if self.terminal { "  " } else { "\t" }, "-");
         let shown = |cell: &Option<&str>| match (self.terminal, *cell) {
@@ -55,7 +55,7 @@ impl Output {
         Ok(())
     }
 
-    /// A value on a line.
+    /// Prints a value on a line.
     pub(super) fn json_line(&mut self, value: &Value) -> Result<(), Failure> {
         match self.terminal {
             true => writeln!(self.out, "{}", table::harmless_json(value))?,
@@ -64,7 +64,7 @@ impl Output {
         Ok(())
     }
 
-    /// The value as it came, or what people would rather see.
+    /// Prints the JSON value, or a form for people.
     pub(super) fn answer(
         &mut self,
         value: &Value,

@@ -1,4 +1,4 @@
-//! `processor parked`, `try-now` and `give-up`: messages that wait, until when and why, and what can be done with one.
+//! `processor parked`, `try-now` and `give-up`: lists parked messages, why and until when they wait, and ends their wait.
 
 use millrace_broker::MessagePlace;
 use millrace_model::{ProcessorName, TopicName};
@@ -14,8 +14,8 @@ use super::table::{cell, items, table, when};
 /// Which messages `processor parked` lists.
 #[derive(clap::Args)]
 #[command(after_help = "\
-A message waits for its next attempt, or behind an earlier one of its key. `processor try-now` ends the wait of one, and
-`processor give-up` makes it a dead letter.
+A parked message waits for its next attempt, or behind an earlier message with its key. `processor try-now` ends the wait;
+`processor give-up` turns the message into a dead letter.
 
 Examples:
   millrace processor parked shout
@@ -28,28 +28,28 @@ pub(super) struct ParkedArgs {
     /// Only those in partitions of this number
     #[arg(long)]
     partition: Option<u32>,
-    /// Only those whose last attempt failed under this class
+    /// Only those whose last attempt failed with this class
     #[arg(long)]
     class: Option<String>,
-    /// From this one on: what an earlier list said to go on with
+    /// Continue here: the position that an earlier list printed
     #[arg(long, value_name = "PLACE")]
     from: Option<MessagePlace>,
-    /// Messages at the most
+    /// Maximum number of messages
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     max: usize,
 }
 
-/// With which messages something is to be done.
+/// Which messages the command is about.
 #[derive(clap::Args)]
 pub(super) struct WhichArgs {
     name: ProcessorName,
-    /// As `processor parked` shows them: TOPIC/PARTITION/OFFSET
+    /// As shown by `processor parked`: TOPIC/PARTITION/OFFSET
     #[arg(required_unless_present_any = ["class", "all"])]
     messages: Vec<MessagePlace>,
-    /// All whose last attempt failed under this class
+    /// All whose last attempt failed with this class
     #[arg(long, conflicts_with = "messages")]
     class: Option<String>,
-    /// All of the processor's
+    /// All parked messages of the processor
     #[arg(long, conflicts_with_all = ["messages", "class"])]
     all: bool,
 }
@@ -94,10 +94,10 @@ fn listed(answer: &Value) -> String {
     };
     let rows = items(&answer["parked"]).iter().map(row).collect();
     let headings = ["MESSAGE", "KEY", "ATTEMPTS", "WAITS", "CLASS", "REASON"];
-    let listed = table(&headings, rows, "no such message waits");
+    let listed = table(&headings, rows, "no such messages are parked");
     match answer["next"].as_str() {
         Some(next) => format!(
-            "{listed}\n{} wait in all; go on with --from {next}",
+            "{listed}\n{} parked in total; continue with --from {next}",
             cell(&answer["total"])
         ),
         None => listed,
@@ -125,7 +125,7 @@ pub(super) fn act(
         .filter(|_| none_of_those_named)
     {
         Some(left) => Err(Failure::failed(format!(
-            "nothing was done with {}: {}",
+            "{} was left as it is: {}",
             cell(&left["message"]),
             cell(&left["why"])
         ))),

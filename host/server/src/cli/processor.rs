@@ -1,4 +1,4 @@
-//! `processor`: deploy and steer processors.
+//! `processor`: deploy and manage processors.
 
 use std::time::Duration;
 
@@ -16,43 +16,43 @@ use super::state::{self, StateVerb};
 use super::table::{cell, facts, items, short, table, when};
 use super::trials;
 
-/// How often `logs --follow` looks.
+/// How often `logs --follow` asks for new lines.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What to do with processors
+/// Manage processors
 #[derive(clap::Subcommand)]
 pub(super) enum Verb {
-    /// Deploy a processor or its next revision, which takes over between two batches
+    /// Deploy a processor, or its next revision, which takes over between two batches
     Deploy(Box<DeployArgs>),
     /// List all processors
     List,
-    /// Show a processor, its revisions, and how it does in each partition
+    /// Show a processor, its revisions, and its progress in each partition
     Show { name: ProcessorName },
-    /// Take no further batches until resumed; waits some seconds for those in flight, and says where one goes on
+    /// Stop taking batches until resumed; waits a few seconds for batches in flight and reports those still running
     Pause { name: ProcessorName },
-    /// Go on where it paused; if its breaker is open, try a message at once
+    /// Resume after a pause; if the breaker is open, try a message at once
     #[command(
         after_help = "Examples:\n  millrace processor resume shout\n  millrace processor resume shout --accept-dead-letters 5000"
     )]
     Resume {
         name: ProcessorName,
-        /// Close its breaker, and let so many dead letters through before it judges again
+        /// Close the breaker, and allow this many dead letters before the breaker judges again
         #[arg(long, value_name = "COUNT")]
         accept_dead_letters: Option<u64>,
     },
-    /// Give the canary another share of the keys; 0 withdraws it
+    /// Change the canary's share of the keys; 0 withdraws it
     #[command(
         after_help = "Examples:\n  millrace processor canary shout --percent 50\n  millrace processor canary shout --percent 0"
     )]
     Canary {
         name: ProcessorName,
-        /// 1 to 99; a larger share holds the smaller one
+        /// 1 to 99; a larger share includes the smaller one
         #[arg(long)]
         percent: u32,
     },
     /// Show how the shadow compares with the current revision, or end it
     #[command(
-        after_help = "The report is in memory: it begins anew with the host.\n\nExamples:\n  millrace processor shadow shout\n  millrace processor shadow shout --end"
+        after_help = "The report is held in memory and starts over when the host restarts.\n\nExamples:\n  millrace processor shadow shout\n  millrace processor shadow shout --end"
     )]
     Shadow {
         name: ProcessorName,
@@ -60,64 +60,64 @@ pub(super) enum Verb {
         #[arg(long)]
         end: bool,
     },
-    /// Replay what it read in a range of time, through one of its revisions and into another topic
+    /// Replay a time range of its input through one of its revisions, into another topic
     Replay(ReplayArgs),
-    /// Make the revision on trial the current one; the answer says what it did wrong on trial
+    /// Make the revision on trial current; the answer includes its failures on trial
     #[command(
-        after_help = "A canary that fails and is about to be withdrawn is refused without --force.\n\nExamples:\n  millrace processor promote shout\n  millrace processor promote shout --force"
+        after_help = "A canary that is about to be withdrawn is refused without --force.\n\nExamples:\n  millrace processor promote shout\n  millrace processor promote shout --force"
     )]
     Promote {
         name: ProcessorName,
-        /// Also a canary that fails and is about to be withdrawn
+        /// Promote even a canary that is about to be withdrawn
         #[arg(long)]
         force: bool,
     },
-    /// List its messages that wait: for their next attempt, or behind one of their key
+    /// List parked messages, which wait for their next attempt or behind another message with their key
     Parked(ParkedArgs),
-    /// Try parked messages now, whatever they were to wait for
+    /// Try parked messages now, whatever they are waiting for
     #[command(
-        after_help = "Of a paused processor they are tried when it is resumed. One that waits behind another one goes on waiting.\n\nExamples:\n  millrace processor try-now shout orders/0/17\n  millrace processor try-now shout --class busy"
+        after_help = "If the processor is paused, they are tried when it is resumed. A message that waits behind another one keeps waiting.\n\nExamples:\n  millrace processor try-now shout orders/0/17\n  millrace processor try-now shout --class busy"
     )]
     TryNow(WhichArgs),
-    /// Give parked messages up: they become dead letters, and what waits behind them goes on
+    /// Give parked messages up: they become dead letters, and messages behind them continue
     #[command(
         after_help = "Examples:\n  millrace processor give-up shout orders/0/17\n  millrace processor give-up shout --class busy\n  millrace processor give-up shout --all"
     )]
     GiveUp(WhichArgs),
-    /// Show its revisions, what each changed, and what was done with it, by whom and when
+    /// Show its revisions with their changes, and what was done to the processor, by whom and when
     #[command(after_help = "Examples:\n  millrace processor history shout")]
     History { name: ProcessorName },
-    /// Make an earlier revision the current one; without a number, withdraw the revision on trial if there is one
+    /// Make an earlier revision current; without --to, withdraw the revision on trial if there is one
     #[command(
-        after_help = "It says from where to where, which revisions it passes over, and how to send again what the revision gave up. If the host has \
-gone back or withdrawn a canary by itself in the last hour, it is refused unless --to says where to. With the current revision's number it only ends a trial.\n\nExamples:\n  millrace processor rollback shout\n  millrace processor rollback shout --to 3"
+        after_help = "The answer names the old and the new revision, the revisions it skips, and how to send again what the old one gave up. If the host has \
+rolled back or withdrawn a canary by itself within the last hour, --to is required. --to with the current revision only ends a trial.\n\nExamples:\n  millrace processor rollback shout\n  millrace processor rollback shout --to 3"
     )]
     Rollback {
         name: ProcessorName,
-        /// The revision to go back to; without, the last one that worked
+        /// The revision to return to [default: the last one that worked]
         #[arg(long = "to", alias = "revision", value_name = "REVISION")]
         revision: Option<u32>,
     },
-    /// Delete a processor; its dead letters stay as topics, its progress and state for one of the same name
+    /// Delete a processor; its dead-letter topics stay, and so do its progress and state, for a processor of the same name
     #[command(
-        after_help = "What stays of its state can be shown, exported and emptied with `millrace processor state`.\n\nExamples:\n  millrace processor delete shout\n  millrace processor delete count --reset-state\n  millrace processor delete old --with-topics"
+        after_help = "The remaining state can be shown, exported and emptied with `millrace processor state`.\n\nExamples:\n  millrace processor delete shout\n  millrace processor delete count --reset-state\n  millrace processor delete old --with-topics"
     )]
     Delete {
         name: ProcessorName,
         /// Empty its state in every partition
         #[arg(long)]
         reset_state: bool,
-        /// Delete the topics that it made for itself as well: dead letters, redrives, their audit
+        /// Also delete the topics that it created for itself: dead letters, redrives and their audit trail
         #[arg(long)]
         with_topics: bool,
     },
-    /// Show, export, import or empty what it keeps in its state
+    /// Show, export, import or empty its state
     #[command(subcommand)]
     State(StateVerb),
-    /// Show what its components wrote lately
+    /// Show the latest log lines of its components
     Logs {
         name: ProcessorName,
-        /// Go on until interrupted
+        /// Follow until interrupted
         #[arg(long)]
         follow: bool,
     },
@@ -141,7 +141,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             let body = accept_dead_letters
                 .map_or_else(|| json!({}), |count| json!({"accept_dead_letters": count}));
             let answer = client.send(Method::POST, &path(&name, "/resume"), &body)?;
-            out.answer(&answer, |_| format!("processor {name} goes on"))
+            out.answer(&answer, |_| format!("processor {name} is resumed"))
         }
         Verb::Canary { name, percent } => trials::canary(&name, percent, client, &mut out),
         Verb::Shadow { name, end } => trials::shadow(&name, end, client, &mut out),
@@ -180,7 +180,8 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
     }
 }
 
-/// The revision that a rollback would take back now: the one on trial, or else the current one. Whoever asks twice goes back once.
+/// The revision that a rollback would take back now: the one on trial, or else the current one. Naming it means that a repeated request
+/// rolls back only once.
 fn taken_back(name: &ProcessorName, client: &Client) -> Result<Value, Failure> {
     let status = client.get(&path(name, ""))?;
     let trials = ["canary", "shadow"].map(|trial| &status[trial]["revision"]);
@@ -188,7 +189,7 @@ fn taken_back(name: &ProcessorName, client: &Client) -> Result<Value, Failure> {
     Ok(trial.unwrap_or_else(|| &status["current"]).clone())
 }
 
-/// That it is gone, and what it leaves.
+/// Confirms the deletion and says what it leaves.
 fn deleted(name: &ProcessorName, gone: &Value) -> String {
     let mut lines = vec![format!("processor {name} is deleted")];
     for left in waiting(&gone["left_behind"]) {
@@ -196,7 +197,7 @@ fn deleted(name: &ProcessorName, gone: &Value) -> String {
     }
     if lines.len() > 1 {
         lines.push(
-            "  they are processed once a processor of this name reads those topics again"
+            "  they will be processed once a processor of this name reads those topics again"
                 .to_owned(),
         );
     }
@@ -206,7 +207,7 @@ fn deleted(name: &ProcessorName, gone: &Value) -> String {
     lines.join("\n")
 }
 
-/// Whether it rests already: a batch that takes long goes on to its end.
+/// Whether it has stopped; a long batch runs to its end.
 fn paused(name: &ProcessorName, status: &Value) -> String {
     let rests = ["paused", "stopped", "done"];
     let is_busy = |one: &&Value| {
@@ -227,7 +228,7 @@ fn paused(name: &ProcessorName, status: &Value) -> String {
     match busy.is_empty() {
         true => format!("processor {name} is paused"),
         false => format!(
-            "processor {name} takes no further batches; still at work on one: {} (`millrace processor show {name}` tells when it rests)",
+            "processor {name} takes no further batches; still running: {} (`millrace processor show {name}` shows when they have ended)",
             busy.join(", ")
         ),
     }
@@ -335,13 +336,13 @@ fn show(processor: &Value) -> String {
         let by_host = left
             .filter(|left| left["spec"]["auto_redrive"] == json!(true) && !left["note"].is_null());
         let sent_again = match by_host.map(|left| left["redrive_due"].is_null()) {
-            Some(true) => "the host has sent again what it gave up".to_owned(),
-            Some(false) => "the host is sending again what it gave up".to_owned(),
+            Some(true) => "the host has redriven what it gave up".to_owned(),
+            Some(false) => "the host is redriving what it gave up".to_owned(),
             None => format!(
                 "`millrace dlq redrive {name} --failed-revision {from}` sends again what it gave up"
             ),
         };
-        pairs.push(("gone back from", format!("revision {from}; {sent_again}")));
+        pairs.push(("rolled back from", format!("revision {from}; {sent_again}")));
     }
     let left = left_behind(&processor["left_behind"]).into_iter();
     pairs.extend(left.map(|left| ("left waiting", left)));
@@ -405,7 +406,7 @@ fn show(processor: &Value) -> String {
             revisions,
             "",
         ),
-        table(&headings, partitions, "it works in no partition"),
+        table(&headings, partitions, "it has no partitions"),
     )
 }
 
@@ -446,7 +447,7 @@ fn logs(
     }
 }
 
-/// The host keeps the newest lines: what was seen last time is a beginning of what is there now, but for lines that went.
+/// The host keeps the newest lines. The lines seen last time are the beginning of the present ones, unless some were dropped.
 fn unseen<'a>(seen: &[Value], lines: &'a [Value]) -> &'a [Value] {
     let overlap = (0..=seen.len().min(lines.len()))
         .rev()

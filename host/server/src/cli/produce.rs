@@ -22,20 +22,20 @@ use super::table::{cell, items};
 use crate::text;
 use crate::units::{duration_ms, time_ahead};
 
-/// Messages of one request; each request is one commit.
+/// Messages per request; each request is one commit.
 const CHUNK_MESSAGES_MAX: usize = 5_000;
-/// Bytes of one request, but for one larger message.
+/// Bytes per request, except for a single larger message.
 const CHUNK_BYTES_MAX: usize = 4 << 20;
-/// A chunk goes when nothing more has come for so long,
+/// A chunk is sent when no further line has arrived for this long,
 const LINGER: Duration = Duration::from_millis(150);
-/// or when its first message has waited so long for others that come one by one.
+/// or when its first message has waited this long.
 const LINGER_MAX: Duration = Duration::from_secs(1);
-/// How long to go on while the host is not there or busy, unless the user says.
+/// How long to keep trying while the host is absent or busy, by default.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A line longer than any message could be.
+/// Longer than any message can be.
 const LINE_BYTES_MAX: u64 = 2 * MESSAGE_BYTES_MAX as u64;
 
-/// Characters of a key that the user gives; each chunk's has its number behind it.
+/// Maximum length of the user's idempotency key; each chunk's key adds its number.
 const KEY_CHARS_MAX: usize = 200;
 
 const AFTER_HELP: &str = "\
@@ -43,40 +43,40 @@ Examples:
   millrace produce orders hello world                        two messages
   millrace produce orders --key 17 --header source=shop '{\"item\":\"mill\"}'
   millrace produce reminders --delay 1h 'call back'          delivered in an hour
-  millrace produce events --file events.txt                  a message a line
-  generate | millrace produce events --ndjson --file -       a line: {\"key\":…,\"value\":…}
+  millrace produce events --file events.txt                  one message per line
+  generate | millrace produce events --ndjson --file -       each line: {\"key\":…,\"value\":…}
 
-A line ends with LF or CR LF, which are no part of the message; the last one needs no end. A blank line is a message with an
-empty value; with --ndjson it is none. Text is UTF-8, with or without a byte order mark; UTF-16 is refused.
+Lines end with LF or CR LF, which are not part of the message; the last line needs no line ending. A blank line is a message with an
+empty value; with --ndjson it is skipped. Text is UTF-8, with or without a byte order mark; UTF-16 is refused.
 
-Long inputs go in chunks, each committed whole; what comes slowly goes at once, or within a second. A chunk that is not
-answered is sent again under its Idempotency-Key, so it takes effect once. If it fails for good, those before it are
-kept, and the error says where it begins. Interrupted, the command sends what it has read, or says what it has not sent.
-With --idempotency-key the same command may be run again: what is there is not added twice. So that its chunks are the
-same each time, each is full but for the last, and what comes slowly waits for that.";
+Long inputs are sent in chunks, each committed as a whole; slow input is sent within a second. A chunk that is not
+answered is sent again under its Idempotency-Key, so it takes effect once. If it finally fails, earlier chunks are
+kept, and the error says at which line it begins. When interrupted, the command sends what it has read, or reports what it has not sent.
+With --idempotency-key the same command can be repeated without adding anything twice. So that its chunks are the
+same each time, it waits until each chunk is full, even if the input is slow.";
 
 /// Append messages to a topic
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
-    /// Where they go
+    /// The topic
     topic: TopicName,
     /// The key of every message
     #[arg(long, conflicts_with = "ndjson")]
     key: Option<String>,
-    /// A header of every message; may be given several times
+    /// A header of every message; repeat it for several
     #[arg(long = "header", value_name = "NAME=VALUE", conflicts_with = "ndjson")]
     headers: Vec<HeaderArg>,
-    /// The partition; the topic's partitioner chooses without
+    /// The partition [default: the topic's partitioner chooses]
     #[arg(long, conflicts_with = "ndjson")]
     partition: Option<u32>,
-    /// Deliver every message then: 2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, or 15m (from now)
+    /// Deliver every message at this time: 2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, or 15m (from now)
     #[arg(long, value_name = "TIME", value_parser = time_ahead, allow_hyphen_values = true, conflicts_with_all = ["ndjson", "delay"])]
     deliver_at: Option<u64>,
-    /// Deliver every message so long after its arrival: 30s, 10m, 1h
+    /// Deliver every message this long after its arrival: 30s, 10m, 1h
     #[arg(long, value_name = "TIME", value_parser = duration_ms, conflicts_with = "ndjson")]
     delay: Option<u64>,
-    /// Read messages from a file, one a line; - is standard input
+    /// Read messages from a file, one per line; - is standard input
     #[arg(
         long,
         value_name = "FILE",
@@ -87,10 +87,10 @@ pub(super) struct Args {
     /// Each line of the file is a message as JSON: {"key", "value", "headers", "timestamp", "partition", "deliver_at"}
     #[arg(long, requires = "file", conflicts_with = "values")]
     ndjson: bool,
-    /// Name this input, to run the command again with the same one; a topic remembers it for a day
+    /// Name this input, so that the command can be repeated with the same name; a topic remembers it for a day
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<KeyArg>,
-    /// Values, a message each
+    /// Values, one message each
     #[arg(value_name = "VALUE")]
     values: Vec<String>,
 }
@@ -125,7 +125,7 @@ impl FromStr for KeyArg {
     }
 }
 
-/// A key that nobody else has, from the randomness that the standard library gives its hash maps.
+/// A unique key, from the randomness of the standard library's hash maps.
 fn new_key() -> String {
     let half = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", half(), half())
@@ -133,7 +133,7 @@ fn new_key() -> String {
 
 pub(super) fn run(args: Args, client: &Client) -> Result<(), Failure> {
     let client = &client.patient(PATIENCE);
-    // Asked first, so that nobody sends megabytes to a misspelt topic.
+    // Checks the topic first, so that megabytes are not sent to a misspelt name.
     client.get(&format!("/v1/topics/{}", args.topic))?;
     let mut chunks = Chunks::new(&args, client);
     match &args.file {
@@ -190,10 +190,10 @@ fn lines(
         bar.inc(count as u64);
         if line.last() != Some(&b'\n') && count as u64 == LINE_BYTES_MAX {
             return Err(Failure::refused(format!(
-                "line {number} is longer than any message may be"
+                "line {number} is longer than a message can be"
             )));
         }
-        // Of a text without a mark, a short first line may tell nothing.
+        // Without a byte order mark, a short first line may not reveal the encoding.
         if head.len() < text::MARK_BYTES {
             head.extend_from_slice(&line);
             text::unmarked(&head).map_err(another_encoding)?;
@@ -214,32 +214,32 @@ fn another_encoding(name: &str) -> Failure {
     failure.with_hint(text::SEND_UTF8)
 }
 
-/// What waits to be sent, and what was.
+/// The lines that wait to be sent, and the results so far.
 struct Chunks<'a> {
     client: &'a Client,
     path: String,
-    /// Key, headers and partition of every message; nothing for lines that say it themselves.
+    /// Key, headers and partition of every message; empty for lines that have their own.
     common: Option<Map<String, Value>>,
     body: Vec<u8>,
     count: usize,
-    /// The input's current line, and the chunk's first.
+    /// The input's current line, and the chunk's first line.
     line: u64,
     first_line: u64,
     output: Output,
-    /// Each chunk's key begins with this.
+    /// The beginning of each chunk's key.
     key: String,
-    /// Whether that is the user's, who may send the same again: then chunks are cut by what is in them, not by when it comes.
+    /// Whether the user chose the key and may repeat the command: then chunks are cut by content, not by timing.
     repeatable: bool,
     clock: SystemClock,
     /// When the chunk began.
     begun: Duration,
     sent: usize,
     requests: usize,
-    /// Whether the user named the input: only then may an earlier command have sent it.
+    /// Whether the user named the input: only then can an earlier command have sent it.
     is_named: bool,
     /// Messages that an earlier command had added.
     repeated: usize,
-    /// Of these, those that are no longer kept.
+    /// Of these, how many are no longer kept.
     gone: usize,
     last_answer: Value,
 }
@@ -282,7 +282,7 @@ impl<'a> Chunks<'a> {
         }
         self.body.push(b'\n');
         if self.common.is_none() && line.trim_ascii().is_empty() {
-            // It is none, but the host counts lines as we do.
+            // The line has no message, but the host counts lines as we do.
             return Ok(());
         }
         self.count += 1;
@@ -293,7 +293,7 @@ impl<'a> Chunks<'a> {
         Ok(())
     }
 
-    /// How long the chunk waits for more; `None` is as long as it takes.
+    /// How long the chunk waits for more lines; `None` means without limit.
     fn patience(&self) -> Option<Duration> {
         let lingers = self.count > 0 && !self.repeatable;
         lingers.then(|| LINGER.min(LINGER_MAX.saturating_sub(self.waited())))
@@ -303,11 +303,11 @@ impl<'a> Chunks<'a> {
         self.clock.monotonic().saturating_sub(self.begun)
     }
 
-    /// Sends what was read, and says where it was broken off.
+    /// Sends what was read, and reports where it was interrupted.
     fn interrupted(&mut self, last_line: u64) -> Result<(), Failure> {
         let message = if self.count > 0 && self.repeatable {
-            // A chunk that is not full would be another one the next time.
-            self.unsent("for under a key of yours they are to come again in full chunks")
+            // A chunk that is not full would be a different one the next time.
+            self.unsent("because with --idempotency-key only full chunks are sent")
         } else {
             self.send()?;
             format!(
@@ -334,7 +334,7 @@ impl<'a> Chunks<'a> {
         let answer = self.client.upload_once(&self.path, lines, &body, &key);
         let (answer, replayed) = answer.map_err(|failure| {
             if self.client.interrupt.is_wanted() {
-                let message = self.unsent(&format!("for {failure}"));
+                let message = self.unsent(&format!("because {failure}"));
                 return Failure::new(Exit::Interrupted, "interrupted", message);
             }
             match self.first_line {
@@ -361,7 +361,7 @@ impl<'a> Chunks<'a> {
         if !self.output.is_json() {
             let line = match (self.sent, items(&self.last_answer["placed"])) {
                 (sent, _) if self.repeated == sent && sent > 0 => {
-                    format!("repeated: nothing was added; {} there already", were(sent))
+                    format!("repeated: nothing was added; {} already there", were(sent))
                 }
                 (1, [place]) if !place["delayed"].is_null() => {
                     format!("1 message, delayed, id {}", cell(&place["delayed"]))
@@ -378,11 +378,11 @@ impl<'a> Chunks<'a> {
             let line = match self.repeated {
                 0 => line,
                 some if some == self.sent => line,
-                some => format!("{line}; repeated: {} there already", were(some)),
+                some => format!("{line}; repeated: {} already there", were(some)),
             };
             let gone = match self.gone {
                 0 => String::new(),
-                gone => format!(", {gone} no longer kept: a new key would add them again"),
+                gone => format!(", {gone} no longer kept: use a new key to add them again"),
             };
             self.output.line(&format!("{line}{gone}"))?;
         } else if self.requests == 0 {

@@ -1,4 +1,4 @@
-//! `processor replay`: a range of time once more through a revision, into another topic.
+//! `processor replay`: runs a time range through a revision again, into another topic.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use super::processor::path;
 use super::table::{cell, items, when};
 use crate::units::time;
 
-/// How often `--wait` looks.
+/// How often `--wait` polls.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 const HELP: &str = "\
-The replay is a processor of its own, with empty state, retries and dead letters of its own. All outputs go to --into, whatever topic
-they name. What it reads is fixed when it is made: every message whose timestamp lies in the range, wherever it stands, for timestamps
-are their producers' and need not ascend. When its partitions are done it may be deleted.
+A replay is a processor of its own, with its own, initially empty state, retries and dead letters. All outputs go to --into, whatever topic
+they name. Its input is fixed when it is created: every message whose timestamp is in the range, wherever it is, because timestamps
+are set by producers and need not ascend. Once its partitions are done it can be deleted.
 
 Examples:
   millrace processor replay shout --from 2026-11-21 --until 2026-11-22 --into loud-again
@@ -32,22 +32,22 @@ Examples:
 pub(super) struct ReplayArgs {
     /// The processor whose input is replayed
     name: ProcessorName,
-    /// Through which revision; the current one without
+    /// The revision to run [default: the current one]
     #[arg(long)]
     revision: Option<u32>,
-    /// Messages of this time or later: 2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, or 15m or -15m (ago)
+    /// Messages at or after this time: 2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, or 15m or -15m (ago)
     #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     from: u64,
-    /// Messages before this time, in the same words; all that there are without
+    /// Messages before this time, in the same format [default: all]
     #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     until: Option<u64>,
-    /// The topic that takes all outputs
+    /// The topic for all outputs
     #[arg(long, value_name = "TOPIC")]
     into: TopicName,
-    /// The name of the processor that does it; NAME-replay-1 or the next one without
+    /// The name of the replay [default: NAME-replay-1, or the next free number]
     #[arg(long = "as", value_name = "NAME")]
     as_name: Option<ProcessorName>,
-    /// Wait until all of it is settled
+    /// Wait until everything is processed
     #[arg(long)]
     wait: bool,
 }
@@ -76,7 +76,7 @@ pub(super) fn run(args: &ReplayArgs, client: &Client, out: &mut Output) -> Resul
         }
         if let Some(state) = stopped(&status) {
             return Err(Failure::failed(format!(
-                "{name} does not go on: {state}; see `millrace processor show {name}`"
+                "{name} has stopped: {state}; see `millrace processor show {name}`"
             )));
         }
         std::thread::sleep(LOOK_INTERVAL);
@@ -92,7 +92,7 @@ fn made(replay: &Value) -> String {
     };
     let offsets: u64 = ranges.map(length).sum();
     format!(
-        "processor {name} replays into {} what is of that time among {offsets} offsets; `millrace processor show {name}` says how far it is",
+        "processor {name} replays the messages of that time among {offsets} offsets into {}; `millrace processor show {name}` shows its progress",
         cell(&replay["replay"]["into"])
     )
 }
@@ -112,7 +112,7 @@ fn stopped(processor: &Value) -> Option<String> {
     states.find(|state| state.starts_with("stopped"))
 }
 
-/// What it replays, for `processor show`.
+/// The replay, for `processor show`.
 pub(super) fn facts(processor: &Value) -> Vec<(&'static str, String)> {
     let replay = &processor["replay"];
     if replay.is_null() {
@@ -120,7 +120,7 @@ pub(super) fn facts(processor: &Value) -> Vec<(&'static str, String)> {
     }
     let [of, revision, into] = ["of", "revision", "into"].map(|field| cell(&replay[field]));
     let until = match replay["until"].as_u64() {
-        Some(u64::MAX) | None => "all that there was".to_owned(),
+        Some(u64::MAX) | None => "the end".to_owned(),
         Some(_) => when(&replay["until"]),
     };
     let from = when(&replay["from"]);
@@ -128,7 +128,7 @@ pub(super) fn facts(processor: &Value) -> Vec<(&'static str, String)> {
     let state = if is_done(processor) {
         "done"
     } else {
-        "not done yet"
+        "in progress"
     };
     vec![("replay", text), ("replayed", state.to_owned())]
 }

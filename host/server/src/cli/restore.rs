@@ -1,4 +1,4 @@
-//! `restore`: makes a data directory of a backup, which a host then starts on.
+//! `restore`: restores a backup to a data directory, on which a host can then start.
 
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -17,21 +17,21 @@ Examples:
   zstd -dc host.tar.zst | millrace restore - --data-dir restored
   millrace serve --data-dir restored
 
-The data directory has to be empty, or not there. Every file is compared with the manifest on the way; what is damaged is named, and all else is
+The data directory must be empty or not exist. Every file is compared with the manifest; damaged files are named, and everything else is
 restored. An encrypted backup stays encrypted: `serve` needs its key file.
-Exit codes: 0 restored, 1 failed, or something in it is damaged (it says what), 3 no backup, 4 refused.";
+Exit codes: 0 restored, 1 failed, or parts are damaged (they are named), 3 no backup, 4 refused.";
 
-/// What is read at once.
+/// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
 
-/// Make a data directory of a backup
+/// Restore a backup to a data directory
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
     /// The backup's directory; - for an archive from standard input
     #[arg(value_name = "DIR")]
     from: PathBuf,
-    /// The data directory to make
+    /// The data directory to create
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
 }
@@ -64,7 +64,7 @@ fn told(to: &Path, restored: &Restored) -> String {
         manifest, topics, ..
     } = restored;
     let mut text = format!(
-        "{} has everything up to transaction {}, of {}: {} topics, {} files, {} MiB",
+        "{} has everything up to transaction {}, from {}: {} topics, {} files, {} MiB",
         to.display(),
         manifest.sequence,
         when(&json!(manifest.begun_at)),
@@ -76,7 +76,7 @@ fn told(to: &Path, restored: &Restored) -> String {
         format!(" --encryption-key-file FILE-WITH-KEY-{key}")
     });
     text.push_str(&format!(
-        "\nstart a host with `millrace serve --data-dir {}{key}`; its backups go to another directory than this one came from",
+        "\nstart a host with `millrace serve --data-dir {}{key}`; write its backups to another directory than this backup",
         to.display()
     ));
     text
@@ -118,17 +118,17 @@ fn not_restored(error: RestoreError) -> Failure {
     match &error {
         RestoreError::Manifest(error) => no_backup(error),
         RestoreError::NotEmpty { .. } => Failure::refused(message)
-            .with_hint("nothing was changed; name a directory that is empty or not there"),
+            .with_hint("nothing was changed; name a directory that is empty or does not exist"),
         RestoreError::InUse { .. } => Failure::new(Exit::DataDirInUse, "data-dir-in-use", message)
             .with_hint("stop that one, or name another directory"),
         RestoreError::Malformed(_) => Failure::new(Exit::Failed, "broken-off", message)
-            .with_hint("remove the data directory that was begun, and use another backup"),
+            .with_hint("remove the incomplete data directory, and use another backup"),
         RestoreError::Checkpoint(_) => Failure::new(Exit::Failed, "damaged", message)
-            .with_hint("without it nobody knows whose the messages are; use another backup."),
+            .with_hint("without it there is no record of which topics the messages belong to; use another backup."),
         RestoreError::DiskFull { .. } => Failure::failed(message)
-            .with_hint("remove the data directory that was begun, make room, and restore again"),
+            .with_hint("remove the incomplete data directory, free space, and restore again"),
         RestoreError::Io { .. } => Failure::failed(message).with_hint(
-            "see to the disk, remove the data directory that was begun, and restore again",
+            "check the disk, remove the incomplete data directory, and restore again",
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! `schedule`: messages by the clock, made again and again.
+//! `schedule`: creates messages by the clock.
 
 use millrace_model::{Cron, ScheduleName, TopicName};
 use serde_json::{Value, json};
@@ -15,19 +15,19 @@ Examples:
   millrace schedule create report --topic jobs --cron '30 6 * * mon-fri' --key daily --value go
   millrace schedule create beat --topic beats --cron '*/10 * * * * *'             every ten seconds
 
-The pattern is minute, hour, day, month and day of the week, in UTC, with seconds in front if there are six fields;
-or it is @hourly, @daily, @weekly, @monthly or @yearly. A range may go round: fri-sun, 22-2. Each time makes one message, over crashes as well;
-times that passed while the host was down make one message together, which says how many in millrace-missed.
-The same command again changes nothing; another pattern or message changes the schedule.";
+The pattern is minute, hour, day, month and day of the week, in UTC, with seconds first if there are six fields;
+or it is @hourly, @daily, @weekly, @monthly or @yearly. A range may wrap around: fri-sun, 22-2. Each time creates one message, also across crashes;
+all times that passed while the host was down create one message together; its header millrace-missed has their number.
+Repeating the command changes nothing; another pattern or message changes the schedule.";
 
-/// What to do with schedules
+/// Manage schedules
 #[derive(clap::Subcommand)]
 pub(super) enum Verb {
-    /// Make a schedule, or change it
+    /// Create or change a schedule
     #[command(after_help = CREATE_HELP)]
     Create {
         name: ScheduleName,
-        /// Where its messages go
+        /// The topic for its messages
         #[arg(long)]
         topic: TopicName,
         /// When, in UTC
@@ -39,25 +39,25 @@ pub(super) enum Verb {
         /// The value of every message
         #[arg(long)]
         value: Option<String>,
-        /// A header of every message; may be given several times
+        /// A header of every message; repeat it for several
         #[arg(long = "header", value_name = "NAME=VALUE")]
         headers: Vec<HeaderArg>,
-        /// The partition; the topic's partitioner chooses without
+        /// The partition [default: the topic's partitioner chooses]
         #[arg(long)]
         partition: Option<u32>,
     },
     /// List schedules
     List,
-    /// Show a schedule and how it does
+    /// Show a schedule and its status
     Show { name: ScheduleName },
-    /// Make no messages until it is resumed
+    /// Create no messages until it is resumed
     Pause { name: ScheduleName },
-    /// Go on with the next time; what was missed while it was paused is not made up for
+    /// Resume with the next time; times missed during the pause are skipped
     Resume { name: ScheduleName },
-    /// Make its message now, once; the next time stays as it is
+    /// Create its message now, once; the next time stays as it is
     #[command(after_help = "Examples:\n  millrace schedule run report")]
     Run { name: ScheduleName },
-    /// Delete a schedule; the messages that it made stay
+    /// Delete a schedule; the messages that it created stay
     Delete { name: ScheduleName },
 }
 
@@ -99,10 +99,10 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
 fn ran(schedule: &Value) -> String {
     let [name, topic] = ["name", "topic"].map(|field| cell(&schedule[field]));
     let then = match schedule["paused"] == true {
-        true => "it is paused as before".to_owned(),
-        false => format!("its next time is {}, as before", next(schedule)),
+        true => "it is still paused".to_owned(),
+        false => format!("its next time is still {}", next(schedule)),
     };
-    format!("schedule {name} made a message for topic {topic}; {then}")
+    format!("schedule {name} created a message in topic {topic}; {then}")
 }
 
 fn next(schedule: &Value) -> String {
@@ -112,7 +112,7 @@ fn next(schedule: &Value) -> String {
     }
 }
 
-/// Why it does not do what its pattern says.
+/// Why it does not follow its pattern.
 fn trouble(schedule: &Value) -> String {
     match &schedule["problem"] {
         Value::Null => cell(&schedule["waiting"]),
@@ -140,7 +140,7 @@ fn list(answer: &Value) -> String {
         ]
     };
     let rows = items(&answer["schedules"]).iter().map(row).collect();
-    let headings = ["NAME", "CRON (UTC)", "TOPIC", "NEXT", "MADE", "PROBLEM"];
+    let headings = ["NAME", "CRON (UTC)", "TOPIC", "NEXT", "CREATED", "PROBLEM"];
     table(&headings, rows, "there are no schedules")
 }
 
@@ -154,7 +154,7 @@ fn show(schedule: &Value) -> String {
         ("next", next(schedule)),
         ("last", when(&schedule["last"])),
         ("made", cell(&schedule["made"])),
-        ("run by hand", by_hand(schedule)),
+        ("last run by hand", by_hand(schedule)),
         ("problem", cell(&schedule["problem"])),
         ("waiting", cell(&schedule["waiting"])),
     ])

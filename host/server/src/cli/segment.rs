@@ -1,4 +1,4 @@
-//! `segment`: shows what is in a segment file. Reads only, and needs no host.
+//! `segment`: shows the content of a segment file. Reads only, and needs no host.
 
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use super::output::Output;
 use super::table::when;
 use crate::config::encryption_keys;
 
-/// Characters of a key, header or value that are shown, unless asked for all.
+/// Characters of a key, header or value that are shown by default.
 const SHOWN_CHARS_MAX: usize = 60;
 
 const AFTER_HELP: &str = "\
@@ -26,13 +26,13 @@ Examples:
   millrace segment dump FILE --from 120 --max 10 --values
   millrace segment dump FILE --json | jq 'select(.kind == \"message\") | .value'
 
-Nothing is changed. Bytes that are no text are shown in hexadecimal; with --json in base64, and always whole.
+The file is not changed. Binary data is shown in hexadecimal, and with --json in base64 and complete.
 While a host writes to the file, its end may look damaged.";
 
-/// Look into files of a data directory
+/// Inspect files of a data directory
 #[derive(clap::Subcommand)]
 pub(super) enum Verb {
-    /// Show batches and messages of a segment file, and what is damaged in it
+    /// Show the batches and messages of a segment file, and its damage
     #[command(after_help = AFTER_HELP)]
     Dump(Args),
 }
@@ -40,16 +40,16 @@ pub(super) enum Verb {
 #[derive(clap::Args)]
 pub(super) struct Args {
     file: PathBuf,
-    /// Begin with this offset
+    /// Start at this offset
     #[arg(long, value_name = "OFFSET", default_value_t = 0)]
     from: u64,
-    /// Stop after so many messages
+    /// Stop after this many messages
     #[arg(long, value_name = "COUNT")]
     max: Option<u64>,
     /// The keys, if messages are encrypted
     #[arg(long, value_name = "FILE", env = "MILLRACE_ENCRYPTION_KEY_FILE")]
     encryption_key_file: Option<PathBuf>,
-    /// Show keys, headers and values whole
+    /// Show keys, headers and values completely
     #[arg(long)]
     values: bool,
 }
@@ -150,18 +150,18 @@ impl Dump {
         Ok(())
     }
 
-    /// The batch as it was produced, if it is encrypted and the key is there.
+    /// The batch in plain text, if it is encrypted and the key is available.
     fn decrypted(&self, batch: &RecordBatch) -> Result<RecordBatch, String> {
         let Some(key) = encryption::key_id(batch) else {
             return Ok(batch.clone());
         };
         let cipher = self.keys.as_ref().ok_or_else(|| {
             format!(
-                "they are encrypted with key {key}; name the key file with --encryption-key-file"
+                "they are encrypted with key {key}; pass the key file with --encryption-key-file"
             )
         })?;
         let cipher = encryption::BatchCipher::as_named(Arc::clone(cipher), batch);
-        let cipher = cipher.ok_or("the batch is cut short")?;
+        let cipher = cipher.ok_or("the batch is incomplete")?;
         cipher.decrypt(batch).map_err(|error| error.to_string())
     }
 
@@ -224,7 +224,7 @@ impl Dump {
             DamageKind::Changed => ("changed", ""),
             DamageKind::Misplaced => (
                 "misplaced",
-                ": what stands there was written for another topic or partition (a copy outside the data directory shows it)",
+                ": this data belongs to another topic or partition (dump a copy outside the data directory to see it)",
             ),
         };
         self.sums.damaged += 1;
@@ -237,7 +237,7 @@ impl Dump {
             }));
         }
         let end = end.map_or_else(
-            || "and on".to_owned(),
+            || "and later".to_owned(),
             |end| format!("to {end} (exclusive)"),
         );
         self.output.line(&format!(
@@ -250,7 +250,7 @@ impl Dump {
         match self.output.is_json() {
             true => self.line(&json!({"kind": "unreadable", "reason": error.to_string()})),
             false => {
-                let line = format!("  its messages, or the rest of them, are not shown: {error}");
+                let line = format!("  some or all of its messages cannot be shown: {error}");
                 self.output.line(&line)
             }
         }
@@ -281,7 +281,7 @@ fn codec(batch: &RecordBatch) -> String {
     known.map_or_else(|| format!("number {number}"), |codec| codec.to_string())
 }
 
-/// Bytes for people: quoted text, or hexadecimal digits; cut where they are many.
+/// Bytes for people: quoted text, or hexadecimal digits; shortened if long.
 fn shown(bytes: &[u8], chars_max: usize) -> String {
     let text = match str::from_utf8(bytes) {
         Ok(text) => format!("{text:?}"),
@@ -299,7 +299,7 @@ fn shown(bytes: &[u8], chars_max: usize) -> String {
     }
 }
 
-/// As the HTTP API names things; headers as a list, for they have an order and may repeat.
+/// With the field names of the HTTP API; headers as a list, because they have an order and may repeat.
 fn as_json(message: &Message, offset: Offset) -> Value {
     let mut shown = Map::new();
     shown.insert("kind".to_owned(), "message".into());

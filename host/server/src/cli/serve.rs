@@ -17,18 +17,18 @@ use crate::telemetry;
 const AFTER_HELP: &str = "\
 Examples:
   millrace serve                                   on 127.0.0.1:7400, data in ./millrace-data
-  millrace serve --listen 127.0.0.1:0              on a free port; the first line says which
+  millrace serve --listen 127.0.0.1:0              on a free port; the first line of output names it
   millrace serve --config millrace.toml
-  millrace serve --engine memory                   keeps nothing
+  millrace serve --engine memory                   stores nothing on disk
 
-The file has the same settings, with underscores: listen = \"127.0.0.1:7400\". Flags go before
-environment variables, these before the file, and that before the defaults.
-SIGTERM, ctrl-c and SIGHUP stop gracefully; a second one stops at once. Under nohup SIGHUP does nothing.";
+The file has the same settings, with underscores: listen = \"127.0.0.1:7400\". Flags override
+environment variables, which override the file, which overrides the defaults.
+SIGTERM, Ctrl-C and SIGHUP stop gracefully; a second signal stops at once. Under nohup SIGHUP does nothing.";
 
-/// What is left to say at the end is waited for so long: whoever reads may take nothing.
+/// How long the last log lines are waited for: their reader may be stuck.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
-/// How long after its deadline a stop is cut short.
+/// How long after its deadline a stop is forced.
 const STOP_SLACK: Duration = Duration::from_millis(700);
 
 /// Run a host
@@ -47,24 +47,24 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     let log = telemetry::start_logging(&config)?;
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in unknown_variables(names) {
-        tracing::warn!("environment variable {name} means nothing to this host");
+        tracing::warn!("environment variable {name} is unknown to this host");
     }
     let served = super::wait_for(serve(config));
     log.flush(LAST_WORDS_MAX);
     served
 }
 
-/// Says how it went, and ends even if nobody listens.
+/// Reports the result, and ends even if nobody reads it.
 pub(super) fn report(failure: Failure, as_json: bool) -> ExitCode {
     let exit = failure.exit();
     let (said, hears) = mpsc::channel();
-    // Left behind if standard error takes nothing.
+    // The thread is abandoned if standard error is blocked.
     thread::spawn(move || said.send(failure.report(as_json)));
     hears.recv_timeout(LAST_WORDS_MAX).unwrap_or(exit)
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
-    // From here on a signal is ours: one that comes while the host starts stops it as well.
+    // From here on we handle signals: one that arrives during the start stops the host as well.
     let mut stop = Stop::new()?;
     let host = tokio::select! {
         host = Host::start(config) => host?,
@@ -78,12 +78,12 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let deadline = host.stop_deadline();
     tokio::select! {
         () = host.stop() => {}
-        // All that is left then is the engine: what it acknowledged is safe, and what it was at is begun anew.
-        () = tokio::time::sleep(deadline + STOP_SLACK) => tracing::warn!("the engine was not closed at the deadline; recovery will tidy up"),
-        () = stop.asked() => tracing::warn!("stopped at once; recovery will tidy up"),
+        // Only the engine is left then: what it acknowledged is safe, and recovery redoes its unfinished work.
+        () = tokio::time::sleep(deadline + STOP_SLACK) => tracing::warn!("the engine was not closed by the deadline; the next start recovers"),
+        () = stop.asked() => tracing::warn!("stopped at once; the next start recovers"),
     }
     if poisoned {
-        let message = "the engine stopped after a disk error; look into the log, mend the disk, then start again";
+        let message = "the engine stopped after a disk error; check the log, repair the disk, then start again";
         return Err(Failure::new(Exit::Poisoned, "engine-poisoned", message));
     }
     Ok(())
@@ -91,7 +91,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
 
 fn announce(host: &Host) {
     let line = format!("millrace is ready at {}\n", host.url());
-    // Nobody may be reading, or takes nothing; that is no reason not to serve.
+    // The reader may be gone or stuck; that is no reason not to serve.
     thread::spawn(move || {
         let mut out = std::io::stdout();
         let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
@@ -101,7 +101,7 @@ fn announce(host: &Host) {
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
-    /// None where it was ignored when the host was started (nohup): then it stays so.
+    /// `None` if the signal was ignored when the host was started (nohup): then it stays ignored.
     hangup: Option<Signal>,
 }
 
@@ -130,17 +130,17 @@ impl Stop {
             _ = self.interrupt.recv() => "SIGINT",
             _ = hangup => "SIGHUP",
         };
-        tracing::info!(signal, "asked to stop");
+        tracing::info!(signal, "received a signal to stop");
     }
 }
 
-/// Whether this process was started to outlive its terminal, as the system says it; where it does not, it was not.
+/// Whether this process was started to outlive its terminal, as the system reports it; otherwise assumed not.
 fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     ignored_of(&status) & 1 != 0
 }
 
-/// The signals that are ignored, a bit for each, from the first on.
+/// The ignored signals as a bit mask, from the first signal on.
 fn ignored_of(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());

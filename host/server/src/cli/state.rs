@@ -1,4 +1,4 @@
-//! `processor state`: what a processor keeps, shown, taken out as JSON lines, put back, emptied.
+//! `processor state`: shows, exports, imports and empties the state of a processor.
 
 use std::io::BufRead;
 
@@ -14,44 +14,44 @@ use super::table::{cell, facts, items, table, when};
 use crate::http::check_entry;
 use crate::text;
 
-/// Entries of one request.
+/// Entries per request.
 const ENTRIES_AT_ONCE: usize = 1_000;
-/// Bytes of entries that one request writes, but for a single larger one; well below what the host takes.
+/// Maximum bytes of entries that one request writes, except for a single larger entry; well below what the host accepts.
 const BYTES_AT_ONCE: usize = 1 << 20;
-/// Bytes of standard input that an import reads; more are refused, and nothing is written. A full state fits, whatever is in it.
+/// Maximum bytes of standard input for an import; a longer input is refused, and nothing is written. Any full state fits.
 const IMPORT_BYTES_MAX: u64 = 1 << 30;
 
-/// What to do with a processor's state
+/// Manage a processor's state
 #[derive(clap::Subcommand)]
 pub(super) enum StateVerb {
-    /// Show entries by key, as of what the processor has committed; of several partitions, without one, how much each has
+    /// Show entries by key, as of the processor's last commit; without --partition, how much each partition has
     #[command(
-        after_help = "Examples:\n  millrace processor state show count                     how much there is, in each partition\n  millrace processor state show count --key user-17       wherever it is\n  millrace processor state show count --partition 3 --prefix user-"
+        after_help = "Examples:\n  millrace processor state show count                     how much there is, in each partition\n  millrace processor state show count --key user-17       in whichever partition it is\n  millrace processor state show count --partition 3 --prefix user-"
     )]
     Show {
         #[command(flatten)]
         place: Place,
-        /// This key, in whatever partition it is
+        /// This key, in whichever partition it is
         #[arg(long, conflicts_with_all = ["partition", "prefix"])]
         key: Option<String>,
-        /// Only keys that begin so
+        /// Only keys with this prefix
         #[arg(long, default_value = "")]
         prefix: String,
-        /// Entries at the most
+        /// Maximum number of entries
         #[arg(long, value_name = "COUNT", default_value_t = 100)]
         max: usize,
     },
-    /// Write all entries to standard output, one JSON object a line
+    /// Write all entries to standard output, one JSON object per line
     #[command(
-        after_help = "Pause the processor first: entries are read a part at a time, and if any is written meanwhile, the export fails.\n\nExamples:\n  millrace processor pause count\n  millrace processor state export count --partition 0 > count-0.jsonl"
+        after_help = "Pause the processor first: entries are read in parts, and the export fails if any are written meanwhile.\n\nExamples:\n  millrace processor pause count\n  millrace processor state export count --partition 0 > count-0.jsonl"
     )]
     Export {
         #[command(flatten)]
         place: Place,
     },
-    /// Write entries from standard input, as export wrote them
+    /// Read entries from standard input, in the format of export
     #[command(
-        after_help = "Pause the processor first: entries are written a part at a time. Nothing is written before all lines were understood.\n\nExamples:\n  millrace processor pause count\n  millrace processor state import count --partition 0 --reset < count-0.jsonl"
+        after_help = "Pause the processor first: entries are written in parts. Nothing is written before all lines have been checked.\n\nExamples:\n  millrace processor pause count\n  millrace processor state import count --partition 0 --reset < count-0.jsonl"
     )]
     Import {
         #[command(flatten)]
@@ -67,15 +67,15 @@ pub(super) enum StateVerb {
     },
 }
 
-/// Whose state, and where
+/// The processor, and where its state is
 #[derive(clap::Args)]
 pub(super) struct Place {
     /// The processor
     name: ProcessorName,
-    /// The input topic, where it reads several, or one that it no longer reads
+    /// The input topic, if the processor reads several, or one that it no longer reads
     #[arg(long)]
     topic: Option<TopicName>,
-    /// The partition; may be left out where there is only one
+    /// The partition; optional if there is only one
     #[arg(long)]
     partition: Option<u32>,
 }
@@ -85,7 +85,7 @@ impl Place {
         format!("/v1/processors/{}/state", self.name)
     }
 
-    /// The same, with its partition: the only one that there is, unless one is named.
+    /// The same with its partition, which is the only one unless one is named.
     fn with_partition(self, client: &Client) -> Result<Self, Failure> {
         if self.partition.is_some() {
             return Ok(self);
@@ -206,17 +206,17 @@ fn totals(answer: &Value) -> String {
     let rows = items(&answer["partitions"]).iter().map(row).collect();
     let pairs = ["entries", "bytes"].map(|field| (field, cell(&answer[field])));
     let headings = ["TOPIC", "PARTITION", "AS OF OFFSET", "ENTRIES", "BYTES"];
-    let listed = table(&headings, rows, "it reads no topic");
+    let listed = table(&headings, rows, "it reads no topics");
     format!("{}\n\n{listed}", facts(&pairs))
 }
 
-/// Key, value and end of an entry.
+/// Key, value and expiry of an entry.
 fn entry(entry: &Value) -> Vec<String> {
     let of = |names: [&str; 2]| {
         let given = names.into_iter().find(|name| !entry[*name].is_null());
         given.map_or_else(String::new, |name| cell(&entry[name]))
     };
-    // Eight bytes are a number more often than not, unless they can be read.
+    // Eight bytes are usually a number, unless they are readable text.
     let is_text = |text: &str| !text.chars().any(char::is_control);
     let value = match (&entry["number"], entry["value"].as_str()) {
         (Value::Null, _) => of(["value", "value_base64"]),
@@ -241,7 +241,7 @@ fn show(answer: &Value) -> String {
     let headings = ["KEY", "VALUE", "ENDS AT"];
     let listed = table(&headings, rows, "there are no such entries");
     let more = match answer["has_more"] == true {
-        true => "\nthere are more: raise --max, or give --prefix; export shows all",
+        true => "\nthere are more: raise --max, or use --prefix; export writes all",
         false => "",
     };
     format!("{}\n\n{listed}{more}", facts(&pairs))
@@ -255,9 +255,9 @@ fn export(place: &Place, client: &Client, out: &mut Output) -> Result<(), Failur
         let page = client.get(&place.page(&rest))?;
         let version = page["version"].clone();
         if before.is_some_and(|before| before != version) {
-            let torn = "the state was written to meanwhile: what was exported is of several moments, and must not be used";
+            let torn = "the state changed during the export, so the exported entries are inconsistent and must not be used";
             return Err(Failure::failed(torn).with_hint(
-                "pause the processor, until `millrace processor show` says so of all partitions, and export again",
+                "pause the processor until `millrace processor show` says that all partitions are paused, and export again",
             ));
         }
         before = Some(version);
@@ -284,7 +284,7 @@ fn import(
 ) -> Result<(), Failure> {
     let lines = entries_of(std::io::stdin().lock())?;
     let mut written = 0;
-    // Once at least: whether there is such a place is to be said of nothing, too.
+    // Sends at least one request, so that a missing partition is reported even for an empty input.
     loop {
         let page = page_of(&lines[written..]);
         let entries = page.iter().map(|line| serde_json::from_str(line));
@@ -295,7 +295,7 @@ fn import(
         let sent = client.send(Method::POST, &place.path(), &body);
         sent.map_err(|failure| {
             failure.about(&format!(
-                "{written} of {} entries were written, import all of them again",
+                "only {written} of {} entries were written; repeat the whole import",
                 lines.len()
             ))
         })?;
@@ -312,11 +312,12 @@ fn import(
     })
 }
 
-/// All lines, understood before anything is sent: what is wrong in the last one must not leave a state that is filled in part.
+/// Parses all lines before anything is sent: an error in the last line must not leave the state half imported.
 fn entries_of(input: impl BufRead) -> Result<Vec<String>, Failure> {
     let unwritten = |message: String| {
-        Failure::usage(message)
-            .with_hint("nothing was written; mend the line, or export again, and import all of it")
+        Failure::usage(message).with_hint(
+            "nothing was written; correct the line, or export again, and repeat the import",
+        )
     };
     let (mut lines, mut read, mut weight, mut number) = (Vec::new(), 0, 0, 0);
     let mut input = input.take(IMPORT_BYTES_MAX);
@@ -338,18 +339,18 @@ fn entries_of(input: impl BufRead) -> Result<Vec<String>, Failure> {
         lines.push(line.to_owned());
         if read >= IMPORT_BYTES_MAX {
             return Err(unwritten(format!(
-                "line {number}: this is more than the {IMPORT_BYTES_MAX} bytes that one import takes; make several of it, the later ones without --reset"
+                "line {number}: the input exceeds the {IMPORT_BYTES_MAX} bytes of one import; split it, and import the later parts without --reset"
             )));
         }
         if lines.len() > STATE_ENTRIES_MAX || weight > STATE_BYTES_MAX {
             return Err(unwritten(format!(
-                "line {number}: this is more than the state of a partition may hold, {STATE_ENTRIES_MAX} entries and {STATE_BYTES_MAX} bytes"
+                "line {number}: the input exceeds the state of a partition, {STATE_ENTRIES_MAX} entries and {STATE_BYTES_MAX} bytes"
             )));
         }
     }
 }
 
-/// As many as one request takes; one at least, if there is any.
+/// As many entries as one request takes; at least one, if there are any.
 fn page_of(lines: &[String]) -> &[String] {
     let mut bytes = 0;
     let fits = lines.iter().take_while(|line| {

@@ -1,4 +1,4 @@
-//! `status`: what runs there.
+//! `status`: shows what is running.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ Examples:
   millrace status --json | jq .counts.topics
   millrace --host http://10.0.0.5:7400 status";
 
-/// Show what runs there
+/// Show what is running
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {}
@@ -25,10 +25,7 @@ fn show(host: &Value) -> String {
     let fact = |name: &'static str| (name, cell(&host[name]));
     let mut pairs = vec![fact("version"), fact("pid")];
     pairs.push(("started", when(&host["started_at"])));
-    pairs.push((
-        "running for",
-        spelled(host["uptime_ms"].as_u64().unwrap_or(0)),
-    ));
+    pairs.push(("uptime", spelled(host["uptime_ms"].as_u64().unwrap_or(0))));
     pairs.extend([fact("engine"), fact("encrypted"), fact("ready")]);
     if !host["trouble"].is_null() {
         pairs.push(fact("trouble"));
@@ -43,7 +40,7 @@ fn show(host: &Value) -> String {
     facts(&pairs) + &sections.concat()
 }
 
-/// A time as people say it: its two largest units.
+/// A duration in its two largest units.
 fn spelled(ms: u64) -> String {
     let seconds = ms / 1_000;
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);

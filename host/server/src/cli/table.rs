@@ -7,7 +7,7 @@ use millrace_model::calendar::date;
 use millrace_model::plain::{plain, steers};
 use serde_json::Value;
 
-/// A table with a heading; just the note where there are no rows.
+/// A table with a heading, or only the note if there are no rows.
 pub(super) fn table(headings: &[&str], rows: Vec<Vec<String>>, note_if_empty: &str) -> String {
     if rows.is_empty() {
         return note_if_empty.to_owned();
@@ -23,7 +23,7 @@ pub(super) fn table(headings: &[&str], rows: Vec<Vec<String>>, note_if_empty: &s
     trimmed(&table.to_string())
 }
 
-/// Names and values, one pair a line.
+/// Names and values, one pair per line.
 pub(super) fn facts(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let next_line = format!("\n{:width$}  ", "");
@@ -40,8 +40,8 @@ fn trimmed(text: &str) -> String {
     lines.join("\n")
 }
 
-/// The text, each of its lines without anything that would steer a terminal. Line ends are ours: what comes from outside has passed
-/// [`cell`] or [`plain`] before, which leave none.
+/// The text with the control characters in each line escaped. The line ends are ours: outside texts have passed [`cell`] or [`plain`]
+/// before, which leave none.
 pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     match text.contains(|c| c != '\n' && steers(c)) {
         false => Cow::Borrowed(text),
@@ -49,14 +49,14 @@ pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// JSON for a terminal: the same value, with what would steer it written as JSON writes characters that it does not like.
+/// JSON for a terminal: the same value, with control characters as JSON escapes.
 pub(super) fn harmless_json(value: &Value) -> String {
     let text = value.to_string();
     if !text.contains(steers) {
         return text;
     }
     let mut shown = String::with_capacity(text.len() + 16);
-    // Outside of texts JSON of one line has nothing that steers.
+    // Outside of strings, JSON on one line has no control characters.
     for c in text.chars() {
         match steers(c) {
             false => shown.push(c),
@@ -69,7 +69,7 @@ pub(super) fn harmless_json(value: &Value) -> String {
     shown
 }
 
-/// A JSON value as people read it, on one line: text bare, nothing as a dash, a list with commas.
+/// A JSON value for people, on one line: strings without quotes, null as a dash, lists with commas.
 pub(super) fn cell(value: &Value) -> String {
     match value {
         Value::Null => NOTHING.to_owned(),
@@ -80,10 +80,10 @@ pub(super) fn cell(value: &Value) -> String {
     }
 }
 
-/// What stands where there is nothing.
+/// The text for null.
 const NOTHING: &str = "-";
 
-/// A text that looks like nothing is put between quotes, and so is one that looks like such a text.
+/// Quotes a text that would look like null, and one that looks like such a quoted text.
 pub(super) fn told_apart(text: &str) -> Cow<'_, str> {
     match text.trim_matches('"') == NOTHING {
         true => Cow::Owned(format!("\"{text}\"")),
@@ -99,7 +99,7 @@ pub(super) fn lines(value: &Value) -> String {
     }
 }
 
-/// Milliseconds since the Unix epoch as a date and time, UTC.
+/// Milliseconds since the Unix epoch as a UTC date and time.
 pub(super) fn when(ms: &Value) -> String {
     let Some(ms) = ms.as_u64() else {
         return cell(ms);
@@ -116,7 +116,7 @@ pub(super) fn short(digest: &Value) -> String {
     cell(digest).chars().take(12).collect()
 }
 
-/// The elements of a list, or none.
+/// The elements of a list; none for any other value.
 pub(super) fn items(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }

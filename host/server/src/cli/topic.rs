@@ -1,4 +1,4 @@
-//! `topic`: make, list, show, change, trim and delete topics.
+//! `topic`: create, list, show, change, trim and delete topics.
 
 use millrace_model::{Compression, TopicName};
 use serde_json::{Map, Value, json};
@@ -9,10 +9,10 @@ use super::failure::Failure;
 use super::table::{cell, facts, items, short, table};
 use crate::units::{duration_ms, duration_text, size_bytes, size_text};
 
-/// What to do with topics
+/// Manage topics
 #[derive(clap::Subcommand)]
 pub(super) enum Verb {
-    /// Make a topic; making the same one twice is making it once
+    /// Create a topic; creating the same topic again changes nothing
     #[command(
         after_help = "Examples:\n  millrace topic create orders --partitions 4\n  \
         millrace topic create clicks --retention 7d --retention-bytes 10GiB\n  \
@@ -21,10 +21,10 @@ pub(super) enum Verb {
     )]
     Create {
         name: TopicName,
-        /// How many partitions; `topic set` gives it more later, never fewer
+        /// Number of partitions; `topic set` can raise it later, never lower it
         #[arg(long, default_value_t = 1)]
         partitions: u32,
-        /// When messages are acknowledged: after fdatasync, in the page cache, or in memory
+        /// When a message is acknowledged: durable (after fdatasync), os (in the page cache), none (today the same as os)
         #[arg(long, default_value = "durable", value_parser = ["durable", "os", "none"])]
         durability: String,
         /// A module that exports `partitioner`, by digest or tag
@@ -35,77 +35,77 @@ pub(super) enum Verb {
     },
     /// List all topics
     List,
-    /// Show a topic, its settings, and where its partitions begin and end
+    /// Show a topic, its settings, and the first and next offset of each partition
     Show { name: TopicName },
-    /// Change a topic while it is used; what is not named stays as it is
+    /// Change a topic while it is in use; settings that are not given stay as they are
     #[command(
         after_help = "Examples:\n  millrace topic set orders --retention 30d\n  \
         millrace topic set orders --retention none --retention-bytes 10GiB\n  \
         millrace topic set prices --compact=false --durability os\n  \
         millrace topic set orders --partitions 8\n\n\
-        With more partitions, messages that are there stay where they are. Keys are spread over all partitions from then on, so a\n\
-        key's messages may be in two of them, in order within each only. State of processors does not move."
+        With more partitions, existing messages stay where they are. Keys are spread over all partitions from then on, so a\n\
+        key's messages may be in two of them, with order kept only within each. State of processors does not move."
     )]
     Set {
         name: TopicName,
         /// When messages are acknowledged from now on
         #[arg(long, value_parser = ["durable", "os", "none"])]
         durability: Option<String>,
-        /// How many partitions it has from now on: as many as before, or more
+        /// The new number of partitions: the same as before, or more
         #[arg(long, value_name = "COUNT")]
         partitions: Option<u32>,
-        /// Give it more although it is compacted, or a processor reads it in order or has state in it
+        /// Add partitions even though the topic is compacted, or a processor reads it in order or has state for it
         #[arg(long, requires = "partitions")]
         accept_moved_keys: bool,
         #[command(flatten)]
         settings: SettingsArgs,
     },
-    /// Remove messages before an offset, for good
+    /// Remove messages before an offset, permanently
     #[command(
         after_help = "Examples:\n  millrace topic trim orders --before 120000 --partition 2\n  \
         millrace topic trim orders --before end"
     )]
     Trim {
         name: TopicName,
-        /// The first offset that stays, or `end` to remove all that is there
+        /// The first offset to keep, or `end` to remove everything
         #[arg(long, value_name = "OFFSET", value_parser = before)]
         before: Value,
-        /// Only this partition; all of them without
+        /// Only this partition [default: all]
         #[arg(long)]
         partition: Option<u32>,
     },
     /// Delete a topic and its messages
     #[command(
-        after_help = "Refused where a processor uses it, where the revision that a rollback leads to does, and where messages in it wait for a \
-processor that does not read it; the answer names them all.\n\nExamples:\n  millrace topic delete old\n  millrace topic delete old --accept-loss"
+        after_help = "Refused if a processor uses the topic, if the revision that a rollback would return to does, or if messages in it wait for a \
+processor that no longer reads it; the error lists every reason.\n\nExamples:\n  millrace topic delete old\n  millrace topic delete old --accept-loss"
     )]
     Delete {
         name: TopicName,
-        /// Also where a rollback would need it, or messages in it wait for a processor that no longer reads it
+        /// Delete it even if a rollback would need it, or messages in it wait for a processor that no longer reads it
         #[arg(long)]
         accept_loss: bool,
     },
 }
 
-/// What may be changed later.
+/// The settings that can be changed later.
 #[derive(clap::Args)]
 pub(super) struct SettingsArgs {
     /// How long messages are kept, such as 7d or 12h; `none` keeps them forever
     #[arg(long, value_name = "DURATION", value_parser = duration_or_none)]
     retention: Option<Value>,
-    /// Bytes that a partition keeps, such as 10GiB; `none` for no bound
+    /// How many bytes a partition keeps, such as 10GiB; `none` for no bound
     #[arg(long, value_name = "SIZE", value_parser = size_or_none)]
     retention_bytes: Option<Value>,
     /// Keep only the latest value of each key
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     compact: Option<bool>,
-    /// How long a compacted topic keeps a message without a value, which removes its key
+    /// How long a compacted topic keeps a message without a value (a tombstone), which deletes its key
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     tombstones: Option<Value>,
-    /// Bytes of a segment, the unit that retention removes; `none` for the host's default
+    /// Size of a segment, the unit that retention removes; `none` for the host's default
     #[arg(long, value_name = "SIZE", value_parser = size_or_none)]
     segment_bytes: Option<Value>,
-    /// The age at which a segment ends though it is not full; `none` for no bound
+    /// Age at which a segment ends even if it is not full; `none` for no bound
     #[arg(long, value_name = "DURATION", value_parser = duration_or_none)]
     segment_age: Option<Value>,
     /// How the host compresses the batches that it builds
@@ -137,12 +137,12 @@ fn before(text: &str) -> Result<Value, String> {
     match text.parse::<u64>() {
         Ok(offset) => Ok(offset.into()),
         Err(_) if text == "end" => Ok(text.into()),
-        Err(_) => Err("say an offset or end".to_owned()),
+        Err(_) => Err("write an offset or end".to_owned()),
     }
 }
 
 impl SettingsArgs {
-    /// Those that were given, as the host has them.
+    /// The given settings, under the host's names.
     fn given(self) -> Value {
         let compact = self.compact.map(Value::from);
         let compression = self.compression.map(Value::from);
@@ -191,8 +191,8 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         } => {
             let mut body = json!({"settings": settings.given()});
             if durability.is_none() && partitions.is_none() && body["settings"] == json!({}) {
-                let failure = Failure::usage("nothing to change was named");
-                return Err(failure.with_hint("name it, such as --retention 7d"));
+                let failure = Failure::usage("there is nothing to change");
+                return Err(failure.with_hint("give a setting, such as --retention 7d"));
             }
             if let Some(durability) = durability {
                 body["durability"] = durability.into();
@@ -237,7 +237,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
     }
 }
 
-/// The topic after a change, in few words; of more partitions, what it means.
+/// The topic after a change, and what adding partitions means.
 fn changed(name: &TopicName, topic: &Value) -> String {
     let kept = kept(topic);
     let Value::Object(grown) = &topic["grown"] else {
@@ -247,10 +247,10 @@ fn changed(name: &TopicName, topic: &Value) -> String {
     let along = along.collect::<Vec<_>>().join(", ");
     let along = match along.is_empty() {
         true => String::new(),
-        false => format!("so have {along}\n"),
+        false => format!("the same for {along}\n"),
     };
     format!(
-        "topic {name} has {} partitions now, not {}; kept: {kept}\n{along}{}",
+        "topic {name} now has {} partitions instead of {}; kept: {kept}\n{along}{}",
         topic["partitions"],
         grown["before"],
         cell(&grown["note"])
@@ -278,13 +278,13 @@ fn list(answer: &Value) -> String {
         "DURABILITY",
         "KEPT",
         "PARTITIONER",
-        "MADE FOR",
+        "OWNER",
     ];
-    let note = "there are no topics yet; make one with `millrace topic create NAME`";
+    let note = "there are no topics yet; create one with `millrace topic create NAME`";
     table(&headings, rows, note)
 }
 
-/// How long a topic's messages are kept, in few words.
+/// How long a topic's messages are kept, in short.
 fn kept(topic: &Value) -> String {
     let settings = &topic["settings"];
     let bounds = [

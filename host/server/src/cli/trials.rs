@@ -1,4 +1,4 @@
-//! `processor canary|shadow|promote|history`: revisions on trial, and what was done with a processor.
+//! `processor canary|shadow|promote|history`: revisions on trial, and the history of a processor.
 
 use millrace_model::ProcessorName;
 use millrace_model::plain::steers;
@@ -46,7 +46,7 @@ pub(super) fn shadow(
     if end {
         client.delete(&path(name, "/shadow"))?;
         return out.answer(&json!({"ended": name}), |_| {
-            format!("processor {name} has no shadow any more")
+            format!("processor {name} no longer has a shadow")
         });
     }
     out.answer(&client.get(&path(name, "/shadow"))?, report)
@@ -57,7 +57,7 @@ fn report(report: &Value) -> String {
         .map(|field| (field, cell(&report[field])))
         .to_vec();
     pairs.insert(1, ("since", when(&report["since"])));
-    pairs.push(("other outputs", cell(&report["outputs"])));
+    pairs.push(("different outputs", cell(&report["outputs"])));
     pairs.push(("failed calls", counts(&report["failed_calls"])));
     pairs.push(("not answered", cell(&report["not_answered"])));
     pairs.push(("skipped", cell(&report["skipped"])));
@@ -79,7 +79,7 @@ fn report(report: &Value) -> String {
         table(
             &["OUTCOME", "MESSAGES"],
             outcomes.collect(),
-            "no outcome differs"
+            "no outcomes differ"
         ),
         table(
             &["MESSAGE", "KEY", "CURRENT", "SHADOW"],
@@ -100,7 +100,7 @@ fn counts(map: &Value) -> String {
     }
 }
 
-/// What one side said, in a line; `--json` has all of it.
+/// One side's result on a line; `--json` has all of it.
 fn said(said: &Value) -> String {
     let output = items(&said["outputs"]).first();
     let value = output.and_then(|output| output["value"].as_str());
@@ -113,7 +113,7 @@ fn said(said: &Value) -> String {
         .to_owned()
 }
 
-/// How the canary does, for `processor show`.
+/// The canary's status, for `processor show`.
 pub(super) fn canary_facts(status: &Value) -> Vec<(&'static str, String)> {
     if status.is_null() {
         return Vec::new();
@@ -125,7 +125,7 @@ pub(super) fn canary_facts(status: &Value) -> Vec<(&'static str, String)> {
     };
     // A canary gives up nothing.
     let share = format!(
-        "{} % of the keys, {}, {} that it would have given up and that went to the current revision instead",
+        "{} % of the keys, {}, {} passed to the current revision instead of being given up",
         cell(&status["percent"]),
         side(&status["canary"]),
         cell(&status["canary"]["asked_again"])
@@ -135,7 +135,7 @@ pub(super) fn canary_facts(status: &Value) -> Vec<(&'static str, String)> {
         side(&status["current"]),
         cell(&status["current"]["dead_letters"])
     );
-    let mut facts = vec![("canary", share), ("beside it", current)];
+    let mut facts = vec![("canary", share), ("current revision", current)];
     if let Some(trouble) = status["trouble"].as_str() {
         facts.push(("canary trouble", trouble.to_owned()));
     }
@@ -192,12 +192,12 @@ fn shown(history: &Value) -> String {
         table(
             &["AT", "BY", "WHAT", "REVISION", "TEXT"],
             rows(&history["changes"], &change),
-            "nothing is written down: it was deployed by an older version of the host",
+            "there is no record: it was deployed by an older version of the host",
         ),
     )
 }
 
-/// A field's value: of a module, as much of its digest as is read by people.
+/// A field's value; of a module only the start of its digest.
 pub(super) fn value_of(field: &str, value: &Value) -> String {
     match field {
         "module" | "error_handler" if value.is_string() => short(value),

@@ -1,7 +1,7 @@
-//! Answers that carry messages: held in memory within one common bound, however many readers there are and however slowly they read.
+//! Answers with messages: held in memory within one common bound, however many readers there are and however slowly they read.
 //!
-//! Room is taken before messages are read, and goes back when the last byte of the answer is sent or its connection is gone: it
-//! belongs to the bytes themselves, so what waits in a connection's buffer counts too.
+//! Room is reserved before messages are read, and returned when the last byte of the answer is sent or its connection is gone. It
+//! belongs to the bytes themselves, so data in a connection's buffer counts too.
 
 use std::time::Duration;
 
@@ -17,16 +17,16 @@ use super::App;
 use super::bounds::{ANSWER_ROOM_WAIT_MS_MAX, FETCH_BYTES_MAX, FETCHES_LEAST};
 use super::error::ApiError;
 
-/// What a byte of a message takes at the worst: itself, and `\u0000` in JSON.
+/// The largest size of a message byte: itself, and `\u0000` in JSON.
 pub(super) const BYTES_PER_BYTE: usize = 7;
-/// What a message takes beside its bytes: names of fields, numbers, brackets.
+/// Size of a message besides its bytes: field names, numbers, brackets.
 const BYTES_PER_MESSAGE: usize = 256;
-/// What a header takes beside its bytes, in the object and in the list.
+/// Size of a header besides its bytes, in the object and in the list.
 const BYTES_PER_HEADER: usize = 80;
-/// What a byte of a header takes at the worst, once more in the list.
+/// The largest size of a header byte, once more in the list.
 const BYTES_PER_LISTED_BYTE: usize = 6;
 
-/// What a message and its JSON take at the worst.
+/// The largest size of a message and its JSON.
 pub(super) fn worst(message: &Message) -> usize {
     let length = |header: &Header| header.name.len() + header.value.as_ref().map_or(0, Bytes::len);
     let listed: usize = message.headers.iter().map(length).sum();
@@ -34,20 +34,20 @@ pub(super) fn worst(message: &Message) -> usize {
     beside + BYTES_PER_BYTE * message.byte_count() + BYTES_PER_LISTED_BYTE * listed
 }
 
-/// An answer's share of the memory that answers may take.
+/// An answer's share of the memory of all answers.
 pub(super) struct Room {
     permit: OwnedSemaphorePermit,
-    /// Of all answers together.
+    /// Memory of all answers together.
     kib_max: usize,
 }
 
 impl App {
-    /// Bytes that one fetch may ask for.
+    /// Maximum bytes of one fetch.
     pub(super) fn fetch_bytes_max(&self) -> usize {
         FETCH_BYTES_MAX.min((self.answers_kib_max << 10) / FETCHES_LEAST)
     }
 
-    /// Waits a little for room for `bytes`, then says that the host is busy.
+    /// Waits a little for room for `bytes`, then reports that the host is busy.
     pub(super) async fn answer_room(&self, bytes: usize) -> Result<Room, ApiError> {
         let wait = Duration::from_millis(ANSWER_ROOM_WAIT_MS_MAX);
         let kib_max = self.answers_kib_max;
@@ -61,18 +61,18 @@ impl App {
 }
 
 fn busy() -> ApiError {
-    let message = "too many bytes are being sent already";
-    let hint = "try again; ask for fewer bytes at once, and read answers as they come";
+    let message = "the memory for answers is in use";
+    let hint = "try again; ask for fewer bytes at once, and read answers as they arrive";
     ApiError::unavailable("busy", message, hint, 1)
 }
 
-/// Nothing takes more than all there is.
+/// A single answer never needs more than all there is.
 fn kib(bytes: usize, kib_max: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1 << 10).min(kib_max)).unwrap_or(u32::MAX)
 }
 
 impl Room {
-    /// Holds room for `bytes` if that can be had at once. Whoever holds room does not wait for more: others might do the same.
+    /// Reserves room for `bytes` if available at once. A holder of room does not wait for more: others might do the same.
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
         let wanted = kib(bytes, self.kib_max) as usize;
         let missing = wanted.saturating_sub(self.permit.num_permits());
@@ -89,12 +89,12 @@ impl Room {
         }
     }
 
-    /// Bytes that it is for.
+    /// The bytes that it is for.
     pub(super) fn byte_count(&self) -> usize {
         self.permit.num_permits() << 10
     }
 
-    /// The answer, which keeps the room that it needs as long as any of it is there.
+    /// The answer, which keeps the room that it needs for as long as any of it exists.
     pub(super) fn answer(self, content_type: &'static str, bytes: Vec<u8>) -> Response {
         let content_type = HeaderValue::from_static(content_type);
         ([(CONTENT_TYPE, content_type)], self.keep(bytes)).into_response()

@@ -1,4 +1,4 @@
-//! A backup over HTTP: the archive, as long as it takes.
+//! A backup over HTTP, streamed as an archive.
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
@@ -21,9 +21,9 @@ use super::error::{ApiError, ErrorBody};
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BackupBody {
-    /// The data directory that the earlier backup is of, as its manifest says; another one is refused.
+    /// The data directory of the earlier backup, as its manifest says; another one is refused.
     directory: Option<String>,
-    /// Files of it that are still there.
+    /// Its files that still exist.
     #[serde(default)]
     known: Vec<KnownFileBody>,
 }
@@ -53,17 +53,18 @@ impl From<BackupBody> for BackupRequest {
     }
 }
 
-/// Copies everything as of one instant after this request: a tar archive, whose last file is `backup.json`, which names all others. Without
-/// that one it broke off and is no backup. `millrace backup` asks for it, `millrace restore` makes a data directory of it.
+/// Copies everything as of one instant after this request: a tar archive whose last file, `backup.json`, lists all others. Without that
+/// file the archive is incomplete and not a backup. `millrace backup` uses this route, `millrace restore` turns the archive into a data
+/// directory.
 #[utoipa::path(post, path = "/v1/backup", tag = "backup",
     request_body(content = Option<BackupBody>, description = "Empty for all files"),
     responses(
         (status = 200, body = Vec<u8>, content_type = "application/x-tar", description = "The archive"),
-        (status = 400, body = ErrorBody, description = "The body is not understood"),
-        (status = 409, body = ErrorBody, description = "Another backup is under way, or what is known is of another data directory"),
+        (status = 400, body = ErrorBody, description = "The body is malformed"),
+        (status = 409, body = ErrorBody, description = "Another backup is running, or the earlier backup is of another data directory"),
         (status = 413, body = ErrorBody, description = "The body is too large"),
-        (status = 422, body = ErrorBody, description = "The engine, or the file system of its directory, cannot"),
-        (status = 503, body = ErrorBody, description = "The disk is full, or the host stops"),
+        (status = 422, body = ErrorBody, description = "The engine, or the file system of its directory, does not support backups"),
+        (status = 503, body = ErrorBody, description = "The disk is full, or the host is stopping"),
     )
 )]
 pub(super) async fn make(
@@ -86,12 +87,12 @@ pub(super) async fn make(
 
 type Rest = Option<(BackupStream, CancellationToken)>;
 
-/// The next piece and what follows. An error ends the connection: whoever reads knows that it is not all.
+/// The next piece, and then the rest. An error closes the connection, so the client knows that the archive is incomplete.
 async fn next(rest: Rest) -> Option<(Result<Bytes, std::io::Error>, Rest)> {
     let (mut archive, stopping) = rest?;
     let piece = tokio::select! {
         piece = archive.next() => piece?,
-        () = stopping.cancelled() => Err("the host stops".into()),
+        () = stopping.cancelled() => Err("the host is stopping".into()),
     };
     match piece {
         Ok(piece) => Some((Ok(piece), Some((archive, stopping)))),
@@ -105,12 +106,12 @@ impl From<BackupError> for ApiError {
         match error {
             BackupError::Engine(error) => error.into(),
             BackupError::UnderWay => {
-                let hint = "wait until it is over; one host makes one backup at a time";
+                let hint = "wait until it has ended; a host makes one backup at a time";
                 Self::conflict("backup-under-way", message, hint)
             }
             BackupError::OtherDirectory { .. } => {
                 let hint =
-                    "back up to an empty directory, and keep this one as long as you may need it";
+                    "back up to an empty directory, and keep this backup as long as you need it";
                 Self::conflict("other-directory", message, hint)
             }
             BackupError::DiskFull => {
@@ -127,7 +128,7 @@ impl From<BackupError> for ApiError {
                 Self::refused("cannot-back-up", message, hint)
             }
             BackupError::Failed(_) => {
-                let hint = "the host's log says more";
+                let hint = "see the host's log";
                 Self::new(
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "backup-failed",

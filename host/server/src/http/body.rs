@@ -1,5 +1,5 @@
-//! Bodies: read within bounds of size, time and memory, and understood as JSON with an error that points at the place. What is left of one
-//! that is refused is [`super::rest`]'s.
+//! Request bodies: read within bounds of size, time and memory, and parsed as JSON with errors that point to the place. [`super::rest`]
+//! handles the rest of a refused body.
 
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ use super::error::ApiError;
 use crate::nearest::{hint_of, in_plain_words};
 use crate::text::{SEND_UTF8, unmarked};
 
-/// A body, and its share of the memory that bodies may take; keep it as long as the bytes are used.
+/// A body and its share of the memory for bodies; keep it while the bytes are used.
 pub(super) struct Taken {
     pub(super) bytes: Bytes,
     room: Option<OwnedSemaphorePermit>,
 }
 
 impl App {
-    /// Reads a body of at most `bytes_max`, also once it is inflated.
+    /// Reads a body of at most `bytes_max`, also after decompression.
     pub(super) async fn take_body(
         &self,
         headers: &HeaderMap,
@@ -45,7 +45,7 @@ impl App {
             .unwrap_or_else(|_| Err(too_slow()))
     }
 
-    /// Reads a body, and inflates it if it is compressed.
+    /// Reads a body, and decompresses it if necessary.
     async fn read_plain(
         &self,
         headers: &HeaderMap,
@@ -76,7 +76,7 @@ impl App {
                 return Err(too_large(bytes_max));
             }
             self.make_room(&mut room, total.div_ceil(1 << 10)).await?;
-            // Most bodies are one chunk, and that one is not copied.
+            // Most bodies are one chunk, which is not copied.
             if total == chunk.len() {
                 first = chunk;
                 continue;
@@ -88,7 +88,7 @@ impl App {
         Ok(Taken { bytes, room })
     }
 
-    /// Makes room for so much beside the body, for what it is read into. It is there at once or not: two that hold their bodies and wait
+    /// Reserves this much besides the body, for the parsed form. It is available at once or not: two that hold their bodies and wait
     /// for more would wait for each other.
     pub(super) fn make_room_beside(&self, taken: &mut Taken, bytes: usize) -> Result<(), ApiError> {
         let missing = self.missing(&taken.room, (taken.bytes.len() + bytes).div_ceil(1 << 10));
@@ -100,7 +100,7 @@ impl App {
         Ok(())
     }
 
-    /// Holds as much of the common room as `kib`; what is held already counts.
+    /// Reserves up to `kib` of the common room, including what is held already.
     pub(super) async fn make_room(
         &self,
         room: &mut Option<OwnedSemaphorePermit>,
@@ -119,7 +119,7 @@ impl App {
         Ok(())
     }
 
-    /// What is missing to hold `kib`. Nothing takes more than all there is.
+    /// What is missing to hold `kib`. A single body never needs more than all there is.
     fn missing(&self, room: &Option<OwnedSemaphorePermit>, kib: usize) -> u32 {
         let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let kib = kib.min(self.bodies_kib_max);
@@ -145,27 +145,27 @@ fn hold(room: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
 }
 
 fn too_much_received() -> ApiError {
-    let message = "too many bytes are being received already";
-    let hint = "send slower, or again in a moment; nothing of this was kept";
+    let message = "the memory for request bodies is in use";
+    let hint = "send more slowly, or try again in a moment; nothing of this request was stored";
     ApiError::unavailable("busy", message, hint, 1)
 }
 
-/// The length that the head promises.
+/// The length according to the head.
 pub(super) fn promised(headers: &HeaderMap) -> Option<u64> {
     let length = headers.get(CONTENT_LENGTH)?.to_str().ok()?;
     length.parse().ok()
 }
 
 fn broken_off(error: axum::Error) -> ApiError {
-    ApiError::malformed(format!("the body breaks off: {error}"), "send it again")
+    ApiError::malformed(format!("the body is incomplete: {error}"), "send it again")
 }
 
-/// Understands JSON; the error says line, column and field.
+/// Parses JSON; errors name line, column and field.
 pub(super) fn json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiError> {
     let bytes = unmarked(bytes).map_err(other_encoding)?;
-    // Everything taken here is an object, and a list would be read as its fields in order.
+    // Every accepted body is an object; a list would be read as its fields in order.
     if let Some(kind) = no_object(bytes) {
-        let message = format!("the JSON is not understood: it is {kind}, not an object");
+        let message = format!("the JSON is invalid: it is {kind}, not an object");
         let hint = "send {…} with named fields; GET /openapi.json describes them";
         return Err(ApiError::malformed(message, hint));
     }
@@ -175,7 +175,7 @@ pub(super) fn json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiErro
     })
 }
 
-/// Understands JSON that was read already; the error says the field.
+/// Interprets parsed JSON; errors name the field.
 pub(super) fn of_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(value).map_err(|error| match error.path().to_string() {
         path if path == "." => not_understood("", error.inner()),
@@ -197,12 +197,12 @@ fn no_object(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The field that is wrong. Reads once more, keeping track of the path: what is well-formed need not pay for that.
+/// The wrong field. Parses once more while tracking the path, so that well-formed input does not pay for it.
 fn field_of<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<String> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let error = serde_path_to_error::deserialize::<_, T>(&mut reader).err()?;
     let path = error.path().to_string();
-    // The whole, or what broke off before any field.
+    // The whole body, or it ended before any field.
     (path != "." && path != "?").then_some(path)
 }
 
@@ -210,27 +210,30 @@ fn not_understood(place: &str, error: &serde_json::Error) -> ApiError {
     let text = error.to_string();
     let hint = hint_of(&text).unwrap_or_else(|| {
         let hint = match error.classify() {
-            serde_json::error::Category::Data => "GET /openapi.json describes what is taken here",
+            serde_json::error::Category::Data => "GET /openapi.json describes the expected body",
             serde_json::error::Category::Eof => "the body ends too early; send all of it",
-            _ => "mend the JSON at the place named",
+            _ => "correct the JSON at the position named",
         };
         hint.to_owned()
     });
     let text = in_plain_words(&text);
-    ApiError::malformed(format!("the JSON is not understood: {place}{text}"), hint)
+    ApiError::malformed(format!("the JSON is invalid: {place}{text}"), hint)
 }
 
 fn too_large(bytes_max: usize) -> ApiError {
     let message = format!("the body is larger than {bytes_max} bytes");
-    ApiError::too_large(message, "send it in several requests, or make it smaller")
+    ApiError::too_large(
+        message,
+        "split it into several requests, or make it smaller",
+    )
 }
 
 fn too_slow() -> ApiError {
-    let hint = "send the body at once, and again from its start";
+    let hint = "send the whole request again without pauses";
     ApiError::new(
         StatusCode::REQUEST_TIMEOUT,
         "too-slow",
-        "the body did not come",
+        "the body did not arrive in time",
         hint,
     )
 }

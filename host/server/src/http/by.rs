@@ -1,4 +1,5 @@
-//! Who asks: the header `Millrace-By`. A claim that is written down beside a change, not a proof: whoever can connect can claim it.
+//! The caller's name: the header `Millrace-By`. A claim that is recorded with changes, not proof: anyone who can connect can claim any
+//! name.
 
 use std::convert::Infallible;
 
@@ -12,20 +13,20 @@ use super::bounds::BY_BYTES_MAX;
 /// The header's name.
 const BY: HeaderName = HeaderName::from_static("millrace-by");
 
-/// What stands where nobody says.
+/// The name of a caller who gives none.
 const UNKNOWN: &str = "unknown";
 
-/// The header as the API's document has it.
+/// The header in the OpenAPI document.
 #[derive(utoipa::IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "for the document only")]
 pub(super) struct ByHeader {
-    /// Who asks, for what is kept on record.
+    /// The caller's name, for the records.
     #[param(rename = "Millrace-By")]
     by: Option<String>,
 }
 
-/// Who says to ask: never empty, at most [`BY_BYTES_MAX`] bytes, and free of control characters.
+/// The caller's name: never empty, at most [`BY_BYTES_MAX`] bytes, and without control characters.
 pub(super) struct By(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for By {
@@ -36,7 +37,7 @@ impl<S: Send + Sync> FromRequestParts<S> for By {
     }
 }
 
-/// Who says to ask.
+/// The caller's name.
 pub(super) fn by_of(headers: &HeaderMap) -> String {
     let claimed = headers.get(BY);
     claimed.map_or_else(|| UNKNOWN.to_owned(), |claimed| cleaned(claimed.as_bytes()))

@@ -1,5 +1,5 @@
-//! `Content-Encoding`: a compressed body is inflated before anybody looks at it, at every route that takes one, within the route's own
-//! bound and the memory that bodies may take. What is not known here is refused, with what is.
+//! `Content-Encoding`: a compressed body is decompressed on every route that takes one, within the route's own bound and the memory for
+//! bodies. Unknown codings are refused with a list of the known ones.
 
 use axum::http::header::CONTENT_ENCODING;
 use axum::http::{HeaderMap, StatusCode};
@@ -11,24 +11,24 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::App;
 use super::error::ApiError;
 
-/// Plain bytes that are inflated at once; other requests have their turn in between.
+/// Bytes that are decompressed at once; other requests run in between.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// What `Accept-Encoding` says of us.
+/// Our `Accept-Encoding`.
 pub(super) const ACCEPTED: &str = "gzip, deflate, zstd, identity";
 
-/// How the body comes; `None` is as it is.
+/// The body's coding; `None` is uncompressed.
 pub(super) fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, ApiError> {
     let mut found = None;
     for value in headers.get_all(CONTENT_ENCODING) {
-        let names = value.to_str().map_err(|_| unsupported("what it says"))?;
+        let names = value.to_str().map_err(|_| unsupported("its value"))?;
         for name in names.split(',').map(str::trim) {
             if name.is_empty() || name.eq_ignore_ascii_case("identity") {
                 continue;
             }
             let coding = Coding::from_name(name).ok_or_else(|| unsupported(name))?;
             if found.replace(coding).is_some() {
-                return Err(unsupported("several codings, one in the other,"));
+                return Err(unsupported("a list of codings"));
             }
         }
     }
@@ -37,8 +37,8 @@ pub(super) fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, ApiError>
 
 fn unsupported(what: &str) -> ApiError {
     let what: String = what.chars().take(40).collect();
-    let message = format!("Content-Encoding: {what} is not taken");
-    let hint = format!("send the body as it is, or in one of these codings: {ACCEPTED}");
+    let message = format!("Content-Encoding: {what} is not supported");
+    let hint = format!("send the body uncompressed, or in one of these codings: {ACCEPTED}");
     ApiError::new(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "unsupported-encoding",
@@ -49,7 +49,7 @@ fn unsupported(what: &str) -> ApiError {
 }
 
 impl App {
-    /// The plain bytes of a compressed body. Room for them is taken as they come.
+    /// The decompressed bytes of a body. Memory is reserved as they are produced.
     pub(super) async fn inflated(
         &self,
         coding: Coding,
@@ -83,14 +83,17 @@ impl App {
 }
 
 fn not_inflated(name: &str, error: &InflateError) -> ApiError {
-    let message = format!("the body is not what Content-Encoding: {name} says: {error}");
-    let hint = "compress the whole body with this coding, or leave the header out";
+    let message = format!("the body is not valid {name}, as Content-Encoding says: {error}");
+    let hint = "compress the whole body with this coding, or omit the header";
     ApiError::malformed(message, hint)
 }
 
 fn inflates_too_far(name: &str, bytes_max: usize) -> ApiError {
-    let message = format!("inflated by {name}, the body is larger than {bytes_max} bytes");
-    ApiError::too_large(message, "send it in several requests, or make it smaller")
+    let message = format!("decompressed by {name}, the body is larger than {bytes_max} bytes");
+    ApiError::too_large(
+        message,
+        "split it into several requests, or make it smaller",
+    )
 }
 
 #[cfg(test)]

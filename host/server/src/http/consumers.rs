@@ -1,4 +1,4 @@
-//! Consumers over HTTP: made, listed, shown, reset, deleted. What they read stands in [`super::consuming`].
+//! Consumers over HTTP: create, list, show, reset, delete. [`super::consuming`] has their reads and commits.
 
 use axum::Json;
 use axum::body::Body;
@@ -17,7 +17,7 @@ use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
 use super::to_the_end;
 
-/// A consumer and how it does.
+/// A consumer and its status.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Consumer)]
 pub(super) struct ConsumerBody {
@@ -25,46 +25,46 @@ pub(super) struct ConsumerBody {
     topic: TopicName,
     #[schema(value_type = String)]
     name: ConsumerName,
-    /// In milliseconds since the Unix epoch, as all times.
+    /// In milliseconds since the Unix epoch, like all times.
     #[schema(value_type = u64)]
     created_at: Timestamp,
-    /// Offsets that it has still to read, of all partitions together.
+    /// Offsets still to read, over all partitions.
     lag: u64,
-    /// Who reads as it now; null if nobody does.
+    /// The current reader; null if there is none.
     reader: Option<ReaderBody>,
     /// When it last committed.
     #[schema(value_type = Option<u64>)]
     committed_at: Option<Timestamp>,
-    /// Who did, as far as they said.
+    /// By whom, as claimed.
     committed_by: Option<String>,
-    /// When its positions were last set by hand.
+    /// When its positions were last reset.
     #[schema(value_type = Option<u64>)]
     reset_at: Option<Timestamp>,
-    /// Who did, as far as they said.
+    /// By whom, as claimed.
     reset_by: Option<String>,
-    /// Where it stands; left out of lists.
+    /// Its position in each partition; omitted in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     partitions: Option<Vec<PlaceBody>>,
 }
 
-/// Who reads as a consumer.
+/// The reader of a consumer.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ConsumerReader)]
 struct ReaderBody {
-    /// As far as they said.
+    /// Its name, as claimed.
     by: String,
-    /// Until when nobody else may, unless the reader is heard of.
+    /// When the lease ends, unless the reader renews it.
     #[schema(value_type = u64)]
     until: Timestamp,
 }
 
-/// Where a consumer stands in a partition.
+/// A consumer's position in a partition.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ConsumerPlace)]
 struct PlaceBody {
     #[schema(value_type = u32)]
     partition: PartitionId,
-    /// The next offset to read, as committed. Below `start`, messages were removed before it came to them.
+    /// The next offset to read, as committed. If it is below `start`, messages were removed before the consumer reached them.
     #[schema(value_type = u64)]
     position: Offset,
     /// The first offset kept.
@@ -73,13 +73,13 @@ struct PlaceBody {
     /// The offset that the next message will have.
     #[schema(value_type = u64)]
     end: Offset,
-    /// Offsets that it has still to read.
+    /// Offsets still to read.
     lag: u64,
 }
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct ConsumersBody {
-    /// By topic and name; at most 1,000 of a topic.
+    /// By topic and name; at most 1,000 per topic.
     consumers: Vec<ConsumerBody>,
 }
 
@@ -134,14 +134,14 @@ impl ConsumersBody {
 impl From<ConsumerError> for ApiError {
     fn from(error: ConsumerError) -> Self {
         let text = error.to_string();
-        let see = "GET /v1/topics/{topic}/consumers/{name} or `millrace consumer show` shows where it stands";
+        let see = "GET /v1/topics/{topic}/consumers/{name} or `millrace consumer show` shows its positions";
         match error {
             ConsumerError::UnknownTopic(name) => TopicError::Unknown(name).into(),
             ConsumerError::UnknownPartition { .. } => Self::unknown("unknown-partition", text, see),
             ConsumerError::Unknown { .. } => Self::unknown(
                 "unknown-consumer",
                 text,
-                "GET /v1/consumers or `millrace consumer list` shows those that exist; reading without a lease makes one",
+                "GET /v1/consumers or `millrace consumer list` shows the consumers that exist; reading without a lease creates one",
             ),
             ConsumerError::TooMany(_) => {
                 Self::conflict("too-many-consumers", text, "delete one that is not needed")
@@ -149,13 +149,13 @@ impl From<ConsumerError> for ApiError {
             ConsumerError::Busy { left_ms, .. } => Self::conflict(
                 "consumer-busy",
                 text,
-                "one reads at a time: stop the other reader, or try again when its lease has ended; take another name to read the topic for yourself",
+                "only one reader may be active: stop the other one, or try again when its lease has ended; to read the topic independently, use another name",
             )
             .retrying_after(left_ms.div_ceil(1_000)),
             ConsumerError::Lost { .. } => Self::conflict(
                 "lease-lost",
                 text,
-                "this request committed nothing; read again without a lease: it goes on at the committed positions",
+                "this request committed nothing; read again without a lease to continue at the committed positions",
             ),
             ConsumerError::Backwards { .. } => Self::conflict(
                 "position-behind",
@@ -191,7 +191,7 @@ pub(super) async fn list_of_topic(
     Ok(Json(ConsumersBody::of(consumers)))
 }
 
-/// One consumer, and where it stands in each partition.
+/// One consumer, with its position in each partition.
 #[utoipa::path(get, path = "/v1/topics/{topic}/consumers/{name}", tag = "consumers",
     params(("topic" = String, Path,), ("name" = String, Path,)), responses(
     (status = 200, body = ConsumerBody),
@@ -209,19 +209,19 @@ pub(super) async fn show(
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct MakeQuery {
-    /// Where it begins: `earliest` (the default), `latest`, an offset of each partition or the nearest that there is, or a time, as
+    /// Where it starts: `earliest` (the default), `latest`, an offset in each partition or the nearest that exists, or a time, as
     /// `timestamp:MS`, `2026-11-21T10:00:00Z` or `-15m`.
     from: Option<String>,
 }
 
-/// Makes a consumer. One that is there already stays as it is, wherever it stands.
+/// Creates a consumer. An existing one is not changed.
 #[utoipa::path(put, path = "/v1/topics/{topic}/consumers/{name}", tag = "consumers",
     params(("topic" = String, Path,), ("name" = String, Path,), MakeQuery), responses(
     (status = 201, body = ConsumerBody, description = "Made"),
-    (status = 200, body = ConsumerBody, description = "It exists already"),
+    (status = 200, body = ConsumerBody, description = "It already exists"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "The topic has as many as there may be"),
+    (status = 409, body = ErrorBody, description = "The topic has the maximum number of consumers"),
     (status = 422, body = ErrorBody, description = "The host has no room for it"),
 ))]
 pub(super) async fn make(
@@ -247,22 +247,22 @@ pub(super) async fn make(
     .await
 }
 
-/// Where to go on.
+/// Where to continue.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ResetBody {
-    /// As `from` where a consumer is made.
+    /// As `from` for a new consumer.
     #[schema(example = "earliest")]
     to: String,
-    /// Only this partition; all of them without.
+    /// Only this partition; all partitions if omitted.
     #[serde(default)]
     partition: Option<u32>,
 }
 
-/// Sets the positions of a consumer by hand, forward or back. Whoever reads as it loses the lease, and commits nothing over them.
+/// Sets the positions of a consumer, forward or back. Its reader loses the lease, so it cannot commit over them.
 #[utoipa::path(post, path = "/v1/topics/{topic}/consumers/{name}/reset", tag = "consumers",
     params(("topic" = String, Path,), ("name" = String, Path,), ByHeader), request_body = ResetBody, responses(
-    (status = 200, body = ConsumerBody, description = "As it is now"),
+    (status = 200, body = ConsumerBody, description = "The changed consumer"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
 ))]
@@ -286,7 +286,7 @@ pub(super) async fn reset(
     .await
 }
 
-/// Deletes a consumer and its positions. Whoever reads as it is told so with its next request.
+/// Deletes a consumer and its positions. Its reader learns of it with its next request.
 #[utoipa::path(delete, path = "/v1/topics/{topic}/consumers/{name}", tag = "consumers",
     params(("topic" = String, Path,), ("name" = String, Path,)), responses(
     (status = 204),

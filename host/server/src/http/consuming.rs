@@ -1,8 +1,8 @@
-//! What a consumer reads and commits over HTTP: messages of all partitions from the committed positions on, and with them what is to be
-//! sent back when they are done.
+//! Reads and commits of consumers over HTTP: messages of all partitions from the committed positions on, with the commit to send back
+//! afterwards.
 //!
-//! A reader has a lease, which the first answer gives and which every further request names. Nobody else reads as the consumer
-//! meanwhile (docs/consumers.md).
+//! A reader has a lease, which the first answer contains and every further request names. Meanwhile nobody else reads as the consumer
+//! (docs/consumers.md).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,31 +31,31 @@ use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
 use super::to_the_end;
 
-/// How often a topic of more partitions than are waited for one by one is looked at.
+/// How often a topic is checked if it has too many partitions to wait for each one.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ReadQuery {
-    /// The lease that the first answer gave; a new reader has none.
+    /// The lease from the first answer; a new reader has none.
     lease: Option<String>,
-    /// For how long a new lease holds after the reader was last heard of: longer than it takes to work on one answer. From 100 to
-    /// 3,600,000; asking for more or less gives that.
+    /// How long a new lease lasts after the reader's last request: longer than it takes to process one answer. From 100 to 3,600,000;
+    /// other values are moved into this range.
     #[param(default = 30_000)]
     lease_ms: u64,
-    /// Whether the consumer is made if there is none of its name.
+    /// Whether a missing consumer is created.
     #[param(default = true)]
     create: bool,
-    /// Where it begins then, as where one is made.
+    /// Where a new consumer starts, as in creating one.
     from: Option<String>,
-    /// Messages at the most.
+    /// Maximum number of messages.
     #[param(default = 100)]
     max: usize,
-    /// Bytes of messages at the most; one larger message still comes.
+    /// Maximum bytes of messages; one larger message is still returned.
     #[param(default = 1_048_576)]
     max_bytes: usize,
-    /// How long to wait if there is nothing yet in any partition.
+    /// How long to wait if there is nothing new in any partition.
     #[param(default = 0)]
     wait_ms: u64,
 }
@@ -86,22 +86,22 @@ struct ReadBody<'a> {
     problems: Vec<Problem>,
 }
 
-/// What a consumer is to read next.
+/// The next messages for a consumer.
 #[derive(ToSchema)]
 #[schema(as = ConsumerMessages)]
 #[allow(dead_code, reason = "describes ReadBody in the OpenAPI document")]
 pub(super) struct ReadSchema {
-    /// Of each partition in its order.
+    /// In order for each partition.
     messages: Vec<MessageSchema>,
-    /// What to send to `…/commit`, as it is, when all of them are done.
+    /// What to send to `…/commit`, unchanged, after processing all of them.
     commit: ToCommit,
-    /// Until when nobody else reads as this consumer, in milliseconds since the Unix epoch; a request with the lease renews it.
+    /// When the lease ends, in milliseconds since the Unix epoch; a request with the lease renews it.
     leased_until: u64,
-    /// Whether the consumer was made by this request.
+    /// Whether this request created the consumer.
     created: bool,
-    /// Offsets that were removed before the consumer came to them. A commit goes past them.
+    /// Offsets that were removed before the consumer reached them. A commit moves past them.
     passed_over: Option<Vec<PassedOver>>,
-    /// Partitions that cannot be read where the consumer stands. Committing their `next` goes past what cannot be read.
+    /// Partitions that cannot be read at the consumer's position. Committing their `next` skips what cannot be read.
     problems: Option<Vec<Problem>>,
 }
 
@@ -109,7 +109,7 @@ pub(super) struct ReadSchema {
 struct ToCommit {
     #[schema(example = "9b1cf00d52a80b3e")]
     lease: String,
-    /// The next offset of each partition that moves on, `PARTITION:OFFSET,…`; empty if none does.
+    /// The next offset of each partition that advances, `PARTITION:OFFSET,…`; empty if none does.
     #[schema(example = "0:17,1:5")]
     positions: String,
 }
@@ -118,7 +118,7 @@ struct ToCommit {
 struct PassedOver {
     #[schema(value_type = u32)]
     partition: PartitionId,
-    /// The first offset that is missing.
+    /// The first missing offset.
     #[schema(value_type = u64)]
     from: Offset,
     /// The offset after them.
@@ -126,16 +126,16 @@ struct PassedOver {
     to: Offset,
 }
 
-/// Reads what comes next for a consumer, of all partitions; with `wait_ms`, waits for it. Without a lease it takes one, and makes the
-/// consumer if there is none of its name. The same messages come again until they are committed.
+/// Reads the next messages of a consumer, from all partitions; with `wait_ms`, waits for them. Without a lease it takes one, and
+/// creates the consumer if it does not exist. The same messages are returned again until they are committed.
 #[utoipa::path(get, path = "/v1/topics/{topic}/consumers/{name}/messages", tag = "consumers",
     params(("topic" = String, Path,), ("name" = String, Path,), ReadQuery, ByHeader), responses(
-    (status = 200, body = ReadSchema, description = "Messages, and what to commit when they are done"),
+    (status = 200, body = ReadSchema, description = "Messages, and what to commit after processing them"),
     (status = 400, body = ErrorBody),
-    (status = 404, body = ErrorBody, description = "There is no such topic; or the consumer of this lease was deleted"),
-    (status = 409, body = ErrorBody, description = "Somebody else reads as the consumer (`consumer-busy`, with Retry-After); the lease is no longer valid (`lease-lost`); or the topic has as many as there may be"),
+    (status = 404, body = ErrorBody, description = "The topic does not exist, or the consumer of this lease was deleted"),
+    (status = 409, body = ErrorBody, description = "Another reader has the lease (`consumer-busy`, with Retry-After); the lease is no longer valid (`lease-lost`); or the topic has the maximum number of consumers"),
     (status = 422, body = ErrorBody, description = "The host has no room for a new consumer"),
-    (status = 503, body = ErrorBody, description = "Too many fetches wait, or too much is being sent"),
+    (status = 503, body = ErrorBody, description = "Too many fetches are waiting, or the memory for answers is in use"),
 ))]
 pub(super) async fn messages(
     app: Called,
@@ -185,14 +185,14 @@ pub(super) async fn messages(
     next.retain(|partition, at| stands.get(partition).is_none_or(|stood| *at > *stood));
     let (lease, created) = (held.lease, held.created);
     let Some(leased_until) = held.kept() else {
-        // While it waited somebody came, set the positions or deleted the consumer; this says which.
+        // During the wait another reader may have come, or the consumer was reset or deleted; this finds out.
         let lost = HoldRequest {
             lease: Some(lease),
             ..request
         };
         hold(lost).await?;
         let message = "the lease changed hands meanwhile";
-        return Err(ApiError::unavailable("busy", message, "ask again", 1));
+        return Err(ApiError::unavailable("busy", message, "try again", 1));
     };
     let body = ReadBody {
         messages: found
@@ -215,7 +215,7 @@ pub(super) async fn messages(
 }
 
 fn lease_of(text: &str) -> Result<LeaseId, ApiError> {
-    let hint = "give the lease of the last answer as it is; a new reader has none";
+    let hint = "send the lease of the last answer unchanged; a new reader has none";
     text.parse()
         .map_err(|error| ApiError::malformed(format!("lease={text:?}: {error}"), hint))
 }
@@ -234,7 +234,7 @@ impl Called {
         if stands.len() <= FETCH_PARTITIONS_MAX {
             return self.awaited(topic, places, wait, line, growths).await;
         }
-        // As many waits as there are partitions would be too many.
+        // One wait per partition would be too many.
         let is_there = |(partition, from): (PartitionId, Offset)| {
             let ends = self.session.catalogue().ends(topic, partition);
             ends.is_none_or(|ends| from < ends.end)
@@ -260,7 +260,7 @@ impl Called {
         Ok(())
     }
 
-    /// Reads, and gives room for the answer with it.
+    /// Reads, and reserves room for the answer with it.
     async fn found(
         &self,
         topic: &Topic,
@@ -275,13 +275,13 @@ impl Called {
             if room.grow(needed) {
                 return Ok((found, room));
             }
-            // Nobody keeps what was read while waiting for more room.
+            // Messages already read are not held while waiting for more room.
             drop((found, room));
             room = self.answer_room(needed).await?;
         }
     }
 
-    /// What was removed before the consumer came to it, as far as nothing of it was read just now.
+    /// Messages removed before the consumer reached them, for partitions from which nothing was read now.
     fn passed_over(
         &self,
         topic: &Topic,
@@ -305,38 +305,38 @@ impl Called {
     }
 }
 
-/// What was done.
+/// The reader's progress.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CommitBody {
-    /// That of the answer with the messages.
+    /// The lease from the answer with the messages.
     #[schema(example = "9b1cf00d52a80b3e")]
     lease: String,
-    /// The next offset of each partition that moves on, `PARTITION:OFFSET,…`; empty to only renew the lease.
+    /// The next offset of each partition that advances, `PARTITION:OFFSET,…`; empty to only renew the lease.
     #[serde(default)]
     #[schema(example = "0:17,1:5")]
     positions: String,
-    /// Gives the lease back: the next reader need not wait for its end.
+    /// Releases the lease, so that the next reader need not wait for its end.
     #[serde(default)]
     release: bool,
 }
 
-/// What came of a commit.
+/// The result of a commit.
 #[derive(Serialize, ToSchema)]
 pub(super) struct CommittedBody {
-    /// Until when nobody else reads as this consumer, in milliseconds since the Unix epoch; null if the lease was given back.
+    /// When the lease ends, in milliseconds since the Unix epoch; null if it was released.
     #[schema(value_type = Option<u64>)]
     leased_until: Option<Timestamp>,
 }
 
-/// Commits how far a consumer has come, in all partitions named in one step, and renews the lease. Never backwards, nor past the end;
-/// the same commit again changes nothing.
+/// Commits a consumer's positions, in all named partitions in one step, and renews the lease. Positions cannot move backwards or past
+/// the end; repeating a commit changes nothing.
 #[utoipa::path(post, path = "/v1/topics/{topic}/consumers/{name}/commit", tag = "consumers",
     params(("topic" = String, Path,), ("name" = String, Path,), ByHeader), request_body = CommitBody, responses(
-    (status = 200, body = CommittedBody, description = "It is committed, durably"),
+    (status = 200, body = CommittedBody, description = "Durably committed"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "The lease is no longer valid (`lease-lost`), or more is committed already (`position-behind`)"),
+    (status = 409, body = ErrorBody, description = "The lease is no longer valid (`lease-lost`), or a later position is already committed (`position-behind`)"),
     (status = 422, body = ErrorBody, description = "A position past the end of its partition"),
     (status = 503, body = ErrorBody, description = "Nothing was committed; try again"),
 ))]

@@ -1,4 +1,4 @@
-//! Damage over HTTP: what is known to be damaged, how far the search for more is, and giving up what is lost.
+//! Damage over HTTP: what is known to be damaged, the progress of the search for more, and accepting losses.
 
 use axum::Json;
 use axum::body::Body;
@@ -13,16 +13,16 @@ use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
 use super::to_the_end;
 
-/// What is known to be damaged.
+/// The known damage.
 #[derive(Serialize, ToSchema)]
 pub(super) struct DamageBody {
     /// Messages that cannot be read.
     ranges: Vec<RangeBody>,
-    /// Modules whose bytes are not those that were uploaded, by digest; uploading them again mends them.
+    /// Modules whose bytes differ from those that were uploaded, by digest; uploading them again repairs them.
     modules: Vec<String>,
-    /// Files of processors' state in which something cannot be read, as far as the background search came since the host started.
+    /// Files of processors' state with unreadable parts, as far as the background search has come since the host started.
     state: Vec<StateFileBody>,
-    /// The background search for damage; absent where the engine has none.
+    /// The background search for damage; absent if the engine has none.
     scrub: Option<ScrubBody>,
 }
 
@@ -33,13 +33,13 @@ struct RangeBody {
     partition: u32,
     /// The first of them.
     from: u64,
-    /// The offset after the last of them: where to read on.
+    /// The offset after the last of them, where reading can continue.
     to: u64,
-    /// The file, as seen from the data directory.
+    /// The file, relative to the data directory.
     file: String,
-    /// Where in the file; absent until it was read through.
+    /// The position in the file; absent until the file has been scanned.
     bytes: Option<BytesBody>,
-    /// `changed`, or `misplaced`: what stands there was written for another topic or partition.
+    /// `changed`, or `misplaced`: the data belongs to another topic or partition.
     kind: &'static str,
     /// Milliseconds since the Unix epoch.
     found_at: u64,
@@ -49,16 +49,16 @@ struct RangeBody {
     accepted_at: Option<u64>,
 }
 
-/// A file of a processor's state in which something cannot be read.
+/// A file of a processor's state with unreadable parts.
 #[derive(Serialize, ToSchema)]
 struct StateFileBody {
-    /// Whose state.
+    /// The processor.
     processor: String,
     topic: String,
     partition: u32,
-    /// The file, as seen from the data directory.
+    /// The file, relative to the data directory.
     file: String,
-    /// What is wrong with it, first of all.
+    /// The first problem found in it.
     reason: String,
     /// Milliseconds since the Unix epoch.
     found_at: u64,
@@ -70,21 +70,21 @@ struct BytesBody {
     to: u64,
 }
 
-/// How far the background search is.
+/// The progress of the background search.
 #[derive(Serialize, ToSchema)]
 struct ScrubBody {
-    /// At the most; 0 is off.
+    /// The maximum; 0 is off.
     bytes_per_second: u64,
-    /// Read since the host started.
+    /// Bytes read since the host started.
     bytes: u64,
     /// Absent between rounds.
     round_began_at: Option<u64>,
-    /// The share of the partitions that the present round is done with.
+    /// The share of the partitions that the current round has finished.
     round_done: f64,
     round_finished_at: Option<u64>,
 }
 
-/// Which damaged messages to give up.
+/// The damaged messages to accept as lost.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AcceptBody {
@@ -137,7 +137,7 @@ impl From<ScrubStatus> for ScrubBody {
     }
 }
 
-/// Everything that is known to be damaged, and how far the search for more is.
+/// All known damage, and the progress of the search for more.
 #[utoipa::path(get, path = "/v1/damage", tag = "damage", responses((status = 200, body = DamageBody)))]
 pub(super) async fn list(app: Called) -> Json<DamageBody> {
     let report = app.session.catalogue().damage();
@@ -165,13 +165,13 @@ pub(super) async fn list(app: Called) -> Json<DamageBody> {
     })
 }
 
-/// Gives up the damaged messages within these offsets: processors go on without them. Nothing is removed.
+/// Accepts the loss of the damaged messages within these offsets: processors continue after them. Nothing is removed.
 #[utoipa::path(post, path = "/v1/topics/{topic}/partitions/{partition}/damage/accept", tag = "damage",
     params(("topic" = String, Path,), ("partition" = u32, Path,)), request_body = AcceptBody,
     responses(
         (status = 200, body = AcceptedBody),
         (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody, description = "Nothing within these offsets is known to be damaged"),
+        (status = 404, body = ErrorBody, description = "There is no known damage within these offsets"),
     )
 )]
 pub(super) async fn accept(
@@ -204,9 +204,9 @@ pub(super) async fn accept(
         return Err(ApiError::unknown(
             "no-such-damage",
             format!(
-                "nothing is known to be damaged that lies wholly within offsets {from} to {to} (exclusive) of {name}/{partition}"
+                "there is no known damage entirely within offsets {from} to {to} (exclusive) of {name}/{partition}"
             ),
-            "GET /v1/damage or `millrace damage list` shows what is",
+            "GET /v1/damage or `millrace damage list` shows the known damage",
         ));
     }
     let accepted = accepted.into_iter();

@@ -1,4 +1,4 @@
-//! Delayed messages over HTTP: when a message is delivered, the list of those that wait, and cancelling one.
+//! Delayed messages over HTTP: the time of delivery, the list of waiting messages, and cancelling one.
 
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -16,7 +16,7 @@ use super::query::{InPath, InQuery};
 use super::to_the_end;
 use crate::units::time_ms;
 
-/// What to write where a time is not understood.
+/// The accepted formats of a time.
 pub(super) const TIME_HINT: &str = "write milliseconds since the Unix epoch, 2026-11-21T10:00:00Z, 2026-11-21, now, 15m (ago) or +15m (from now)";
 
 /// A time, as people and programs write it.
@@ -38,7 +38,7 @@ impl Moment {
         }
     }
 
-    /// What a field means.
+    /// The value of a field.
     pub(super) fn understood(&self, field: &str, now: Timestamp) -> Result<Timestamp, ApiError> {
         let ms = self.ms(now);
         ms.map(Timestamp)
@@ -46,7 +46,7 @@ impl Moment {
     }
 }
 
-/// When a message is delivered, of the two ways to say it; `None` is at once.
+/// The time of delivery from the two ways to give it; `None` is at once.
 pub(super) fn due(
     deliver_at: Option<&Moment>,
     delay_ms: Option<u64>,
@@ -54,7 +54,7 @@ pub(super) fn due(
 ) -> Result<Option<DueAt>, ApiError> {
     match (deliver_at, delay_ms) {
         (Some(_), Some(_)) => {
-            let message = "deliver_at and delay_ms are both given";
+            let message = "both deliver_at and delay_ms are given";
             Err(ApiError::malformed(message, "give one of them"))
         }
         (None, delay_ms) => Ok(delay_ms.map(|ms| DueAt::after(now, ms))),
@@ -71,9 +71,9 @@ pub(super) fn due(
 pub(super) struct DelayedParams {
     /// Only those for this partition.
     partition: Option<u32>,
-    /// Only those after this one, by its id, to read on.
+    /// Only those after this id, to continue a list.
     after: Option<String>,
-    /// Messages at the most.
+    /// Maximum number of messages.
     #[serde(default = "max_default")]
     #[param(default = 100)]
     max: usize,
@@ -83,14 +83,14 @@ fn max_default() -> usize {
     100
 }
 
-/// Messages that wait for their time.
+/// Waiting messages.
 #[derive(ToSchema)]
 #[schema(as = Delayed)]
 #[allow(dead_code, reason = "describes what written writes by hand")]
 pub(super) struct DelayedBody {
     /// All that wait for this topic.
     total: usize,
-    /// Whether there are more: ask for those after the last.
+    /// Whether there are more: ask for those after the last one.
     has_more: bool,
     /// By partition, then by time of delivery.
     delayed: Vec<DelayedMessageBody>,
@@ -100,7 +100,7 @@ pub(super) struct DelayedBody {
 #[schema(as = DelayedMessage)]
 #[allow(dead_code, reason = "describes what Shown writes")]
 struct DelayedMessageBody {
-    /// To cancel it by.
+    /// The id, to cancel it.
     id: String,
     partition: u32,
     /// Milliseconds since the Unix epoch.
@@ -162,9 +162,12 @@ impl From<DelayedError> for ApiError {
                 "GET /v1/topics/{topic} or `millrace topic show` shows its partitions",
             ),
             DelayedError::Unknown { .. } => unknown(text),
-            DelayedError::Busy(_) => {
-                Self::unavailable("busy", text, "try again; it may be delivered by then", 1)
-            }
+            DelayedError::Busy(_) => Self::unavailable(
+                "busy",
+                text,
+                "try again; the message may be delivered by then",
+                1,
+            ),
             DelayedError::Read(error) => error.into(),
             DelayedError::Commit(error) => error.into(),
         }
@@ -172,11 +175,12 @@ impl From<DelayedError> for ApiError {
 }
 
 fn unknown(text: String) -> ApiError {
-    let hint = "GET /v1/topics/{topic}/delayed or `millrace delayed list` shows those that wait";
+    let hint =
+        "GET /v1/topics/{topic}/delayed or `millrace delayed list` shows those that are waiting";
     ApiError::unknown("unknown-delayed-message", text, hint)
 }
 
-/// Messages that wait for their time, by partition and time: at most 1,000 and 4 MiB of them.
+/// Waiting messages, by partition and time: at most 1,000 and 4 MiB of them.
 #[utoipa::path(get, path = "/v1/topics/{topic}/delayed", tag = "messages",
     params(("topic" = String, Path,), DelayedParams), responses(
     (status = 200, body = DelayedBody),
@@ -193,7 +197,7 @@ pub(super) async fn list(
     let after = after.map_err(|error| {
         ApiError::malformed(
             format!("after: {error}"),
-            "give the id of the last one shown",
+            "use the id of the last one shown",
         )
     })?;
     let query = DelayedQuery {
@@ -208,11 +212,11 @@ pub(super) async fn list(
     Ok(room.answer("application/json", written))
 }
 
-/// Cancels a delayed message: it is never delivered. 404 if it was delivered already.
+/// Cancels a delayed message: it is never delivered. 404 if it was already delivered.
 #[utoipa::path(delete, path = "/v1/topics/{topic}/delayed/{id}", tag = "messages",
     params(("topic" = String, Path,), ("id" = String, Path,)), responses(
     (status = 204, description = "Cancelled"),
-    (status = 404, body = ErrorBody, description = "`unknown-delayed-message`: it was delivered or cancelled already, or was never there"),
+    (status = 404, body = ErrorBody, description = "`unknown-delayed-message`: it was already delivered or cancelled, or never existed"),
     (status = 503, body = ErrorBody),
 ))]
 pub(super) async fn cancel(

@@ -1,5 +1,5 @@
-//! Changes of a processor that is there: PATCH lays fields over what the current revision is made of, as the host knows it at that moment.
-//! Also here: what an answer says of the difference that a deployment made.
+//! Changes of an existing processor: PATCH applies fields to the specification of the current revision. Also: the part of an answer
+//! that says what a deployment changed.
 
 use axum::Json;
 use axum::body::Body;
@@ -31,22 +31,22 @@ use super::query::{InPath, InQuery};
 use super::to_the_end;
 use crate::units::time_ms;
 
-/// A processor, and what a deployment made different about it.
+/// A processor, and what a deployment changed.
 #[derive(Serialize, ToSchema)]
 pub(super) struct DeployedBody {
     #[serde(flatten)]
     #[schema(value_type = ProcessorSchema)]
     processor: Processor,
-    /// Each field that is another one now than before, of the current revision or of the one on trial; empty where nothing differs, and
-    /// for a first revision.
+    /// Each changed field of the current revision or the one on trial; empty if nothing changed, and for a first revision.
     differs: Vec<Difference>,
-    /// Whether the processor was not there before.
+    /// Whether the processor was created.
     created: bool,
-    /// The revision that a rollback leads to: the last one that worked, or from one on trial the current one. Absent if there is none.
+    /// The revision that a rollback would return to: the last one that worked, or from a revision on trial the current one. Absent if
+    /// there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     way_back: Option<u32>,
-    /// What was done, where that is more or less than what was asked for: from where a rollback went and what it passed over, what was
-    /// withdrawn, what a revision did wrong on trial.
+    /// What was done beyond the request: where a rollback started and what it skipped, what was withdrawn, the failures of a revision
+    /// on trial.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
     /// Messages that wait in topics which the current revision does not read; absent if there are none.
@@ -55,38 +55,39 @@ pub(super) struct DeployedBody {
     left_behind: Vec<LeftBehind>,
 }
 
-/// What to change; the rest stays as it is. Null is the default, and the fields of a group are changed one by one.
+/// The changes; omitted fields stay as they are. Null resets to the default, and the fields of a group are changed one by one.
 #[derive(ToSchema)]
 #[schema(as = SpecChanges)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
 pub(super) struct SpecChangesSchema {
     /// Topics that it reads; at least one.
     topics: Option<Vec<String>>,
-    /// The module that processes, by digest, prefix or tag.
+    /// The module that processes messages, by digest, prefix or tag.
     module: Option<String>,
-    /// Where outputs go that name no topic.
+    /// The topic for outputs that name none.
     output: Option<String>,
     /// Further topics that it may write to.
     grants: Option<Vec<String>>,
-    /// What keeps its order: `key`, `partition` or `none`.
+    /// What stays in order when a message is retried: `key`, `partition` or `none`.
     order: Option<String>,
     batch: Option<BatchPolicySchema>,
     retry: Option<RetryPolicySchema>,
-    /// The module that decides about failures.
+    /// The module that decides what to do about failures.
     error_handler: Option<String>,
     limits: Option<LimitsSchema>,
     breaker: Option<BreakerPolicySchema>,
     dead_letters: Option<DeadLetterPolicySchema>,
-    /// Whether a bad deploy takes itself back to the last revision that worked.
+    /// Whether the host rolls a bad deploy back to the last revision that worked.
     auto_rollback: Option<bool>,
-    /// Whether what a revision gave up is sent again by itself once the host has taken that revision back.
+    /// Whether, after an automatic rollback, the host redrives what the failed revision gave up.
     auto_redrive: Option<bool>,
-    /// Counts hops in the header `millrace-hops`, and gives up messages that have so many; a cycle of processors needs one such.
+    /// Counts hops in the header `millrace-hops`, and gives up messages that have reached this many; every cycle of processors needs a
+    /// processor that does.
     hops_max: Option<u32>,
 }
 
-/// Changes a processor: its next revision is made of what the current one is, but for the fields that are given. Of two deployers who change
-/// different fields at the same time, both get what they said. A processor that is not there yet is made, if topics and module are given.
+/// Changes a processor: its next revision is the current one with the given fields changed. Two people who change different fields at
+/// the same time both get their changes. A missing processor is created if topics and module are given.
 #[utoipa::path(patch, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), ByHeader, DeployParams),
     request_body = SpecChangesSchema,
     responses(
@@ -94,9 +95,9 @@ pub(super) struct SpecChangesSchema {
         (status = 200, body = DeployedBody, description = "The next revision, or no change"),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "A topic or module is unknown"),
-        (status = 409, body = ErrorBody, description = "Another revision is current than expected_revision, or it is the one on trial and fails there; nothing has changed"),
+        (status = 409, body = ErrorBody, description = "The current revision is not expected_revision, or the revision is on trial and failing; nothing has changed"),
         (status = 422, body = ErrorBody, description = "Refused; nothing has changed"),
-        (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing has changed"),
+        (status = 503, body = ErrorBody, description = "The engine accepts no commits now; nothing has changed"),
     )
 )]
 pub(super) async fn amend(
@@ -114,7 +115,7 @@ pub(super) async fn amend(
     to_the_end(deployed(session, name, params, next, now)).await
 }
 
-/// Deploys as the parameters say.
+/// Deploys with the given parameters.
 pub(super) async fn deployed(
     session: Session,
     name: ProcessorName,
@@ -151,10 +152,10 @@ pub(super) async fn deployed(
     Ok((status, Json(answer)).into_response())
 }
 
-/// What `from`, or another field of the same words, says.
+/// Parses `from`, or another field with the same format.
 pub(super) fn begin_at(what: &str, text: &str, now: Timestamp) -> Result<BeginAt, ApiError> {
     let wrong = |why: &str| {
-        let message = format!("{what}={text:?} does not say where to begin{why}");
+        let message = format!("{what}={text:?} is not a start position{why}");
         let hint = "use earliest, latest, an offset, timestamp:MS, -15m, or 2026-11-21T10:00:00Z";
         ApiError::malformed(message, hint)
     };
@@ -178,7 +179,7 @@ pub(super) fn begin_at(what: &str, text: &str, now: Timestamp) -> Result<BeginAt
 }
 
 impl DeployedBody {
-    /// What it is now, with what has changed since `before`.
+    /// The processor now, with what has changed since `before`.
     pub(super) async fn after(
         session: &Session,
         before: Option<&Processor>,
@@ -194,7 +195,7 @@ impl DeployedBody {
             false => session.catalogue().way_back_of(&processor),
         };
         let last = last.filter(|_| is_new);
-        // What was done is done, whatever can be said of what it leaves.
+        // The change was made, even if what it leaves behind cannot be determined.
         let left_behind = session.catalogue().left_behind(&processor.name).await;
         Self {
             differs: differs.unwrap_or_default(),
@@ -206,14 +207,14 @@ impl DeployedBody {
         }
     }
 
-    /// With this note, if there is no other.
+    /// With this note, unless it has one.
     pub(super) fn noting(mut self, note: String) -> Self {
         self.note.get_or_insert(note);
         self
     }
 }
 
-/// What is to be said of a change, beyond that it was made.
+/// What to say about a change beyond that it was made.
 fn note(processor: &Processor, change: &Change, way_back: Option<u32>) -> Option<String> {
     let (name, current) = (&processor.name, processor.current);
     match change.what {
@@ -233,7 +234,7 @@ fn note(processor: &Processor, change: &Change, way_back: Option<u32>) -> Option
     }
 }
 
-/// The revisions to compare: one that is on trial now with the current one, a current one with the one that was current before.
+/// The revisions to compare: one on trial now with the current one, a current one with the previously current one.
 fn changed<'a>(before: &'a Processor, now: &'a Processor) -> Option<(&'a Revision, &'a Revision)> {
     let trial = |processor: &Processor| {
         let canary = processor.canary.as_ref().map(|canary| canary.revision);
@@ -243,7 +244,7 @@ fn changed<'a>(before: &'a Processor, now: &'a Processor) -> Option<(&'a Revisio
         return Some((now.current()?, now.revision(number)?));
     }
     let current = now.current().filter(|now| now.number != before.current)?;
-    // Somebody else may have deployed since `before` was looked at.
+    // Someone else may have deployed since `before` was read.
     let is_new = before.revisions.iter().all(|r| r.number < current.number);
     let predecessor = current.predecessor.filter(|_| is_new);
     let predecessor = predecessor.and_then(|number| now.revision(number));
@@ -251,18 +252,15 @@ fn changed<'a>(before: &'a Processor, now: &'a Processor) -> Option<(&'a Revisio
 }
 
 impl Called {
-    /// Changes as the broker takes them: of fields that there are, with modules by digest.
+    /// Changes in the broker's form: only known fields, with modules by digest.
     fn changes(&self, mut changes: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
         for field in ["topics", "module"] {
             if changes.get(field) == Some(&Value::Null) {
                 let message = format!("{field} has no default, and cannot be null");
-                return Err(ApiError::malformed(
-                    message,
-                    "leave it out to keep it as it is",
-                ));
+                return Err(ApiError::malformed(message, "omit it to keep it as it is"));
             }
         }
-        // Understood as a whole specification would be, so that slips are answered alike.
+        // Parsed like a whole specification, so that mistakes get the same answers.
         let mut whole = any_spec();
         merge_known(&mut whole, &changes);
         of_value::<SpecBody>(Value::Object(whole))?;
@@ -275,12 +273,12 @@ impl Called {
     }
 }
 
-/// Whether fields that came from elsewhere make a whole specification; what is wrong with them, and what to do.
+/// Checks whether fields make a whole specification; otherwise what is wrong with them, and what to do.
 pub(crate) fn check_spec(spec: &Value) -> Result<(), (String, String)> {
     let understood = of_value::<SpecBody>(spec.clone());
     understood.map(drop).map_err(|error| {
         let (message, hint) = error.into_parts();
-        let message = message.trim_start_matches("the JSON is not understood: ");
+        let message = message.trim_start_matches("the JSON is invalid: ");
         (message.to_owned(), hint)
     })
 }
@@ -310,7 +308,7 @@ fn any_spec() -> Map<String, Value> {
     }
 }
 
-/// As a merge patch, but a null for a field that there is not stays there: it is a slip, too.
+/// Like a merge patch, but a null for an unknown field is kept, because it is a mistake, too.
 fn merge_known(fields: &mut Map<String, Value>, changes: &Map<String, Value>) {
     for (name, change) in changes {
         match (fields.get_mut(name), change) {

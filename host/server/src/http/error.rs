@@ -1,4 +1,4 @@
-//! The one shape of everything that goes wrong: a code for programs, a message for people, and what to do now.
+//! The one shape of all errors: a code for programs, a message for people, and what to do now.
 
 mod topics;
 
@@ -14,7 +14,7 @@ use millrace_model::NameError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// An answer that says what went wrong and what to do.
+/// An error answer: what went wrong and what to do.
 #[derive(Debug)]
 pub(crate) struct ApiError {
     status: StatusCode,
@@ -24,7 +24,7 @@ pub(crate) struct ApiError {
     retry_after_s: Option<u32>,
     next: Option<u64>,
     partition: Option<u32>,
-    /// The codings of bodies that are taken, where one was refused.
+    /// The accepted codings of bodies, after a refused one.
     accepted_encodings: Option<&'static str>,
 }
 
@@ -43,10 +43,10 @@ struct ErrorDetail {
     message: String,
     /// What to do now.
     hint: String,
-    /// Where to read on, after messages that cannot be read.
+    /// Where to continue, after messages that cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<u64>,
-    /// Of which partition, where several were read.
+    /// The partition it applies to, if several were read.
     #[serde(skip_serializing_if = "Option::is_none")]
     partition: Option<u32>,
 }
@@ -70,29 +70,29 @@ impl ApiError {
         }
     }
 
-    /// What happened and what to do, for whom it is no answer.
+    /// The message and the hint, for use outside of an answer.
     pub(crate) fn into_parts(self) -> (String, String) {
         (self.message, self.hint)
     }
 
-    /// Code, message and where to read on, for whom it is a part of an answer.
+    /// Code, message and where to continue, for use as a part of an answer.
     pub(crate) fn into_problem(self) -> (&'static str, String, Option<u64>) {
         (self.code, self.message, self.next)
     }
 
-    /// The same, saying of which partition.
+    /// Adds the partition.
     pub(crate) fn of_partition(mut self, partition: u32) -> Self {
         self.partition = Some(partition);
         self.at(&format!("partition {partition}"))
     }
 
-    /// The same, saying in which codings a body is taken.
+    /// Adds the accepted codings of bodies.
     pub(crate) fn accepting(mut self, encodings: &'static str) -> Self {
         self.accepted_encodings = Some(encodings);
         self
     }
 
-    /// What happened, for whom it is no answer.
+    /// The message, for use outside of an answer.
     pub(crate) fn into_message(self) -> String {
         self.message
     }
@@ -109,7 +109,7 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, code, message, hint)
     }
 
-    /// The same, saying after how many seconds to try again.
+    /// Adds the number of seconds after which to try again.
     pub(crate) fn retrying_after(mut self, seconds: u64) -> Self {
         self.retry_after_s = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
         self
@@ -137,8 +137,8 @@ impl ApiError {
 
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         let message = message.into();
-        tracing::error!(%message, "a request failed by our fault");
-        let hint = "look into the host's log; the x-request-id of this answer is in it";
+        tracing::error!(%message, "a request failed with an internal error");
+        let hint = "see the host's log; it contains the x-request-id of this answer";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message, hint)
     }
 
@@ -146,19 +146,19 @@ impl ApiError {
         self.status == StatusCode::PAYLOAD_TOO_LARGE
     }
 
-    /// The same, with other advice.
+    /// Replaces the hint.
     pub(crate) fn advising(mut self, hint: &str) -> Self {
         hint.clone_into(&mut self.hint);
         self
     }
 
-    /// The same, saying where in the request.
+    /// Adds the place in the request.
     pub(crate) fn at(mut self, place: &str) -> Self {
         self.message = format!("{place}: {}", self.message);
         self
     }
 
-    /// The same, saying in which line of the request; the column stays, the line that the parser counted goes.
+    /// Adds the line of the request; keeps the column, and replaces the line that the parser counted.
     pub(crate) fn at_line(mut self, line: usize) -> Self {
         self.message = self.message.replace(" at line 1 column ", " at column ");
         self.at(&format!("line {line}"))
@@ -198,7 +198,7 @@ pub(crate) async fn unknown_route(method: Method, uri: Uri) -> ApiError {
 
 pub(crate) async fn unknown_method(method: Method, uri: Uri) -> ApiError {
     let message = format!("{} does not take {method}", uri.path());
-    let hint = "GET /openapi.json lists what it takes";
+    let hint = "GET /openapi.json lists the methods it accepts";
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "unknown-method",
@@ -208,12 +208,12 @@ pub(crate) async fn unknown_method(method: Method, uri: Uri) -> ApiError {
 }
 
 const LIST_TOPICS: &str = "GET /v1/topics or `millrace topic list` shows the topics that exist";
-const LIST_MODULES: &str = "GET /v1/modules or `millrace module list` shows those that are here";
+const LIST_MODULES: &str = "GET /v1/modules or `millrace module list` shows the modules that exist";
 const LIST_PROCESSORS: &str =
-    "GET /v1/processors or `millrace processor list` shows those that exist";
+    "GET /v1/processors or `millrace processor list` shows the processors that exist";
 const SEE_ENDS: &str =
     "GET /v1/topics/{topic} or `millrace topic show` shows where each partition starts and ends";
-const SMALLER: &str = "send less at once";
+const SMALLER: &str = "send less per request";
 
 impl From<NameError> for ApiError {
     fn from(error: NameError) -> Self {
@@ -232,12 +232,12 @@ impl From<CommitError> for ApiError {
             CommitError::Fenced { .. } => Self::conflict(
                 "fenced",
                 text,
-                "others took the work of this partition over meanwhile; try again",
+                "another worker took over this partition meanwhile; try again",
             ),
             CommitError::Conflict(_) => Self::conflict(
                 "changed-meanwhile",
                 text,
-                "look at it again, and repeat the request if it is still right",
+                "read it again, and repeat the request if it is still what you want",
             ),
             CommitError::OutOfOrderSequence { .. } => {
                 let hint = "send the batches in order, or number from 0 in a new epoch";
@@ -246,23 +246,22 @@ impl From<CommitError> for ApiError {
             CommitError::ProducerFenced { .. } => Self::conflict(
                 "producer-fenced",
                 text,
-                "stop; a newer producer has this id",
+                "stop; a newer producer uses this id",
             ),
             CommitError::UnknownProducer(_) => Self::unknown(
                 "unknown-producer",
                 text,
-                "ask for a new id, and number from 0",
+                "request a new id, and number from 0",
             ),
             CommitError::PartlyRepeated { .. } => {
-                let hint = "repeat the call as it was the first time";
+                let hint = "repeat the call exactly as it was the first time";
                 Self::conflict("partly-repeated", text, hint)
             }
             CommitError::ProducerName { .. } => {
                 Self::refused("bad-producer-name", text, "choose another name")
             }
             CommitError::RequestReused => {
-                let hint =
-                    "take a new Idempotency-Key for this call; the first one stands as it is";
+                let hint = "use a new Idempotency-Key for this call; the first call stands";
                 Self::refused("idempotency-key-reused", text, hint)
             }
             CommitError::TooLarge { .. } => Self::too_large(text, SMALLER),
@@ -280,7 +279,7 @@ impl From<CommitError> for ApiError {
             CommitError::InDoubt(_) => Self::unavailable(
                 "in-doubt",
                 text,
-                "look whether it took effect; a call with an Idempotency-Key can be repeated with the same one",
+                "check whether it took effect; a call with an Idempotency-Key can be repeated with the same key",
                 1,
             ),
             CommitError::Poisoned(_) => Self::unavailable(
@@ -303,17 +302,17 @@ impl From<ReadError> for ApiError {
             ReadError::UnknownPartition(_) => Self::unknown("unknown-partition", text, LIST_TOPICS),
             ReadError::BelowStart { start, .. } => Self {
                 next: Some(start.0),
-                ..Self::unknown("offset-not-kept", text, "read on from=earliest")
+                ..Self::unknown("offset-not-kept", text, "continue with from=earliest")
             },
             ReadError::PastEnd { .. } => Self::unknown(
                 "offset-past-end",
                 text,
-                "read on from=latest, or wait; a time is said as from_time=2026-11-21T10:00:00Z",
+                "continue with from=latest, or wait; write a time as from_time=2026-11-21T10:00:00Z",
             ),
             ReadError::Damaged { to, .. } => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
                 let hint = format!(
-                    "read on with from={to}; the rest of the partition is sound. GET /v1/damage lists all damage"
+                    "continue with from={to}; the rest of the partition is sound. GET /v1/damage lists all damage"
                 );
                 Self {
                     next: Some(to.0),
@@ -326,7 +325,7 @@ impl From<ReadError> for ApiError {
                     status,
                     "module-damaged",
                     text,
-                    "POST /v1/modules with the same bytes mends it",
+                    "POST /v1/modules with the same bytes repairs it",
                 )
             }
             ReadError::Unavailable(_) => {
@@ -344,10 +343,10 @@ impl From<ProduceError> for ApiError {
             ProduceError::UnknownTopic(_) => Self::unknown(
                 "unknown-topic",
                 text,
-                "POST /v1/topics or `millrace topic create` makes it",
+                "POST /v1/topics or `millrace topic create` creates it",
             ),
             ProduceError::UnknownPartition { .. } => {
-                let hint = "leave the partition out, and the topic's partitioner chooses";
+                let hint = "omit the partition to let the topic's partitioner choose";
                 Self::unknown("unknown-partition", text, hint)
             }
             ProduceError::Owned { .. } => {
@@ -371,15 +370,15 @@ impl From<ProduceError> for ApiError {
             ProduceError::TooFar { .. } => Self::refused(
                 "too-far-away",
                 text,
-                "choose an earlier time; a schedule says it again and again",
+                "choose an earlier time, or use a schedule for repeated messages",
             ),
             ProduceError::Ahead { .. } => Self::refused(
                 "timestamp-ahead",
                 text,
-                "leave the timestamp out, or keep times that are to come in a header",
+                "omit the timestamp, or put future times in a header",
             ),
             ProduceError::OtherUnit { .. } => {
-                Self::refused("other-unit", text, "give milliseconds since the Unix epoch")
+                Self::refused("other-unit", text, "use milliseconds since the Unix epoch")
             }
             ProduceError::DelaysFull(_) => Self {
                 code: "delays-full",
@@ -396,7 +395,7 @@ impl From<ProduceError> for ApiError {
     }
 }
 
-/// The host's bound answers as the partition's does, and says which one it is.
+/// The host's bound answers like the partition's, and says which one it is.
 fn room_full(full: &RoomFull) -> ApiError {
     match full.kept {
         Kept::Delayed => ApiError {
@@ -412,12 +411,17 @@ fn room_full(full: &RoomFull) -> ApiError {
 fn busy(text: String) -> ApiError {
     ApiError {
         status: StatusCode::TOO_MANY_REQUESTS,
-        ..ApiError::unavailable("busy", text, "send slower; nothing of this was kept", 1)
+        ..ApiError::unavailable(
+            "busy",
+            text,
+            "send more slowly; nothing of this request was stored",
+            1,
+        )
     }
 }
 
 fn partitioner_failed(text: String) -> ApiError {
-    let hint = "name the partition yourself, or mend the topic's partitioner";
+    let hint = "name the partition in the request, or fix the topic's partitioner";
     ApiError::refused("partitioner-failed", text, hint)
 }
 
@@ -432,7 +436,7 @@ impl From<FetchError> for ApiError {
             FetchError::Read(error) => error.into(),
             FetchError::Malformed { next, .. } => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
-                let hint = "read on from the offset named";
+                let hint = "continue at the offset named";
                 Self {
                     next: Some(next.0),
                     ..Self::new(status, "unreadable", text, hint)
@@ -449,14 +453,14 @@ impl From<AdmitError> for ApiError {
         match error {
             AdmitError::TooLarge { .. } => Self::too_large(
                 text,
-                "strip debug information or build it smaller; or start the host with a larger --module-bytes-max",
+                "strip debug information or reduce its size, or start the host with a larger --module-bytes-max",
             ),
             AdmitError::NotAComponent(_) => {
                 refused("not-a-component", "build for the target wasm32-wasip2")
             }
             AdmitError::Invalid(_) => refused(
                 "invalid-component",
-                "build it for wasm32-wasip2 (WASI 0.2) without what the message names; of a limit that is a setting, the host may be given \
+                "build it for wasm32-wasip2 (WASI 0.2) without what the message names; if the limit is a setting, the host can be given \
                  a larger one",
             ),
             AdmitError::MissingExport { .. } => {
@@ -467,17 +471,17 @@ impl From<AdmitError> for ApiError {
             }
             AdmitError::CompileLimit(_) => refused(
                 "compile-limit",
-                "make the code simpler, or build it with optimisation; a setting that the message names may be raised at the host",
+                "simplify the code, or build it with optimisation; if the message names a setting, it can be raised at the host",
             ),
             AdmitError::Start(_) => refused(
                 "does-not-start",
-                "make it start within the limits that the message names, or raise them: `limits.` in the processor's specification, settings \
-                 at the host",
+                "make it start within the limits that the message names, or raise them: `limits` in the processor's specification, or settings \
+                 of the host",
             ),
             AdmitError::Busy { retry_after_s, .. } => Self::unavailable(
                 "busy",
                 text,
-                "send it again after the time that Retry-After says",
+                "send it again after the delay in Retry-After",
                 retry_after_s,
             ),
             AdmitError::DiskFull => CommitError::DiskFull.into(),
@@ -499,12 +503,12 @@ impl From<ModuleError> for ApiError {
             ModuleError::TagTaken { .. } => Self::conflict(
                 "tag-taken",
                 text,
-                "tags do not move; choose the next version",
+                "a tag cannot be moved to another module; choose the next version",
             ),
             ModuleError::TooManyTags(_) => {
                 Self::conflict("too-many-tags", text, "GET /v1/modules lists them")
             }
-            ModuleError::InUse { .. } => Self::conflict("in-use", text, "delete its users first"),
+            ModuleError::InUse { .. } => Self::conflict("in-use", text, "stop using it first"),
             ModuleError::Commit(error) => error.into(),
         }
     }
@@ -518,19 +522,19 @@ impl From<ProcessorError> for ApiError {
             ProcessorError::UnknownTopic(_) => Self::unknown(
                 "unknown-topic",
                 text,
-                "POST /v1/topics or `millrace topic create` makes it",
+                "POST /v1/topics or `millrace topic create` creates it",
             ),
             ProcessorError::UnknownModule(_) => Self::unknown("unknown-module", text, LIST_MODULES),
             ProcessorError::WrongInterface { .. } => wrong_interface(text),
             ProcessorError::OtherRevision { .. } => Self::conflict(
                 "other-revision",
                 text,
-                "look at what is current now (GET /v1/processors/{name}/history), and ask again with its number as expected_revision",
+                "see which revision is current (GET /v1/processors/{name}/history), and repeat the request with its number as expected_revision",
             ),
             ProcessorError::RolledBackAlready { further, .. } => {
                 let further = match further {
                     Some(further) => format!(
-                        "to go further back, say where to: `millrace processor rollback NAME --to {further}`; over HTTP {{\"revision\": {further}}}"
+                        "to go further back, name the revision: `millrace processor rollback NAME --to {further}`; over HTTP {{\"revision\": {further}}}"
                     ),
                     None => "there is no earlier revision to go back to".to_owned(),
                 };
@@ -542,17 +546,17 @@ impl From<ProcessorError> for ApiError {
             ProcessorError::WayBackGone { .. } => Self::conflict(
                 "nothing-to-roll-back",
                 text,
-                "make the topics again and upload the modules that are gone, or deploy a revision instead",
+                "create the missing topics and upload the missing modules again, or deploy a revision instead",
             ),
             ProcessorError::TrialFails { .. } => Self::conflict(
                 "trial-fails",
                 text,
-                "leave it to be withdrawn, and deploy a better one; or promote it all the same: `millrace processor promote NAME --force`; over HTTP {\"force\": true}",
+                "let it be withdrawn and deploy a better one, or promote it anyway: `millrace processor promote NAME --force`; over HTTP {\"force\": true}",
             ),
             ProcessorError::TrialNotLoaded { .. } => Self::conflict(
                 "trial-not-loaded",
                 text,
-                "deploy it anew to try again, or end it: `millrace processor rollback`",
+                "deploy it again to retry, or end it: `millrace processor rollback`",
             ),
             ProcessorError::NoTrial(_) => Self::conflict(
                 "no-trial",
@@ -560,17 +564,17 @@ impl From<ProcessorError> for ApiError {
                 "deploy one first: `millrace processor deploy NAME … --canary PERCENT` or `--shadow`; over HTTP with ?canary=PERCENT or ?shadow=true",
             ),
             ProcessorError::NoSuchRevision { .. } => {
-                Self::unknown("unknown-revision", text, "name one that is kept")
+                Self::unknown("unknown-revision", text, "name a revision that is kept")
             }
             ProcessorError::Replay(_) => Self::refused(
                 "invalid-replay",
                 text,
-                "change the request; nothing was made",
+                "change the request; nothing was created",
             ),
             ProcessorError::InvalidSpec(_) => Self::refused(
                 "invalid-spec",
                 text,
-                "change the spec; nothing was deployed",
+                "change the specification; nothing was deployed",
             ),
             ProcessorError::Admit(error) => error.into(),
             ProcessorError::Commit(error) => error.into(),
@@ -596,7 +600,7 @@ impl From<DeadLetterError> for ApiError {
             DeadLetterError::Deleted(_) => Self::conflict(
                 "not-deployed",
                 text,
-                "deploy it again under this name, and send them then; until then they stay where they are",
+                "deploy it again under this name, then redrive; until then they stay where they are",
             ),
             DeadLetterError::NoSuchDeadLetter { .. } => {
                 let hint =
@@ -608,7 +612,7 @@ impl From<DeadLetterError> for ApiError {
                 Self::conflict("not-an-input", text, hint)
             }
             DeadLetterError::AlreadySent(_) => {
-                let hint = "`millrace dlq list` shows what waits";
+                let hint = "`millrace dlq list` shows the dead letters";
                 Self::conflict("already-sent", text, hint)
             }
             DeadLetterError::Edit(_) => {
@@ -620,11 +624,11 @@ impl From<DeadLetterError> for ApiError {
                     StatusCode::TOO_MANY_REQUESTS,
                     "busy",
                     text,
-                    "try again when one of them has ended; nothing was tried",
+                    "try again when one of them has ended; nothing was done",
                 )
             },
             DeadLetterError::Audit(_) => {
-                let hint = "nothing was sent; see to the topic that it names, then try again";
+                let hint = "nothing was sent; fix the topic that the message names, then try again";
                 Self::conflict("no-audit-trail", text, hint)
             }
             DeadLetterError::Catalogue(_) => Self::internal(text),

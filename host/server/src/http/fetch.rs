@@ -1,4 +1,4 @@
-//! Fetch over HTTP: messages of a partition from an offset on, waiting a while if there are none yet.
+//! Fetch over HTTP: messages of a partition from an offset on, optionally waiting for new ones.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,19 +31,19 @@ use crate::units::time_ms;
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct FetchQuery {
-    /// `earliest` (the default), `latest`, an offset, or `timestamp:MS`: the first message whose timestamp is that (milliseconds since
-    /// the Unix epoch) or later, `latest` if there is none. Timestamps need not ascend: none of that time or later stands before it, but
-    /// older ones may come after.
+    /// `earliest` (the default), `latest`, an offset, or `timestamp:MS`: the first message with that timestamp (milliseconds since the
+    /// Unix epoch) or a later one, or `latest` if there is none. Timestamps need not ascend: no message before it has that timestamp or
+    /// a later one, but older ones may follow.
     from: Option<String>,
     /// The same as `from=timestamp:…`, also as `2026-11-21T10:00:00Z`, `2026-11-21` or `-15m`.
     from_time: Option<String>,
-    /// Messages at the most.
+    /// Maximum number of messages.
     #[param(default = 100)]
     max: usize,
-    /// Bytes of messages at the most; one larger message still comes.
+    /// Maximum bytes of messages; one larger message is still returned.
     #[param(default = 1_048_576)]
     max_bytes: usize,
-    /// How long to wait if there is nothing yet.
+    /// How long to wait if there is nothing new.
     #[param(default = 0)]
     wait_ms: u64,
 }
@@ -68,13 +68,13 @@ struct FetchBody<'a> {
     end: Offset,
 }
 
-/// Messages, and where to go on.
+/// Messages, and where to continue.
 #[derive(ToSchema)]
 #[schema(as = Messages)]
 #[allow(dead_code, reason = "describes FetchBody in the OpenAPI document")]
 pub(super) struct FetchSchema {
     messages: Vec<MessageSchema>,
-    /// Where to read on.
+    /// Where to continue.
     next: u64,
     /// The first offset kept.
     start: u64,
@@ -82,7 +82,8 @@ pub(super) struct FetchSchema {
     end: u64,
 }
 
-/// Reads messages; with `wait_ms`, waits for the next ones. With `Accept: application/x-ndjson`, or another of its names, they come as lines.
+/// Reads messages; with `wait_ms`, waits for new ones. With `Accept: application/x-ndjson`, or another name for it, they are returned
+/// as lines.
 #[utoipa::path(get, path = "/v1/topics/{topic}/partitions/{partition}/messages", tag = "messages",
     params(("topic" = String, Path,), ("partition" = u32, Path,), FetchQuery),
     responses(
@@ -124,7 +125,7 @@ pub(super) async fn fetch(
     Ok(room.answer(content_type, answer))
 }
 
-/// What `from` and `from_time` say.
+/// The position in `from` or `from_time`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
     Earliest,
@@ -166,7 +167,7 @@ impl Begin {
                 return Ok(Self::Time(Timestamp(at)));
             }
             (Some(_), Some(_)) => {
-                let message = "from and from_time both say where to begin";
+                let message = "both from and from_time are given";
                 return Err(ApiError::malformed(message, "give one of them"));
             }
         };
@@ -186,11 +187,11 @@ impl Begin {
 }
 
 fn number(from: &str, text: &str) -> Result<u64, ApiError> {
-    let wrong = |_| no_offset(&format!("from={from:?}: it is no offset"));
+    let wrong = |_| no_offset(&format!("from={from:?}: not an offset"));
     text.parse().map_err(wrong)
 }
 
-/// Where to begin. A number that is not there is refused rather than moved: a reader should know that it misses something.
+/// The start position. An offset that does not exist is refused, not moved, so that a reader knows that it misses something.
 fn kept(requested: Offset, ends: Ends) -> Result<Offset, ApiError> {
     let Ends { start, end } = ends;
     if requested < start {
@@ -250,7 +251,7 @@ impl Called {
         }
     }
 
-    /// Fetches, and gives room for the answer with it.
+    /// Fetches, and reserves room for the answer with it.
     async fn fetched(&self, request: FetchRequest) -> Result<(FetchResult, Room), ApiError> {
         let mut room = self.answer_room(request.bytes_max).await?;
         loop {
@@ -259,15 +260,14 @@ impl Called {
             if room.grow(needed) {
                 return Ok((result, room));
             }
-            // Nobody keeps what was read while waiting for more room.
+            // Messages already read are not held while waiting for more room.
             drop((result, room));
             room = self.answer_room(needed).await?;
         }
     }
 
-    /// Waits for messages in any of these places without reading them, so that no room is held. A host that stops keeps nobody waiting,
-    /// and a caller who sends no more is not kept, either: most have gone. Nor does anybody wait on while topics are given more partitions,
-    /// of which it does not know.
+    /// Waits for messages in any of these places without reading them, so that no room is held. The wait ends when the host stops, when
+    /// the caller sends nothing more (most such callers have gone), and when topics get more partitions that it does not know of.
     pub(super) async fn awaited(
         &self,
         topic: &Topic,
@@ -312,7 +312,7 @@ impl Called {
 }
 
 pub(super) fn too_many_waiting() -> ApiError {
-    let message = "too many fetches wait for messages already";
+    let message = "too many fetches are already waiting for messages";
     let hint = "try again in a moment, or without wait_ms; GET /v1/topics/{topic}/messages waits for all partitions at once";
     ApiError::unavailable("too-many-waiting", message, hint, 1)
 }
@@ -336,7 +336,7 @@ fn lines(partition: PartitionId, result: &FetchResult) -> serde_json::Result<Vec
     Ok(out)
 }
 
-/// The value of one message, as it is stored.
+/// The value of one message, as stored.
 #[utoipa::path(get, path = "/v1/topics/{topic}/partitions/{partition}/messages/{offset}/value", tag = "messages",
     params(("topic" = String, Path,), ("partition" = u32, Path,), ("offset" = u64, Path,)),
     responses(
@@ -366,12 +366,12 @@ pub(super) async fn value(
         ApiError::unknown(
             "unknown-message",
             message,
-            "a message may have no value; fetch it to see",
+            "a message may have no value; fetch the message to see",
         )
     })?;
-    // A copy, because the value is a part of its batch and would keep all of that.
+    // A copy, because the value is a part of its batch and would keep the whole batch in memory.
     let mut response = room.answer("application/octet-stream", value.to_vec());
-    // Never shown by a browser: whoever produced it is a stranger.
+    // A browser must never render it: its producer is not trusted.
     let attachment = HeaderValue::from_static("attachment");
     response
         .headers_mut()

@@ -1,8 +1,8 @@
 //! Fetch over all partitions of a topic in one request: one connection and one wait for a reader of the whole topic, however many
 //! partitions it has.
 //!
-//! Where a reader stands is a text, `PARTITION:OFFSET,…`; each answer gives the next one. Nothing is kept for it at the host. An answer
-//! is shared out among the partitions that have messages, beginning with another one each time, so none starves beside a busy one.
+//! A reader's position is a text, `PARTITION:OFFSET,…`, and each answer has the next one. The host keeps no state for it. An answer is
+//! divided among the partitions that have messages, starting with a different one each time, so a busy one does not starve the others.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -29,20 +29,21 @@ use super::query::{InPath, InQuery};
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct FetchAllQuery {
-    /// `earliest` (the default), `latest`, `timestamp:MS`, or the `next` of the last answer: `PARTITION:OFFSET,…`. A partition that it
-    /// does not name is read from its start.
+    /// `earliest` (the default), `latest`, `timestamp:MS`, or the `next` of the last answer: `PARTITION:OFFSET,…`. Partitions that it
+    /// does not name are read from their start.
     from: Option<String>,
     /// The same as `from=timestamp:…`, as a date and time: `2026-11-21T10:00:00Z`.
     from_time: Option<String>,
-    /// Only these partitions: `FIRST-LAST`, or one number. Without it, partitions that the topic is given later are read, too. A topic of more than 2,000 is read in several requests.
+    /// Only these partitions: `FIRST-LAST`, or one number. Without it, partitions that are added later are read, too. A topic with more
+    /// than 2,000 takes several requests.
     partitions: Option<String>,
-    /// Messages at the most.
+    /// Maximum number of messages.
     #[param(default = 100)]
     max: usize,
-    /// Bytes of messages at the most; one larger message still comes.
+    /// Maximum bytes of messages; one larger message is still returned.
     #[param(default = 1_048_576)]
     max_bytes: usize,
-    /// How long to wait if there is nothing yet in any of them.
+    /// How long to wait if there is nothing new in any of them.
     #[param(default = 0)]
     wait_ms: u64,
 }
@@ -69,44 +70,44 @@ struct FetchAllBody<'a> {
     problems: Vec<Problem>,
 }
 
-/// Messages of several partitions, and where to go on.
+/// Messages of several partitions, and where to continue.
 #[derive(ToSchema)]
 #[schema(as = MessagesOfAll)]
 #[allow(dead_code, reason = "describes FetchAllBody in the OpenAPI document")]
 pub(super) struct FetchAllSchema {
-    /// Of each partition in its order.
+    /// In order for each partition.
     messages: Vec<MessageSchema>,
-    /// Where to read on: give it as `from`.
+    /// Where to continue: pass it as `from`.
     #[schema(example = "0:17,1:5")]
     next: String,
-    /// How many partitions the topic has, whichever were asked for.
+    /// How many partitions the topic has, whichever were requested.
     partitions: u32,
-    /// Partitions that cannot be read where the reader stands. If nothing else can be read, the answer is the first of these errors.
+    /// Partitions that cannot be read at the reader's position. If nothing else can be read, the answer is the first of these errors.
     problems: Option<Vec<Problem>>,
 }
 
-/// A partition that cannot be read where the reader stands; `next` of the answer stays there.
+/// A partition that cannot be read at the reader's position; `next` of the answer does not move past it.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Problem {
     partition: u32,
-    /// As the code of an error.
+    /// The code of the error.
     code: String,
     message: String,
-    /// The offset from which it can be read.
+    /// The offset where reading can continue.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<u64>,
 }
 
-/// Reads messages of all partitions; with `wait_ms`, waits for the next ones of any. If the topic is given more partitions meanwhile, the
+/// Reads messages of all partitions; with `wait_ms`, waits for the next ones in any of them. If partitions are added meanwhile, the
 /// answer comes at once, so that the next request reads them, too.
 #[utoipa::path(get, path = "/v1/topics/{topic}/messages", tag = "messages",
     params(("topic" = String, Path,), FetchAllQuery),
     responses(
-        (status = 200, description = "Messages, and where to read on", body = FetchAllSchema),
-        (status = 400, description = "The query is not understood", body = ErrorBody),
-        (status = 404, description = "There is no such topic, partition or offset", body = ErrorBody),
-        (status = 500, description = "Nothing can be read, and some is damaged; the error says where to read on", body = ErrorBody),
-        (status = 503, description = "Too many fetches wait, or too much is being sent", body = ErrorBody),
+        (status = 200, description = "Messages, and where to continue", body = FetchAllSchema),
+        (status = 400, description = "The query is invalid", body = ErrorBody),
+        (status = 404, description = "The topic, partition or offset does not exist", body = ErrorBody),
+        (status = 500, description = "Nothing can be read, because of damage; the error says where to continue", body = ErrorBody),
+        (status = 503, description = "Too many fetches are waiting, or the memory for answers is in use", body = ErrorBody),
     )
 )]
 pub(super) async fn fetch_all(
@@ -115,7 +116,7 @@ pub(super) async fn fetch_all(
     InQuery(query): InQuery<FetchAllQuery>,
     Extension(line): Extension<Arc<Line>>,
 ) -> Result<Response, ApiError> {
-    // First of all: partitions that are added after this wake whoever waits.
+    // First of all: partitions that are added after this wake the waiting request.
     let growths = app.session.catalogue().growths();
     let topic = app.known_topic(&topic)?;
     let mut reader = app.reader(&query, &topic).await?;
@@ -135,7 +136,7 @@ pub(super) async fn fetch_all(
         if room.grow(needed) {
             break (found, room);
         }
-        // Nobody keeps what was read while waiting for more room.
+        // Messages already read are not held while waiting for more room.
         drop((found, room));
         room = app.answer_room(needed).await?;
     };
@@ -145,7 +146,7 @@ pub(super) async fn fetch_all(
         let (partition, error) = reader.problems.swap_remove(0);
         return Err(error.of_partition(partition.0));
     }
-    // It may have been given more meanwhile.
+    // Partitions may have been added meanwhile.
     let count = app.session.catalogue().topic(&topic.spec.name);
     let count = count.map_or(0, |now| now.spec.partitions);
     let body = FetchAllBody {
@@ -163,13 +164,13 @@ pub(super) async fn fetch_all(
     Ok(room.answer("application/json", answer))
 }
 
-/// Where a reader stands in each partition, and where it cannot go on.
+/// A reader's position in each partition, and where it cannot continue.
 struct Reader {
     places: BTreeMap<PartitionId, Offset>,
     problems: Vec<(PartitionId, ApiError)>,
 }
 
-/// What one round over the partitions found.
+/// The result of one round over the partitions.
 pub(super) struct Found {
     pub(super) messages: Vec<(PartitionId, Fetched)>,
     pub(super) next: Vec<(PartitionId, Offset)>,
@@ -190,7 +191,7 @@ impl Called {
             (_, from_time) => Begin::of(from, from_time, self.clock.wall())?,
         };
         if let Begin::At(_) = begin {
-            let message = "a number alone is an offset of no partition";
+            let message = "a number alone does not name a partition";
             let hint = "use earliest, latest, timestamp:MS, or the next of the last answer: PARTITION:OFFSET,…";
             return Err(ApiError::malformed(message, hint));
         }
@@ -205,7 +206,7 @@ impl Called {
                 (Ok(offset), _) => {
                     reader.places.insert(partition, offset);
                 }
-                // The reader stays where it is until it says otherwise.
+                // The reader's position stays until the reader moves it.
                 (Err(error), Some(_)) => reader.problems.push((partition, error)),
                 (Err(error), None) => return Err(error.of_partition(partition.0)),
             }
@@ -213,7 +214,7 @@ impl Called {
         Ok(reader)
     }
 
-    /// Reads from each partition its share of what is left, beginning anywhere.
+    /// Reads its share of what is left from each partition, starting at an arbitrary one.
     pub(super) async fn read_all(
         &self,
         topic: &Topic,
@@ -277,7 +278,7 @@ pub(super) fn problem((partition, error): (PartitionId, ApiError)) -> Problem {
     }
 }
 
-/// The partitions that are asked for.
+/// The requested partitions.
 fn wanted(text: Option<&str>, partitions: u32) -> Result<std::ops::Range<u32>, ApiError> {
     let all = 0..partitions;
     let wanted = match text {
@@ -285,7 +286,7 @@ fn wanted(text: Option<&str>, partitions: u32) -> Result<std::ops::Range<u32>, A
         Some(text) => {
             let (first, last) = text.split_once('-').unwrap_or((text, text));
             let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) else {
-                let message = format!("partitions={text:?} is no range");
+                let message = format!("partitions={text:?} is not a range");
                 return Err(ApiError::malformed(
                     message,
                     "write FIRST-LAST, or one number",
@@ -293,7 +294,7 @@ fn wanted(text: Option<&str>, partitions: u32) -> Result<std::ops::Range<u32>, A
             };
             if first > last || last >= partitions {
                 let message = format!("the topic has partitions 0 to {}", partitions - 1);
-                let hint = "ask for some of these";
+                let hint = "request some of these";
                 return Err(ApiError::unknown("unknown-partition", message, hint));
             }
             first..last + 1
@@ -301,7 +302,7 @@ fn wanted(text: Option<&str>, partitions: u32) -> Result<std::ops::Range<u32>, A
     };
     if wanted.len() > FETCH_PARTITIONS_MAX {
         let message = format!(
-            "{} partitions are too many for one fetch, which reads {FETCH_PARTITIONS_MAX} at the most",
+            "{} partitions are too many for one fetch; the maximum is {FETCH_PARTITIONS_MAX}",
             wanted.len()
         );
         let hint = "read them in several requests, with partitions=FIRST-LAST";
@@ -310,7 +311,7 @@ fn wanted(text: Option<&str>, partitions: u32) -> Result<std::ops::Range<u32>, A
     Ok(wanted)
 }
 
-/// Reads what [`cursor`] wrote; `what` is the field that says it.
+/// Reads what [`cursor`] wrote; `what` is the field's name.
 pub(super) fn places(
     what: &str,
     text: &str,
@@ -322,13 +323,13 @@ pub(super) fn places(
             .split_once(':')
             .and_then(|(partition, offset)| Some((partition.parse().ok()?, offset.parse().ok()?)));
         let Some((partition, offset)) = parsed else {
-            let message = format!("{what}: {place:?} is no PARTITION:OFFSET");
-            let hint = "give what the last answer gave as it is";
+            let message = format!("{what}: {place:?} is not PARTITION:OFFSET");
+            let hint = "send the value of the last answer unchanged";
             return Err(ApiError::malformed(message, hint));
         };
         if partition >= partitions {
             let message = format!("{what}: the topic has partitions 0 to {}", partitions - 1);
-            let hint = "give what the last answer of the same topic gave";
+            let hint = "send the value of the last answer for the same topic";
             return Err(ApiError::unknown("unknown-partition", message, hint));
         }
         if places
@@ -336,7 +337,7 @@ pub(super) fn places(
             .is_some()
         {
             let message = format!("{what} names partition {partition} twice");
-            return Err(ApiError::malformed(message, "give each partition once"));
+            return Err(ApiError::malformed(message, "name each partition once"));
         }
     }
     Ok(places)
@@ -346,7 +347,7 @@ pub(super) fn cursor(places: &BTreeMap<PartitionId, Offset>) -> String {
     let mut text = String::new();
     for (partition, offset) in places {
         let comma = if text.is_empty() { "" } else { "," };
-        // Writing to a text does not fail.
+        // Writing to a string does not fail.
         let _ = write!(text, "{comma}{}:{}", partition.0, offset.0);
     }
     text

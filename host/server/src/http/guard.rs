@@ -1,10 +1,11 @@
-//! What stands before every route: no stranger's web page gets through, every answer has a request id, a panic becomes an answer.
+//! The layer before every route: requests from foreign web pages are refused, every answer has a request id, and a panic becomes an
+//! answer.
 //!
-//! A request whose end is not certain (codings of its transfer that the host does not know, two Host lines, none) is refused before anything
-//! else. Whatever refuses a request, the rest of its body is taken ([`super::rest`]), and an answer that ends its connection says so.
+//! A request without a certain end (unknown transfer codings, two Host lines, none) is refused before anything else. After any refusal
+//! the rest of the body is consumed ([`super::rest`]), and an answer that ends its connection says so.
 //!
-//! The host trusts whoever can connect, and a browser on this machine can. So a request that a page of another site sends
-//! (Origin, Sec-Fetch-Site) is refused, and so is one whose Host names somebody else: that is how DNS rebinding looks.
+//! The host trusts everyone who can connect, and a browser on this machine can. So a request sent by a page of another site (Origin,
+//! Sec-Fetch-Site) is refused, and so is one with a foreign Host name, which is a sign of DNS rebinding.
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -61,7 +62,7 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     };
     let took = app.clock.monotonic().saturating_sub(began);
     asked.answered(&response, &id, took);
-    // The reserve is for those who are served; whoever is not is told at once.
+    // The reserve is for clients that are served; others are told at once.
     let patience = match reserved {
         true => Duration::ZERO,
         false => Duration::from_millis(DISCARD_MS_MAX),
@@ -82,7 +83,7 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     response
 }
 
-/// What every answer says, of a route or not.
+/// Headers of every answer, of a route or not.
 pub(super) fn finished(mut response: Response, id: HeaderValue) -> Response {
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -91,18 +92,18 @@ pub(super) fn finished(mut response: Response, id: HeaderValue) -> Response {
     response
 }
 
-/// Whether it is certain where the request ends, and who is asked.
+/// Whether it is certain where the request ends, and which host it is for.
 fn framing(version: Version, headers: &HeaderMap) -> Result<(), ApiError> {
     let codings = names(headers, &TRANSFER_ENCODING);
     if let Some(other) = codings.iter().find(|coding| *coding != "chunked") {
-        let message = format!("the transfer coding {other:?} is not known here");
-        let hint = "send the body as it is, with its length or in chunks";
+        let message = format!("the transfer coding {other:?} is not supported");
+        let hint = "send the body with a Content-Length, or chunked";
         let status = StatusCode::NOT_IMPLEMENTED;
         return Err(ApiError::new(status, "unknown-coding", message, hint));
     }
     if codings.len() > 1 {
-        let hint = "say Transfer-Encoding: chunked once";
-        return Err(ApiError::malformed("the body is in chunks twice", hint));
+        let hint = "send Transfer-Encoding: chunked once";
+        return Err(ApiError::malformed("the body is chunked twice", hint));
     }
     let hint = "send one Host line that names this host";
     match headers.get_all(HOST).iter().count() {
@@ -117,7 +118,7 @@ fn framing(version: Version, headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-/// The names that lines of a header list, in small letters.
+/// The names in a list header, in lower case.
 fn names(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     let lines = headers.get_all(name).iter();
     let names = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
@@ -125,7 +126,7 @@ fn names(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     names.filter(|name| !name.is_empty()).collect()
 }
 
-/// Messages come and go in any number; what steers the host is rare, and there is room for it.
+/// Requests for messages are frequent; requests for administration are rare, and are logged.
 fn is_traffic(request: &Request) -> bool {
     let method = request.method();
     let path = request.uri().path();
@@ -140,14 +141,14 @@ async fn answer(request: Request, next: Next, id: &HeaderValue) -> Response {
     shaped(unharmed(next.run(request)).instrument(span).await)
 }
 
-/// A panic is a bug of ours; it costs the one request its answer and nobody else anything.
+/// A panic is our bug; it costs only this request its answer.
 async fn unharmed(call: impl Future<Output = Response>) -> Response {
     let answered = AssertUnwindSafe(call).catch_unwind().await;
     answered
         .unwrap_or_else(|_| ApiError::internal("the request hit a bug in the host").into_response())
 }
 
-/// Some refusals are made by the framework, in plain text; they get our shape.
+/// Some refusals come from the framework, in plain text; they get our shape.
 fn shaped(response: Response) -> Response {
     let status = response.status();
     let json = HeaderValue::from_static("application/json");
@@ -157,7 +158,7 @@ fn shaped(response: Response) -> Response {
         return response;
     }
     let reason = status.canonical_reason().unwrap_or("refused");
-    let hint = "GET /openapi.json says what is taken";
+    let hint = "GET /openapi.json describes what is accepted";
     ApiError::new(status, "refused", reason, hint).into_response()
 }
 
@@ -181,11 +182,11 @@ impl App {
     }
 }
 
-/// By which names this host may be called.
+/// The names by which this host may be called.
 pub(super) struct Callers {
     names: Vec<String>,
-    /// Whoever listens for other machines has addresses that it does not know itself. Rebinding needs a name, so addresses
-    /// are safe to take.
+    /// A host that listens for other machines has addresses that it does not know. Rebinding needs a name, so addresses are safe to
+    /// accept.
     any_address: bool,
 }
 
@@ -203,7 +204,7 @@ impl Callers {
     }
 
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
-        // All of them: which of several counts, others might decide otherwise.
+        // All of them: others might choose a different one of several.
         let mut hosts = headers.get_all(HOST).iter();
         if !hosts.all(|host| self.is_ours(name_of_bytes(host.as_bytes()))) {
             return Err(foreign("the Host header names another host"));
@@ -256,7 +257,7 @@ fn name_of_bytes(authority: &[u8]) -> &str {
 }
 
 fn foreign(message: &str) -> ApiError {
-    let hint = "call the host by the address that it listens on, from outside a browser; names that are its own are added with \
+    let hint = "call the host by the address that it listens on, from outside a browser; add further names of it with \
                 --allowed-host";
     ApiError::new(StatusCode::FORBIDDEN, "foreign-caller", message, hint)
 }

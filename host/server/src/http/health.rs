@@ -1,4 +1,4 @@
-//! Whether the host lives and takes work, and its metrics.
+//! Whether the host is alive and accepts work, and its metrics.
 
 use std::collections::HashSet;
 
@@ -13,10 +13,10 @@ use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use crate::registry::Registry;
 
-/// How far each consumer is behind.
-/// How far processors are behind.
+/// The lag of each consumer.
+/// The lag of processors.
 const LAG: &str = "millrace_lag_messages";
-/// How far consumers are behind.
+/// The lag of consumers.
 const CONSUMER_LAG: &str = "millrace_consumer_lag_messages";
 
 #[derive(Serialize, ToSchema)]
@@ -44,7 +44,7 @@ pub(super) async fn ready(app: Called) -> Result<Json<Health>, ApiError> {
     Ok(Json(Health { status: "ready" }))
 }
 
-/// Metrics, as Prometheus reads them.
+/// Metrics in the Prometheus format.
 #[utoipa::path(get, path = "/metrics", tag = "health", responses(
     (status = 200, body = String, content_type = "text/plain"),
 ))]
@@ -69,7 +69,7 @@ impl Called {
         let lags = self.session.processors().lags().await;
         let consumers = self.session.consumers().all_consumers().await;
         let _measuring = self.measuring.lock();
-        // All anew: what was deleted, or works elsewhere, leaves nothing.
+        // All updated, so that deleted or moved ones leave no series.
         metrics.forget_family(LAG);
         for lag in lags {
             let (processor, topic) = (lag.processor.to_string(), lag.topic.to_string());
@@ -87,7 +87,7 @@ impl Called {
     }
 }
 
-/// What there are metrics about, as of the last look; and what was gone then.
+/// The series at the last update, and those gone then.
 #[derive(Default)]
 pub(super) struct ToldOf {
     there: Names,
@@ -98,7 +98,7 @@ pub(super) struct ToldOf {
 type Names = HashSet<(&'static str, String)>;
 
 impl ToldOf {
-    /// What went since the last look is forgotten now, and at the next look once more: something about it may have been under way.
+    /// Series gone since the last update are removed now and again at the next update, because a running task may still write them.
     pub(super) fn forget_gone(&mut self, session: &Session, metrics: &Registry) {
         let there = names(session);
         let went: Names = self.there.difference(&there).cloned().collect();

@@ -1,4 +1,4 @@
-//! A processor's history over HTTP: its revisions with what each changed, and what was done with it, by whom and when.
+//! A processor's history over HTTP: its revisions with their changes, and what was done to it, by whom and when.
 
 use std::collections::BTreeMap;
 
@@ -12,18 +12,18 @@ use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
 
-/// What was done with a processor.
+/// A change of a processor.
 #[derive(ToSchema)]
 #[schema(as = Change)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
 pub(super) struct ChangeSchema {
     /// Milliseconds since the Unix epoch.
     at: u64,
-    /// Who asked for it, as far as they said; `host` is the host itself.
+    /// Who asked for it, as claimed; `host` is the host itself.
     by: Option<String>,
     /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or `replay`.
     what: String,
-    /// The revision that it is about.
+    /// The revision concerned.
     revision: u32,
     text: Option<String>,
 }
@@ -32,7 +32,7 @@ pub(super) struct ChangeSchema {
 pub(super) struct HistoryBody {
     /// The number of the revision that takes the next batch.
     current: u32,
-    /// The revision that a rollback leads to: the last one that worked. Absent if there is none.
+    /// The revision that a rollback would return to: the last one that worked. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     way_back: Option<u32>,
     /// Oldest first, as far as they are kept.
@@ -42,39 +42,39 @@ pub(super) struct HistoryBody {
     changes: Vec<Change>,
 }
 
-/// A revision and what it changed.
+/// A revision and its changes.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PastRevision {
     number: u32,
     /// The module's digest.
     module: String,
-    /// The module's tags, if it has any, with commas between.
+    /// The module's tags, if it has any, separated by commas.
     #[serde(skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
     /// Milliseconds since the Unix epoch.
     deployed_at: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     deployed_by: Option<String>,
-    /// Whether it was never the current one.
+    /// Whether it was never current.
     trial: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
-    /// What differs from the revision that it was made after; empty where that one is no longer kept.
+    /// The differences from the revision before; empty if that one is no longer kept.
     differs: Vec<Difference>,
 }
 
-/// One field of the spec.
+/// One field of the specification.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
 pub(super) struct Difference {
-    /// Its name, as `batch.messages_max`.
+    /// Its name, such as `batch.messages_max`.
     field: String,
-    /// As the spec has it: a text, a number, a list; null where there was none.
+    /// Its value in the specification: a string, a number, a list; null if it was not set.
     before: Value,
-    /// The same of this revision.
+    /// Its value in this revision.
     after: Value,
 }
 
-/// A processor's revisions, what each changed, and what was done with it, by whom and when.
+/// A processor's revisions with their changes, and what was done to it, by whom and when.
 #[utoipa::path(get, path = "/v1/processors/{name}/history", tag = "processors", params(("name" = String, Path,)), responses(
     (status = 200, body = HistoryBody),
     (status = 404, body = ErrorBody),
@@ -139,7 +139,7 @@ pub(super) fn differences(before: &ProcessorSpec, after: &ProcessorSpec) -> Vec<
     found
 }
 
-/// The fields of a spec, those of its groups one by one.
+/// The fields of a specification, those of its groups one by one.
 fn fields(spec: &ProcessorSpec) -> BTreeMap<String, Value> {
     let mut fields = BTreeMap::new();
     let spec = serde_json::to_value(spec).unwrap_or_default();

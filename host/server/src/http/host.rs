@@ -1,4 +1,4 @@
-//! What runs here: version, since when, with which settings and limits, and how much there is of everything.
+//! The running host: version, uptime, settings, limits and counts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::called::Called;
 use crate::config::{Config, EngineKind};
 
-/// What is known of the host from its start on.
+/// What is known from the start of the host on.
 pub(super) struct About {
     started_at: Timestamp,
     started: Duration,
@@ -25,9 +25,9 @@ pub(super) struct About {
 /// The host.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HostBody {
-    /// Of Millrace.
+    /// The version of Millrace.
     version: &'static str,
-    /// Its process at the operating system.
+    /// The process id.
     pid: u32,
     #[schema(value_type = u64)]
     started_at: Timestamp,
@@ -35,7 +35,7 @@ pub(super) struct HostBody {
     uptime_ms: u64,
     /// `local` or `memory`.
     engine: &'static str,
-    /// Whether what is kept is encrypted.
+    /// Whether stored data is encrypted.
     encrypted: bool,
     /// Whether the engine accepts commits.
     ready: bool,
@@ -44,7 +44,7 @@ pub(super) struct HostBody {
     trouble: Option<String>,
     /// How much there is of everything.
     counts: CountsBody,
-    /// What modules may have, by the names of the settings.
+    /// The limits of modules, by the names of the settings.
     limits: BTreeMap<&'static str, u64>,
     /// The other settings in force, by name.
     #[schema(value_type = BTreeMap<String, serde_json::Value>)]
@@ -73,7 +73,7 @@ impl About {
     }
 }
 
-/// The settings by their names in the configuration file. Keys of the encryption are no setting that is told.
+/// The settings by their names in the configuration file. Encryption keys are never shown.
 fn settings(config: &Config) -> BTreeMap<&'static str, Value> {
     let ms = |time: Duration| json!(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     let storage = config.storage.options();
@@ -109,7 +109,7 @@ fn settings(config: &Config) -> BTreeMap<&'static str, Value> {
 }
 
 /// The host: version, uptime, engine, counts, limits and settings in force.
-#[utoipa::path(get, path = "/v1/host", tag = "health", responses((status = 200, body = HostBody, description = "What runs here")))]
+#[utoipa::path(get, path = "/v1/host", tag = "health", responses((status = 200, body = HostBody, description = "The running host")))]
 pub(super) async fn show(app: Called) -> Json<HostBody> {
     let trouble = app.broker.ready().await.err();
     let about = &app.about;
@@ -153,7 +153,7 @@ impl Called {
         }
     }
 
-    /// Says in the log what is there.
+    /// Logs the start with counts.
     pub(crate) fn log_start(&self, address: std::net::SocketAddr, data_dir: &std::path::Path) {
         let about = &self.about;
         let counts = self.counts();
@@ -173,7 +173,7 @@ impl Called {
         );
     }
 
-    /// Metrics of what was deleted.
+    /// Removes the metrics of what was deleted.
     pub(super) fn forget_metrics(&self, label: &str, name: &str) {
         if let Some(metrics) = &self.metrics {
             metrics.forget(label, name);

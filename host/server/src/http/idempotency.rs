@@ -1,8 +1,8 @@
-//! `Idempotency-Key`: a call that is made again takes effect once and is answered as it was the first time. After the IETF draft
-//! "The Idempotency-Key HTTP Header Field" (draft-ietf-httpapi-idempotency-key-header).
+//! `Idempotency-Key`: a repeated call takes effect once and gets the first answer. After the IETF draft "The Idempotency-Key HTTP
+//! Header Field" (draft-ietf-httpapi-idempotency-key-header).
 //!
-//! The draft wants a string in quotes, and many clients send the bare token: both are taken, and mean the same key. A call that
-//! comes while the first one is still under way waits for it and gets its answer, where the draft would have it refused.
+//! The draft requires a quoted string, and many clients send the bare token: both are accepted and mean the same key. A repeat during
+//! the first call waits for it and gets its answer, where the draft would refuse it.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use millrace_broker::CallKey;
@@ -12,10 +12,10 @@ use sha2::{Digest, Sha256};
 use super::error::ApiError;
 
 const KEY: &str = "idempotency-key";
-/// Says of an answer that it is the one of an earlier call.
+/// Marks an answer as that of an earlier call.
 pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// The key that a request carries, by its digest.
+/// The request's key, as a digest.
 pub(super) fn key_of(headers: &HeaderMap) -> Result<Option<[u8; 16]>, ApiError> {
     let mut given = headers.get_all(KEY).iter();
     let Some(value) = given.next() else {
@@ -28,7 +28,7 @@ pub(super) fn key_of(headers: &HeaderMap) -> Result<Option<[u8; 16]>, ApiError> 
     Ok(Some(digest(&[&key])))
 }
 
-/// What a call asks for, by its digest: all parts that say it, in order.
+/// A digest of everything that a call asks for, part by part.
 pub(super) fn call(key: [u8; 16], parts: &[impl AsRef<[u8]>]) -> CallKey {
     let fingerprint = digest(parts);
     CallKey { key, fingerprint }
@@ -56,12 +56,12 @@ fn understood(value: &HeaderValue) -> Result<Vec<u8>, &'static str> {
         return Err("it is empty or too long");
     }
     if !key.iter().all(u8::is_ascii_graphic) {
-        return Err("it holds something other than visible ASCII");
+        return Err("it contains characters other than visible ASCII");
     }
     Ok(key)
 }
 
-/// A string of structured fields (RFC 9651): a backslash stands before a quote or a backslash.
+/// A string of structured fields (RFC 9651): a backslash escapes a quote or a backslash.
 fn unquoted(inner: &[u8]) -> Result<Vec<u8>, &'static str> {
     let mut key = Vec::with_capacity(inner.len());
     let mut rest = inner.iter();
@@ -70,7 +70,7 @@ fn unquoted(inner: &[u8]) -> Result<Vec<u8>, &'static str> {
             b'"' => return Err("the quotes do not match"),
             b'\\' => match rest.next() {
                 Some(&escaped @ (b'"' | b'\\')) => key.push(escaped),
-                _ => return Err("a backslash stands before neither a quote nor a backslash"),
+                _ => return Err("a backslash is not followed by a quote or a backslash"),
             },
             byte => key.push(byte),
         }
@@ -79,9 +79,9 @@ fn unquoted(inner: &[u8]) -> Result<Vec<u8>, &'static str> {
 }
 
 fn bad_key(what: &str) -> ApiError {
-    let message = format!("the header Idempotency-Key is not understood: {what}");
+    let message = format!("the header Idempotency-Key is invalid: {what}");
     let hint = format!(
-        "send one key of 1 to {IDEMPOTENCY_KEY_CHARS_MAX} visible ASCII characters, such as a UUID, best in quotes"
+        "send one key of 1 to {IDEMPOTENCY_KEY_CHARS_MAX} visible ASCII characters, such as a UUID, preferably in quotes"
     );
     ApiError::new(
         StatusCode::BAD_REQUEST,

@@ -1,15 +1,15 @@
-//! `Content-Type` of a produce request (and `Accept` of a fetch): whether its body is JSON, a message a line, or one message as it
-//! is. Nothing is guessed: a body of another type, or of none, could be any of the three, and two of them would be stored as
-//! something that nobody meant.
+//! `Content-Type` of a produce request (and `Accept` of a fetch): whether its body is JSON, one message per line, or a single message.
+//! Nothing is guessed: a body of another type, or of none, could be any of the three, and a wrong guess would store something
+//! unintended.
 
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 
 use super::error::ApiError;
 
-/// The types of one JSON object.
+/// The types for one JSON object.
 const JSON: [&str; 1] = ["application/json"];
-/// The types of a JSON object a line. Nobody registered one, so senders have many.
+/// The types for one JSON object per line. None is registered, so senders use many.
 const LINES: [&str; 13] = [
     "application/x-ndjson",
     "application/ndjson",
@@ -25,30 +25,30 @@ const LINES: [&str; 13] = [
     "text/ndjson",
     "text/jsonl",
 ];
-/// The types of a body that is one message as it is.
+/// The types for a body that is one message.
 const RAW: [&str; 2] = ["application/octet-stream", "text/plain"];
-/// What text may say that it is written in.
+/// The accepted charsets of text.
 const CHARSETS: [&str; 3] = ["utf-8", "utf8", "us-ascii"];
-/// Characters of a type that are shown to whoever sent it.
+/// Maximum length of a type repeated in an error.
 const SHOWN_CHARS_MAX: usize = 80;
 
 /// What to send instead.
-const ACCEPTED: &str = "say application/json for one message or {\"messages\": […]}, application/x-ndjson (or application/jsonl) for a message a \
-     line, application/octet-stream or text/plain for one message whose value is the body as it is";
+const ACCEPTED: &str = "use application/json for one message or {\"messages\": […]}, application/x-ndjson (or application/jsonl) for one message per \
+     line, application/octet-stream or text/plain for one message whose value is the body";
 
-/// How a body is to be read.
+/// How to read a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A message, or several under `messages`.
     Json,
-    /// A message a line.
+    /// One message per line.
     Lines,
     /// One message whose value is the body.
     Raw,
 }
 
 impl Kind {
-    /// As the headers say.
+    /// According to the headers.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
         let mut given = headers.get_all(CONTENT_TYPE).iter();
         let Some(value) = given.next() else {
@@ -63,7 +63,7 @@ impl Kind {
             .take(SHOWN_CHARS_MAX)
             .collect();
         let not_taken = |what: &str| unsupported(format!("Content-Type {shown:?} {what}"));
-        let text = value.to_str().map_err(|_| not_taken("is not understood"))?;
+        let text = value.to_str().map_err(|_| not_taken("is invalid"))?;
         let mut parts = text.split(';').map(str::trim);
         let essence = parts.next().unwrap_or_default();
         let is_of = |names: &[&str]| names.iter().any(|name| essence.eq_ignore_ascii_case(name));
@@ -71,17 +71,17 @@ impl Kind {
             () if is_of(&JSON) => Self::Json,
             () if is_of(&LINES) => Self::Lines,
             () if is_of(&RAW) => Self::Raw,
-            () => return Err(not_taken("is not taken here")),
+            () => return Err(not_taken("is not supported here")),
         };
         let is_text = kind != Self::Raw || essence.eq_ignore_ascii_case("text/plain");
         match is_text && parts.any(is_another_charset) {
-            true => Err(not_taken("is not UTF-8, the one encoding of text here")),
+            true => Err(not_taken("is not UTF-8, the only supported encoding")),
             false => Ok(kind),
         }
     }
 }
 
-/// Whether an answer is wanted as a message a line.
+/// Whether the answer should have one message per line.
 pub(super) fn wants_lines(headers: &HeaderMap) -> bool {
     let values = headers.get_all(ACCEPT).iter();
     let mut ranges = values

@@ -1,4 +1,4 @@
-//! How long messages stay, over HTTP: topics changed while they are used, and trimmed.
+//! Retention over HTTP: changing topics in use, and trimming.
 
 use axum::Json;
 use axum::body::Body;
@@ -15,7 +15,7 @@ use super::query::InPath;
 use super::to_the_end;
 use super::topics::TopicBody;
 
-/// What is to be different about a topic; what is not named stays as it is.
+/// The changes to a topic; omitted fields stay as they are.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TopicChangeBody {
@@ -23,28 +23,28 @@ pub(super) struct TopicChangeBody {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     durability: Option<Durability>,
-    /// Settings to change; `null` takes a bound away.
+    /// Settings to change; `null` removes a bound.
     #[serde(default)]
     #[schema(value_type = Option<TopicSettingsSchema>)]
     settings: SettingsPatch,
-    /// How many partitions the topic has from now on: as many as before, or more, never fewer. Messages that are there stay where they
-    /// are; keys are spread over all partitions from now on, so that a key's messages may be in two of them.
+    /// The new number of partitions: the same as before, or more, never fewer. Existing messages stay where they are; keys are spread
+    /// over all partitions from now on, so a key's messages may be in two of them.
     #[serde(default)]
     #[schema(example = 8)]
     partitions: Option<u32>,
-    /// More partitions, although the topic is compacted, or a processor reads it in order or has state in it. Without this such a change
-    /// is refused, and the error says what depends on it.
+    /// Add partitions although the topic is compacted, or a processor reads it in order or has state for it. Without this such a change
+    /// is refused, and the error lists the affected uses.
     #[serde(default)]
     #[schema(default = false)]
     accept_moved_keys: bool,
 }
 
-/// A topic as it is after a change.
+/// A topic after a change.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChangedTopicBody {
     #[serde(flatten)]
     topic: TopicBody,
-    /// What came of more partitions; absent if there are as many as before.
+    /// The consequences of added partitions; absent if the number stayed the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     grown: Option<GrownBody>,
 }
@@ -54,15 +54,15 @@ pub(super) struct ChangedTopicBody {
 pub(super) struct GrownBody {
     /// How many it had.
     before: u32,
-    /// Topics that processors keep for themselves beside it, and that have as many now.
+    /// Topics of processors that grew with it.
     #[schema(value_type = Vec<String>)]
     along: Vec<TopicName>,
-    /// What it means for messages and keys, and for whom.
+    /// What it means for messages and keys, and which uses are affected.
     note: String,
 }
 
-const MOVED_KEYS: &str = "Messages that are there stay where they are. Keys are spread over all partitions from now on, so a key's messages may be in \
-     two partitions, and are in order within each only.";
+const MOVED_KEYS: &str = "Existing messages stay where they are. Keys are spread over all partitions from now on, so a key's messages may be in \
+     two partitions, in order only within each.";
 
 impl From<ChangedTopic> for ChangedTopicBody {
     fn from(changed: ChangedTopic) -> Self {
@@ -81,15 +81,15 @@ impl From<ChangedTopic> for ChangedTopicBody {
     }
 }
 
-/// Changes what may be changed about a topic, at once, whoever uses it meanwhile. More partitions are used by producers, processors and
-/// readers from then on, without a restart of any.
+/// Changes the settings of a topic, at once, even while it is in use. Producers, processors and readers use added partitions from then
+/// on, without a restart.
 #[utoipa::path(patch, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path,)),
     request_body = TopicChangeBody, responses(
-    (status = 200, body = ChangedTopicBody, description = "As it is now"),
+    (status = 200, body = ChangedTopicBody, description = "The changed topic"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "More partitions, and something depends on it where the messages of a key are"),
-    (status = 422, body = ErrorBody, description = "A setting outside its bounds, fewer partitions, or more than there may be"),
+    (status = 409, body = ErrorBody, description = "More partitions, but some uses depend on all messages of a key being in one partition"),
+    (status = 422, body = ErrorBody, description = "A setting out of range, fewer partitions, or more than the maximum"),
 ))]
 pub(super) async fn change(
     app: Called,
@@ -112,10 +112,10 @@ pub(super) async fn change(
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TrimBody {
-    /// Only this partition; all of them without.
+    /// Only this partition; all partitions if omitted.
     #[serde(default)]
     partition: Option<u32>,
-    /// The first offset that stays, or `end` to remove all that is there.
+    /// The first offset to keep, or `end` to remove everything.
     #[schema(value_type = Object, example = "end")]
     before: BeforeBody,
 }
@@ -133,7 +133,7 @@ enum End {
     End,
 }
 
-/// Where partitions begin now.
+/// Where partitions now start.
 #[derive(Serialize, ToSchema)]
 pub(super) struct TrimmedBody {
     starts: Vec<StartBody>,
@@ -148,7 +148,7 @@ struct StartBody {
     start: Offset,
 }
 
-/// Removes the messages before an offset, for good. Processors that have not read them go on after them.
+/// Removes the messages before an offset, permanently. Processors that have not read them continue after them.
 #[utoipa::path(post, path = "/v1/topics/{topic}/trim", tag = "topics", params(("topic" = String, Path,)),
     request_body = TrimBody, responses(
     (status = 200, body = TrimmedBody),

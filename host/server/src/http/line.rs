@@ -1,8 +1,8 @@
-//! What a connection is doing and since when, so that others may judge it: the sweep ends one that idles too long, and at the bound
-//! the one that is missed least makes room for a new one.
+//! What a connection is doing and since when: the sweep closes connections that idle too long, and at the bound the least active one
+//! makes room for a new one.
 //!
-//! [`super::stream`] and [`super::listener`] say what happens on it. A request is under way from its whole head until the last byte
-//! of its answer has left; what the connection's own code writes at any other time is a refusal of the HTTP library, and is caught.
+//! [`super::stream`] and [`super::listener`] report what happens. A request is running from its complete head until the last byte of
+//! its answer has left; anything else that the connection writes is a refusal by the HTTP library, and is intercepted.
 
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,19 +13,19 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use tokio_util::sync::CancellationToken;
 
-/// What happens on a connection.
+/// What is happening on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Phase {
-    /// Nothing of a request has come yet.
+    /// No part of a request has arrived yet.
     Waiting = 0,
-    /// A request's head is coming.
+    /// A request's head is arriving.
     Head = 1,
     /// A request is being answered.
     Busy = 2,
-    /// The whole answer is made, and on its way.
+    /// The whole answer is ready and being sent.
     Answered = 3,
-    /// It is being ended; what still comes is thrown away.
+    /// It is being closed; incoming data is discarded.
     Ending = 4,
 }
 
@@ -41,23 +41,23 @@ impl Phase {
     }
 }
 
-/// One connection, as seen from outside.
+/// One connection, seen from outside.
 pub(super) struct Line {
     phase: AtomicU8,
     since_ms: AtomicU64,
     /// Whether it had a request before.
     used: AtomicBool,
-    /// Whether it is one of those for administration, beyond the bound of all others.
+    /// Whether it is one of those reserved for administration, beyond the bound for all others.
     reserved: bool,
-    /// Whether the body of its last request was not taken whole.
+    /// Whether the body of its last request was not read to the end.
     unfinished: AtomicBool,
-    /// The status of what the HTTP library refused by itself; 0 for none.
+    /// The status of a refusal by the HTTP library itself; 0 for none.
     caught: AtomicU16,
-    /// Cancelled to end it.
+    /// Cancelled to close it.
     close: CancellationToken,
     /// Cancelled when the other side sends nothing more.
     gone: CancellationToken,
-    /// Who waits for the rest of a body.
+    /// The reader that waits for the rest of a body.
     reader: Mutex<Option<Waker>>,
 }
 
@@ -88,7 +88,7 @@ impl Line {
         }
     }
 
-    /// For how long it has been doing what it does.
+    /// For how long it has been in its present state.
     pub(super) fn for_how_long(&self, now: Duration) -> Duration {
         let since = self.since_ms.load(Relaxed);
         Duration::from_millis(ms(now).saturating_sub(since))
@@ -102,7 +102,7 @@ impl Line {
         self.reserved
     }
 
-    /// Whether a request is under way.
+    /// Whether a request is running.
     pub(super) fn is_busy(&self) -> bool {
         matches!(self.phase(), Phase::Busy | Phase::Answered)
     }
@@ -111,7 +111,7 @@ impl Line {
         self.close.cancel();
     }
 
-    /// Cancelled to end it.
+    /// Cancelled to close it.
     pub(super) fn closing(&self) -> &CancellationToken {
         &self.close
     }
@@ -135,13 +135,13 @@ impl Line {
     }
 
     fn reader(&self) -> std::sync::MutexGuard<'_, Option<Waker>> {
-        // A waker is whole whatever panicked beside it.
+        // A waker stays valid after a panic elsewhere.
         self.reader
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The body of the request was not taken whole: the other side may still be sending it.
+    /// The body of the request was not read to the end: the other side may still be sending it.
     pub(super) fn leaves_unfinished(&self) {
         self.unfinished.store(true, Relaxed);
     }
@@ -161,7 +161,7 @@ impl Line {
         }
     }
 
-    /// The status of what the HTTP library refused by itself.
+    /// The status of a refusal by the HTTP library itself.
     pub(super) fn caught(&self) -> Option<StatusCode> {
         StatusCode::from_u16(self.caught.load(Relaxed)).ok()
     }

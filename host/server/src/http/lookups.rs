@@ -1,4 +1,4 @@
-//! State over HTTP without a partition: a key wherever it is, and how much there is in each partition.
+//! State over HTTP without a partition: a key in any partition, and how much state each partition has.
 
 use axum::Json;
 use axum::response::Response;
@@ -14,12 +14,12 @@ use super::query::{InPath, InQuery};
 use super::states::{STATE_ROOM_BYTES, Shown, StateEntryBody};
 use super::to_the_end;
 
-/// Which key.
+/// The key.
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct KeyParams {
-    /// Only in this input topic; all that it reads, or has state of, without.
+    /// Only in this input topic; if omitted, in all that the processor reads or has state for.
     #[param(value_type = Option<String>)]
     topic: Option<TopicName>,
     /// The key.
@@ -28,10 +28,10 @@ pub(super) struct KeyParams {
     key_base64: Option<String>,
 }
 
-/// A key wherever it is.
+/// A key in all partitions.
 #[derive(Serialize, ToSchema)]
 pub(super) struct FoundBody {
-    /// One for each partition that has it; empty where none has.
+    /// One entry for each partition that has it; empty if none does.
     found: Vec<FoundEntry>,
 }
 
@@ -42,21 +42,21 @@ pub(super) struct FoundEntry {
     topic: TopicName,
     #[schema(value_type = u32)]
     partition: PartitionId,
-    /// The partition's state holds what the messages below this offset wrote, parked ones excepted, and nothing else.
+    /// The state contains exactly the writes of the messages below this offset, except parked ones.
     #[schema(value_type = u64)]
     as_of: Offset,
     #[schema(value_type = StateEntryBody)]
     entry: Shown,
 }
 
-/// Looks a key up in the state of a processor, in every partition that has any: in most cases the partition of the messages with that key, but a
-/// component may keep what it likes where it runs.
+/// Looks a key up in a processor's state, in every partition that has any: usually it is in the partition of the messages with that
+/// key, but a component may store any key in any partition it runs in.
 #[utoipa::path(get, path = "/v1/processors/{name}/state/key", tag = "processors",
     params(("name" = String, Path,), KeyParams), responses(
     (status = 200, body = FoundBody),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 422, body = ErrorBody, description = "It has no state of that topic"),
+    (status = 422, body = ErrorBody, description = "It has no state for that topic"),
     (status = 503, body = ErrorBody),
 ))]
 pub(super) async fn key(
@@ -90,48 +90,48 @@ pub(super) async fn key(
     Ok(room.answer("application/json", written))
 }
 
-/// Of which topic.
+/// The topic.
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct TotalsParams {
-    /// Only of this input topic; of all that it reads, or has state of, without.
+    /// Only of this input topic; if omitted, of all that the processor reads or has state for.
     #[param(value_type = Option<String>)]
     topic: Option<TopicName>,
 }
 
-/// How much state there is.
+/// The amount of state.
 #[derive(Serialize, ToSchema)]
 pub(super) struct TotalsBody {
     /// Entries of all partitions.
     entries: usize,
-    /// Bytes of all partitions, about.
+    /// Approximate bytes of all partitions.
     bytes: usize,
-    /// One for each partition of its topics, also those without state.
+    /// One for each partition of its topics, including those without state.
     partitions: Vec<PartitionTotal>,
 }
 
-/// How much state there is of a partition.
+/// The amount of state of a partition.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PartitionTotal {
     #[schema(value_type = String)]
     topic: TopicName,
     #[schema(value_type = u32)]
     partition: PartitionId,
-    /// The state holds what the messages below this offset wrote, parked ones excepted, and nothing else.
+    /// The state contains exactly the writes of the messages below this offset, except parked ones.
     #[schema(value_type = u64)]
     as_of: Offset,
     entries: usize,
     bytes: usize,
 }
 
-/// How much a processor keeps in its state, in all partitions and in each.
+/// How much state a processor has, in total and in each partition.
 #[utoipa::path(get, path = "/v1/processors/{name}/state/totals", tag = "processors",
     params(("name" = String, Path,), TotalsParams), responses(
     (status = 200, body = TotalsBody),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 422, body = ErrorBody, description = "It has no state of that topic"),
+    (status = 422, body = ErrorBody, description = "It has no state for that topic"),
 ))]
 pub(super) async fn totals(
     app: Called,

@@ -1,8 +1,8 @@
-//! Messages as JSON, in and out. Text where the bytes are UTF-8, base64 where they are not; a stored value is never parsed.
+//! Messages as JSON, in and out. Text if the bytes are UTF-8, otherwise base64; a stored value is never parsed.
 //!
-//! Headers are an object of names and values, which is how people and programs ask for one. An object cannot say everything: most readers
-//! of JSON keep no order, a name may repeat (then its values stand in a list, wherever the others stood), and bytes that are no text
-//! stand apart, or under replacement characters. So wherever something could be lost, `header_list` says it exactly, in order.
+//! Headers are an object from names to values, which is how people and programs look them up. An object cannot represent everything:
+//! most JSON readers keep no order, a name may repeat (its values are then a list), and bytes that are not text are in a separate
+//! field. So wherever something could be lost, `header_list` has the exact headers in order.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -29,7 +29,8 @@ pub(super) struct MessageIn<'a> {
     key: Option<String>,
     /// The key, for bytes that are not UTF-8.
     key_base64: Option<String>,
-    /// A string gives its UTF-8 bytes, other JSON its compact text, null a message without value; so does nothing, beside a key.
+    /// A string is stored as its UTF-8 bytes, other JSON as its compact text; null, or an omitted value next to a key, is a message
+    /// without a value.
     #[serde(borrow, default, deserialize_with = "said")]
     #[schema(value_type = Option<serde_json::Value>)]
     value: Option<&'a RawValue>,
@@ -41,21 +42,21 @@ pub(super) struct MessageIn<'a> {
     /// Name to base64 of the value, or to a list of such.
     #[schema(value_type = Option<std::collections::HashMap<String, HeaderValue>>)]
     headers_base64: Option<Pairs>,
-    /// All headers exactly, in order: pairs of name and value, where bytes that are no text are `{"base64": "…"}`. Beside the fields
-    /// above it has to say the same as they do.
+    /// All headers exactly, in order: pairs of name and value; bytes that are not text are `{"base64": "…"}`. If the fields above are
+    /// also given, they must agree.
     #[schema(value_type = Option<Vec<Vec<Option<HeaderPart>>>>)]
     header_list: Option<Vec<ListedIn>>,
-    /// Milliseconds since the Unix epoch; the time of arrival without.
+    /// Milliseconds since the Unix epoch; the time of arrival if omitted.
     timestamp: Option<u64>,
-    /// The topic's partitioner chooses without.
+    /// The topic's partitioner chooses if omitted.
     partition: Option<u32>,
-    /// When it is delivered: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z`; at once without, or if
-    /// that has passed. Its timestamp is this, unless it has one.
+    /// The time of delivery: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z`; at once if omitted or in the
+    /// past. It is also the timestamp, unless one is given.
     #[schema(value_type = Option<String>)]
     deliver_at: Option<Moment>,
-    /// Instead of `deliver_at`: so long after its arrival.
+    /// Instead of `deliver_at`: the delay after its arrival.
     delay_ms: Option<u64>,
-    /// Where it stood. Taken and not looked at, so that a message may be produced as it was shown.
+    /// The original offset. Accepted and ignored, so that a message may be produced as it was shown.
     #[serde(rename = "offset")]
     #[schema(value_type = Option<u64>)]
     _offset: Option<IgnoredAny>,
@@ -64,7 +65,7 @@ pub(super) struct MessageIn<'a> {
 /// A header as a pair: its name and its value.
 pub(super) type ListedIn = (HeaderPart, Option<HeaderPart>);
 
-/// A header's name or value: a text, or bytes that are none.
+/// A header's name or value: text, or bytes that are not.
 #[derive(Deserialize, Serialize, ToSchema)]
 #[serde(
     untagged,
@@ -102,7 +103,7 @@ pub(super) enum HeaderValue {
     Many(Vec<Option<String>>),
 }
 
-/// A field that is there, even if it is null.
+/// A field that is present, even if it is null.
 pub(super) fn said<'de: 'a, 'a, D: Deserializer<'de>>(
     field: D,
 ) -> Result<Option<&'a RawValue>, D::Error> {
@@ -144,16 +145,16 @@ impl<'de> Visitor<'de> for PairsVisitor {
 }
 
 impl MessageIn<'_> {
-    /// The message that it means.
+    /// The message that it describes.
     pub(super) fn understood(self, now: Timestamp) -> Result<NewMessage, ApiError> {
         if self.is_empty() {
             let message = "the message is empty: it has neither a value nor a key nor headers";
-            let hint = r#"give it a value; {"value": null} is a message without one"#;
+            let hint = r#"add a value; {"value": null} is a message without one"#;
             return Err(ApiError::malformed(message, hint));
         }
         let headers = headers_of(self.headers, self.headers_base64, self.header_list)?;
         let deliver_at = due(self.deliver_at.as_ref(), self.delay_ms, now)?;
-        // Without any the broker gives it that of its delivery.
+        // Without one, the broker uses the time of delivery.
         let without = if deliver_at.is_none() {
             now
         } else {
@@ -176,7 +177,7 @@ impl MessageIn<'_> {
 }
 
 impl MessageIn<'_> {
-    /// Whether nothing of a message is said.
+    /// Whether all fields of a message are absent.
     fn is_empty(&self) -> bool {
         let value = self.value.is_some() || self.value_base64.is_some();
         let key = self.key.is_some() || self.key_base64.is_some();
@@ -189,17 +190,17 @@ impl MessageIn<'_> {
     }
 }
 
-/// What is stored is signed, as in Kafka; a larger number would come back as another one.
+/// Stored values are signed, as in Kafka; a larger number would be read back as another one.
 fn stored_timestamp(ms: u64) -> Result<Timestamp, ApiError> {
     if i64::try_from(ms).is_ok() {
         return Ok(Timestamp(ms));
     }
     let message = format!("timestamp {ms} is more than {}", i64::MAX);
-    let hint = "give milliseconds since the Unix epoch, or leave it out";
+    let hint = "use milliseconds since the Unix epoch, or omit it";
     Err(ApiError::malformed(message, hint))
 }
 
-/// The headers that are meant, of the ways to say them.
+/// The headers, from the two ways to give them.
 pub(super) fn headers_of(
     text: Option<Pairs>,
     encoded: Option<Pairs>,
@@ -222,14 +223,14 @@ pub(super) fn headers_of(
         .collect::<Result<Vec<_>, _>>()?;
     match is_said && by_name(&grouped) != by_name(&list) {
         true => {
-            let message = "headers and header_list do not say the same";
+            let message = "headers and header_list do not agree";
             Err(ApiError::malformed(message, "give one of them"))
         }
         false => Ok(list),
     }
 }
 
-/// The values of each name, in order, as an object shows them.
+/// The values of each name, in order, as in an object.
 fn by_name(headers: &[Header]) -> BTreeMap<(bool, Cow<'_, str>), Vec<Option<&Bytes>>> {
     let mut found = BTreeMap::<_, Vec<_>>::new();
     for header in headers {
@@ -267,7 +268,7 @@ pub(super) fn one_of(
 ) -> Result<Option<Bytes>, ApiError> {
     match (text, encoded) {
         (Some(_), Some(_)) => {
-            let message = format!("{field} and {field}_base64 are both given");
+            let message = format!("both {field} and {field}_base64 are given");
             Err(ApiError::malformed(message, "give one of them"))
         }
         (text, None) => Ok(text),
@@ -283,7 +284,7 @@ fn binary(field: &str, encoded: &str) -> Result<Bytes, ApiError> {
     })
 }
 
-/// The bytes that a value in JSON means; none where it is null.
+/// The bytes of a JSON value; none if it is null.
 pub(super) fn value_bytes(raw: Option<&RawValue>) -> Result<Option<Bytes>, ApiError> {
     let text = match raw.map(RawValue::get) {
         None | Some("null") => return Ok(None),
@@ -291,10 +292,10 @@ pub(super) fn value_bytes(raw: Option<&RawValue>) -> Result<Option<Bytes>, ApiEr
         Some(text) => return Ok(Some(compact(text))),
     };
     let string = serde_json::from_str::<String>(text).map(|string| Some(string.into()));
-    string.map_err(|error| ApiError::malformed(format!("value: {error}"), "mend the string"))
+    string.map_err(|error| ApiError::malformed(format!("value: {error}"), "correct the string"))
 }
 
-/// JSON without the white space between its tokens; numbers and the order of fields stay as they were written.
+/// JSON without the white space between its tokens; numbers and the order of fields stay as written.
 fn compact(json: &str) -> Bytes {
     let mut out = Vec::with_capacity(json.len());
     let (mut in_string, mut escaped) = (false, false);
@@ -309,9 +310,9 @@ fn compact(json: &str) -> Bytes {
     out.into()
 }
 
-/// A message as it is shown.
+/// A message for an answer.
 pub(super) struct MessageOut<'a> {
-    /// Where it stands; nothing for a dead letter, which says so itself.
+    /// Its place; absent for a dead letter, which has its own fields for it.
     pub(super) place: Option<(PartitionId, &'a Fetched)>,
     pub(super) message: &'a Message,
 }
@@ -363,7 +364,7 @@ fn is_text(header: &Header) -> bool {
     value.is_none_or(|value| str::from_utf8(value).is_ok())
 }
 
-/// Headers as an object, and as a list where that says more.
+/// Headers as an object, and as a list where that has more information.
 pub(super) fn show_headers<M: SerializeMap>(map: &mut M, all: &[Header]) -> Result<(), M::Error> {
     let (text, binary): (Vec<_>, Vec<_>) = all.iter().partition(|header| is_text(header));
     map.serialize_entry("headers", &Headers { headers: text })?;
@@ -376,7 +377,7 @@ pub(super) fn show_headers<M: SerializeMap>(map: &mut M, all: &[Header]) -> Resu
     }
 }
 
-/// Whether an object says all of them to every reader: they have one name, and are of one kind.
+/// Whether an object represents all headers for every reader: they have one name, and are of one kind.
 fn is_all_said(headers: &[Header]) -> bool {
     let Some(first) = headers.first() else {
         return true;
@@ -427,28 +428,28 @@ fn shown(header: &Header) -> Option<String> {
     header.value.as_ref().map(text)
 }
 
-/// How [`MessageOut`] looks, for the OpenAPI document.
+/// A message in an answer.
 #[derive(ToSchema)]
 #[schema(as = Message)]
 #[allow(dead_code, reason = "describes what MessageOut writes by hand")]
 pub(super) struct MessageSchema {
-    /// Not of a message that has no place: one that is delayed, or in a dead letter, which says it itself.
+    /// Absent for a message without a place: a delayed one, or one in a dead letter, which has its own fields.
     partition: Option<u32>,
     offset: Option<u64>,
     /// Milliseconds since the Unix epoch.
     timestamp: u64,
-    /// If it is UTF-8, or null if there is none.
+    /// The key if it is UTF-8; null if there is none.
     key: Option<String>,
     key_base64: Option<String>,
-    /// If it is UTF-8 (never parsed as JSON), or null if there is none.
+    /// The value if it is UTF-8 (never parsed as JSON); null if there is none.
     value: Option<String>,
     value_base64: Option<String>,
-    /// Name to value, or to a list of values where the name repeats.
+    /// From name to value, or to a list of values if the name repeats.
     headers: std::collections::HashMap<String, HeaderValue>,
-    /// As `headers`, of values that are not UTF-8.
+    /// Like `headers`, for values that are not UTF-8.
     headers_base64: Option<std::collections::HashMap<String, HeaderValue>>,
-    /// All headers exactly, in order, as pairs of name and value; bytes that are no text are `{"base64": "…"}`. It is there wherever
-    /// the fields above do not say all: with more than one name, or with a name that is not UTF-8.
+    /// All headers exactly, in order, as pairs of name and value; bytes that are not text are `{"base64": "…"}`. Present whenever the
+    /// fields above are not exact: with more than one name, or with a name that is not UTF-8.
     header_list: Option<Vec<Vec<Option<HeaderPart>>>>,
 }
 

@@ -26,19 +26,19 @@ pub(super) struct ModuleBody {
     /// SHA-256 of its bytes.
     #[schema(value_type = String)]
     digest: Digest,
-    /// The first `name@version` that it was given.
+    /// The first `name@version` given to it.
     tag: Option<String>,
-    /// Each `name@version` that it was given: the same bytes may have several.
+    /// Each `name@version` given to it: the same bytes may have several.
     tags: Vec<String>,
     byte_count: u64,
-    /// What it exports of ours.
+    /// Its exported interfaces.
     #[schema(value_type = Vec<String>)]
     exports: Vec<Interface>,
     /// What it imports.
     imports: Vec<String>,
     /// How long compiling took.
     compile_ms: u64,
-    /// How long its upload waited for its turn to be compiled, before that.
+    /// How long its upload waited for its turn to be compiled.
     waited_ms: u64,
     #[schema(value_type = u64)]
     uploaded_at: Timestamp,
@@ -53,7 +53,7 @@ pub(super) struct ModulesBody {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct UploadQuery {
-    /// `name@version`, by which it can be named from then on.
+    /// `name@version`, by which it can be referred to.
     tag: Option<String>,
 }
 
@@ -73,12 +73,12 @@ impl From<Module> for ModuleBody {
     }
 }
 
-/// Where a request comes from.
+/// The client's address.
 #[derive(Clone, Copy)]
 pub(super) struct Peer(pub(super) Option<IpAddr>);
 
 impl Called {
-    /// Reads a module; the refusal of one that is too large names the setting.
+    /// Reads a module; refusing one that is too large names the setting.
     async fn take_module(&self, headers: &HeaderMap, body: Body) -> Result<Taken, ApiError> {
         let max = self.session.catalogue().guest_limits().module_bytes_max;
         let taken = self
@@ -90,7 +90,7 @@ impl Called {
         })
     }
 
-    /// The module that a digest, a unique prefix of one, or a tag names.
+    /// The module with this digest, unique prefix of a digest, or tag.
     pub(super) fn module(&self, reference: &str) -> Result<Module, ApiError> {
         let found = self.session.catalogue().find_module(reference);
         found.ok_or_else(|| ModuleError::Unknown(reference.to_owned()).into())
@@ -101,18 +101,18 @@ impl Called {
     }
 }
 
-/// Uploads a component. It is checked, compiled in a child process and tried before it is kept. Uploads are compiled by turns, an upload
-/// of each uploader, as far as the address and the header Millrace-By tell them apart; one that takes long makes way for the others.
+/// Uploads a component. It is checked, compiled in a child process and tried before it is stored. Uploaders, distinguished by address
+/// and the header Millrace-By, take turns to compile; long compiles make way for others.
 #[utoipa::path(post, path = "/v1/modules", tag = "modules", params(UploadQuery, ByHeader),
     request_body(content = Vec<u8>, content_type = "application/wasm", description = "The component's bytes"),
     responses(
         (status = 201, body = ModuleBody, description = "Admitted"),
-        (status = 200, body = ModuleBody, description = "It was here already"),
+        (status = 200, body = ModuleBody, description = "It already exists"),
         (status = 400, body = ErrorBody),
-        (status = 409, body = ErrorBody, description = "The tag names another module"),
+        (status = 409, body = ErrorBody, description = "The tag belongs to another module"),
         (status = 413, body = ErrorBody),
         (status = 422, body = ErrorBody, description = "Refused; the error says why"),
-        (status = 503, body = ErrorBody, description = "Others are compiled first; send it again after the time that Retry-After says"),
+        (status = 503, body = ErrorBody, description = "Other modules are compiled first; send it again after the delay in Retry-After"),
     )
 )]
 pub(super) async fn upload(
@@ -153,8 +153,8 @@ pub(super) async fn upload(
 }
 
 fn too_many_uploads() -> ApiError {
-    let message = format!("{UPLOADS_MAX} uploads are being checked and compiled already");
-    ApiError::unavailable("busy", message, "send it again; nothing was kept", 1)
+    let message = format!("{UPLOADS_MAX} uploads, the maximum, are being checked and compiled");
+    ApiError::unavailable("busy", message, "send it again; nothing was stored", 1)
 }
 
 fn digests(modules: &[Module]) -> Vec<Digest> {
@@ -181,7 +181,7 @@ pub(super) async fn show(
     Ok(Json(app.module(&reference)?.into()))
 }
 
-/// Forgets a module that nobody uses.
+/// Deletes a module that is not in use.
 #[utoipa::path(delete, path = "/v1/modules/{reference}", tag = "modules", params(("reference" = String, Path,)), responses(
     (status = 204),
     (status = 404, body = ErrorBody),

@@ -1,5 +1,5 @@
-//! The OpenAPI document, and the shapes of nouns that live in crates which know nothing of HTTP. Tests hold both to the truth:
-//! the document has every route, and every shape the fields of its noun.
+//! The OpenAPI document, and the schemas of types in crates that know nothing of HTTP. Tests compare both with the code: the document
+//! has every route, and every schema the fields of its type.
 #![allow(dead_code, reason = "the shapes are read by the derive only")]
 
 mod finish;
@@ -106,15 +106,15 @@ pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
 #[derive(ToSchema)]
 #[schema(as = BatchPolicy)]
 pub(super) struct BatchPolicySchema {
-    /// Messages at the most.
+    /// Maximum number of messages.
     messages_max: Option<u32>,
-    /// Bytes at the most; one larger message still makes a batch.
+    /// Maximum bytes; one larger message still makes a batch.
     bytes_max: Option<u32>,
     /// How long to wait for a fuller batch.
     linger_ms: Option<u64>,
 }
 
-/// What may be changed about a topic.
+/// The settings of a topic.
 #[derive(ToSchema)]
 #[schema(as = TopicSettings)]
 pub(super) struct TopicSettingsSchema {
@@ -124,29 +124,29 @@ pub(super) struct TopicSettingsSchema {
     retention_bytes: Option<u64>,
     /// Whether only the latest value of each key is kept.
     compact: Option<bool>,
-    /// Milliseconds that a compacted topic keeps a message without a value, which removes its key.
+    /// Milliseconds for which a compacted topic keeps a message without a value, which deletes its key.
     tombstone_ms: Option<u64>,
-    /// Bytes of a segment; the host's default without.
+    /// Bytes of a segment; if absent, the host's default.
     segment_bytes: Option<u64>,
-    /// Milliseconds after which a segment ends though it is not full.
+    /// Milliseconds after which a segment ends even if it is not full.
     segment_ms: Option<u64>,
     /// `none`, `gzip`, `snappy`, `lz4` or `zstd`.
     compression: Option<String>,
 }
 
-/// How failed messages are tried again.
+/// How failed messages are retried.
 #[derive(ToSchema)]
 #[schema(as = RetryPolicy)]
 pub(super) struct RetryPolicySchema {
-    /// Attempts in all.
+    /// Attempts in total.
     attempts_max: Option<u32>,
     /// Upper bound of the first delay.
     delay_first_ms: Option<u64>,
-    /// Upper bound of every delay; thirty days at the most. Whatever this says, no message is tried again within ten milliseconds.
+    /// Upper bound of every delay; at most thirty days. No message is retried within ten milliseconds in any case.
     delay_max_ms: Option<u64>,
 }
 
-/// What a call may use at the most.
+/// The limits of a call.
 #[derive(ToSchema)]
 #[schema(as = Limits)]
 pub(super) struct LimitsSchema {
@@ -158,7 +158,7 @@ pub(super) struct LimitsSchema {
     answer_bytes_max: Option<u64>,
     /// Outputs of one answer.
     answer_outputs_max: Option<u32>,
-    /// Log lines a second.
+    /// Log lines per second.
     log_lines_per_second: Option<u32>,
 }
 
@@ -166,35 +166,35 @@ pub(super) struct LimitsSchema {
 #[derive(ToSchema)]
 #[schema(as = BreakerPolicy)]
 pub(super) struct BreakerPolicySchema {
-    /// Whether failures of messages open it; what the component says is down always does.
+    /// Whether failed messages open it; an outage reported by the component always does.
     enabled: Option<bool>,
-    /// So many different messages in a row that fail alike open it.
+    /// This many different messages in a row that fail alike open it.
     failures_min: Option<u32>,
     /// This share of the latest messages that fail alike opens it.
     failed_percent: Option<u32>,
-    /// How many messages are the latest.
+    /// The number of latest messages.
     window_messages: Option<u32>,
-    /// Older messages are no longer the latest.
+    /// Messages older than this do not count.
     window_ms: Option<u64>,
-    /// Upper bound of the wait before the first probe; doubles with each probe that fails.
+    /// Upper bound of the delay before the first probe; doubles with each failed probe.
     probe_first_ms: Option<u64>,
-    /// Upper bound of every wait.
+    /// Upper bound of every delay.
     probe_max_ms: Option<u64>,
 }
 
-/// How many dead letters a processor may make; at the bound a partition waits.
+/// How many dead letters a processor may create; at the bound a partition waits.
 #[derive(ToSchema)]
 #[schema(as = DeadLetterPolicy)]
 pub(super) struct DeadLetterPolicySchema {
     /// Dead letters of all partitions together.
     max: Option<u32>,
-    /// In so long a time.
+    /// The period.
     per_ms: Option<u64>,
-    /// Dead letters that revisions make in all before one of them is proven, where there is an earlier one to go back to.
+    /// Dead letters that revisions may create in total before one of them is proven, if there is an earlier one to go back to.
     unproven_max: Option<u32>,
 }
 
-/// How a processor's breaker stands.
+/// The state of a processor's breaker.
 #[derive(ToSchema)]
 #[schema(as = BreakerStatus)]
 pub(super) struct BreakerStatusSchema {
@@ -202,22 +202,22 @@ pub(super) struct BreakerStatusSchema {
     state: String,
     /// `outage`, `bad-deploy` or `poison-flood`.
     reason: Option<String>,
-    /// The same for people.
+    /// The reason as a sentence.
     text: Option<String>,
     since: Option<u64>,
     /// When one message is tried next.
     next_probe_at: Option<u64>,
-    /// Probes that failed since it opened.
+    /// Failed probes since it opened.
     probes: u32,
     /// How often it opened since the host started.
     trips: u64,
-    /// Dead letters that may be made before a partition waits.
+    /// Dead letters that may be created before a partition waits.
     dead_letters_left: u32,
-    /// Dead letters accepted beforehand and not made yet.
+    /// Dead letters accepted in advance and not created yet.
     dead_letters_accepted: u64,
 }
 
-/// A revision's spec, with modules by digest.
+/// A revision's specification, with modules by digest.
 #[derive(ToSchema)]
 #[schema(as = ProcessorSpec)]
 pub(super) struct ProcessorSpecSchema {
@@ -234,7 +234,7 @@ pub(super) struct ProcessorSpecSchema {
     dead_letters: DeadLetterPolicySchema,
     auto_rollback: bool,
     auto_redrive: bool,
-    /// Hops that a message may have; absent if none are counted.
+    /// Maximum number of hops; absent if hops are not counted.
     hops_max: Option<u32>,
 }
 
@@ -243,50 +243,50 @@ pub(super) struct ProcessorSpecSchema {
 #[schema(as = Processor)]
 pub(super) struct ProcessorSchema {
     name: String,
-    /// When it was made, in milliseconds since the Unix epoch; 0 if a host made it that did not write that down.
+    /// When it was created, in milliseconds since the Unix epoch; 0 if an old version created it.
     made_at: u64,
     /// The number of the revision that takes the next batch.
     current: u32,
     paused: bool,
     /// Oldest first.
     revisions: Vec<RevisionSchema>,
-    /// The revision that takes a share of the keys.
+    /// The canary.
     canary: Option<trials::CanarySchema>,
-    /// The revision that is only looked at.
+    /// The shadow.
     shadow: Option<trials::ShadowSchema>,
-    /// What it reads if it only replays.
+    /// The range that it reads, if it is a replay.
     replay: Option<replays::ReplaySchema>,
-    /// Where it begins in each topic, if another place than the oldest message was given when it was made.
+    /// Where it started in each topic, if it was not the oldest message.
     start: Option<Vec<TopicStartSchema>>,
     /// How often it was resumed; absent if it never was.
     resumes: Option<ResumesSchema>,
-    /// What was done with it, oldest first; left out of `GET /v1/processors`, see `GET /v1/processors/{name}/history`.
+    /// Its changes, oldest first; omitted in `GET /v1/processors`, see `GET /v1/processors/{name}/history`.
     changes: Option<Vec<history::ChangeSchema>>,
 }
 
-/// How often a processor was resumed, paused or not: the breakers of all hosts go by it.
+/// How often a processor was resumed, paused or not: the breakers of all hosts follow this.
 #[derive(ToSchema)]
 #[schema(as = Resumes)]
 struct ResumesSchema {
     count: u64,
     /// The revision that was current the last time.
     revision: u32,
-    /// Dead letters that were accepted while it was.
+    /// Dead letters that were accepted then.
     dead_letters: u64,
 }
 
-/// Where a processor begins in a topic, as long as it has committed nothing there.
+/// Where a processor starts in a topic, while it has committed nothing there.
 #[derive(ToSchema)]
 #[schema(as = TopicStart)]
 pub(super) struct TopicStartSchema {
     topic: String,
-    /// The topic's number, which none of the same name has later.
+    /// The topic's number, which no later topic of the same name has.
     id: u64,
-    /// The first message of each partition; in those that came later it is the oldest.
+    /// The first message of each partition; partitions added later start at their oldest message.
     offsets: Vec<u64>,
 }
 
-/// How a processor does in one partition.
+/// A processor's status in one partition.
 #[derive(ToSchema)]
 #[schema(as = PartitionStatus)]
 pub(super) struct PartitionStatusSchema {
@@ -299,11 +299,11 @@ pub(super) struct PartitionStatusSchema {
     parked: usize,
     /// The revision that processed the last batch.
     revision: u32,
-    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or where all of a replay is settled `done`.
+    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or `done` when a replay is settled.
     state: String,
-    /// Where it is `waiting`, until when, in milliseconds since the Unix epoch, as far as that is known.
+    /// If it is `waiting`, until when, in milliseconds since the Unix epoch, if known.
     waiting_until: Option<u64>,
-    /// For how many milliseconds the call at hand is under way; absent between two of them.
+    /// For how many milliseconds the current call has been running; absent between calls.
     calling_ms: Option<u64>,
 }
 
@@ -324,13 +324,13 @@ struct CallUseSchema {
     guest_us: u64,
     /// Linear memory of its instance.
     memory_bytes: u64,
-    /// Messages that the call was for.
+    /// Messages in the call.
     messages: u32,
-    /// The last lines that the guest wrote in it, newest last: at most 10 and 2 KiB.
+    /// The last lines that the guest logged in it, newest last: at most 10 and 2 KiB.
     log: Vec<GuestLineSchema>,
 }
 
-/// A message given up on, with its evidence.
+/// A dead letter with its evidence.
 #[derive(ToSchema)]
 #[schema(as = DeadLetter)]
 pub(super) struct DeadLetterSchema {
@@ -350,9 +350,9 @@ pub(super) struct DeadLetterSchema {
     died_at: u64,
     attempt_log: serde_json::Value,
     backtrace: Option<String>,
-    /// What the call used that it died of.
+    /// What the last call used.
     call: Option<CallUseSchema>,
-    /// How often the message had been sent again before it died this time.
+    /// How often the message had been redriven before it failed this time.
     redrives: u32,
     redriven: bool,
     message: super::messages::MessageSchema,
@@ -363,13 +363,13 @@ pub(super) struct DeadLetterSchema {
 pub(super) struct RedrivenSchema {
     /// Sent now.
     sent: usize,
-    /// Sent before, and not again.
+    /// Already sent before.
     already: usize,
-    /// Left alone: sent again three times before, and died each time.
+    /// Skipped: sent three times before, and failed each time.
     skipped: usize,
     /// Left where they are: they came from topics that the processor no longer reads.
     not_read: usize,
-    /// Where to go on, if a bound ended it.
+    /// Where to continue, if a bound ended it.
     next: Option<String>,
     /// When it began, in milliseconds since the Unix epoch.
     started_at: u64,
@@ -380,11 +380,11 @@ pub(super) struct RedrivenSchema {
 #[schema(as = DeadLetterGroups)]
 pub(super) struct DeadLetterGroupsSchema {
     groups: Vec<DeadLetterGroupSchema>,
-    /// How many were looked at and fit.
+    /// How many dead letters matched.
     count: u64,
-    /// How many of them are of none of these groups.
+    /// How many of them are in none of these groups.
     others: u64,
-    /// Where to count on, as `from`, if time ended it.
+    /// Where to continue counting, as `from`, if time ran out.
     next: Option<String>,
 }
 
@@ -414,19 +414,19 @@ pub(super) struct DryRunOutcomeSchema {
     reason: String,
 }
 
-/// An output that there would be.
+/// An output that would be written.
 #[derive(ToSchema)]
 #[schema(as = DryRunOutput)]
 pub(super) struct DryRunOutputSchema {
-    /// The place of the letter that it comes of.
+    /// The place of the dead letter it comes from.
     letter: String,
     topic: String,
-    /// Cut to a kilobyte, as the others are.
+    /// Cut to a kilobyte, like the others.
     key: Option<String>,
-    /// As `key`, if it is not text.
+    /// Like `key`, if it is not text.
     key_base64: Option<String>,
     value: Option<String>,
-    /// As `value`, if it is not text.
+    /// Like `value`, if it is not text.
     value_base64: Option<String>,
     /// Whether any of it was cut.
     is_cut: bool,
@@ -437,7 +437,7 @@ pub(super) struct DryRunOutputSchema {
 #[schema(as = AuditPage)]
 pub(super) struct AuditPageSchema {
     entries: Vec<AuditEntrySchema>,
-    /// Where to read on, as `from`; null if that was all.
+    /// Where to continue, as `from`; null at the end.
     next: Option<String>,
 }
 

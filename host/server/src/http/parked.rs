@@ -1,4 +1,4 @@
-//! Parked messages over HTTP: those of a processor that wait, until when and why; tried now, or given up.
+//! Parked messages over HTTP: those of a processor, until when and why they wait; trying them now, or giving them up.
 
 use axum::Json;
 use axum::body::Body;
@@ -26,13 +26,13 @@ pub(super) struct ParkedParams {
     /// Only those in this topic.
     #[param(value_type = Option<String>)]
     topic: Option<TopicName>,
-    /// Only those in partitions of this number.
+    /// Only those in partitions with this number.
     partition: Option<u32>,
-    /// Only those whose last attempt failed under this class.
+    /// Only those whose last attempt failed with this class.
     class: Option<String>,
-    /// From here on: the `next` of an earlier answer.
+    /// Where to continue: the `next` of an earlier answer.
     from: Option<String>,
-    /// Messages at the most; never more than 1,000.
+    /// Maximum number of messages, never more than 1,000.
     #[serde(default = "max_default")]
     #[param(default = 100)]
     max: usize,
@@ -42,12 +42,12 @@ fn max_default() -> usize {
     100
 }
 
-/// Messages that wait.
+/// Parked messages.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ParkedBody {
-    /// All that were asked for, on whatever page.
+    /// All that match, on any page.
     total: usize,
-    /// Where to go on, as `from`; null if that was all.
+    /// Where to continue, as `from`; null at the end.
     #[schema(value_type = Option<String>)]
     next: Option<MessagePlace>,
     /// By topic, partition and offset.
@@ -55,7 +55,7 @@ pub(super) struct ParkedBody {
     parked: Vec<Shown>,
 }
 
-/// A message that waits for its next attempt, or behind one of its key.
+/// A message that waits for its next attempt, or behind another one with its key.
 #[derive(ToSchema)]
 #[schema(as = ParkedMessage)]
 #[allow(dead_code, reason = "describes what Shown writes")]
@@ -63,22 +63,22 @@ pub(super) struct ParkedMessageSchema {
     topic: String,
     partition: u32,
     offset: u64,
-    /// Its first kilobyte; null without one.
+    /// Its first kilobyte; null without a key.
     key: Option<String>,
-    /// In the place of `key`, for bytes that are not UTF-8.
+    /// Instead of `key`, for bytes that are not UTF-8.
     key_base64: Option<String>,
     /// Attempts so far.
     attempts: u32,
     /// When it is tried again, in milliseconds since the Unix epoch; null if it only waits behind another one.
     due: Option<u64>,
-    /// The offset of the message that it waits behind; null if it waits for nobody.
+    /// The offset of the message that it waits behind; null if there is none.
     behind: Option<u64>,
-    /// Since when it is kept from being given up, for the revision that failed at it is not proven; null if it is not.
+    /// Since when it is held, because the revision that failed is not proven; null if it is not held.
     held_since: Option<u64>,
     first_failed_at: Option<u64>,
     /// The class of its last attempt.
     class: Option<String>,
-    /// What was said of it.
+    /// The reason of its last attempt.
     reason: Option<String>,
 }
 
@@ -104,7 +104,7 @@ impl Serialize for Shown {
     }
 }
 
-/// A key that was cut within a character is text all the same.
+/// A key that was cut within a character still counts as text.
 fn whole_characters(key: &Bytes) -> Bytes {
     match str::from_utf8(key) {
         Err(error) if error.error_len().is_none() => key.slice(..error.valid_up_to()),
@@ -112,11 +112,11 @@ fn whole_characters(key: &Bytes) -> Bytes {
     }
 }
 
-/// Messages of a processor that wait: for their next attempt, or behind one of their key.
+/// A processor's parked messages, which wait for their next attempt or behind another one with their key.
 #[utoipa::path(get, path = "/v1/processors/{name}/parked", tag = "processors", params(("name" = String, Path,), ParkedParams), responses(
     (status = 200, body = ParkedBody, description = "A page of them"),
-    (status = 400, body = ErrorBody, description = "The query is not understood"),
-    (status = 404, body = ErrorBody, description = "There is no such processor"),
+    (status = 400, body = ErrorBody, description = "The query is invalid"),
+    (status = 404, body = ErrorBody, description = "The processor does not exist"),
     (status = 503, body = ErrorBody, description = "They cannot be read now"),
 ))]
 pub(super) async fn list(
@@ -126,7 +126,7 @@ pub(super) async fn list(
 ) -> Result<Json<ParkedBody>, ApiError> {
     let from = params.from.map(|text| text.parse::<MessagePlace>());
     let from = from.transpose().map_err(|why| {
-        ApiError::malformed(format!("from: {why}"), "give the next of an earlier answer")
+        ApiError::malformed(format!("from: {why}"), "use the next of an earlier answer")
     })?;
     let query = ParkedQuery {
         topic: params.topic,
@@ -143,21 +143,21 @@ pub(super) async fn list(
     }))
 }
 
-/// Which parked messages are meant: a list of their places (`TOPIC/PARTITION/OFFSET`), all of a class, or all.
+/// Which parked messages: a list of their places (`TOPIC/PARTITION/OFFSET`), all of a class, or all.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WhichBody {
-    /// As the list shows where they stand.
+    /// As in the list.
     #[serde(default)]
     messages: Option<Vec<PlaceOfParked>>,
-    /// Those whose last attempt failed under this class.
+    /// Those whose last attempt failed with this class.
     #[serde(default)]
     class: Option<String>,
     #[serde(default)]
     all: bool,
 }
 
-/// Where a parked message stands.
+/// The place of a parked message.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct PlaceOfParked {
@@ -181,25 +181,25 @@ impl WhichBody {
             (None, Some(class), false) => Ok(WhichParked::Class(class)),
             (None, None, true) => Ok(WhichParked::All),
             _ => Err(ApiError::malformed(
-                "the request does not say which parked messages it is about",
+                "the request does not select any parked messages",
                 r#"send {"messages":[{"topic","partition","offset"}]}, {"class":"…"} or {"all":true}"#,
             )),
         }
     }
 }
 
-/// What became of it.
+/// The result.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ParkedDoneBody {
-    /// Messages that it was done with.
+    /// How many messages it was applied to.
     done: usize,
-    /// Messages that it was not done with, and why.
+    /// Messages that were left, with the reason.
     left: Vec<LeftBody>,
 }
 
 #[derive(Serialize, ToSchema)]
 struct LeftBody {
-    /// `TOPIC/PARTITION/OFFSET`; where messages were not named, of any offset of their partition.
+    /// `TOPIC/PARTITION/OFFSET`; if messages were not named, any offset of their partition.
     #[schema(value_type = String)]
     message: MessagePlace,
     why: String,
@@ -215,14 +215,14 @@ impl From<ParkedDone> for ParkedDoneBody {
     }
 }
 
-/// Tries parked messages now, whatever they were to wait for; of a paused processor when it is resumed. One that waits behind another
-/// one goes on waiting.
+/// Tries parked messages now, whatever they wait for; if the processor is paused, once it is resumed. A message that waits behind
+/// another one keeps waiting.
 #[utoipa::path(post, path = "/v1/processors/{name}/parked/try-now", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = WhichBody,
     responses(
         (status = 200, body = ParkedDoneBody, description = "What was done, and what was not"),
-        (status = 400, body = ErrorBody, description = "The request does not say which ones"),
-        (status = 404, body = ErrorBody, description = "There is no such processor"),
+        (status = 400, body = ErrorBody, description = "The request does not select any messages"),
+        (status = 404, body = ErrorBody, description = "The processor does not exist"),
         (status = 503, body = ErrorBody, description = "They cannot be read now"),
     )
 )]
@@ -235,14 +235,14 @@ pub(super) async fn try_now(
     act(app, name, headers, body, ParkedAction::TryNow).await
 }
 
-/// Gives parked messages up: they become dead letters with all that is known of them, and what waits behind them goes on. Of a paused
-/// processor as well.
+/// Gives parked messages up: they become dead letters with all their evidence, and messages behind them continue. Also works on a
+/// paused processor.
 #[utoipa::path(post, path = "/v1/processors/{name}/parked/give-up", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = WhichBody,
     responses(
         (status = 200, body = ParkedDoneBody, description = "What was done, and what was not"),
-        (status = 400, body = ErrorBody, description = "The request does not say which ones"),
-        (status = 404, body = ErrorBody, description = "There is no such processor"),
+        (status = 400, body = ErrorBody, description = "The request does not select any messages"),
+        (status = 404, body = ErrorBody, description = "The processor does not exist"),
         (status = 503, body = ErrorBody, description = "They cannot be read now"),
     )
 )]

@@ -1,8 +1,8 @@
-//! Who may have a connection: so many at once, a reserve for administration, and somebody who is missed least for each that comes at the
-//! bound.
+//! Admits connections: a maximum number, a reserve for administration, and at the bound the least active connection makes room for a
+//! new one.
 //!
-//! Whoever comes gets a place of its own while there are any; then that of a connection on which nothing happens; then one of the
-//! reserve, on which only administration is done; then an answer that says that there is none.
+//! A new connection gets a free place if there is one; otherwise that of an inactive connection; otherwise one of the reserve, for
+//! administration only; otherwise an answer that there is none.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -16,11 +16,11 @@ use super::bounds::{
 };
 use super::line::{Line, Phase};
 
-/// At the bound, a head that is not whole after so long makes room for others.
+/// At the bound, a head that is incomplete after this time makes room for others.
 const HEAD_GRACE: Duration = Duration::from_secs(2);
-/// At the bound of the reserve, a request that takes so long makes room for others.
+/// At the bound of the reserve, a request that takes this long makes room for others.
 const RESERVED_GRACE: Duration = Duration::from_secs(5);
-/// While the host stops, nobody is waited for longer to send the rest of a head.
+/// While the host stops, a head that is incomplete after this time is not waited for.
 const STOPPING_GRACE: Duration = Duration::from_secs(1);
 
 /// What a connection counts as.
@@ -50,7 +50,7 @@ struct Held {
     counts: [usize; 4],
 }
 
-/// A connection's place; given back when it is dropped.
+/// A connection's place; returned when dropped.
 pub(super) struct Place {
     places: Arc<Places>,
     id: u64,
@@ -76,11 +76,11 @@ impl Places {
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
-        // Each change is whole before anything could panic.
+        // Each change completes before anything can panic.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection; none if not even a refusal can be said.
+    /// A place for a new connection; none if not even a refusal can be sent.
     pub(super) fn take(self: &Arc<Self>, now: Duration) -> Option<Place> {
         let mut held = self.held();
         let kind =
@@ -106,7 +106,7 @@ impl Places {
         })
     }
 
-    /// Ends what has been silent for too long.
+    /// Closes connections that have been silent for too long.
     pub(super) fn sweep(&self, now: Duration) {
         let stopping = self.stopping.load(Relaxed);
         for (_, line) in self.held().lines.values() {
@@ -130,18 +130,18 @@ impl Places {
         }
     }
 
-    /// From here on nobody is waited for.
+    /// From here on nothing is waited for.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Relaxed);
     }
 
-    /// Connections under way: regular ones, those of the reserve.
+    /// Running connections: regular ones, and those of the reserve.
     pub(super) fn counts(&self) -> (usize, usize) {
         let held = self.held();
         (held.count(Kind::Regular), held.count(Kind::Reserved))
     }
 
-    /// Frees a file or two, where the process may open no more.
+    /// Frees a file or two if the process can open no more.
     pub(super) fn shrink(&self, now: Duration) {
         self.held().make_room(Kind::Regular, now);
     }
@@ -165,7 +165,7 @@ impl Held {
         }
     }
 
-    /// Ends the connection of this kind that is missed least; false if all are at work.
+    /// Closes the least active connection of this kind; false if all are active.
     fn make_room(&mut self, kind: Kind, now: Duration) -> bool {
         if self.count(Kind::Leaving) >= ENDING_CONNECTIONS_MAX {
             return false;
@@ -183,8 +183,8 @@ impl Held {
     }
 }
 
-/// How much a connection would be missed, less being less; `None` where something happens on it. Those that ought to be gone, then those
-/// that never said anything, then slow heads, then those that are kept for another request, then long work on the reserve; the oldest first.
+/// How dispensable a connection is, lower first; `None` if it is active. Expired ones, then those that never sent anything, then slow
+/// heads, then those kept for another request, then long work on the reserve; the oldest first.
 fn missed(line: &Line, now: Duration) -> Option<(u8, u64)> {
     let age = line.for_how_long(now);
     let rank = match line.phase() {

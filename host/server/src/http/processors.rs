@@ -1,4 +1,4 @@
-//! Processors over HTTP: deploy, look, pause, roll back, delete.
+//! Processors over HTTP: deploy, show, pause, roll back, delete.
 
 use axum::Json;
 use axum::body::Body;
@@ -29,23 +29,23 @@ use super::query::{InPath, InQuery};
 use super::to_the_end;
 use super::trials::CanaryStatusSchema;
 
-/// What a revision is made of.
+/// A revision's specification.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SpecBody {
     /// Topics that it reads; at least one.
     #[schema(value_type = Vec<String>)]
     topics: Vec<TopicName>,
-    /// The module that processes, by digest, prefix or tag.
+    /// The module that processes messages, by digest, prefix or tag.
     module: String,
-    /// Where outputs go that name no topic.
+    /// The topic for outputs that name none.
     #[schema(value_type = Option<String>)]
     output: Option<TopicName>,
     /// Further topics that it may write to.
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     grants: Vec<TopicName>,
-    /// What keeps its order: `key`, `partition` or `none`.
+    /// What stays in order when a message is retried: `key`, `partition` or `none`.
     #[serde(default)]
     #[schema(value_type = String, default = "key")]
     order: Order,
@@ -55,7 +55,7 @@ pub(super) struct SpecBody {
     #[serde(default)]
     #[schema(value_type = RetryPolicySchema)]
     retry: RetryPolicy,
-    /// The module that decides about failures.
+    /// The module that decides what to do about failures.
     error_handler: Option<String>,
     #[serde(default)]
     #[schema(value_type = LimitsSchema)]
@@ -66,13 +66,14 @@ pub(super) struct SpecBody {
     #[serde(default)]
     #[schema(value_type = DeadLetterPolicySchema)]
     dead_letters: DeadLetterPolicy,
-    /// Whether a bad deploy takes itself back to the last revision that worked.
+    /// Whether the host rolls a bad deploy back to the last revision that worked.
     #[serde(default)]
     auto_rollback: bool,
-    /// Whether what a revision gave up is sent again by itself once the host has taken that revision back.
+    /// Whether, after an automatic rollback, the host redrives what the failed revision gave up.
     #[serde(default)]
     auto_redrive: bool,
-    /// Counts hops in the header `millrace-hops`, and gives up messages that have so many; a cycle of processors needs one such.
+    /// Counts hops in the header `millrace-hops`, and gives up messages that have reached this many; every cycle of processors needs a
+    /// processor that does.
     hops_max: Option<u32>,
 }
 
@@ -104,7 +105,7 @@ impl Called {
     }
 }
 
-/// A processor and how it does in each partition.
+/// A processor and its status in each partition.
 #[derive(Serialize, ToSchema)]
 pub(super) struct StatusBody {
     #[serde(flatten)]
@@ -112,26 +113,26 @@ pub(super) struct StatusBody {
     processor: Processor,
     #[schema(value_type = Vec<PartitionStatusSchema>)]
     partitions: Vec<PartitionStatus>,
-    /// How its breaker stands; absent if the processor cannot be started.
+    /// The state of its breaker; absent if the processor cannot be started.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<BreakerStatusSchema>)]
     breaker: Option<BreakerStatus>,
-    /// How its canary and its current revision do beside each other; absent without a canary.
+    /// How its canary compares with the current revision; absent without a canary.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<CanaryStatusSchema>)]
     canary_status: Option<CanaryStatus>,
-    /// Why the revision on trial does not run beside the current one, since this host started; absent if it does, or there is none. Deploy it anew
-    /// to try again, or end it.
+    /// Why the revision on trial does not run, since this host started; absent if it does, or there is none. Deploy it again to retry,
+    /// or end it.
     #[serde(skip_serializing_if = "Option::is_none")]
     trial_problem: Option<String>,
-    /// The revision that a rollback leads to: the last one that worked. Absent if there is none.
+    /// The revision that a rollback would return to: the last one that worked. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     way_back: Option<u32>,
-    /// Why the host could not take the current revision back by itself, when it tried last; absent if it could, or did not try.
+    /// Why the host could not roll the current revision back by itself, at its last try; absent if it could, or did not try.
     #[serde(skip_serializing_if = "Option::is_none")]
     way_back_problem: Option<String>,
-    /// The revision from which the current one was gone back to, as long as nothing else came after that and it is kept. What it gave up is sent
-    /// again by a redrive whose filter names it as `revision`.
+    /// The revision from which the host or an operator rolled back, if that was the last change and the revision is kept. To redrive
+    /// what it gave up, filter by it as `revision`.
     #[serde(skip_serializing_if = "Option::is_none")]
     gone_back_from: Option<u32>,
     /// Messages that wait in topics which the current revision does not read; absent if there are none.
@@ -145,11 +146,11 @@ pub(super) struct StatusBody {
 #[schema(as = LeftBehind)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
 pub(super) struct LeftBehindSchema {
-    /// Of dead letters that were sent again the topic through which they come.
+    /// For redriven dead letters, their redrive topic.
     topic: String,
-    /// Messages that wait for their next attempt, or behind such a one.
+    /// Parked messages.
     parked: u64,
-    /// Dead letters that were sent again and are not read; absent if there are none.
+    /// Redriven dead letters that were not read; absent if there are none.
     unread: Option<u64>,
 }
 
@@ -159,7 +160,7 @@ pub(super) struct StatusesBody {
 }
 
 impl From<ProcessorStatus> for StatusBody {
-    /// Without its changes: the history shows them. Nor with where it began: its partitions say where it is.
+    /// Without its changes, which the history shows, and without where it started: its partitions show where it is.
     fn from(status: ProcessorStatus) -> Self {
         Self {
             left_behind: status.left_behind,
@@ -187,7 +188,7 @@ pub(super) async fn list(app: Called) -> Json<StatusesBody> {
     Json(StatusesBody { processors })
 }
 
-/// A processor, its revisions, and how it does in each partition.
+/// A processor, its revisions, and its status in each partition.
 #[utoipa::path(get, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,)), responses(
     (status = 200, body = StatusBody),
     (status = 404, body = ErrorBody),
@@ -204,19 +205,19 @@ pub(super) async fn show(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct DeployParams {
-    /// Whether the revision begins with empty state in every partition. Then the same spec makes a new revision as well.
+    /// Whether the revision starts with empty state in every partition. Then the same specification creates a new revision as well.
     #[serde(default)]
     pub(super) reset_state: bool,
-    /// Makes it a canary: it takes the messages of this percentage of the keys (1 to 99), the current revision keeps the others.
+    /// Makes it a canary: it takes the messages of this percentage of the keys (1 to 99), and the current revision keeps the others.
     pub(super) canary: Option<u32>,
     /// Makes it a shadow: it is called beside the current revision, and its answers only count for a report.
     #[serde(default)]
     #[param(default = false)]
     pub(super) shadow: bool,
-    /// Refuses to deploy (409) unless this revision is the current one; 0: unless there is no such processor yet.
+    /// Refuses to deploy (409) unless this revision is current; 0: unless the processor does not exist yet.
     pub(super) expected_revision: Option<u32>,
-    /// Where a processor begins that this makes: `earliest` (as without), `latest`, an offset, `timestamp:MS` or `2026-11-21T10:00:00Z`. One
-    /// that is there goes on where it is.
+    /// Where a new processor starts: `earliest` (the default), `latest`, an offset, `timestamp:MS` or `2026-11-21T10:00:00Z`. An
+    /// existing one continues where it is.
     pub(super) from: Option<String>,
 }
 
@@ -236,14 +237,15 @@ impl DeployParams {
             }
             _ => return Ok(()),
         };
-        let hint = "leave one of them out, or deploy the revision whole";
+        let hint = "omit one of them, or deploy the revision without a trial";
         Err(ApiError::refused("invalid-spec", problem, hint))
     }
 }
 
-/// Deploys a processor or its next revision, which takes over between two batches. The spec is all that it is made of: a field that is left
-/// out has its default, whatever the current revision has there (PATCH keeps it). The same spec again changes nothing. State stays
-/// unless it is reset. With `canary` or `shadow` the current revision stays; the spec of the canary that is there gives it another share.
+/// Deploys a processor or its next revision, which takes over between two batches. The body is the whole specification: an omitted
+/// field gets its default, whatever the current revision has (PATCH keeps it). The same specification again changes nothing. State
+/// stays unless it is reset. With `canary` or `shadow` the current revision stays; the specification of the existing canary changes its
+/// share.
 #[utoipa::path(put, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), ByHeader, DeployParams),
     request_body = SpecBody,
     responses(
@@ -251,9 +253,9 @@ impl DeployParams {
         (status = 200, body = DeployedBody, description = "The next revision, or no change"),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "A topic or module is unknown"),
-        (status = 409, body = ErrorBody, description = "Another revision is current than expected_revision, or it is the one on trial and fails there; nothing has changed"),
+        (status = 409, body = ErrorBody, description = "The current revision is not expected_revision, or the revision is on trial and failing; nothing has changed"),
         (status = 422, body = ErrorBody, description = "Refused; nothing has changed"),
-        (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing has changed"),
+        (status = 503, body = ErrorBody, description = "The engine accepts no commits now; nothing has changed"),
     )
 )]
 pub(super) async fn deploy(
@@ -274,22 +276,22 @@ pub(super) async fn deploy(
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RollbackBody {
-    /// The revision to go back to; if absent, the last one that worked. The current one: only a revision on trial is withdrawn.
+    /// The revision to return to; if absent, the last one that worked. The current one: only a revision on trial is withdrawn.
     revision: Option<u32>,
-    /// Refuses to go back (409) unless this is the revision that is taken back: the one on trial if there is one, else the current one. So a
-    /// call that is sent twice goes back once.
+    /// Refuses (409) unless this is the revision being rolled back: the one on trial if there is one, otherwise the current one. So a
+    /// call that is sent twice rolls back once.
     expected_revision: Option<u32>,
 }
 
-/// Makes an earlier revision the current one. Without a number that is the last one that worked; a revision on trial is withdrawn first, and
-/// the current one stays.
+/// Makes an earlier revision current. Without a number that is the last one that worked; if a revision is on trial, it is withdrawn
+/// instead, and the current one stays.
 #[utoipa::path(post, path = "/v1/processors/{name}/rollback", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = Option<RollbackBody>,
     responses(
         (status = 200, body = DeployedBody),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
-        (status = 409, body = ErrorBody, description = "There is no earlier one, the host has just gone back or withdrawn a canary by itself, or another revision is current than expected_revision"),
+        (status = 409, body = ErrorBody, description = "There is no earlier one, the host has just rolled back or withdrawn a canary by itself, or the revision being rolled back is not expected_revision"),
     )
 )]
 pub(super) async fn rollback(
@@ -311,7 +313,7 @@ pub(super) async fn rollback(
             .rollback_expecting(&name, body.revision, body.expected_revision)
             .await?;
         let unchanged = format!(
-            "revision {} is the current one already; nothing was changed",
+            "revision {} is already current; nothing was changed",
             after.current
         );
         let answer = DeployedBody::after(&session, before.as_ref(), after).await;
@@ -320,8 +322,7 @@ pub(super) async fn rollback(
     .await
 }
 
-/// Takes no further batches until it is resumed. It is answered when the batches that are being processed have ended,
-/// or after five seconds.
+/// Takes no further batches until it is resumed. Answered when running batches have ended, or after five seconds.
 #[utoipa::path(post, path = "/v1/processors/{name}/pause", tag = "processors", params(("name" = String, Path,), ByHeader), responses(
     (status = 200, body = ProcessorSchema),
     (status = 404, body = ErrorBody),
@@ -334,15 +335,15 @@ pub(super) async fn pause(
     to_the_end(async move { Ok(Json(session.processors().pause(&name).await?)) }).await
 }
 
-/// How to go on.
+/// How to resume.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ResumeBody {
-    /// Closes an open breaker and lets so many dead letters through before it and the bound of dead letters judge again.
+    /// Closes an open breaker and lets up to this many dead letters through before it and the bound of dead letters apply again.
     accept_dead_letters: Option<u64>,
 }
 
-/// Goes on where it paused. If its breaker is open, a message is tried at once.
+/// Resumes after a pause. If the breaker is open, a message is tried at once.
 #[utoipa::path(post, path = "/v1/processors/{name}/resume", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = Option<ResumeBody>,
     responses(
@@ -367,39 +368,39 @@ pub(super) async fn resume(
     to_the_end(async move { Ok(Json(session.processors().resume(&name, accept).await?)) }).await
 }
 
-/// What goes with a processor.
+/// What to delete with a processor.
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct DeleteParams {
-    /// Its state goes with it, in every partition. Without, it stays, can still be shown, exported and emptied under the processor's
+    /// Also deletes its state in every partition. Otherwise it stays, can still be shown, exported and emptied under the processor's
     /// name, and takes up memory.
     #[serde(default)]
     #[param(default = false)]
     reset_state: bool,
-    /// The topics that it made for itself (dead letters, redrives, their audit) go with it, and what they hold.
+    /// Also deletes the topics that it owns (dead letters, redrives, audit trail), with their content.
     #[serde(default)]
     #[param(default = false)]
     topics: bool,
 }
 
-/// A processor that is gone, and what it leaves.
+/// A deleted processor, and what it leaves.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ProcessorDeletedBody {
-    /// Messages that wait for it, until a processor is made again under its name that reads them.
+    /// Messages that wait for it, until a processor is created under its name that reads them.
     #[schema(value_type = Vec<LeftBehindSchema>)]
     left_behind: Vec<LeftBehind>,
-    /// Why topics of its own were not deleted that were to go with it: somebody else uses them, or would miss them.
+    /// Why topics of its own were not deleted: they are used or needed elsewhere.
     topics_kept: Vec<String>,
 }
 
-/// Deletes a processor. Its dead letters stay as topics, and so do its progress and its state: made again under the same name it goes on.
+/// Deletes a processor. Its dead-letter topics, progress and state stay: created again under the same name, it continues.
 #[utoipa::path(delete, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), DeleteParams), responses(
-    (status = 200, body = ProcessorDeletedBody, description = "Deleted; messages wait for it still, or topics of its own were kept"),
+    (status = 200, body = ProcessorDeletedBody, description = "Deleted; messages still wait for it, or topics of its own were kept"),
     (status = 204, description = "Deleted; nothing waits for it"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing has changed"),
+    (status = 503, body = ErrorBody, description = "The engine accepts no commits now; nothing has changed"),
 ))]
 pub(super) async fn remove(
     app: Called,
@@ -425,7 +426,7 @@ pub(super) async fn remove(
             }
             topics_kept = kept;
         }
-        // It is deleted whatever can be said of what it leaves.
+        // It is deleted, even if what it leaves cannot be determined.
         let left_behind = app
             .session
             .catalogue()
@@ -449,12 +450,12 @@ pub(super) struct LogsBody {
     /// Newest last.
     #[schema(value_type = Vec<GuestLineSchema>)]
     lines: Vec<GuestLine>,
-    /// Lines that were dropped since the host started, because there were more in a second than its limits allow; absent if none.
+    /// Lines that were dropped since the host started because they exceeded its rate; absent if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped: Option<u64>,
 }
 
-/// What its components wrote lately.
+/// The latest log lines of its components.
 #[utoipa::path(get, path = "/v1/processors/{name}/logs", tag = "processors", params(("name" = String, Path,)), responses(
     (status = 200, body = LogsBody),
     (status = 404, body = ErrorBody),

@@ -1,5 +1,5 @@
-//! Produce over HTTP: JSON, JSON a line, or raw bytes. Whatever the form, one request is one commit; with an `Idempotency-Key` it
-//! is one however often it is sent.
+//! Produce over HTTP: JSON, JSON lines, or raw bytes. In any form, one request is one commit; with an `Idempotency-Key` it takes effect
+//! once however often it is sent.
 
 use std::borrow::Cow;
 
@@ -27,7 +27,7 @@ use crate::text;
 
 const HEADER_PREFIX: &str = "millrace-header-";
 
-/// For raw bodies; JSON says these in each message.
+/// For raw bodies; in JSON these are fields of each message.
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -36,9 +36,9 @@ pub(super) struct ProduceQuery {
     key: Option<String>,
     /// The partition of a raw body.
     partition: Option<u32>,
-    /// When a raw body is delivered: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z` or `+15m`.
+    /// The time of delivery of a raw body: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z` or `+15m`.
     deliver_at: Option<String>,
-    /// Instead of `deliver_at`: so long after its arrival.
+    /// Instead of `deliver_at`: the delay after its arrival.
     delay_ms: Option<u64>,
 }
 
@@ -53,40 +53,40 @@ pub(super) struct Many<'a> {
 #[derive(Serialize, ToSchema)]
 pub(super) struct PlacedBody {
     count: usize,
-    /// Of a repeat: an earlier request with this key did it, and nothing was added now.
+    /// For a repeat: an earlier request with this key took effect, and nothing was added now.
     #[serde(skip_serializing_if = "is_false")]
     #[schema(default = false)]
     repeated: bool,
-    /// Where each message went, in the order sent.
+    /// The position of each message, in the order sent.
     placed: Vec<PlaceBody>,
 }
 
 #[derive(Serialize, ToSchema)]
 struct PlaceBody {
     partition: u32,
-    /// Not of a delayed message: it has none yet.
+    /// Absent for a delayed message, which has none yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<u64>,
-    /// Of a repeat: it can no longer be read there, for retention, compaction or a trim removed it.
+    /// For a repeat: the message can no longer be read there, because retention, compaction or a trim removed it.
     #[serde(skip_serializing_if = "is_false")]
     #[schema(default = false)]
     gone: bool,
-    /// Of a delayed message: to cancel it by.
+    /// For a delayed message: the id, to cancel it.
     #[serde(skip_serializing_if = "Option::is_none")]
     delayed: Option<String>,
 }
 
 /// Appends messages; all of them, or none.
 ///
-/// By content type: `application/json` is one message or `{"messages": […]}`; `application/x-ndjson`, under this and its other names such
-/// as `application/jsonl`, is a message a line; `application/octet-stream` and `text/plain` are one message whose value is the body, with
-/// `?key=`, `?partition=` and `millrace-header-<name>` headers. Any other type, or none, is refused. Text is UTF-8, with or without a
-/// byte order mark; lines end with LF or CR LF. A body may be compressed (`Content-Encoding`: gzip, deflate or zstd).
+/// By content type: `application/json` is one message or `{"messages": […]}`; `application/x-ndjson`, or another of its names such as
+/// `application/jsonl`, is one message per line; `application/octet-stream` and `text/plain` are one message whose value is the body,
+/// with `?key=`, `?partition=` and `millrace-header-<name>` headers. Any other type, or none, is refused. Text is UTF-8, with or
+/// without a byte order mark; lines end with LF or CR LF. A body may be compressed (`Content-Encoding`: gzip, deflate or zstd).
 ///
-/// A message with `deliver_at` or `delay_ms` is kept with the host until then, and answered with the id to cancel it by.
+/// A message with `deliver_at` or `delay_ms` is stored until then, and the answer has the id to cancel it.
 ///
-/// With the header `Idempotency-Key` the request may be sent again until it is answered, and takes effect once: a repeat gets the
-/// first answer, marked `idempotent-replayed: true` and `"repeated": true`, with `"gone": true` at messages that were removed since. A topic
+/// With the header `Idempotency-Key` the request may be repeated until it is answered, and takes effect once: a repeat gets the first
+/// answer, marked `idempotent-replayed: true` and `"repeated": true`, with `"gone": true` on messages that were removed since. A topic
 /// remembers its last 100,000 keys, for at most 24 hours.
 #[utoipa::path(post, path = "/v1/topics/{topic}/messages", tag = "messages",
     params(
@@ -103,8 +103,8 @@ struct PlaceBody {
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 413, body = ErrorBody),
-        (status = 415, body = ErrorBody, description = "`unsupported-type` or `unsupported-encoding`: the error says what is taken"),
-        (status = 422, body = ErrorBody, description = "`idempotency-key-reused`: the key came with another request"),
+        (status = 415, body = ErrorBody, description = "`unsupported-type` or `unsupported-encoding`: the error says what is supported"),
+        (status = 422, body = ErrorBody, description = "`idempotency-key-reused`: the key was used for another request"),
         (status = 429, body = ErrorBody),
         (status = 503, body = ErrorBody),
     )
@@ -116,7 +116,7 @@ pub(super) async fn produce(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    // Asked before the body is read: nobody should send megabytes to a misspelt topic.
+    // Checked before the body is read: megabytes should not be sent to a misspelt topic.
     if app.session.catalogue().topic(&topic).is_none() {
         return Err(millrace_broker::ProduceError::UnknownTopic(topic).into());
     }
@@ -162,7 +162,7 @@ pub(super) async fn produce(
 }
 
 impl Kind {
-    /// Everything that says what a request asks for.
+    /// Everything that defines what a request asks for.
     fn asked<'a>(
         self,
         query: &'a ProduceQuery,
@@ -205,7 +205,7 @@ impl Kind {
     }
 }
 
-/// What the messages of a body take beside their bytes once they are understood: of many small ones that is most of it.
+/// Memory of a body's messages besides their bytes once parsed: for many small ones that is most of it.
 fn understood_bytes(body: &[u8]) -> usize {
     let objects = body.iter().filter(|&&byte| byte == b'{').count();
     objects.min(PRODUCE_MESSAGES_MAX) * (size_of::<MessageIn<'_>>() + size_of::<NewMessage>())
@@ -215,9 +215,9 @@ fn is_false(said: &bool) -> bool {
     !said
 }
 
-const MEANT_LINES: &str = "this is more than one JSON object: send a message a line as application/x-ndjson, or all in {\"messages\": […]}";
+const MEANT_LINES: &str = "this is more than one JSON object: send one message per line as application/x-ndjson, or all in {\"messages\": […]}";
 
-/// Whether a body that is not one message is several behind each other, or a list of them.
+/// Whether a body that is not one message contains several in sequence, or a list of them.
 fn is_lines(body: &[u8]) -> bool {
     let body = text::unmarked(body).unwrap_or(body).trim_ascii_start();
     let mut objects = serde_json::Deserializer::from_slice(body).into_iter::<IgnoredAny>();
@@ -226,7 +226,7 @@ fn is_lines(body: &[u8]) -> bool {
     is_list || (is_object() && is_object())
 }
 
-/// `{"messages": …}` has no other field, so its first one tells.
+/// `{"messages": …}` has no other field, so its first field decides.
 fn is_many(body: &[u8]) -> bool {
     let body = text::unmarked(body).unwrap_or(body);
     let rest = body.trim_ascii_start().strip_prefix(b"{");
@@ -266,7 +266,7 @@ fn check_count(count: usize) -> Result<(), ApiError> {
     let message = format!("more than {PRODUCE_MESSAGES_MAX} messages in one request");
     Err(ApiError::too_large(
         message,
-        "send them in several requests",
+        "split them into several requests",
     ))
 }
 
@@ -304,7 +304,7 @@ impl ProduceQuery {
             return Ok(());
         }
         let message = "?key=, ?partition=, ?deliver_at= and ?delay_ms= are for raw bodies";
-        Err(ApiError::malformed(message, "say these in each message"))
+        Err(ApiError::malformed(message, "set these in each message"))
     }
 }
 

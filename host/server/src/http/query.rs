@@ -1,4 +1,4 @@
-//! What stands in the URL, parsed: path segments and query fields, refused in our shape.
+//! The URL, parsed: path segments and query fields; errors have our shape.
 
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
@@ -31,8 +31,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for InQuery<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         if !is_utf8_unescaped(parts.uri.query().unwrap_or_default()) {
-            let hint =
-                "escape UTF-8; what is not UTF-8 goes into JSON as base64, such as key_base64";
+            let hint = "escape UTF-8 text; send other bytes in JSON as base64, such as key_base64";
             return Err(ApiError::malformed("the query is not UTF-8", hint));
         }
         let found = Query::<T>::from_request_parts(parts, state).await;
@@ -45,7 +44,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for InQuery<T> {
     }
 }
 
-/// Whether the query means text: the framework would put replacement characters where it does not.
+/// Whether the query decodes to text: the framework would insert replacement characters otherwise.
 fn is_utf8_unescaped(query: &str) -> bool {
     let mut rest = query.as_bytes();
     let mut bytes = Vec::with_capacity(rest.len());

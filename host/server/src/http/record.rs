@@ -1,4 +1,4 @@
-//! What was done to the host, by whom: a line in its log for every change, a count for every request.
+//! Records of what was done to the host and by whom: a log line for every change, a count for every request.
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderValue, Method, StatusCode};
@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use super::by::by_of;
 
-/// Bytes of a request's target that a line shows.
+/// Bytes of a request's target that a log line shows.
 const TARGET_BYTES_MAX: usize = 512;
 
 const TOPIC_CREATED: &str = "topic created";
-const CONSUMER_MADE: &str = "consumer made";
+const CONSUMER_MADE: &str = "consumer created";
 
-/// What an answer is about, where the request's path does not say so.
+/// The subject of an answer, if the request's path does not name it.
 #[derive(Clone)]
 pub(super) struct Subject(pub(super) String);
 
 /// What is noted of a request before it is answered.
 pub(super) struct Asked {
     method: Method,
-    /// The route as it is documented; none, if there is no such.
+    /// The documented route; none if there is no such route.
     route: Option<MatchedPath>,
     target: String,
     by: String,
@@ -43,7 +43,7 @@ impl Asked {
         }
     }
 
-    /// Counts the request, and writes down what it changed.
+    /// Counts the request, and logs what it changed.
     pub(super) fn answered(self, response: &Response, id: &HeaderValue, took: Duration) {
         let status = response.status();
         let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
@@ -69,7 +69,7 @@ impl Asked {
             );
             return;
         }
-        // What was there already was not made.
+        // An existing object was not created.
         let makes = matches!(what, TOPIC_CREATED | CONSUMER_MADE);
         if makes && status != StatusCode::CREATED {
             return;
@@ -80,7 +80,7 @@ impl Asked {
     }
 }
 
-/// Methods are few; whatever else somebody sends is one more.
+/// Known methods are few; all others count as one.
 fn method_of(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
@@ -94,8 +94,7 @@ fn method_of(method: &Method) -> &'static str {
     }
 }
 
-/// What the request changes of the host, in words; `None` for what reads, and for messages and how far they were read, which are what
-/// the host is for.
+/// The change that the request makes to the host; `None` for reads, and for messages and positions, which are the host's normal work.
 fn change(method: &Method, route: &str) -> Option<&'static str> {
     if matches!(method.as_str(), "GET" | "HEAD" | "OPTIONS") {
         return None;
@@ -122,7 +121,7 @@ fn change(method: &Method, route: &str) -> Option<&'static str> {
         ("POST", "/v1/processors/{name}/resume") => "processor resumed",
         ("POST", "/v1/processors/{name}/canary") => "canary changed",
         ("POST", "/v1/processors/{name}/promote") => "revision promoted",
-        ("POST", "/v1/processors/{name}/replay") => "replay made",
+        ("POST", "/v1/processors/{name}/replay") => "replay created",
         ("DELETE", "/v1/processors/{name}/shadow") => "shadow ended",
         ("POST", "/v1/processors/{name}/state") => "state written",
         ("PUT", "/v1/schedules/{name}") => "schedule set",
@@ -133,8 +132,8 @@ fn change(method: &Method, route: &str) -> Option<&'static str> {
         ("POST", "/v1/processors/{name}/parked/try-now") => "parked messages tried now",
         ("POST", "/v1/processors/{name}/parked/give-up") => "parked messages given up",
         ("POST", "/v1/backup") => "backup made",
-        ("POST", "/v1/processors/{name}/dead-letters/redrive") => "dead letters sent again",
-        ("POST", path) if path.ends_with("/edit") => "dead letter sent again, mended",
+        ("POST", "/v1/processors/{name}/dead-letters/redrive") => "dead letters redriven",
+        ("POST", path) if path.ends_with("/edit") => "dead letter edited and sent again",
         _ => "changed",
     })
 }

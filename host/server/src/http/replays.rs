@@ -1,4 +1,4 @@
-//! Replays over HTTP: a range of time once more through a revision, into another topic.
+//! Replays over HTTP: a time range through a revision again, into another topic.
 
 use axum::Json;
 use axum::body::Body;
@@ -16,7 +16,7 @@ use super::openapi::ProcessorSchema;
 use super::query::InPath;
 use super::to_the_end;
 
-/// What a processor reads that only replays.
+/// The input of a replay.
 #[derive(ToSchema)]
 #[schema(as = Replay)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
@@ -28,7 +28,7 @@ pub(super) struct ReplaySchema {
     until: u64,
     /// Where all outputs go.
     into: String,
-    /// What that is in each partition that has any of it.
+    /// The range in each partition that has messages of that time.
     ranges: Vec<ReplayRangeSchema>,
 }
 
@@ -43,36 +43,37 @@ struct ReplayRangeSchema {
     end: u64,
 }
 
-/// What is to be replayed.
+/// What to replay.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReplayBody {
-    /// Through which revision; the current one without.
+    /// The revision to run; the current one if omitted.
     revision: Option<u32>,
-    /// Messages of this time or later: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z`, `2026-11-21` or `-15m`,
+    /// Messages at or after this time: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z`, `2026-11-21` or
+    /// `-15m`,
     #[schema(value_type = u64)]
     from: Moment,
-    /// and before this one; all that there are without. Timestamps need not ascend: all messages of the range are replayed, and no others.
+    /// and before this one; all if omitted. Timestamps need not ascend: all messages in the range are replayed, and no others.
     #[schema(value_type = Option<u64>)]
     until: Option<Moment>,
     /// Where all outputs go, whatever topic they name. The processor must not read it.
     #[schema(value_type = String)]
     into: TopicName,
-    /// The name of the processor that does it; `NAME-replay-1` or the next one without.
+    /// The replay's name; if omitted, `NAME-replay-1`, or the next free number.
     #[serde(rename = "as")]
     #[schema(value_type = Option<String>)]
     name: Option<ProcessorName>,
 }
 
-/// Replays what the processor read in a range of time, through one of its revisions and into another topic. The replay is a processor of
-/// its own, with empty state; its partitions are `done` in the end, and then it may be deleted.
+/// Replays a time range of the processor's input, through one of its revisions and into another topic. The replay is a processor of its
+/// own, with empty state; at the end its partitions are `done`, and then it may be deleted.
 #[utoipa::path(post, path = "/v1/processors/{name}/replay", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = ReplayBody,
     responses(
-        (status = 201, body = ProcessorSchema, description = "The processor that replays"),
+        (status = 201, body = ProcessorSchema, description = "The replay"),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "The processor, the revision or a topic is unknown"),
-        (status = 422, body = ErrorBody, description = "Refused; nothing was made"),
+        (status = 422, body = ErrorBody, description = "Refused; nothing was created"),
     )
 )]
 pub(super) async fn make(

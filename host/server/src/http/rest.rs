@@ -1,7 +1,7 @@
-//! What is left of a request's body when its answer is made. Many a client reads no answer before it has sent all, and would see a broken
-//! connection instead; so every refusal, whoever made it, takes the rest within a bound, and says `connection: close` where it could not.
+//! The rest of a request's body after its answer is ready. Many clients read no answer before they have sent everything, and would see
+//! a broken connection instead; so every refusal reads the rest within a bound, and says `connection: close` if it could not.
 //!
-//! [`super::guard`] keeps the body, and lends it to whatever answers.
+//! [`super::guard`] keeps the body, and lends it to the route.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,15 +20,15 @@ use super::body::promised;
 use super::bounds::DISCARDED_BYTES_MAX;
 use super::line::Line;
 
-/// The rest of a body, kept while somebody else reads it.
+/// The rest of a body, kept while another reader uses it.
 pub(super) struct Rest {
     lent: Lent,
-    /// The client sends its body only when it is asked for.
+    /// The client sends its body only when asked for it.
     asks_first: bool,
     promised: Option<u64>,
 }
 
-/// A body as its reader has it.
+/// A body in the form for its reader.
 #[derive(Clone)]
 struct Lent {
     kept: Arc<Mutex<Kept>>,
@@ -42,7 +42,7 @@ struct Kept {
     broken: bool,
 }
 
-/// Lends a request's body to whoever answers it.
+/// Lends a request's body to the route.
 pub(super) fn lend(request: Request) -> (Request, Rest) {
     let (parts, body) = request.into_parts();
     let kept = Kept {
@@ -64,7 +64,7 @@ pub(super) fn lend(request: Request) -> (Request, Rest) {
 }
 
 impl Rest {
-    /// Takes what is left, within reason. False if the connection has to end, because some of it may still come.
+    /// Reads the rest, within bounds. False if the connection must be closed, because some of it may still arrive.
     pub(super) async fn take(self, patience: Duration) -> bool {
         let (ended, broken, asked_for) = {
             let kept = self.lent.kept();
@@ -77,7 +77,7 @@ impl Rest {
         if self.asks_first && !asked_for {
             return false;
         }
-        // It is cut off in any case: then at once.
+        // It is cut off in any case, so at once.
         if self.promised > Some(DISCARDED_BYTES_MAX) {
             return false;
         }
@@ -104,7 +104,7 @@ impl Lent {
 }
 
 fn locked(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
-    // What a reader's panic left is read no further than to its end.
+    // After a reader's panic the body is read no further.
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -121,7 +121,7 @@ impl HttpBody for Lent {
             return Poll::Ready(None);
         }
         kept.asked_for = true;
-        // Before it is looked for more: else an end in between would wake nobody.
+        // Registered before checking for more: otherwise an end in between would wake nobody.
         if let Some(line) = &self.line {
             line.wakes(cx.waker());
         }

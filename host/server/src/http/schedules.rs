@@ -1,4 +1,4 @@
-//! Schedules over HTTP: made, changed, listed, paused, deleted.
+//! Schedules over HTTP: create, change, list, pause, delete.
 
 use axum::Json;
 use axum::body::Body;
@@ -19,28 +19,28 @@ use super::messages::{HeaderValue, ListedIn, Pairs, headers_of, show_headers, va
 use super::query::InPath;
 use super::to_the_end;
 
-/// What a schedule is to be.
+/// A schedule's definition.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ScheduleIn<'a> {
-    /// Where its messages go.
+    /// The topic for its messages.
     #[schema(value_type = String)]
     topic: TopicName,
-    /// When, in UTC: minute, hour, day, month and day of the week, with seconds in front if you like.
+    /// When, in UTC: minute, hour, day, month and day of the week, optionally with seconds first.
     #[schema(example = "*/5 * * * *")]
     cron: String,
     key: Option<String>,
-    /// A string gives its text, other JSON its compact text, null or nothing a message without value.
+    /// A string is stored as its text, other JSON as its compact text; null or an omitted value is a message without a value.
     #[serde(borrow)]
     #[schema(value_type = Option<serde_json::Value>)]
     value: Option<&'a RawValue>,
-    /// Name to value, or to a list of values; all of them text.
+    /// From name to value, or to a list of values; all of them text.
     #[schema(value_type = Option<std::collections::HashMap<String, HeaderValue>>)]
     headers: Option<Pairs>,
-    /// All headers in order, as pairs of name and value. Beside `headers` it has to say the same.
+    /// All headers in order, as pairs of name and value. Must agree with `headers` if both are given.
     #[schema(value_type = Option<Vec<Vec<String>>>)]
     header_list: Option<Vec<ListedIn>>,
-    /// The topic's partitioner chooses without.
+    /// The topic's partitioner chooses if omitted.
     partition: Option<u32>,
 }
 
@@ -57,7 +57,7 @@ impl ScheduleIn<'_> {
             }
             _ => {
                 let message = "the names and values of a schedule's headers are text";
-                Err(ApiError::malformed(message, "give UTF-8, and no null"))
+                Err(ApiError::malformed(message, "use UTF-8, and no null"))
             }
         };
         let headers = headers_of(self.headers, None, self.header_list)?.into_iter();
@@ -76,7 +76,7 @@ impl ScheduleIn<'_> {
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "describes what Shown writes by hand")]
 struct ScheduleHeaders {
-    /// Name to value, or to a list of values where the name repeats.
+    /// From name to value, or to a list of values if the name repeats.
     headers: std::collections::HashMap<String, HeaderValue>,
     /// All headers in order, as pairs of name and value, where there are several names.
     header_list: Option<Vec<Vec<String>>>,
@@ -102,7 +102,7 @@ impl Serialize for Shown {
     }
 }
 
-/// A schedule and how it does.
+/// A schedule and its status.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Schedule)]
 pub(super) struct ScheduleBody {
@@ -125,16 +125,16 @@ pub(super) struct ScheduleBody {
     /// When the last one was due.
     #[schema(value_type = Option<u64>)]
     last: Option<Timestamp>,
-    /// Messages made so far.
+    /// Messages created so far.
     made: u64,
     /// When it was last run by hand, in milliseconds since the Unix epoch.
     #[schema(value_type = Option<u64>)]
     last_run: Option<Timestamp>,
-    /// Who had it run, as far as they said.
+    /// Who ran it, as claimed.
     last_run_by: Option<String>,
-    /// Why the last one was not made; null if all is well.
+    /// Why the last one could not be created; null if it was.
     problem: Option<String>,
-    /// Why it makes none at times that its pattern has, and until when: the clock was set back. Null if it goes by its pattern.
+    /// Why it creates none at its pattern's times, and until when: the clock was set back. Null if it follows its pattern.
     waiting: Option<String>,
 }
 
@@ -175,7 +175,7 @@ impl From<ScheduleError> for ApiError {
             ScheduleError::Unknown(_) => Self::unknown(
                 "unknown-schedule",
                 text,
-                "GET /v1/schedules or `millrace schedule list` shows those that exist",
+                "GET /v1/schedules or `millrace schedule list` shows the schedules that exist",
             ),
             ScheduleError::TooLarge { .. } => Self::too_large(text, "make the message smaller"),
             ScheduleError::TooMuch { .. } => {
@@ -203,7 +203,7 @@ pub(super) async fn list(app: Called) -> Json<SchedulesBody> {
     })
 }
 
-/// One schedule and how it does.
+/// One schedule and its status.
 #[utoipa::path(get, path = "/v1/schedules/{name}", tag = "schedules", params(("name" = String, Path,)), responses(
     (status = 200, body = ScheduleBody),
     (status = 404, body = ErrorBody),
@@ -216,15 +216,15 @@ pub(super) async fn show(
     Ok(Json(found.ok_or_else(|| unknown(name))?.into()))
 }
 
-/// Makes a schedule, or changes it: each time it appends a message to its topic, with the headers `millrace-schedule` (its name),
-/// `millrace-due` (the time) and, after times that were missed, `millrace-missed` (how many more it stands for).
+/// Creates or changes a schedule: at each time it appends a message to its topic, with the headers `millrace-schedule` (its name),
+/// `millrace-due` (the time) and, after missed times, `millrace-missed` (how many more it stands for).
 #[utoipa::path(put, path = "/v1/schedules/{name}", tag = "schedules", params(("name" = String, Path,)), request_body = ScheduleIn, responses(
     (status = 200, body = ScheduleBody),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody, description = "Its topic does not exist"),
-    (status = 409, body = ErrorBody, description = "There are as many as there may be"),
+    (status = 409, body = ErrorBody, description = "The maximum number of schedules exists"),
     (status = 413, body = ErrorBody),
-    (status = 422, body = ErrorBody, description = "No cron pattern, or no message that the topic takes"),
+    (status = 422, body = ErrorBody, description = "The pattern is invalid, or the topic would refuse the message"),
 ))]
 pub(super) async fn put(
     app: Called,
@@ -246,7 +246,7 @@ pub(super) async fn put(
     .await
 }
 
-/// Deletes a schedule; the messages that it made stay.
+/// Deletes a schedule; the messages that it created stay.
 #[utoipa::path(delete, path = "/v1/schedules/{name}", tag = "schedules", params(("name" = String, Path,)), responses(
     (status = 204),
     (status = 404, body = ErrorBody),
@@ -264,7 +264,7 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Makes no messages until it is resumed.
+/// Creates no messages until it is resumed.
 #[utoipa::path(post, path = "/v1/schedules/{name}/pause", tag = "schedules", params(("name" = String, Path,)), responses(
     (status = 200, body = ScheduleBody),
     (status = 404, body = ErrorBody),
@@ -284,7 +284,7 @@ pub(super) async fn pause(
     to_the_end(paused).await.map(Json)
 }
 
-/// Goes on with the next time; those missed while it was paused are not made up for.
+/// Resumes with the next time; times missed during the pause are skipped.
 #[utoipa::path(post, path = "/v1/schedules/{name}/resume", tag = "schedules", params(("name" = String, Path,)), responses(
     (status = 200, body = ScheduleBody),
     (status = 404, body = ErrorBody),
@@ -304,14 +304,14 @@ pub(super) async fn resume(
     to_the_end(resumed).await.map(Json)
 }
 
-/// Makes its message now, once, also while it is paused. Its next time stays as it is. The message has the header `millrace-run-by` beside
-/// the others, and who had it run is kept with the schedule.
+/// Creates its message now, once, even while it is paused. Its next time does not change. The message also has the header
+/// `millrace-run-by`, and who ran it is stored with the schedule.
 #[utoipa::path(post, path = "/v1/schedules/{name}/run", tag = "schedules", params(("name" = String, Path,), ByHeader), responses(
     (status = 200, body = ScheduleBody),
-    (status = 404, body = ErrorBody, description = "There is no such schedule, or its topic is gone"),
+    (status = 404, body = ErrorBody, description = "The schedule does not exist, or its topic was deleted"),
     (status = 413, body = ErrorBody),
-    (status = 422, body = ErrorBody, description = "The topic does not take its message any more"),
-    (status = 503, body = ErrorBody, description = "No message was made; try again"),
+    (status = 422, body = ErrorBody, description = "The topic no longer accepts its message"),
+    (status = 503, body = ErrorBody, description = "No message was created; try again"),
 ))]
 pub(super) async fn run(
     app: Called,

@@ -25,10 +25,10 @@ use super::messages::{entry, one_of};
 use super::query::{InPath, InQuery};
 use super::to_the_end;
 
-/// What an answer takes at the worst, read and as JSON: an entry's share of the bound covers what stands beside its bytes.
+/// The most memory that an answer takes, read and as JSON: an entry's share of the bound covers its field names.
 pub(super) const STATE_ROOM_BYTES: usize = BYTES_PER_BYTE * STATE_LISTED_BYTES_MAX;
 
-/// Whole numbers up to here are the same as doubles.
+/// Whole numbers up to here are exact as doubles.
 const EXACT_MAX: u64 = (1 << 53) - 1;
 
 /// Which entries.
@@ -36,19 +36,19 @@ const EXACT_MAX: u64 = (1 << 53) - 1;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct StateParams {
-    /// The input topic; may be left out where the processor reads only one.
+    /// The input topic; optional if the processor reads only one.
     #[param(value_type = Option<String>)]
     topic: Option<TopicName>,
     /// The partition.
     partition: u32,
-    /// Only keys that begin so.
+    /// Only keys with this prefix.
     #[serde(default)]
     prefix: String,
-    /// Only keys after this one, to read on.
+    /// Only keys after this one, to continue.
     after: Option<String>,
-    /// As `after`, for a key that is not text.
+    /// Like `after`, for a key that is not text.
     after_base64: Option<String>,
-    /// Entries at the most.
+    /// Maximum number of entries.
     #[serde(default = "max_default")]
     #[param(default = 1000)]
     max: usize,
@@ -61,16 +61,16 @@ fn max_default() -> usize {
 /// Entries by key.
 #[derive(Serialize, ToSchema)]
 pub(super) struct StateBody {
-    /// The state holds what the messages below this offset wrote, parked ones excepted, and nothing else.
+    /// The state contains exactly the writes of the messages below this offset, except parked ones.
     #[schema(value_type = u64)]
     as_of: Offset,
-    /// Another one whenever something was written, and after a restart: answers of the same version belong together.
+    /// Changes whenever something is written, and after a restart: answers with the same version belong together.
     version: u64,
     /// Entries of the whole table.
     entries_total: usize,
-    /// Bytes of the whole table, about.
+    /// Approximate bytes of the whole table.
     bytes_total: usize,
-    /// Whether there are more: ask for those after the last.
+    /// Whether there are more: ask for those after the last one.
     has_more: bool,
     #[schema(value_type = Vec<StateEntryBody>)]
     entries: Vec<Shown>,
@@ -84,7 +84,7 @@ impl Serialize for Shown {
         entry(&mut map, "key", "key_base64", Some(&self.0.key))?;
         let value = Some(self.0.value.as_bytes());
         entry(&mut map, "value", "value_base64", value)?;
-        // As a text: most readers of JSON take numbers for doubles, and would round it.
+        // As a string: most JSON readers treat numbers as doubles, and would round it.
         if let Some(number) = self.0.value.as_number() {
             map.serialize_entry("number", &number.to_string())?;
         }
@@ -110,7 +110,7 @@ impl From<StatePage> for StateBody {
     }
 }
 
-/// An entry. Its key is text or base64, and so is its value, exactly. To remove a key, give no value.
+/// An entry. Its key is text or base64, and so is its value, exactly. To remove a key, omit the value.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StateEntryBody {
@@ -120,16 +120,16 @@ pub(super) struct StateEntryBody {
     value: Option<String>,
     /// The value, if it is not.
     value_base64: Option<String>,
-    /// What a value of eight bytes is as a number (little-endian, signed), as a text such as `"-7"`, which no reader of JSON rounds. It may be
-    /// given in place of the value, also as a JSON number; beside a value it has to agree.
+    /// The number in an eight-byte value (little-endian, signed), as a string such as `"-7"`, which no JSON reader rounds. It may be
+    /// given instead of the value, also as a JSON number; next to a value it must agree.
     #[schema(value_type = Option<String>)]
     number: Option<Whole<i64>>,
-    /// Milliseconds since the Unix epoch; a text where readers of JSON might round it.
+    /// Milliseconds since the Unix epoch; a string if JSON readers might round it.
     #[schema(value_type = Option<WholeMs>)]
     ends_at: Option<Whole<u64>>,
 }
 
-/// A whole number, or a text that is one.
+/// A whole number, or a string that contains one.
 #[derive(Deserialize)]
 #[serde(
     untagged,
@@ -140,7 +140,7 @@ enum Whole<N> {
     Text(String),
 }
 
-/// How [`Whole`] looks, for the OpenAPI document.
+/// A whole number, as a number or a string.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 #[allow(dead_code, reason = "describes what Shown writes by hand")]
@@ -154,7 +154,7 @@ impl<N: FromStr> Whole<N> {
         match self {
             Self::Number(number) => Ok(number),
             Self::Text(text) => text.parse().map_err(|_| {
-                let message = format!("{field}: {text:?} is no whole number of 64 bits");
+                let message = format!("{field}: {text:?} is not a 64-bit whole number");
                 ApiError::malformed(message, "write digits, such as \"-7\"")
             }),
         }
@@ -184,7 +184,7 @@ impl StateEntryBody {
     }
 }
 
-/// Whether a text is an entry that would be taken; what it counts for in the state, or what is wrong with it.
+/// Whether a text is a valid entry; returns its size in the state, or what is wrong with it.
 pub(crate) fn check_entry(text: &str) -> Result<usize, String> {
     let entry = json(text.as_bytes()).and_then(StateEntryBody::change);
     let change = entry.map_err(ApiError::into_message)?;
@@ -196,11 +196,11 @@ pub(crate) fn check_entry(text: &str) -> Result<usize, String> {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StateWriteBody {
-    /// The input topic; may be left out where the processor reads only one.
+    /// The input topic; optional if the processor reads only one.
     #[schema(value_type = Option<String>)]
     topic: Option<TopicName>,
     partition: u32,
-    /// Whether everything that is there goes first.
+    /// Whether to empty the state first.
     #[serde(default)]
     reset: bool,
     #[serde(default)]
@@ -220,7 +220,7 @@ impl From<StateAccessError> for ApiError {
             StateAccessError::Unknown(_) => Self::unknown(
                 "unknown-processor",
                 text,
-                "GET /v1/processors lists those that there are; no deleted one of this name left state",
+                "GET /v1/processors lists the processors that exist; no deleted processor of this name left state",
             ),
             StateAccessError::WhichTopic { .. } => {
                 Self::refused("which-topic", text, "name one of them in topic")
@@ -241,14 +241,14 @@ impl From<StateAccessError> for ApiError {
     }
 }
 
-/// What a processor keeps in its state for a partition, as of what it has committed. An answer has 10,000 entries and 4 MiB of them at
-/// the most, and one entry at least. State of a processor that is deleted, or of a topic that it no longer reads, is shown as well.
+/// A processor's state in a partition, as of its committed progress. An answer has at most 10,000 entries and 4 MiB of them, and at
+/// least one entry. State of a deleted processor, or of a topic that it no longer reads, is shown as well.
 #[utoipa::path(get, path = "/v1/processors/{name}/state", tag = "processors",
     params(("name" = String, Path,), StateParams), responses(
     (status = 200, body = StateBody),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
-    (status = 422, body = ErrorBody, description = "It has state of several topics, or of another one: name one"),
+    (status = 422, body = ErrorBody, description = "It has state for several topics, or for another one: name one"),
     (status = 503, body = ErrorBody),
 ))]
 pub(super) async fn show(
@@ -275,15 +275,15 @@ pub(super) async fn show(
     Ok(room.answer("application/json", written))
 }
 
-/// Writes entries into a processor's state, between two of its batches: what another one showed, or nothing after a reset.
+/// Writes entries into a processor's state, between two of its batches; with `reset` it empties the state first.
 #[utoipa::path(post, path = "/v1/processors/{name}/state", tag = "processors",
     params(("name" = String, Path,)), request_body = StateWriteBody, responses(
     (status = 200, body = StateWrittenBody),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
     (status = 413, body = ErrorBody, description = "The body is too large: send the entries in several calls"),
-    (status = 422, body = ErrorBody, description = "Over a bound, or it has state of several topics: name one"),
-    (status = 503, body = ErrorBody, description = "A batch that uses it did not end in time, or the disk is full; nothing was written"),
+    (status = 422, body = ErrorBody, description = "A bound is exceeded, or it has state for several topics: name one"),
+    (status = 503, body = ErrorBody, description = "A batch that uses the state did not end in time, or the disk is full; nothing was written"),
 ))]
 pub(super) async fn write(
     app: Called,

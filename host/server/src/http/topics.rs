@@ -21,14 +21,14 @@ use super::query::{InPath, InQuery};
 use super::record::Subject;
 use super::to_the_end;
 
-/// A topic, as asked for.
+/// A new topic.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewTopicBody {
     /// 1 to 249 letters, digits, '.', '_', '-'.
     #[schema(value_type = String)]
     name: TopicName,
-    /// At least one. A topic can be given more later, never fewer.
+    /// At least one. It can be raised later, never lowered.
     #[serde(default = "one")]
     #[schema(default = 1)]
     partitions: u32,
@@ -36,10 +36,10 @@ pub(super) struct NewTopicBody {
     #[serde(default)]
     #[schema(value_type = String, default = "durable", example = "durable")]
     durability: Durability,
-    /// A module that exports `partitioner`, by digest, prefix or tag; the built-in one without.
+    /// A module that exports `partitioner`, by digest, prefix or tag; the built-in partitioner if omitted.
     #[serde(default)]
     partitioner: Option<String>,
-    /// What may be changed later; the defaults where it says nothing.
+    /// Settings that can be changed later; omitted ones have their defaults.
     #[serde(default)]
     #[schema(value_type = Option<TopicSettingsSchema>)]
     settings: TopicSettings,
@@ -60,14 +60,14 @@ pub(super) struct TopicBody {
     durability: Durability,
     #[schema(value_type = Option<String>)]
     partitioner: Option<Digest>,
-    /// The processor that it was made for.
+    /// The processor that owns it.
     #[schema(value_type = Option<String>)]
     owner: Option<ProcessorName>,
     #[schema(value_type = u64)]
     created_at: Timestamp,
     #[schema(value_type = TopicSettingsSchema)]
     settings: TopicSettings,
-    /// Where each partition begins and ends.
+    /// The start and end of each partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     ends: Option<Vec<EndsBody>>,
 }
@@ -82,9 +82,9 @@ struct EndsBody {
     /// The offset that the next message will have.
     #[schema(value_type = u64)]
     end: Offset,
-    /// How many messages are kept: fewer than the offsets between start and end where some were compacted away.
+    /// How many messages are kept: fewer than the offsets between start and end if some were removed by compaction.
     messages: u64,
-    /// Offsets that are known to be damaged.
+    /// Known damaged offsets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     damaged: Vec<DamagedOffsets>,
 }
@@ -118,12 +118,12 @@ pub(super) async fn list(app: Called) -> Json<TopicsBody> {
     Json(TopicsBody { topics })
 }
 
-/// Makes a topic. Making the same one twice is making it once.
+/// Creates a topic. Creating the same topic again changes nothing.
 #[utoipa::path(post, path = "/v1/topics", tag = "topics", request_body = NewTopicBody, responses(
     (status = 201, body = TopicBody, description = "Made"),
-    (status = 200, body = TopicBody, description = "It exists already, just so"),
+    (status = 200, body = TopicBody, description = "It already exists with the same settings"),
     (status = 400, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "It exists, but differs"),
+    (status = 409, body = ErrorBody, description = "It already exists with other settings"),
     (status = 422, body = ErrorBody),
 ))]
 pub(super) async fn create(
@@ -156,7 +156,7 @@ impl Called {
         reference.map(digest_of).transpose()
     }
 
-    /// The existing topic, if that is all that stood in the way and it is what was asked for.
+    /// The existing topic, if it equals the requested one.
     fn identical(&self, new: &NewTopic, error: TopicCreateError) -> Result<Topic, ApiError> {
         let exists = matches!(error, TopicCreateError::Topic(TopicError::Exists(_)));
         let found = exists
@@ -177,7 +177,7 @@ impl Called {
     }
 }
 
-/// A topic and where its partitions begin and end.
+/// A topic with the start and end of its partitions.
 #[utoipa::path(get, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path,)), responses(
     (status = 200, body = TopicBody),
     (status = 404, body = ErrorBody),
@@ -191,7 +191,7 @@ pub(super) async fn show(
     let mut ends = Vec::new();
     for at in topic.partitions() {
         let partition = at.partition;
-        // None where the topic was deleted just now.
+        // None if the topic was just deleted.
         let Some(found) = app.session.catalogue().ends(&topic, partition) else {
             continue;
         };
@@ -218,13 +218,13 @@ pub(super) async fn show(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct TopicDeleteParams {
-    /// Deletes it also where a rollback of a processor would need it, or messages in it wait for a processor that no longer reads it.
+    /// Delete it even if a rollback of a processor would need it, or messages in it wait for a processor that no longer reads it.
     #[serde(default)]
     #[param(default = false)]
     accept_loss: bool,
 }
 
-/// A topic that is gone although somebody misses it.
+/// A topic that was deleted although it was still needed.
 #[derive(Serialize, ToSchema)]
 pub(super) struct TopicDeletedBody {
     /// What was lost with it, one sentence each.
@@ -234,7 +234,7 @@ pub(super) struct TopicDeletedBody {
 /// Deletes a topic and its messages.
 #[utoipa::path(delete, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path,), TopicDeleteParams), responses(
     (status = 200, body = TopicDeletedBody, description = "Deleted with accept_loss, and something was lost"),
-    (status = 204, description = "Deleted; nobody misses it"),
+    (status = 204, description = "Deleted; nothing was lost"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody, description = "A processor uses it (`in-use`), a rollback needs it (`way-back`), or messages in it wait (`messages-wait`)"),

@@ -20,7 +20,7 @@ use super::openapi::ProcessorSchema;
 use super::query::InPath;
 use super::to_the_end;
 
-/// A revision that takes a share of the keys while another one is current.
+/// A canary: a revision that takes a share of the keys while another one is current.
 #[derive(ToSchema)]
 #[schema(as = Canary)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
@@ -32,7 +32,7 @@ pub(super) struct CanarySchema {
     since: u64,
 }
 
-/// How a canary and the current revision do beside each other, since the canary began on this host.
+/// How a canary compares with the current revision, since the canary began on this host.
 #[derive(ToSchema)]
 #[schema(as = CanaryStatus)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
@@ -40,11 +40,11 @@ pub(super) struct CanaryStatusSchema {
     percent: u32,
     canary: SideStatusSchema,
     current: SideStatusSchema,
-    /// Why it takes no messages any more and is about to be withdrawn.
+    /// Why it takes no more messages and is about to be withdrawn.
     trouble: Option<String>,
 }
 
-/// A revision that is called beside the current one, and whose answers only count for a report.
+/// A shadow: a revision that is called beside the current one, and whose answers only count for a report.
 #[derive(ToSchema)]
 #[schema(as = Shadow)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
@@ -62,25 +62,25 @@ pub(super) struct ShadowReportSchema {
     revision: u32,
     /// Milliseconds since the Unix epoch.
     since: u64,
-    /// Messages of which both said something.
+    /// Messages that both revisions answered.
     compared: u64,
-    /// Those of which they said the same.
+    /// Those with the same answer.
     alike: u64,
-    /// Messages with another outcome or class, by both: `emit -> reject too-old`.
+    /// Messages with a different outcome or class, by both: `emit -> reject too-old`.
     outcomes: BTreeMap<String, u64>,
-    /// Messages with the same outcome and other outputs.
+    /// Messages with the same outcome and different outputs.
     outputs: u64,
     /// Calls of the shadow that failed, by cause.
     failed_calls: BTreeMap<String, u64>,
-    /// Messages of which such calls left nothing to compare.
+    /// Messages without an answer because of such calls.
     not_answered: u64,
-    /// Messages that the shadow was not asked about, because it was busy.
+    /// Messages that the shadow was not called with, because it was busy.
     skipped: u64,
     /// Some of the messages that differ.
     samples: Vec<ShadowSampleSchema>,
 }
 
-/// A message of which both said different things.
+/// A message with different answers.
 #[derive(ToSchema)]
 #[schema(as = ShadowSample)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
@@ -88,9 +88,9 @@ struct ShadowSampleSchema {
     topic: String,
     partition: u32,
     offset: u64,
-    /// As text, cut.
+    /// As text, cut to a maximum length.
     key: Option<String>,
-    /// Whether the key is not shown as it is: it is cut, or no UTF-8.
+    /// Whether the key is not shown exactly: it is cut, or not UTF-8.
     key_lossy: bool,
     /// An entry of `outcomes`, or `outputs`.
     differs: String,
@@ -98,7 +98,7 @@ struct ShadowSampleSchema {
     shadow: SaidSchema,
 }
 
-/// What a revision said of a message.
+/// A revision's answer to a message.
 #[derive(ToSchema)]
 #[schema(as = Said)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
@@ -106,11 +106,11 @@ struct SaidSchema {
     outcome: String,
     reason: Option<String>,
     output_count: usize,
-    /// The first few, as text, cut.
+    /// The first few, as text, cut to a maximum length.
     outputs: Vec<SaidOutputSchema>,
 }
 
-/// An output as text, cut.
+/// An output as text, cut to a maximum length.
 #[derive(ToSchema)]
 #[schema(as = SaidOutput)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
@@ -122,23 +122,23 @@ struct SaidOutputSchema {
     /// The first few, as `name: value`.
     headers: Vec<String>,
     header_count: usize,
-    /// Whether something of it is not shown as it is: what is long is cut, and bytes that are no UTF-8 are replaced.
+    /// Whether it is not shown exactly: long values are cut, and bytes that are not UTF-8 are replaced.
     lossy: bool,
 }
 
-/// What became of one side's messages.
+/// The results of one side's messages.
 #[derive(ToSchema)]
 #[schema(as = SideStatus)]
 #[allow(dead_code, reason = "the shape is read by the derive only")]
 struct SideStatusSchema {
     revision: u32,
     messages: u64,
-    /// Attempts that failed.
+    /// Failed attempts.
     failed: u64,
     /// Calls that failed as a whole.
     failed_calls: u64,
     dead_letters: u64,
-    /// Messages that this canary would have given up; the current revision was asked about them. A canary gives up none.
+    /// Messages that this canary would have given up and passed to the current revision. A canary gives none up.
     asked_again: u64,
 }
 
@@ -150,7 +150,7 @@ pub(super) struct CanaryBody {
     percent: u32,
 }
 
-/// Gives the canary another share of the keys. A larger share holds the smaller one: no key goes back.
+/// Changes the canary's share of the keys. A larger share includes the smaller one, so raising it moves no key back.
 #[utoipa::path(post, path = "/v1/processors/{name}/canary", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = CanaryBody,
     responses(
@@ -158,7 +158,7 @@ pub(super) struct CanaryBody {
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 409, body = ErrorBody, description = "There is no canary"),
-        (status = 422, body = ErrorBody, description = "No such share"),
+        (status = 422, body = ErrorBody, description = "The share is not 0 to 99"),
     )
 )]
 pub(super) async fn canary(
@@ -183,12 +183,12 @@ pub(super) async fn canary(
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PromoteBody {
-    /// Also a canary that fails and is about to be withdrawn.
+    /// Promote even a canary that is about to be withdrawn.
     #[serde(default)]
     force: bool,
 }
 
-/// Makes the revision on trial the current one. The answer's `note` says what it did wrong on trial.
+/// Makes the revision on trial current. The answer's `note` lists its failures on trial.
 #[utoipa::path(post, path = "/v1/processors/{name}/promote", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = Option<PromoteBody>,
     responses(
@@ -223,7 +223,7 @@ pub(super) async fn promote(
     .await
 }
 
-/// How the processor's shadow compares with its current revision. In memory: it begins anew with the host.
+/// How the processor's shadow compares with its current revision. The report is in memory, and starts over when the host restarts.
 #[utoipa::path(get, path = "/v1/processors/{name}/shadow", tag = "processors", params(("name" = String, Path,)), responses(
     (status = 200, body = ShadowReportSchema),
     (status = 404, body = ErrorBody),
@@ -236,7 +236,7 @@ pub(super) async fn shadow(
     Ok(Json(app.session.processors().shadow_report(&name)?))
 }
 
-/// Ends the shadow; its report is gone.
+/// Ends the shadow and discards its report.
 #[utoipa::path(delete, path = "/v1/processors/{name}/shadow", tag = "processors", params(("name" = String, Path,), ByHeader), responses(
     (status = 200, body = ProcessorSchema),
     (status = 404, body = ErrorBody),

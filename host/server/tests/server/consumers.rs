@@ -514,7 +514,10 @@ fn a_reset_reaches_the_command_that_reads_and_a_deletion_ends_it() {
     let ended = child.wait_with_output().expect("an end");
     assert_eq!(ended.status.code(), Some(3), "{ended:?}");
     let told = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert!(told.contains("has set the positions since"), "{told}");
+    assert!(
+        told.contains("has reset the positions since then"),
+        "{told}"
+    );
     assert!(told.contains("has no consumer billing"), "{told}");
     host.get(CONSUMER).refused(404, "unknown-consumer");
 }

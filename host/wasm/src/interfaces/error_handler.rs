@@ -1,4 +1,4 @@
-//! `error-handler`: failures in, a decision for each out.
+//! `error-handler`: failures in, one decision for each out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,7 +110,7 @@ impl From<Cause> for CauseCode {
         match cause {
             Cause::Retry => Self::Retry,
             Cause::Reject => Self::Reject,
-            // What ends the host is a trap that nobody caught; error handlers are told neither of it nor of what an operator gives up.
+            // What ends the host is a trap that was not caught; error handlers learn neither of that nor of what an operator gives up.
             Cause::Trap | Cause::HostDied | Cause::GivenUp => Self::Trap,
             Cause::Timeout => Self::Timeout,
             Cause::Memory => Self::Memory,
@@ -130,7 +130,7 @@ impl From<DecisionCode> for Decision {
     }
 }
 
-/// A module as the broker sees an error handler.
+/// A module in the form of the broker's error handler.
 pub(crate) struct ErrorHandler(pub(crate) Arc<Pool>);
 
 #[async_trait]

@@ -41,7 +41,7 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
         "log",
         |store: StoreContextMut<'_, GuestState>, (level, message): (Level, WasmStr)| {
             let sink = store.data().log.clone();
-            // The text is looked at only if the rate allows the line: a flood costs the host next to nothing.
+            // The text is only read if the rate allows the line, so a flood costs the host almost nothing.
             sink.write(level.as_str(), || {
                 let text = message.to_str(&store);
                 Line::of(text.as_deref().unwrap_or("(a line that is not valid text)"))

@@ -1,6 +1,6 @@
-//! What crosses between host and guest, one file an interface, each as `wit/` has it.
+//! The interfaces between host and guest, one file for each, as in `wit/`.
 //!
-//! Columns go in by reference: the only copy of a batch's bytes is the one into the guest's memory.
+//! Columns are passed by reference: the only copy of a batch's bytes is the one into the guest's memory.
 
 pub(crate) mod error_handler;
 pub(crate) mod log;

@@ -1,4 +1,4 @@
-//! `partitioner`: messages in, a partition for each out.
+//! `partitioner`: messages in, one partition for each out.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ impl GuestCall for Assign {
     }
 }
 
-/// A module as the broker sees a partitioner.
+/// A module in the form of the broker's partitioner.
 pub(crate) struct Partitioner(pub(crate) Arc<Pool>);
 
 #[async_trait]

@@ -91,18 +91,16 @@ impl GuestCall for Process {
     }
 }
 
-/// The answer, or what of it is too much.
+/// The answer, or which of its parts is too large.
 fn within_limits(answer: Answer, limits: &Limits) -> Result<Answer, String> {
     let (bytes, outputs) = (answer_bytes(&answer), answer.sources.len());
     let (bytes_max, outputs_max) = (limits.answer_bytes_max, limits.answer_outputs_max);
     if bytes > bytes_max {
-        return Err(format!(
-            "it carries {bytes} bytes, at most {bytes_max} are taken"
-        ));
+        return Err(format!("it has {bytes} bytes; the maximum is {bytes_max}"));
     }
     if outputs > outputs_max as usize {
         return Err(format!(
-            "it has {outputs} outputs, at most {outputs_max} are taken"
+            "it has {outputs} outputs; the maximum is {outputs_max}"
         ));
     }
     Ok(answer)
@@ -153,7 +151,7 @@ impl From<DetailRecord> for Detail {
     }
 }
 
-/// A module as the broker sees a message processor.
+/// A module in the form of the broker's message processor.
 pub(crate) struct Processor(pub(crate) Arc<Pool>);
 
 #[async_trait]

@@ -1,6 +1,5 @@
-//! `state`: keys and values of a processor in a partition. Columns are read where they lie in the guest's memory; what each call
-//! may ask for is bounded, so it ends in milliseconds, and its time is the guest's. Where something has to be read from the disk that is
-//! done on a thread of its own, and in the host's time.
+//! `state`: keys and values of a processor in a partition. Columns are read in the guest's memory. Every call is bounded, so it ends in
+//! milliseconds, which count as the guest's time. Reads from the disk run on a separate thread and count as the host's time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +49,7 @@ type Store<'a> = StoreContextMut<'a, GuestState>;
 type Bytes = WasmList<u8>;
 type Numbers = WasmList<u32>;
 
-/// How long a call waits for the disk at the most; then the host could not make it.
+/// The longest wait of a call for the disk; after that the host could not make the call.
 const STATE_READ_MS_MAX: u64 = 30_000;
 
 pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
@@ -107,7 +106,7 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     )
 }
 
-/// Sees to it that the next call on these keys waits for no disk: what is not in memory is read on a thread for that.
+/// Prepares the next call on these keys so that it does not wait for the disk: missing keys are read on a separate thread.
 async fn read_ahead(
     store: &mut Store<'_>,
     data: &Bytes,
@@ -147,7 +146,7 @@ async fn list(
     let prefix = prefix.as_le_slice(&*store).to_vec();
     let after = after.map(|after| after.as_le_slice(&*store).to_vec());
     let mut attempt = store.data_mut().state.take().ok_or_else(no_state)?;
-    // If nobody waits for it any more, the call is over, and what it wrote does not count.
+    // If nothing waits for it any more, the call is over, and its writes do not count.
     let notes = Arc::clone(store.data().notes());
     let listed = in_time(notes, move || {
         let listed = attempt.list(&prefix, after.as_deref(), max);
@@ -162,7 +161,7 @@ async fn list(
     })
 }
 
-/// Reads on a thread that may wait for the disk. That is the host's time and not the guest's.
+/// Reads on a thread that may wait for the disk. This counts as the host's time, not the guest's.
 async fn in_time<T: Send + 'static>(
     notes: Arc<Notes>,
     read: impl FnOnce() -> T + Send + 'static,
@@ -171,12 +170,15 @@ async fn in_time<T: Send + 'static>(
     let bound = Duration::from_millis(STATE_READ_MS_MAX);
     let read = tokio::time::timeout(bound, tokio::task::spawn_blocking(read)).await;
     let unreadable = |why: String| StateError::Unreadable(why.into());
-    let read =
-        read.map_err(|_| unreadable(format!("the disk gave nothing for {STATE_READ_MS_MAX} ms")))?;
+    let read = read.map_err(|_| {
+        unreadable(format!(
+            "the disk did not answer within {STATE_READ_MS_MAX} ms"
+        ))
+    })?;
     read.map_err(|error| unreadable(format!("the reading thread failed: {error}")))
 }
 
-/// Does something with the attempt and the guest's memory at once.
+/// Works on the attempt and the guest's memory at once.
 fn with<T>(
     store: &mut Store<'_>,
     work: impl FnOnce(&Store<'_>, &mut StateAttempt) -> wasmtime::Result<T>,
@@ -189,7 +191,7 @@ fn with<T>(
 
 fn no_state() -> wasmtime::Error {
     wasmtime::Error::msg(
-        "state: there is none now; it is there while a message processor processes a batch",
+        "there is no state now; state exists only while a message processor processes a batch",
     )
 }
 
@@ -219,7 +221,7 @@ fn refused<T>(done: Result<T, StateError>) -> wasmtime::Result<Result<T, Refusal
 
 fn trap(error: StateError) -> wasmtime::Error {
     match error {
-        // It is told from a mistake of the guest by what it is.
+        // Its type distinguishes it from a guest's error.
         error @ StateError::Unreadable(_) => wasmtime::Error::new(error),
         error => wasmtime::Error::msg(error.to_string()),
     }

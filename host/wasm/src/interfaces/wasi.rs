@@ -1,7 +1,7 @@
-//! The part of WASI 0.2 that every guest may import: what language runtimes ask for, and nothing that reaches anything.
+//! The part of WASI 0.2 that every guest may import: what language runtimes need, and nothing with access to the outside.
 //!
-//! Standard output is the log, standard input is empty, the environment is empty, clocks tick in whole milliseconds.
-//! Not here, so not linkable: filesystem, sockets, HTTP.
+//! Standard output is the log, standard input is empty, the environment is empty, clocks have millisecond resolution. Filesystem,
+//! sockets and HTTP are absent, so they cannot be linked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use wasmtime_wasi_io::bindings::wasi::io;
 use crate::output::LineStream;
 use crate::pool::GuestState;
 
-/// Random bytes of one call.
+/// Maximum random bytes per call.
 const RANDOM_BYTES_MAX: u64 = 64 << 10;
 
-/// What clocks show: finer time helps nobody but those who measure their neighbours.
+/// The resolution of clocks: finer time would only help guests that measure their neighbours.
 const CLOCK_RESOLUTION: Duration = Duration::from_millis(1);
 
 pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
@@ -47,14 +47,14 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     cli::terminal_stderr::add_to_linker::<T, WasiCli>(l, T::cli)
 }
 
-/// Says that the streams' host functions work on the guest's table of resources.
+/// Tells the streams' host functions to use the guest's table of resources.
 struct Table;
 
 impl HasData for Table {
     type Data<'a> = &'a mut ResourceTable;
 }
 
-/// A guest's view of the world.
+/// A guest's WASI state.
 pub(crate) fn context(clock: &Arc<dyn Clock>, stdout: LineStream, stderr: LineStream) -> WasiCtx {
     WasiCtxBuilder::new()
         .stdout(stdout)

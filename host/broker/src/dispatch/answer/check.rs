@@ -1,4 +1,4 @@
-//! The checks of an answer, each of which ends in an error that says what is wrong with it.
+//! The checks of an answer. A failed check returns an error that says what is wrong.
 
 use millrace_model::bounds::{
     ANSWER_OUTPUT_BYTES_MAX, DELAYED_MESSAGE_BYTES_MAX, FAILURE_CLASS_BYTES_MAX, MESSAGE_BYTES_MAX,
@@ -14,7 +14,7 @@ use crate::ground::chains::is_trail;
 use crate::ground::headers;
 use crate::handler::{CallError, Cause};
 
-/// An answer beside the batch that was asked about.
+/// An answer with the batch that it answers.
 pub(super) struct Check<'a> {
     pub(super) answer: &'a Answer,
     pub(super) batch: &'a ColumnBatch,
@@ -26,7 +26,7 @@ impl Check<'_> {
         let (given, asked) = (self.answer.outcomes.len(), self.batch.len());
         if given != asked {
             return bad(format!(
-                "{given} outcomes for {asked} messages; give one per message"
+                "{given} outcomes for {asked} messages; return one per message"
             ));
         }
         let mut failed = Vec::new();
@@ -34,7 +34,7 @@ impl Check<'_> {
         for (message, &number) in self.answer.outcomes.iter().enumerate() {
             let Some(outcome) = OutcomeCode::of(number) else {
                 return bad(format!(
-                    "outcome {number} of message {message}; there are 0 to 3"
+                    "outcome {number} of message {message} does not exist; use 0 to 3"
                 ));
             };
             let cause = match outcome {
@@ -48,17 +48,17 @@ impl Check<'_> {
         match details.next() {
             None => Ok(failed),
             Some(detail) => bad(format!(
-                "a detail for message {}; details stand for retried and rejected messages, ascending, one each",
+                "unexpected detail for message {}; return one for each retried or rejected message, in ascending order",
                 detail.message
             )),
         }
     }
 
-    /// Which output topic each name is, and the bytes of all outputs.
+    /// The output topic of each name, and the bytes of all outputs.
     pub(super) fn outputs(&self, outputs_max: usize) -> Result<(Vec<u32>, usize), CallError> {
         let count = self.answer.sources.len();
         if count > outputs_max {
-            return bad(format!("{count} outputs; at most {outputs_max} are taken"));
+            return bad(format!("{count} outputs; the maximum is {outputs_max}"));
         }
         self.columns(count)?;
         self.sources()?;
@@ -100,7 +100,7 @@ impl Check<'_> {
         match answer.headers.len() == start as usize * 4 {
             true => Ok(()),
             false => bad(format!(
-                "column headers has {} entries where header-ends tell of {start} headers, four entries each",
+                "column headers has {} entries, but header-ends count {start} headers of four entries each",
                 answer.headers.len()
             )),
         }
@@ -113,7 +113,7 @@ impl Check<'_> {
         for (output, &source) in self.answer.sources.iter().enumerate() {
             if last.is_some_and(|last| source < last) {
                 return bad(format!(
-                    "source {source} of output {output} goes back; sources ascend"
+                    "source {source} of output {output} is lower than the one before; sources must ascend"
                 ));
             }
             if self.answer.outcomes.get(source as usize) != Some(&emit) {
@@ -131,7 +131,7 @@ impl Check<'_> {
             .filter(|&&outcome| outcome == emit);
         match emits.count() == sending {
             true => Ok(()),
-            false => bad("a message's outcome is emit and it has no output; say ack".to_owned()),
+            false => bad("a message's outcome is emit but it has no output; use ack".to_owned()),
         }
     }
 
@@ -150,13 +150,13 @@ impl Check<'_> {
     fn places(&self, count: usize, names: &[u32]) -> Result<(), CallError> {
         if count > 0 && self.answer.topics.is_empty() && self.topics.default.is_none() {
             return bad(
-                "an output names no topic and the processor has no output topic".to_owned(),
+                "an output names no topic, and the processor has no output topic".to_owned(),
             );
         }
         for (output, &index) in self.answer.topics.iter().enumerate() {
             if index == NONE && self.topics.default.is_none() {
                 return bad(format!(
-                    "output {output} names no topic and the processor has no output topic"
+                    "output {output} names no topic, and the processor has no output topic"
                 ));
             }
             if index != NONE && index as usize >= names.len() {
@@ -183,13 +183,13 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// What is stored is signed, as in Kafka; a larger number would come back as another one.
+    /// Stored values are signed, as in Kafka; a larger number would be read back as another one.
     fn times(&self) -> Result<(), CallError> {
         let beyond = |&ms: &u64| ms != NO_TIME && ms > i64::MAX as u64;
         match self.answer.times.iter().position(beyond) {
             None => Ok(()),
             Some(at) => bad(format!(
-                "a time of output {} is {}; give milliseconds since the Unix epoch, or {NO_TIME} for none",
+                "a time of output {} is {}; use milliseconds since the Unix epoch, or {NO_TIME} for none",
                 at / 2,
                 self.answer.times[at]
             )),
@@ -248,12 +248,11 @@ impl Check<'_> {
         Ok(size)
     }
 
-    /// What the host said of a message may be carried on; nobody says anything in its name. Hops are the exception: whatever is said
-    /// of them, they are counted anew.
+    /// An output may repeat its message's `millrace-` headers unchanged, but not invent any. `millrace-hops` is always recomputed.
     fn headers(&self) -> Result<(), CallError> {
         let answer = self.answer;
         let part = |index| bytes_of(answer, self.batch, &answer.headers, index);
-        // Those of one source at a time, for sources ascend: an answer may have a million headers, and its messages thousands.
+        // Those of one source at a time, because sources ascend: an answer may have a million headers, and its messages thousands.
         let (mut source, mut carried) = (None, Vec::new());
         for output in 0..answer.header_ends.len() {
             for header in header_range(answer, output) {
@@ -270,7 +269,7 @@ impl Check<'_> {
                 let value = part(header * 2 + 1);
                 if !carried.contains(&(name, value)) {
                     return bad(format!(
-                        "output {output} has the header {:?}, which its message does not have so; names that begin with {} are the host's own",
+                        "output {output} has the header {:?}, which its message does not have; names that begin with {} are reserved for the host",
                         cut(String::from_utf8_lossy(name).into_owned(), 256),
                         headers::PREFIX
                     ));
@@ -280,7 +279,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The length of a span, which lies whole in the batch's data or whole in the answer's.
+    /// The length of a span, which must lie entirely in the batch's data or entirely in the answer's.
     fn span(
         &self,
         what: &str,
@@ -313,7 +312,7 @@ fn failure(message: usize, cause: Cause, detail: Option<&Detail>) -> Failed {
         .unwrap_or_default();
     let own = [Cause::HostDied, Cause::GivenUp].map(Cause::as_str);
     let class = if given.is_empty() || own.contains(&given) {
-        // The latter are the host's own words: they say what no component can.
+        // These are the host's own headers: only the host may set them.
         cause.as_str()
     } else {
         given

@@ -1,4 +1,4 @@
-//! What failures say: which of them are evidence about the revision, and when there is enough of it to open the breaker.
+//! Which failures are evidence about the revision, and when there is enough of it to open the breaker.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::dispatch::failed::Failed;
 use crate::ground::planted::planted;
 use crate::handler::Cause;
 
-/// How failures are alike.
+/// What makes failures alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kind {
     pub(super) cause: Cause,
@@ -29,15 +29,15 @@ impl Kind {
     }
 }
 
-/// What became of a batch.
+/// The results of a batch.
 pub(crate) struct Report<'a> {
     pub(crate) revision: u32,
     pub(crate) partition: TopicPartition,
     pub(crate) offsets: &'a [Offset],
-    /// How many of them, the first ones, are retried.
+    /// How many of them, the first ones, are retries.
     pub(crate) retried: usize,
     pub(crate) failed: &'a [Failed],
-    /// What each failure says; as many as `failed`.
+    /// What each failure means; as many as `failed`.
     pub(crate) says: &'a [Says],
 }
 
@@ -47,7 +47,7 @@ impl Report<'_> {
         (self.offsets.len() - self.failed.len()) as u64
     }
 
-    /// How many did not fail: those that the error handler has settled, too.
+    /// How many did not fail, including those that the error handler has settled.
     pub(super) fn good(&self) -> u64 {
         let settled = self.says.iter().filter(|says| **says == Says::Settled);
         let settled = settled.filter(|_| !planted!(DropsAreFailures));
@@ -55,30 +55,30 @@ impl Report<'_> {
     }
 }
 
-/// What a failure says of the revision.
+/// What a failure means for the revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Says {
-    /// Something that was not known.
+    /// A failure that was not known before.
     News,
-    /// What was known: the message failed so before, under this revision or the one to go back to.
+    /// A known failure: the message failed in this way before, under this revision or the one to go back to.
     Nothing,
-    /// That all is well: the error handler has settled it.
+    /// No failure: the error handler has settled it.
     Settled,
 }
 
-/// Whose attempts at a message are those of others.
+/// Which earlier attempts at a message count as known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Whose {
-    /// The revision that made the latest one.
+    /// The running revision.
     pub(crate) revision: u32,
     /// The one to go back to.
     pub(crate) back: Option<u32>,
-    /// When the processor was made: before, its revisions were another one's.
+    /// When the processor was created: earlier attempts are those of a deleted one.
     pub(crate) made_at: Timestamp,
 }
 
 impl Whose {
-    /// Whether the message's last attempt by one of these failed in the same way.
+    /// Whether the message's last attempt by one of these revisions failed in the same way.
     fn failed_so(
         &self,
         before: Option<&Parked>,
@@ -91,12 +91,12 @@ impl Whose {
         last.is_some_and(|last| last.class == failed.class)
     }
 
-    /// Whether the revision to go back to had failed at the message in the same way.
+    /// Whether the message had failed in the same way under the revision to go back to.
     pub(crate) fn back_failed_so(&self, before: Option<&Parked>, failed: &Failed) -> bool {
         self.failed_so(before, failed, |by| Some(by) == self.back)
     }
 
-    /// What a failure says of the revision: nothing, if the message failed so before, under it or under the one to go back to.
+    /// What a failure means for the revision: nothing, if the message had failed in this way before, under it or the one to go back to.
     pub(crate) fn says(&self, before: Option<&Parked>, failed: &Failed) -> Says {
         if planted!(FirstAttemptsOnly) && before.is_some_and(|parked| parked.attempts > 0) {
             return Says::Nothing;
@@ -110,8 +110,8 @@ impl Whose {
 }
 
 impl Breaker {
-    /// Whether the failure says something of more than its message. A rejection is the component's decision, unless it is new
-    /// with a new revision.
+    /// Whether the failure may mean more than a bad message. A rejection is the component's decision, unless it is new with a new
+    /// revision.
     pub(super) fn counts(&self, failed: &Failed, now: Now) -> bool {
         let is_why = |open: &Open| open.trip.kind.as_ref().is_some_and(|kind| kind.is(failed));
         match failed.cause {
@@ -122,7 +122,7 @@ impl Breaker {
         }
     }
 
-    /// Takes the batch into account.
+    /// Adds the batch to the evidence.
     pub(super) fn note(&mut self, report: &Report<'_>, now: Now) {
         let (good, percent) = (report.good(), self.policy.failed_percent);
         let span = match self.is_new(now) {
@@ -151,12 +151,12 @@ impl Breaker {
             .collect();
         self.window
             .mixed(good, &evidence, now.monotonic, span, &self.policy);
-        // Those that wait were picked by failing: how many of them are rejected says nothing of how many are.
+        // Parked messages are a selection of failures, so their rejections say nothing about the rate.
         let (mut repeated, mut fresh) = (report.retried, Vec::new());
         let said = report.failed.iter().zip(report.says);
         for (failed, says) in said.filter(|(failed, _)| failed.message >= report.retried) {
             match says {
-                // What was known is not there again, and what the error handler settles is no rejection.
+                // Known failures do not count again, and what the error handler settles is not a rejection.
                 Says::News => fresh.push((failed.message - repeated, failed)),
                 Says::Nothing => repeated += 1,
                 Says::Settled => {}
@@ -167,7 +167,7 @@ impl Breaker {
         self.follow_run(report, now);
     }
 
-    /// The failures at the end of the batch go on with the run; a success before them has ended the one before.
+    /// Failures at the end of the batch continue the run; a success before them ends the previous run.
     fn follow_run(&mut self, report: &Report<'_>, now: Now) {
         let mut end = report.offsets.len();
         let mut tail = Vec::new();
@@ -200,7 +200,7 @@ impl Breaker {
         }
     }
 
-    /// Whether what was noted is enough, and of which kind it is.
+    /// Whether the evidence is enough, and for which kind of failure.
     pub(super) fn judge(&self, now: Now) -> Option<(Kind, String)> {
         let too_many = self.usual.too_many(self.policy.failures_min);
         let too_many = too_many.filter(|_| !planted!(KnownClassExcuses));

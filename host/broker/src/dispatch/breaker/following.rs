@@ -1,24 +1,24 @@
-//! What a breaker has to have written down of its revision, and what it takes over of that from other hosts: each of them saw some of it.
+//! What a breaker stores about its revision, and what it takes over from other hosts: each of them saw a part.
 
 use millrace_model::Record;
 
 use super::{Breaker, Now};
 
-/// What is to be written down of a revision, as one host saw it.
+/// The part of a revision's record that one host has seen.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Noted {
-    /// How it does, with what was written down before.
+    /// The record, including what was stored before.
     pub(crate) record: Record,
     /// Whether it has processed anything, now or before.
     pub(crate) has_worked: bool,
-    /// Messages that it processed here and that are not written down yet.
+    /// Messages processed here that are not stored yet.
     pub(crate) fresh: u32,
-    /// Whether it stood still here and has processed something since.
+    /// Whether it was stopped here and has processed something since.
     pub(crate) goes_on: bool,
 }
 
 impl Breaker {
-    /// How the revision does, as it is to be written down.
+    /// The revision's record in the form to store.
     pub(crate) fn noted(&self, now: Now) -> Noted {
         Noted {
             record: self.record(now),
@@ -28,12 +28,12 @@ impl Breaker {
         }
     }
 
-    /// So many messages are written down; whoever [follows](Self::follow) counts them among all hosts'.
+    /// This many messages are stored; after [following](Self::follow) they count among those of all hosts.
     pub(crate) fn written(&mut self, fresh: u32) {
         self.proof.written(fresh);
     }
 
-    /// So much is written down of the revision by now, by whichever host.
+    /// The revision's record as stored by now, by any host.
     pub(crate) fn follow(&mut self, record: &Record) {
         self.proof.follow(record);
         self.usual.follow(record);
@@ -42,7 +42,7 @@ impl Breaker {
         }
         self.goes_on = false;
         match self.stopped_here {
-            // Where it goes on nobody knows that it stands still here: that is said again.
+            // The stop here was overwritten by another host's progress: it is stored again.
             true => self.written.stopped = false,
             false => self.stopped = None,
         }

@@ -1,5 +1,5 @@
-//! What proves a revision: messages that it processed, or an hour in which it processed some. Neither a start of the host nor one
-//! takes that away; an hour in which it stood still or had nothing to do is no proof.
+//! What proves a revision: processed messages, or an hour in which it processed some. A restart of the host takes neither away; an hour
+//! in which it was stopped or had nothing to do does not count.
 
 use std::time::Duration;
 
@@ -8,37 +8,37 @@ use millrace_model::Record;
 use super::Now;
 use crate::ground::planted::planted;
 
-/// A revision that has processed so many messages is proven: what fails then is not its deployment.
+/// After this many processed messages a revision is proven: later failures are not blamed on its deployment.
 pub(crate) const PROVEN_MESSAGES: u64 = 1_000;
-/// A revision is proven so long after the first message that it processed, if it did not stand still meanwhile and has processed
-/// [`PROVEN_LEAST`] messages.
+/// A revision is proven this long after its first processed message, if it was not stopped meanwhile and has processed [`PROVEN_LEAST`]
+/// messages.
 pub(crate) const PROVEN_AFTER: Duration = Duration::from_secs(60 * 60);
-/// Messages without which no hour proves a revision.
+/// Messages needed before an hour proves a revision.
 pub(crate) const PROVEN_LEAST: u64 = 20;
-/// It is written down how far a proof has come whenever it has come so much further.
+/// The progress of a proof is stored each time it has advanced by this much.
 const WRITTEN_EVERY: u64 = PROVEN_MESSAGES / 4;
-/// The first messages count for more.
+/// The first messages are stored sooner.
 const WRITTEN_FIRST_EVERY: u64 = PROVEN_LEAST / 4;
 
-/// How far a revision's proof has come.
+/// How far the proof of a revision has come.
 #[derive(Debug, Default)]
 pub(super) struct Proof {
-    /// Whether it ever processed a message as the current one.
+    /// Whether it ever processed a message as the current revision.
     worked: bool,
     /// Whether it was proven when it was current before.
     before: bool,
-    /// Whether it is since it became current last.
+    /// Whether it was proven since it last became current.
     anew: bool,
-    /// Messages since then that are written down, of whichever host.
+    /// Stored messages since then, of all hosts.
     written: u64,
-    /// Messages since then that are not written down yet.
+    /// Messages since then that are not stored yet.
     fresh: u64,
-    /// When the first of them was processed, or the first after it stood still; and when that is an hour ago.
+    /// When the first of them was processed, or the first after a stop; and when an hour will have passed.
     since: Option<(Now, Duration)>,
 }
 
 impl Proof {
-    /// Of a revision of which so much is written down.
+    /// From a stored record.
     pub(super) fn of(record: &Record, now: Now) -> Self {
         let since = record.processed_since.map(|since| {
             let left = PROVEN_AFTER.saturating_sub(since.until(now.wall));
@@ -55,7 +55,7 @@ impl Proof {
         }
     }
 
-    /// So many messages were processed, and that is committed.
+    /// This many messages were processed and committed.
     pub(super) fn processed(&mut self, messages: u64, now: Now) {
         self.worked = true;
         self.fresh = self.fresh.saturating_add(messages);
@@ -70,18 +70,18 @@ impl Proof {
         self.written.saturating_add(self.fresh)
     }
 
-    /// Messages that are not written down yet, as far as they matter.
+    /// Messages not stored yet, as far as they matter.
     pub(super) fn fresh(&self) -> u32 {
         self.fresh.min(PROVEN_MESSAGES) as u32
     }
 
-    /// So many of them are, and nobody has followed that yet.
+    /// This many of them are stored, but not followed yet.
     pub(super) fn written(&mut self, fresh: u32) {
         self.fresh = self.fresh.saturating_sub(fresh.into());
         self.written = self.written.saturating_add(fresh.into());
     }
 
-    /// So much is written down by now, of all hosts.
+    /// The stored record of all hosts.
     pub(super) fn follow(&mut self, record: &Record) {
         self.worked |= record.worked_at.is_some();
         self.before |= record.proven;
@@ -89,20 +89,20 @@ impl Proof {
         self.anew |= record.proven_anew || self.all() >= PROVEN_MESSAGES;
     }
 
-    /// The breaker opened: an hour of failures is no proof.
+    /// The breaker opened: an hour of failures proves nothing.
     pub(super) fn stood_still(&mut self) {
         if !planted!(IdleIsProof) {
             self.since = None;
         }
     }
 
-    /// Whether it has processed enough for its failures to be the messages'.
+    /// Whether it has processed enough that failures count as the messages' fault.
     pub(super) fn is_given(&self, now: Now) -> bool {
         let idle = |(_, due): (Now, Duration)| planted!(IdleIsProof) && now.monotonic >= due;
         self.before || self.anew || self.since.is_some_and(idle)
     }
 
-    /// Whether it is since it became current last.
+    /// Whether it was proven since it last became current.
     pub(super) fn is_given_anew(&self) -> bool {
         self.anew
     }
@@ -112,7 +112,7 @@ impl Proof {
         self.worked
     }
 
-    /// What changes when there is something to write down.
+    /// What changes when there is something to store.
     pub(super) fn step(&self) -> (bool, bool, bool, u64) {
         let processed = self.all();
         let steps = match processed < PROVEN_LEAST {
@@ -122,7 +122,7 @@ impl Proof {
         (self.worked, self.anew, self.since.is_some(), steps)
     }
 
-    /// As it is to be written down.
+    /// In the form to store.
     pub(super) fn write(&self, record: &mut Record, now: Now) {
         record.proven = self.is_given(now);
         record.proven_anew = self.anew;

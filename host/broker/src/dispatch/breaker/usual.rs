@@ -1,42 +1,43 @@
-//! What a revision rejects as a matter of course, and whether another one rejects clearly more. Each class is judged by itself: a
-//! cumulative sum of log-likelihood ratios between its usual share and one halfway to all (E. S. Page, "Continuous inspection
-//! schemes", Biometrika 41, 1954). It goes by messages, so that slow and fast traffic are judged alike.
+//! A revision's usual rejections, and whether another one rejects clearly more. Each class is judged by a cumulative sum of
+//! log-likelihood ratios between its usual share and one halfway to all (E. S. Page, "Continuous inspection schemes", Biometrika 41,
+//! 1954). It counts messages, so slow and fast traffic are judged alike.
 
 use millrace_model::{Record, Rejections};
 
 use crate::dispatch::failed::Failed;
 use crate::handler::Cause;
 
-/// Classes of rejections that are known. A class beyond them is not usual.
+/// Maximum number of known classes of rejections. Further classes are not usual.
 pub(crate) const KNOWN_REJECTIONS_MAX: usize = 64;
-/// At this sum a revision rejects more than is usual. By chance that comes about once in e^14 (1.2 million) messages at the most.
+/// At this sum a revision rejects clearly more than usual. By chance that happens at most once in e^14 (1.2 million) messages.
 const LIMIT: f64 = 14.0;
-/// From this sum on a rejection may be one too many, and is not free. By chance that is so for one message in e^5 (148) at the most.
+/// From this sum on a rejection may be one too many, and counts as a message given up. By chance that happens to at most one message in
+/// e^5 (148).
 const DOUBT: f64 = 5.0;
-/// Shares are those of about so many latest messages.
+/// Shares are measured over about this many latest messages.
 const MEASURED_MESSAGES: u64 = 100_000;
-/// What is written down stands for so many messages at the most.
+/// A stored share counts as measured over at most this many messages.
 const WRITTEN_MESSAGES: u64 = 1_000;
 const MILLION: f64 = 1_000_000.0;
-/// A usual share is taken to be more than this: nothing is certain.
+/// A usual share is taken to be at least this: nothing is certain.
 const SHARE_MIN: f64 = 0.001;
-/// A usual share is taken to be less than this.
+/// A usual share is taken to be at most this.
 const SHARE_MAX: f64 = 0.98;
 
-/// Shares of rejections: usual ones, and those of the revision that runs.
+/// Shares of rejections: the usual ones, and those of the running revision.
 #[derive(Debug, Default)]
 pub(super) struct Usual {
     usual: Vec<Class>,
     own: Vec<(String, u64)>,
-    /// Messages of which `own` are some: the latest.
+    /// The latest messages, over which `own` was counted.
     all: u64,
-    /// All that it was asked about.
+    /// All messages judged.
     total: u64,
-    /// Classes of which there were so many that they are not usual any more.
+    /// Classes with so many rejections that they are no longer usual.
     doubted: Vec<String>,
 }
 
-/// A class that is usual.
+/// A usual class.
 #[derive(Debug)]
 struct Class {
     class: String,
@@ -44,12 +45,12 @@ struct Class {
     sum: f64,
     /// Rejections since the sum was zero.
     seen: u32,
-    /// How many of them there were at the most while there were clearly too many.
+    /// The most of them at a moment when there were clearly too many.
     too_many: Option<u32>,
 }
 
 impl Usual {
-    /// Of a revision of which so much is written down.
+    /// From a stored record.
     pub(super) fn of(record: &Record) -> Self {
         let all = u64::from(record.measured).min(WRITTEN_MESSAGES);
         let count = |one: &Rejections| u64::from(one.per_million) * all / MILLION as u64;
@@ -63,7 +64,7 @@ impl Usual {
         }
     }
 
-    /// So much is usual.
+    /// These shares are usual.
     pub(super) fn learn(&mut self, rejections: &[Rejections]) {
         let mut room = KNOWN_REJECTIONS_MAX.saturating_sub(self.usual.len());
         for one in rejections {
@@ -90,21 +91,20 @@ impl Usual {
         is_usual && !self.doubted.iter().any(|doubted| doubted == class)
     }
 
-    /// Whether a rejection of this class is one of those that are usual: there are not clearly more of them.
+    /// Whether a rejection of this class is a usual one: there are not clearly more of them.
     pub(super) fn excuses(&self, class: &str) -> bool {
         let known = self.usual.iter().find(|known| known.class == class);
         known.is_some_and(|known| known.sum < DOUBT) && self.knows(class)
     }
 
-    /// This class is not usual any more for the revision that runs.
+    /// This class is no longer usual for the running revision.
     pub(super) fn doubt(&mut self, class: &str) {
         if self.knows(class) && self.doubted.len() < KNOWN_REJECTIONS_MAX {
             self.doubted.push(class.to_owned());
         }
     }
 
-    /// What other hosts have written down of the same revision is its own, too: classes that were not met here, at the share that they
-    /// have there.
+    /// Takes over what other hosts have stored for the same revision: classes that were not seen here, at the share they have there.
     pub(super) fn follow(&mut self, record: &Record) {
         let mut room = KNOWN_REJECTIONS_MAX.saturating_sub(self.own.len());
         for one in &record.rejections {
@@ -122,19 +122,19 @@ impl Usual {
         }
     }
 
-    /// The classes that are not usual any more.
+    /// The classes that are no longer usual.
     pub(super) fn doubted(&self) -> &[String] {
         &self.doubted
     }
 
-    /// Of how many messages it is known what of them was rejected.
+    /// Over how many messages the rejections were measured.
     pub(super) fn measured(&self) -> u32 {
         u32::try_from(self.total).unwrap_or(u32::MAX)
     }
 
-    /// What the revision that runs rejects itself.
+    /// The running revision's own rejections.
     pub(super) fn own(&self) -> Vec<Rejections> {
-        // One more than was seen, of two more: a few messages say little.
+        // One more rejection among two more messages: a few messages say little.
         let share = |count: u64| (count + 1) as f64 / (self.all + 2) as f64;
         let own = self.own.iter().map(|(class, count)| Rejections {
             class: class.clone(),
@@ -143,12 +143,12 @@ impl Usual {
         own.collect()
     }
 
-    /// Of how many classes it is known.
+    /// The number of known classes.
     pub(super) fn own_count(&self) -> usize {
         self.own.len()
     }
 
-    /// So many messages were decided, and these failed: their places among them, ascending.
+    /// This many messages were decided, and these failed: their indexes, ascending.
     pub(super) fn note(
         &mut self,
         messages: usize,
@@ -172,7 +172,7 @@ impl Usual {
         if self.all > MEASURED_MESSAGES {
             self.all /= 2;
             self.own.iter_mut().for_each(|(_, count)| *count /= 2);
-            // Classes that came once make room for those that come again.
+            // Classes seen only once make room for recurring ones.
             self.own.retain(|(_, count)| *count > 0);
         }
         for class in &mut self.usual {
@@ -190,7 +190,7 @@ impl Usual {
         }
     }
 
-    /// The class of which there is clearly more than usual, and what is to be said of it.
+    /// The class with clearly more rejections than usual, and a sentence about it.
     pub(super) fn too_many(&self, failures_min: u32) -> Option<(String, String)> {
         let seen = |class: &Class| class.too_many.filter(|seen| *seen >= failures_min);
         let mut classes = self
@@ -199,12 +199,12 @@ impl Usual {
             .filter_map(|class| Some((class, seen(class)?)));
         classes.next().map(|(class, seen)| {
             let usual = class.share * 100.0;
-            let text = format!("{seen} messages, where {usual:.1} in a hundred are usual,");
+            let text = format!("{seen} messages, where {usual:.1} % are usual,");
             (class.class.clone(), text)
         })
     }
 
-    /// Judges anew.
+    /// Starts judging anew.
     pub(super) fn forget(&mut self) {
         for class in &mut self.usual {
             (class.sum, class.seen, class.too_many) = (0.0, 0, None);

@@ -8,7 +8,7 @@ use millrace_model::processor::BreakerPolicy;
 use super::Kind;
 use crate::dispatch::failed::Failed;
 
-/// Kinds of failures of one batch that are told apart. Failures of ever new classes are not alike: a few are enough to see that.
+/// Kinds of failures that are distinguished in one batch. Failures of ever new classes are not alike: a few are enough to see that.
 const KINDS_MAX: usize = 8;
 
 /// A batch's share of the window.
@@ -17,11 +17,11 @@ struct Sample {
     at: Duration,
     all: u64,
     failed: u32,
-    /// What most of the failures were like.
+    /// The most frequent kind of failure.
     kind: Option<Kind>,
 }
 
-/// The latest messages, batch by batch: never fewer than the policy's number, if there were so many in its time.
+/// The latest messages, batch by batch: at least the policy's number, if there were that many in its period.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     samples: VecDeque<Sample>,
@@ -31,7 +31,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// So many messages succeeded, and none failed.
+    /// This many messages succeeded, and none failed.
     pub(super) fn good(
         &mut self,
         count: u64,
@@ -40,7 +40,7 @@ impl Window {
         policy: &BreakerPolicy,
     ) {
         if self.failing == 0 && self.samples.len() == 1 {
-            // The usual case: one sample stands for all that went well.
+            // The usual case: one sample stands for all successes.
             let sample = &mut self.samples[0];
             sample.at = at;
             sample.all = count.max(
@@ -64,7 +64,7 @@ impl Window {
         );
     }
 
-    /// So many messages succeeded, and these failed.
+    /// This many messages succeeded, and these failed.
     pub(super) fn mixed(
         &mut self,
         good: u64,
@@ -96,7 +96,7 @@ impl Window {
         );
     }
 
-    /// What the last failures were like, how many of the latest messages failed so, and how many there were.
+    /// The kind of the last failures, how many of the latest messages failed in this way, and how many there were.
     pub(super) fn most(&self) -> Option<(&Kind, u32, u64)> {
         let kind = self
             .samples
@@ -110,7 +110,7 @@ impl Window {
         Some((kind, alike.map(|sample| sample.failed).sum(), self.all))
     }
 
-    /// What is older than `span` is no longer of the latest.
+    /// Forgets what is older than `span`.
     fn push(&mut self, sample: Sample, span: Duration, policy: &BreakerPolicy) {
         if sample.all == 0 {
             return;

@@ -1,4 +1,4 @@
-//! Outputs of one commit, sorted by topic and partition.
+//! Outputs of one commit, grouped by topic and partition.
 
 use millrace_model::columns::NONE;
 use millrace_model::{BatchBuilder, RecordBatch};
@@ -8,14 +8,14 @@ use crate::dispatch::answer::Outputs;
 /// One batch in the making per topic and partition.
 pub(super) struct Groups {
     groups: Vec<(u32, u32, BatchBuilder)>,
-    /// For each topic and partition, its place in `groups`.
+    /// For each topic and partition, its index in `groups`.
     places: Vec<Vec<u32>>,
     capacity: usize,
 }
 
 impl Groups {
     pub(super) fn new(outputs: &Outputs) -> Self {
-        // About 20 bytes frame a record; a first guess that spares the large copies, not a promise.
+        // A record has about 20 bytes of framing; this is a first guess that avoids large copies.
         let capacity = outputs.byte_count() + outputs.len() * 20;
         Self {
             groups: Vec::new(),

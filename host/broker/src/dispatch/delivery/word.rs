@@ -1,4 +1,4 @@
-//! What the word of a revision is worth: whether what it would give up is given up, held, or asked about again.
+//! Whether a revision may give messages up: they are given up, held, or passed to the current revision.
 
 use millrace_model::{Parked, Timestamp};
 
@@ -9,35 +9,35 @@ use crate::dispatch::retry;
 use crate::ground::planted::planted;
 use crate::handler::Cause;
 
-/// What it is worth if a revision gives messages up.
+/// What happens if a revision gives messages up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
     /// They are given up.
     Counts,
-    /// So many are given up. The others are tried again: the revision is not proven.
+    /// At most this many are given up. The others are retried: the revision is not proven.
     CountsFor(Left),
-    /// None is: it is a canary's, and the current revision is asked.
+    /// None is given up: the revision is a canary, and the current revision answers instead.
     IsAskedAgain,
 }
 
-/// How many messages a revision may give up that is not proven.
+/// How many messages an unproven revision may give up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Left {
-    /// Of its own.
+    /// Its own allowance.
     pub(crate) unproven: u32,
-    /// Dead letters beside those, for an operator has accepted them.
+    /// Further dead letters that an operator has accepted.
     pub(crate) accepted: u32,
 }
 
 impl Left {
-    /// How many of these count: dead letters, and messages that are dropped.
+    /// How many of these count: dead letters and dropped messages.
     pub(super) fn counted(self, letters: u32, drops: u32) -> u32 {
         letters.saturating_sub(self.accepted).saturating_add(drops)
     }
 }
 
 impl Settling<'_> {
-    /// What the revision's word makes of a fate.
+    /// Applies this to a fate.
     pub(super) fn by_word(
         &self,
         fate: Fate,
@@ -70,7 +70,7 @@ impl Settling<'_> {
                 if self.is_free(&fate, failed) {
                     return fate;
                 }
-                // Nothing waits for ever: a topic on which nothing else comes would stand.
+                // Nothing waits forever: a topic that gets nothing else would stand still.
                 let has_waited = |since: Timestamp| since.after(PROVEN_AFTER) <= self.now;
                 let (letters, drops) = match &fate {
                     Fate::Drop(_) => (given_up.0, given_up.1 + 1),
@@ -86,10 +86,10 @@ impl Settling<'_> {
         }
     }
 
-    /// Whether it is usual that such a message is given up: so many are rejected, or the error handler drops it under the revision to go
-    /// back to as well.
+    /// Whether giving up such a message is usual: its class of rejections is, or the error handler would also drop it under the
+    /// revision to go back to.
     fn is_settled(&self, fate: &Fate, failed: &Failed) -> bool {
-        // Those that wait were picked by failing.
+        // Parked messages are a selection of failures.
         let is_new = failed.message >= self.batch.retried;
         let is_usual = || is_new && failed.cause == Cause::Reject && (self.excuses)(&failed.class);
         let is_dropped =
@@ -97,8 +97,8 @@ impl Settling<'_> {
         is_usual() || is_dropped()
     }
 
-    /// Whether giving the message up is not the revision's doing: it is usual, or the one to go back to had failed at it in the same way,
-    /// with the same error handler.
+    /// Whether the revision is not to blame for giving the message up: that is usual, or the revision to go back to had failed in the
+    /// same way, with the same error handler.
     pub(super) fn is_free(&self, fate: &Fate, failed: &Failed) -> bool {
         let before = self.parked(failed.message);
         self.is_settled(fate, failed)

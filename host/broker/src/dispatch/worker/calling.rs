@@ -1,4 +1,4 @@
-//! A batch through the handler: the call, what is checked of its answer, and what a failed call means.
+//! Runs a batch through the handler: the call, the check of its answer, and the meaning of a failed call.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,12 @@ use crate::dispatch::sides::Side;
 use crate::ground::chains::Hops;
 use crate::handler::{CallError, CallUse, Called};
 
-/// A checked answer: the verdict, and the partition of each output. If failed messages must first stand alone, because of what was
-/// written to state, they come in front, and nothing else counts.
+/// A checked answer: the verdict, and the partition of each output. If failed messages must first run alone because of writes to state,
+/// they are listed first, and nothing else counts.
 type Checked = (Vec<usize>, Verdict, Vec<u32>);
 
 impl Worker {
-    /// Calls the handler with a batch, and takes what came of it to its end.
+    /// Calls the handler with a batch, and handles the result to its end.
     pub(super) async fn process(
         &mut self,
         live: &Arc<Live>,
@@ -33,7 +33,7 @@ impl Worker {
     ) -> Result<(), Trouble> {
         let home = self.home(live).await?;
         if let Some(home) = &home {
-            // Before the turn: nobody who has a turn waits for another.
+            // Before taking the turn: nobody who has a turn waits for another.
             let attempts = Arc::clone(&self.context.attempts);
             self.attempt_room = attempts.acquire_owned().await.ok();
             self.turn = Some(home.table.turn().await);
@@ -73,14 +73,14 @@ impl Worker {
                     .conclude(live, batch, verdict, &places, probe, took)
                     .await
                 {
-                    // The engine's limit is no fault of the component, so it costs nobody an attempt. Fewer messages make less.
+                    // The engine's limit is not the component's fault, so no attempt is spent. Smaller batches need less.
                     Err(CommitError::TooLarge { .. }) if batch.len() > 1 => {
                         self.split(batch.len());
                         return Ok(());
                     }
                     Err(CommitError::TooLarge { bytes, max }) => {
                         return Err(Trouble::Wait(format!(
-                            "what the handler made of one message has {bytes} bytes to be committed at once, and this engine takes {max}: deploy a revision that emits less"
+                            "the handler's result for one message needs a commit of {bytes} bytes, and this engine takes {max}: deploy a revision that emits less"
                         )));
                     }
                     concluded => return concluded.map_err(Trouble::from),
@@ -107,14 +107,14 @@ impl Worker {
         }
     }
 
-    /// Ends when the call at hand is to be interrupted.
+    /// Ends when the running call must be interrupted.
     pub(super) fn end_of_call(&self, live: &Live) -> impl Future<Output = ()> + Send + 'static {
         let commands = self.commands.clone();
         let clock = Arc::clone(&self.context.clock);
         pointless(commands, clock, self.input.origin.clone(), live.revision)
     }
 
-    /// A call was interrupted: nothing of the batch happened, and it says nothing of its messages.
+    /// A call was interrupted: the batch has no effect, and this says nothing about its messages.
     pub(super) fn interrupt(
         &mut self,
         live: &Live,
@@ -122,7 +122,7 @@ impl Worker {
         took: Duration,
     ) -> Result<(), Trouble> {
         self.interrupted = true;
-        tracing::warn!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, revision = live.revision, messages = batch.len(), after_ms = took.as_millis() as u64, "a call was interrupted, for nothing could come of it any more; its messages are as they were, no attempt counts");
+        tracing::warn!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, revision = live.revision, messages = batch.len(), after_ms = took.as_millis() as u64, "a call was interrupted because its result was no longer useful; its messages are unchanged and no attempt is spent");
         self.discard();
         let goes_on = wants(&self.commands.borrow(), &self.input.origin)
             && self.commands.borrow().runs(live.revision);
@@ -132,7 +132,7 @@ impl Worker {
         }
     }
 
-    /// What a call that failed as a whole means: for the processor, for the batch, or for its one message.
+    /// The meaning of a call that failed as a whole: for the processor, for the batch, or for its only message.
     async fn failed(
         &mut self,
         live: &Arc<Live>,
@@ -187,7 +187,7 @@ impl Worker {
         let glance = tokio::select! {
             biased;
             glance = self.glance(batch, took) => glance,
-            // What the current revision made of the batch stands.
+            // The current revision's result for the batch stands.
             () = end => None,
         };
         self.judge(live, batch, &verdict, places, probe).await?;
@@ -197,7 +197,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Calls the handler and checks its answer; what the call used comes along.
+    /// Calls the handler and checks its answer; also returns what the call used.
     async fn call(
         &self,
         live: &Live,

@@ -1,4 +1,4 @@
-//! What of a decision goes into the transaction: outputs, packed as their topics want it, and dead letters.
+//! The parts of a decision for the transaction: outputs, compressed as their topics require, and dead letters.
 
 use millrace_engine::Append;
 use millrace_model::{Compression, PartitionId, RecordBatch, Topic, TopicPartition};
@@ -10,7 +10,7 @@ use crate::dispatch::live::OutputTopic;
 use crate::ground::packing;
 
 impl Worker {
-    /// Compresses outputs as their topics want it now. Dead letters stay plain: there are few, and people read them.
+    /// Compresses outputs as their topics now require. Dead letters stay uncompressed: they are few, and people read them.
     pub(super) async fn pack(&self, live: &Live, effects: &mut Effects) {
         let compression = |output: &OutputTopic| {
             let topic = self.context.engine.topic(&output.topic.spec.name);
@@ -38,8 +38,8 @@ impl Worker {
     }
 }
 
-/// Whether the topic has the partition, the engine knows: it may have been given more since the revision was loaded. What has nowhere to
-/// go fails the commit.
+/// Outputs for a missing partition make the commit fail: only the engine knows the present partitions, since some may have been added
+/// after the revision was loaded.
 fn append(topic: &Topic, partition: PartitionId, batch: RecordBatch) -> Append {
     let partition = TopicPartition {
         topic: topic.id,

@@ -1,4 +1,4 @@
-//! How the worker comes to its next batch: it reads and waits, [`batcher`] decides.
+//! How the worker gets its next batch: it reads and waits, [`batcher`] decides.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,29 +15,29 @@ use crate::dispatch::live::Live;
 use crate::dispatch::sides::{Canary, Side, Split};
 use crate::handler::CallError;
 
-/// What is wanted of a batch.
+/// The kind of batch wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Take {
     /// As much as there is.
     Batch,
     /// One message, to see whether others might succeed.
     Probe,
-    /// One message that the host may have ended with.
+    /// One message during which the host may have ended.
     Suspect,
 }
 
-/// A canary's call is ended once it takes so many times as long as the longest of the current revision's latest calls.
+/// A canary's call is ended after this many times the longest of the current revision's recent calls.
 const CANARY_SLOWNESS_MAX: u32 = 20;
-/// No call of a canary is ended sooner than this for taking longer than the current revision's: a machine may be busy.
+/// A canary's call is never ended sooner than this for being slower than the current revision: a machine may be busy.
 const CANARY_CALL_MIN: Duration = Duration::from_secs(3);
-/// With each call so much of the longest one before is forgotten.
+/// With each call, the longest earlier one decays by this fraction.
 const LONGEST_FADES: f64 = 0.99;
 
 impl Worker {
-    /// The next batch, cut from what is due and what is new; empty if there is nothing to do, and none if there was something to be told
-    /// while it waited for room.
+    /// The next batch, cut from due and new messages; empty if there is nothing to do, and `None` if a command came while it waited for
+    /// room.
     ///
-    /// A probe is one message: a new one and a parked one in turn, so that no message at the front is asked for ever.
+    /// A probe is one message: new and parked ones alternate, so that no message at the front is tried forever.
     pub(super) async fn next_batch(
         &mut self,
         command: &Command,
@@ -49,7 +49,7 @@ impl Worker {
             Take::Probe | Take::Suspect => 1,
             Take::Batch => self.pieces.last().copied().unwrap_or(usize::MAX),
         };
-        // Whose batch it will be is not known yet.
+        // It is not known yet which side the batch is for.
         let paced = match command.canary() {
             None => self.paced(Side::Current),
             Some(_) => self.paced(Side::Current).max(self.paced(Side::Canary)),
@@ -70,7 +70,7 @@ impl Worker {
         let parked = &self.progress.parked;
         let due = match take {
             Take::Suspect => match batcher::oldest_due(parked, self.now(), &self.cleared) {
-                // The next suspect waits behind one that was called before: that one goes on first.
+                // The next suspect waits behind one that was called before: that one continues first.
                 due if due.offsets.is_empty() && !reads => {
                     batcher::oldest_due(parked, self.now(), &HashSet::new())
                 }
@@ -93,11 +93,11 @@ impl Worker {
             return Ok(None);
         }
         self.take_due(&due, &mut cut).await?;
-        // Others may have taken of what is remembered meanwhile.
+        // Other workers may have used the room for records meanwhile.
         let room = self.room_for_new(live.spec.order).min(room);
         if reads && room > 0 && !due.alone && !cut.is_full() {
             match self.source.fill(messages_max, bytes_max).await {
-                // Retries go on, whatever stands in the way of new messages.
+                // Retries continue, whatever is in the way of new messages.
                 Err(_) if !cut.is_empty() => {}
                 filled => filled?,
             }
@@ -114,7 +114,7 @@ impl Worker {
         Ok(Some(batch))
     }
 
-    /// Takes room for the next batch; false if a command came first. Whoever has to wait has nothing in hand meanwhile.
+    /// Reserves room for the next batch; false if a command came first. Nothing is held while waiting.
     async fn make_room(&mut self, command: &Command) -> bool {
         let most = |live: &Live| at_hand::at_the_most(&live.spec);
         let canary = command.canary().map_or(0, |canary| most(&canary.live));
@@ -134,7 +134,7 @@ impl Worker {
         self.in_hand.is_some()
     }
 
-    /// What a call tells of the guest's speed.
+    /// What a call reveals about the guest's speed.
     pub(super) fn learn(
         &mut self,
         live: &Live,
@@ -150,7 +150,7 @@ impl Worker {
         }
     }
 
-    /// A call of the current revision took so long, with what it waited for.
+    /// A call of the current revision took this long, including its waits.
     pub(super) fn took(&mut self, messages: usize, took: Duration) {
         if self.side == Side::Current {
             let each = took / messages.max(1) as u32;
@@ -160,8 +160,8 @@ impl Worker {
         }
     }
 
-    /// How long the call at hand may keep the partition waiting, if that is sooner than its own bound: a canary's not many times as long as
-    /// the current revision's.
+    /// How long the running call may keep the partition waiting, if that is shorter than its limit: a canary's call must not take many
+    /// times as long as the current revision's.
     pub(super) fn call_max(&self, live: &Live, messages: usize) -> Option<Duration> {
         let [longest, each] = self.longest;
         if self.side != Side::Canary || longest.is_zero() {
@@ -176,7 +176,7 @@ impl Worker {
         self.pace[side as usize].messages_max()
     }
 
-    /// How the next batch is shared out.
+    /// How the next batch is divided.
     fn sharing(&self, live: &Live, canary: &Canary, piece: usize) -> Split {
         let bounds = |of: &Live, side| {
             let policy = &of.spec.batch;
@@ -198,7 +198,7 @@ impl Worker {
         )
     }
 
-    /// Bytes of a batch: half of what the engine takes at once at the most, for what comes of it is committed at once.
+    /// Bytes of a batch: at most half of one engine commit, because its results are committed at once.
     fn batch_bytes_max(&self, policy: &BatchPolicy) -> usize {
         let limits = self.context.engine.limits();
         (policy.bytes_max as usize).min(limits.transaction_bytes_max / 2)
@@ -210,7 +210,7 @@ impl Worker {
         Cut::new(topic, partition, redriven, messages_max, bytes_max)
     }
 
-    /// One parked message; nothing if it is gone.
+    /// One parked message; none if it is gone.
     pub(super) async fn parked_alone(&mut self, offset: Offset) -> Result<Batch, Trouble> {
         let mut cut = self.empty_cut(1, usize::MAX);
         let due = Due {
@@ -251,21 +251,22 @@ impl Worker {
                     }
                 }
                 None => {
-                    // There is nothing left to try again or to show: what is known of it goes to the log.
+                    // There is nothing left to retry or to show: what is known of it is logged.
                     let gone = Arc::make_mut(&mut self.progress).parked.remove(index);
                     self.remembered.set(&self.progress);
                     self.meters.lost(1);
                     let last = gone.log.last();
-                    let reason = last.map_or("it waited behind another", |last| &last.reason);
-                    tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, attempts = gone.attempts, reason, "a parked message is no longer kept; it is given up");
+                    let reason =
+                        last.map_or("it waited behind another message", |last| &last.reason);
+                    tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, attempts = gone.attempts, reason, "a parked message is no longer kept and is given up");
                 }
             }
         }
         Ok(())
     }
 
-    /// Waits for a fuller batch, if the policy says so and nothing is urgent. It goes by offsets and reads nothing: whoever lingers has
-    /// nothing in hand.
+    /// Waits for a fuller batch, if the policy says so and nothing is urgent. It goes by offsets and reads nothing, so nothing is held
+    /// while it lingers.
     async fn linger(&mut self, live: &Live, messages_max: usize) {
         let policy = &live.spec.batch;
         if policy.linger_ms == 0 || !self.pieces.is_empty() {
@@ -282,7 +283,7 @@ impl Worker {
             tokio::select! {
                 () = &mut over => return,
                 _ = self.commands.changed() => {
-                    // Seen, but not yet obeyed: the batch at hand still goes by the old command, the next one by the new.
+                    // Seen, but not yet obeyed: the current batch still follows the old command, the next one the new command.
                     self.commands.mark_changed();
                     return;
                 }

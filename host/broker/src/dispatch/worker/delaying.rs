@@ -1,4 +1,4 @@
-//! Outputs for later: given their names, if there is room for them.
+//! Delayed outputs: they get their ids, if there is room for them.
 
 use millrace_model::PartitionId;
 
@@ -9,7 +9,7 @@ use crate::messages::delays::delayed::DelaysFull;
 use crate::messages::delays::stored::Additions;
 
 impl Worker {
-    /// The batch's outputs for later, for its commit. Where there is no room they wait, and the partition with them.
+    /// The batch's delayed outputs, for its commit. If there is no room they wait, and the partition with them.
     pub(super) async fn delay(
         &self,
         live: &Live,

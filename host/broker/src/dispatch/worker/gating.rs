@@ -1,5 +1,5 @@
-//! What the worker asks of its processor's gate: whether it may go on, what a batch says of the whole processor, and whether there
-//! may be more dead letters.
+//! What the worker asks its processor's gate: whether it may continue, what a batch means for the whole processor, and whether more
+//! dead letters are allowed.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
 use crate::handler::Decision;
 
-/// Workers that wait for the same probe wake at most so far apart, each time in another order.
+/// Workers that wait for the same probe wake at most this far apart, in a different order each time.
 const PROBE_SPREAD: Duration = Duration::from_millis(20);
 
 impl Worker {
     /// Waits while the breaker is open.
     pub(super) async fn hold(&mut self, wait: Duration, reason: String) {
-        // What was read ahead may be trimmed or compacted meanwhile: it is read again.
+        // Messages read ahead may be trimmed or compacted meanwhile: they are read again.
         self.rewind();
         let until = self.now().after(wait);
         self.show(State::Waiting(reason, Some(until)));
@@ -37,7 +37,7 @@ impl Worker {
         }
     }
 
-    /// Reports an answer, and does what is to be done with it.
+    /// Reports an answer, and does what the gate decides.
     pub(super) async fn judge(
         &mut self,
         live: &Live,
@@ -46,7 +46,7 @@ impl Worker {
         places: &[u32],
         probe: Option<&mut Probe>,
     ) -> Result<(), CommitError> {
-        // First of all: what it settles is no failure.
+        // First of all, because a failure settled here is no failure.
         let Some(decisions) = self.decide(live, batch, verdict).await else {
             return Ok(());
         };
@@ -97,7 +97,7 @@ impl Worker {
         (offset, self.side, failed.class.clone())
     }
 
-    /// The breaker of the side whose batch is at hand.
+    /// The breaker of the current batch's side.
     pub(super) fn breaker(&self) -> &Gate {
         match (&self.canary, self.side) {
             (Some(canary), Side::Canary) => &canary.gate,
@@ -105,7 +105,7 @@ impl Worker {
         }
     }
 
-    /// What the word of the revision is worth that was called. What others gave up before is read where that is not known yet.
+    /// Whether the called revision may give messages up. Reads how many others gave up before, if that is not known yet.
     pub(super) async fn word(&self, live: &Live) -> Word {
         if self.side == Side::Canary {
             return Word::IsAskedAgain;
@@ -132,7 +132,7 @@ impl Worker {
         }
     }
 
-    /// How many messages of the batch the canary had failed at, and that the current revision has processed.
+    /// How many messages of the batch the canary had failed and the current revision has processed.
     pub(super) fn contradictions(&self, batch: &Batch, verdict: &Verdict) -> u32 {
         let Some(canary) = self.canary.as_ref().filter(|_| self.side == Side::Current) else {
             return 0;
@@ -140,14 +140,14 @@ impl Worker {
         contradictions(canary.live.revision, batch, verdict, &self.progress)
     }
 
-    /// Nothing of the batch happened, and whatever comes next begins afresh.
+    /// The batch has no effect, and the next one starts from scratch.
     pub(super) fn discard(&mut self) {
         self.pieces.clear();
         self.rewind();
     }
 
-    /// Takes the dead letters of a batch out of the processor's allowance. Where there are too many (`None`) the messages before
-    /// the first one too many are next; where that is the first message of all, it waits.
+    /// Takes the dead letters of a batch from the processor's allowance. If there are too many (`None`), the messages before the first
+    /// excess one are next; if that is the first message of all, the worker waits.
     pub(super) fn take_dead_letters(
         &mut self,
         live: &Live,
@@ -174,7 +174,7 @@ impl Worker {
         None
     }
 
-    /// Counts what was given up, by class.
+    /// Counts messages given up, by class.
     pub(super) fn count_classes(&self, verdict: &Verdict, given_up: &[usize]) {
         let dead = |failed: &&Failed| given_up.binary_search(&failed.message).is_ok();
         for failed in verdict.failed.iter().filter(dead) {
@@ -184,10 +184,10 @@ impl Worker {
 
     fn too_many_dead_letters(&self, live: &Live, wait: Duration) -> HeldUp {
         let policy = &live.spec.dead_letters;
-        tracing::warn!(processor = %live.processor, max = policy.max, per_ms = policy.per_ms, "a partition waits: there are as many dead letters as there may be");
+        tracing::warn!(processor = %live.processor, max = policy.max, per_ms = policy.per_ms, "a partition waits: the maximum number of dead letters is reached");
         self.meters.dead_letters_held();
         let reason = format!(
-            "poison flood: {} dead letters in {} ms are as many as dead_letters allows; going on in {} s, or resume with --accept-dead-letters",
+            "poison flood: {} dead letters in {} ms, the maximum of dead_letters; continuing in {} s, or resume with --accept-dead-letters",
             policy.max,
             policy.per_ms,
             wait.as_secs_f64().ceil(),

@@ -1,4 +1,4 @@
-//! Messages that came round too often: given up without a call.
+//! Messages that are out of hops: given up without a call.
 
 use millrace_engine::CommitError;
 
@@ -10,8 +10,8 @@ use crate::dispatch::live::Live;
 use crate::ground::chains::runs;
 
 impl Worker {
-    /// Gives a batch up whose messages are all spent; one with some of them is cut, to be tried in parts. The breaker is not told:
-    /// nobody was called.
+    /// Gives up a batch whose messages are all out of hops; a batch with some of them is cut into parts. The breaker is not told,
+    /// because there was no call.
     pub(super) async fn end_of_chain(
         &mut self,
         live: &Live,

@@ -1,5 +1,5 @@
-//! How a worker comes to its partition, and leaves it: it holds first, if this host is the one that is to work there, and reads then what the one
-//! before came to. It begins anew for as long as it is wanted.
+//! How a worker starts and leaves: if this host should work on the partition, it takes the hold first and then reads the previous
+//! worker's progress. It starts again for as long as it is wanted.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::dispatch::standing::{State, Window};
 use crate::ground::backoff::Backoff;
 use crate::hosts::holding::{Holdings, Share};
 
-/// So often is looked whether somebody has given back what they hold.
+/// Interval at which a worker checks whether another holder has released the work.
 const HELD_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Works until told to stop, or until it must.
@@ -68,7 +68,7 @@ pub(crate) async fn run(
             Ok(Opened::Here(worker)) => match Box::pin(worker.work(&mut backoff)).await {
                 End::Over => break None,
                 End::Stopped(reason) => break Some(reason),
-                // Whoever wants something of it commands so.
+                // A command wakes it.
                 End::Paused => Duration::MAX,
                 End::Left(reason) => {
                     tracing::info!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker leaves its partition");
@@ -77,7 +77,7 @@ pub(crate) async fn run(
             },
             Ok(Opened::Elsewhere(host)) => {
                 window.lock().state = State::Elsewhere(host.address.to_string());
-                // Of a paused processor nobody holds anything.
+                // A paused processor holds nothing.
                 match is_paused {
                     true => elsewhere_since = None,
                     false => _ = elsewhere_since.get_or_insert(now),
@@ -96,7 +96,7 @@ pub(crate) async fn run(
         };
         let goes_on = tokio::select! {
             goes_on = changed_within(&mut commands, wait) => goes_on,
-            // No engine, no hosts.
+            // Without an engine there are no hosts.
             _ = hosts.changed() => true,
         };
         if !goes_on {
@@ -108,18 +108,18 @@ pub(crate) async fn run(
     }
     let reason = reason.unwrap_or_else(|| "no longer deployed".to_owned());
     window.lock().state = State::Stopped(reason);
-    // Nobody obeys them any more, and whoever waits is told so.
+    // Orders are no longer carried out, and their callers are told so.
     while orders.take().is_some() {}
 }
 
-/// Takes the work that the host that is wanted for it leaves lying.
+/// Takes over work that its preferred host leaves undone.
 async fn take_up(context: &Context, input: &Input, holdings: &Holdings) -> Option<Arc<Share>> {
     let origin = origin(input, &*context.engine).ok()?;
-    // What cannot be taken now is tried again later.
+    // Work that cannot be taken now is tried again later.
     holdings.take_up(origin).await.ok().flatten()
 }
 
-/// Where the messages of an input came in first.
+/// The original partition of an input's messages.
 fn origin(input: &Input, engine: &dyn Engine) -> Result<TopicPartition, Trouble> {
     let topic = match input.is_redriven() {
         false => Some(input.topic.clone()),
@@ -129,8 +129,9 @@ fn origin(input: &Input, engine: &dyn Engine) -> Result<TopicPartition, Trouble>
     found.ok_or_else(|| Trouble::Stop(format!("topic {} was deleted", input.origin)))
 }
 
-/// What a worker's first commit expects, where there are other hosts: that the processor is still deployed as this one knows it. Whoever emptied its
-/// state, or deleted it, has taken the work from all workers for that moment; one whose host has not heard of it must not go on.
+/// What a worker's first commit expects, if there are other hosts: that the processor is still deployed as this host knows it. A reset
+/// of its state or its deletion takes the work from all workers for that moment; a worker whose host has not heard of it must not
+/// continue.
 fn expected(context: &Context, live: &Live) -> Result<Option<Expectation>, Trouble> {
     if !context.hosts.had_others() {
         return Ok(None);
@@ -142,17 +143,17 @@ fn expected(context: &Context, live: &Live) -> Result<Option<Expectation>, Troub
     match processor.is_some_and(|processor| processor.current == live.revision) {
         true => Ok(Some(Expectation::entry(kind, name, entry.as_ref()))),
         false => Err(Trouble::Wait(
-            "this host does not run yet what is deployed".to_owned(),
+            "this host does not run the deployed revision yet".to_owned(),
         )),
     }
 }
 
-/// What opening a worker comes to.
+/// The result of opening a worker.
 enum Opened {
     Here(Box<Worker>),
-    /// Another host is to work there.
+    /// Another host should work there.
     Elsewhere(HostInfo),
-    /// Another host has not given it back.
+    /// Another host has not released it.
     Held,
 }
 
@@ -175,7 +176,7 @@ impl Worker {
             return Ok(Opened::Elsewhere(host));
         }
         let processor = commands.borrow().live.processor.clone();
-        // The hold comes first: whoever had it can commit nothing after this, so the progress read is the last one.
+        // The hold comes first: after that the previous holder can commit nothing, so the progress read is the latest.
         let share = holdings.take(origin).await?;
         let held = share.and_then(|share| Some((share.lease()?.clone(), share)));
         let Some((lease, share)) = held else {

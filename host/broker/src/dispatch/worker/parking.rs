@@ -1,5 +1,4 @@
-//! Parked messages between two batches: what an operator wants done with them, those that are no longer kept, and what a worker
-//! waits for that has nothing else to do.
+//! Parked messages between two batches: operators' orders, messages that are no longer kept, and what an idle worker waits for.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,11 +18,11 @@ use crate::dispatch::standing::State;
 
 /// Messages that one commit gives up.
 const GIVEN_UP_AT_ONCE_MAX: usize = 500;
-/// Bytes of them, but for one larger message.
+/// Bytes per commit, except for one larger message.
 const GIVEN_UP_BYTES_AT_ONCE_MAX: usize = 4 << 20;
 
 impl Worker {
-    /// Other revisions run from now on. What one that is gone kept from being given up, or made wait and was wrong, is due at once.
+    /// Other revisions run from now on. Messages that a replaced revision held, or made wait wrongly, are due at once.
     pub(super) fn let_go(&mut self, command: &Command) {
         let now = self.now();
         let live = &command.live;
@@ -38,11 +37,11 @@ impl Worker {
         }
     }
 
-    /// Does what operators want, if they want anything.
+    /// Carries out operators' orders, if there are any.
     pub(super) async fn obey(&mut self, live: &Arc<Live>) {
         let state = self.window.lock().state.clone();
         while let Some(order) = self.orders.take() {
-            // What is at hand is cut again afterwards.
+            // The current batch is cut again afterwards.
             self.pieces.clear();
             let Order {
                 action,
@@ -55,14 +54,14 @@ impl Worker {
                 ParkedAction::GiveUp => self.give_up(live, &meant, by.as_deref()).await,
             };
             self.show(state.clone());
-            // Whoever asked may not have waited.
+            // The caller may not have waited.
             let _ = answer.send(obeyed.map_err(|trouble| match trouble {
                 Trouble::Wait(why) | Trouble::Stop(why) | Trouble::Leave(why) => why,
             }));
         }
     }
 
-    /// Those that are meant and there, and of those that were named the others.
+    /// The messages that are meant and parked, and of those named, the others.
     fn meant(&self, meant: &Meant) -> (Vec<Offset>, Vec<(Offset, String)>) {
         let parked = &self.progress.parked;
         let offsets = |which: &dyn Fn(&Parked) -> bool| {
@@ -83,21 +82,21 @@ impl Worker {
                 let (there, gone): (Vec<_>, Vec<_>) = named
                     .into_iter()
                     .partition(|offset| is_there(offset).is_ok());
-                let why = "it is not parked, or no longer".to_owned();
+                let why = "it is not parked, or no longer parked".to_owned();
                 let gone = gone.into_iter().map(|offset| (offset, why.clone()));
                 (there, gone.collect())
             }
         }
     }
 
-    /// Those that wait for nobody are due now. It is in progress with the next commit, and until then a start would try them soon enough; but a worker
-    /// that is paused beside other hosts goes as soon as it has obeyed, and who comes next reads what is stored.
+    /// Messages that wait for no other are due now. The next commit stores this, and until then a restart would try them soon anyway;
+    /// but a paused worker next to other hosts leaves as soon as it has obeyed, and the next one reads what is stored.
     async fn try_now(&mut self, meant: &Meant) -> Result<Obeyed, Trouble> {
         let goes = self.commands.borrow().paused && !self.context.hosts.is_alone();
         if goes && self.has_suspects() {
-            // A commit would let those go.
+            // A commit would release those.
             return Err(Trouble::Wait(
-                "messages that were in flight when a host ended are called first; resume the processor, and try again".to_owned(),
+                "messages that were in flight when a host ended must be called first; resume the processor and try again".to_owned(),
             ));
         }
         let obeyed = self.all_due_now(meant);
@@ -136,7 +135,7 @@ impl Worker {
         Obeyed { done, left }
     }
 
-    /// They become dead letters, in as many commits as it takes. The bound of dead letters is not asked: somebody wants them.
+    /// They become dead letters, in as many commits as necessary. The bound of dead letters does not apply: an operator wants them.
     async fn give_up(
         &mut self,
         live: &Arc<Live>,
@@ -149,7 +148,7 @@ impl Worker {
         while !rest.is_empty() {
             let (some, others) = rest.split_at(rest.len().min(GIVEN_UP_AT_ONCE_MAX));
             let batch = self.parked_batch(some).await?;
-            // What did not fit comes with the next ones; what is no longer kept has been let go.
+            // The rest follows in the next commits; messages that are no longer kept were released.
             let taken = batch.offsets.last().map_or(some.len(), |last| {
                 some.partition_point(|offset| offset <= last)
             });
@@ -164,7 +163,7 @@ impl Worker {
                     .await?;
                 if self.commits == before {
                     return Err(Trouble::Wait(
-                        "it was told to do something else meanwhile".to_owned(),
+                        "the worker received another command meanwhile".to_owned(),
                     ));
                 }
                 done += batch.len();
@@ -196,8 +195,7 @@ impl Worker {
         Ok(cut.finish(self.progress.next))
     }
 
-    /// Lets go of parked messages before the partition's start: they were trimmed, or retention took them. Whatever waited behind
-    /// them goes on.
+    /// Releases parked messages before the partition's start, which a trim or retention removed. Messages behind them continue.
     pub(super) async fn release(&mut self) -> Result<(), Trouble> {
         let Some(first) = self.progress.parked.first() else {
             return Ok(());
@@ -209,7 +207,7 @@ impl Worker {
         let mut progress = Progress::clone(&self.progress);
         let gone = progress.parked.partition_point(|p| p.offset < start);
         progress.parked.drain(..gone);
-        tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, messages = gone, before = %start, "parked messages were removed from their topic; they are given up");
+        tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, messages = gone, before = %start, "parked messages were removed from their topic and are given up");
         self.meters.lost(gone as u64);
         self.keep(progress.clone()).await?;
         self.progress = progress.into();
@@ -218,7 +216,7 @@ impl Worker {
         Ok(())
     }
 
-    /// After a step of the wall clock the times of retries are moved with it, so that each waits as long as it was to wait.
+    /// When the wall clock is set, the times of retries move with it, so that each keeps its delay.
     pub(super) fn follow_clock(&mut self) {
         let Some(step) = self.time.follow(&*self.context.clock) else {
             return;
@@ -230,17 +228,17 @@ impl Worker {
             parked.due = parked.due.map(|due| step.moved(due));
             parked.held_since = parked.held_since.map(|since| step.moved(since));
         }
-        tracing::info!(topic = %self.input.topic.spec.name, partition = %self.input.partition, by_ms = step.ms(), "the wall clock was set; retries wait as long as they were to wait");
+        tracing::info!(topic = %self.input.topic.spec.name, partition = %self.input.partition, by_ms = step.ms(), "the wall clock was set; retries keep their delays");
         self.show_parked();
     }
 
-    /// The same state, of what is parked now.
+    /// The same state, for the messages now parked.
     fn show_parked(&mut self) {
         let state = self.window.lock().state.clone();
         self.show(state);
     }
 
-    /// How it does that has nothing to call with.
+    /// The status when there is nothing to call.
     pub(super) fn resting(&self, live: &Live) -> State {
         let parked = &self.progress.parked;
         if parked.is_empty() {
@@ -256,9 +254,9 @@ impl Worker {
         let room = batcher::new_messages_max(live.spec.order, parked);
         let in_line = parked.iter().any(|p| p.ordering == Some(WHOLE_PARTITION));
         let what = match (room, in_line) {
-            (0, true) => "the order of the partition is kept, and all of it waits".to_owned(),
+            (0, true) => "the order of the partition is kept, so all of it waits".to_owned(),
             (0, false) => format!(
-                "{} messages are parked, as many as there may be, and no new ones are read",
+                "{} messages are parked, the maximum, and no new ones are read",
                 parked.len()
             ),
             _ => format!("{} parked, nothing else to do", parked.len()),

@@ -1,4 +1,4 @@
-//! A verdict on its way to the commit: what is decided of each message, tried until the engine takes it, and what the worker knows
+//! A verdict on its way to the commit: the decision about each message, retried until the engine accepts it, and the worker's state
 //! afterwards.
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::handler::{CallError, Cause, Decision};
 use crate::messages::delays::stored::Additions;
 
 impl Worker {
-    /// What the error handler says of the failures. `None` if the call was interrupted: nothing of the batch happened.
+    /// The error handler's decisions. `None` if the call was interrupted: the batch has no effect.
     pub(super) async fn decide(
         &mut self,
         live: &Live,
@@ -52,7 +52,7 @@ impl Worker {
             Ok(given) => format!("{} decisions for {} failures", given.len(), failures.len()),
             Err(CallError::Interrupted) => {
                 let took = self.context.clock.monotonic().saturating_sub(before);
-                // If the host goes on with this revision the next round does not come at once.
+                // If the host continues with this revision, the next round does not follow at once.
                 let _ = self.interrupt(live, batch, took);
                 return None;
             }
@@ -62,7 +62,7 @@ impl Worker {
         Some(Vec::new())
     }
 
-    /// Decides about the batch and commits the decision; waits as long as the disk is full, or there is no room to delay outputs.
+    /// Decides about the batch and commits the decision; waits while the disk is full, or there is no room for delayed outputs.
     pub(super) async fn settle(
         &mut self,
         live: &Live,
@@ -104,13 +104,13 @@ impl Worker {
             };
             let unproven = effects.given_up_unproven;
             if unproven > 0 && !self.gate.take_unproven(run, unproven) {
-                // Another partition was faster, or another revision runs by now: there is less left, and in the end nothing.
+                // Another partition was faster, or another revision runs by now: the allowance shrinks, eventually to nothing.
                 tokio::task::yield_now().await;
                 continue;
             }
             effects.count_unproven(run);
             let progress = Arc::new(std::mem::take(&mut effects.progress));
-            // Before the commit: whoever decides meanwhile knows of it.
+            // Before the commit, so that other workers' decisions account for it.
             self.remembered.propose(&progress);
             let granted = match verdict.is_by_hand() {
                 true => Granted::default(),
@@ -142,7 +142,7 @@ impl Worker {
                     Err(CommitError::RoomFull(full)) if full.kept == Kept::Delayed => {
                         full.to_string()
                     }
-                    // What has ended may be what is too much: the batch is called again, and leaves that for another one.
+                    // Removing expired state may be what exceeds the limit: the batch is called again, and leaves that to another one.
                     Err(CommitError::TooLarge { .. })
                         if verdict.removes_ended && !self.leaves_ended =>
                     {
@@ -152,7 +152,7 @@ impl Worker {
                         return Ok(());
                     }
                     Err(CommitError::RoomFull(full)) => {
-                        // Others took the room meanwhile. The component is called again, and told so itself.
+                        // Other workers took the room meanwhile. The component is called again and gets the answer `full` itself.
                         give_back(granted);
                         self.held_up = Some(HeldUp::Trouble(full.to_string()));
                         self.rewind();
@@ -167,7 +167,7 @@ impl Worker {
             };
             give_back(granted);
             self.pause_turn();
-            // What it wrote to state is not held while it waits: it is called again.
+            // Its writes to state are not held while it waits: it is called again.
             let writes = self.attempt_room.take().is_some();
             let at_hand = Arc::clone(&self.context.at_hand);
             let is_wanted = tokio::select! {
@@ -176,7 +176,7 @@ impl Worker {
                 () = self.back_off(reason.clone()) => false,
             };
             if is_wanted {
-                // Others need the room that it has. It is called again.
+                // Other workers need its room. The batch is called again.
                 self.held_up = Some(HeldUp::Trouble(reason));
                 self.rewind();
                 return Ok(());
@@ -186,7 +186,7 @@ impl Worker {
                 return Ok(());
             }
             let command = self.commands.borrow().clone();
-            // An operator's word is done first, but for the one that is being done.
+            // Operators' orders come first, except the one being carried out.
             let is_told = self.orders.wait() && !verdict.is_by_hand();
             let is_paused = command.paused && !verdict.is_by_hand();
             if command.stopped || is_paused || is_told || !command.runs(live.revision) {
@@ -257,7 +257,7 @@ impl Worker {
             self.pieces.push(piece - batch.len());
         }
         if self.source.position() != self.progress.next {
-            // The commit came after a rewind: what it settled must not be read again.
+            // The commit came after a rewind: messages that it settled must not be read again.
             self.rewind();
         }
         self.backoff.reset();

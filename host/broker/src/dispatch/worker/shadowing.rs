@@ -1,4 +1,4 @@
-//! What the worker shows to a shadow: the batches that it has settled, and if the shadow uses state, those that it is about to.
+//! What the worker passes to a shadow: settled batches, and if the shadow uses state, batches about to be settled.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use crate::dispatch::live::Live;
 use crate::dispatch::shadow::{Echo, Settled};
 use crate::handler::CallError;
 
-/// What a shadow said before the commit, if it was asked.
+/// The shadow's answer before the commit, if it was called.
 pub(super) type Glance = Option<Result<Verdict, CallError>>;
 
 impl Worker {
-    /// Listens to the shadow that there is now.
+    /// Uses the present shadow.
     pub(super) fn attend(&mut self, command: &Command) {
         let heard = self.echo.as_ref().map(|echo| Arc::as_ptr(&echo.shadow));
         if heard != command.shadow.as_ref().map(Arc::as_ptr) {
@@ -23,7 +23,7 @@ impl Worker {
         }
     }
 
-    /// Asks a shadow that uses state, while nobody else can write any.
+    /// Calls a shadow that uses state, while nobody else can write any.
     pub(super) async fn glance(&mut self, batch: &Batch, took: Duration) -> Glance {
         let shadow = &self.echo.as_ref()?.shadow;
         let live = Arc::clone(&shadow.live);
@@ -33,7 +33,7 @@ impl Worker {
         echo.glance(&batch.columns, home.table, now, took).await
     }
 
-    /// Shows the shadow what was settled.
+    /// Passes settled batches to the shadow.
     pub(super) fn show_shadow(
         &self,
         live: &Arc<Live>,

@@ -1,8 +1,8 @@
-//! State: where a worker's is, what a call makes of it, and when a failed message has to stand alone.
+//! State: where a worker's state is, what a call changes, and when a failed message has to run alone.
 //!
-//! A message that fails must leave nothing behind, and nobody may have seen what it wrote. Where a failed message, or one that
-//! waits behind it, wrote to state in a batch of several, nothing of the batch counts: it is cut so that each failed one is called
-//! alone, and all others see only what is committed.
+//! A failed message must leave nothing behind, and no other message may have seen its writes. If a failed message, or one that waits
+//! behind it, wrote to state in a batch of several, the whole batch has no effect: it is cut so that each failed message is called
+//! alone, and all others see only committed state.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,21 +17,21 @@ use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::{self, Batch};
 use crate::dispatch::live::Live;
 
-/// Ended entries that one batch removes at the most.
+/// Maximum number of expired entries that one batch removes.
 const SWEPT_ENTRIES_MAX: usize = 1_000;
-/// What removing them takes in a journal at the most, where it is written down.
+/// Maximum journal space for removing them, where removal is journaled.
 const SWEPT_BYTES_MAX: usize = 64 << 10;
 
-/// Where a worker's state is.
+/// The place of a worker's state.
 #[derive(Clone)]
 pub(super) struct Home {
     pub(super) table: Arc<StateTable>,
-    /// That of the worker, or for redriven messages the one that they first stood in.
+    /// The worker's partition, or for redriven messages their original one.
     partition: TopicPartition,
 }
 
 impl Home {
-    /// What is to be committed of an attempt; nothing for a message that failed alone.
+    /// The changes of an attempt to commit; none for a message that failed alone.
     pub(super) fn write_of(
         &self,
         lease: &Lease,
@@ -52,7 +52,7 @@ impl Home {
     }
 }
 
-/// The failed messages, if somebody may have seen what does not count of them; else none.
+/// The failed messages, if other messages may have seen their writes; otherwise none.
 pub(super) fn must_stand_alone(
     order: Order,
     batch: &Batch,
@@ -83,7 +83,7 @@ pub(super) fn must_stand_alone(
 }
 
 impl Worker {
-    /// Where its state is, if the revision uses any.
+    /// The place of its state, if the revision uses any.
     pub(super) async fn home(&mut self, live: &Live) -> Result<Option<Home>, Trouble> {
         if !live.handler.uses_state() {
             return Ok(None);
@@ -117,7 +117,7 @@ impl Worker {
         attempt
     }
 
-    /// What has ended in a table that is not all in memory. It is absent in any case, so a batch does not fail for it.
+    /// Expired entries of a table that is partly in files. They are absent in any case, so a batch does not fail for this.
     async fn ended(&self, home: &Home, now: Timestamp) -> Ended {
         let table = Arc::clone(&home.table);
         let find = move || table.find_ended(now, SWEPT_ENTRIES_MAX, SWEPT_BYTES_MAX);
@@ -126,11 +126,11 @@ impl Worker {
             Ok(Err(error)) => error.to_string(),
             Err(failed) => failed.to_string(),
         };
-        tracing::warn!(processor = %self.lease.group, partition = %home.partition, reason, "what has ended of the state could not be looked for; it stays for now");
+        tracing::warn!(processor = %self.lease.group, partition = %home.partition, reason, "expired state could not be looked for and stays for now");
         Ended::default()
     }
 
-    /// The batch is tried again in parts: each failed message is one, and what stands between two; nobody's attempt is spent.
+    /// The batch is repeated in parts: each failed message is one, and so are the messages between two; no attempts are spent.
     pub(super) fn isolate(&mut self, failed: &[usize], messages: usize) {
         if self.breaker().is_open() {
             self.discard();
@@ -154,7 +154,7 @@ impl Worker {
         }
     }
 
-    /// Whether what the batch read still holds.
+    /// Whether the state that the batch read is unchanged.
     pub(super) async fn resume_turn(&mut self) -> bool {
         match &mut self.turn {
             Some(turn) => turn.resume().await,

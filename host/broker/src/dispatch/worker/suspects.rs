@@ -1,8 +1,8 @@
-//! Messages that may have ended the host. A trap is caught; what takes the process down is not, and would do so again at every
-//! start. So a worker that begins leaves a mark with progress before its first call. If the next one finds it, the host ended in
-//! that call: its messages are suspects, and each is called alone, under a mark of its own. A message found so marked twice was in
-//! flight at three ends of the host: it is not called again but given up. Once the first call has returned nothing is marked any
-//! more, so that all this costs one commit per start.
+//! Messages that may have ended the host. A trap is caught; a crash of the process is not, and would recur at every start. So a new
+//! worker writes a mark with its progress before its first call. If the next worker finds the mark, the host ended during that call:
+//! its messages are suspects, and each is called alone, under its own mark. A message found marked like this twice was in flight at
+//! three ends of the host: it is not called again but given up. Once the first call has returned nothing is marked any more, so all
+//! this costs one commit per start.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use crate::dispatch::breaker::Judgement;
 use crate::dispatch::live::Live;
 use crate::handler::Cause;
 
-/// At so many ends of the host a message may have been in flight alone. At the bound it is given up. Not at
-/// the first: a host that is ended from outside, and once more while it starts, may well be in the call of a message that did nothing.
+/// The number of ends of the host during which a message may be in flight alone before it is given up. One is not enough: a host that
+/// is ended from outside, and again while it starts, may well be calling a harmless message.
 const ENDS_ALONE_MAX: usize = 2;
 
-const REASON: &str = "the host ended while this message was processed, once in a batch and twice alone; it is not called again";
+const REASON: &str = "the host ended while processing this message, once in a batch and twice alone; it is not called again";
 
-/// The host of the worker before lives: what it was calling when it lost its hold says nothing about any message.
+/// The previous worker's host is alive: what it was calling when it lost its hold does not incriminate any message.
 pub(super) fn forget_call(progress: &mut Progress) {
     if progress.first_call.take().is_none() {
         return;
@@ -33,7 +33,7 @@ pub(super) fn forget_call(progress: &mut Progress) {
         let last = parked.log.last().filter(|attempt| attempt.class == died);
         last.map(|attempt| attempt.at)
     };
-    // The newest mark is that of the call, if there was one; if not, an end is forgotten that did happen, and one message is called once more.
+    // The newest mark belongs to the call, if there was one; if not, one end is forgotten, and one message is called once more.
     let newest = progress
         .parked
         .iter_mut()
@@ -46,18 +46,18 @@ pub(super) fn forget_call(progress: &mut Progress) {
 /// What a worker knows of the host's last end.
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
-    /// Messages below were in flight at the host's last end; `None` if all of them were called since, or none was.
+    /// Messages below were in flight at the host's last end; `None` if all of them were called since, or there were none.
     until: Option<Offset>,
     /// Messages that are given up without a call.
     convicted: Vec<Offset>,
-    /// Whether a call has returned since the worker began.
+    /// Whether a call has returned since the worker started.
     begun: bool,
-    /// Whether a mark is kept that no commit has taken off yet.
+    /// Whether there is a mark that no commit has removed yet.
     marked: bool,
 }
 
 impl Suspects {
-    /// What the progress of the worker before says. If its host lives (`left` is false) nothing ended with it.
+    /// Reads the previous worker's progress. If its host is alive (`left` is false), no host ended during it.
     pub(super) fn of(progress: &Progress, left: bool) -> Self {
         let died = Cause::HostDied.as_str();
         let ends = |parked: &Parked| parked.log.iter().filter(|a| a.class == died).count();
@@ -77,7 +77,7 @@ impl Suspects {
         self.convicted.last().copied()
     }
 
-    /// Nothing was left to call below `next`: whether that ends the search.
+    /// Nothing was left to call below `next`: returns whether that ends the search.
     pub(super) fn end_at(&mut self, next: Offset) -> bool {
         let ends = self.until.is_some_and(|until| next >= until);
         if ends {
@@ -86,7 +86,7 @@ impl Suspects {
         ends
     }
 
-    /// A commit has taken the mark off.
+    /// A commit has removed the mark.
     pub(super) fn answered(&mut self) {
         self.marked = false;
     }
@@ -100,7 +100,7 @@ impl Worker {
         {
             let due = batcher::oldest_due(&self.progress.parked, self.now(), &self.cleared);
             if due.offsets.first().is_none_or(|&offset| offset >= until) {
-                tracing::info!(topic = %self.input.topic.spec.name, partition = %self.input.partition, "each message in flight at the host's last end was called alone; going on with batches");
+                tracing::info!(topic = %self.input.topic.spec.name, partition = %self.input.partition, "every message in flight at the host's last end has been called alone; continuing with batches");
                 self.suspects.until = None;
                 self.cleared.clear();
             }
@@ -108,7 +108,7 @@ impl Worker {
         self.suspects.until.is_some()
     }
 
-    /// Leaves a mark before a call if this is the first one or the message is a suspect; the batch to call.
+    /// Writes a mark before a call if this is the first one or the message is a suspect; returns the batch to call.
     pub(super) async fn mark(&mut self, live: &Live, batch: Batch) -> Result<Batch, Trouble> {
         if self.suspects.until.is_some() {
             return self.mark_suspect(live, batch).await;
@@ -122,7 +122,7 @@ impl Worker {
         Ok(batch)
     }
 
-    /// The suspect is parked with the mark, so that it is found again wherever it stood.
+    /// The suspect is parked with the mark, so that it is found again wherever it was.
     async fn mark_suspect(&mut self, live: &Live, mut batch: Batch) -> Result<Batch, Trouble> {
         let offset = batch.offsets[0];
         let mut progress = Progress::clone(&self.progress);
@@ -138,10 +138,10 @@ impl Worker {
             batch.retried = 1;
         }
         let mut marked = progress.clone();
-        // If the host ends now, this one and those behind it are suspects still.
+        // If the host ends now, this one and those behind it are still suspects.
         marked.first_call = self.suspects.until;
         if let Some(parked) = marked.parked.iter_mut().find(|p| p.offset == offset) {
-            // The oldest goes: the marks of the ends before this one are the newest.
+            // The oldest is dropped: the marks of the latest ends are the newest.
             if parked.log.len() >= ATTEMPT_LOG_MAX {
                 parked.log.remove(0);
             }
@@ -149,7 +149,7 @@ impl Worker {
                 at: self.now(),
                 revision: live.revision,
                 class: Cause::HostDied.as_str().to_owned(),
-                reason: "called alone, and never answered: the host ended".to_owned(),
+                reason: "called alone without an answer: the host ended".to_owned(),
             });
         }
         self.keep(marked).await?;
@@ -158,23 +158,23 @@ impl Worker {
         Ok(batch)
     }
 
-    /// The call has returned. What was committed of it has taken the mark off; otherwise that is done now.
+    /// The call has returned. Its commit has removed the mark; otherwise that is done now.
     pub(super) async fn unmark(&mut self, batch: &Batch) {
         self.suspects.begun = true;
         if self.suspects.until.is_some() && !self.interrupted {
             self.cleared.extend(&batch.offsets);
         }
         if std::mem::take(&mut self.suspects.marked) {
-            // If it fails, the mark stays until the next commit, which will not succeed before the disk is well again.
+            // If this fails, the mark stays until the next commit, which will not succeed before the disk works again.
             let _ = self.keep(Progress::clone(&self.progress)).await;
         }
     }
 
-    /// Gives a message up without calling anybody.
+    /// Gives a message up without a call.
     pub(super) async fn bury(&mut self, live: &Live, offset: Offset) -> Result<(), Trouble> {
         let batch = self.parked_alone(offset).await?;
         if batch.len() > 0 {
-            tracing::error!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, "the host ended again and again with this message in flight; it becomes a dead letter");
+            tracing::error!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, "the host ended repeatedly with this message in flight; it becomes a dead letter");
             let verdict = Verdict::host_died(REASON.to_owned());
             self.settle(live, &batch, &verdict, &[], &[], Judgement::Settle)
                 .await?;

@@ -4,23 +4,23 @@ use millrace_engine::{CommitError, ReadError};
 
 /// Why a worker cannot go on.
 pub(super) enum Trouble {
-    /// It may be able to, later.
+    /// It may be able to later.
     Wait(String),
     /// It must not.
     Stop(String),
-    /// Not under this hold: somebody took it, or it is to go to another host.
+    /// Not under this hold: it was taken, or should go to another host.
     Leave(String),
 }
 
 /// How a worker's work at its partition ended.
 pub(super) enum End {
-    /// Nobody wants it any more.
+    /// It is no longer wanted.
     Over,
     /// It must not go on.
     Stopped(String),
-    /// It may begin anew, if it is still wanted on this host.
+    /// It may start again, if it is still wanted on this host.
     Left(String),
-    /// It stands still, and holds nothing meanwhile: so other hosts see that it does.
+    /// It is stopped and holds nothing, so that other hosts can see it.
     Paused,
 }
 
@@ -28,9 +28,9 @@ impl From<ReadError> for Trouble {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::UnknownPartition(_) => Self::Stop(error.to_string()),
-            // Looked at again and again, for it may be mended; nothing is passed over meanwhile.
+            // It keeps checking, because the damage may be repaired; nothing is skipped meanwhile.
             ReadError::Damaged { .. } => Self::Wait(format!(
-                "{error} once the loss is accepted (`millrace damage accept`), or put the file back from a backup"
+                "{error} once the loss is accepted (`millrace damage accept`), or restore the file from a backup"
             )),
             _ => Self::Wait(error.to_string()),
         }
@@ -46,12 +46,12 @@ impl From<CommitError> for Trouble {
             | CommitError::State(_)
             | CommitError::TooLarge { .. }
             | CommitError::UnknownPartition(_) => Self::Wait(error.to_string()),
-            // Under a new lease it is known, and stays so; or the processor was changed when this worker began.
+            // Under a new lease its state is known; or the processor was changed when this worker started.
             CommitError::InDoubt(_) | CommitError::Fenced { .. } | CommitError::Conflict(_) => {
                 Self::Leave(error.to_string())
             }
             CommitError::Poisoned(_) | CommitError::Closed => Self::Stop(error.to_string()),
-            // What a worker commits is neither numbered nor marked: its lease and its progress make it take effect once.
+            // A worker's commits have no number or mark: its lease and its progress make them take effect once.
             CommitError::OutOfOrderSequence { .. }
             | CommitError::ProducerFenced { .. }
             | CommitError::UnknownProducer(_)

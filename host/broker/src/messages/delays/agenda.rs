@@ -1,10 +1,10 @@
-//! Which partition is to be looked at next, and when. Plain code. It may say too early or too often, never too late.
+//! Which partition to look at next, and when. Plain code. It may be early or repeat itself, but never late.
 
 use std::collections::{BTreeSet, HashMap};
 
 use millrace_model::{Timestamp, TopicName, TopicPartition};
 
-/// For each partition that has delayed messages, when the first of them is due.
+/// For each partition with delayed messages, when the first of them is due.
 #[derive(Debug, Default)]
 pub(super) struct Agenda {
     partitions: HashMap<TopicPartition, (Timestamp, TopicName)>,
@@ -12,7 +12,7 @@ pub(super) struct Agenda {
 }
 
 impl Agenda {
-    /// The partition is to be looked at then, or earlier. Whether nothing else comes before it.
+    /// Schedules a look at the partition at this time or earlier. Returns whether this is now the first one.
     pub(super) fn note(
         &mut self,
         partition: TopicPartition,
@@ -31,7 +31,7 @@ impl Agenda {
         self.order.first() == Some(&(due, partition))
     }
 
-    /// Takes those that are due, at most so many, the first ones first.
+    /// Takes up to this many due partitions, the earliest first.
     pub(super) fn take_due(
         &mut self,
         now: Timestamp,

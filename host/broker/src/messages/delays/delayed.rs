@@ -1,9 +1,9 @@
-//! Delayed messages: taken with a time of delivery, kept with the partition that they are for, and in the topic from that time on.
-//! Listed and cancelled until then.
+//! Delayed messages: accepted with a time of delivery, stored with their partition, and in the topic from that time on. They can be
+//! listed and cancelled until then.
 //!
-//! A message is delayed by the transaction that would have appended it ([`stored`]), whether it is produced or an output, and
-//! delivered by another ([`delivering`]). Adding needs no right to the table, for no two have the same key; delivering and
-//! cancelling need that of its holder, and its turn, so exactly one of them happens, on however many hosts they are tried.
+//! A message is delayed by the transaction that would have appended it ([`stored`]), produced or output, and delivered by another one
+//! ([`delivering`]). Adding needs no lease, because no two have the same key. Delivering and cancelling need the holder's lease and the
+//! table's turn, so exactly one of them happens, however many hosts try.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -42,31 +42,31 @@ const CANCEL_WAIT_MS_MAX: u64 = 10_000;
 /// A message that is not delivered yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DelayedMessage {
-    /// Its name, which says when it is due.
+    /// Its id, which includes its due time.
     pub id: DelayedId,
-    /// What is delivered.
+    /// The message to deliver.
     pub message: Message,
 }
 
-/// Some of them.
+/// A page of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DelayedPage {
     /// By partition, then by time of delivery.
     pub messages: Vec<DelayedMessage>,
-    /// All that the topic has.
+    /// How many the topic has in total.
     pub total: usize,
     /// Whether there are more after the last one.
     pub has_more: bool,
 }
 
-/// Which delayed messages are asked for.
+/// Which delayed messages to list.
 #[derive(Clone, Debug, Default)]
 pub struct DelayedQuery {
     /// Only those for this partition.
     pub partition: Option<PartitionId>,
     /// Only those after this one.
     pub after: Option<DelayedId>,
-    /// At most so many, and never more than [`DELAYED_LISTED_MAX`].
+    /// Maximum number, never more than [`DELAYED_LISTED_MAX`].
     pub max: usize,
 }
 
@@ -75,17 +75,17 @@ pub struct DelayedQuery {
 pub enum DelaysFull {
     /// In the partition.
     #[error(
-        "partition {partition} of topic {topic} holds {messages} delayed messages of {bytes} bytes already; at most \
-         {DELAYED_MESSAGES_MAX} and {DELAYED_BYTES_MAX} bytes are kept: wait until some are delivered, or cancel some"
+        "partition {partition} of topic {topic} already holds {messages} delayed messages of {bytes} bytes; the maximum is \
+         {DELAYED_MESSAGES_MAX} and {DELAYED_BYTES_MAX} bytes: wait until some are delivered, or cancel some"
     )]
     Partition {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// Which of its partitions.
+        /// The partition.
         partition: PartitionId,
-        /// How many there are.
+        /// Their number.
         messages: usize,
-        /// Their bytes, about.
+        /// Their approximate bytes.
         bytes: usize,
     },
     /// In the host.
@@ -93,7 +93,7 @@ pub enum DelaysFull {
     Host(#[from] RoomFull),
 }
 
-/// Why delayed messages were neither listed nor cancelled.
+/// Why delayed messages could not be listed or cancelled.
 #[derive(Debug, thiserror::Error)]
 pub enum DelayedError {
     /// No such topic.
@@ -102,24 +102,24 @@ pub enum DelayedError {
     /// The topic has no such partition.
     #[error("topic {topic} has no partition {partition}")]
     UnknownPartition {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// What was asked for.
+        /// The requested partition.
         partition: PartitionId,
     },
-    /// It was delivered or cancelled, or there never was such a message.
+    /// The message was delivered or cancelled, or never existed.
     #[error(
-        "no message {id} waits for topic {topic}: it was delivered or cancelled already, or never there"
+        "topic {topic} has no delayed message {id}: it was already delivered or cancelled, or never existed"
     )]
     Unknown {
-        /// Which topic.
+        /// The topic's name.
         topic: TopicName,
-        /// What was asked for.
+        /// The requested id.
         id: DelayedId,
     },
-    /// The partition is being delivered to.
+    /// A delivery to the partition is running.
     #[error(
-        "partition {0} is being delivered to, for {CANCEL_WAIT_MS_MAX} ms and more; nothing was cancelled"
+        "a delivery to partition {0} has been running for more than {CANCEL_WAIT_MS_MAX} ms; nothing was cancelled"
     )]
     Busy(PartitionId),
     /// They could not be read.
@@ -134,19 +134,19 @@ decision_errors! {
     DelayedError: DelayedError::Commit;
 }
 
-/// What all who delay messages share with the task that delivers them.
+/// Shared by everyone who delays messages and the task that delivers them.
 pub(crate) struct Delays {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) engine: Arc<dyn Engine>,
     pub(super) holdings: Arc<Holdings>,
-    /// Where this host delivers.
+    /// The partitions to which this host delivers.
     pub(super) held: Mutex<HashMap<TopicPartition, Arc<Share>>>,
     pub(super) agenda: Mutex<Agenda>,
-    /// Something is due before everything else.
+    /// A message is due before all others.
     pub(super) earlier: Notify,
     pub(super) next_arrival: AtomicU64,
     pub(super) steps: moving::Steps,
-    /// Partitions in which messages have moved with the clock: some may be known by another id.
+    /// Partitions in which messages have moved with the clock, so that some may be known by another id.
     pub(super) moved_in: Mutex<HashSet<TopicPartition>>,
     salt: u32,
     /// Each partition's share of its topic's gauge.
@@ -160,7 +160,7 @@ impl Delays {
         engine: Arc<dyn Engine>,
         hosts: &Arc<Hosts>,
     ) -> Result<Arc<Self>, ReadError> {
-        // Above those of any earlier process: of those that still wait it is known, whatever became of the clock since.
+        // Greater than those of any earlier process, so that waiting messages keep their order whatever happened to the clock.
         let by_clock = (clock.wall().0 << 20) & (u64::MAX >> 1);
         let (last_arrival, moved_in) = found(&*engine).await?;
         let first_arrival = by_clock.max(last_arrival.saturating_add(1));
@@ -180,7 +180,7 @@ impl Delays {
         }))
     }
 
-    /// A name for the next one.
+    /// An id for the next one.
     pub(crate) fn next_id(&self, partition: PartitionId, due: DueAt) -> DelayedId {
         self.notice_steps();
         DelayedId {
@@ -191,8 +191,8 @@ impl Delays {
         }
     }
 
-    /// Whether there is room for them. Those who ask at the same time may go beyond the bound of a partition together; that of the
-    /// host the engine holds.
+    /// Whether there is room for them. Concurrent callers may exceed the bound of a partition together; the host's bound is enforced by
+    /// the engine.
     pub(crate) async fn check_room(&self, additions: &Additions) -> Result<(), DelaysFull> {
         let additions_of = additions.0.values();
         let adds = additions_of.fold(Adds::default(), |adds, addition| Adds {
@@ -200,7 +200,7 @@ impl Delays {
             bytes: adds.bytes + addition.bytes as i64,
         });
         for (partition, addition) in &additions.0 {
-            // Whether the partition is there is for the commit to say.
+            // The commit checks whether the partition exists.
             let Ok(table) = self.engine.state(&GROUP, *partition).await else {
                 continue;
             };
@@ -219,8 +219,8 @@ impl Delays {
         Ok(())
     }
 
-    /// They are being committed, or were just now: said before, so that whoever is cut off in between is not waited for, and
-    /// after, for what was due at once may have been looked for too early.
+    /// Messages are being committed, or just were. Called before the commit, so that an interrupted caller is not waited for, and after
+    /// it, because a message due at once may have been looked for too early.
     pub(crate) async fn expect(&self, additions: &Additions) {
         for (partition, addition) in &additions.0 {
             if let Ok(table) = self.engine.state(&GROUP, *partition).await {
@@ -243,7 +243,7 @@ impl Delays {
         move_gauge(topic, before.map_or(0, |(_, before)| before), messages);
     }
 
-    /// The partition is gone.
+    /// The partition was deleted.
     pub(super) fn forget(&self, partition: TopicPartition) {
         self.moved_in.lock().remove(&partition);
         self.held.lock().remove(&partition);
@@ -252,7 +252,7 @@ impl Delays {
         }
     }
 
-    /// Partitions are gone with their topic that are none of these, which ascend.
+    /// Forgets the partitions of deleted topics: all that are not among these, which ascend.
     pub(super) fn forget_all_but(&self, partitions: &[TopicPartition]) {
         let shown: Vec<TopicPartition> = self.shown.lock().keys().copied().collect();
         let is_gone = |at: &TopicPartition| partitions.binary_search(at).is_err();
@@ -273,7 +273,7 @@ impl Delays {
     }
 }
 
-/// The arrival of the latest of all messages that wait, and where some have moved with the clock.
+/// The latest arrival of all waiting messages, and where some have moved with the clock.
 async fn found(engine: &dyn Engine) -> Result<(u64, HashSet<TopicPartition>), ReadError> {
     let (mut last, mut moved_in) = (0, HashSet::new());
     for partition in engine.state_partitions(&GROUP).await? {
@@ -301,7 +301,7 @@ fn move_gauge(topic: &TopicName, before: usize, messages: usize) {
 }
 
 impl Messages {
-    /// Messages that wait for their time: by partition, then by time.
+    /// Waiting messages: by partition, then by time.
     ///
     /// # Errors
     /// [`DelayedError`].
@@ -356,10 +356,10 @@ impl Messages {
         Ok(page)
     }
 
-    /// Cancels a delayed message: it is never delivered. Durable as the topic's messages are.
+    /// Cancels a delayed message: it is never delivered. The cancellation has the durability of the topic.
     ///
     /// # Errors
-    /// [`DelayedError::Unknown`] where it was delivered already; [`DelayedError`] otherwise, and nothing was cancelled.
+    /// [`DelayedError::Unknown`] if it was already delivered; otherwise [`DelayedError`], and nothing was cancelled.
     pub async fn cancel_delayed(
         &self,
         topic: &TopicName,
@@ -369,7 +369,7 @@ impl Messages {
         let partition = in_topic(&topic, id.partition)?;
         let topic = &topic;
         decided(&*self.inner.engine, || async {
-            // This host's own, where it delivers; no other host delivers there any more, or it did before.
+            // The lease is this host's own if it delivers there; otherwise the claim ends any other host's delivery.
             let share = self.inner.delays.right_to(partition).await?;
             let cancelled = self.cancel_under(topic, id, partition, &share).await;
             share.leave().await;
@@ -413,7 +413,7 @@ impl Messages {
     }
 }
 
-/// The entry of a delayed message, if it is still there: under another time than its id says, if that moved with the clock.
+/// The entry of a delayed message, if it still exists; under another time than its id says, if it moved with the clock.
 fn kept(table: &StateTable, id: DelayedId, may_be_moved: bool) -> Option<StateEntry> {
     let entry = exactly(table, id);
     if entry.is_some() || !id.is_span() || !may_be_moved {

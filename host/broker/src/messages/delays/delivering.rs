@@ -1,5 +1,5 @@
-//! Delivers what is due: one transaction appends to the partition and removes what it appends from the delayed ones, so each is
-//! in exactly one of the two places, whatever happens in between.
+//! Delivers due messages: one transaction appends them to the partition and removes them from the delayed ones, so each is in exactly
+//! one of the two places, whatever happens in between.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,26 +23,26 @@ use crate::messages::delays::stored::GROUP;
 use crate::messages::delays::stored::read;
 use crate::messages::delays::stored::removal;
 
-/// Messages that one transaction delivers.
+/// Messages per transaction.
 const DELIVERED_AT_ONCE_MAX: usize = 1_000;
-/// Bytes of them, but for one larger message.
+/// Bytes per transaction, except for one larger message.
 const DELIVERED_BYTES_AT_ONCE_MAX: usize = 4 << 20;
-/// Partitions that are delivered to side by side.
+/// Partitions that are delivered to concurrently.
 const PARTITIONS_AT_ONCE_MAX: usize = 16;
-/// Nobody sleeps longer in one go, for the wall clock may be set; and so often all partitions are looked at, whatever was noted.
+/// The longest sleep, because the wall clock may be set; all partitions are checked at this interval, whatever was noted.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// So soon all partitions are looked at again if one could not be read.
+/// Time until all partitions are checked again if one could not be read.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
-/// After other hosts have delayed messages, so much later what is due is looked at anew.
+/// Time after which due messages are looked for again once other hosts have delayed some.
 const OTHERS_LOOK_AFTER: Duration = Duration::from_millis(20);
 
-/// Why a partition was left.
+/// Why a partition was skipped.
 enum Left {
-    /// It is gone, and what was delayed in it.
+    /// It was deleted with its delayed messages.
     Gone,
-    /// It may do later.
+    /// It may work later.
     Wait(String),
-    /// The engine takes nothing any more.
+    /// The engine accepts nothing more.
     End,
 }
 
@@ -65,14 +65,14 @@ impl From<ReadError> for Left {
     }
 }
 
-/// What is due in one partition.
+/// The due messages of one partition.
 struct Due {
     entries: Vec<StateEntry>,
     ids: Vec<DelayedId>,
     batch: Option<RecordBatch>,
 }
 
-/// Delivers until told to stop, or until the engine does.
+/// Delivers until told to stop, or until the engine stops.
 pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();
     let (mut look_at, mut moves_at) = (Duration::ZERO, Duration::MAX);
@@ -103,17 +103,17 @@ pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
         let rest = look_at.min(moves_at);
         let rest = rest.saturating_sub(delays.clock.monotonic());
         tokio::select! {
-            // Whoever would tell it may be gone as well.
+            // The sender of the stop may be gone as well.
             _ = stop.wait_for(|stop| *stop) => break,
             () = delays.earlier.notified() => {}
             () = tokio::time::sleep(wait.min(rest)) => {}
-            // What nobody holds is taken over at once; what this host holds goes over when it is time.
+            // Partitions without a holder are taken over at once; this host's own move when it is time.
             Ok(()) = hosts.changed() => {
                 delays.holdings.notice();
                 moves_at = delays.clock.monotonic() + delays.holdings.moved_after();
                 look_at = Duration::ZERO;
             }
-            // Something may be due earlier than is known here.
+            // Something may be due earlier than known here.
             Ok(()) = others.changed() => {
                 look_at = look_at.min(delays.clock.monotonic() + OTHERS_LOOK_AFTER);
             }
@@ -123,12 +123,12 @@ pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
 }
 
 impl Delays {
-    /// One transaction for each of some partitions that are due; how long there is nothing to do then. `None` is the end.
+    /// One transaction for each of some due partitions; returns how long there is nothing to do. `None` is the end.
     async fn round(&self, backoff: &mut Backoff) -> Option<Duration> {
         let now = self.clock.wall();
         let due = self.agenda.lock().take_due(now, PARTITIONS_AT_ONCE_MAX);
         let delivered = stream::iter(due).map(|(partition, topic)| async move {
-            // A mistake of the host with one partition is none with the others.
+            // A bug that hits one partition must not stop the others.
             let delivered = tasks::caught("delays", self.deliver_from(partition, &topic, now));
             let left = match delivered.await {
                 Ok(delivered) => delivered.err(),
@@ -167,17 +167,17 @@ impl Delays {
         now: Timestamp,
     ) -> Result<(), Left> {
         let is_elsewhere = self.holdings.elsewhere(partition).is_some();
-        // What it holds it delivers until it gives that back.
+        // This host delivers to the partitions it holds until it gives them up.
         if is_elsewhere && (self.kept(partition).is_none() || self.holdings.moves(partition)) {
-            // Looked at again when hosts come or go.
+            // Checked again when hosts join or leave.
             return Ok(());
         }
         let Some(share) = self.share_of(partition).await? else {
-            let reason = "whoever has them has not given them back yet".to_owned();
+            let reason = "another host has not released them yet".to_owned();
             return Err(Left::Wait(reason));
         };
         let table = self.engine.state(&GROUP, partition).await?;
-        // Whoever cancels one of them waits, and finds it gone.
+        // A cancellation waits for the turn, and finds the message gone.
         let turn = table.turn().await;
         let due = due(&table, partition, now);
         if !due.entries.is_empty() {
@@ -191,7 +191,7 @@ impl Delays {
         Ok(())
     }
 
-    /// The right to deliver there, kept from then on; `None` while somebody else has it.
+    /// The lease to deliver there, kept from then on; `None` while another host has it.
     pub(super) async fn share_of(
         &self,
         partition: TopicPartition,
@@ -212,7 +212,7 @@ impl Delays {
         kept.filter(|share| !share.is_lost())
     }
 
-    /// The right to write there now: the one to deliver, where that is this host's, or a claim.
+    /// A lease to write there now: the delivery lease if this host has it, otherwise a claim.
     pub(super) async fn right_to(
         &self,
         partition: TopicPartition,
@@ -225,7 +225,7 @@ impl Delays {
         self.holdings.claim(partition).await
     }
 
-    /// What is to go to other hosts by now.
+    /// The partitions that should go to other hosts by now.
     async fn give_back(&self) {
         let moving: Vec<Arc<Share>> = {
             let mut held = self.held.lock();
@@ -254,7 +254,7 @@ impl Delays {
     ) -> Result<(), Left> {
         let lost = due.entries.len() - due.ids.len();
         if lost > 0 {
-            tracing::error!(%topic, partition = %partition.partition, lost, "delayed messages cannot be read; they are given up");
+            tracing::error!(%topic, partition = %partition.partition, lost, "delayed messages cannot be read and are given up");
         }
         let settings = self.engine.topic(topic).map(|topic| topic.spec.settings);
         let codec = settings.map_or(Compression::None, |settings| settings.compression);
@@ -275,13 +275,13 @@ impl Delays {
         Ok(())
     }
 
-    /// Notes every partition that has delayed messages; whether all could be read.
+    /// Notes every partition that has delayed messages; returns whether all could be read.
     pub(super) async fn look(&self) -> bool {
         let Ok(partitions) = self.engine.state_partitions(&GROUP).await else {
             return false;
         };
         self.forget_all_but(&partitions);
-        // Of topics that are gone, too.
+        // Includes topics that were deleted.
         self.held.lock().retain(|_, share| !share.is_lost());
         if partitions.is_empty() {
             return true;
@@ -300,7 +300,7 @@ impl Delays {
                         self.agenda.lock().note(partition, topic, due);
                     }
                 }
-                // Gone with its topic.
+                // Deleted with its topic.
                 Err(ReadError::UnknownPartition(_)) => {}
                 Err(_) => has_seen_all = false,
             }
@@ -309,7 +309,7 @@ impl Delays {
     }
 }
 
-/// What is due, as one batch.
+/// The due messages as one batch.
 fn due(table: &StateTable, partition: TopicPartition, now: Timestamp) -> Due {
     let query = StateQuery {
         entries_max: DELIVERED_AT_ONCE_MAX,
@@ -346,6 +346,6 @@ fn first_due(table: &StateTable) -> Option<Timestamp> {
     };
     let first = stored::page(table, &query);
     let key = &first.entries.first()?.key;
-    // What cannot be read is dealt with at once.
+    // Unreadable entries are handled at once.
     Some(DelayedId::of_key(Default::default(), key).map_or_else(Timestamp::default, |id| id.due))
 }

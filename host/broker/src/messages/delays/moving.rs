@@ -1,5 +1,5 @@
-//! A step of the wall clock moves the times of delayed messages that were given as a span, so that each waits as long as it was to
-//! wait. Those that were given as a time stay: they mean what the clock shows.
+//! When the wall clock is set, messages with a relative delay move with it, so that each waits for its full delay. Messages with an
+//! absolute time stay: they mean what the clock shows.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,16 +18,17 @@ use crate::messages::delays::stored::GROUP;
 use crate::messages::delays::stored::exactly;
 use crate::messages::delays::stored::write;
 
-/// Messages that one transaction moves.
+/// Messages moved per transaction.
 const MOVED_AT_ONCE_MAX: usize = 500;
-/// Bytes of them, but for one larger message.
+/// Bytes per transaction, except for one larger message.
 const MOVED_BYTES_AT_ONCE_MAX: usize = 1 << 20;
-/// So often is looked whether a partition's messages can be moved.
+/// Interval at which a partition that could not be moved is tried again.
 const SHARE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Steps that wait to be followed. While there are so many, the clock is not looked at: the next look takes all since in one.
+/// Clock steps that wait to be followed. When there are this many, the clock is not checked; the next check sees all further steps as
+/// one.
 const STEPS_WAITING_MAX: usize = 16;
 
-/// The steps of the clock that are not followed yet.
+/// The clock steps that are not followed yet.
 pub(super) struct Steps(Mutex<Known>);
 
 struct Known {
@@ -50,7 +51,7 @@ impl Steps {
 }
 
 impl Delays {
-    /// Looks at the clock before a message arrives: those that came before a step are moved, those that come after it are not.
+    /// Checks the clock before a message arrives: messages from before a step are moved, later ones are not.
     pub(super) fn notice_steps(&self) {
         let mut known = self.steps.0.lock();
         if known.waiting.len() < STEPS_WAITING_MAX
@@ -62,21 +63,21 @@ impl Delays {
         }
     }
 
-    /// Moves what came before the steps that were noticed.
+    /// Moves the messages that arrived before the noticed steps.
     pub(super) async fn follow_steps(&self) {
         self.notice_steps();
         for (before, step) in self.steps.take() {
             let mut moved = 0;
             let partitions = self.engine.state_partitions(&GROUP).await;
             let partitions = partitions.unwrap_or_else(|error| {
-                tracing::warn!(%error, by_ms = step.ms(), "delayed messages keep their times by the clock as it was set");
+                tracing::warn!(%error, by_ms = step.ms(), "delayed messages could not be moved with the clock and keep their times");
                 Vec::new()
             });
             for partition in partitions {
                 match self.move_spans(partition, before, step).await {
                     Ok(count) => moved += count,
                     Err(error) => {
-                        tracing::warn!(partition = %partition, %error, by_ms = step.ms(), "delayed messages keep their times by the clock as it was set");
+                        tracing::warn!(partition = %partition, %error, by_ms = step.ms(), "delayed messages could not be moved with the clock and keep their times");
                     }
                 }
             }
@@ -84,7 +85,7 @@ impl Delays {
                 tracing::info!(
                     messages = moved,
                     by_ms = step.ms(),
-                    "the wall clock was set; messages delayed by a span wait as long as they were to wait"
+                    "the wall clock was set; messages with a relative delay keep it"
                 );
                 self.look().await;
             }
@@ -99,19 +100,19 @@ impl Delays {
     ) -> Result<usize, CommitError> {
         let share = loop {
             if self.holdings.elsewhere(partition).is_some() {
-                // It moves them itself, by its own clock.
+                // The host that delivers there moves them, by its own clock.
                 return Ok(0);
             }
             match self.share_of(partition).await {
                 Ok(Some(share)) => break share,
                 Err(CommitError::UnknownPartition(_)) => return Ok(0),
                 Err(error) if !error.is_retriable() => return Err(error),
-                // Somebody else has it for a moment, or the store is away.
+                // Another host has it for a moment, or the store is unreachable.
                 _ => tokio::time::sleep(SHARE_LOOK_INTERVAL).await,
             }
         };
         let Ok(table) = self.engine.state(&GROUP, partition).await else {
-            // Gone with its topic.
+            // Deleted with its topic.
             return Ok(0);
         };
         let mut ids = Vec::new();
@@ -126,7 +127,7 @@ impl Delays {
         let (mut rest, mut moved) = (&ids[..], 0);
         let mut backoff = Backoff::default();
         while !rest.is_empty() {
-            // Nobody delivers or cancels them meanwhile.
+            // Nothing is delivered or cancelled meanwhile.
             let turn = table.turn().await;
             let (changes, looked_at) = moves(&table, rest, step);
             let count = changes.len() / 2;
@@ -145,7 +146,7 @@ impl Delays {
                     moved += count;
                     rest = &rest[looked_at..];
                 }
-                // There is room again some time.
+                // Space may become available later.
                 Err(CommitError::DiskFull | CommitError::RoomFull(_)) => {
                     drop(turn);
                     tokio::time::sleep(backoff.next(&mut fastrand::Rng::new())).await;
@@ -158,8 +159,8 @@ impl Delays {
     }
 }
 
-/// The entries under their new keys in the place of those under their old ones, and how many ids were looked at: some are gone, and what
-/// is too much for one transaction is left.
+/// Replaces the entries by ones under their new keys, and returns how many ids were processed: some are gone, and what exceeds one
+/// transaction is left for the next.
 fn moves(table: &StateTable, ids: &[DelayedId], step: Step) -> (Vec<StateChange>, usize) {
     let mut changes = Vec::new();
     let (mut looked_at, mut bytes) = (0, 0);

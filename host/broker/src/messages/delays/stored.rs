@@ -1,5 +1,5 @@
-//! How delayed messages are stored: as state of a group that no processor can be, in the partition that they are for. The key is
-//! when it is due, then what keeps its order and makes it unique; the value is a record batch of the one message.
+//! How delayed messages are stored: as state of a reserved group, in the partition that they are for. The key is the due time, followed
+//! by what keeps the order and makes it unique; the value is a record batch with the one message.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 
 use crate::hosts::holding::Share;
 
-/// Whose state delayed messages are.
+/// The group of delayed messages.
 pub(crate) use millrace_engine::room::DELAYS_GROUP as GROUP;
 
 const KEY_BYTES: usize = 20;
@@ -27,29 +27,28 @@ const KEY_BYTES: usize = 20;
 const SPAN: u32 = 1;
 const MOVED: u32 = 2;
 
-/// By what a delayed message is known until it is delivered: where, when, and which of those due then.
+/// The id of a delayed message until its delivery: where, when, and which one of those due then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DelayedId {
     pub(crate) partition: PartitionId,
     pub(crate) due: Timestamp,
-    /// In the order in which they came.
+    /// The order of arrival.
     pub(crate) arrival: u64,
-    /// Of the process that took it; the last bit says whether the time was given as a span, the one before whether it was moved since.
+    /// The process that accepted it. The last bit says whether the delay was relative, the one before whether it was moved since.
     pub(crate) salt: u32,
 }
 
 /// When a message is to be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DueAt {
-    /// By the clock as it is set now.
+    /// By the current clock.
     pub time: Timestamp,
-    /// Whether it was given as a span from now: then it moves with the clock if that is set, and it stays where it is if it was
-    /// given as a time.
+    /// Whether it was given as a relative delay, which moves with the clock, or as an absolute time, which does not.
     pub is_span: bool,
 }
 
 impl DueAt {
-    /// So many milliseconds after `now`.
+    /// This many milliseconds after `now`.
     #[must_use]
     pub fn after(now: Timestamp, delay_ms: u64) -> Self {
         Self {
@@ -69,35 +68,34 @@ impl From<Timestamp> for DueAt {
 }
 
 impl DelayedId {
-    /// The partition that it will be in.
+    /// Its partition.
     #[must_use]
     pub fn partition(&self) -> PartitionId {
         self.partition
     }
 
-    /// When it is delivered.
+    /// Its time of delivery.
     #[must_use]
     pub fn due(&self) -> Timestamp {
         self.due
     }
 
-    /// For a message whose time was given as a span, or as a time.
+    /// For a message with a relative or an absolute time.
     pub(super) fn salt(of_process: u32, is_span: bool) -> u32 {
         of_process & !(SPAN | MOVED) | if is_span { SPAN } else { 0 }
     }
 
-    /// Whether the time of delivery was given as a span. Of messages that a host took before it noted that, some say so as well: they
-    /// move with the clock.
+    /// Whether the delay was relative. Some messages from versions that did not record this say so as well; they move with the clock.
     pub(super) fn is_span(&self) -> bool {
         self.salt & SPAN != 0
     }
 
-    /// Whether it may have another time than the id says that its sender was told.
+    /// Whether its time may differ from the one in the id that its sender was told.
     pub(super) fn is_moved(&self) -> bool {
         self.salt & MOVED != 0
     }
 
-    /// Its name after a step of the clock.
+    /// Its id after a clock step.
     pub(super) fn moved_by(self, step: Step) -> Self {
         Self {
             due: step.moved(self.due),
@@ -106,7 +104,7 @@ impl DelayedId {
         }
     }
 
-    /// Whether both are names of one message, before and after its time moved.
+    /// Whether both are ids of one message, before and after its time moved.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         (self.arrival, self.salt | MOVED) == (other.arrival, other.salt | MOVED)
     }
@@ -144,9 +142,9 @@ impl Serialize for DelayedId {
     }
 }
 
-/// A text that names no delayed message.
+/// A text that is not the id of a delayed message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this is no id of a delayed message; produce answers with one, and the list shows them")]
+#[error("this is not the id of a delayed message; the answer of produce and the list contain ids")]
 pub struct NotADelayedId;
 
 impl FromStr for DelayedId {
@@ -162,7 +160,7 @@ impl FromStr for DelayedId {
             arrival: hex(part()?)?,
             salt: u32::try_from(hex(part()?)?).map_err(|_| NotADelayedId)?,
         };
-        // One message has one name.
+        // A message has only one id.
         match id.to_string() == text {
             true => Ok(id),
             false => Err(NotADelayedId),
@@ -170,14 +168,14 @@ impl FromStr for DelayedId {
     }
 }
 
-/// A message as it is kept.
+/// A message in its stored form.
 pub(crate) fn alone(message: &Message) -> Option<RecordBatch> {
     let mut builder = BatchBuilder::with_capacity(message.byte_count());
     builder.push(message);
     builder.finish()
 }
 
-/// An entry read back; `None` for what this file did not write.
+/// Reads an entry back; `None` for anything that this file did not write.
 pub(super) fn read(entry: &StateEntry, partition: PartitionId) -> Option<(DelayedId, Message)> {
     let id = DelayedId::of_key(partition, &entry.key)?;
     let batch = RecordBatch::decode(&Bytes::copy_from_slice(entry.value.as_bytes())).ok()?;
@@ -185,7 +183,7 @@ pub(super) fn read(entry: &StateEntry, partition: PartitionId) -> Option<(Delaye
     Some((id, view.to_message(batch.bytes()).ok()?))
 }
 
-/// Entries of a table of delayed messages, which is always in memory, so that nothing can keep it from being read.
+/// Entries of a table of delayed messages, which is always in memory, so reading cannot fail.
 pub(super) fn page(table: &StateTable, query: &StateQuery) -> StatePage {
     table.page(query).unwrap_or_default()
 }
@@ -196,7 +194,7 @@ pub(super) fn each_key(table: &StateTable, see: impl FnMut(&[u8])) {
     debug_assert_eq!(read, Ok(()), "it is in memory");
 }
 
-/// The entry of this very id, if there is one.
+/// The entry with exactly this id, if there is one.
 pub(super) fn exactly(table: &StateTable, id: DelayedId) -> Option<StateEntry> {
     let query = StateQuery {
         prefix: id.key().to_vec(),
@@ -206,7 +204,7 @@ pub(super) fn exactly(table: &StateTable, id: DelayedId) -> Option<StateEntry> {
     page(table, &query).entries.into_iter().next()
 }
 
-/// Delayed messages on their way into a transaction.
+/// Delayed messages for a transaction.
 #[derive(Debug, Default)]
 pub(crate) struct Additions(pub(super) BTreeMap<TopicPartition, Addition>);
 
@@ -220,7 +218,7 @@ pub(super) struct Addition {
 }
 
 impl Additions {
-    /// One more, for a partition that the topic has.
+    /// Adds one for an existing partition.
     pub(crate) fn add(&mut self, topic: &Topic, id: DelayedId, message: &RecordBatch) {
         let partition = TopicPartition {
             topic: topic.id,
@@ -242,7 +240,7 @@ impl Additions {
         addition.writes.changes.push(change);
     }
 
-    /// For the transaction.
+    /// Adds them to the transaction.
     pub(crate) fn take_writes(&mut self) -> Vec<StateWrite> {
         let write = |(partition, addition): (&TopicPartition, &mut Addition)| {
             write(*partition, None, std::mem::take(&mut addition.writes))
@@ -257,7 +255,7 @@ impl Addition {
     }
 }
 
-/// Removes what is delivered, or cancelled.
+/// Removes delivered or cancelled messages.
 pub(super) fn removal<'a>(
     partition: TopicPartition,
     share: &Share,
@@ -276,7 +274,7 @@ pub(super) fn removal<'a>(
     write(partition, Some(share), writes)
 }
 
-/// Additions need no right: whoever has it sees them, sooner or later.
+/// Additions need no lease: its holder sees them sooner or later.
 pub(super) fn write(
     partition: TopicPartition,
     share: Option<&Share>,

@@ -113,7 +113,10 @@ impl World {
             effects.given_up_unproven
         );
         self.given_up += u64::from(effects.given_up_unproven);
-        let (count, most) = (self.given_up, number("messages that revisions give up"));
+        let (count, most) = (
+            self.given_up,
+            number("messages that unproven revisions may give up"),
+        );
         assert!(
             count <= most,
             "{count} messages were given up by revisions of which none was proven"
@@ -154,7 +157,7 @@ impl World {
         if by_back.is_some_and(|attempt| attempt.class == failed.class) {
             return true;
         }
-        let hour = Duration::from_secs(60 * number("or so many minutes"));
+        let hour = Duration::from_secs(60 * number("or minutes after"));
         let since = before.and_then(|parked| parked.held_since);
         if since.is_some_and(|since| since.after(hour) <= self.now()) {
             return true;
@@ -181,7 +184,7 @@ impl World {
         false
     }
 
-    /// So many messages were processed, and that is committed.
+    /// This many messages were processed and committed.
     fn processed(&mut self, revision: u32, messages: u64) {
         if messages == 0 || self.live.revision != revision || self.gate.is_open() {
             return;
@@ -191,9 +194,9 @@ impl World {
         let (first, count) = self.processed.entry(revision).or_default();
         let first = *first.get_or_insert(now);
         *count += messages;
-        let hour = Duration::from_secs(60 * number("or so many minutes"));
-        let in_time = first.after(hour) <= now && *count >= number("and as many messages");
-        if in_time || *count >= number("a revision is proven once") {
+        let hour = Duration::from_secs(60 * number("or minutes after"));
+        let in_time = first.after(hour) <= now && *count >= number("with at least this many");
+        if in_time || *count >= number("processed messages after which") {
             self.proven.insert(revision);
             self.proven_anew.insert(revision);
         }

@@ -1,7 +1,7 @@
-//! A model of deployments that go wrong: random revisions, failures of every kind, canaries, error handlers, outages, several
-//! partitions, slow and fast traffic, starts of the host. The rules are the host's own (breaker, gate, delivery, batcher, history);
-//! only reading and waiting are left out. What `docs/bad-deploys.md` promises is checked after each step, with its numbers; and each
-//! rule that is broken on purpose is found out.
+//! A model of bad deployments: random revisions, failures of every kind, canaries, error handlers, outages, several partitions, slow
+//! and fast traffic, restarts of the host. The rules are the host's own (breaker, gate, delivery, batcher, history); only reading and
+//! waiting are left out. After each step it checks what `docs/bad-deploys.md` promises, with its numbers; and every deliberately broken
+//! rule must be detected.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Write;
@@ -40,16 +40,16 @@ mod checks;
 mod running;
 
 const PAGE: &str = include_str!("../../../../../docs/bad-deploys.md");
-/// Another number of sequences may be given in `MILLRACE_SEQUENCES`.
+/// `MILLRACE_SEQUENCES` sets another number of sequences.
 const SEQUENCES: u64 = 100_000;
 const BATCH_MESSAGES: usize = 8;
-/// Steps in which everything comes to its end: dozens of messages that are called alone, each some twenty times.
+/// Steps of the final phase: dozens of messages that are called alone, each about twenty times.
 const FINISH_STEPS: u32 = 5_000;
-/// So often an error handler that waits has a message tried again.
+/// Delay of an error handler that asks for retries.
 const PATIENCE_ATTEMPTS: u32 = 15;
 const KEYS: u64 = 5;
 
-/// The number of a row of the page's table.
+/// The number in a row of the page's table.
 fn number(what: &str) -> u64 {
     let row = PAGE
         .lines()
@@ -59,29 +59,29 @@ fn number(what: &str) -> u64 {
         .unwrap_or_else(|| panic!("no number for {what:?}"))
 }
 
-/// A message as it is.
+/// A message's nature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Good,
-    /// Takes every revision down.
+    /// It takes every revision down.
     Poison,
     /// Every revision rejects it.
     Unwanted,
-    /// Asks for so many retries, whoever is called.
+    /// It asks for this many retries, under any revision.
     Busy(u32),
-    /// Asks for a retry for ever, and the error handlers drop it.
+    /// It asks for retries forever, and the error handlers drop it.
     Ignored,
 }
 
-/// A revision as it is.
+/// A revision's nature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Nature {
     Well,
-    /// Of the good messages it fails so at so many in a hundred.
+    /// It fails this percentage of the good messages in this way.
     Fails(Cause, u64),
-    /// It rejects them, in the class that is usual.
+    /// It rejects them, with the usual class.
     Strict,
-    /// It says that something outside is down, whatever it is called with.
+    /// It says that something outside is down, for every message.
     Down,
 }
 
@@ -92,7 +92,7 @@ enum Patience {
     None,
     /// It drops what is to be ignored.
     Drops,
-    /// And it has whatever else fails tried again for a long time, whatever the policy says.
+    /// It also retries all other failures for a long time, whatever the policy says.
     Waits,
 }
 
@@ -118,7 +118,7 @@ struct Part {
     flight: Option<Flight>,
 }
 
-/// A call that was made, and what came of it.
+/// A call and its result.
 struct Flight {
     batch: Batch,
     live: Arc<Live>,
@@ -148,9 +148,9 @@ struct World {
     handler: Patience,
     noisy: bool,
     auto_rollback: bool,
-    /// What was given up by revisions since the last that was proven.
+    /// Messages given up by revisions since the last proven one.
     given_up: u64,
-    /// When each revision processed a message first since it became the current one, and how many it did.
+    /// When each revision first processed a message since it became current, and how many it processed.
     processed: BTreeMap<u32, (Option<Timestamp>, u64)>,
     /// Revisions that ever processed a message as the current one.
     worked: BTreeSet<u32>,
@@ -166,7 +166,7 @@ struct World {
     /// Different messages in a row that the current revision failed at, and what it was like.
     row: (String, BTreeSet<(usize, u64)>),
     what: Vec<String>,
-    /// Nobody deploys any more.
+    /// No more deployments.
     is_over: bool,
 }
 
@@ -483,19 +483,19 @@ fn the_numbers_of_the_page_are_those_of_the_rules() {
             u64::from(spec.breaker.failures_min),
         ),
         ("or this percentage", spec.breaker.failed_percent.into()),
-        ("of so many messages", spec.breaker.window_messages.into()),
+        ("size of that window", spec.breaker.window_messages.into()),
         (
-            "messages that revisions give up",
+            "messages that unproven revisions may give up",
             spec.dead_letters.unproven_max.into(),
         ),
-        ("a revision is proven once", PROVEN_MESSAGES),
-        ("or so many minutes", PROVEN_AFTER.as_secs() / 60),
-        ("and as many messages", PROVEN_LEAST),
+        ("processed messages after which", PROVEN_MESSAGES),
+        ("or minutes after", PROVEN_AFTER.as_secs() / 60),
+        ("with at least this many", PROVEN_LEAST),
         (
-            "messages that a canary is wrong about",
+            "messages a canary may be wrong about",
             spec.dead_letters.unproven_max.into(),
         ),
-        ("calls of a canary in a row", CANARY_TIMEOUTS_MAX.into()),
+        ("consecutive calls of a canary", CANARY_TIMEOUTS_MAX.into()),
         ("attempts of one revision", spec.retry.attempts_max.into()),
     ];
     for (what, rule) in pairs {

@@ -37,7 +37,7 @@ pub enum VerifyError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// The disk, or a directory that is to be looked at.
-    #[error("the files of the backup cannot be put together to be examined: {0}")]
+    #[error("the files of the backup cannot be assembled for examination: {0}")]
     Io(#[from] io::Error),
     /// It could not be examined.
     #[error(transparent)]

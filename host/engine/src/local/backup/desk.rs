@@ -40,7 +40,7 @@ pub(super) struct Staged {
 }
 
 pub(super) struct StagedFile {
-    /// Where it belongs in the data directory.
+    /// Its path in the data directory.
     pub(super) path: String,
     /// Where it stands now.
     pub(super) stands_at: PathBuf,

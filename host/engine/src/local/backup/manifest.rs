@@ -54,7 +54,7 @@ pub struct Manifest {
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flaw {
-    /// The file, as seen from the data directory.
+    /// The file, relative to the data directory.
     pub path: String,
     /// What is wrong with it.
     pub what: String,

@@ -35,7 +35,7 @@ const KNOWN_FILES_MAX: usize = 250_000;
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
     /// Something else is in it.
-    #[error("{} holds other files than a backup", dir.display())]
+    #[error("{} contains files that are not part of a backup", dir.display())]
     NotOurs {
         /// The directory.
         dir: PathBuf,
@@ -45,7 +45,7 @@ pub enum ReceiveError {
     InDataDirectory {
         /// Where the backup was to go.
         dir: PathBuf,
-        /// Whose it is.
+        /// That module.
         data_dir: PathBuf,
     },
     /// Another one is being written there.
@@ -58,10 +58,10 @@ pub enum ReceiveError {
     #[error(transparent)]
     Earlier(ManifestError),
     /// It ended before its manifest.
-    #[error("the backup broke off before its end")]
+    #[error("the backup was interrupted")]
     BrokenOff,
     /// What came is not what its manifest says.
-    #[error("what came is no backup, or was changed on its way: {0}")]
+    #[error("the received data is not a backup, or was changed on its way: {0}")]
     Malformed(String),
     /// The directory's disk failed, or is full.
     #[error("{} cannot be written: {source}", path.display())]

@@ -44,7 +44,7 @@ pub enum RestoreError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// It is not whole.
-    #[error("this is no whole backup: {0}")]
+    #[error("this is not a complete backup: {0}")]
     Malformed(String),
     /// Without it the rest is of no use.
     #[error("the backup's checkpoint is damaged: {0}")]

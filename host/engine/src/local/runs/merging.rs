@@ -75,7 +75,7 @@ pub(super) struct Job {
     /// What the result is called.
     pub(super) number: u64,
     bytes: u64,
-    /// Nobody wants it any more.
+    /// It is no longer wanted.
     cancelled: AtomicBool,
 }
 

@@ -79,7 +79,7 @@ impl State {
         if most == decided || self.room.check(&most).is_ok() {
             return Ok(most);
         }
-        // Near the bound it is looked at closely: a key that is there takes the place that it has.
+        // Near the bound the exact size is computed: an existing key takes the place that it has.
         let mut exact = decided;
         for write in growing() {
             let group = self.group(write.partition, &write.group);

@@ -1,8 +1,8 @@
-//! `consume --as`: goes on where the consumer of that name has come to, in all partitions, and commits what was written to standard
+//! `consume --as`: continues where the consumer of that name stopped, in all partitions, and commits what was written to standard
 //! output.
 //!
-//! What was written and not committed comes again; what was committed was written. So a commit follows each flush, whatever ends the
-//! command: the last message, an interrupt, a reader of the output that went away, or a failure.
+//! Written but uncommitted messages are delivered again; committed messages were written. So a commit follows each flush, however the
+//! command ends: the last message, an interrupt, a closed output, or a failure.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,12 +23,12 @@ use crate::cli::failure::{Exit, Failure};
 use crate::cli::feed::heed;
 use crate::cli::table::items;
 
-/// For how long nobody else reads after this reader was last heard of, unless the user says.
+/// How long the lease lasts after this reader's last request, by default.
 const LEASE_SECONDS: u64 = 30;
-/// What was written is committed at least so often while a slow reader of the output takes it.
+/// Longest time between commits while a slow reader takes the output.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
-/// Said if the user does not wait for the end.
-const TWICE: &str = "interrupted twice; what was printed last may come again";
+/// Printed if the user does not wait for the end.
+const TWICE: &str = "interrupted twice; the messages printed last may be delivered again";
 
 /// What the command waits for.
 enum Event {
@@ -40,18 +40,18 @@ enum Event {
 #[derive(PartialEq, Eq)]
 enum Wrote {
     All,
-    /// Somebody wants to stop.
+    /// The user wants to stop.
     Interrupted,
-    /// The lease was lost meanwhile: the rest comes again.
+    /// The lease was lost meanwhile: the remaining messages are delivered again.
     Lost,
 }
 
-/// How reading came to its end.
+/// How reading ended.
 #[derive(PartialEq, Eq)]
 enum End {
-    /// All that was asked for is written.
+    /// Everything that was asked for is written.
     Done,
-    /// Somebody wants to stop.
+    /// The user wants to stop.
     Interrupted,
 }
 
@@ -85,7 +85,7 @@ pub(super) fn run(
     match ended {
         Ok(_) | Err(Failure::ClosedPipe) if gave_back.is_err() => gave_back,
         Ok(End::Interrupted) if !args.follow => {
-            let message = "interrupted before all was read; what was printed is committed";
+            let message = "interrupted before the end; printed messages are committed";
             Err(Failure::new(Exit::Interrupted, "interrupted", message))
         }
         ended => ended.map(drop),
@@ -95,18 +95,18 @@ pub(super) fn run(
 struct Reader<'a> {
     args: &'a Args,
     client: &'a Client,
-    /// The consumer's.
+    /// The consumer's path.
     path: String,
     sender: SyncSender<Event>,
     events: Receiver<Event>,
     clock: SystemClock,
-    /// The right to commit, once there is one.
+    /// The lease, once there is one.
     lease: Option<String>,
-    /// Whether there was one before: then the consumer is not made anew if somebody has deleted it.
+    /// Whether it had a lease before: then a consumer that was deleted is not created again.
     had_lease: bool,
-    /// Where the consumer stands, as far as it was told or committed.
+    /// The consumer's positions, as far as known from answers and commits.
     at: BTreeMap<u64, u64>,
-    /// What is to be committed.
+    /// The positions to commit next.
     written: BTreeMap<u64, u64>,
     committed_at: Duration,
 }
@@ -147,7 +147,7 @@ impl Reader<'_> {
         Ok(End::Done)
     }
 
-    /// Writes the messages of an answer one by one, so that it is known of each.
+    /// Writes the messages of an answer one by one, so that it knows which ones were written.
     fn write(&mut self, answer: &Value, printer: &mut Printer) -> Result<Wrote, Failure> {
         for message in items(&answer["messages"]) {
             if self.client.interrupt.is_wanted() {
@@ -168,7 +168,7 @@ impl Reader<'_> {
         Ok(Wrote::All)
     }
 
-    /// What comes next; nothing, if somebody wants to stop.
+    /// The next answer; none if the user wants to stop.
     fn next(&mut self, left: u64) -> Result<Option<Value>, Failure> {
         let began = self.clock.monotonic();
         let mut said = false;
@@ -181,7 +181,7 @@ impl Reader<'_> {
                 self.messages_path(left),
                 self.sender.clone(),
             );
-            // Not waited for after an interrupt: it may wait at the host.
+            // Does not wait after an interrupt: the request may wait at the host.
             thread::spawn(move || sender.send(Event::Answer(client.get(&path))));
             let failure = match self.answer() {
                 None => return Ok(None),
@@ -202,7 +202,7 @@ impl Reader<'_> {
             if !waits && !comes_back {
                 return Err(match failure.has_code("consumer-busy") {
                     true => failure.with_hint(
-                        "one reads at a time: stop the other reader, wait for the end of its lease with --retry-for SECONDS, or read \
+                        "only one reader may be active: stop the other one, wait for its lease to end with --retry-for SECONDS, or read \
                          under another name",
                     ),
                     false => failure,
@@ -217,8 +217,8 @@ impl Reader<'_> {
         }
     }
 
-    /// What the host answers; nothing, if somebody wants to stop. But an answer that gives a lease is waited for, so that it can be given
-    /// back: such a request does not wait at the host.
+    /// The host's answer; none if the user wants to stop. But a request that may give a lease is waited for, so that the lease can be
+    /// released; such a request does not wait at the host.
     fn answer(&self) -> Option<Result<Value, Failure>> {
         loop {
             match self.events.recv() {
@@ -229,7 +229,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A first answer gives the lease, and says where the consumer stands.
+    /// Takes the lease and the positions from the first answer.
     fn took(&mut self, answer: &Value) -> Result<(), Failure> {
         if self.lease.is_some() {
             return Ok(());
@@ -245,7 +245,7 @@ impl Reader<'_> {
             .collect();
         if is_first && self.args.from.is_some() && answer["created"] == false {
             note(
-                "note: the consumer was there before and goes on where it is; --from counts when one is made",
+                "note: the consumer already exists and continues where it is; --from applies only to new consumers",
             );
         }
         Ok(())
@@ -262,7 +262,7 @@ impl Reader<'_> {
             self.path
         );
         let lease_ms = self.args.lease.unwrap_or(LEASE_SECONDS) * 1_000;
-        // Writing to a text does not fail.
+        // Writing to a string does not fail.
         let _ = match (&self.lease, self.args.from) {
             (Some(lease), _) => write!(path, "&lease={lease}"),
             (None, _) if self.had_lease => write!(path, "&lease_ms={lease_ms}&create=false"),
@@ -276,7 +276,7 @@ impl Reader<'_> {
         path
     }
 
-    /// Commits what was written since the last time, which also says that this reader is still there.
+    /// Commits what was written since the last commit, which also renews the lease.
     fn commit(&mut self) -> Result<(), Failure> {
         match self.send(false) {
             Err(failure) if failure.has_code("lease-lost") => {
@@ -287,7 +287,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The same for the last time: the next reader need not wait.
+    /// The last commit: it releases the lease, so the next reader need not wait.
     fn give_back(&mut self) -> Result<(), Failure> {
         self.send(true)
     }
@@ -309,16 +309,16 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Somebody else may read now, or somebody has set the positions: as after a start.
+    /// Another reader may have taken over, or the positions were reset: starts over as after a start.
     fn lose(&mut self, failure: &Failure) {
         note(&format!(
-            "note: {failure}; what was printed and not committed comes again"
+            "note: {failure}; printed but uncommitted messages are delivered again"
         ));
         self.lease = None;
         self.written.clear();
     }
 
-    /// Goes past what cannot be read, if it may; otherwise it ends the command.
+    /// Skips what cannot be read, if allowed; otherwise it ends the command.
     fn go_past(&mut self, problems: &[Value]) -> Result<(), Failure> {
         for one in problems {
             let (partition, failure) = problem(one);

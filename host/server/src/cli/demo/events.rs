@@ -1,4 +1,4 @@
-//! The events, and their sender: a week in some seconds, in the order in which they happened.
+//! The demo's events and their sender: a week in a few seconds, in the original order.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use tokio::task::JoinHandle;
 
 const EVENTS: &str = include_str!("../../../../../examples/earthquakes.ndjson");
 
-/// Events of one produce request.
+/// Events per produce request.
 const PER_REQUEST: usize = 12;
 
-/// What the key and the timestamp are taken from.
+/// The fields used for the key and the timestamp.
 #[derive(Deserialize)]
 struct Event {
     id: String,
@@ -27,7 +27,7 @@ struct Properties {
     time: u64,
 }
 
-/// A sender at work.
+/// A running sender.
 pub(super) struct Sender {
     /// How many events are acknowledged.
     pub(super) sent: watch::Receiver<usize>,
@@ -35,7 +35,7 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    /// Waits for its end.
+    /// Waits for the sender to finish.
     pub(super) async fn finish(self) -> Result<()> {
         self.task.await.context("the sender panicked")?
     }
@@ -46,7 +46,7 @@ pub(super) fn count() -> usize {
     EVENTS.lines().count()
 }
 
-/// Sends all events to `quakes` in about as long as `week`.
+/// Sends all events to `quakes`, taking about as long as `week`.
 pub(super) fn send(session: Session, week: Duration) -> Sender {
     let (progress, sent) = watch::channel(0);
     let task = tokio::spawn(async move {
@@ -67,7 +67,7 @@ pub(super) fn send(session: Session, week: Duration) -> Sender {
     Sender { sent, task }
 }
 
-/// An event as a message: the event's id is its key.
+/// An event as a message with the event's id as its key.
 fn message(line: &'static str) -> Result<NewMessage> {
     let event: Event = serde_json::from_str(line).context("an event")?;
     Ok(NewMessage {

@@ -1,5 +1,5 @@
-//! `demo`: a week of real earthquakes goes the whole way through components on a host of its own, told as a story. Everything
-//! is the real thing: the engine on disk, the compile child, the swap under traffic; only the pauses are for the reader.
+//! `demo`: a week of real earthquakes goes the whole way through components on a host of its own, told as a story. Everything is real:
+//! the engine on disk, the compiler process, the swap under traffic; only the pauses are for the reader.
 
 mod events;
 mod story;
@@ -27,7 +27,7 @@ const WEEK_FAST: Duration = Duration::from_secs(1);
 /// How long everything else may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// See the whole way of real messages, in half a minute
+/// See real messages go the whole way, in half a minute
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  millrace demo\n  millrace demo --fast")]
 pub(super) struct Args {
@@ -152,7 +152,7 @@ impl Demo {
             .await?)
     }
 
-    /// The events flow; when two fifths have been sent, revision 2 takes over.
+    /// Sends the events; when two fifths have been sent, revision 2 takes over.
     async fn week_with_a_swap(&self, revisions: &Revisions) -> Result<()> {
         ensure!(
             revisions.first != revisions.second,
@@ -171,7 +171,7 @@ impl Demo {
             .await?;
         let deployed = self.deploy(revisions.second).await?;
         self.story.done(&format!(
-            "revision {} took over at a batch boundary of each partition; nobody waited, nothing was stopped",
+            "revision {} took over at a batch boundary in each partition; nothing waited or stopped",
             deployed.current
         ))?;
         self.story.watch(&sender.sent, events::count()).await?;
@@ -202,8 +202,7 @@ impl Demo {
     }
 
     async fn totals(&self) -> Result<Tally> {
-        self.story
-            .chapter("Was anything lost, was anything repeated?")?;
+        self.story.chapter("Was anything lost or repeated?")?;
         let tally = Tally::read(&self.session, &self.processor).await?;
         tally.check()?;
         self.story.tally(&tally)?;
@@ -226,7 +225,7 @@ impl Demo {
             .done("revision 1 is current again; its code was still warm")
     }
 
-    /// Sends the dead letters again, to this processor only; revision 1 thinks of them what revision 2 thought.
+    /// Sends the dead letters again, to this processor only; revision 1 judges them as revision 2 did.
     async fn redrive(&self, before: &Tally) -> Result<()> {
         self.story
             .chapter("The dead letters are sent again, to this processor only")?;
@@ -238,7 +237,7 @@ impl Demo {
             .await?;
         ensure!(
             redriven.sent == before.dead.len(),
-            "{} letters were sent",
+            "{} dead letters were sent",
             redriven.sent
         );
         self.settle().await?;
@@ -246,7 +245,7 @@ impl Demo {
         after.check()?;
         ensure!(
             after.dead.len() == before.dead.len(),
-            "{} letters are there",
+            "there are {} dead letters",
             after.dead.len()
         );
         self.story.done(&format!(

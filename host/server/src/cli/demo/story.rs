@@ -1,4 +1,4 @@
-//! How the demo speaks: chapters, what was done, a bar while events flow, and the totals.
+//! The demo's output: chapters, results, a progress bar while events flow, and the totals.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -49,7 +49,7 @@ impl Story {
         write_line(&format!("\n  ── {text}"))
     }
 
-    /// Shows the events go by until `target` of them are acknowledged.
+    /// Shows progress until `target` events are acknowledged.
     pub(super) async fn watch(&self, sent: &watch::Receiver<usize>, target: usize) -> Result<()> {
         let mut sent = sent.clone();
         let bar = bar(super::events::count() as u64);
@@ -68,7 +68,7 @@ impl Story {
 
     pub(super) fn tally(&self, tally: &Tally) -> Result<()> {
         let mut rows = vec![
-            row("quakes", tally.inputs.len(), "what was produced"),
+            row("quakes", tally.inputs.len(), "all produced events"),
             row("classified", tally.classified.len(), "below magnitude 4.5"),
             row("alerts", tally.alerts.len(), "magnitude 4.5 and more"),
         ];
@@ -103,9 +103,7 @@ impl Story {
         ))?;
         self.say("")?;
         self.say("Where to look next:")?;
-        self.say(
-            "  millrace serve                a host of your own; millrace --help has the rest",
-        )?;
+        self.say("  millrace serve                your own host; see millrace --help")?;
         self.say("  guests/README.md              write a processor in two minutes")?;
         self.say("  guests/quake-classifier*      the two revisions of this story")?;
         self.say("  docs/ARCHITECTURE.md          the walk of one message")?;
@@ -117,7 +115,7 @@ fn row(topic: &str, count: usize, what: &str) -> Vec<String> {
     vec![topic.to_owned(), thousands(count), what.to_owned()]
 }
 
-/// 1707 as people write it.
+/// Formats a number with separators: 1,707.
 fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();

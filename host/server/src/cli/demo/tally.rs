@@ -14,15 +14,15 @@ use super::events;
 const MESSAGES_AT_ONCE: usize = 1_000;
 const BYTES_AT_ONCE: usize = 4 << 20;
 
-/// What became of the events, by their keys.
+/// What happened to the events, by key.
 pub(super) struct Tally {
-    /// What was produced.
+    /// All produced events.
     pub(super) inputs: Vec<Bytes>,
-    /// Ordinary outputs.
+    /// Outputs below the alert magnitude.
     pub(super) classified: Vec<Bytes>,
-    /// Strong ones.
+    /// Outputs at or above the alert magnitude.
     pub(super) alerts: Vec<Bytes>,
-    /// Dead letters that were not sent again.
+    /// Dead letters that were not redriven.
     pub(super) dead: Vec<Bytes>,
     /// Outputs of each revision.
     pub(super) by_revision: BTreeMap<u32, usize>,
@@ -83,7 +83,7 @@ impl Tally {
         })
     }
 
-    /// How many outputs.
+    /// The number of outputs.
     pub(super) fn out(&self) -> usize {
         self.classified.len() + self.alerts.len()
     }

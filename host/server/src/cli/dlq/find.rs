@@ -1,4 +1,4 @@
-//! Which dead letters a command means.
+//! Selects the dead letters that a command applies to.
 
 use clap::builder::PossibleValuesParser;
 use millrace_broker::{Cause, MessagePlace};
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::super::client::escaped;
 use crate::units::time;
 
-/// The arguments that narrow which dead letters are meant, by their names.
+/// The names of the filter arguments.
 pub(super) const NARROWING: [&str; 10] = [
     "class",
     "cause",
@@ -21,13 +21,13 @@ pub(super) const NARROWING: [&str; 10] = [
     "origin_partition",
 ];
 
-/// Which dead letters: those that fit all that is said
+/// Which dead letters: those that match all given filters
 #[derive(clap::Args)]
 pub(in super::super) struct Find {
-    /// Only those of this class
+    /// Only those with this class
     #[arg(long)]
     class: Option<String>,
-    /// Only those that failed so: retry, reject, trap, timeout, memory, bad-answer, host-died or given-up
+    /// Only those with this cause: retry, reject, trap, timeout, memory, bad-answer, host-died or given-up
     #[arg(long, value_parser = PossibleValuesParser::new(Cause::ALL.map(Cause::as_str)))]
     cause: Option<String>,
     /// Only those that failed under this revision
@@ -36,10 +36,11 @@ pub(in super::super) struct Find {
     /// Only those with this key
     #[arg(long)]
     key: Option<String>,
-    /// Only those given up since then: 2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, or 2h or -2h (ago)
+    /// Only those given up at or after this time: 2026-11-21T10:00:00Z, 2026-11-21, milliseconds since the Unix epoch, or 2h or -2h
+    /// (ago)
     #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     since: Option<u64>,
-    /// Only those given up before then, in the same words
+    /// Only those given up before this time, in the same format
     #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     until: Option<u64>,
     /// Only those with this header: NAME, or NAME=VALUE
@@ -51,21 +52,21 @@ pub(in super::super) struct Find {
     /// Only those that came from this topic
     #[arg(long, value_name = "TOPIC")]
     origin: Option<String>,
-    /// Only those that came from the partition of this number
+    /// Only those that came from a partition with this number
     #[arg(long, value_name = "NUMBER")]
     origin_partition: Option<u32>,
-    /// From here on: what an earlier answer said to go on with
+    /// Continue here: the position that an earlier answer printed
     #[arg(long, value_name = "PLACE")]
     from: Option<MessagePlace>,
 }
 
 impl Find {
-    /// Whether anything is said that narrows it.
+    /// Whether any filter is given.
     pub(super) fn is_said(&self) -> bool {
         self.fields().keys().any(|field| field != "from")
     }
 
-    /// As the fields of JSON.
+    /// The filters as JSON fields.
     pub(super) fn fields(&self) -> Map<String, Value> {
         let fields = [
             ("class", json!(self.class)),

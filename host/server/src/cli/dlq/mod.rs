@@ -1,4 +1,4 @@
-//! `dlq`: find dead letters, look at them, change them, try them, send them again; and see what was done with them.
+//! `dlq`: finds dead letters, shows, edits, tries and redrives them, and shows the audit trail.
 
 mod find;
 mod show;
@@ -25,8 +25,8 @@ Examples:
   millrace dlq list classify --group";
 
 const REDRIVE_HELP: &str = "\
-With --rate it goes on until all is done; Ctrl-C stops it between two transactions, and nothing is sent twice.
-A message that was sent again three times and died each time is left alone, unless it is named or --again is said.
+With --rate the command runs until all are sent; Ctrl-C stops it between two transactions, and nothing is sent twice.
+A message that was redriven three times and failed each time is skipped, unless it is named or --again is given.
 
 Examples:
   millrace dlq redrive classify --class timeout --dry-run --revision 7
@@ -35,29 +35,29 @@ Examples:
   millrace dlq redrive classify quakes.classify.dlq/0/17";
 
 const EDIT_HELP: &str = "\
-The letter stays as it died; `dlq audit` shows who changed what.
+The dead letter itself stays unchanged; `dlq audit` shows who edited what.
 
 Examples:
   millrace dlq edit classify quakes.classify.dlq/0/17 --value '{\"mag\":4.1}'
-  millrace dlq edit classify quakes.classify.dlq/0/17 --value-file mended.bin --header schema=2";
+  millrace dlq edit classify quakes.classify.dlq/0/17 --value-file fixed.bin --header schema=2";
 
-/// What to do with dead letters
+/// Manage dead letters
 #[derive(clap::Subcommand)]
 pub(super) enum Verb {
-    /// List the dead letters of a processor, or count them by what is alike
+    /// List the dead letters of a processor, or count them in groups
     #[command(after_help = LIST_HELP)]
     List {
         /// The processor's name
         processor: ProcessorName,
         #[command(flatten)]
         find: Find,
-        /// Also those that were sent again
+        /// Include those that were already redriven
         #[arg(long)]
         redriven: bool,
         /// Count them by class, cause and revision
         #[arg(long)]
         group: bool,
-        /// How many at the most
+        /// Maximum number
         #[arg(long, default_value_t = 100)]
         max: usize,
     },
@@ -66,24 +66,24 @@ pub(super) enum Verb {
     Show {
         /// The processor's name
         processor: ProcessorName,
-        /// As `dlq list` shows it: TOPIC/PARTITION/OFFSET
+        /// As shown by `dlq list`: TOPIC/PARTITION/OFFSET
         dead_letter: MessagePlace,
     },
-    /// Send dead letters again, to this processor only; or say what would come of it
+    /// Send dead letters again, to this processor only; or try it with --dry-run
     #[command(after_help = REDRIVE_HELP)]
     Redrive(Box<RedriveArgs>),
-    /// Change a dead letter and send it again
+    /// Edit a dead letter and send it again
     #[command(after_help = EDIT_HELP)]
     Edit(EditArgs),
-    /// Show what was done with a processor's dead letters, when, and by whom as they claimed
+    /// Show the audit trail of a processor's dead letters: what was done, when, and by whom as claimed
     #[command(after_help = "Example:\n  millrace dlq audit classify")]
     Audit {
         /// The processor's name
         processor: ProcessorName,
-        /// From here on: what an earlier answer said to go on with
+        /// Continue here: the position that an earlier answer printed
         #[arg(long, value_name = "PLACE")]
         from: Option<MessagePlace>,
-        /// How many at the most
+        /// Maximum number
         #[arg(long, default_value_t = 100)]
         max: usize,
     },
@@ -93,27 +93,27 @@ pub(super) enum Verb {
 pub(super) struct RedriveArgs {
     /// The processor's name
     processor: ProcessorName,
-    /// As `dlq list` shows them: TOPIC/PARTITION/OFFSET
+    /// As shown by `dlq list`: TOPIC/PARTITION/OFFSET
     #[arg(conflicts_with_all = NARROWING, conflicts_with = "from")]
     dead_letters: Vec<MessagePlace>,
-    /// All that were not sent again yet
+    /// All that were not redriven yet
     #[arg(long, conflicts_with_all = NARROWING, conflicts_with = "dead_letters")]
     all: bool,
     #[command(flatten)]
     find: Find,
-    /// At most so many
+    /// Maximum number to send
     #[arg(long, value_name = "COUNT", conflicts_with = "dead_letters")]
     limit: Option<NonZeroUsize>,
-    /// At most so many a second
+    /// Maximum number per second
     #[arg(long, value_name = "PER_SECOND", value_parser = one_or_more)]
     rate: Option<NonZeroU32>,
-    /// Also those that were sent again three times and died each time
+    /// Include those that were redriven three times and failed each time
     #[arg(long)]
     again: bool,
-    /// Send nothing: call a revision with them, and say what it would do
+    /// Send nothing: call a revision with them, and show what it would do
     #[arg(long, conflicts_with_all = ["rate", "again"])]
     dry_run: bool,
-    /// The revision to call; the current one without
+    /// The revision to call [default: the current one]
     #[arg(long, value_name = "NUMBER", requires = "dry_run")]
     revision: Option<u32>,
 }
@@ -122,24 +122,24 @@ pub(super) struct RedriveArgs {
 pub(super) struct EditArgs {
     /// The processor's name
     processor: ProcessorName,
-    /// As `dlq list` shows it: TOPIC/PARTITION/OFFSET
+    /// As shown by `dlq list`: TOPIC/PARTITION/OFFSET
     dead_letter: MessagePlace,
-    /// Another value
+    /// A new value
     #[arg(long)]
     value: Option<String>,
-    /// Another value: the bytes of this file
+    /// A new value: the bytes of this file
     #[arg(long, value_name = "FILE", conflicts_with = "value")]
     value_file: Option<PathBuf>,
-    /// Another key
+    /// A new key
     #[arg(long)]
     key: Option<String>,
-    /// Take the key off
+    /// Remove the key
     #[arg(long, conflicts_with = "key")]
     no_key: bool,
-    /// Set a header, in the place of those of its name
+    /// Set a header, replacing those of the same name
     #[arg(long = "header", value_name = "NAME=VALUE")]
     headers: Vec<String>,
-    /// Take headers of this name off
+    /// Remove the headers of this name
     #[arg(long = "remove-header", value_name = "NAME")]
     remove_headers: Vec<String>,
 }
@@ -205,19 +205,19 @@ fn redrive(args: &RedriveArgs, client: &Client, out: &mut Output) -> Result<(), 
         let (sent, already, skipped) = (&done["sent"], &done["already"], &done["skipped"]);
         let not_read = match done["not_read"].as_u64() {
             Some(count @ 1..) => format!(
-                "\n{count} stay where they are: they came from topics that {} no longer reads",
+                "\n{count} stay where they are: they come from topics that {} no longer reads",
                 args.processor
             ),
             _ => String::new(),
         };
         let left = match skipped.as_u64() {
             Some(1..) => format!(
-                "\n{skipped} were left alone: they died after three redrives; --again sends them, too"
+                "\n{skipped} were skipped: they failed after three redrives; --again sends them too"
             ),
             _ => String::new(),
         };
         format!(
-            "{sent} dead letters were sent again to {}; {already} had been sent again before{left}{not_read}{}",
+            "{sent} dead letters were redriven to {}; {already} had already been redriven{left}{not_read}{}",
             args.processor,
             rests(&args.processor, client)
         )
@@ -229,7 +229,7 @@ fn one_or_more(text: &str) -> Result<NonZeroU32, String> {
     number.map_err(|_| "write a whole number, 1 or more".to_owned())
 }
 
-/// What is to be said of a processor that takes nothing now.
+/// What to add if the processor takes no messages now.
 fn rests(processor: &ProcessorName, client: &Client) -> String {
     let status = client.get(&path(processor, "").replace("/dead-letters", ""));
     match status.is_ok_and(|status| status["paused"] == true) {
@@ -240,7 +240,7 @@ fn rests(processor: &ProcessorName, client: &Client) -> String {
     }
 }
 
-/// Which letters, as the host wants it said.
+/// The selection of dead letters in the host's format.
 fn which(args: &RedriveArgs) -> Result<Map<String, Value>, Failure> {
     let mut fields = args.find.fields();
     if !args.dead_letters.is_empty() {
@@ -249,11 +249,8 @@ fn which(args: &RedriveArgs) -> Result<Map<String, Value>, Failure> {
         return Ok(Map::from_iter([("dead_letters".to_owned(), json!(places))]));
     }
     if !args.find.is_said() && !args.all {
-        return Err(
-            Failure::usage("the command does not say which dead letters it is about").with_hint(
-                "name some, say what they are like (such as --class timeout), or say --all",
-            ),
-        );
+        return Err(Failure::usage("no dead letters are selected")
+            .with_hint("name some, filter them (such as --class timeout), or use --all"));
     }
     if let Some(limit) = args.limit {
         fields.insert("max".to_owned(), json!(limit));
@@ -261,7 +258,7 @@ fn which(args: &RedriveArgs) -> Result<Map<String, Value>, Failure> {
     Ok(Map::from_iter([("filter".to_owned(), json!(fields))]))
 }
 
-/// A paced redrive is answered part by part: asks on until there is no more, and adds up.
+/// A paced redrive is answered in parts: repeats the request until there are no more, and adds the results up.
 fn redrive_to_the_end(
     args: &RedriveArgs,
     client: &Client,
@@ -282,7 +279,7 @@ fn redrive_to_the_end(
         let filter = &mut body["filter"];
         filter["from"] = total["next"].take();
         if filter["until"].is_null() {
-            // What dies again meanwhile is for the next redrive.
+            // Messages that fail again meanwhile are left to the next redrive.
             filter["until"] = started_at.clone();
         }
         if let Some(left) = left {
@@ -325,7 +322,7 @@ fn edit(args: &EditArgs, client: &Client, out: &mut Output) -> Result<(), Failur
     let answer = client.send(Method::POST, &path, &Value::Object(body))?;
     out.answer(&answer, |_| {
         format!(
-            "{} was changed and sent again to {}{}",
+            "{} was edited and sent again to {}{}",
             args.dead_letter,
             args.processor,
             rests(&args.processor, client)

@@ -1,18 +1,18 @@
-//! Dead letters as people read them.
+//! Dead letters in a form for people.
 
 use millrace_model::plain::plain;
 use serde_json::Value;
 
 use super::super::table::{cell, facts, items, lines, table, when};
 
-/// The place of a letter.
+/// The position of a dead letter.
 pub(super) fn place_of(letter: &Value) -> String {
     ["topic", "partition", "offset"]
         .map(|field| cell(&letter[field]))
         .join("/")
 }
 
-/// A page of letters.
+/// A page of dead letters.
 pub(super) fn letters(answer: &Value) -> String {
     let row = |letter: &Value| {
         let again = match (letter["redriven"].as_bool(), letter["redrives"].as_u64()) {
@@ -45,7 +45,7 @@ fn more(answer: &Value) -> String {
     }
 }
 
-/// Groups of letters.
+/// Groups of dead letters.
 pub(super) fn groups(answer: &Value) -> String {
     let row = |group: &Value| {
         let cells = ["count", "class", "cause", "revision"].map(|field| cell(&group[field]));
@@ -55,24 +55,17 @@ pub(super) fn groups(answer: &Value) -> String {
     };
     let rows = items(&answer["groups"]).iter().map(row).collect();
     let headings = [
-        "COUNT",
-        "CLASS",
-        "CAUSE",
-        "REVISION",
-        "FIRST",
-        "LAST",
-        "ONE OF THEM",
-        "ITS REASON",
+        "COUNT", "CLASS", "CAUSE", "REVISION", "FIRST", "LAST", "EXAMPLE", "REASON",
     ];
     let shown = table(&headings, rows, "there are no such dead letters");
     let others = match answer["others"].as_u64() {
-        Some(others @ 1..) => format!("\n\n{others} more are of other groups"),
+        Some(others @ 1..) => format!("\n\n{others} more are in other groups"),
         _ => String::new(),
     };
     shown + &others + &more(answer)
 }
 
-/// What a dry run says.
+/// The result of a dry run.
 pub(super) fn dry_run(answer: &Value) -> String {
     let row = |outcome: &Value| {
         ["count", "outcome", "class", "sample", "reason"]
@@ -80,7 +73,7 @@ pub(super) fn dry_run(answer: &Value) -> String {
             .to_vec()
     };
     let rows = items(&answer["outcomes"]).iter().map(row).collect();
-    let headings = ["COUNT", "OUTCOME", "CLASS", "ONE OF THEM", "ITS REASON"];
+    let headings = ["COUNT", "OUTCOME", "CLASS", "EXAMPLE", "REASON"];
     let outcomes = table(&headings, rows, "there are no such dead letters");
     let sample = |output: &Value| {
         let text = |names: [&str; 2]| {
@@ -100,16 +93,16 @@ pub(super) fn dry_run(answer: &Value) -> String {
     let (revision, letters) = (cell(&answer["revision"]), cell(&answer["letters"]));
     let outputs = cell(&answer["outputs"]);
     let stopped = match answer["stopped"].as_str() {
-        Some(reason) => format!("\n\nit could not go on: {reason}"),
+        Some(reason) => format!("\n\nit stopped early: {reason}"),
         None => String::new(),
     };
     format!(
-        "what revision {revision} would do with {letters} of them; nothing was done:\n\n{outcomes}\n\n{outputs} outputs, such as:\n\n{samples}{stopped}{}",
+        "what revision {revision} would do with {letters} dead letters; nothing was changed:\n\n{outcomes}\n\n{outputs} outputs, such as:\n\n{samples}{stopped}{}",
         more(answer)
     )
 }
 
-/// What was done with letters.
+/// The audit trail.
 pub(super) fn audit(answer: &Value) -> String {
     let range = |range: &Value| match (range[0].as_u64(), range[1].as_u64()) {
         (Some(start), Some(end)) if end > start + 1 => format!("{start}-{}", end - 1),
@@ -147,10 +140,10 @@ pub(super) fn audit(answer: &Value) -> String {
         "DEAD LETTERS",
         "CHANGED",
     ];
-    table(&headings, rows, "nothing was done with its dead letters") + &more(answer)
+    table(&headings, rows, "the audit trail is empty") + &more(answer)
 }
 
-/// One letter with all its evidence.
+/// A dead letter with all its evidence.
 pub(super) fn letter(letter: &Value) -> String {
     let fact = |name: &'static str| (name, cell(&letter[name]));
     let origin = ["origin_topic", "origin_partition", "origin_offset"]
@@ -160,7 +153,7 @@ pub(super) fn letter(letter: &Value) -> String {
     pairs.extend(["cause", "class", "reason", "attempts", "revision", "module"].map(fact));
     pairs.push(("first failed", when(&letter["first_failed_at"])));
     pairs.push(("died", when(&letter["died_at"])));
-    pairs.push(("redriven before", cell(&letter["redrives"])));
+    pairs.push(("redrives before", cell(&letter["redrives"])));
     pairs.extend([fact("redriven"), ("backtrace", lines(&letter["backtrace"]))]);
     pairs.extend(call_facts(&letter["call"]));
     let message = &letter["message"];
@@ -177,12 +170,12 @@ pub(super) fn letter(letter: &Value) -> String {
     let attempts = table(
         &["AT", "REVISION", "CLASS", "REASON"],
         rows,
-        "no attempts are remembered",
+        "no attempts are recorded",
     );
     format!("{}\n\n{attempts}", facts(&pairs))
 }
 
-/// What the call used, and what the guest said in it.
+/// What the call used, and what the guest logged in it.
 fn call_facts(call: &Value) -> Vec<(&'static str, String)> {
     let Some(guest_us) = call["guest_us"].as_u64() else {
         return Vec::new();
@@ -203,7 +196,7 @@ fn call_facts(call: &Value) -> Vec<(&'static str, String)> {
     vec![("call", used), ("guest log", said)]
 }
 
-/// The message's own headers, in order: what the host added is shown as evidence.
+/// The message's own headers, in order: headers that the host added are shown as evidence.
 fn own_headers(message: &Value) -> String {
     let part = |part: &Value| match &part["base64"] {
         Value::String(encoded) => format!("base64:{encoded}"),

@@ -1,4 +1,4 @@
-//! Which dead letters: the fields of a query, and of the JSON that asks for work on them.
+//! The filter for dead letters: as query parameters, and as JSON in requests.
 
 use bytes::Bytes;
 use millrace_broker::{
@@ -12,14 +12,14 @@ use super::super::delays::Moment;
 use super::super::error::ApiError;
 use super::super::messages::one_of;
 
-/// Which dead letters: those that fit all that is said.
+/// Selects dead letters: all conditions must hold.
 #[derive(Default, Deserialize, ToSchema, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(in super::super) struct Find {
-    /// Only those of this class.
+    /// Only those with this class.
     class: Option<String>,
-    /// Only those that failed so: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer`, `host-died` or `given-up`.
+    /// Only those with this cause: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer`, `host-died` or `given-up`.
     cause: Option<String>,
     /// Only those that failed under this revision.
     revision: Option<u32>,
@@ -27,11 +27,12 @@ pub(in super::super) struct Find {
     key: Option<String>,
     /// As `key`, for a key that is not text.
     key_base64: Option<String>,
-    /// Only those given up at this time or later: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z` or `-15m`.
+    /// Only those given up at or after this time: milliseconds since the Unix epoch, or a text such as `2026-11-21T10:00:00Z` or
+    /// `-15m`.
     #[param(value_type = Option<u64>)]
     #[schema(value_type = Option<u64>)]
     since: Option<Moment>,
-    /// Only those given up before this time, in the same words.
+    /// Only those given up before this time, in the same format.
     #[param(value_type = Option<u64>)]
     #[schema(value_type = Option<u64>)]
     until: Option<Moment>,
@@ -43,17 +44,17 @@ pub(in super::super) struct Find {
     #[param(value_type = Option<String>)]
     #[schema(value_type = Option<String>)]
     origin_topic: Option<TopicName>,
-    /// Only those that came from the partition of this number.
+    /// Only those that came from a partition with this number.
     origin_partition: Option<u32>,
-    /// `no`: those that were not sent again; `also`: those that were, too; `only`: none but those.
+    /// `no`: not redriven; `also`: all; `only`: only redriven ones.
     #[param(inline)]
     redriven: RedrivenWord,
-    /// From here on: the `next` of an earlier answer.
+    /// Where to continue: the `next` of an earlier answer.
     #[serde(deserialize_with = "place")]
     #[param(value_type = Option<String>)]
     #[schema(value_type = Option<String>)]
     from: Option<MessagePlace>,
-    /// At most so many.
+    /// Maximum number.
     pub(super) max: Option<usize>,
 }
 
@@ -75,7 +76,7 @@ pub(super) fn place<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Message
 }
 
 impl Find {
-    /// What it means: which letters, and from where on.
+    /// The filter, and where to start.
     pub(super) fn understood(
         self,
         now: Timestamp,
@@ -128,7 +129,7 @@ fn header_filter(text: &str) -> HeaderFilter {
     }
 }
 
-/// Where a dead letter stands.
+/// The place of a dead letter.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeadLetterPlaceBody {
@@ -139,7 +140,7 @@ pub(super) struct DeadLetterPlaceBody {
     offset: u64,
 }
 
-/// The three ways to say which letters; how many at the most comes along.
+/// The three ways to select dead letters; also returns the maximum number.
 pub(super) fn which(
     all: bool,
     places: Option<Vec<DeadLetterPlaceBody>>,
@@ -159,7 +160,7 @@ pub(super) fn which(
         (true, None, None) => Find::default(),
         (false, None, Some(find)) => find,
         _ => {
-            let message = "the request does not say which dead letters it is about";
+            let message = "the request does not select any dead letters";
             let hint = r#"send {"all":true}, {"dead_letters":[{"topic","partition","offset"}]} or {"filter":{"class":"…"}}"#;
             return Err(ApiError::malformed(message, hint));
         }
@@ -167,10 +168,7 @@ pub(super) fn which(
     let max = find.max;
     if max == Some(0) {
         let message = "max is 0: nothing would be done";
-        return Err(ApiError::malformed(
-            message,
-            "leave it out, or say 1 or more",
-        ));
+        return Err(ApiError::malformed(message, "omit it, or use 1 or more"));
     }
     let (filter, from) = find.understood(now)?;
     let filter = Box::new(filter);

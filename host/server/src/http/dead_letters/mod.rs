@@ -1,4 +1,4 @@
-//! Dead letters over HTTP: found, shown, counted; [`work`] has what is done with them.
+//! Dead letters over HTTP: listed, shown, counted; [`work`] has the actions on them.
 
 mod find;
 pub(super) mod work;
@@ -21,14 +21,14 @@ use super::openapi::{DeadLetterGroupsSchema, DeadLetterSchema};
 use super::query::{InPath, InQuery};
 use find::Find;
 
-/// Dead letters of a list that does not say how many.
+/// Default number of dead letters in a list.
 const LISTED_DEFAULT: usize = 100;
 
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "describes what written writes by hand")]
 pub(super) struct DeadLettersBody {
     dead_letters: Vec<DeadLetterSchema>,
-    /// Where to look on, as `from`; null if that was all. There may be more even if none was found so far.
+    /// Where to continue, as `from`; null at the end. There may be more even if none was found so far.
     next: Option<String>,
 }
 
@@ -40,7 +40,7 @@ struct WithMessage<'a> {
     message: MessageOut<'a>,
 }
 
-/// Dead letters of a processor, oldest first within each partition; those that were not sent again, if nothing else is said.
+/// The dead letters of a processor, oldest first within each partition; by default those that were not redriven.
 #[utoipa::path(get, path = "/v1/processors/{name}/dead-letters", tag = "dead letters",
     params(("name" = String, Path,), Find),
     responses(
@@ -72,7 +72,7 @@ pub(super) async fn list(
     Ok(room.answer("application/json", written))
 }
 
-/// As many as there is room for, and one at least; each goes from memory when it is written.
+/// As many as there is room for, but at least one; each leaves memory once it is written.
 fn written(page: DeadLetterPage, bytes_max: usize) -> Result<Vec<u8>, ApiError> {
     let DeadLetterPage { letters, mut next } = page;
     let size = |letter: &DeadLetter| letter.message.byte_count();
@@ -109,8 +109,8 @@ fn write(out: &mut Vec<u8>, letter: &DeadLetter) -> Result<(), ApiError> {
     serde_json::to_writer(out, &with_message).map_err(|error| ApiError::internal(error.to_string()))
 }
 
-/// Dead letters counted by class, cause and revision, the largest group first; `max` bounds the groups that are given. It ends after ten
-/// seconds: while `next` is not null, more are counted from there on.
+/// Counts dead letters by class, cause and revision, the largest group first; `max` limits the number of groups. It stops after ten
+/// seconds: while `next` is not null, more are counted from there.
 #[utoipa::path(get, path = "/v1/processors/{name}/dead-letters/groups", tag = "dead letters",
     params(("name" = String, Path,), Find),
     responses(

@@ -1,4 +1,4 @@
-//! What is done with dead letters: sent again, changed, tried with a revision; and what was done with them before.
+//! Actions on dead letters: redrive, edit, dry run; and their audit trail.
 
 use std::num::NonZeroU32;
 
@@ -28,12 +28,12 @@ use super::super::query::{InPath, InQuery};
 use super::super::to_the_end;
 use super::find::{DeadLetterPlaceBody, Find, place, which};
 
-/// Letters of a dry run that does not say how many.
+/// Default number of dead letters in a dry run.
 const TRIED_DEFAULT: usize = 1_000;
-/// Entries of an audit trail that does not say how many.
+/// Default number of entries of an audit trail.
 const AUDIT_DEFAULT: usize = 100;
 
-/// Which dead letters to send again (`{"all": true}`, a list of their places, or a filter), and how.
+/// The dead letters to redrive (`{"all": true}`, a list of their places, or a filter), and how.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in super::super) struct RedriveBody {
@@ -41,16 +41,16 @@ pub(in super::super) struct RedriveBody {
     all: bool,
     dead_letters: Option<Vec<DeadLetterPlaceBody>>,
     filter: Option<Find>,
-    /// At most so many a second. Such a redrive answers after ten seconds at the latest: where there is more to do, `next` is to be
-    /// sent as the filter's `from`, and `started_at` as its `until`.
+    /// Maximum number per second. Such a redrive answers after ten seconds at the latest: if there is more to do, send `next` as the
+    /// filter's `from`, and `started_at` as its `until`.
     #[schema(value_type = Option<u32>)]
     per_second: Option<NonZeroU32>,
-    /// Also those that were sent again three times before and died each time. Letters that are named are sent in any case.
+    /// Include those that were redriven three times before and failed each time. Dead letters given by place are sent in any case.
     #[serde(default)]
     again: bool,
 }
 
-/// Sends dead letters again, to this processor only; each at most once. It stops if the caller goes away.
+/// Redrives dead letters, to this processor only; each at most once. Stops if the caller disconnects.
 #[utoipa::path(post, path = "/v1/processors/{name}/dead-letters/redrive", tag = "dead letters",
     params(("name" = String, Path,), ByHeader),
     request_body = RedriveBody,
@@ -58,8 +58,8 @@ pub(in super::super) struct RedriveBody {
         (status = 200, body = RedrivenSchema),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
-        (status = 409, body = ErrorBody, description = "Nobody would take them: the processor is not deployed, or reads none of the topics that they came from; or it cannot be put on record"),
-        (status = 503, body = ErrorBody, description = "The engine takes no commits now; what was sent stays sent"),
+        (status = 409, body = ErrorBody, description = "The processor is not deployed, or reads none of the topics that they came from; or the audit trail cannot be written"),
+        (status = 503, body = ErrorBody, description = "The engine accepts no commits now; dead letters already sent stay sent"),
     )
 )]
 pub(in super::super) async fn redrive(
@@ -76,42 +76,42 @@ pub(in super::super) async fn redrive(
         per_second: body.per_second,
         again: body.again,
     };
-    // It stops between two transactions: what was sent stays sent, and is not sent again by whoever asks again.
+    // It stops between two transactions: what was sent stays sent, and a repeated request does not send it again.
     let redriven = app.unless_stopping(app.session.dead_letters().redrive(&name, request));
     Ok(Json(redriven.await?))
 }
 
-/// What is to be different about a message; what is not named stays as it is.
+/// The changes to a message; omitted fields stay as they are.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in super::super) struct EditBody {
-    /// Another key; null takes it off.
+    /// A new key; null removes it.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     key: Option<Option<String>>,
     /// As `key`, for bytes that are not text.
     key_base64: Option<String>,
-    /// Another value; null takes it off.
+    /// A new value; null removes it.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     value: Option<Option<String>>,
     /// As `value`, for bytes that are not text.
     value_base64: Option<String>,
-    /// Headers to set, name to value or to a list of values: they take the place of those of their name.
+    /// Headers to set, from name to value or to a list of values: they replace those of the same name.
     #[schema(value_type = Option<std::collections::HashMap<String, HeaderValue>>)]
     headers: Option<Pairs>,
-    /// As `headers`, of values that are not text, in base64.
+    /// Like `headers`, for values that are not text, in base64.
     #[schema(value_type = Option<std::collections::HashMap<String, HeaderValue>>)]
     headers_base64: Option<Pairs>,
-    /// Headers to set exactly, in order: pairs of name and value, where bytes that are no text are `{"base64": "…"}`.
+    /// Headers to set exactly, in order: pairs of name and value; bytes that are not text are `{"base64": "…"}`.
     #[schema(value_type = Option<Vec<Vec<Option<HeaderPart>>>>)]
     header_list: Option<Vec<ListedIn>>,
-    /// Names of headers to take off.
+    /// Names of headers to remove.
     #[serde(default)]
     remove_headers: Vec<String>,
 }
 
-/// Null is something else than nothing.
+/// Distinguishes null from an omitted field.
 fn given<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(field).map(Some)
 }
@@ -135,7 +135,7 @@ impl EditBody {
     }
 }
 
-/// Sends one dead letter again, changed. The letter itself stays as it died; the audit trail has digests of both.
+/// Sends one dead letter again, edited. The dead letter itself stays unchanged; the audit trail has digests of both versions.
 #[utoipa::path(post, path = "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}/edit", tag = "dead letters",
     params(("name" = String, Path,), ("topic" = String, Path,), ("partition" = u32, Path,), ("offset" = u64, Path,),
         ByHeader),
@@ -144,10 +144,10 @@ impl EditBody {
         (status = 200, body = RedrivenSchema),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
-        (status = 409, body = ErrorBody, description = "It was sent again already"),
+        (status = 409, body = ErrorBody, description = "It was already redriven"),
         (status = 413, body = ErrorBody),
-        (status = 422, body = ErrorBody, description = "It cannot be changed so"),
-        (status = 503, body = ErrorBody, description = "The engine takes no commits now; nothing was sent"),
+        (status = 422, body = ErrorBody, description = "The edit is not possible"),
+        (status = 503, body = ErrorBody, description = "The engine accepts no commits now; nothing was sent"),
     )
 )]
 pub(in super::super) async fn edit(
@@ -161,7 +161,7 @@ pub(in super::super) async fn edit(
         partition: PartitionId(partition),
         offset: Offset(offset),
     };
-    // It may carry a message of any size.
+    // It may contain a message of any size.
     let taken = app
         .take_body(&headers, body, PRODUCE_BODY_BYTES_MAX)
         .await?;
@@ -176,7 +176,7 @@ pub(in super::super) async fn edit(
     to_the_end(edited).await
 }
 
-/// Which dead letters to try (as for a redrive), and with what.
+/// The dead letters to try (as for a redrive), and the revision.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in super::super) struct DryRunBody {
@@ -184,29 +184,29 @@ pub(in super::super) struct DryRunBody {
     all: bool,
     dead_letters: Option<Vec<DeadLetterPlaceBody>>,
     filter: Option<Find>,
-    /// The revision to try; the current one without.
+    /// The revision to try; the current one if omitted.
     revision: Option<u32>,
 }
 
-/// What would come of it.
+/// The result of a dry run.
 #[derive(Serialize, ToSchema)]
 pub(in super::super) struct DryRunAnswer {
     /// The revision that was tried.
     revision: u32,
-    /// Letters that it was called with.
+    /// How many dead letters it was called with.
     letters: usize,
-    /// What it made of them, the most frequent first.
+    /// Its outcomes, the most frequent first.
     #[schema(value_type = Vec<DryRunOutcomeSchema>)]
     outcomes: Vec<DryRunOutcome>,
-    /// Outputs that there would be.
+    /// Number of outputs that would be written.
     outputs: usize,
     /// Some of them: `letter`, `topic`, `key`, `value` (or `key_base64`, `value_base64`), cut to a kilobyte.
     #[schema(value_type = Vec<DryRunOutputSchema>)]
     samples: Vec<Sample>,
-    /// Where to go on, as the filter's `from`, if a bound ended it.
+    /// Where to continue, as the filter's `from`, if a bound ended the run.
     #[schema(value_type = Option<String>)]
     next: Option<MessagePlace>,
-    /// Why it could not go on, if it could not.
+    /// Why the run stopped early, if it did.
     stopped: Option<String>,
 }
 
@@ -239,16 +239,16 @@ impl From<DryRun> for DryRunAnswer {
     }
 }
 
-/// Tries dead letters with a revision, and says what would come of it: nothing is committed, state is thrown away.
+/// Tries dead letters with a revision, and reports what would happen: nothing is committed, and writes to state are discarded.
 #[utoipa::path(post, path = "/v1/processors/{name}/dead-letters/dry-run", tag = "dead letters",
     params(("name" = String, Path,)), request_body = DryRunBody,
     responses(
         (status = 200, body = DryRunAnswer),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "The processor, the revision, a module or a dead letter is unknown"),
-        (status = 409, body = ErrorBody, description = "The topic that they came from is gone, whose state the revision uses"),
+        (status = 409, body = ErrorBody, description = "The topic that they came from was deleted, and the revision uses its state"),
         (status = 422, body = ErrorBody, description = "The revision cannot be loaded"),
-        (status = 429, body = ErrorBody, description = "As many dry runs are under way as there may be"),
+        (status = 429, body = ErrorBody, description = "The maximum number of dry runs is running"),
         (status = 503, body = ErrorBody),
     )
 )]
@@ -273,11 +273,11 @@ pub(in super::super) async fn dry_run(
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(in super::super) struct AuditQuery {
-    /// From here on: the `next` of an earlier answer.
+    /// Where to continue: the `next` of an earlier answer.
     #[serde(deserialize_with = "place")]
     #[param(value_type = Option<String>)]
     from: Option<MessagePlace>,
-    /// Entries at the most.
+    /// Maximum number of entries.
     #[param(default = 100)]
     max: usize,
 }
@@ -291,7 +291,7 @@ impl Default for AuditQuery {
     }
 }
 
-/// What was done with a processor's dead letters, when, and by whom as the caller claimed. Oldest first, partition by partition.
+/// The audit trail of a processor's dead letters: what was done, when, and by whom as claimed. Oldest first, partition by partition.
 #[utoipa::path(get, path = "/v1/processors/{name}/dead-letters/audit", tag = "dead letters",
     params(("name" = String, Path,), AuditQuery),
     responses(

@@ -1,4 +1,4 @@
-//! What is said of topics that were not made, changed, trimmed or deleted.
+//! Errors about topics that could not be created, changed, trimmed or deleted.
 
 use millrace_broker::{Loss, TopicChangeError, TopicCreateError, TopicDeleteError, TopicTrimError};
 use millrace_engine::TopicError;
@@ -6,8 +6,8 @@ use millrace_model::SettingError;
 
 use super::{ApiError, LIST_MODULES, LIST_TOPICS, SEE_ENDS, wrong_interface};
 
-const KEYS_MOVE: &str = "if that may be so, ask again with \"accept_moved_keys\": true (millrace topic set --accept-moved-keys), at best when the \
-     processors have read everything; or make another topic with as many partitions, and let a processor send the messages on to it";
+const KEYS_MOVE: &str = "if that is acceptable, repeat the request with \"accept_moved_keys\": true (millrace topic set --accept-moved-keys), preferably when the \
+     processors have read everything; or create another topic with that many partitions, and let a processor copy the messages to it";
 
 impl From<TopicError> for ApiError {
     fn from(error: TopicError) -> Self {
@@ -19,17 +19,17 @@ impl From<TopicError> for ApiError {
             }
             TopicError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
             TopicError::Partitions { .. } => {
-                Self::refused("bad-partitions", text, "ask for a number within the bound")
+                Self::refused("bad-partitions", text, "use a number within the bound")
             }
             TopicError::FewerPartitions { .. } => {
                 let hint =
-                    "make another topic with fewer, and let a processor send the messages on to it";
+                    "create another topic with fewer, and let a processor copy the messages to it";
                 Self::refused("fewer-partitions", text, hint)
             }
             TopicError::HostPartitions { .. } => Self::refused(
                 "partitions-full",
                 text,
-                "delete topics that nobody needs, or start the host with a larger --partitions-max",
+                "delete topics that are not needed, or start the host with a larger --partitions-max",
             ),
             TopicError::Commit(error) => error.into(),
         }
@@ -56,7 +56,7 @@ impl From<TopicCreateError> for ApiError {
 
 impl From<SettingError> for ApiError {
     fn from(error: SettingError) -> Self {
-        let hint = "choose a value within these bounds, or null for none";
+        let hint = "choose a value within this range, or null for no bound";
         Self::refused("bad-setting", error.to_string(), hint)
     }
 }
@@ -72,7 +72,7 @@ impl From<TopicChangeError> for ApiError {
                 "bound it with retention_ms or retention_bytes instead",
             ),
             TopicChangeError::Follows { .. } => {
-                let hint = "give more partitions to that topic; this one follows";
+                let hint = "add partitions to that topic; this one follows";
                 Self::refused("owned-topic", text, hint)
             }
             TopicChangeError::KeysMove { .. } => Self::conflict("keys-would-move", text, KEYS_MOVE),
@@ -90,7 +90,7 @@ impl From<TopicTrimError> for ApiError {
                 Self::unknown("unknown-partition", text, SEE_ENDS)
             }
             TopicTrimError::PastEnd { .. } => {
-                let hint = "say \"end\" to remove all that is there";
+                let hint = "use \"end\" to remove everything";
                 Self::refused("offset-past-end", text, hint)
             }
             TopicTrimError::Commit(error) => error.into(),
@@ -104,7 +104,7 @@ impl From<TopicDeleteError> for ApiError {
         match error {
             TopicDeleteError::Unknown(_) => Self::unknown("unknown-topic", text, LIST_TOPICS),
             TopicDeleteError::InUse { .. } => {
-                Self::conflict("in-use", text, "delete the processors first")
+                Self::conflict("in-use", text, "delete or change the processors first")
             }
             TopicDeleteError::Missed { losses, .. } => missed(text, &losses),
             TopicDeleteError::Read(error) => error.into(),
@@ -113,7 +113,7 @@ impl From<TopicDeleteError> for ApiError {
     }
 }
 
-/// A topic that is missed: what can be done instead, and how to lose all of it.
+/// A topic that is still needed: what can be done instead, and how to delete it anyway.
 fn missed(text: String, losses: &[Loss]) -> ApiError {
     let is_way_back = |loss: &Loss| matches!(loss, Loss::WayBack { .. });
     let mut readers: Vec<&str> = losses
@@ -127,7 +127,7 @@ fn missed(text: String, losses: &[Loss]) -> ApiError {
     let instead = match readers.is_empty() {
         true => "keep it".to_owned(),
         false => format!(
-            "keep it; they are processed once {} reads them (deploy it with the topic, or its input)",
+            "keep it; the messages are processed once {} reads them (deploy it with this topic as input)",
             readers.join(", ")
         ),
     };
@@ -136,7 +136,7 @@ fn missed(text: String, losses: &[Loss]) -> ApiError {
         false => "messages-wait",
     };
     let hint = format!(
-        "{instead}, or delete it all the same with accept_loss=true (`millrace topic delete NAME --accept-loss`): then all of that is lost"
+        "{instead}, or delete it anyway with accept_loss=true (`millrace topic delete NAME --accept-loss`): then all of that is lost"
     );
     ApiError::conflict(code, text, &hint)
 }

@@ -1,5 +1,5 @@
-//! What holds for every operation of the document alike, said in one place: each answer has a description, names have their patterns,
-//! bytes are bytes, and errors are declared.
+//! What holds for every operation of the document: each answer has a description, names have patterns, bytes are binary, and errors are
+//! declared.
 
 use utoipa::Modify;
 use utoipa::openapi::path::{Operation, ParameterIn};
@@ -11,7 +11,7 @@ use millrace_model::bounds::{
     TOPIC_NAME_CHARS_MAX,
 };
 
-/// Characters of names. That `.`, `..` and what begins with `__` are reserved, no client generator needs to know.
+/// The characters of names. Client generators need not know that `.`, `..` and names that begin with `__` are reserved.
 const NAME_PATTERN: &str = "^[A-Za-z0-9._-]+$";
 const BYTES: &str = "application/octet-stream";
 const BAD_REQUEST: &str = "400";
@@ -44,7 +44,7 @@ impl Modify for Finish {
     }
 }
 
-/// What a generated client calls it, unique in the document: `post_topic_messages` of `POST /v1/topics/{topic}/messages`.
+/// The name in generated clients, unique in the document: `post_topic_messages` for `POST /v1/topics/{topic}/messages`.
 fn operation_id(method: &str, path: &str) -> String {
     let mut words = vec![method.to_owned()];
     let mut segments = path.split('/').peekable();
@@ -66,7 +66,7 @@ fn operation_id(method: &str, path: &str) -> String {
     words.join("_")
 }
 
-/// Parameters that are names say which characters they take, so that a client can refuse others.
+/// Adds patterns to parameters that are names, so that a client can refuse others.
 fn give_patterns(path: &str, operation: &mut Operation) {
     for parameter in operation.parameters.iter_mut().flatten() {
         let RefOr::T(parameter) = parameter else {
@@ -91,7 +91,7 @@ fn give_patterns(path: &str, operation: &mut Operation) {
     }
 }
 
-/// Whatever takes something from a caller may find it malformed; all other errors have the same shape.
+/// Every operation with input may find it malformed; all other errors have the same shape.
 fn declare_errors(operation: &mut Operation) {
     let takes_something = operation
         .parameters
@@ -100,9 +100,9 @@ fn declare_errors(operation: &mut Operation) {
         || operation.request_body.is_some();
     let responses = &mut operation.responses.responses;
     if takes_something {
-        responses.entry(BAD_REQUEST.to_owned()).or_insert_with(|| {
-            error("What is asked for is malformed; the error says what to mend")
-        });
+        responses
+            .entry(BAD_REQUEST.to_owned())
+            .or_insert_with(|| error("The request is malformed; the error says what to correct"));
     }
     responses
         .entry(OTHERWISE.to_owned())
@@ -117,7 +117,7 @@ fn error(description: &str) -> RefOr<Response> {
     RefOr::T(response.build())
 }
 
-/// An answer without a description of its own gets the meaning of its status.
+/// An answer without its own description gets the meaning of its status.
 fn describe_answers(operation: &mut Operation) {
     for (status, response) in &mut operation.responses.responses {
         let RefOr::T(response) = response else {
@@ -131,28 +131,28 @@ fn describe_answers(operation: &mut Operation) {
 
 fn meaning(status: &str) -> &'static str {
     match status {
-        "200" => "Done; what was asked for",
+        "200" => "The requested data",
         "201" => "Made",
         "202" => "Accepted",
-        "204" => "Done; there is nothing to say",
-        "400" => "What is asked for is malformed; the error says what to mend",
-        "404" => "There is none of that name, or not at that place",
+        "204" => "Done, without an answer body",
+        "400" => "The request is malformed; the error says what to correct",
+        "404" => "It does not exist",
         "408" => "The body took too long to arrive; send it again",
-        "409" => "Not as things stand; the error says what stands in the way",
-        "413" => "Larger than the host takes",
+        "409" => "Refused because of the present state; the error says why",
+        "413" => "Larger than the host accepts",
         "415" => {
-            "The host does not read this content type or encoding; the error lists those that it does"
+            "The host does not support this content type or encoding; the error lists the supported ones"
         }
-        "422" => "Understood, and not possible; the error says why",
+        "422" => "Valid but not possible; the error says why",
         "429" => "A bound is reached; try again later",
-        "500" => "The host failed; its log has more",
-        "503" => "Not now; try again",
+        "500" => "An internal error; see the host's log",
+        "503" => "Temporarily unavailable; try again",
         "507" => "The disk is full",
         _ => "See the error's code and hint",
     }
 }
 
-/// Bytes are a string of binary format, which generators know; not the list of numbers that they are in Rust.
+/// Bytes are a string of binary format, which generators know; in Rust they are a list of numbers.
 fn say_bytes(operation: &mut Operation) {
     let answers = operation.responses.responses.values_mut();
     let answers = answers.filter_map(|response| match response {

@@ -1,4 +1,4 @@
-//! The shapes of revisions: what they are made of, and how they did.
+//! The schemas of revisions: what they are made of, and their records.
 
 use utoipa::ToSchema;
 
@@ -11,63 +11,63 @@ pub(super) struct RevisionSchema {
     spec: ProcessorSpecSchema,
     /// Milliseconds since the Unix epoch.
     deployed_at: u64,
-    /// Who deployed it, as far as they said.
+    /// Who deployed it, as claimed.
     deployed_by: Option<String>,
-    /// The revision that it took over from.
+    /// The revision that it replaced.
     predecessor: Option<u32>,
-    /// Whether it was never the current one.
+    /// Whether it was never current.
     trial: Option<bool>,
     /// What the host did with it by itself, and why.
     note: Option<String>,
-    /// The number of the run that it belongs to: of revisions that came one after the other without one of them being proven.
+    /// The number of its run: consecutive revisions without a proven one among them.
     unproven_run: u32,
-    /// What the host has yet to send again of what it gave up; absent if nothing.
+    /// What the host still has to redrive of what it gave up; absent if nothing.
     redrive_due: Option<RedriveDueSchema>,
     record: RecordSchema,
 }
 
-/// Dead letters that the host sends again by itself: of these revisions up to the one that it is said of.
+/// A due redrive: of these revisions, up to the one that it is stored with.
 #[derive(ToSchema)]
 #[schema(as = RedriveDue)]
 struct RedriveDueSchema {
     /// The first revision.
     from: u32,
-    /// Of letters that died at this time or later, in milliseconds since the Unix epoch.
+    /// Only dead letters given up at this time or later, in milliseconds since the Unix epoch.
     since: u64,
 }
 
-/// How a revision did.
+/// A revision's record.
 #[derive(ToSchema)]
 #[schema(as = RevisionRecord)]
 struct RecordSchema {
     /// When it processed its first message; absent if it never did.
     worked_at: Option<u64>,
-    /// Whether it has processed enough for its failures to be the messages', now or when it was current before.
+    /// Whether it has processed enough that failures count as the messages' fault, now or when it was current before.
     proven: bool,
-    /// Whether it was proven since it became current last.
+    /// Whether it was proven since it last became current.
     proven_anew: bool,
-    /// How many messages it processed since it became current last, as far as that matters for its proof; absent if none.
+    /// How many messages it has processed since it last became current, as far as that matters for its proof; absent if none.
     processed: Option<u32>,
-    /// When it processed the first of them, or the first after it stood still; absent if it processed none since.
+    /// When it processed the first of them, or the first after a stop; absent if none.
     processed_since: Option<u64>,
-    /// Why it stands still, or stood still when another revision took over; absent if it does not.
+    /// Why it is stopped, or was stopped when another revision replaced it; absent if it is not.
     stopped: Option<StoppedSchema>,
-    /// Its place in the order in which revisions were left, the last time it was; absent if it never was.
+    /// Its position in the order in which revisions were last replaced; absent if it never was.
     left_as: Option<u32>,
-    /// What it rejected as a matter of course; absent if nothing.
+    /// Its usual rejections; absent if there are none.
     rejections: Option<Vec<RejectionsSchema>>,
-    /// Of how many messages those are shares; absent if of none.
+    /// Over how many messages these shares were measured; absent if none.
     measured: Option<u32>,
-    /// Whether its word counts no longer: it was taken back or withdrawn; absent if not.
+    /// Whether its decisions no longer count, because it was rolled back or withdrawn; absent if not.
     voided: Option<bool>,
-    /// Classes that were usual, and of which it rejected so many that they no longer are; absent if there are none.
+    /// Classes that were usual and that it rejected too often; absent if there are none.
     doubted: Option<Vec<String>>,
 }
 
 #[derive(ToSchema)]
 #[schema(as = Stopped)]
 struct StoppedSchema {
-    /// What its failures were like; absent where the component said that something outside is down.
+    /// The kind of its failures; absent if the component reported an outage.
     class: Option<String>,
     text: String,
 }
@@ -76,6 +76,6 @@ struct StoppedSchema {
 #[schema(as = Rejections)]
 struct RejectionsSchema {
     class: String,
-    /// Of a million messages so many.
+    /// Rejections per million messages.
     per_million: u32,
 }

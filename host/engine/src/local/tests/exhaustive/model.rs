@@ -87,7 +87,7 @@ pub(super) struct Dump {
     /// The producers that have names.
     pub(super) named: BTreeMap<&'static str, ProducerId>,
     pub(super) next_producer: i64,
-    /// The latest time that was written down.
+    /// The latest time that was written.
     pub(super) moment: Timestamp,
     /// What time it is; only the model knows.
     pub(super) now: Timestamp,

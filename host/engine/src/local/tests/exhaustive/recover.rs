@@ -25,7 +25,7 @@ const AGAIN_ONE_IN: u64 = 2;
 /// One in so many is opened as a whole and goes on; a multiple of the one before.
 const GO_ON_ONE_IN: u64 = 16;
 
-/// What was done.
+/// The action.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Tally {
     points: u64,
