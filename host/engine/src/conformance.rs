@@ -256,7 +256,8 @@ fn name(name: &str) -> TopicName {
 }
 
 /// The group of a processor of this name.
-pub(crate) fn named(group: &str) -> GroupName {
+#[must_use]
+pub fn named(group: &str) -> GroupName {
     let name = ProcessorName::parse(group);
     name.expect("a valid name").group()
 }

@@ -48,8 +48,9 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
-pub(crate) use self::catalogue::changed;
-pub use self::catalogue::{Entry, EntryKind, EntryWrite, Expectation, TopicChange, Version};
+pub use self::catalogue::{
+    Entry, EntryKind, EntryWrite, Expectation, TopicChange, Version, changed,
+};
 pub use self::errors::{CommitError, ReadError, TopicError, TrimError};
 pub use self::holding::{Hold, HostId, HostInfo};
 use crate::backup::{BackupError, BackupRequest, BackupStream};
@@ -445,7 +446,8 @@ pub trait Engine: Send + Sync + 'static {
 
 impl RequestMark {
     /// A partition that is there if the topic is.
-    pub(crate) fn first_partition(&self) -> TopicPartition {
+    #[must_use]
+    pub fn first_partition(&self) -> TopicPartition {
         TopicPartition {
             topic: self.topic,
             partition: PartitionId(0),

@@ -311,7 +311,10 @@ impl Room {
     }
 
     /// Whether the host may have so many partitions more.
-    pub(crate) fn check_partitions(&self, have: usize, asked: u32) -> Result<(), TopicError> {
+    ///
+    /// # Errors
+    /// [`TopicError::HostPartitions`].
+    pub fn check_partitions(&self, have: usize, asked: u32) -> Result<(), TopicError> {
         let max = self.bounds.partitions;
         if have.saturating_add(asked as usize) > max {
             return Err(TopicError::HostPartitions { have, asked, max });

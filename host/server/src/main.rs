@@ -8,6 +8,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // Before anything is allocated that is worth a page.
-    millrace_engine::local::keep_to_small_pages();
+    millrace_local::keep_to_small_pages();
     millrace::cli::main()
 }

@@ -184,7 +184,7 @@ impl TopicChange {
 
 /// What topics are after changes that happen in one step, in the order given, and how many partitions more there are then; or why
 /// none of it happens.
-pub(crate) fn changed(
+pub fn changed(
     changes: Vec<(TopicName, TopicChange)>,
     find: impl Fn(&TopicName) -> Option<Topic>,
 ) -> Result<(Vec<Topic>, u32), TopicError> {

@@ -19,6 +19,7 @@ use crate::entries::{self, Entries};
 use crate::idempotence::Idempotence;
 use crate::idempotence::requests::Request;
 use crate::room::{Growth, Kept, Room};
+use crate::state::keeper::KeepTable as _;
 use crate::state::{StateTable, StateWrite};
 
 #[derive(Debug, Default)]

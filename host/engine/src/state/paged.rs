@@ -37,13 +37,13 @@ pub(super) struct Paged {
 
 /// What a checkpoint has to write of a paged table.
 #[derive(Clone, Debug)]
-pub(crate) struct LayersStep {
+pub struct LayersStep {
     /// Who is to be told; not held, for what is gone is not to count any more.
-    pub(crate) table: Weak<StateTable>,
+    pub table: Weak<StateTable>,
     /// All that stands in no run yet, the oldest first. If that is whole there is no run below.
-    pub(crate) layers: Vec<Arc<Layer>>,
+    pub layers: Vec<Arc<Layer>>,
     /// How much the table holds then.
-    pub(crate) size: StateSize,
+    pub size: StateSize,
 }
 
 impl Paged {
@@ -68,7 +68,7 @@ impl Paged {
         let next_end = entries.next_end();
         entries.forget_slots();
         Self {
-            aside: vec![Arc::new(Layer::Whole(entries))],
+            aside: vec![Arc::new(Layer::whole(entries))],
             version,
             next_end,
             ..Self::stored(Arc::default(), size)
@@ -159,7 +159,7 @@ impl Paged {
         if self.changes.is_empty() {
             return;
         }
-        let mut layer = Layer::Changes(std::mem::take(&mut self.changes));
+        let mut layer = Layer::changes(std::mem::take(&mut self.changes));
         while self.aside.len() > self.handed
             && let Some(older) = self.aside.last()
             && let Some(joined) = Layer::joined(older, &layer)

@@ -10,6 +10,7 @@ use millrace_model::Timestamp;
 
 use super::ending::vacant_of;
 use super::layer::{Layer, LayersWalk};
+use super::paged::LayersStep;
 use super::resident::weight_of;
 use super::{NEVER, StateError, StateSize};
 
@@ -21,17 +22,20 @@ const END: u8 = 1;
 
 /// Runs, the oldest first. They never change; a table gets another set.
 #[derive(Debug, Default)]
-pub(crate) struct RunSet {
+pub struct RunSet {
     runs: Vec<Arc<Run>>,
 }
 
 impl RunSet {
-    pub(crate) fn of(runs: Vec<Arc<Run>>) -> Arc<Self> {
+    /// In this order, the oldest first.
+    #[must_use]
+    pub fn of(runs: Vec<Arc<Run>>) -> Arc<Self> {
         Arc::new(Self { runs })
     }
 
     /// The oldest first.
-    pub(crate) fn runs(&self) -> &[Arc<Run>] {
+    #[must_use]
+    pub fn runs(&self) -> &[Arc<Run>] {
         &self.runs
     }
 
@@ -90,7 +94,7 @@ impl RunSet {
     ///
     /// # Errors
     /// [`RunError`].
-    pub(crate) fn count(&self) -> Result<StateSize, RunError> {
+    pub fn count(&self) -> Result<StateSize, RunError> {
         let mut size = StateSize::default();
         let mut walk = self.walk(b"")?;
         while let Some(item) = walk.entry()? {
@@ -152,7 +156,8 @@ impl RunsWalk<'_> {
 }
 
 /// The key of the entry that a run's key is about, be it the entry itself or the place of its end.
-pub(crate) fn entry_key(key: &[u8]) -> &[u8] {
+#[must_use]
+pub fn entry_key(key: &[u8]) -> &[u8] {
     let entry = match key.split_first() {
         Some((&END, place)) => place.get(size_of::<u64>()..),
         Some((_, entry)) => Some(entry),
@@ -161,17 +166,30 @@ pub(crate) fn entry_key(key: &[u8]) -> &[u8] {
     entry.unwrap_or_default()
 }
 
-/// How many items [`write_layers`] writes at the most.
-pub(crate) fn items_of(layers: &[Arc<Layer>]) -> u64 {
-    let said: usize = layers.iter().map(|layer| layer.len()).sum();
-    2 * said as u64
+impl LayersStep {
+    /// Whether it says all that there is in the table, whatever stands in runs.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.layers.first().is_some_and(|layer| layer.is_whole())
+    }
+
+    /// How many items [`LayersStep::write`] writes at the most.
+    #[must_use]
+    pub fn items_max(&self) -> u64 {
+        let said: usize = self.layers.iter().map(|layer| layer.len()).sum();
+        2 * said as u64
+    }
+
+    /// Writes what the layers say into a run; `are_oldest` if there is no run below them. Says whether there was anything.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn write(&self, are_oldest: bool, writer: &mut RunWriter) -> std::io::Result<bool> {
+        write_layers(&self.layers, are_oldest, writer)
+    }
 }
 
-/// Writes what layers say, the oldest first, into a run; `are_oldest` if there is no run below them. Says whether there was anything.
-///
-/// # Errors
-/// The disk's.
-pub(crate) fn write_layers(
+fn write_layers(
     layers: &[Arc<Layer>],
     are_oldest: bool,
     writer: &mut RunWriter,

@@ -9,6 +9,7 @@ use millrace_model::Timestamp;
 use millrace_model::bounds::{STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_KEY_BYTES_MAX};
 use millrace_model::columns::NONE;
 
+use super::keeper::KeepTable as _;
 use super::{
     Adds, KeyColumns, NEVER, StateAttempt, StateChange, StateError, StateSize, StateTable,
     StateValue, StateWrites, ValueColumns, WriteColumns,

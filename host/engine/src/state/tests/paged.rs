@@ -6,7 +6,8 @@ use millrace_log::Disk as _;
 use millrace_log::run::{Run, RunWriter, merge};
 use millrace_log::sim::SimDisk;
 
-use super::super::{Picture, RunSet, StatePage, StateQuery, TableStep, items_of, write_layers};
+use super::super::keeper::{KeepTable as _, RunSet, TableStep};
+use super::super::{Picture, StatePage, StateQuery};
 use super::*;
 
 /// A table that is paged, and what a checkpoint does with it.
@@ -54,10 +55,10 @@ impl Paging {
                     .as_ref()
                     .map_or(Vec::new(), |set| set.runs().to_vec());
                 self.numbers += 1;
-                let (path, items) = (path(self.numbers), items_of(&step.layers));
+                let (path, items) = (path(self.numbers), step.items_max());
                 let writer = RunWriter::create(&self.disk, &path, self.numbers, items, None);
                 let mut writer = writer.unwrap();
-                if write_layers(&step.layers, runs.is_empty(), &mut writer).unwrap() {
+                if step.write(runs.is_empty(), &mut writer).unwrap() {
                     writer.finish().unwrap();
                     runs.push(self.open(self.numbers));
                 }

@@ -1,0 +1,280 @@
+//! What an engine does with the tables of state that it keeps. The verbs are in a trait of their own, so that nobody comes across them who
+//! reads state, or writes it by transactions, as everybody else does.
+//!
+//! 1. **Made** empty in the host's room ([`KeepTable::in_room`]), or from what was stored ([`KeepTable::insert_stored`],
+//!    [`KeepTable::paged`]) and then moved into that room ([`KeepTable::into_room`]).
+//! 2. **Judged** before anything is written: whether a table can take writes over ([`KeepTable::can_apply`]), and what it costs and
+//!    stores more then ([`KeepTable::growth`], [`KeepTable::stores`]).
+//! 3. **Changed** with each commit, in the order of commits ([`KeepTable::apply`]). What is read shows it from then on.
+//! 4. **Written down** whenever the engine sees fit: [`KeepTable::take_step`] says what changed since the last time. A paged table reads
+//!    from runs as soon as those are durable and it is told ([`KeepTable::install`]).
+//!
+//! An engine that keeps tables in memory and nowhere else stops after the third, and drops what [`KeepTable::take_changes`] hands out.
+
+use std::sync::Arc;
+
+use millrace_model::GroupName;
+
+pub use super::super::layer::Layer;
+pub use super::super::paged::LayersStep;
+use super::super::paged::Paged;
+use super::super::picture::Picture;
+use super::super::resident::Entries;
+pub use super::super::resident::TableChanges;
+pub use super::super::runs::{RunSet, entry_key};
+use super::super::{StateEntry, StatePage, StateQuery, StateWrites};
+use super::{Form, StateSize, StateTable, foretold};
+use crate::room::{Counted, Room, Share};
+
+/// What of a table memory has for longer than until the next checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Footing {
+    /// All of it, which costs so many bytes.
+    Resident(usize),
+    /// What leads to its entries in files, so many bytes; it can be read again.
+    Paged(usize),
+}
+
+/// Entries of a table, or where they are to be read.
+#[derive(Debug)]
+pub enum Reading {
+    /// They were in memory.
+    Page(StatePage),
+    /// They are read from there; it may take the disk.
+    Picture(Picture),
+}
+
+/// What a checkpoint has to write of a table.
+#[derive(Clone, Debug)]
+pub enum TableStep {
+    /// Rows, of one that is in memory.
+    Rows(TableChanges),
+    /// A run, of one that is paged.
+    Layers(LayersStep),
+}
+
+impl TableStep {
+    /// Whether nothing counts that earlier steps say of the table.
+    pub fn says_all(&self) -> bool {
+        match self {
+            Self::Rows(changes) => changes.empties,
+            // Each has all that stands in no run yet.
+            Self::Layers(_) => true,
+        }
+    }
+}
+
+/// The verbs of whoever keeps tables.
+pub trait KeepTable: Sized {
+    /// An empty one, which counts for the host's room.
+    fn in_room(room: &Arc<Room>, group: &GroupName) -> Self;
+
+    /// The same table, which counts for the host's room from now on.
+    fn into_room(self, room: &Arc<Room>, group: &GroupName) -> Self;
+
+    /// A paged one, as a checkpoint has it.
+    fn paged(runs: Arc<RunSet>, size: StateSize) -> Self;
+
+    /// Whether it can take over these writes: to a paged table they say what they add, and take away no more than there is.
+    fn can_apply(&self, writes: &StateWrites) -> bool;
+
+    /// Bytes that these writes add to what the table costs in memory, at the most; none if it costs less afterwards.
+    fn growth(&self, writes: &StateWrites) -> usize;
+
+    /// Bytes that the table holds more with these writes, or less. Nothing is read for it: where they do not say it a table that is in
+    /// memory knows it.
+    fn stores(&self, writes: &StateWrites) -> i64;
+
+    /// Takes over what is committed. A table that is emptied is in memory from then on.
+    ///
+    /// # Errors
+    /// If it cannot ([`KeepTable::can_apply`]); nothing was done.
+    fn apply(&self, writes: &StateWrites) -> Result<(), &'static str>;
+
+    /// As [`StateTable::page`], and what may take the disk is left to the caller: it is of this moment, whenever it is read.
+    fn reading(&self, query: &StateQuery) -> Reading;
+
+    /// An entry of the checkpoint.
+    fn insert_stored(&self, slot: u64, entry: &StateEntry);
+
+    /// What changed since the last call, as rows; of a paged table nothing.
+    fn take_changes(&self) -> TableChanges;
+
+    /// What a checkpoint has to write; `None` if nothing. A table that is to be paged, and holds anything, is from now on.
+    fn take_step(self: &Arc<Self>, is_to_be_paged: bool) -> Option<TableStep>;
+
+    /// A durable checkpoint names these runs for what was `before` and the layers.
+    fn install(&self, layers: &[Arc<Layer>], before: Option<&Arc<RunSet>>, runs: Arc<RunSet>);
+
+    /// The files of a paged table; `None` of one that is in memory.
+    fn runs(&self) -> Option<Arc<RunSet>>;
+
+    /// How many files it stands in.
+    fn run_count(&self) -> usize;
+
+    /// Whether memory has something of it that is to stand in a file, and does not yet.
+    fn has_unwritten(&self) -> bool;
+
+    /// What memory has of it in the long run.
+    fn footing(&self) -> Footing;
+
+    /// Gives back what leads to its entries in files; it is read again when somebody asks for one.
+    fn forget_maps(&self);
+}
+
+impl KeepTable for StateTable {
+    fn in_room(room: &Arc<Room>, group: &GroupName) -> Self {
+        Self::default().into_room(room, group)
+    }
+
+    fn into_room(mut self, room: &Arc<Room>, group: &GroupName) -> Self {
+        self.share = Share::of(room, group);
+        let held = self.held.get_mut();
+        held.counted = held.form.counted();
+        self.share.moved(Counted::default(), held.counted);
+        self
+    }
+
+    fn paged(runs: Arc<RunSet>, size: StateSize) -> Self {
+        let mut table = Self::default();
+        table.held.get_mut().form = Form::Paged(Paged::stored(runs, size));
+        table
+    }
+
+    fn can_apply(&self, writes: &StateWrites) -> bool {
+        match &self.held.read().form {
+            Form::Paged(paged) if !writes.resets => {
+                let adds = writes.adds;
+                adds.is_some_and(|adds| adds.after(paged.size()).is_some())
+            }
+            _ => true,
+        }
+    }
+
+    fn growth(&self, writes: &StateWrites) -> usize {
+        let Some(entries) = self.resident() else {
+            return writes.cost();
+        };
+        let (before, weight) = match writes.resets {
+            true => (StateSize::default(), None),
+            false => (entries.size(), Some(|key: &[u8]| entries.weight(key))),
+        };
+        let after = foretold(before, writes, |key| weight.as_ref().and_then(|w| w(key)));
+        after.cost().saturating_sub(entries.size().cost())
+    }
+
+    fn stores(&self, writes: &StateWrites) -> i64 {
+        let before = self.size().bytes as i64;
+        let begin = match writes.resets {
+            true => 0,
+            false => before,
+        };
+        let after = match writes.adds {
+            Some(adds) => begin.saturating_add(adds.bytes),
+            None if writes.resets || !self.is_paged() => {
+                let after = self.size_after(writes);
+                after.map_or(before, |after| after.bytes as i64)
+            }
+            // It is refused.
+            None => before,
+        };
+        after.saturating_sub(before)
+    }
+
+    fn apply(&self, writes: &StateWrites) -> Result<(), &'static str> {
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                if !writes.resets {
+                    let applied = paged.apply(writes);
+                    return applied.ok_or("it does not go with what the state holds");
+                }
+                *form = Form::Resident(Entries::after(paged.version()));
+            }
+            if let Form::Resident(entries) = form {
+                entries.apply(writes);
+            }
+            Ok(())
+        })
+    }
+
+    fn reading(&self, query: &StateQuery) -> Reading {
+        if let Some(picture) = self.picture() {
+            return Reading::Picture(picture);
+        }
+        Reading::Page(self.resident_page(query))
+    }
+
+    fn insert_stored(&self, slot: u64, entry: &StateEntry) {
+        self.change(|form| {
+            if let Form::Resident(entries) = form {
+                entries.insert_stored(slot, entry);
+            }
+        });
+    }
+
+    fn take_changes(&self) -> TableChanges {
+        match &mut self.held.write().form {
+            Form::Resident(entries) => entries.take_changes(),
+            Form::Paged(_) => TableChanges::default(),
+        }
+    }
+
+    fn take_step(self: &Arc<Self>, is_to_be_paged: bool) -> Option<TableStep> {
+        self.change(|form| {
+            if let Form::Resident(entries) = form
+                && is_to_be_paged
+                && entries.size().entries > 0
+            {
+                *form = Form::Paged(Paged::of(std::mem::take(entries)));
+            }
+            match form {
+                Form::Resident(entries) => Some(TableStep::Rows(entries.take_changes())),
+                Form::Paged(paged) => {
+                    let step = paged.hand_over(Arc::downgrade(self));
+                    step.map(TableStep::Layers)
+                }
+            }
+        })
+    }
+
+    fn install(&self, layers: &[Arc<Layer>], before: Option<&Arc<RunSet>>, runs: Arc<RunSet>) {
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                paged.install(layers, before, runs);
+            }
+        });
+    }
+
+    fn runs(&self) -> Option<Arc<RunSet>> {
+        match &self.held.read().form {
+            Form::Paged(paged) => Some(Arc::clone(paged.runs())),
+            Form::Resident(_) => None,
+        }
+    }
+
+    fn run_count(&self) -> usize {
+        match &self.held.read().form {
+            Form::Paged(paged) => paged.runs().runs().len(),
+            Form::Resident(_) => 0,
+        }
+    }
+
+    fn has_unwritten(&self) -> bool {
+        self.held.read().counted.unwritten > 0
+    }
+
+    fn footing(&self) -> Footing {
+        match &self.held.read().form {
+            Form::Resident(entries) => Footing::Resident(entries.size().cost()),
+            Form::Paged(paged) => Footing::Paged(paged.runs().cost()),
+        }
+    }
+
+    fn forget_maps(&self) {
+        self.change(|form| {
+            if let Form::Paged(paged) = form {
+                paged.runs().runs().iter().for_each(|run| run.forget_map());
+            }
+        });
+    }
+}
