@@ -95,7 +95,7 @@ const ARROWS: [Arrows; 9] = [
     },
     Arrows {
         directory: "host/engine",
-        stands_on: &["millrace-model", "millrace-log"],
+        stands_on: &["millrace-model"],
         knows_no: &[NETWORK, STORAGE, WASM, ANYHOW],
     },
     Arrows {
@@ -431,6 +431,7 @@ mod each_rule_can_fail {
             ),
             ("host/broker", "anyhow.workspace = true"),
             ("host/broker", "millrace-local.workspace = true"),
+            ("host/engine", "millrace-log.workspace = true"),
             ("host/engine", "sqlx.workspace = true"),
             (
                 "host/engine",
@@ -454,7 +455,7 @@ mod each_rule_can_fail {
             ),
             (
                 "host/engine",
-                "millrace-log.workspace = true # below\ntokio.workspace = true",
+                "millrace-model.workspace = true # below\ntokio.workspace = true",
             ),
             (
                 "host/wasm",

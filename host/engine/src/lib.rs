@@ -6,8 +6,6 @@
 //! Whoever writes another engine finds here the rules that are the same for all: [`idempotence`] (what is a repeat), [`entries`] (the
 //! catalogue, its versions and what is expected of them), [`room`] (what a host may keep in memory), [`state`] (tables; an engine's own
 //! verbs for them are in [`state::keeper`]), [`backup`] and [`damage`] (the nouns of both).
-//!
-//! Of the files below this crate knows one thing, `millrace_log::run`: a paged table reads runs itself, between what memory says of it.
 
 #![forbid(unsafe_code)]
 

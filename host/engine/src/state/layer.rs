@@ -1,4 +1,4 @@
-//! What changed in a paged table and stands in no run yet, by key. One layer grows with each commit; all others stay as they are, so
+//! What changed in a paged table and is stored nowhere yet, by key. One layer grows with each commit; all others stay as they are, so
 //! that pictures and checkpoints read them without a lock.
 
 use std::collections::{HashMap, HashSet, hash_map};
@@ -6,8 +6,8 @@ use std::iter::Peekable;
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
-use millrace_log::run::head;
 use millrace_model::Timestamp;
+use millrace_model::order::head;
 
 use super::resident::Entries;
 use super::{NEVER, StateChange, StateValue};

@@ -11,7 +11,7 @@ mod lookup;
 mod paged;
 mod picture;
 mod resident;
-mod runs;
+mod stored;
 mod table;
 #[cfg(test)]
 mod tests;

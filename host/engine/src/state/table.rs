@@ -18,6 +18,7 @@ use super::lookup::{Seen, StateFetch, View, Wanted};
 use super::paged::Paged;
 use super::picture::Picture;
 use super::resident::Entries;
+use super::stored::{Nothing, Stored};
 use super::turn::{HeldTurn, Turn};
 use super::{
     Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, StateChange, StateError, StatePage, StateQuery,
@@ -45,7 +46,7 @@ struct Held {
 enum Form {
     /// All of it is in memory.
     Resident(Entries),
-    /// Memory has what changed; the rest stands in runs.
+    /// Memory has what changed; the rest is stored elsewhere.
     Paged(Paged),
 }
 
@@ -281,7 +282,7 @@ impl StateTable {
         .ok()
     }
 
-    /// Notes what memory says of keys, which ascend: as they were in the picture, or as they are. What is left is to be read from runs.
+    /// Notes what memory says of keys, which ascend: as they were in the picture, or as they are. What is left is to be read from what is stored.
     pub(super) fn ask(
         &self,
         picture: Option<&Picture>,
@@ -295,17 +296,17 @@ impl StateTable {
             None => left.push(Arc::from(key)),
         };
         let held;
-        let (runs, size) = match picture {
+        let (stored, size) = match picture {
             Some(picture) => {
                 keys.iter().for_each(|key| note(key, picture.said(key)));
-                (Arc::clone(&picture.runs), picture.size)
+                (Arc::clone(&picture.stored), picture.size)
             }
             None => {
                 held = self.held.read();
                 match &held.form {
                     Form::Paged(paged) => {
                         keys.iter().for_each(|key| note(key, paged.said(key)));
-                        (Arc::clone(paged.runs()), paged.size())
+                        (Arc::clone(paged.below()), paged.size())
                     }
                     Form::Resident(entries) => {
                         let said = |key: &[u8]| {
@@ -313,13 +314,13 @@ impl StateTable {
                             Some((key, Some(&entry.value), entry.ends_at))
                         };
                         keys.iter().for_each(|key| note(key, said(key)));
-                        (Arc::default(), entries.size())
+                        (Arc::new(Nothing) as Arc<dyn Stored>, entries.size())
                     }
                 }
             }
         };
         seen.size = size;
-        (!left.is_empty()).then(|| StateFetch::new(runs, wanted, left))
+        (!left.is_empty()).then(|| StateFetch::new(stored, wanted, left))
     }
 
     /// Removes entries that have ended, at most so many; they count as absent in any case. How many it were; none of a paged table,

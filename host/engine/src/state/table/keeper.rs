@@ -7,7 +7,7 @@
 //!    stores more then ([`KeepTable::growth`], [`KeepTable::stores`]).
 //! 3. **Changed** with each commit, in the order of commits ([`KeepTable::apply`]). What is read shows it from then on.
 //! 4. **Written down** whenever the engine sees fit: [`KeepTable::take_step`] says what changed since the last time. A paged table reads
-//!    from runs as soon as those are durable and it is told ([`KeepTable::install`]).
+//!    from what is stored ([`Stored`]) as soon as that is durable and it is told ([`KeepTable::install`]).
 //!
 //! An engine that keeps tables in memory and nowhere else stops after the third, and drops what [`KeepTable::take_changes`] hands out.
 
@@ -21,7 +21,9 @@ use super::super::paged::Paged;
 use super::super::picture::Picture;
 use super::super::resident::Entries;
 pub use super::super::resident::TableChanges;
-pub use super::super::runs::{RunSet, entry_key};
+pub use super::super::stored::{
+    Reach, Stored, StoredEntries, StoredEntry, StoredPlace, StoredPlaces, StoredValue,
+};
 use super::super::{StateEntry, StatePage, StateQuery, StateWrites};
 use super::{Form, StateSize, StateTable, foretold};
 use crate::room::{Counted, Room, Share};
@@ -31,7 +33,7 @@ use crate::room::{Counted, Room, Share};
 pub enum Footing {
     /// All of it, which costs so many bytes.
     Resident(usize),
-    /// What leads to its entries in files, so many bytes; it can be read again.
+    /// What leads to its stored entries, so many bytes; it can be made again.
     Paged(usize),
 }
 
@@ -49,7 +51,7 @@ pub enum Reading {
 pub enum TableStep {
     /// Rows, of one that is in memory.
     Rows(TableChanges),
-    /// A run, of one that is paged.
+    /// What is stored nowhere yet, of one that is paged.
     Layers(LayersStep),
 }
 
@@ -72,8 +74,8 @@ pub trait KeepTable: Sized {
     /// The same table, which counts for the host's room from now on.
     fn into_room(self, room: &Arc<Room>, group: &GroupName) -> Self;
 
-    /// A paged one, as a checkpoint has it.
-    fn paged(runs: Arc<RunSet>, size: StateSize) -> Self;
+    /// A paged one, of which all is stored.
+    fn paged(stored: Arc<dyn Stored>, size: StateSize) -> Self;
 
     /// Whether it can take over these writes: to a paged table they say what they add, and take away no more than there is.
     fn can_apply(&self, writes: &StateWrites) -> bool;
@@ -103,14 +105,19 @@ pub trait KeepTable: Sized {
     /// What a checkpoint has to write; `None` if nothing. A table that is to be paged, and holds anything, is from now on.
     fn take_step(self: &Arc<Self>, is_to_be_paged: bool) -> Option<TableStep>;
 
-    /// A durable checkpoint names these runs for what was `before` and the layers.
-    fn install(&self, layers: &[Arc<Layer>], before: Option<&Arc<RunSet>>, runs: Arc<RunSet>);
+    /// From now on this is stored, durably, for what was `before` and the layers. Nothing is done if the table has other ones by now.
+    fn install(
+        &self,
+        layers: &[Arc<Layer>],
+        before: Option<&Arc<dyn Stored>>,
+        stored: Arc<dyn Stored>,
+    );
 
-    /// The files of a paged table; `None` of one that is in memory.
-    fn runs(&self) -> Option<Arc<RunSet>>;
+    /// What is stored of a paged table; `None` of one that is in memory.
+    fn stored(&self) -> Option<Arc<dyn Stored>>;
 
-    /// How many files it stands in.
-    fn run_count(&self) -> usize;
+    /// In how many parts it is stored.
+    fn part_count(&self) -> usize;
 
     /// Whether memory has something of it that is to stand in a file, and does not yet.
     fn has_unwritten(&self) -> bool;
@@ -118,8 +125,8 @@ pub trait KeepTable: Sized {
     /// What memory has of it in the long run.
     fn footing(&self) -> Footing;
 
-    /// Gives back what leads to its entries in files; it is read again when somebody asks for one.
-    fn forget_maps(&self);
+    /// Gives back what memory has to find its stored entries; it is made again when somebody asks for one.
+    fn forget_cost(&self);
 }
 
 impl KeepTable for StateTable {
@@ -135,9 +142,9 @@ impl KeepTable for StateTable {
         self
     }
 
-    fn paged(runs: Arc<RunSet>, size: StateSize) -> Self {
+    fn paged(stored: Arc<dyn Stored>, size: StateSize) -> Self {
         let mut table = Self::default();
-        table.held.get_mut().form = Form::Paged(Paged::stored(runs, size));
+        table.held.get_mut().form = Form::Paged(Paged::stored(stored, size));
         table
     }
 
@@ -237,24 +244,29 @@ impl KeepTable for StateTable {
         })
     }
 
-    fn install(&self, layers: &[Arc<Layer>], before: Option<&Arc<RunSet>>, runs: Arc<RunSet>) {
+    fn install(
+        &self,
+        layers: &[Arc<Layer>],
+        before: Option<&Arc<dyn Stored>>,
+        stored: Arc<dyn Stored>,
+    ) {
         self.change(|form| {
             if let Form::Paged(paged) = form {
-                paged.install(layers, before, runs);
+                paged.install(layers, before, stored);
             }
         });
     }
 
-    fn runs(&self) -> Option<Arc<RunSet>> {
+    fn stored(&self) -> Option<Arc<dyn Stored>> {
         match &self.held.read().form {
-            Form::Paged(paged) => Some(Arc::clone(paged.runs())),
+            Form::Paged(paged) => Some(Arc::clone(paged.below())),
             Form::Resident(_) => None,
         }
     }
 
-    fn run_count(&self) -> usize {
+    fn part_count(&self) -> usize {
         match &self.held.read().form {
-            Form::Paged(paged) => paged.runs().runs().len(),
+            Form::Paged(paged) => paged.below().part_count(),
             Form::Resident(_) => 0,
         }
     }
@@ -266,14 +278,14 @@ impl KeepTable for StateTable {
     fn footing(&self) -> Footing {
         match &self.held.read().form {
             Form::Resident(entries) => Footing::Resident(entries.size().cost()),
-            Form::Paged(paged) => Footing::Paged(paged.runs().cost()),
+            Form::Paged(paged) => Footing::Paged(paged.below().cost()),
         }
     }
 
-    fn forget_maps(&self) {
+    fn forget_cost(&self) {
         self.change(|form| {
             if let Form::Paged(paged) = form {
-                paged.runs().runs().iter().for_each(|run| run.forget_map());
+                paged.below().forget_cost();
             }
         });
     }

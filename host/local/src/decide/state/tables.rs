@@ -57,7 +57,7 @@ impl State {
             }
             // Each file is one more to look into. A table that is emptied gets rid of all.
             let grows = write.writes.keep_values() && !write.writes.resets;
-            if grows && table.run_count() >= STATE_FILES_MAX {
+            if grows && table.part_count() >= STATE_FILES_MAX {
                 let what = "it stands in too many files; merging them does not keep up, or the disk has no room for it";
                 return Err(CommitError::State(what.into()));
             }
@@ -294,7 +294,7 @@ impl State {
         for (cost, table) in paged {
             if stays > of_all {
                 stays -= cost;
-                table.forget_maps();
+                table.forget_cost();
             }
         }
         large

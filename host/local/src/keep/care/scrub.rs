@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use millrace_engine::damage::{DamagedState, FoundBy};
-use millrace_engine::state::keeper::KeepTable as _;
 use millrace_log::pace::Pace;
 use millrace_log::partition::verify::{Damage, KeptSegment, verify};
 use millrace_log::run::{Met as MetInRun, Run};
@@ -14,6 +13,7 @@ use millrace_model::{GroupName, Offset, Timestamp, TopicPartition};
 use super::Care;
 use super::register::Met;
 use crate::ground::tail::kind_of;
+use crate::keep::runs::set::runs_of;
 
 /// What opening a file is counted as: a thousand small segments are work, too.
 const OPEN_BYTES: u64 = 64 << 10;
@@ -115,9 +115,9 @@ impl Care {
         let tables = self.commits.state.read().paged_tables();
         round.run_files.clear();
         for (partition, group, table) in tables {
-            for run in table.runs().iter().flat_map(|set| set.runs()) {
+            for run in runs_of(&table) {
                 round.run_files.insert(self.name(run.path()));
-                let run = (partition, group.clone(), Arc::downgrade(run));
+                let run = (partition, group.clone(), Arc::downgrade(&run));
                 round.runs.push_back(run);
             }
         }

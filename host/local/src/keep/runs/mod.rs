@@ -6,13 +6,15 @@
 
 mod merging;
 mod saving;
+pub(crate) mod set;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use millrace_engine::state::keeper::RunSet;
 use millrace_engine::state::{StateSize, StateTable};
 use millrace_log::disk::is_full;
 use millrace_log::run::{Run, RunError};
@@ -22,6 +24,7 @@ use millrace_model::GroupName;
 pub(crate) use self::merging::{Merger, Merges};
 
 use self::merging::Merged;
+use self::set::RunSet;
 use crate::decide::state::TableKey;
 use crate::ground::open_error::OpenError;
 use crate::keep::checkpoint::{Checkpoint, StoredRun};

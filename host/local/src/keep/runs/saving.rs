@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Weak};
 
-use millrace_engine::state::keeper::{KeepTable as _, Layer, LayersStep, RunSet, TableStep};
+use millrace_engine::state::keeper::{KeepTable as _, Layer, LayersStep, Stored, TableStep};
 use millrace_engine::state::{StateSize, StateTable};
 use millrace_log::run::{Run, RunFacts, RunWriter};
 use millrace_model::TopicId;
 
+use super::set::{RunSet, items_max, write};
 use super::{Known, RunFiles};
 use crate::decide::state::{Changes, TableKey};
 use crate::ground::keep_error::KeepError;
@@ -159,9 +160,9 @@ impl RunFiles {
         are_oldest: bool,
     ) -> io::Result<Option<RunFacts>> {
         let path = self.path(number);
-        let items = from.items_max();
+        let items = items_max(from);
         let mut writer = RunWriter::create(&*self.disk, &path, number, items, self.cipher.clone())?;
-        match from.write(are_oldest, &mut writer)? {
+        match write(from, are_oldest, &mut writer)? {
             true => writer.finish().map(Some),
             false => Ok(None),
         }
@@ -191,7 +192,9 @@ impl RunFiles {
                 size,
             } = install;
             if let Some(table) = table.upgrade() {
-                table.install(&layers, before.as_ref(), Arc::clone(&set));
+                let before = before.map(|before| before as Arc<dyn Stored>);
+                let set = Arc::clone(&set);
+                table.install(&layers, before.as_ref(), set);
             }
             let known = Known {
                 set,

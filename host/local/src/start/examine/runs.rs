@@ -6,7 +6,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use millrace_engine::state::keeper::{RunSet, entry_key};
 use millrace_log::Cipher;
 use millrace_log::inspect::ReadOnlyDisk;
 use millrace_log::pace::Pace;
@@ -17,6 +16,7 @@ use super::catalogue::{Catalogue, Table};
 use super::partitions::names;
 use super::report::{Finding, Report, Severity};
 use crate::keep::checkpoint::StoredRun;
+use crate::keep::runs::set::{RunSet, entry_key};
 use crate::keep::runs::{DIRECTORY, file_name, number_of};
 
 /// Bytes of a key that are shown.

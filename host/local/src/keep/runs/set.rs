@@ -1,55 +1,45 @@
-//! The runs of one paged table, as one: what was changed before the layers in memory (docs/adr/0020).
+//! The runs of one paged table, as one: what is stored of it below the layers in memory (docs/adr/0020), and how layers become a run.
 //!
 //! A key of a run begins with a byte that says what it is: of an entry 0, then the entry's key; of the place of an end 1, then the end
 //! as a big-endian number, then the entry's key. A place has an empty value, or none if it is vacant, for a merge drops what has none.
 
+use std::any::Any;
 use std::sync::Arc;
 
-use millrace_log::run::{Item, Merged, Reach, Run, RunError, RunWriter, Sought};
+use millrace_engine::state::keeper::{
+    KeepTable as _, LayersStep, Reach, Stored, StoredEntries, StoredEntry, StoredPlace,
+    StoredPlaces, StoredValue,
+};
+use millrace_engine::state::{ENTRY_OVERHEAD_BYTES, NEVER, StateError, StateSize, StateTable};
+use millrace_log::run::{self, Item, Merged, Run, RunError, RunWriter, Sought};
 use millrace_model::Timestamp;
-
-use super::ending::vacant_of;
-use super::layer::{Layer, LayersWalk};
-use super::paged::LayersStep;
-use super::resident::weight_of;
-use super::{NEVER, StateError, StateSize};
-
-/// The place of an end: the end, the key, and whether it is vacant.
-type StoredPlace<'a> = (Timestamp, &'a [u8], bool);
 
 const ENTRY: u8 = 0;
 const END: u8 = 1;
 
 /// Runs, the oldest first. They never change; a table gets another set.
 #[derive(Debug, Default)]
-pub struct RunSet {
+pub(crate) struct RunSet {
     runs: Vec<Arc<Run>>,
 }
 
 impl RunSet {
     /// In this order, the oldest first.
-    #[must_use]
-    pub fn of(runs: Vec<Arc<Run>>) -> Arc<Self> {
+    pub(crate) fn of(runs: Vec<Arc<Run>>) -> Arc<Self> {
         Arc::new(Self { runs })
     }
 
     /// The oldest first.
-    #[must_use]
-    pub fn runs(&self) -> &[Arc<Run>] {
+    pub(crate) fn runs(&self) -> &[Arc<Run>] {
         &self.runs
-    }
-
-    /// Bytes in memory.
-    pub(super) fn cost(&self) -> usize {
-        self.runs.iter().map(|run| run.cost()).sum()
     }
 
     /// Looks for keys, which ascend, and hands over what is there of each, `None` if nothing. Answers with the places of those for
     /// which the disk would have to be read.
-    pub(super) fn find(
+    fn look(
         &self,
         keys: &[&[u8]],
-        reach: Reach,
+        reach: run::Reach,
         mut found: impl FnMut(usize, Option<(&[u8], Timestamp)>),
     ) -> Result<Vec<usize>, RunError> {
         let mut bytes = Vec::with_capacity(keys.iter().map(|key| key.len() + 1).sum());
@@ -94,26 +84,26 @@ impl RunSet {
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn count(&self) -> Result<StateSize, RunError> {
+    pub(crate) fn count(&self) -> Result<StateSize, RunError> {
         let mut size = StateSize::default();
         let mut walk = self.walk(b"")?;
-        while let Some(item) = walk.entry()? {
+        while let Some(item) = walk.item()? {
             if let Some(value) = item.value {
                 size.entries += 1;
-                size.bytes += weight_of(item.key.len(), value.len());
+                size.bytes += item.key.len() + value.len() + ENTRY_OVERHEAD_BYTES;
             }
-            walk.advance()?;
+            walk.merged.advance()?;
         }
         Ok(size)
     }
 
     /// All entries from a key on, in order.
-    pub(super) fn walk(&self, from: &[u8]) -> Result<RunsWalk<'_>, RunError> {
+    fn walk(&self, from: &[u8]) -> Result<RunsWalk<'_>, RunError> {
         self.walk_from(&[&[ENTRY][..], from].concat())
     }
 
     /// All places of ends from this one on, in order.
-    pub(super) fn walk_places(&self, from: Timestamp) -> Result<RunsWalk<'_>, RunError> {
+    fn walk_places(&self, from: Timestamp) -> Result<RunsWalk<'_>, RunError> {
         self.walk_from(&[&[END][..], &from.0.to_be_bytes()].concat())
     }
 
@@ -125,23 +115,38 @@ impl RunSet {
 }
 
 /// Somewhere among the entries of all runs, or among their places of ends.
-pub(super) struct RunsWalk<'a> {
+struct RunsWalk<'a> {
     merged: Merged<'a>,
 }
 
 impl RunsWalk<'_> {
-    /// The entry that it is at, which may be removed; `None` at the end.
-    pub(super) fn entry(&self) -> Result<Option<Item<'_>>, RunError> {
+    fn item(&self) -> Result<Option<Item<'_>>, RunError> {
         let item = self.merged.item()?;
         Ok(item.and_then(|item| match item.key.split_first() {
             Some((&ENTRY, key)) => Some(Item { key, ..item }),
             _ => None,
         }))
     }
+}
 
-    /// The place of an end that it is at, and whether that is vacant; `None` past the last one.
-    pub(super) fn place(&self) -> Result<Option<StoredPlace<'_>>, RunError> {
-        let item = self.merged.item()?;
+impl StoredEntries for RunsWalk<'_> {
+    fn entry(&self) -> Result<Option<StoredEntry<'_>>, StateError> {
+        let item = self.item().map_err(unreadable)?;
+        Ok(item.map(|item| StoredEntry {
+            key: item.key,
+            value: item.value,
+            ends_at: Timestamp(item.ends_at),
+        }))
+    }
+
+    fn advance(&mut self) -> Result<(), StateError> {
+        self.merged.advance().map_err(unreadable)
+    }
+}
+
+impl StoredPlaces for RunsWalk<'_> {
+    fn place(&self) -> Result<Option<StoredPlace<'_>>, StateError> {
+        let item = self.merged.item().map_err(unreadable)?;
         Ok(item.and_then(|item| {
             let place = item.key.strip_prefix(&[END])?;
             let (end, key) = place.split_first_chunk()?;
@@ -150,14 +155,60 @@ impl RunsWalk<'_> {
         }))
     }
 
-    pub(super) fn advance(&mut self) -> Result<(), RunError> {
-        self.merged.advance()
+    fn advance(&mut self) -> Result<(), StateError> {
+        self.merged.advance().map_err(unreadable)
     }
 }
 
+impl Stored for RunSet {
+    fn cost(&self) -> usize {
+        self.runs.iter().map(|run| run.cost()).sum()
+    }
+
+    fn forget_cost(&self) {
+        self.runs.iter().for_each(|run| run.forget_map());
+    }
+
+    fn part_count(&self) -> usize {
+        self.runs.len()
+    }
+
+    fn find(
+        &self,
+        keys: &[&[u8]],
+        reach: Reach,
+        found: &mut dyn FnMut(usize, Option<StoredValue<'_>>),
+    ) -> Result<Vec<usize>, StateError> {
+        let reach = match reach {
+            Reach::Memory => run::Reach::Memory,
+            Reach::Disk => run::Reach::Disk,
+        };
+        self.look(keys, reach, found).map_err(unreadable)
+    }
+
+    fn entries(&self, from: &[u8]) -> Result<Box<dyn StoredEntries + '_>, StateError> {
+        Ok(Box::new(self.walk(from).map_err(unreadable)?))
+    }
+
+    fn places(&self, from: Timestamp) -> Result<Box<dyn StoredPlaces + '_>, StateError> {
+        Ok(Box::new(self.walk_places(from).map_err(unreadable)?))
+    }
+}
+
+fn unreadable(error: RunError) -> StateError {
+    StateError::Unreadable(error.to_string().into())
+}
+
+/// The runs that a table reads from; none of one that is in memory.
+pub(crate) fn runs_of(table: &StateTable) -> Vec<Arc<Run>> {
+    let stored = table.stored();
+    let set = stored.as_deref().map(|stored| stored as &dyn Any);
+    let set = set.and_then(|set| set.downcast_ref::<RunSet>());
+    set.map_or_else(Vec::new, |set| set.runs.clone())
+}
+
 /// The key of the entry that a run's key is about, be it the entry itself or the place of its end.
-#[must_use]
-pub fn entry_key(key: &[u8]) -> &[u8] {
+pub(crate) fn entry_key(key: &[u8]) -> &[u8] {
     let entry = match key.split_first() {
         Some((&END, place)) => place.get(size_of::<u64>()..),
         Some((_, entry)) => Some(entry),
@@ -166,38 +217,24 @@ pub fn entry_key(key: &[u8]) -> &[u8] {
     entry.unwrap_or_default()
 }
 
-impl LayersStep {
-    /// Whether it says all that there is in the table, whatever stands in runs.
-    #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.layers.first().is_some_and(|layer| layer.is_whole())
-    }
-
-    /// How many items [`LayersStep::write`] writes at the most.
-    #[must_use]
-    pub fn items_max(&self) -> u64 {
-        let said: usize = self.layers.iter().map(|layer| layer.len()).sum();
-        2 * said as u64
-    }
-
-    /// Writes what the layers say into a run; `are_oldest` if there is no run below them. Says whether there was anything.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn write(&self, are_oldest: bool, writer: &mut RunWriter) -> std::io::Result<bool> {
-        write_layers(&self.layers, are_oldest, writer)
-    }
+/// How many items [`write`] writes at the most.
+pub(super) fn items_max(step: &LayersStep) -> u64 {
+    2 * step.said_max() as u64
 }
 
-fn write_layers(
-    layers: &[Arc<Layer>],
+/// Writes what the layers say into a run; `are_oldest` if there is no run below them. Says whether there was anything.
+///
+/// # Errors
+/// The disk's.
+pub(super) fn write(
+    step: &LayersStep,
     are_oldest: bool,
     writer: &mut RunWriter,
 ) -> std::io::Result<bool> {
     let mut ending = Vec::new();
     let mut key = Vec::new();
     let mut is_any = false;
-    for (entry, value, ends_at) in LayersWalk::once(layers) {
+    for (entry, value, ends_at) in step.entries() {
         if value.is_none() && are_oldest {
             continue;
         }
@@ -219,7 +256,7 @@ fn write_layers(
         }
     }
     if !are_oldest {
-        ending.extend(vacant_of(layers).map(|(end, entry)| (end, entry, true)));
+        ending.extend(step.vacant().map(|(end, entry)| (end, entry, true)));
     }
     ending.sort_unstable();
     // A place at which something ends again is not vacant.
@@ -237,10 +274,4 @@ fn write_layers(
         is_any = true;
     }
     Ok(is_any)
-}
-
-impl From<RunError> for StateError {
-    fn from(error: RunError) -> Self {
-        Self::Unreadable(error.to_string().into())
-    }
 }

@@ -1,14 +1,76 @@
 //! A paged table is as one in memory, whatever stands where, and whatever checkpoints do meanwhile.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use millrace_engine::state::keeper::{KeepTable as _, Reading, Stored, TableStep};
+use millrace_engine::state::{
+    Adds, KeyColumns, Picture, StateAttempt, StateError, StatePage, StateQuery, StateTable,
+    StateWrites, WriteColumns,
+};
 use millrace_log::Disk as _;
 use millrace_log::run::{Run, RunWriter, merge};
 use millrace_log::sim::SimDisk;
+use millrace_model::Timestamp;
+use millrace_model::columns::NONE;
 
-use super::super::keeper::{KeepTable as _, RunSet, TableStep};
-use super::super::{Picture, StatePage, StateQuery};
-use super::*;
+use super::set::{RunSet, items_max, write};
+
+const NOW: Timestamp = Timestamp(1_000);
+
+/// Columns of texts, for the calls.
+#[derive(Default)]
+struct Columns {
+    data: Vec<u8>,
+    spans: Vec<u32>,
+}
+
+impl Columns {
+    fn of(texts: &[&str]) -> Self {
+        let mut columns = Self::default();
+        for text in texts {
+            let span = [columns.data.len() as u32, text.len() as u32];
+            columns.spans.extend(span);
+            columns.data.extend_from_slice(text.as_bytes());
+        }
+        columns
+    }
+
+    fn keys(&self) -> KeyColumns<'_> {
+        KeyColumns {
+            data: &self.data,
+            spans: &self.spans,
+        }
+    }
+}
+
+fn attempt(table: &Arc<StateTable>) -> StateAttempt {
+    StateAttempt::new(Arc::clone(table), NOW, 4)
+}
+
+fn set(attempt: &mut StateAttempt, key: &str, value: Option<&str>) -> Result<(), StateError> {
+    let both = Columns::of(&[key, value.unwrap_or_default()]);
+    let value = match value {
+        Some(_) => [both.spans[2], both.spans[3]],
+        None => [0, NONE],
+    };
+    let key = KeyColumns {
+        data: &both.data,
+        spans: &both.spans[..2],
+    };
+    let how = WriteColumns {
+        ttl_ms: &[],
+        messages: &[],
+    };
+    attempt.put(&key, &value, &how)
+}
+
+fn picture(table: &StateTable) -> Option<Picture> {
+    match table.reading(&query("", None, 1)) {
+        Reading::Picture(picture) => Some(picture),
+        Reading::Page(_) => None,
+    }
+}
 
 /// A table that is paged, and what a checkpoint does with it.
 struct Paging {
@@ -50,21 +112,23 @@ impl Paging {
             Some(TableStep::Rows(changes)) if changes.empties => self.runs = None,
             Some(TableStep::Rows(_)) => {}
             Some(TableStep::Layers(step)) => {
-                let before = self.runs.take().filter(|_| !step.layers[0].is_whole());
+                let before = self.runs.take().filter(|_| !step.is_whole());
                 let mut runs = before
                     .as_ref()
                     .map_or(Vec::new(), |set| set.runs().to_vec());
                 self.numbers += 1;
-                let (path, items) = (path(self.numbers), step.items_max());
+                let (path, items) = (path(self.numbers), items_max(&step));
                 let writer = RunWriter::create(&self.disk, &path, self.numbers, items, None);
                 let mut writer = writer.unwrap();
-                if step.write(runs.is_empty(), &mut writer).unwrap() {
+                if write(&step, runs.is_empty(), &mut writer).unwrap() {
                     writer.finish().unwrap();
                     runs.push(self.open(self.numbers));
                 }
                 let runs = RunSet::of(runs);
                 let table = step.table.upgrade().unwrap();
-                table.install(&step.layers, before.as_ref(), Arc::clone(&runs));
+                let before = before.map(|before| before as Arc<dyn Stored>);
+                let stored: Arc<dyn Stored> = Arc::<RunSet>::clone(&runs);
+                table.install(&step.layers, before.as_ref(), stored);
                 self.runs = Some(runs);
             }
         }
@@ -87,7 +151,9 @@ impl Paging {
         let pace: millrace_log::pace::Pace = Arc::new(|_| Ok(()));
         merge(before.runs(), true, writer, &pace).unwrap();
         let runs = RunSet::of(vec![self.open(self.numbers)]);
-        self.table.install(&[], Some(&before), Arc::clone(&runs));
+        let before: Arc<dyn Stored> = before;
+        let stored: Arc<dyn Stored> = Arc::<RunSet>::clone(&runs);
+        self.table.install(&[], Some(&before), stored);
         self.runs = Some(runs);
     }
 }
@@ -186,7 +252,7 @@ fn a_paged_table_is_as_one_in_memory_at_every_step() {
                     table.apply(&resets).unwrap();
                 }
                 7 => {
-                    if let Some(picture) = table.picture() {
+                    if let Some(picture) = picture(&table) {
                         let all = picture.page(&query("", None, 1_000)).unwrap();
                         pictures.push((picture, all));
                     }
@@ -246,7 +312,9 @@ fn a_checkpoint_that_was_not_made_leaves_what_it_had_to_the_next_one() {
     write("c", Some("3"));
     paging.save();
     let keys = |page: StatePage| -> Vec<String> {
-        let key = |entry: &super::super::StateEntry| String::from_utf8(entry.key.to_vec()).unwrap();
+        let key = |entry: &millrace_engine::state::StateEntry| {
+            String::from_utf8(entry.key.to_vec()).unwrap()
+        };
         page.entries.iter().map(key).collect()
     };
     assert_eq!(keys(page(&table, "", None, 10)), ["b", "c"]);
