@@ -12,7 +12,7 @@ use millrace_model::Digest;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::contract::CommitError;
+use crate::contract::errors::CommitError;
 
 /// A file that whoever asks for a backup has from an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

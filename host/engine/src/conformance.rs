@@ -251,6 +251,12 @@ impl<Open: AsyncFn(PathBuf) -> Arc<dyn Engine>> Place<Open> {
     }
 }
 
+/// The value of an entry, as text.
+fn value(engine: &dyn Engine, kind: EntryKind, key: &str) -> Option<String> {
+    let entry = engine.entry(kind, key)?;
+    Some(String::from_utf8_lossy(&entry.value).into_owned())
+}
+
 fn name(name: &str) -> TopicName {
     TopicName::parse(name).expect("a valid name")
 }

@@ -34,9 +34,11 @@
 //! - [`Engine::progress`], [`Engine::state`], [`Engine::read_state`] and [`Engine::state_partitions`] are late for whoever has no lease. What they
 //!   tell after [`Engine::hold`] or [`Engine::claim`] has all that was committed under any earlier one.
 
-mod catalogue;
-mod errors;
+pub(crate) mod catalogue;
+pub(crate) mod errors;
 mod holding;
+pub(crate) mod lease;
+mod topics;
 
 use std::sync::Arc;
 
@@ -48,11 +50,11 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
-pub use self::catalogue::{
-    Entry, EntryKind, EntryWrite, Expectation, TopicChange, Version, changed,
-};
+pub use self::catalogue::{Entry, EntryKind, EntryWrite, Expectation, Version};
 pub use self::errors::{CommitError, ReadError, TopicError, TrimError};
 pub use self::holding::{Hold, HostId, HostInfo};
+pub use self::lease::Lease;
+pub use self::topics::{TopicChange, changed, check_partitions};
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::damage::{DamageReport, DamagedRange};
 use crate::state::{HeldTurn, StatePage, StateQuery, StateTable, StateWrite};
@@ -126,17 +128,6 @@ pub struct ProgressWrite {
     pub partition: TopicPartition,
     /// What becomes of it, since the newest commit under the lease or any earlier one.
     pub progress: ProgressChange,
-}
-
-/// The right to commit progress and state of one group in one partition, until somebody holds or claims it anew.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// Whose progress; a processor's name.
-    pub group: GroupName,
-    /// Where.
-    pub partition: TopicPartition,
-    /// Counts the claims; only the highest may commit.
-    pub epoch: u64,
 }
 
 /// What a commit gave.

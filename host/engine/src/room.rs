@@ -14,7 +14,6 @@ use millrace_model::bounds::{
     REQUESTS_BYTES_MAX, STATE_BYTES_MAX, STATE_ENTRIES_MAX,
 };
 
-use crate::contract::TopicError;
 use crate::state::{Adds, StateSize};
 
 /// The group whose state delayed messages are.
@@ -308,18 +307,6 @@ impl Room {
             }),
             false => Ok(()),
         }
-    }
-
-    /// Whether the host may have so many partitions more.
-    ///
-    /// # Errors
-    /// [`TopicError::HostPartitions`].
-    pub fn check_partitions(&self, have: usize, asked: u32) -> Result<(), TopicError> {
-        let max = self.bounds.partitions;
-        if have.saturating_add(asked as usize) > max {
-            return Err(TopicError::HostPartitions { have, asked, max });
-        }
-        Ok(())
     }
 
     fn held_together(&self) -> usize {

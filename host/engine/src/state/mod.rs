@@ -31,7 +31,7 @@ pub use table::{StateSize, StateTable, keeper};
 pub use turn::{HeldTurn, Turn};
 pub use value::StateValue;
 
-use crate::contract::Lease;
+use crate::contract::lease::Lease;
 
 /// What a transaction makes of one table.
 #[derive(Clone, Debug)]

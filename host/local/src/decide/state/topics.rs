@@ -1,6 +1,8 @@
 //! Topics: made, changed, given more partitions, deleted.
 
-use millrace_engine::contract::{CommitError, Expectation, TopicChange, TopicError, changed};
+use millrace_engine::contract::{
+    CommitError, Expectation, TopicChange, TopicError, changed, check_partitions,
+};
 use millrace_engine::entries;
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{Digest, Topic, TopicId, TopicName, TopicSpec};
@@ -27,7 +29,7 @@ impl State {
             return Err(TopicError::Exists(spec.name));
         }
         let partitions = self.partitions.len();
-        self.room.check_partitions(partitions, spec.partitions)?;
+        check_partitions(&self.room, partitions, spec.partitions)?;
         let id = self.next_topic;
         let topic = Topic { id, spec };
         pending.durable = true;
@@ -60,7 +62,7 @@ impl State {
         self.check_expectations(pending, expects)?;
         let (topics, more) = changed(changes, |name| self.topic(name))?;
         if more > 0 {
-            self.room.check_partitions(self.partitions.len(), more)?;
+            check_partitions(&self.room, self.partitions.len(), more)?;
         }
         for topic in &topics {
             if self.topics.get(&topic.spec.name) != Some(topic) {
