@@ -188,7 +188,7 @@ impl StateAttempt {
         self.picture.is_some() || self.table.is_paged()
     }
 
-    /// What of the keys has to be read from runs; `None` where nothing has.
+    /// What of the keys has to be read from what is stored; `None` where nothing has.
     fn fetch(
         &mut self,
         keys: &KeyColumns<'_>,

@@ -1,8 +1,8 @@
 //! What has ended in a paged table. Removing it there is a write like any other, for a replay would count differently else.
 //!
 //! Each entry that ends has a *place*: its end and its key, in the order of which they are looked at. A place says when to look and
-//! no more: an entry that was written again, or removed, leaves its old place behind in a run. Whoever comes to such a place finds
-//! that nothing ends there, and notes it as vacant, which the next run says in its turn. No journal tells of that, for it changes
+//! no more: an entry that was written again, or removed, leaves its old place behind in what is stored. Whoever comes to such a place finds
+//! that nothing ends there, and notes it as vacant, which what is stored next says in its turn. No journal tells of that, for it changes
 //! nothing of what the table holds; what a crash forgets is found again.
 
 use std::collections::BTreeSet;

@@ -27,7 +27,7 @@ pub(super) struct Said {
 #[derive(Debug, Default)]
 pub(super) struct Changed {
     by_key: HashMap<Arc<[u8]>, Said>,
-    /// Places of ends at which nothing ends any more, whatever older layers and runs say.
+    /// Places of ends at which nothing ends any more, whatever older layers and what is stored say.
     vacant: HashSet<(Timestamp, Arc<[u8]>)>,
     cost: usize,
     /// The keys in order, from the first time on that somebody asks; nothing changes any more then.

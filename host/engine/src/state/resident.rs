@@ -52,7 +52,7 @@ pub struct TableChanges {
 }
 
 impl Entries {
-    /// Empty, in the place of a table that stood in runs and was written to so often.
+    /// Empty, in the place of a table that was stored elsewhere and was written to so often.
     pub(super) fn after(version: u64) -> Self {
         Self {
             version,

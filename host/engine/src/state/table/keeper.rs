@@ -60,7 +60,7 @@ impl TableStep {
     pub fn says_all(&self) -> bool {
         match self {
             Self::Rows(changes) => changes.empties,
-            // Each has all that stands in no run yet.
+            // Each has all that is stored nowhere yet.
             Self::Layers(_) => true,
         }
     }
@@ -119,7 +119,7 @@ pub trait KeepTable: Sized {
     /// In how many parts it is stored.
     fn part_count(&self) -> usize;
 
-    /// Whether memory has something of it that is to stand in a file, and does not yet.
+    /// Whether memory has something of it that is to be stored, and is not yet.
     fn has_unwritten(&self) -> bool;
 
     /// What memory has of it in the long run.
