@@ -66,7 +66,7 @@ const PARTS: [&str; 16] = [
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    millrace_engine::local::keep_to_small_pages();
+    millrace_local::keep_to_small_pages();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == COMPILE) {
         return millrace_wasm::compile_child_main(&arguments[1..]);

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use millrace_engine::local::{LocalEngine, LocalOptions};
 use millrace_engine::{Append, Engine, Transaction};
+use millrace_local::{LocalEngine, LocalOptions};
 use millrace_model::{Durability, Offset, TopicPartition};
 
 use crate::log::topic;

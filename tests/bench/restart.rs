@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use millrace_engine::local::LocalOptions;
 use millrace_engine::{Append, Transaction};
+use millrace_local::LocalOptions;
 use millrace_model::Durability;
 
 use crate::log::named_topic;

@@ -8,7 +8,7 @@ use guest_artifacts as guests;
 use millrace::{Config, Host};
 use millrace_broker::{Broker, ModuleHost, NewTopic, Session};
 use millrace_engine::Engine;
-use millrace_engine::local::{LocalEngine, LocalOptions};
+use millrace_local::{LocalEngine, LocalOptions};
 use millrace_model::{
     BatchBuilder, Clock, Durability, Header, Message, PartitionId, RecordBatch, SystemClock,
     Timestamp,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use millrace_engine::local::{Cipher, LocalEngine, LocalOptions};
 use millrace_engine::{Append, Engine, Transaction};
+use millrace_local::{Cipher, LocalEngine, LocalOptions};
 use millrace_model::{Compression, Durability, PartitionId, RecordBatch, TopicPartition};
 
 use crate::setup;

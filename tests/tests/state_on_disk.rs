@@ -6,9 +6,9 @@ use std::time::Duration;
 use guest_artifacts as guests;
 use millrace_broker::handler::{BatchHandler, CallError, LoadRequest, ModuleHost as _};
 use millrace_broker::state::{StateAttempt, StateChange, StateTable, StateValue, StateWrites};
-use millrace_engine::local::{LocalEngine, LocalOptions};
 use millrace_engine::state::{NEVER, StateWrite};
 use millrace_engine::{Engine, Transaction};
+use millrace_local::{LocalEngine, LocalOptions};
 use millrace_log::sim::{Effect, Fault, Gate, OperationKind, SimDisk};
 use millrace_model::processor::Limits;
 use millrace_model::{

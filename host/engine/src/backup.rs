@@ -12,7 +12,7 @@ use millrace_model::Digest;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::contract::CommitError;
+use crate::contract::errors::CommitError;
 
 /// A file of an earlier backup that the caller still has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,14 +77,17 @@ pub struct BackupStream {
     is_over: bool,
 }
 
-/// The other end of a [`BackupStream`].
-pub(crate) struct BackupPieces {
-    pub(crate) pieces: mpsc::Sender<Result<Bytes, Arc<str>>>,
+/// The other end of a [`BackupStream`], for the engine that makes the backup.
+#[derive(Debug)]
+pub struct BackupPieces {
+    /// Where pieces go; an error ends the backup.
+    pub pieces: mpsc::Sender<Result<Bytes, Arc<str>>>,
     is_whole: Arc<AtomicBool>,
 }
 
 /// Both ends; this many pieces may be queued.
-pub(crate) fn stream(waiting_max: usize) -> (BackupPieces, BackupStream) {
+#[must_use]
+pub fn stream(waiting_max: usize) -> (BackupPieces, BackupStream) {
     let (sender, receiver) = mpsc::channel(waiting_max);
     let is_whole = Arc::new(AtomicBool::new(false));
     let pieces = BackupPieces {
@@ -101,7 +104,7 @@ pub(crate) fn stream(waiting_max: usize) -> (BackupPieces, BackupStream) {
 
 impl BackupPieces {
     /// Reports that everything was sent.
-    pub(crate) fn end(self) {
+    pub fn end(self) {
         self.is_whole.store(true, Ordering::Release);
     }
 }

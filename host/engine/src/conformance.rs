@@ -251,12 +251,19 @@ impl<Open: AsyncFn(PathBuf) -> Arc<dyn Engine>> Place<Open> {
     }
 }
 
+/// The value of an entry, as text.
+fn value(engine: &dyn Engine, kind: EntryKind, key: &str) -> Option<String> {
+    let entry = engine.entry(kind, key)?;
+    Some(String::from_utf8_lossy(&entry.value).into_owned())
+}
+
 fn name(name: &str) -> TopicName {
     TopicName::parse(name).expect("a valid name")
 }
 
 /// The group of a processor of this name.
-pub(crate) fn named(group: &str) -> GroupName {
+#[must_use]
+pub fn named(group: &str) -> GroupName {
     let name = ProcessorName::parse(group);
     name.expect("a valid name").group()
 }

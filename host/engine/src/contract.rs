@@ -34,9 +34,11 @@
 //! - [`Engine::progress`], [`Engine::state`], [`Engine::read_state`] and [`Engine::state_partitions`] are late for whoever has no lease. What they
 //!   tell after [`Engine::hold`] or [`Engine::claim`] has all that was committed under any earlier one.
 
-mod catalogue;
-mod errors;
+pub(crate) mod catalogue;
+pub(crate) mod errors;
 mod holding;
+pub(crate) mod lease;
+mod topics;
 
 use std::sync::Arc;
 
@@ -48,10 +50,11 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
-pub(crate) use self::catalogue::changed;
-pub use self::catalogue::{Entry, EntryKind, EntryWrite, Expectation, TopicChange, Version};
+pub use self::catalogue::{Entry, EntryKind, EntryWrite, Expectation, Version};
 pub use self::errors::{CommitError, ReadError, TopicError, TrimError};
 pub use self::holding::{Hold, HostId, HostInfo};
+pub use self::lease::Lease;
+pub use self::topics::{TopicChange, changed, check_partitions};
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::damage::{DamageReport, DamagedRange};
 use crate::state::{HeldTurn, StatePage, StateQuery, StateTable, StateWrite};
@@ -124,17 +127,6 @@ pub struct ProgressWrite {
     pub partition: TopicPartition,
     /// The change since the newest commit under this lease or an earlier one.
     pub progress: ProgressChange,
-}
-
-/// The right to commit progress and state of one group in one partition, until someone else holds or claims it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// The group.
-    pub group: GroupName,
-    /// The partition.
-    pub partition: TopicPartition,
-    /// Counts the claims; only the highest may commit.
-    pub epoch: u64,
 }
 
 /// The result of a commit.
@@ -444,7 +436,8 @@ pub trait Engine: Send + Sync + 'static {
 
 impl RequestMark {
     /// A partition that exists if its topic does.
-    pub(crate) fn first_partition(&self) -> TopicPartition {
+    #[must_use]
+    pub fn first_partition(&self) -> TopicPartition {
         TopicPartition {
             topic: self.topic,
             partition: PartitionId(0),

@@ -9,7 +9,7 @@ use crate::contract::{CommitError, Entry, EntryKind, Expectation, Version};
 
 /// Entries by kind and key.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Entries {
+pub struct Entries {
     kinds: [Kind; EntryKind::ALL.len()],
 }
 
@@ -21,7 +21,7 @@ struct Kind {
 
 impl Entries {
     /// Sets or removes an entry; either is a write with a version.
-    pub(crate) fn set(&mut self, kind: EntryKind, key: String, value: Option<Bytes>) -> Version {
+    pub fn set(&mut self, kind: EntryKind, key: String, value: Option<Bytes>) -> Version {
         let kind = &mut self.kinds[kind as usize];
         kind.newest.0 += 1;
         let version = kind.newest;
@@ -33,23 +33,23 @@ impl Entries {
     }
 
     /// All entries of a kind, by key.
-    pub(crate) fn of(&self, kind: EntryKind) -> &BTreeMap<String, Entry> {
+    pub fn of(&self, kind: EntryKind) -> &BTreeMap<String, Entry> {
         &self.kinds[kind as usize].by_key
     }
 
     /// One entry.
-    pub(crate) fn get(&self, kind: EntryKind, key: &str) -> Option<&Entry> {
+    pub fn get(&self, kind: EntryKind, key: &str) -> Option<&Entry> {
         self.of(kind).get(key)
     }
 
     /// The version of the newest write.
-    pub(crate) fn version(&self, kind: EntryKind) -> Version {
+    pub fn version(&self, kind: EntryKind) -> Version {
         self.kinds[kind as usize].newest
     }
 }
 
 /// Whether all expectations hold, for the present state.
-pub(crate) fn check<'a>(
+pub fn check<'a>(
     expects: &[Expectation],
     entry: impl Fn(EntryKind, &str) -> Option<Version>,
     newest: impl Fn(EntryKind) -> Version,

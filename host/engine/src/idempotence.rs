@@ -4,8 +4,8 @@
 //! so a replay of the journal remembers the same. Time is written as well ([`Idempotence::moment`]) and never read from a clock while
 //! something is applied, so that a replay forgets by age at the same point.
 
-pub(crate) mod producers;
-pub(crate) mod requests;
+pub mod producers;
+pub mod requests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,16 +19,18 @@ use crate::room::HostBounds;
 
 /// The memory of producers and requests.
 #[derive(Debug, Default)]
-pub(crate) struct Idempotence {
+pub struct Idempotence {
     /// The latest time that was written.
     moment: Timestamp,
-    pub(crate) producers: Producers,
-    pub(crate) requests: Requests,
+    /// Of producers.
+    pub producers: Producers,
+    /// Of requests.
+    pub requests: Requests,
 }
 
 /// The judgement on a transaction.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Judgement {
+pub enum Judgement {
     /// It has no numbers and no mark.
     Plain,
     /// New, and something must be remembered.
@@ -39,7 +41,7 @@ pub(crate) enum Judgement {
 
 /// Changes by transactions that are decided but not yet applied.
 #[derive(Debug, Default)]
-pub(crate) struct Overlay {
+pub struct Overlay {
     now: Timestamp,
     producers: HashMap<(TopicPartition, i64), ProducerState>,
     requests: HashMap<(TopicId, [u8; 16]), Arc<Request>>,
@@ -47,18 +49,18 @@ pub(crate) struct Overlay {
 
 impl Overlay {
     /// Starts over, at this time.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.producers.clear();
         self.requests.clear();
     }
 
     /// Records the time.
-    pub(crate) fn set_now(&mut self, now: Timestamp) {
+    pub fn set_now(&mut self, now: Timestamp) {
         self.now = now;
     }
 
     /// Records a numbered batch that was judged to be new.
-    pub(crate) fn accept(
+    pub fn accept(
         &mut self,
         kept: &Idempotence,
         partition: TopicPartition,
@@ -74,14 +76,14 @@ impl Overlay {
     }
 
     /// Records a request that was judged to be new.
-    pub(crate) fn remember(&mut self, topic: TopicId, request: Arc<Request>) {
+    pub fn remember(&mut self, topic: TopicId, request: Arc<Request>) {
         self.requests.insert((topic, request.key), request);
     }
 }
 
 impl Idempotence {
     /// The same with these bounds from now on.
-    pub(crate) fn within(mut self, bounds: &HostBounds) -> Self {
+    pub fn within(mut self, bounds: &HostBounds) -> Self {
         self.requests.bound(bounds.requests_bytes);
         self
     }
@@ -90,7 +92,7 @@ impl Idempotence {
     ///
     /// # Errors
     /// If it is neither: a gap, an older epoch, an unknown producer, a key used for something else.
-    pub(crate) fn judge(
+    pub fn judge(
         &self,
         overlay: &Overlay,
         appends: &[Append],
@@ -162,43 +164,38 @@ impl Idempotence {
     }
 
     /// The time to write before the next decision.
-    pub(crate) fn moment(&self, overlay: &Overlay) -> Timestamp {
+    pub fn moment(&self, overlay: &Overlay) -> Timestamp {
         self.now(overlay)
     }
 
     /// The latest time that was written, for a checkpoint.
-    pub(crate) fn written_moment(&self) -> Timestamp {
+    pub fn written_moment(&self) -> Timestamp {
         self.moment
     }
 
     /// Applies a written time; time does not go back.
-    pub(crate) fn apply_moment(&mut self, moment: Timestamp) {
+    pub fn apply_moment(&mut self, moment: Timestamp) {
         self.moment = self.moment.max(moment);
     }
 
     /// Applies an append.
-    pub(crate) fn apply_append(
-        &mut self,
-        partition: TopicPartition,
-        numbering: Numbering,
-        base: Offset,
-    ) {
+    pub fn apply_append(&mut self, partition: TopicPartition, numbering: Numbering, base: Offset) {
         self.producers
             .apply(partition, numbering, base, self.moment);
     }
 
     /// Applies a producer's identity.
-    pub(crate) fn give(&mut self, producer: ProducerId, name: Option<Arc<str>>) {
+    pub fn give(&mut self, producer: ProducerId, name: Option<Arc<str>>) {
         self.producers.give(producer, name, self.moment);
     }
 
     /// Applies a request.
-    pub(crate) fn apply_request(&mut self, topic: TopicId, request: Arc<Request>) {
+    pub fn apply_request(&mut self, topic: TopicId, request: Arc<Request>) {
         self.requests.apply(topic, request, self.moment);
     }
 
     /// Forgets everything about a deleted topic.
-    pub(crate) fn forget_topic(
+    pub fn forget_topic(
         &mut self,
         topic: TopicId,
         partitions: impl Iterator<Item = TopicPartition>,

@@ -1,6 +1,11 @@
-//! Storage: one interface, and its implementations.
+//! Where data is kept: one seam of four verbs (commit, read, watch, claim), and what every engine needs to keep its promises.
 //!
-//! [`contract`] defines the promises. An engine does not know who reads.
+//! [`contract`] says what is promised, [`memory`] shows it in its shortest form, and `conformance` asks it of everyone. An engine does
+//! not know who reads.
+//!
+//! Whoever writes another engine finds here the rules that are the same for all: [`idempotence`] (what is a repeat), [`entries`] (the
+//! catalogue, its versions and what is expected of them), [`room`] (what a host may keep in memory), [`state`] (tables; an engine's own
+//! verbs for them are in [`state::keeper`]), [`backup`] and [`damage`] (the nouns of both).
 
 #![forbid(unsafe_code)]
 
@@ -9,13 +14,12 @@ pub mod backup;
 pub mod conformance;
 pub mod contract;
 pub mod damage;
-mod entries;
-mod idempotence;
-pub mod local;
+pub mod entries;
+pub mod idempotence;
 pub mod memory;
 pub mod room;
 pub mod state;
-mod time;
+pub mod time;
 
 pub use backup::{BackupError, BackupRequest, BackupStream, KnownFile};
 pub use contract::{
@@ -24,6 +28,5 @@ pub use contract::{
     TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 pub use damage::{DamageKind, DamageReport, DamagedRange, DamagedState, FoundBy, ScrubStatus};
-pub use local::{LocalEngine, LocalOptions, OpenError};
 pub use memory::MemoryEngine;
 pub use room::{HostBound, HostBounds, Kept, Room, RoomFull};

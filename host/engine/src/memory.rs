@@ -27,7 +27,7 @@ use self::store::{Holder, Partition, State};
 use crate::contract::{
     CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
     Limits, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
-    changed,
+    changed, check_partitions,
 };
 use crate::idempotence::{Idempotence, Judgement, Overlay};
 use crate::room::{HostBounds, Room};
@@ -405,7 +405,7 @@ impl Engine for MemoryEngine {
         let (topics, more) = changed(changes, |name| state.topics.get(name).cloned())?;
         if more > 0 {
             let partitions = state.partitions.len();
-            state.room.check_partitions(partitions, more)?;
+            check_partitions(&state.room, partitions, more)?;
         }
         for topic in &topics {
             for partition in topic.partitions() {

@@ -14,7 +14,6 @@ use millrace_model::bounds::{
     REQUESTS_BYTES_MAX, STATE_BYTES_MAX, STATE_ENTRIES_MAX,
 };
 
-use crate::contract::TopicError;
 use crate::state::{Adds, StateSize};
 
 /// The group of delayed messages.
@@ -308,15 +307,6 @@ impl Room {
             }),
             false => Ok(()),
         }
-    }
-
-    /// Whether the host may have this many more partitions.
-    pub(crate) fn check_partitions(&self, have: usize, asked: u32) -> Result<(), TopicError> {
-        let max = self.bounds.partitions;
-        if have.saturating_add(asked as usize) > max {
-            return Err(TopicError::HostPartitions { have, asked, max });
-        }
-        Ok(())
     }
 
     fn held_together(&self) -> usize {

@@ -4,7 +4,7 @@ use millrace_model::{Offset, RecordBatch, Timestamp};
 
 /// The first message at or after `from` whose timestamp is `at` or later. If a batch cannot be read, its header decides: then it is the
 /// batch's first message.
-pub(crate) fn first_at(batch: &RecordBatch, from: Offset, at: Timestamp) -> Option<Offset> {
+pub fn first_at(batch: &RecordBatch, from: Offset, at: Timestamp) -> Option<Offset> {
     if batch.is_control() || batch.max_timestamp() < at || batch.end_offset() <= from {
         return None;
     }

@@ -20,6 +20,7 @@ pub mod guests;
 pub mod message;
 pub mod name;
 pub mod offset;
+pub mod order;
 pub mod plain;
 pub mod processor;
 pub mod producer;

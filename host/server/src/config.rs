@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use millrace_engine::LocalOptions;
-use millrace_engine::local::{Cipher, KeyError};
+use millrace_local::{Cipher, KeyError, LocalOptions};
 use millrace_model::GuestLimits;
 use serde::Deserialize;
 

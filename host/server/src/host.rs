@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_broker::{Broker, BrokerLimits, ModuleHost, ProcessorError};
-use millrace_engine::{CommitError, Engine, LocalEngine, LocalOptions, MemoryEngine, OpenError};
+use millrace_engine::{CommitError, Engine, MemoryEngine};
+use millrace_local::{LocalEngine, LocalOptions, OpenError};
 use millrace_model::{Clock, SystemClock};
 use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
 use tempfile::TempDir;

@@ -8,6 +8,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // Before anything large is allocated.
-    millrace_engine::local::keep_to_small_pages();
+    millrace_local::keep_to_small_pages();
     millrace::cli::main()
 }

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
     CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
-    LocalEngine, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version,
-    Watch,
+    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
+use millrace_local::LocalEngine;
 use millrace_model::{
     Digest, GroupName, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId,
     TopicName, TopicPartition, TopicSpec,

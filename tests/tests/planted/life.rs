@@ -10,9 +10,9 @@ use bytes::Bytes;
 use fastrand::Rng;
 use millrace_engine::state::{KeyColumns, StateAttempt, StateQuery, StateWrite, WriteColumns};
 use millrace_engine::{
-    Append, CommitError, Engine, Lease, LocalEngine, LocalOptions, OpenError, ProgressWrite,
-    ReadError, RequestMark, Transaction,
+    Append, CommitError, Engine, Lease, ProgressWrite, ReadError, RequestMark, Transaction,
 };
+use millrace_local::{LocalEngine, LocalOptions, OpenError};
 use millrace_log::Disk;
 use millrace_log::sim::SimDisk;
 use millrace_model::{

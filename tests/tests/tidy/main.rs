@@ -74,8 +74,10 @@ const ANYHOW: &[&str] = &["anyhow", "eyre"];
 /// In the order in which a message meets them, lowest first. `tests` may stand on all of them.
 /// What a crate's tests may use beside what it stands on: the components, and the harness.
 const TEST_CRATES: [&str; 2] = ["guest-artifacts", "millrace-tests"];
+/// What the tests of one crate may use besides: a processor's state in files is tried on the engine that has files.
+const TESTED_WITH: [(&str, &str); 1] = [("host/broker", "millrace-local")];
 
-const ARROWS: [Arrows; 8] = [
+const ARROWS: [Arrows; 9] = [
     Arrows {
         directory: "host/model",
         stands_on: &[],
@@ -93,7 +95,12 @@ const ARROWS: [Arrows; 8] = [
     },
     Arrows {
         directory: "host/engine",
-        stands_on: &["millrace-model", "millrace-log"],
+        stands_on: &["millrace-model"],
+        knows_no: &[NETWORK, STORAGE, WASM, ANYHOW],
+    },
+    Arrows {
+        directory: "host/local",
+        stands_on: &["millrace-model", "millrace-log", "millrace-engine"],
         knows_no: &[NETWORK, WASM, ANYHOW],
     },
     Arrows {
@@ -112,6 +119,7 @@ const ARROWS: [Arrows; 8] = [
             "millrace-model",
             "millrace-wire",
             "millrace-engine",
+            "millrace-local",
             "millrace-broker",
             "millrace-wasm",
             "guest-artifacts",
@@ -207,8 +215,9 @@ fn dependencies(path: &str, text: &str) -> Vec<String> {
             let for_tests = section.contains("dev-dependencies");
             let ours = name.starts_with("millrace") || name == "guest-artifacts";
             if ours {
-                let allowed =
-                    arrows.stands_on.contains(&name) || for_tests && TEST_CRATES.contains(&name);
+                let tested_with =
+                    TEST_CRATES.contains(&name) || TESTED_WITH.contains(&(directory, name));
+                let allowed = arrows.stands_on.contains(&name) || for_tests && tested_with;
                 return (!allowed).then(|| format!("{path}: must not stand on {name}"));
             }
             let refused = arrows.knows_no.iter().copied().flatten();
@@ -408,6 +417,14 @@ mod each_rule_can_fail {
                 "[target.'cfg(unix)'.dependencies]\nwasmtime-wasi = \"1\"",
             ),
             ("host/broker", "anyhow.workspace = true"),
+            ("host/broker", "millrace-local.workspace = true"),
+            ("host/engine", "millrace-log.workspace = true"),
+            ("host/engine", "sqlx.workspace = true"),
+            (
+                "host/engine",
+                "[dev-dependencies]\nmillrace-local.workspace = true",
+            ),
+            ("host/local", "millrace-broker.workspace = true"),
             ("host/wasm", "sqlx.workspace = true"),
             ("host/wasm", "millrace-engine.workspace = true"),
             ("host/wasm", "[dev-dependencies]\nmillrace.workspace = true"),
@@ -425,11 +442,19 @@ mod each_rule_can_fail {
             ),
             (
                 "host/engine",
-                "millrace-log.workspace = true # below\ntokio.workspace = true",
+                "millrace-model.workspace = true # below\ntokio.workspace = true",
             ),
             (
                 "host/wasm",
                 "[dev-dependencies]\nguest-artifacts.workspace = true",
+            ),
+            (
+                "host/local",
+                "millrace-engine.workspace = true\nsqlx.workspace = true",
+            ),
+            (
+                "host/broker",
+                "[dev-dependencies]\nmillrace-local.workspace = true",
             ),
             ("tests", "millrace-engine.workspace = true"),
         ] {

@@ -191,7 +191,7 @@ impl Catalogue {
             let start = engine.trim(at, before).await.map_err(refused)?;
             starts.push((at.partition, start));
         }
-        // Parked messages that are gone wait for nothing.
+        // Removed parked messages have nothing to wait for.
         if let Some(dependents) = self.dependents() {
             dependents.trimmed(name);
         }

@@ -74,7 +74,7 @@ pub enum ModuleError {
         /// `processor NAME` or `topic NAME`.
         by: Vec<String>,
     },
-    /// The engine did not take it.
+    /// The engine refused the commit.
     #[error(transparent)]
     Commit(#[from] CommitError),
 }

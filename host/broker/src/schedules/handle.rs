@@ -59,7 +59,7 @@ impl Schedules {
         }
     }
 
-    /// Wakes whoever waits for the next one due.
+    /// Wakes the task that waits for the next due time.
     pub(crate) fn changed(&self) -> Arc<Notify> {
         self.inner.known.changed()
     }

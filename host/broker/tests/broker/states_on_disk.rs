@@ -6,7 +6,8 @@ use std::time::Duration;
 use millrace_broker::state::{StateChange, StateValue, StateWrites};
 use millrace_broker::{Broker, Caller};
 use millrace_engine::state::StateWrite;
-use millrace_engine::{Engine, LocalEngine, LocalOptions, MemoryEngine, Transaction};
+use millrace_engine::{Engine, MemoryEngine, Transaction};
+use millrace_local::{LocalEngine, LocalOptions};
 use millrace_model::{Clock, PartitionId, SystemClock, Timestamp};
 
 use crate::rig::{Modules, Rig, Say, processor, spec, topic};

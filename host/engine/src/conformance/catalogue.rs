@@ -10,7 +10,8 @@ use sha2::{Digest as _, Sha256};
 use super::messages::assert_is_unknown;
 use super::progress::{commit_progress, up_to};
 use super::{
-    append, at, entries, entry, make_partition, make_topic, name, named, produce, spec, values,
+    append, at, entries, entry, make_partition, make_topic, name, named, produce, spec, value,
+    values,
 };
 use crate::contract::{
     CommitError, Ends, Engine, Entry, EntryKind, EntryWrite, ProgressWrite, TopicError, Transaction,
@@ -26,12 +27,6 @@ pub(super) fn listed(engine: &dyn Engine, kind: EntryKind) -> Vec<(String, Strin
     let text = |entry: Entry| String::from_utf8_lossy(&entry.value).into_owned();
     let entries = engine.entries(kind).into_iter();
     entries.map(|(key, entry)| (key, text(entry))).collect()
-}
-
-/// The value of an entry, as text.
-pub(super) fn value(engine: &dyn Engine, kind: EntryKind, key: &str) -> Option<String> {
-    let entry = engine.entry(kind, key)?;
-    Some(String::from_utf8_lossy(&entry.value).into_owned())
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use millrace_model::{Digest, Topic, TopicSpec};
 use sha2::{Digest as _, Sha256};
 
-use super::catalogue::{listed, value};
+use super::catalogue::listed;
 use super::progress::up_to;
 use super::{
     append, at, end, entries, entry, grow, make_partition, make_topic, name, named, partitions,
-    progress, spec, values,
+    progress, spec, value, values,
 };
 use crate::contract::{
     CommitError, Engine, EntryKind, EntryWrite, Expectation, ProgressWrite, RequestMark,

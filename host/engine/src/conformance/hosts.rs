@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use millrace_model::Offset;
 
-use super::catalogue::value;
 use super::expectations::counts_up;
 use super::progress::{commit_progress, up_to};
 use super::{
     append, at, end, entries, entry, grow, holds_the_count, make_partition, make_topic, name,
-    named, produce, values,
+    named, produce, value, values,
 };
 use crate::contract::{CommitError, Engine, EntryKind, Hold, TopicError, Transaction};
 use crate::state::StateTable;

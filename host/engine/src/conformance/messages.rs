@@ -10,10 +10,9 @@ use millrace_model::{
     TopicPartition, TopicSpec,
 };
 
-use super::catalogue::value;
 use super::{
     append, at, batch, end, entries, entry, holds_the_count, make_partition, make_topic,
-    messages_of, name, named, produce, read_all, spec, values,
+    messages_of, name, named, produce, read_all, spec, value, values,
 };
 use crate::contract::{
     Append, CommitError, Ends, Engine, EntryKind, ProgressWrite, ReadError, Receipt, Transaction,

@@ -14,7 +14,7 @@ use crate::contract::{CommitError, NextEpoch};
 
 /// The memory of producers. Bounded per partition, in total, and by age.
 #[derive(Debug, Default)]
-pub(crate) struct Producers {
+pub struct Producers {
     next_id: i64,
     names: HashMap<Arc<str>, Named>,
     /// The newest epoch of each named producer, by id.
@@ -30,10 +30,11 @@ pub(crate) struct Producers {
 
 /// The producer with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Named {
-    pub(crate) producer: ProducerId,
+pub struct Named {
+    /// Which producer that is.
+    pub producer: ProducerId,
     /// When it got this epoch.
-    pub(crate) at: Timestamp,
+    pub at: Timestamp,
 }
 
 /// As in [`millrace_model::bounds`]; smaller in tests.
@@ -64,10 +65,11 @@ struct Table {
 
 /// A producer's batches in one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ProducerState {
-    pub(crate) epoch: i16,
+pub struct ProducerState {
+    /// Its newest epoch here.
+    pub epoch: i16,
     /// When it sent its last batch.
-    pub(crate) seen_at: Timestamp,
+    pub seen_at: Timestamp,
     /// The last batches, oldest first; `count` of them, at least one.
     batches: [Sent; PRODUCER_BATCHES_KEPT_MAX],
     count: u8,
@@ -76,23 +78,29 @@ pub(crate) struct ProducerState {
 
 /// A batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sent {
-    pub(crate) first: i32,
-    pub(crate) last: i32,
-    pub(crate) base: Offset,
+pub struct Sent {
+    /// The number of its first message.
+    pub first: i32,
+    /// The number of its last one.
+    pub last: i32,
+    /// Its place.
+    pub base: Offset,
 }
 
 /// What changed since a checkpoint.
 #[derive(Debug, Default)]
-pub(crate) struct ProducerChanges {
-    pub(crate) next_id: i64,
-    pub(crate) states: Vec<(TopicPartition, i64, Option<ProducerState>)>,
-    pub(crate) names: Vec<(Arc<str>, Option<Named>)>,
+pub struct ProducerChanges {
+    /// The id that the next new producer is given.
+    pub next_id: i64,
+    /// What producers sent, by partition and id; `None` is forgotten.
+    pub states: Vec<(TopicPartition, i64, Option<ProducerState>)>,
+    /// Producers of names; `None` is forgotten.
+    pub names: Vec<(Arc<str>, Option<Named>)>,
 }
 
 impl ProducerState {
     /// A stored producer's state; `None` if it is empty.
-    pub(crate) fn stored(epoch: i16, seen_at: Timestamp, sent: &[Sent]) -> Option<Self> {
+    pub fn stored(epoch: i16, seen_at: Timestamp, sent: &[Sent]) -> Option<Self> {
         let count = sent.len().min(PRODUCER_BATCHES_KEPT_MAX);
         let mut batches = [Sent::default(); PRODUCER_BATCHES_KEPT_MAX];
         batches[..count].copy_from_slice(&sent[sent.len() - count..]);
@@ -106,12 +114,7 @@ impl ProducerState {
     }
 
     /// The state after a batch: continued if the batch continues it, otherwise started over.
-    pub(crate) fn after(
-        before: Option<Self>,
-        numbering: Numbering,
-        base: Offset,
-        now: Timestamp,
-    ) -> Self {
+    pub fn after(before: Option<Self>, numbering: Numbering, base: Offset, now: Timestamp) -> Self {
         let sent = Sent {
             first: numbering.first,
             last: numbering.last,
@@ -140,7 +143,7 @@ impl ProducerState {
     }
 
     /// The batches remembered, oldest first.
-    pub(crate) fn sent(&self) -> &[Sent] {
+    pub fn sent(&self) -> &[Sent] {
         &self.batches[..usize::from(self.count)]
     }
 
@@ -158,12 +161,14 @@ impl ProducerState {
 }
 
 impl Producers {
-    pub(crate) fn state(&self, partition: TopicPartition, id: i64) -> Option<&ProducerState> {
+    /// What one producer sent to one partition.
+    #[must_use]
+    pub fn state(&self, partition: TopicPartition, id: i64) -> Option<&ProducerState> {
         self.tables.get(&partition)?.states.get(&id)
     }
 
     /// `None` if the batch is new and next; its offset if it is a repeat.
-    pub(crate) fn judge(
+    pub fn judge(
         &self,
         state: Option<&ProducerState>,
         partition: TopicPartition,
@@ -212,7 +217,7 @@ impl Producers {
     }
 
     /// Decides a producer's identity: a new one, or the next epoch of the producer with this name.
-    pub(crate) fn decide(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
+    pub fn decide(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
         let fresh = ProducerId {
             id: self.next_id,
             epoch: 0,
@@ -235,12 +240,12 @@ impl Producers {
     }
 
     /// The present producer with a name.
-    pub(crate) fn named(&self, name: &str) -> Option<ProducerId> {
+    pub fn named(&self, name: &str) -> Option<ProducerId> {
         self.names.get(name).map(|named| named.producer)
     }
 
     /// Decides a named producer's identity after its next epoch began.
-    pub(crate) fn decide_next(&self, next: &NextEpoch) -> Result<ProducerId, CommitError> {
+    pub fn decide_next(&self, next: &NextEpoch) -> Result<ProducerId, CommitError> {
         let known = self.named(&next.name);
         match known.filter(|known| known.id == next.producer.id) {
             Some(known) if known.epoch > next.producer.epoch => {
@@ -252,7 +257,7 @@ impl Producers {
     }
 
     /// Applies a decision.
-    pub(crate) fn give(&mut self, producer: ProducerId, name: Option<Arc<str>>, now: Timestamp) {
+    pub fn give(&mut self, producer: ProducerId, name: Option<Arc<str>>, now: Timestamp) {
         self.next_id = self.next_id.max(producer.id.saturating_add(1));
         let Some(name) = name else { return };
         self.changed_names.insert(Arc::clone(&name));
@@ -269,7 +274,7 @@ impl Producers {
     }
 
     /// Applies a name, new or stored.
-    pub(crate) fn insert_name(&mut self, name: Arc<str>, named: Named) {
+    pub fn insert_name(&mut self, name: Arc<str>, named: Named) {
         if let Some(before) = self.names.insert(Arc::clone(&name), named) {
             self.name_order.remove(&(before.at, Arc::clone(&name)));
             self.epochs.remove(&before.producer.id);
@@ -279,12 +284,12 @@ impl Producers {
     }
 
     /// In the form for a checkpoint.
-    pub(crate) fn set_next_id(&mut self, next_id: i64) {
+    pub fn set_next_id(&mut self, next_id: i64) {
         self.next_id = next_id;
     }
 
     /// Applies a batch, and forgets producers that exceed a bound or an age.
-    pub(crate) fn apply(
+    pub fn apply(
         &mut self,
         partition: TopicPartition,
         numbering: Numbering,
@@ -302,7 +307,7 @@ impl Producers {
     }
 
     /// Applies a state, new or stored.
-    pub(crate) fn insert(&mut self, partition: TopicPartition, id: i64, state: ProducerState) {
+    pub fn insert(&mut self, partition: TopicPartition, id: i64, state: ProducerState) {
         let table = self.tables.entry(partition).or_default();
         match table.states.insert(id, state) {
             Some(before) => drop(table.order.remove(&before.last().base)),
@@ -330,14 +335,14 @@ impl Producers {
     }
 
     /// Forgets a deleted partition.
-    pub(crate) fn forget(&mut self, partition: TopicPartition) {
+    pub fn forget(&mut self, partition: TopicPartition) {
         if let Some(table) = self.tables.remove(&partition) {
             self.count -= table.states.len();
         }
     }
 
     /// Everything that changed since the last call.
-    pub(crate) fn take_changes(&mut self) -> ProducerChanges {
+    pub fn take_changes(&mut self) -> ProducerChanges {
         let mut states = Vec::with_capacity(self.changed.len());
         for (partition, id) in self.changed.drain(..) {
             let table = self.tables.get_mut(&partition);
@@ -370,7 +375,7 @@ fn fenced(producer: ProducerId, newest: i16) -> CommitError {
 
 impl ProducerChanges {
     /// Adds later changes.
-    pub(crate) fn merge(&mut self, later: Self) {
+    pub fn merge(&mut self, later: Self) {
         self.next_id = later.next_id;
         self.states.extend(later.states);
         self.names.extend(later.names);

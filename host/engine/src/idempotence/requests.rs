@@ -16,7 +16,7 @@ const REQUEST_OVERHEAD_BYTES: usize = 200;
 
 /// The requests of all topics.
 #[derive(Debug, Default)]
-pub(crate) struct Requests {
+pub struct Requests {
     windows: HashMap<TopicId, Window>,
     bytes: usize,
     bounds: Bounds,
@@ -56,26 +56,33 @@ struct Window {
 
 /// A request that took effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Request {
-    pub(crate) key: [u8; 16],
-    pub(crate) fingerprint: [u8; 16],
-    pub(crate) at: Timestamp,
+pub struct Request {
+    /// A digest of the key.
+    pub key: [u8; 16],
+    /// What was asked for, by its digest.
+    pub fingerprint: [u8; 16],
+    /// When it took effect.
+    pub at: Timestamp,
     /// The offset of each append.
-    pub(crate) base_offsets: Vec<Offset>,
-    pub(crate) note: Bytes,
+    pub base_offsets: Vec<Offset>,
+    /// What the caller needs beside the offsets to give the same answer again.
+    pub note: Bytes,
 }
 
 /// Changes of a topic's window since a checkpoint: requests at their positions, and where the window now begins.
 #[derive(Clone, Debug)]
-pub(crate) struct WindowChange {
-    pub(crate) topic: TopicId,
-    pub(crate) first: u64,
-    pub(crate) added: Vec<(u64, Arc<Request>)>,
+pub struct WindowChange {
+    /// The topic.
+    pub topic: TopicId,
+    /// The position of the oldest request that is still known.
+    pub first: u64,
+    /// Requests that came since the last change, by position.
+    pub added: Vec<(u64, Arc<Request>)>,
 }
 
 impl Request {
     /// A request that takes effect now, with these offsets.
-    pub(crate) fn new(mark: RequestMark, at: Timestamp, base_offsets: Vec<Offset>) -> Self {
+    pub fn new(mark: RequestMark, at: Timestamp, base_offsets: Vec<Offset>) -> Self {
         Self {
             key: mark.key,
             fingerprint: mark.fingerprint,
@@ -86,7 +93,7 @@ impl Request {
     }
 
     /// Its answer.
-    pub(crate) fn repeat(&self, mark: &RequestMark) -> Result<Receipt, CommitError> {
+    pub fn repeat(&self, mark: &RequestMark) -> Result<Receipt, CommitError> {
         if self.fingerprint != mark.fingerprint {
             return Err(CommitError::RequestReused);
         }
@@ -98,7 +105,9 @@ impl Request {
         })
     }
 
-    pub(crate) fn is_old(&self, now: Timestamp) -> bool {
+    /// Whether it is forgotten for its age.
+    #[must_use]
+    pub fn is_old(&self, now: Timestamp) -> bool {
         now.0.saturating_sub(self.at.0) > REQUEST_AGE_MS_MAX
     }
 
@@ -109,19 +118,21 @@ impl Request {
 
 impl Requests {
     /// Sets the bound in bytes; a topic has its own bound or all of them.
-    pub(crate) fn bound(&mut self, bytes: usize) {
+    pub fn bound(&mut self, bytes: usize) {
         self.bounds.bytes = bytes;
         self.bounds.topic_bytes = REQUESTS_PER_TOPIC_BYTES_MAX.min(bytes);
     }
 
-    pub(crate) fn get(&self, topic: TopicId, key: &[u8; 16]) -> Option<&Arc<Request>> {
+    /// The request of a key.
+    #[must_use]
+    pub fn get(&self, topic: TopicId, key: &[u8; 16]) -> Option<&Arc<Request>> {
         let window = self.windows.get(&topic)?;
         let index = window.positions.get(key)? - window.first;
         window.order.get(index as usize)
     }
 
     /// Applies a request, and forgets those that are too old or too many.
-    pub(crate) fn apply(&mut self, topic: TopicId, request: Arc<Request>, now: Timestamp) {
+    pub fn apply(&mut self, topic: TopicId, request: Arc<Request>, now: Timestamp) {
         self.changed.insert(topic);
         let window = self.windows.entry(topic).or_default();
         self.bytes += window.push(request);
@@ -142,7 +153,7 @@ impl Requests {
     }
 
     /// Applies a stored request; positions ascend.
-    pub(crate) fn insert_stored(&mut self, topic: TopicId, position: u64, request: Request) {
+    pub fn insert_stored(&mut self, topic: TopicId, position: u64, request: Request) {
         let window = self.windows.entry(topic).or_default();
         if window.order.is_empty() {
             window.first = position;
@@ -153,7 +164,7 @@ impl Requests {
     }
 
     /// Forgets a deleted topic.
-    pub(crate) fn forget(&mut self, topic: TopicId) {
+    pub fn forget(&mut self, topic: TopicId) {
         self.changed.remove(&topic);
         if let Some(window) = self.windows.remove(&topic) {
             self.bytes -= window.bytes;
@@ -161,7 +172,7 @@ impl Requests {
     }
 
     /// Everything that changed since the last call.
-    pub(crate) fn take_changes(&mut self) -> Vec<WindowChange> {
+    pub fn take_changes(&mut self) -> Vec<WindowChange> {
         let changed = std::mem::take(&mut self.changed).into_iter();
         let change = |topic| self.windows.get_mut(&topic).map(|w| w.take_change(topic));
         changed.filter_map(change).collect()

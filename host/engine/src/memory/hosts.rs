@@ -14,6 +14,7 @@ use super::link::Link;
 use super::store::{Group, State};
 use crate::contract::{CommitError, Ends, Hold, HostId, HostInfo, Lease, ReadError, Watch};
 use crate::entries::Entries;
+use crate::state::keeper::KeepTable as _;
 use crate::state::{NEVER, StateChange, StateQuery, StateTable, StateWrites};
 
 /// Maximum delay until a host that is not the first hears of others' changes.

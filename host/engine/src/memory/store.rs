@@ -13,12 +13,13 @@ use tokio::sync::watch;
 
 use crate::contract::{
     Append, CommitError, Ends, EntryWrite, Expectation, HostId, Lease, ProgressWrite, ReadError,
-    Receipt, RequestMark, TopicError, Transaction, TrimError, Version,
+    Receipt, RequestMark, TopicError, Transaction, TrimError, Version, check_partitions,
 };
 use crate::entries::{self, Entries};
 use crate::idempotence::Idempotence;
 use crate::idempotence::requests::Request;
 use crate::room::{Growth, Kept, Room};
+use crate::state::keeper::KeepTable as _;
 use crate::state::{StateTable, StateWrite};
 
 #[derive(Debug, Default)]
@@ -234,7 +235,7 @@ impl State {
             return Err(TopicError::Exists(spec.name));
         }
         let partitions = self.partitions.len();
-        self.room.check_partitions(partitions, spec.partitions)?;
+        check_partitions(&self.room, partitions, spec.partitions)?;
         self.topic_ids_given += 1;
         let id = TopicId(self.topic_ids_given);
         let topic = Topic { id, spec };

@@ -4,13 +4,13 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use millrace_log::run::head;
 use millrace_model::Timestamp;
 use millrace_model::bounds::{
     STATE_ATTEMPT_BYTES_MAX, STATE_CALL_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_KEY_BYTES_MAX,
     STATE_VALUE_BYTES_MAX,
 };
 use millrace_model::columns::NONE;
+use millrace_model::order::head;
 use parking_lot::MappedRwLockReadGuard;
 
 use super::ending::Ended;
@@ -188,7 +188,7 @@ impl StateAttempt {
         self.picture.is_some() || self.table.is_paged()
     }
 
-    /// What must be read from runs for these keys; `None` if nothing.
+    /// What of the keys has to be read from what is stored; `None` where nothing has.
     fn fetch(
         &mut self,
         keys: &KeyColumns<'_>,

@@ -1,21 +1,20 @@
 //! Expired entries of a paged table. Removing them is a write like any other, because otherwise a replay would count differently.
 //!
-//! Each entry with an expiry has a *place*: its expiry and its key, which define the order of the search. A place only says when to
-//! look: an entry that was rewritten or removed leaves its old place behind in a run. A search that finds nothing expiring at a place
-//! marks it as vacant, which the next run records. The journal does not record that, because it changes no content; after a crash it is
-//! found again.
+//! Each entry that ends has a *place*: its end and its key, in the order of which they are looked at. A place says when to look and
+//! no more: an entry that was written again, or removed, leaves its old place behind in what is stored. Whoever comes to such a place finds
+//! that nothing ends there, and notes it as vacant, which what is stored next says in its turn. No journal tells of that, for it changes
+//! nothing of what the table holds; what a crash forgets is found again.
 
 use std::collections::BTreeSet;
 use std::iter::Peekable;
 use std::sync::Arc;
 
-use millrace_log::run::Reach;
 use millrace_model::Timestamp;
 
-use super::layer::{Layer, Place};
+use super::layer::Place;
 use super::picture::Picture;
 use super::resident::weight_of;
-use super::runs::RunsWalk;
+use super::stored::{Reach, StoredPlaces};
 use super::{Adds, NEVER, StateChange, StateError, StateWrites};
 
 /// Milliseconds until the next search after everything was found: expired entries are absent in any case.
@@ -160,7 +159,7 @@ impl Picture {
         }
         let mut keys: Vec<&[u8]> = left.iter().map(|(key, _)| *key).collect();
         keys.dedup();
-        let unread = self.runs.find(&keys, Reach::Disk, |place, item| {
+        let unread = self.stored.find(&keys, Reach::Disk, &mut |place, item| {
             let key = keys[place];
             let found = item.map(|(value, ends_at)| (ends_at, weight_of(key.len(), value.len())));
             // A key may have several places.
@@ -180,7 +179,7 @@ impl Picture {
         });
         Ok(Places {
             layers: layers.collect(),
-            runs: self.runs.walk_places(from)?,
+            stored: self.stored.places(from)?,
         })
     }
 }
@@ -188,11 +187,11 @@ impl Picture {
 /// An expiry, and the key that expires then.
 type End = (Timestamp, Arc<[u8]>);
 
-/// A place among those of all layers and runs.
+/// A place among those of all layers and of what is stored.
 struct Places<'a> {
     /// The oldest first.
     layers: Vec<Peekable<Box<dyn Iterator<Item = Place<'a>> + 'a>>>,
-    runs: RunsWalk<'a>,
+    stored: Box<dyn StoredPlaces + 'a>,
 }
 
 impl<'a> Places<'a> {
@@ -200,7 +199,7 @@ impl<'a> Places<'a> {
     fn next(&mut self) -> Result<Option<End>, StateError> {
         loop {
             let said = self.said();
-            let stored = self.runs.place()?;
+            let stored = self.stored.place()?;
             // If both have a place, the newer one, in memory, counts.
             let is_said = match (said, stored) {
                 (None, None) => return Ok(None),
@@ -214,7 +213,7 @@ impl<'a> Places<'a> {
                     layer.next_if(|place| (place.0, place.1) == (end, key));
                 }
                 if is_same {
-                    self.runs.advance()?;
+                    self.stored.advance()?;
                 }
                 if !is_vacant {
                     return Ok(Some((end, Arc::clone(key))));
@@ -223,7 +222,7 @@ impl<'a> Places<'a> {
             }
             let place = stored.filter(|(.., is_vacant)| !is_vacant);
             let place = place.map(|(end, key, _)| (end, Arc::from(key)));
-            self.runs.advance()?;
+            self.stored.advance()?;
             if place.is_some() {
                 return Ok(place);
             }
@@ -242,10 +241,4 @@ impl<'a> Places<'a> {
         }
         least
     }
-}
-
-/// Places that layers know to be vacant.
-pub(super) fn vacant_of(layers: &[Arc<Layer>]) -> impl Iterator<Item = (Timestamp, &Arc<[u8]>)> {
-    let vacant = layers.iter().flat_map(|layer| layer.vacant());
-    vacant.map(|(end, key)| (*end, key))
 }

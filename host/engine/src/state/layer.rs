@@ -1,13 +1,13 @@
-//! Changes of a paged table that are not in a run yet, by key. One layer grows with each commit; all others are immutable, so that
-//! pictures and checkpoints read them without a lock.
+//! What changed in a paged table and is stored nowhere yet, by key. One layer grows with each commit; all others stay as they are, so
+//! that pictures and checkpoints read them without a lock.
 
 use std::collections::{HashMap, HashSet, hash_map};
 use std::iter::Peekable;
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
-use millrace_log::run::head;
 use millrace_model::Timestamp;
+use millrace_model::order::head;
 
 use super::resident::Entries;
 use super::{NEVER, StateChange, StateValue};
@@ -25,9 +25,9 @@ pub(super) struct Said {
 
 /// Changes of keys.
 #[derive(Debug, Default)]
-pub(crate) struct Changed {
+pub(super) struct Changed {
     by_key: HashMap<Arc<[u8]>, Said>,
-    /// Places at which nothing expires any more, whatever older layers and runs say.
+    /// Places of ends at which nothing ends any more, whatever older layers and what is stored say.
     vacant: HashSet<(Timestamp, Arc<[u8]>)>,
     cost: usize,
     /// The keys in order, computed when first needed; nothing changes after that.
@@ -38,7 +38,10 @@ pub(crate) struct Changed {
 
 /// Changes that stay as they are.
 #[derive(Debug)]
-pub(crate) enum Layer {
+pub struct Layer(Of);
+
+#[derive(Debug)]
+enum Of {
     /// The whole content of a table that was in memory until then: there is nothing below it.
     Whole(Entries),
     Changes(Changed),
@@ -147,41 +150,50 @@ impl Changed {
 }
 
 impl Layer {
+    /// All of a table that was in memory until now.
+    pub(super) fn whole(entries: Entries) -> Self {
+        Self(Of::Whole(entries))
+    }
+
+    pub(super) fn changes(changed: Changed) -> Self {
+        Self(Of::Changes(changed))
+    }
+
     pub(super) fn cost(&self) -> usize {
-        match self {
-            Self::Whole(entries) => entries.size().cost(),
-            Self::Changes(changed) => changed.cost,
+        match &self.0 {
+            Of::Whole(entries) => entries.size().cost(),
+            Of::Changes(changed) => changed.cost,
         }
     }
 
     /// The number of keys and vacant places.
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::Whole(entries) => entries.size().entries,
-            Self::Changes(changed) => changed.len(),
+    pub(super) fn len(&self) -> usize {
+        match &self.0 {
+            Of::Whole(entries) => entries.size().entries,
+            Of::Changes(changed) => changed.len(),
         }
     }
 
-    pub(crate) fn is_whole(&self) -> bool {
-        matches!(self, Self::Whole(_))
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self.0, Of::Whole(_))
     }
 
     /// The change of the key, if there is one.
     pub(super) fn get(&self, key: &[u8]) -> Option<Met<'_>> {
-        match self {
-            Self::Whole(entries) => {
+        match &self.0 {
+            Of::Whole(entries) => {
                 let (key, entry) = entries.held(key)?;
                 Some((key, Some(&entry.value), entry.ends_at))
             }
-            Self::Changes(changed) => changed.get(key),
+            Of::Changes(changed) => changed.get(key),
         }
     }
 
     /// Merges both if the newer one is not much smaller, so that each change is copied only a few times.
     pub(super) fn joined(older: &Self, newer: &Self) -> Option<Self> {
-        match (older, newer) {
-            (Self::Changes(older), Self::Changes(newer)) if older.len() <= 2 * newer.len() => {
-                Some(Self::Changes(Changed::over(older, newer)))
+        match (&older.0, &newer.0) {
+            (Of::Changes(older), Of::Changes(newer)) if older.len() <= 2 * newer.len() => {
+                Some(Self::changes(Changed::over(older, newer)))
             }
             _ => None,
         }
@@ -189,9 +201,9 @@ impl Layer {
 
     /// Places of ends, in order.
     pub(super) fn places(&self) -> Box<dyn Iterator<Item = Place<'_>> + '_> {
-        match self {
-            Self::Whole(entries) => Box::new(entries.ends().map(|(end, key)| (*end, key, false))),
-            Self::Changes(changed) => {
+        match &self.0 {
+            Of::Whole(entries) => Box::new(entries.ends().map(|(end, key)| (*end, key, false))),
+            Of::Changes(changed) => {
                 let places = changed.places().iter();
                 Box::new(places.map(|(end, key, is_vacant)| (*end, key, *is_vacant)))
             }
@@ -200,16 +212,16 @@ impl Layer {
 
     /// Places that it knows to be vacant.
     pub(super) fn vacant(&self) -> impl Iterator<Item = &(Timestamp, Arc<[u8]>)> {
-        let changed = match self {
-            Self::Whole(_) => None,
-            Self::Changes(changed) => Some(changed),
+        let changed = match &self.0 {
+            Of::Whole(_) => None,
+            Of::Changes(changed) => Some(changed),
         };
         changed.into_iter().flat_map(|changed| &changed.vacant)
     }
 
     /// All keys in order, for a single pass: the order is not kept.
     fn once(&self) -> Box<dyn Iterator<Item = Met<'_>> + '_> {
-        let Self::Changes(changed) = self else {
+        let Of::Changes(changed) = &self.0 else {
             return self.from(Bound::Unbounded);
         };
         let said = changed.by_key.iter();
@@ -222,12 +234,12 @@ impl Layer {
 
     /// All keys from a bound on, in order.
     fn from(&self, from: Bound<&[u8]>) -> Box<dyn Iterator<Item = Met<'_>> + '_> {
-        match self {
-            Self::Whole(entries) => {
+        match &self.0 {
+            Of::Whole(entries) => {
                 let keys = entries.ordered.range::<[u8], _>((from, Bound::Unbounded));
                 Box::new(keys.filter_map(|key| self.get(key)))
             }
-            Self::Changes(changed) => {
+            Of::Changes(changed) => {
                 let keys = changed.sorted();
                 let begin = keys.partition_point(|key| match from {
                     Bound::Included(from) => **key < *from,

@@ -4,16 +4,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use millrace_log::run::Reach;
 use millrace_model::Timestamp;
 use millrace_model::bounds::{STATE_ATTEMPT_BYTES_MAX, STATE_CALL_BYTES_MAX};
 
 use super::layer::Met;
 use super::resident::{Entries, weight_of};
-use super::runs::RunSet;
+use super::stored::{Reach, Stored};
 use super::{StateError, StateSize, StateValue};
 
-/// Keys looked up in runs at once; the total size is checked between two such steps.
+/// Keys that are looked for outside memory at once; between two such steps it is seen whether there is too much.
 const KEYS_AT_ONCE: usize = 1_024;
 /// Memory of a key that was read besides its bytes and those of its value.
 const SEEN_OVERHEAD_BYTES: usize = 128;
@@ -153,10 +152,10 @@ impl Seen {
     }
 }
 
-/// Keys of a paged table that must be looked up in its runs.
+/// Keys of a paged table that have to be looked for outside memory.
 #[derive(Debug)]
 pub struct StateFetch {
-    runs: Arc<RunSet>,
+    stored: Arc<dyn Stored>,
     wanted: Wanted,
     /// Those that are left; ascending.
     keys: Vec<Arc<[u8]>>,
@@ -166,9 +165,9 @@ pub struct StateFetch {
 
 impl StateFetch {
     /// The keys ascend.
-    pub(super) fn new(runs: Arc<RunSet>, wanted: Wanted, keys: Vec<Arc<[u8]>>) -> Self {
+    pub(super) fn new(stored: Arc<dyn Stored>, wanted: Wanted, keys: Vec<Arc<[u8]>>) -> Self {
         Self {
-            runs,
+            stored,
             wanted,
             keys,
             found: Vec::new(),
@@ -207,7 +206,7 @@ impl StateFetch {
             let asked: Vec<&[u8]> = some.iter().map(|key| &**key).collect();
             let (found, value_bytes) = (&mut self.found, &mut self.value_bytes);
             let wanted = self.wanted;
-            let left = self.runs.find(&asked, reach, |place, item| {
+            let left = self.stored.find(&asked, reach, &mut |place, item| {
                 let entry = item.map(|(value, ends_at)| {
                     let is_kept = wanted == Wanted::Values || value.len() <= KEPT_BYTES_MAX;
                     // What is too large for one call is not held any longer.

@@ -11,7 +11,7 @@ mod lookup;
 mod paged;
 mod picture;
 mod resident;
-mod runs;
+mod stored;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -25,18 +25,13 @@ use millrace_model::{GroupName, Offset, Timestamp, TopicPartition};
 
 pub use attempt::{KeyColumns, StateAttempt, StateError, ValueColumns, WriteColumns};
 pub use ending::Ended;
-pub(crate) use layer::Layer;
 pub use lookup::StateFetch;
-pub(crate) use paged::LayersStep;
 pub use picture::Picture;
-pub(crate) use resident::TableChanges;
-pub(crate) use runs::{RunSet, entry_key, items_of, write_layers};
-pub(crate) use table::{Footing, Reading, TableStep};
-pub use table::{StateSize, StateTable};
+pub use table::{StateSize, StateTable, keeper};
 pub use turn::{HeldTurn, Turn};
 pub use value::StateValue;
 
-use crate::contract::Lease;
+use crate::contract::lease::Lease;
 
 /// A transaction's changes to one table.
 #[derive(Clone, Debug)]

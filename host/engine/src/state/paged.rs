@@ -1,9 +1,9 @@
-//! A table of which memory has only what changed: the rest stands in runs (docs/adr/0020).
+//! A table of which memory has only what changed: the rest is stored elsewhere (docs/adr/0020).
 //!
 //! ```text
 //! changes   what commits wrote since the last picture or checkpoint; the only thing that grows
-//! aside     layers that stay as they are: what a checkpoint writes into a run just now, then what pictures are of
-//! runs      what the last checkpoint named
+//! aside     layers that stay as they are: what a checkpoint writes down just now, then what pictures are of
+//! stored    what the last checkpoint named
 //! ```
 //! The newest change of a key counts. Its previous value is not looked up when it is written: the writer says how the size changes.
 
@@ -12,11 +12,11 @@ use std::sync::{Arc, Weak};
 use millrace_model::Timestamp;
 
 use super::ending::{self, Found};
-use super::layer::{Changed, Layer, Met};
+use super::layer::{Changed, Layer, LayersWalk, Met};
 use super::picture::Picture;
 use super::resident::Entries;
-use super::runs::RunSet;
-use super::{NEVER, StateError, StateSize, StateTable, StateWrites};
+use super::stored::{Nothing, Stored};
+use super::{NEVER, StateError, StateSize, StateTable, StateValue, StateWrites};
 
 #[derive(Debug)]
 pub(super) struct Paged {
@@ -25,7 +25,7 @@ pub(super) struct Paged {
     aside: Vec<Arc<Layer>>,
     /// How many of those a checkpoint is currently writing.
     handed: usize,
-    runs: Arc<RunSet>,
+    stored: Arc<dyn Stored>,
     size: StateSize,
     version: u64,
     /// Nothing before this time has expired, as far as known.
@@ -36,23 +36,48 @@ pub(super) struct Paged {
 
 /// What a checkpoint has to write of a paged table.
 #[derive(Clone, Debug)]
-pub(crate) struct LayersStep {
+pub struct LayersStep {
     /// The table to notify; not held, because a dropped table must not count any more.
-    pub(crate) table: Weak<StateTable>,
-    /// Everything that is not in a run yet, the oldest first. If that is the whole content, there is no run below.
-    pub(crate) layers: Vec<Arc<Layer>>,
+    pub table: Weak<StateTable>,
+    /// All that is stored nowhere yet, the oldest first. If that is whole nothing is below it.
+    pub layers: Vec<Arc<Layer>>,
     /// The size of the table then.
-    pub(crate) size: StateSize,
+    pub size: StateSize,
+}
+
+impl LayersStep {
+    /// Whether it says all that there is in the table, whatever is stored.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.layers.first().is_some_and(|layer| layer.is_whole())
+    }
+
+    /// Of how many keys and vacant places the layers say something, at the most.
+    #[must_use]
+    pub fn said_max(&self) -> usize {
+        self.layers.iter().map(|layer| layer.len()).sum()
+    }
+
+    /// What the layers say of each key, in the order of keys: its value, `None` if it is removed, and its end.
+    pub fn entries(&self) -> impl Iterator<Item = (&Arc<[u8]>, Option<&StateValue>, Timestamp)> {
+        LayersWalk::once(&self.layers)
+    }
+
+    /// Places at which nothing ends any more, though what is stored may say so, unless an entry ends there again.
+    pub fn vacant(&self) -> impl Iterator<Item = (Timestamp, &Arc<[u8]>)> {
+        let vacant = self.layers.iter().flat_map(|layer| layer.vacant());
+        vacant.map(|(end, key)| (*end, key))
+    }
 }
 
 impl Paged {
     /// A table as a checkpoint has it.
-    pub(super) fn stored(runs: Arc<RunSet>, size: StateSize) -> Self {
+    pub(super) fn stored(stored: Arc<dyn Stored>, size: StateSize) -> Self {
         Self {
             changes: Changed::default(),
             aside: Vec::new(),
             handed: 0,
-            runs,
+            stored,
             size,
             version: 0,
             // Not searched yet.
@@ -67,10 +92,10 @@ impl Paged {
         let next_end = entries.next_end();
         entries.forget_slots();
         Self {
-            aside: vec![Arc::new(Layer::Whole(entries))],
+            aside: vec![Arc::new(Layer::whole(entries))],
             version,
             next_end,
-            ..Self::stored(Arc::default(), size)
+            ..Self::stored(Arc::new(Nothing), size)
         }
     }
 
@@ -86,17 +111,17 @@ impl Paged {
     /// Bytes in memory.
     pub(super) fn cost(&self) -> usize {
         let aside: usize = self.aside.iter().map(|layer| layer.cost()).sum();
-        self.changes.cost() + aside + self.runs.cost()
+        self.changes.cost() + aside + self.stored.cost()
     }
 
-    /// Memory of changes that are not in a run. The content from when all of it was in memory does not count.
+    /// Bytes in memory of changes that are stored nowhere. What the table was when all of it was in memory is none of them.
     pub(super) fn unwritten(&self) -> usize {
         let changes = self.aside.iter().filter(|layer| !layer.is_whole());
         self.changes.cost() + changes.map(|layer| layer.cost()).sum::<usize>()
     }
 
-    pub(super) fn runs(&self) -> &Arc<RunSet> {
-        &self.runs
+    pub(super) fn below(&self) -> &Arc<dyn Stored> {
+        &self.stored
     }
 
     /// What memory has for the key.
@@ -158,7 +183,7 @@ impl Paged {
         if self.changes.is_empty() {
             return;
         }
-        let mut layer = Layer::Changes(std::mem::take(&mut self.changes));
+        let mut layer = Layer::changes(std::mem::take(&mut self.changes));
         while self.aside.len() > self.handed
             && let Some(older) = self.aside.last()
             && let Some(joined) = Layer::joined(older, &layer)
@@ -174,14 +199,14 @@ impl Paged {
         self.set_aside();
         Picture {
             layers: self.aside.clone(),
-            runs: Arc::clone(&self.runs),
+            stored: Arc::clone(&self.stored),
             size: self.size,
             version: self.version,
             places_from: self.places_from,
         }
     }
 
-    /// Everything that is not in a run; `None` if there is nothing.
+    /// All that is stored nowhere; `None` if there is nothing.
     pub(super) fn hand_over(&mut self, table: Weak<StateTable>) -> Option<LayersStep> {
         self.set_aside();
         self.handed = self.aside.len();
@@ -192,25 +217,25 @@ impl Paged {
         })
     }
 
-    /// A durable checkpoint has these layers in runs, or has replaced the runs. A whole layer has no runs below it. Has no effect on a
-    /// table that was emptied since.
+    /// A durable checkpoint has these layers in what is stored, or something else has taken the place of what was, which is nothing below
+    /// a layer that is whole. Nothing is done to a table that was emptied since.
     pub(super) fn install(
         &mut self,
         layers: &[Arc<Layer>],
-        before: Option<&Arc<RunSet>>,
-        runs: Arc<RunSet>,
+        before: Option<&Arc<dyn Stored>>,
+        stored: Arc<dyn Stored>,
     ) {
         let mut pairs = layers.iter().zip(&self.aside);
         let are_mine =
             layers.len() <= self.aside.len() && pairs.all(|(one, mine)| Arc::ptr_eq(one, mine));
         let is_on_mine = match before {
-            Some(before) => Arc::ptr_eq(before, &self.runs),
+            Some(before) => std::ptr::addr_eq(Arc::as_ptr(before), Arc::as_ptr(&self.stored)),
             None => layers.first().is_some_and(|layer| layer.is_whole()),
         };
         if are_mine && is_on_mine {
             self.aside.drain(..layers.len());
             self.handed = self.handed.saturating_sub(layers.len());
-            self.runs = runs;
+            self.stored = stored;
         }
     }
 }

@@ -7,7 +7,7 @@ use millrace_model::Timestamp;
 
 use super::layer::{Layer, LayersWalk, Met};
 use super::resident::{PageBuilder, after_of};
-use super::runs::{RunSet, RunsWalk};
+use super::stored::{Stored, StoredEntries};
 use super::{StateEntry, StateError, StatePage, StateQuery, StateSize, StateValue};
 
 /// A table at one moment.
@@ -15,7 +15,7 @@ use super::{StateEntry, StateError, StatePage, StateQuery, StateSize, StateValue
 pub struct Picture {
     /// The oldest first.
     pub(super) layers: Vec<Arc<Layer>>,
-    pub(super) runs: Arc<RunSet>,
+    pub(super) stored: Arc<dyn Stored>,
     pub(super) size: StateSize,
     pub(super) version: u64,
     /// No place before it says anything.
@@ -62,15 +62,15 @@ impl Picture {
             Bound::Included(from) | Bound::Excluded(from) => from,
             Bound::Unbounded => b"",
         };
-        let mut runs = self.runs.walk(begin)?;
-        if let (Bound::Excluded(from), Some(item)) = (from, runs.entry()?)
-            && item.key == from
+        let mut stored = self.stored.entries(begin)?;
+        if let (Bound::Excluded(from), Some(entry)) = (from, stored.entry()?)
+            && entry.key == from
         {
-            runs.advance()?;
+            stored.advance()?;
         }
         Ok(Walk {
             layers: LayersWalk::of(&self.layers, from),
-            runs,
+            stored,
         })
     }
 }
@@ -78,7 +78,7 @@ impl Picture {
 /// A place among all entries.
 pub(super) struct Walk<'a> {
     layers: LayersWalk<'a>,
-    runs: RunsWalk<'a>,
+    stored: Box<dyn StoredEntries + 'a>,
 }
 
 impl Walk<'_> {
@@ -86,19 +86,19 @@ impl Walk<'_> {
     pub(super) fn next(&mut self) -> Result<Option<StateEntry>, StateError> {
         loop {
             let said = self.layers.peek();
-            let stored = self.runs.entry()?;
+            let stored = self.stored.entry()?;
             // If both have the key, the newer one, in memory, counts.
             let is_said = match (said, &stored) {
                 (None, None) => return Ok(None),
                 (Some(_), None) => true,
                 (None, Some(_)) => false,
-                (Some((key, ..)), Some(item)) => **key <= *item.key,
+                (Some((key, ..)), Some(entry)) => **key <= *entry.key,
             };
             if let Some((key, value, ends_at)) = said.filter(|_| is_said) {
-                let is_same = stored.is_some_and(|item| *item.key == **key);
+                let is_same = stored.is_some_and(|entry| *entry.key == **key);
                 self.layers.pass(key);
                 if is_same {
-                    self.runs.advance()?;
+                    self.stored.advance()?;
                 }
                 if let Some(value) = value {
                     return Ok(Some(StateEntry {
@@ -109,14 +109,14 @@ impl Walk<'_> {
                 }
                 continue;
             }
-            let entry = stored.and_then(|item| {
+            let entry = stored.and_then(|entry| {
                 Some(StateEntry {
-                    key: item.key.into(),
-                    value: StateValue::new(item.value?),
-                    ends_at: Timestamp(item.ends_at),
+                    key: entry.key.into(),
+                    value: StateValue::new(entry.value?),
+                    ends_at: entry.ends_at,
                 })
             });
-            self.runs.advance()?;
+            self.stored.advance()?;
             if entry.is_some() {
                 return Ok(entry);
             }

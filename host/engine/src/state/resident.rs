@@ -16,7 +16,7 @@ const BUCKETS_LEFT: usize = 1_024;
 
 /// The entries, for reading.
 #[derive(Debug, Default)]
-pub(crate) struct Entries {
+pub(super) struct Entries {
     by_key: HashMap<Arc<[u8]>, Entry>,
     pub(super) ordered: BTreeSet<Arc<[u8]>>,
     ending: BTreeSet<(Timestamp, Arc<[u8]>)>,
@@ -42,15 +42,17 @@ pub(super) struct Entry {
 
 /// What the next checkpoint has to write of a table.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct TableChanges {
+pub struct TableChanges {
     /// Whether all rows are removed first.
-    pub(crate) empties: bool,
-    pub(crate) freed: Vec<u64>,
-    pub(crate) entries: Vec<(u64, StateEntry)>,
+    pub empties: bool,
+    /// Rows that go.
+    pub freed: Vec<u64>,
+    /// Rows that are written.
+    pub entries: Vec<(u64, StateEntry)>,
 }
 
 impl Entries {
-    /// An empty table that replaces one in runs, with that version.
+    /// Empty, in the place of a table that was stored elsewhere and was written to so often.
     pub(super) fn after(version: u64) -> Self {
         Self {
             version,

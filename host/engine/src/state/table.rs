@@ -1,5 +1,6 @@
 //! The committed state of one group in one partition: the table that the engine, workers and readers share, and whose turn it is.
 
+pub mod keeper;
 #[cfg(test)]
 mod tests;
 
@@ -7,23 +8,23 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use millrace_model::{GroupName, Timestamp};
+use millrace_model::Timestamp;
 use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
 use tokio::sync::Mutex;
 
 use super::ending::Ended;
-use super::layer::{Layer, Met};
+use super::layer::Met;
 use super::lookup::{Seen, StateFetch, View, Wanted};
-use super::paged::{LayersStep, Paged};
+use super::paged::Paged;
 use super::picture::Picture;
-use super::resident::{Entries, TableChanges};
-use super::runs::RunSet;
+use super::resident::Entries;
+use super::stored::{Nothing, Stored};
 use super::turn::{HeldTurn, Turn};
 use super::{
-    Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, StateChange, StateEntry, StateError, StatePage,
-    StateQuery, StateWrites,
+    Adds, ENTRY_COST_BYTES, ENTRY_OVERHEAD_BYTES, StateChange, StateError, StatePage, StateQuery,
+    StateWrites,
 };
-use crate::room::{Counted, Room, RoomFull, Share};
+use crate::room::{Counted, RoomFull, Share};
 
 /// A table, shared by the engine, which changes it with each commit, and by its readers.
 #[derive(Debug, Default)]
@@ -45,7 +46,7 @@ struct Held {
 enum Form {
     /// All of it is in memory.
     Resident(Entries),
-    /// Memory has the changes; the rest is in runs.
+    /// Memory has what changed; the rest is stored elsewhere.
     Paged(Paged),
 }
 
@@ -80,44 +81,6 @@ impl Form {
             cost,
             stored: self.size().bytes,
             unwritten,
-        }
-    }
-}
-
-/// What memory holds of a table beyond the next checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Footing {
-    /// All of it, at this many bytes.
-    Resident(usize),
-    /// The index of its entries in files, this many bytes; it can be read again.
-    Paged(usize),
-}
-
-/// Entries of a table, or where to read them.
-#[derive(Debug)]
-pub(crate) enum Reading {
-    /// They were in memory.
-    Page(StatePage),
-    /// They are read from there, perhaps from the disk.
-    Picture(Picture),
-}
-
-/// What a checkpoint has to write of a table.
-#[derive(Clone, Debug)]
-pub(crate) enum TableStep {
-    /// Rows, of one that is in memory.
-    Rows(TableChanges),
-    /// A run, of one that is paged.
-    Layers(LayersStep),
-}
-
-impl TableStep {
-    /// Whether earlier steps about the table no longer count.
-    pub(crate) fn says_all(&self) -> bool {
-        match self {
-            Self::Rows(changes) => changes.empties,
-            // Each has everything that is not in a run yet.
-            Self::Layers(_) => true,
         }
     }
 }
@@ -157,27 +120,6 @@ impl Drop for StateTable {
 }
 
 impl StateTable {
-    /// An empty one, which counts for the host's room.
-    pub(crate) fn in_room(room: &Arc<Room>, group: &GroupName) -> Self {
-        Self::default().into_room(room, group)
-    }
-
-    /// The same table, which counts for the host's room from now on.
-    pub(crate) fn into_room(mut self, room: &Arc<Room>, group: &GroupName) -> Self {
-        self.share = Share::of(room, group);
-        let held = self.held.get_mut();
-        held.counted = held.form.counted();
-        self.share.moved(Counted::default(), held.counted);
-        self
-    }
-
-    /// A paged one, as loaded from a checkpoint.
-    pub(crate) fn paged(runs: Arc<RunSet>, size: StateSize) -> Self {
-        let mut table = Self::default();
-        table.held.get_mut().form = Form::Paged(Paged::stored(runs, size));
-        table
-    }
-
     /// The table's own maximum, regardless of the host's.
     #[must_use]
     pub fn bounds(&self) -> StateSize {
@@ -282,58 +224,23 @@ impl StateTable {
         read.unwrap_or_else(failed)
     }
 
-    /// Maximum memory that these writes add to the table; zero if it shrinks.
-    pub(crate) fn growth(&self, writes: &StateWrites) -> usize {
-        let Some(entries) = self.resident() else {
-            return writes.cost();
-        };
-        let (before, weight) = match writes.resets {
-            true => (StateSize::default(), None),
-            false => (entries.size(), Some(|key: &[u8]| entries.weight(key))),
-        };
-        let after = foretold(before, writes, |key| weight.as_ref().and_then(|w| w(key)));
-        after.cost().saturating_sub(entries.size().cost())
-    }
-
-    /// How the size changes with these writes. Nothing is read for it: if the writes do not say it, only a table in memory knows it.
-    pub(crate) fn stores(&self, writes: &StateWrites) -> i64 {
-        let before = self.size().bytes as i64;
-        let begin = match writes.resets {
-            true => 0,
-            false => before,
-        };
-        let after = match writes.adds {
-            Some(adds) => begin.saturating_add(adds.bytes),
-            None if writes.resets || !self.is_paged() => {
-                let after = self.size_after(writes);
-                after.map_or(before, |after| after.bytes as i64)
-            }
-            // It is refused.
-            None => before,
-        };
-        after.saturating_sub(before)
-    }
-
     /// Entries by key. `as_of` is left to the engine. Entries of a paged table are read from the disk.
     ///
     /// # Errors
     /// [`StateError::Unreadable`]; never of a table that is in memory.
     pub fn page(&self, query: &StateQuery) -> Result<StatePage, StateError> {
-        match self.reading(query) {
-            Reading::Page(page) => Ok(page),
-            Reading::Picture(picture) => picture.page(query),
+        match self.picture() {
+            Some(picture) => picture.page(query),
+            None => Ok(self.resident_page(query)),
         }
     }
 
-    /// Like [`StateTable::page`], but leaves reading from the disk to the caller; the page shows this moment, whenever it is read.
-    pub(crate) fn reading(&self, query: &StateQuery) -> Reading {
-        if let Some(picture) = self.picture() {
-            return Reading::Picture(picture);
-        }
+    /// Of one that is in memory.
+    fn resident_page(&self, query: &StateQuery) -> StatePage {
         let page = self.resident().map(|entries| entries.page(query));
         let page = page.unwrap_or_default();
         let version = self.first_version.0 + page.version;
-        Reading::Page(StatePage { version, ..page })
+        StatePage { version, ..page }
     }
 
     /// Passes the key of every entry, in order, including expired ones that are not removed yet.
@@ -348,27 +255,6 @@ impl StateTable {
             entries.ordered.iter().for_each(|key| see(key));
         }
         Ok(())
-    }
-
-    /// The files of a paged table; `None` of one that is in memory.
-    pub(crate) fn runs(&self) -> Option<Arc<RunSet>> {
-        match &self.held.read().form {
-            Form::Paged(paged) => Some(Arc::clone(paged.runs())),
-            Form::Resident(_) => None,
-        }
-    }
-
-    /// Whether memory has changes that are not in a file yet.
-    pub(crate) fn has_unwritten(&self) -> bool {
-        self.held.read().counted.unwritten > 0
-    }
-
-    /// The number of its files.
-    pub(crate) fn run_count(&self) -> usize {
-        match &self.held.read().form {
-            Form::Paged(paged) => paged.runs().runs().len(),
-            Form::Resident(_) => 0,
-        }
     }
 
     /// A paged table as it is now; `None` of one that is in memory.
@@ -395,7 +281,7 @@ impl StateTable {
         .ok()
     }
 
-    /// Records what memory has for keys, which ascend: as in the picture, or now. The rest must be read from runs.
+    /// Notes what memory says of keys, which ascend: as they were in the picture, or as they are. What is left is to be read from what is stored.
     pub(super) fn ask(
         &self,
         picture: Option<&Picture>,
@@ -409,17 +295,17 @@ impl StateTable {
             None => left.push(Arc::from(key)),
         };
         let held;
-        let (runs, size) = match picture {
+        let (stored, size) = match picture {
             Some(picture) => {
                 keys.iter().for_each(|key| note(key, picture.said(key)));
-                (Arc::clone(&picture.runs), picture.size)
+                (Arc::clone(&picture.stored), picture.size)
             }
             None => {
                 held = self.held.read();
                 match &held.form {
                     Form::Paged(paged) => {
                         keys.iter().for_each(|key| note(key, paged.said(key)));
-                        (Arc::clone(paged.runs()), paged.size())
+                        (Arc::clone(paged.below()), paged.size())
                     }
                     Form::Resident(entries) => {
                         let said = |key: &[u8]| {
@@ -427,13 +313,13 @@ impl StateTable {
                             Some((key, Some(&entry.value), entry.ends_at))
                         };
                         keys.iter().for_each(|key| note(key, said(key)));
-                        (Arc::default(), entries.size())
+                        (Arc::new(Nothing) as Arc<dyn Stored>, entries.size())
                     }
                 }
             }
         };
         seen.size = size;
-        (!left.is_empty()).then(|| StateFetch::new(runs, wanted, left))
+        (!left.is_empty()).then(|| StateFetch::new(stored, wanted, left))
     }
 
     /// Removes up to this many expired entries, which count as absent in any case. Returns how many; none for a paged table, where
@@ -494,106 +380,8 @@ impl StateTable {
     }
 
     /// As [`StateTable::turn`], if nobody else has it.
-    pub(crate) fn try_turn(&self) -> Option<HeldTurn> {
+    pub fn try_turn(&self) -> Option<HeldTurn> {
         HeldTurn::try_of(&self.turn)
-    }
-
-    /// Whether it can apply these writes: for a paged table they must say how the size changes, and it must not become negative.
-    pub(crate) fn can_apply(&self, writes: &StateWrites) -> bool {
-        match &self.held.read().form {
-            Form::Paged(paged) if !writes.resets => {
-                let adds = writes.adds;
-                adds.is_some_and(|adds| adds.after(paged.size()).is_some())
-            }
-            _ => true,
-        }
-    }
-
-    /// Applies committed writes. A table that is emptied is in memory from then on.
-    ///
-    /// # Errors
-    /// If it cannot ([`StateTable::can_apply`]); it has no effect then.
-    pub(crate) fn apply(&self, writes: &StateWrites) -> Result<(), &'static str> {
-        self.change(|form| {
-            if let Form::Paged(paged) = form {
-                if !writes.resets {
-                    let applied = paged.apply(writes);
-                    return applied.ok_or("the writes do not match the state");
-                }
-                *form = Form::Resident(Entries::after(paged.version()));
-            }
-            if let Form::Resident(entries) = form {
-                entries.apply(writes);
-            }
-            Ok(())
-        })
-    }
-
-    /// An entry of the checkpoint.
-    pub(crate) fn insert_stored(&self, slot: u64, entry: &StateEntry) {
-        self.change(|form| {
-            if let Form::Resident(entries) = form {
-                entries.insert_stored(slot, entry);
-            }
-        });
-    }
-
-    /// The changes since the last call, as rows; none for a paged table.
-    pub(crate) fn take_changes(&self) -> TableChanges {
-        match &mut self.held.write().form {
-            Form::Resident(entries) => entries.take_changes(),
-            Form::Paged(_) => TableChanges::default(),
-        }
-    }
-
-    /// What a checkpoint must write; `None` if nothing. A table that should be paged, and is not empty, becomes so.
-    pub(crate) fn take_step(self: &Arc<Self>, is_to_be_paged: bool) -> Option<TableStep> {
-        self.change(|form| {
-            if let Form::Resident(entries) = form
-                && is_to_be_paged
-                && entries.size().entries > 0
-            {
-                *form = Form::Paged(Paged::of(std::mem::take(entries)));
-            }
-            match form {
-                Form::Resident(entries) => Some(TableStep::Rows(entries.take_changes())),
-                Form::Paged(paged) => {
-                    let step = paged.hand_over(Arc::downgrade(self));
-                    step.map(TableStep::Layers)
-                }
-            }
-        })
-    }
-
-    /// What memory holds of it in the long run.
-    pub(crate) fn footing(&self) -> Footing {
-        match &self.held.read().form {
-            Form::Resident(entries) => Footing::Resident(entries.size().cost()),
-            Form::Paged(paged) => Footing::Paged(paged.runs().cost()),
-        }
-    }
-
-    /// Releases the index of its files; it is read again when needed.
-    pub(crate) fn forget_maps(&self) {
-        self.change(|form| {
-            if let Form::Paged(paged) = form {
-                paged.runs().runs().iter().for_each(|run| run.forget_map());
-            }
-        });
-    }
-
-    /// A durable checkpoint names these runs in place of `before` and the layers.
-    pub(crate) fn install(
-        &self,
-        layers: &[Arc<Layer>],
-        before: Option<&Arc<RunSet>>,
-        runs: Arc<RunSet>,
-    ) {
-        self.change(|form| {
-            if let Form::Paged(paged) = form {
-                paged.install(layers, before, runs);
-            }
-        });
     }
 }
 

@@ -1,7 +1,5 @@
 //! What a call makes of state.
 
-mod paged;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -9,9 +7,10 @@ use millrace_model::Timestamp;
 use millrace_model::bounds::{STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_KEY_BYTES_MAX};
 use millrace_model::columns::NONE;
 
+use super::keeper::KeepTable as _;
 use super::{
-    Adds, KeyColumns, NEVER, StateAttempt, StateChange, StateError, StateSize, StateTable,
-    StateValue, StateWrites, ValueColumns, WriteColumns,
+    KeyColumns, NEVER, StateAttempt, StateChange, StateError, StateSize, StateTable, StateValue,
+    StateWrites, ValueColumns, WriteColumns,
 };
 use crate::conformance::named;
 use crate::room::{HostBounds, Room};

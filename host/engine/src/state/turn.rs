@@ -37,7 +37,7 @@ impl HeldTurn {
     }
 
     /// Whether it is a turn of this table.
-    pub(crate) fn is_of(&self, table: &StateTable) -> bool {
+    pub fn is_of(&self, table: &StateTable) -> bool {
         Arc::ptr_eq(OwnedMutexGuard::mutex(&self.guard), table.turn_mutex())
     }
 }

@@ -2,7 +2,9 @@
 
 use std::cmp::Ordering;
 
-use super::{PIECE_BYTES, head, u16_at, u64_at};
+use millrace_model::order::head;
+
+use super::{PIECE_BYTES, u16_at, u64_at};
 
 /// Heads that one head of the level above stands for: two lines of memory.
 const FANOUT: usize = 16;

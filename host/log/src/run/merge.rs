@@ -3,7 +3,9 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use super::{Cursor, Item, Run, RunError, RunFacts, RunWriter, head};
+use millrace_model::order::head;
+
+use super::{Cursor, Item, Run, RunError, RunFacts, RunWriter};
 use crate::pace::Pace;
 
 /// Writes what these runs say together, the oldest of them first, into one, and ends it. Removals stay in it, for they count against

@@ -4,10 +4,10 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use millrace_engine::local::backup::{
+use millrace_local::backup::{
     Flaw, ManifestError, Passing, ReceiveError, Received, Receiver, Verified, VerifyError, verify,
 };
-use millrace_engine::local::examine::Severity;
+use millrace_local::examine::Severity;
 use serde_json::{Value, json};
 
 use super::client::Client;

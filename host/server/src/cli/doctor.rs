@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use millrace_engine::local::Cipher;
-use millrace_engine::local::examine::{ExamineError, Finding, Report, Severity, examine_with};
-use millrace_engine::local::repair::{Done, RepairError, plan, repair};
+use millrace_local::Cipher;
+use millrace_local::examine::{ExamineError, Finding, Report, Severity, examine_with};
+use millrace_local::repair::{Done, RepairError, plan, repair};
 use millrace_model::{Clock, Offset, SystemClock};
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
-use millrace_engine::local::backup::{RestoreError, Restored, Restorer, restore};
+use millrace_local::backup::{RestoreError, Restored, Restorer, restore};
 use serde_json::json;
 
 use super::backup::{bar, damaged, mebibytes, no_backup};

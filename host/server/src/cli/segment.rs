@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use millrace_engine::local::segment::{DamageKind, Found, NotShown, SegmentFile};
-use millrace_engine::local::{Cipher, encryption};
+use millrace_local::segment::{DamageKind, Found, NotShown, SegmentFile};
+use millrace_local::{Cipher, encryption};
 use millrace_model::batch::RecordView;
 use millrace_model::{Compression, Message, Offset, RecordBatch};
 use serde_json::{Map, Value, json};

@@ -266,7 +266,7 @@ fn a_redeploy_by_flags_keeps_what_the_last_one_was_told_and_says_what_changed() 
 
     let same = deploy(&["--module", "upper@1.0.0"]);
     assert!(
-        same.contains("revision 2") && same.contains("nothing differs"),
+        same.contains("revision 2") && same.contains("nothing has changed"),
         "{same}"
     );
     let told = deploy(&[
@@ -415,7 +415,7 @@ fn a_schedule_is_run_and_a_key_found_from_the_command_line() {
     for _ in 0..2 {
         let told = cli(&host, &["schedule", "run", "tick"]);
         assert!(
-            told.contains("made a message for topic ticks") && told.contains("as before"),
+            told.contains("created a message in topic ticks") && told.contains("is still"),
             "{told}"
         );
     }

@@ -67,7 +67,7 @@ fn what_cannot_be_is_refused_with_what_to_do_and_changes_nothing() {
         told
     };
     let told = refused("orders", json!({"partitions": 1}), 422, "fewer-partitions");
-    assert!(told.contains("make another topic"), "{told}");
+    assert!(told.contains("create another topic"), "{told}");
     refused("orders", json!({"partitions": 0}), 422, "fewer-partitions");
     refused(
         "orders",
@@ -176,7 +176,7 @@ fn the_command_line_asks_says_what_it_means_and_follows_into_new_partitions() {
         said.contains("orders has 3 partitions now, not 2"),
         "{said}"
     );
-    assert!(said.contains("in order within each only"), "{said}");
+    assert!(said.contains("in order only within each"), "{said}");
     send(&host, "orders", json!([{"partition": 2, "value": "b"}]));
     assert_eq!(next()["value"], "b");
     assert!(set(&["orders", "--partitions", "9"]).status.success());

@@ -1,6 +1,7 @@
 //! A table in memory: what it shows, what checkpoints are told, what it counts.
 
-use super::super::{ENTRY_OVERHEAD_BYTES, StateChange, StateValue};
+use super::super::keeper::KeepTable as _;
+use super::super::{ENTRY_OVERHEAD_BYTES, StateChange, StateEntry, StateValue};
 use super::*;
 
 impl StateTable {

@@ -1,0 +1,14 @@
+//! A lease: what tells whoever works at a group's partition from all who did before.
+
+use millrace_model::{GroupName, TopicPartition};
+
+/// The right to commit progress and state of one group in one partition, until someone else holds or claims it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The group.
+    pub group: GroupName,
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Counts the claims; only the highest may commit.
+    pub epoch: u64,
+}
