@@ -1,6 +1,6 @@
 //! One running host: engine, module host, broker and HTTP put together, and taken apart in the reverse order.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,22 +18,27 @@ use crate::config::{Config, ConfigError, EngineKind, GuestLog, StorageSizes, enc
 use crate::files;
 use crate::http::{self, App};
 use crate::memory::MemoryPlan;
+use crate::net::bounds::RESERVED_CONNECTIONS_MAX;
+use crate::net::{Budgets, Doors, Listener, Seats};
 use crate::telemetry;
 
 /// How often metrics of what is gone are forgotten and the engine is asked whether it still commits.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The door for HTTP.
+const HTTP_DOOR: &str = "http";
+/// The address of a door that there is not.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// The hidden subcommand that compiles an upload, in a process of its own.
 pub(crate) const COMPILE_COMMAND: &str = "compile-module";
 
 /// A host that runs until it is stopped.
 pub struct Host {
-    address: SocketAddr,
+    doors: Doors,
     broker: Broker,
     stop_deadline: Duration,
-    stopping: CancellationToken,
     poisoned: CancellationToken,
-    server: JoinHandle<()>,
     upkeep: JoinHandle<()>,
     /// Removed when it is dropped.
     _scratch: Option<TempDir>,
@@ -89,12 +94,12 @@ impl Host {
         if config.engine == EngineKind::Local {
             files::close_to_others(&config.data_dir);
         }
-        let listener = listen(&config).await?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let http = listen(&config, &clock).await?;
         let memory = config.memory.plan();
         memory.say();
         let engine = open_engine(&config, &memory, &clock).await?;
-        let started = Self::start_on(config, &memory, listener, clock, engine.clone()).await;
+        let started = Self::start_on(config, &memory, http, clock, engine.clone()).await;
         if started.is_err() {
             engine.close().await;
         }
@@ -104,14 +109,10 @@ impl Host {
     async fn start_on(
         config: Config,
         memory: &MemoryPlan,
-        listener: TcpListener,
+        http: Listener,
         clock: Arc<dyn Clock>,
         engine: Arc<dyn Engine>,
     ) -> Result<Self, StartError> {
-        let address = listener.local_addr().map_err(|source| StartError::Listen {
-            listen: config.listen.clone(),
-            source,
-        })?;
         let metrics = telemetry::metrics();
         let (cache_dir, scratch) = code_cache(&config)?;
         let modules = open_modules(&config, memory, cache_dir, &clock)?;
@@ -125,41 +126,34 @@ impl Host {
         let broker = Broker::start_within(clock.clone(), engine, modules, limits).await?;
         broker.ready().await.map_err(StartError::Poisoned)?;
 
-        let stopping = CancellationToken::new();
         let poisoned = CancellationToken::new();
-        let app = App::new(
-            &config,
-            memory,
-            clock,
-            broker.clone(),
-            metrics,
-            stopping.clone(),
-        );
-        let server = tokio::spawn(http::serve(listener, app.clone()));
+        let address = http.address();
+        let budgets = Budgets::new(memory.bodies_bytes, memory.answers_bytes);
+        let app = App::new(&config, budgets, &http, clock, broker.clone(), metrics);
+        let mut doors = Doors::default();
+        doors.open(HTTP_DOOR, http, http::door(app.clone()));
         let upkeep = tokio::spawn(upkeep(app.clone(), poisoned.clone()));
         app.log_start(address, &config.data_dir);
         Ok(Self {
-            address,
+            doors,
             broker,
             stop_deadline: config.stop_deadline,
-            stopping,
             poisoned,
-            server,
             upkeep,
             _scratch: scratch,
         })
     }
 
-    /// Where it listens.
+    /// Where its door for HTTP listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.doors.address(HTTP_DOOR).unwrap_or(NOWHERE)
     }
 
     /// Where it listens, as a client wants it.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.address())
     }
 
     /// Its broker, for those in the same process.
@@ -181,21 +175,14 @@ impl Host {
 
     /// Accepts nothing more, lets requests and calls of guests come to their end within the deadline, and closes the engine. Calls have
     /// half of it and are interrupted then, so that requests that wait for one are still answered.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         let deadline_ms = self.stop_deadline.as_millis() as u64;
         tracing::info!(
             deadline_ms,
             "the host is stopping: it takes nothing more, and waits for requests and calls that are under way"
         );
-        self.stopping.cancel();
-        let server = async {
-            let ended = tokio::time::timeout(self.stop_deadline, &mut self.server).await;
-            if ended.is_err() {
-                tracing::warn!("requests were still under way at the deadline; they are cut off");
-                self.server.abort();
-            }
-        };
-        tokio::join!(server, self.broker.wind_down(self.stop_deadline / 2));
+        let doors = self.doors.stop(self.stop_deadline);
+        tokio::join!(doors, self.broker.wind_down(self.stop_deadline / 2));
         self.upkeep.abort();
         self.broker.stop().await;
         tracing::info!("host stopped");
@@ -217,10 +204,17 @@ fn bound_connections(config: &mut Config) {
     }
 }
 
-async fn listen(config: &Config) -> Result<TcpListener, StartError> {
+/// Has the port before anything else is opened: whoever cannot have it is told at once.
+async fn listen(config: &Config, clock: &Arc<dyn Clock>) -> Result<Listener, StartError> {
     let addresses = config.addresses()?;
-    TcpListener::bind(addresses.as_slice())
-        .await
+    let seats = Seats {
+        regular_max: config.connections_max,
+        reserved_max: RESERVED_CONNECTIONS_MAX,
+        idle: config.idle,
+    };
+    let socket = TcpListener::bind(addresses.as_slice()).await;
+    socket
+        .and_then(|socket| Listener::new(socket, seats, clock.clone()))
         .map_err(|source| StartError::Listen {
             listen: config.listen.clone(),
             source,

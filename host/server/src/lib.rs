@@ -13,6 +13,7 @@ mod http;
 mod log_lines;
 pub mod memory;
 mod nearest;
+mod net;
 mod process;
 mod registry;
 mod telemetry;

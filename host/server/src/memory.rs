@@ -15,7 +15,8 @@ use millrace_model::bounds::{
 };
 use millrace_model::guests::COMPILE_MEMORY_BYTES_DEFAULT;
 
-use crate::http::bounds::{ANSWERS_KIB_MAX, BODIES_KIB_MAX, PRODUCE_BODY_BYTES_MAX};
+use crate::http::bounds::PRODUCE_BODY_BYTES_MAX;
+use crate::net::bounds::{ANSWERS_KIB_MAX, BODIES_KIB_MAX};
 
 /// Where no system says how much there is.
 const MEMORY_BYTES_ASSUMED: u64 = 2 << 30;

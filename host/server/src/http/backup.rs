@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
-use super::Shared;
+use super::app::Shared;
 use super::body::json;
 use super::bounds::BACKUP_BODY_BYTES_MAX;
 use super::error::{ApiError, ErrorBody};

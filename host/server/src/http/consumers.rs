@@ -11,11 +11,11 @@ use millrace_model::{ConsumerName, Noted, Offset, PartitionId, Timestamp, TopicN
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::{Shared, to_the_end};
 use super::by::{By, ByHeader};
 use super::deploying::begin_at;
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
-use super::{Shared, to_the_end};
 
 /// A consumer and how it does.
 #[derive(Serialize, ToSchema)]

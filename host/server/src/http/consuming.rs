@@ -19,17 +19,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use super::answers::{Room, worst};
+use super::answers::worst;
+use super::app::{App, Shared, to_the_end};
 use super::bounds::{FETCH_MESSAGES_MAX, FETCH_PARTITIONS_MAX, FETCH_WAIT_MS_MAX};
 use super::by::{By, ByHeader};
 use super::deploying::begin_at;
 use super::error::{ApiError, ErrorBody};
 use super::fetch::too_many_waiting;
 use super::fetch_all::{Found, Problem, cursor, places, problem};
-use super::line::Line;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
-use super::{App, Shared, to_the_end};
+use crate::net::{Line, Room};
 
 /// How often a topic of more partitions than are waited for one by one is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);

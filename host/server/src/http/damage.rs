@@ -9,9 +9,9 @@ use millrace_model::{Offset, PartitionId, TopicName, TopicPartition};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::{App, Shared, to_the_end};
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
-use super::{App, Shared, to_the_end};
 
 /// What is known to be damaged.
 #[derive(Serialize, ToSchema)]

@@ -9,11 +9,11 @@ use millrace_model::{PartitionId, Timestamp, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::{Shared, to_the_end};
 use super::bounds::DELAYED_ROOM_BYTES;
 use super::error::{ApiError, ErrorBody};
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
-use super::{Shared, to_the_end};
 use crate::units::time_ms;
 
 /// What to write where a time is not understood.

@@ -18,13 +18,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::answers::worst;
+use super::app::{App, Shared};
 use super::bounds::{FETCH_MESSAGES_MAX, FETCH_PARTITIONS_MAX, FETCH_WAIT_MS_MAX};
 use super::error::{ApiError, ErrorBody};
 use super::fetch::Begin;
-use super::line::Line;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
-use super::{App, Shared};
+use crate::net::Line;
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]

@@ -1,21 +1,17 @@
 //! Whether the host lives and takes work, and its metrics.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use millrace_broker::Broker;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::app::{App, Shared};
 use super::error::{ApiError, ErrorBody};
-use super::{App, Shared};
-use crate::registry::Registry;
 
-/// How far each consumer is behind.
 /// How far processors are behind.
 const LAG: &str = "millrace_lag_messages";
 /// How far consumers are behind.
@@ -87,36 +83,4 @@ impl App {
         }
         metrics.render() + &crate::process::metrics_text()
     }
-}
-
-/// What there are metrics about, as of the last look; and what was gone then.
-#[derive(Default)]
-pub(super) struct ToldOf {
-    there: Names,
-    gone: Names,
-}
-
-/// Labels and names.
-type Names = HashSet<(&'static str, String)>;
-
-impl ToldOf {
-    /// What went since the last look is forgotten now, and at the next look once more: something about it may have been under way.
-    pub(super) fn forget_gone(&mut self, broker: &Broker, metrics: &Registry) {
-        let there = names(broker);
-        let went: Names = self.there.difference(&there).cloned().collect();
-        for (label, name) in self.gone.difference(&there).chain(&went) {
-            metrics.forget(label, name);
-        }
-        (self.there, self.gone) = (there, went);
-    }
-}
-
-fn names(broker: &Broker) -> Names {
-    let topics = broker.topics().into_iter();
-    let topics = topics.map(|topic| ("topic", topic.spec.name.to_string()));
-    let processors = broker.processor_names().into_iter();
-    let processors = processors.map(|name| ("processor", name.to_string()));
-    let schedules = broker.schedules().into_iter();
-    let schedules = schedules.map(|one| ("schedule", one.schedule.name.to_string()));
-    topics.chain(processors).chain(schedules).collect()
 }

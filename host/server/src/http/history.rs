@@ -9,25 +9,10 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::app::{App, Shared};
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
-use super::{App, Shared};
-
-/// What was done with a processor.
-#[derive(ToSchema)]
-#[schema(as = Change)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct ChangeSchema {
-    /// Milliseconds since the Unix epoch.
-    at: u64,
-    /// Who asked for it, as far as they said; `host` is the host itself.
-    by: Option<String>,
-    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or `replay`.
-    what: String,
-    /// The revision that it is about.
-    revision: u32,
-    text: Option<String>,
-}
+use super::shapes::ChangeSchema;
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct HistoryBody {

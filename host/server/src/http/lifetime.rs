@@ -9,11 +9,11 @@ use millrace_model::{Durability, Offset, PartitionId, SettingsPatch, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::{Shared, to_the_end};
 use super::error::{ApiError, ErrorBody};
-use super::openapi::TopicSettingsSchema;
 use super::query::InPath;
+use super::shapes::TopicSettingsSchema;
 use super::topics::TopicBody;
-use super::{Shared, to_the_end};
 
 /// What is to be different about a topic; what is not named stays as it is.
 #[derive(Deserialize, ToSchema)]

@@ -8,11 +8,11 @@ use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::{Shared, to_the_end};
 use super::error::{ApiError, ErrorBody};
 use super::messages::one_of;
 use super::query::{InPath, InQuery};
 use super::states::{STATE_ROOM_BYTES, Shown, StateEntryBody};
-use super::{Shared, to_the_end};
 
 /// Which key.
 #[derive(Deserialize, utoipa::IntoParams)]

@@ -12,13 +12,13 @@ use millrace_model::{Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::{App, Shared, to_the_end};
 use super::body::Taken;
 use super::bounds::UPLOADS_MAX;
 use super::by::{By, ByHeader};
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
 use super::record::Subject;
-use super::{App, Shared, to_the_end};
 
 /// A module.
 #[derive(Serialize, ToSchema)]

@@ -13,11 +13,11 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::app::{Shared, to_the_end};
 use super::by::{By, ByHeader};
 use super::error::{ApiError, ErrorBody};
 use super::messages::entry;
 use super::query::{InPath, InQuery};
-use super::{Shared, to_the_end};
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]

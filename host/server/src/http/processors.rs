@@ -16,18 +16,18 @@ use millrace_model::{Processor, ProcessorName, ProcessorSpec, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::{App, Shared, to_the_end};
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::{By, ByHeader};
 use super::deploying::{DeployedBody, deployed};
 use super::error::{ApiError, ErrorBody};
-use super::openapi::{
+use super::query::{InPath, InQuery};
+use super::shapes::{
     BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, DeadLetterPolicySchema,
     GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema, RetryPolicySchema,
 };
-use super::query::{InPath, InQuery};
 use super::trials::CanaryStatusSchema;
-use super::{App, Shared, to_the_end};
 
 /// What a revision is made of.
 #[derive(Deserialize, ToSchema)]

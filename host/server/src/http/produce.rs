@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Shared;
+use super::app::Shared;
 use super::body::{json, other_encoding};
 use super::bounds::{PRODUCE_BODY_BYTES_MAX, PRODUCE_MESSAGES_MAX};
 use super::delays::{Moment, due};

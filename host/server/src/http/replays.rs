@@ -9,39 +9,12 @@ use millrace_model::{Processor, ProcessorName, Timestamp, TopicName};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::app::{Shared, to_the_end};
 use super::by::{By, ByHeader};
 use super::delays::Moment;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::ProcessorSchema;
 use super::query::InPath;
-use super::{Shared, to_the_end};
-
-/// What a processor reads that only replays.
-#[derive(ToSchema)]
-#[schema(as = Replay)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct ReplaySchema {
-    /// The processor whose input it reads.
-    of: String,
-    revision: u32,
-    from: u64,
-    until: u64,
-    /// Where all outputs go.
-    into: String,
-    /// What that is in each partition that has any of it.
-    ranges: Vec<ReplayRangeSchema>,
-}
-
-#[derive(ToSchema)]
-#[schema(as = ReplayRange)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-struct ReplayRangeSchema {
-    topic: String,
-    partition: u32,
-    first: u64,
-    /// The offset after the last message.
-    end: u64,
-}
+use super::shapes::ProcessorSchema;
 
 /// What is to be replayed.
 #[derive(Deserialize, ToSchema)]

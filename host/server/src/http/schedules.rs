@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::app::{Shared, to_the_end};
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::{By, ByHeader};
 use super::error::{ApiError, ErrorBody};
 use super::messages::{HeaderValue, ListedIn, Pairs, headers_of, show_headers, value_bytes};
 use super::query::InPath;
-use super::{Shared, to_the_end};
 
 /// What a schedule is to be.
 #[derive(Deserialize, ToSchema)]

@@ -18,12 +18,12 @@ use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::answers::BYTES_PER_BYTE;
+use super::app::{Shared, to_the_end};
 use super::body::json;
 use super::bounds::STATE_BODY_BYTES_MAX;
 use super::error::{ApiError, ErrorBody};
 use super::messages::{entry, one_of};
 use super::query::{InPath, InQuery};
-use super::{Shared, to_the_end};
 
 /// What an answer takes at the worst, read and as JSON: an entry's share of the bound covers what stands beside its bytes.
 pub(super) const STATE_ROOM_BYTES: usize = BYTES_PER_BYTE * STATE_LISTED_BYTES_MAX;

@@ -14,12 +14,12 @@ use millrace_model::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::{App, Shared, to_the_end};
 use super::damage::DamagedOffsets;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::TopicSettingsSchema;
 use super::query::{InPath, InQuery};
 use super::record::Subject;
-use super::{App, Shared, to_the_end};
+use super::shapes::TopicSettingsSchema;
 
 /// A topic, as asked for.
 #[derive(Deserialize, ToSchema)]

@@ -11,26 +11,14 @@ use millrace_model::{Processor, ProcessorName};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::app::{Shared, to_the_end};
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::{By, ByHeader};
 use super::deploying::DeployedBody;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::ProcessorSchema;
 use super::query::InPath;
-use super::{Shared, to_the_end};
-
-/// A revision that takes a share of the keys while another one is current.
-#[derive(ToSchema)]
-#[schema(as = Canary)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct CanarySchema {
-    revision: u32,
-    /// Percentage of the keys.
-    percent: u32,
-    /// Milliseconds since the Unix epoch.
-    since: u64,
-}
+use super::shapes::ProcessorSchema;
 
 /// How a canary and the current revision do beside each other, since the canary began on this host.
 #[derive(ToSchema)]
@@ -42,16 +30,6 @@ pub(super) struct CanaryStatusSchema {
     current: SideStatusSchema,
     /// Why it takes no messages any more and is about to be withdrawn.
     trouble: Option<String>,
-}
-
-/// A revision that is called beside the current one, and whose answers only count for a report.
-#[derive(ToSchema)]
-#[schema(as = Shadow)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct ShadowSchema {
-    revision: u32,
-    /// Milliseconds since the Unix epoch.
-    since: u64,
 }
 
 /// How a shadow compares with the current revision, since it began on this host.

@@ -13,13 +13,13 @@ use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Shared;
 use super::answers::worst;
+use super::app::Shared;
 use super::bounds::{DEAD_LETTER_ROOM_BYTES, DEAD_LETTERS_MAX, DEAD_LETTERS_ROOM_BYTES};
 use super::error::{ApiError, ErrorBody};
 use super::messages::MessageOut;
-use super::openapi::{DeadLetterGroupsSchema, DeadLetterSchema};
 use super::query::{InPath, InQuery};
+use super::shapes::{DeadLetterGroupsSchema, DeadLetterSchema};
 use find::Find;
 
 /// Dead letters of a list that does not say how many.

@@ -16,16 +16,16 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::super::app::{Shared, to_the_end};
 use super::super::body::json;
 use super::super::bounds::PRODUCE_BODY_BYTES_MAX;
 use super::super::by::{By, ByHeader};
 use super::super::error::{ApiError, ErrorBody};
 use super::super::messages::{HeaderPart, HeaderValue, ListedIn, Pairs, entry, headers_of, one_of};
-use super::super::openapi::{
+use super::super::query::{InPath, InQuery};
+use super::super::shapes::{
     AuditPageSchema, DryRunOutcomeSchema, DryRunOutputSchema, RedrivenSchema,
 };
-use super::super::query::{InPath, InQuery};
-use super::super::{Shared, to_the_end};
 use super::find::{DeadLetterPlaceBody, Find, place, which};
 
 /// Letters of a dry run that does not say how many.
