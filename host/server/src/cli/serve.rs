@@ -21,8 +21,9 @@ Examples:
   millrace serve --config millrace.toml
   millrace serve --engine memory                   keeps nothing
 
-The file has the same settings, with underscores: listen = \"127.0.0.1:7400\". Flags go before
-environment variables, these before the file, and that before the defaults.
+The file has the same settings in sections, such as [listen.http] with address = \"127.0.0.1:7400\";
+variables are named by the same path: MILLRACE_LISTEN_HTTP_ADDRESS. Flags go before environment
+variables, these before the file, and that before the defaults.
 SIGTERM, ctrl-c and SIGHUP stop gracefully; a second one stops at once. Under nohup SIGHUP does nothing.";
 
 /// What is left to say at the end is waited for so long: whoever reads may take nothing.
@@ -43,8 +44,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let config = Config::load(args.settings, args.config.as_deref())?;
-    let log = telemetry::start_logging(&config)?;
+    let (config, hints) = Config::load(&args.settings, args.config.as_deref())?;
+    let log = telemetry::start_logging(&config.log)?;
+    for hint in hints {
+        tracing::warn!("{hint}");
+    }
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in unknown_variables(names) {
         tracing::warn!("environment variable {name} means nothing to this host");

@@ -54,7 +54,8 @@ impl App {
         broker: Broker,
         metrics: Option<Registry>,
     ) -> Arc<Self> {
-        let waiting_max = waiting_max(config.connections_max);
+        let http = &config.listen.http;
+        let waiting_max = waiting_max(http.connections_max);
         Arc::new(Self {
             told_of: Mutex::default(),
             measuring: Mutex::default(),
@@ -63,13 +64,13 @@ impl App {
             clock,
             metrics,
             stopping: listener.stopping(),
-            callers: Callers::new(config),
+            callers: Callers::new(http, config.listen.insecure_no_auth),
             budgets,
             uploads: Arc::new(Semaphore::new(bounds::UPLOADS_MAX)),
             waiting: Arc::new(Semaphore::new(waiting_max)),
             waiting_max,
             places: listener.places(),
-            keep_alive: keep_alive(config.idle),
+            keep_alive: keep_alive(http.idle()),
             request_ids: Arc::new(RequestIds::new()),
         })
     }

@@ -9,7 +9,7 @@ use axum::http::header::{HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, StatusCode, Uri};
 
 use super::error::ApiError;
-use crate::config::Config;
+use super::settings::HttpSettings;
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -22,16 +22,14 @@ pub(super) struct Callers {
 }
 
 impl Callers {
-    pub(super) fn new(config: &Config) -> Self {
-        let mut names = config.allowed_hosts.clone();
-        names.push(name_of(&config.listen).to_owned());
+    /// `any_address`: whether the host listens for other machines.
+    pub(super) fn new(http: &HttpSettings, any_address: bool) -> Self {
+        let mut names = http.allowed_hosts.clone();
+        names.push(name_of(&http.address).to_owned());
         names
             .iter_mut()
             .for_each(|name| name.make_ascii_lowercase());
-        Self {
-            names,
-            any_address: config.insecure_no_auth,
-        }
+        Self { names, any_address }
     }
 
     pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
@@ -100,11 +98,12 @@ mod tests {
     use super::*;
 
     fn callers(listen: &str) -> Callers {
-        Callers::new(&Config {
-            listen: listen.to_owned(),
+        let http = HttpSettings {
+            address: listen.to_owned(),
             allowed_hosts: vec!["Broker.example".to_owned()],
-            ..Config::default()
-        })
+            ..HttpSettings::default()
+        };
+        Callers::new(&http, false)
     }
 
     fn check(name: HeaderName, value: &str) -> bool {

@@ -267,3 +267,102 @@ impl HttpBody for Sent {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use hyper::upgrade::OnUpgrade;
+    use millrace_model::SystemClock;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::net::{Budgets, Doors, Listener, Seats};
+
+    /// Makes the connection a session that says everything back, with a mark before it.
+    async fn echo(mut request: axum::extract::Request) -> Response<Body> {
+        let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
+            return StatusCode::UPGRADE_REQUIRED.into_response();
+        };
+        tokio::spawn(async move {
+            let mut session = TokioIo::new(upgrade.await.expect("a session"));
+            let mut buffer = [0; 64];
+            while let Ok(count @ 1..) = session.read(&mut buffer).await {
+                let said = [b"> ", &buffer[..count]].concat();
+                session.write_all(&said).await.expect("heard");
+            }
+            session.shutdown().await.expect("an orderly end");
+        });
+        let mut answer = StatusCode::SWITCHING_PROTOCOLS.into_response();
+        let upgrade = HeaderValue::from_static("upgrade");
+        answer.headers_mut().insert(CONNECTION, upgrade);
+        let name = HeaderValue::from_static("echo");
+        answer.headers_mut().insert("upgrade", name);
+        answer
+    }
+
+    async fn opened() -> (Doors, TcpStream) {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let seats = Seats {
+            regular_max: 1,
+            reserved_max: 0,
+            idle: Duration::from_secs(10),
+        };
+        let listener = Listener::new(socket, seats, clock.clone()).expect("a door");
+        let door = Door {
+            router: Router::new().route("/echo", get(echo)),
+            clock,
+            stopping: listener.stopping(),
+            request_ids: Arc::new(RequestIds::new()),
+        };
+        let address = listener.address();
+        let mut doors = Doors::new(Budgets::new(1 << 10, 1 << 10));
+        doors.open("http", listener, move |connection| {
+            door.clone().converse(connection)
+        });
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        (doors, stream)
+    }
+
+    /// All that comes until it ends so.
+    async fn until(stream: &mut TcpStream, end: &str) -> String {
+        let mut text = String::new();
+        while !text.ends_with(end) {
+            let mut buffer = [0; 1 << 10];
+            let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut buffer));
+            let count = read.await.expect("in time").expect("a connection");
+            assert!(count > 0, "it ended after {text:?}");
+            text.push_str(str::from_utf8(&buffer[..count]).expect("text"));
+        }
+        text
+    }
+
+    #[tokio::test]
+    async fn a_request_makes_its_connection_a_session_that_keeps_its_place() {
+        let (doors, mut stream) = opened().await;
+        // An ordinary request first: the connection is kept.
+        let plain = b"GET /echo HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        stream.write_all(plain).await.expect("sent");
+        let head = until(&mut stream, "\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 426 "), "{head}");
+        // What follows the head at once is the session's.
+        let request = b"GET /echo HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\na\n";
+        stream.write_all(request).await.expect("sent");
+        let head = until(&mut stream, "> a\n").await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let mut beyond = TcpStream::connect(doors.address("http").expect("a door"))
+            .await
+            .expect("a connection");
+        let refused = until(&mut beyond, "}").await;
+        assert!(refused.contains("too-many-connections"), "{refused}");
+        stream.write_all(b"b\n").await.expect("sent");
+        assert_eq!(until(&mut stream, "\n").await, "> b\n");
+        // The session sees the end of what the other side sends, and the connection ends with it.
+        stream.shutdown().await.expect("closed");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.expect("an orderly end");
+        assert_eq!(rest, b"");
+        doors.stop(Duration::from_secs(10)).await;
+    }
+}

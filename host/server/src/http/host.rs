@@ -36,9 +36,9 @@ pub(super) struct HostBody {
     counts: CountsBody,
     /// What modules may have, by the names of the settings.
     limits: BTreeMap<&'static str, u64>,
-    /// The other settings in force, by name.
+    /// The other settings in force, by their paths in the configuration file (`listen.http.address`).
     #[schema(value_type = BTreeMap<String, serde_json::Value>)]
-    settings: BTreeMap<&'static str, Value>,
+    settings: BTreeMap<String, Value>,
 }
 
 /// How many there are.

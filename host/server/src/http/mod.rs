@@ -42,6 +42,7 @@ mod replays;
 mod request_ids;
 mod rest;
 mod schedules;
+pub(crate) mod settings;
 mod shapes;
 mod states;
 mod stream;

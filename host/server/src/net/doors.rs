@@ -7,12 +7,13 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::budgets::Budgets;
 use super::connection::Connection;
 use super::listener::Listener;
 
-/// The doors that are open, the first one first.
-#[derive(Default)]
+/// The doors that are open, the first one first, and the memory that they share.
 pub(crate) struct Doors {
+    budgets: Budgets,
     open: Vec<Door>,
 }
 
@@ -26,6 +27,16 @@ struct Door {
 }
 
 impl Doors {
+    pub(crate) fn new(budgets: Budgets) -> Self {
+        let open = Vec::new();
+        Self { budgets, open }
+    }
+
+    /// What each door may hold in memory, together with the others.
+    pub(crate) fn budgets(&self) -> &Budgets {
+        &self.budgets
+    }
+
     /// Opens a door: from here on whoever connects is served.
     pub(crate) fn open<Serve, Served>(
         &mut self,

@@ -172,4 +172,22 @@ mod tests {
         drop(writer);
         assert_eq!(reading.await.expect("a reader"), BYTES);
     }
+
+    /// Whether the end of what the other side sends is told within a moment.
+    async fn is_told_of_the_end(phase: Phase) -> (bool, bool) {
+        let (mut stream, mut other) = pair(Duration::from_secs(1)).await;
+        stream.line.enter(phase, Duration::ZERO);
+        other.shutdown().await.expect("closed");
+        let mut buffer = [0; 8];
+        let read = tokio::time::timeout(Duration::from_millis(200), stream.read(&mut buffer));
+        let told = matches!(read.await, Ok(Ok(0)));
+        (told, stream.line.gone().is_cancelled())
+    }
+
+    #[tokio::test]
+    async fn who_stops_sending_still_gets_the_answer_and_a_session_hears_of_it() {
+        assert_eq!(is_told_of_the_end(Phase::Busy).await, (false, true));
+        assert_eq!(is_told_of_the_end(Phase::Waiting).await, (true, false));
+        assert_eq!(is_told_of_the_end(Phase::Session).await, (true, false));
+    }
 }
