@@ -252,3 +252,24 @@ fn a_data_directory_whose_name_is_no_text_is_taken_as_it_is() {
     assert_eq!(config.data_dir.as_os_str().as_bytes(), b"\xff");
     serde_json::to_value(&config).expect("it can be shown");
 }
+
+#[test]
+fn the_example_in_the_documentation_is_a_configuration() {
+    let text = include_str!("../../../../docs/operations.md");
+    let section = text
+        .split("\n## Configuration\n")
+        .nth(1)
+        .expect("it is there");
+    let example = section.split("```toml\n").nth(1).expect("an example");
+    let example = example.split("```").next().expect("its end");
+    let (config, hints) = loaded(example, &[]).expect("a configuration");
+    assert_eq!(hints, [""; 0]);
+    assert_eq!(config.listen.http.allowed_hosts, ["broker.example"]);
+    for path in paths() {
+        let (section, _) = path.rsplit_once('.').unwrap_or_default();
+        assert!(
+            section.is_empty() || example.contains(&format!("[{section}]")) || section == "listen",
+            "{path}"
+        );
+    }
+}

@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::app::App;
-use super::bounds::{BODY_MS_MAX, BODY_ROOM_WAIT_MS_MAX, BODY_SILENCE_MS_MAX, JSON_BODY_BYTES_MAX};
+use super::bounds::{BODY_MS_MAX, BODY_SILENCE_MS_MAX, JSON_BODY_BYTES_MAX};
 use super::coding::coding_of;
 use super::error::ApiError;
+use super::receiving::{make_room, too_much_received};
 use crate::nearest::{hint_of, in_plain_words};
 use crate::net::Room;
 use crate::text::{SEND_UTF8, unmarked};
@@ -106,21 +107,6 @@ impl App {
         let taken = self.take_body(headers, body, JSON_BODY_BYTES_MAX).await?;
         json(&taken.bytes)
     }
-}
-
-/// Holds as much of the common room as `bytes`; what is held already counts.
-pub(super) async fn make_room(room: &mut Room, bytes: usize) -> Result<(), ApiError> {
-    let wait = Duration::from_millis(BODY_ROOM_WAIT_MS_MAX);
-    match room.grow_within(bytes, wait).await {
-        true => Ok(()),
-        false => Err(too_much_received()),
-    }
-}
-
-fn too_much_received() -> ApiError {
-    let message = "too many bytes are being received already";
-    let hint = "send slower, or again in a moment; nothing of this was kept";
-    ApiError::unavailable("busy", message, hint, 1)
 }
 
 /// The length that the head promises.

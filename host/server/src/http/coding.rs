@@ -8,8 +8,8 @@ use millrace_model::Coding;
 use millrace_model::compression::InflateError;
 
 use super::app::App;
-use super::body::make_room;
 use super::error::ApiError;
+use super::receiving::make_room;
 use crate::net::Room;
 
 /// Plain bytes that are inflated at once; other requests have their turn in between.

@@ -37,6 +37,7 @@ mod parked;
 mod processors;
 mod produce;
 mod query;
+mod receiving;
 mod record;
 mod replays;
 mod request_ids;

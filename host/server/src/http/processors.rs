@@ -24,10 +24,10 @@ use super::deploying::{DeployedBody, deployed};
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
 use super::shapes::{
-    BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, DeadLetterPolicySchema,
-    GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema, RetryPolicySchema,
+    BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, CanaryStatusSchema,
+    DeadLetterPolicySchema, GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema,
+    RetryPolicySchema,
 };
-use super::trials::CanaryStatusSchema;
 
 /// What a revision is made of.
 #[derive(Deserialize, ToSchema)]

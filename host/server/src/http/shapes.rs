@@ -513,3 +513,29 @@ struct ReplayRangeSchema {
     /// The offset after the last message.
     end: u64,
 }
+
+/// How a canary and the current revision do beside each other, since the canary began on this host.
+#[derive(ToSchema)]
+#[schema(as = CanaryStatus)]
+pub(super) struct CanaryStatusSchema {
+    percent: u32,
+    canary: SideStatusSchema,
+    current: SideStatusSchema,
+    /// Why it takes no messages any more and is about to be withdrawn.
+    trouble: Option<String>,
+}
+
+/// What became of one side's messages.
+#[derive(ToSchema)]
+#[schema(as = SideStatus)]
+struct SideStatusSchema {
+    revision: u32,
+    messages: u64,
+    /// Attempts that failed.
+    failed: u64,
+    /// Calls that failed as a whole.
+    failed_calls: u64,
+    dead_letters: u64,
+    /// Messages that this canary would have given up; the current revision was asked about them. A canary gives up none.
+    asked_again: u64,
+}

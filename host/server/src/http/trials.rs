@@ -20,18 +20,6 @@ use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
 use super::shapes::ProcessorSchema;
 
-/// How a canary and the current revision do beside each other, since the canary began on this host.
-#[derive(ToSchema)]
-#[schema(as = CanaryStatus)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct CanaryStatusSchema {
-    percent: u32,
-    canary: SideStatusSchema,
-    current: SideStatusSchema,
-    /// Why it takes no messages any more and is about to be withdrawn.
-    trouble: Option<String>,
-}
-
 /// How a shadow compares with the current revision, since it began on this host.
 #[derive(ToSchema)]
 #[schema(as = ShadowReport)]
@@ -102,22 +90,6 @@ struct SaidOutputSchema {
     header_count: usize,
     /// Whether something of it is not shown as it is: what is long is cut, and bytes that are no UTF-8 are replaced.
     lossy: bool,
-}
-
-/// What became of one side's messages.
-#[derive(ToSchema)]
-#[schema(as = SideStatus)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-struct SideStatusSchema {
-    revision: u32,
-    messages: u64,
-    /// Attempts that failed.
-    failed: u64,
-    /// Calls that failed as a whole.
-    failed_calls: u64,
-    dead_letters: u64,
-    /// Messages that this canary would have given up; the current revision was asked about them. A canary gives up none.
-    asked_again: u64,
 }
 
 /// A canary's share.
