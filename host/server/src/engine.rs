@@ -29,7 +29,7 @@ pub enum EngineKind {
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
     /// Where messages are kept [default: local]
-    #[arg(long = "engine", id = "engine.kind", value_enum)]
+    #[arg(long = "engine", id = "engine.kind", value_name = "ENGINE", value_enum)]
     pub kind: EngineKind,
     /// The local engine.
     #[command(flatten)]

@@ -20,7 +20,7 @@ use crate::http::{self, App};
 use crate::memory::MemoryPlan;
 use crate::modules;
 use crate::net::bounds::RESERVED_CONNECTIONS_MAX;
-use crate::net::{Budgets, Doors, Listener, Seats};
+use crate::net::{Budgets, DoorLimits, Doors, Listener};
 use crate::telemetry;
 
 /// How often metrics of what is gone are forgotten and the engine is asked whether it still commits.
@@ -222,14 +222,14 @@ fn bound_connections(http: &mut HttpSettings) {
 /// Has the port before anything else is opened: whoever cannot have it is told at once.
 async fn listen(http: &HttpSettings, clock: &Arc<dyn Clock>) -> Result<Listener, StartError> {
     let addresses = http.addresses()?;
-    let seats = Seats {
+    let limits = DoorLimits {
         regular_max: http.connections_max,
         reserved_max: RESERVED_CONNECTIONS_MAX,
         idle: http.idle(),
     };
     let socket = TcpListener::bind(addresses.as_slice()).await;
     socket
-        .and_then(|socket| Listener::new(socket, seats, clock.clone()))
+        .and_then(|socket| Listener::new(socket, limits, clock.clone()))
         .map_err(|source| StartError::Listen {
             listen: http.address.clone(),
             source,

@@ -39,13 +39,23 @@ pub enum GuestLog {
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
     /// How log lines look [default: text]
-    #[arg(long = "log-format", id = "log.format", value_enum)]
+    #[arg(
+        long = "log-format",
+        id = "log.format",
+        value_name = "LOG_FORMAT",
+        value_enum
+    )]
     pub format: LogFormat,
     /// What is logged: a level, or target=level pairs separated by commas [default: info]
     #[arg(long = "log-filter", id = "log.filter", value_name = "FILTER")]
     pub filter: String,
     /// Where lines that components write go, besides `processor logs` [default: off]
-    #[arg(long = "guest-log", id = "log.guests", value_enum)]
+    #[arg(
+        long = "guest-log",
+        id = "log.guests",
+        value_name = "GUEST_LOG",
+        value_enum
+    )]
     pub guests: GuestLog,
 }
 

@@ -18,6 +18,9 @@ use crate::telemetry::LogSettings;
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// The doors.
+    #[command(flatten)]
+    pub listen: ListenSettings,
     /// Directory for messages, modules and the compile cache [default: millrace-data]
     #[arg(long, id = "data_dir", value_name = "DIR")]
     #[serde(serialize_with = "names::shown")]
@@ -25,9 +28,6 @@ pub struct Config {
     /// How long a stop may take: requests under way have all of it, guests' calls half [default: 10000]
     #[arg(long, id = "stop_deadline_ms", value_name = "MS")]
     pub stop_deadline_ms: u64,
-    /// The doors.
-    #[command(flatten)]
-    pub listen: ListenSettings,
     /// Where data is kept.
     #[command(flatten)]
     pub engine: EngineSettings,
@@ -69,6 +69,9 @@ impl Default for Config {
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenSettings {
+    /// The door for HTTP.
+    #[command(flatten)]
+    pub http: HttpSettings,
     /// Listen beyond this machine although anybody who connects may do everything
     #[arg(
         long = "insecure-no-auth",
@@ -79,9 +82,6 @@ pub struct ListenSettings {
         value_name = "BOOL"
     )]
     pub insecure_no_auth: bool,
-    /// The door for HTTP.
-    #[command(flatten)]
-    pub http: HttpSettings,
 }
 
 impl Config {

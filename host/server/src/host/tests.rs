@@ -59,13 +59,13 @@ async fn with_echo(connections_max: usize, work: Duration) -> (Host, SocketAddr)
     config.engine.kind = EngineKind::Memory;
     config.stop_deadline_ms = 3_000;
     let mut host = Host::start(config).await.expect("a host");
-    let seats = Seats {
+    let limits = DoorLimits {
         regular_max: connections_max,
         reserved_max: 0,
         idle: PATIENCE,
     };
     let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let listener = Listener::new(socket, seats, Arc::new(SystemClock::new())).expect("a door");
+    let listener = Listener::new(socket, limits, Arc::new(SystemClock::new())).expect("a door");
     let echo = Echo {
         budgets: host.doors.budgets().clone(),
         stopping: listener.stopping(),

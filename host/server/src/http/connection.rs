@@ -277,7 +277,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::net::{Budgets, Doors, Listener, Seats};
+    use crate::net::{Budgets, DoorLimits, Doors, Listener};
 
     /// Makes the connection a session that says everything back, with a mark before it.
     async fn echo(mut request: axum::extract::Request) -> Response<Body> {
@@ -304,12 +304,12 @@ mod tests {
     async fn opened() -> (Doors, TcpStream) {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let seats = Seats {
+        let limits = DoorLimits {
             regular_max: 1,
             reserved_max: 0,
             idle: Duration::from_secs(10),
         };
-        let listener = Listener::new(socket, seats, clock.clone()).expect("a door");
+        let listener = Listener::new(socket, limits, clock.clone()).expect("a door");
         let door = Door {
             router: Router::new().route("/echo", get(echo)),
             clock,

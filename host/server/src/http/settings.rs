@@ -10,6 +10,9 @@ use crate::config::error::{ConfigError, refused};
 
 /// Where the host listens unless told otherwise.
 pub(crate) const ADDRESS_DEFAULT: &str = "127.0.0.1:7400";
+/// Connections at once, at the most, unless told otherwise. At the bound a silent one makes room; where none is, messages are refused (503),
+/// and administration has a few connections of its own.
+const CONNECTIONS_MAX_DEFAULT: usize = 1_024;
 /// A day: whoever asks for more means something else.
 const IDLE_MS_MAX: u64 = 86_400_000;
 
@@ -33,7 +36,6 @@ pub struct HttpSettings {
     )]
     pub allowed_hosts: Vec<String>,
     /// Connections at once, as far as the limit of open files goes [default: 1024]
-    // At the bound a silent one makes room; where none is, messages are refused (503), and administration has a few of its own.
     #[arg(long, id = "listen.http.connections_max", value_name = "COUNT")]
     pub connections_max: usize,
     /// How long a connection is kept between two requests; longer than the pools of clients and proxies keep it [default: 180000]
@@ -46,7 +48,8 @@ impl Default for HttpSettings {
         Self {
             address: ADDRESS_DEFAULT.to_owned(),
             allowed_hosts: Vec::new(),
-            connections_max: 1_024,
+            connections_max: CONNECTIONS_MAX_DEFAULT,
+            // Longer than the pools of common clients and proxies.
             idle_ms: 180_000,
         }
     }

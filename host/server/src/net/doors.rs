@@ -92,3 +92,50 @@ impl Drop for Doors {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use millrace_model::SystemClock;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::net::DoorLimits;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    async fn listener() -> Listener {
+        let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let limits = DoorLimits {
+            regular_max: 1,
+            reserved_max: 0,
+            idle: DEADLINE,
+        };
+        Listener::new(socket, limits, Arc::new(SystemClock::new())).expect("a door")
+    }
+
+    #[tokio::test]
+    async fn the_last_door_is_closed_before_the_first_one_is_told_to_stop() {
+        let mut doors = Doors::new(Budgets::new(0, 0));
+        let (first, last) = (listener().await, listener().await);
+        let (first_stops, last_closed) = (first.stopping(), last.closed());
+        doors.open("first", first, |connection| connection.end(None));
+        doors.open("last", last, |connection| connection.end(None));
+        let stopped = tokio::spawn(doors.stop(DEADLINE));
+        first_stops.cancelled().await;
+        assert!(last_closed.is_cancelled());
+        stopped.await.expect("a stop");
+    }
+
+    #[tokio::test]
+    async fn doors_that_are_dropped_are_closed() {
+        let mut doors = Doors::new(Budgets::new(0, 0));
+        let only = listener().await;
+        let closed = only.closed();
+        doors.open("only", only, |connection| connection.end(None));
+        assert!(!closed.is_cancelled());
+        drop(doors);
+        timeout(DEADLINE, closed.cancelled()).await.expect("closed");
+    }
+}

@@ -13,7 +13,7 @@ use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Connection;
-use super::places::{Places, Seats};
+use super::places::{DoorLimits, Places};
 
 /// After an accept that failed (too many open files, say): long enough to let some close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -35,13 +35,13 @@ pub(crate) struct Listener {
 impl Listener {
     pub(crate) fn new(
         socket: TcpListener,
-        seats: Seats,
+        limits: DoorLimits,
         clock: Arc<dyn Clock>,
     ) -> std::io::Result<Self> {
         Ok(Self {
             address: socket.local_addr()?,
             socket,
-            places: Places::new(seats),
+            places: Places::new(limits),
             clock,
             stopping: CancellationToken::new(),
             closed: CancellationToken::new(),

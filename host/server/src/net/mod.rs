@@ -19,5 +19,5 @@ pub(crate) use connection::{Connection, Seat};
 pub(crate) use doors::Doors;
 pub(crate) use line::{Line, Phase};
 pub(crate) use listener::Listener;
-pub(crate) use places::{Places, Seats};
+pub(crate) use places::{DoorLimits, Places};
 pub(crate) use stream::Impatient;

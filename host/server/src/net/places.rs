@@ -36,7 +36,7 @@ enum Kind {
 
 /// How many connections a door has, and for how long it keeps one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Seats {
+pub(crate) struct DoorLimits {
     /// Connections at once.
     pub(crate) regular_max: usize,
     /// Those of the reserve, beyond them.
@@ -47,7 +47,7 @@ pub(crate) struct Seats {
 
 /// All connections of one door.
 pub(crate) struct Places {
-    seats: Seats,
+    limits: DoorLimits,
     held: Mutex<Held>,
     stopping: AtomicBool,
 }
@@ -75,9 +75,9 @@ impl Drop for Place {
 }
 
 impl Places {
-    pub(super) fn new(seats: Seats) -> Arc<Self> {
+    pub(super) fn new(limits: DoorLimits) -> Arc<Self> {
         Arc::new(Self {
-            seats,
+            limits,
             held: Mutex::default(),
             stopping: AtomicBool::new(false),
         })
@@ -91,11 +91,11 @@ impl Places {
     /// A place for a new connection; none if not even a refusal can be said.
     pub(super) fn take(self: &Arc<Self>, now: Duration) -> Option<Place> {
         let mut held = self.held();
-        let kind = if held.count(Kind::Regular) < self.seats.regular_max
+        let kind = if held.count(Kind::Regular) < self.limits.regular_max
             || held.make_room(Kind::Regular, now)
         {
             Kind::Regular
-        } else if held.count(Kind::Reserved) < self.seats.reserved_max
+        } else if held.count(Kind::Reserved) < self.limits.reserved_max
             || held.make_room(Kind::Reserved, now)
         {
             Kind::Reserved
@@ -131,9 +131,9 @@ impl Places {
             Phase::Waiting if line.is_reserved() => {
                 Some(Duration::from_millis(RESERVED_IDLE_MS_MAX))
             }
-            Phase::Waiting if line.is_used() => Some(self.seats.idle),
+            Phase::Waiting if line.is_used() => Some(self.limits.idle),
             Phase::Waiting => Some(
-                self.seats
+                self.limits
                     .idle
                     .min(Duration::from_millis(FIRST_BYTE_MS_MAX)),
             ),
@@ -220,7 +220,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     fn places(regular_max: usize) -> Arc<Places> {
-        Places::new(Seats {
+        Places::new(DoorLimits {
             regular_max,
             reserved_max: RESERVED_CONNECTIONS_MAX,
             idle: 60 * S,
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_door_without_a_reserve_refuses_beyond_its_bound() {
-        let places = Places::new(Seats {
+        let places = Places::new(DoorLimits {
             regular_max: 1,
             reserved_max: 0,
             idle: 60 * S,
