@@ -74,11 +74,11 @@ pub(crate) fn count(session: &Session, topic: &str) -> Result<u64> {
 
 /// A host in this process, with its door on a free port.
 pub(crate) async fn host(directory: &Path) -> Result<Host> {
-    let config = Config {
-        listen: "127.0.0.1:0".to_owned(),
+    let mut config = Config {
         data_dir: directory.join("data"),
         ..Config::default()
     };
+    config.listen.http.address = "127.0.0.1:0".to_owned();
     Ok(Host::start(config).await?)
 }
 

@@ -130,6 +130,50 @@ fn an_unknown_configuration_key_is_refused_with_the_nearest_right_name() -> Resu
 }
 
 #[test]
+fn settings_in_their_old_spelling_are_read_and_the_log_says_what_they_are_called_now() -> Result<()>
+{
+    let (old, new) = (
+        "MILLRACE_SEGMENT_BYTES",
+        "MILLRACE_ENGINE_LOCAL_SEGMENT_BYTES",
+    );
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("millrace.toml");
+    // The port is taken, so that each host ends by itself.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    std::fs::write(&file, format!("listen = \"{}\"\n", taken.local_addr()?))?;
+    let serve = |variables: &[(&str, &str)]| -> Result<(Option<i32>, String)> {
+        let output = Command::new(MILLRACE)
+            .args(["serve", "--engine", "memory", "--config"])
+            .arg(&file)
+            .envs(variables.iter().copied())
+            .output()?;
+        let says = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok((output.status.code(), says))
+    };
+    let (code, says) = serve(&[(old, "4096")])?;
+    assert_eq!(code, Some(1), "{says}");
+    for told in [
+        "the key `listen` is called `listen.http.address` now".to_owned(),
+        format!("the environment variable {old} is called {new} now"),
+        "cannot listen".to_owned(),
+    ] {
+        assert!(says.contains(&told), "{told} is not in {says}");
+    }
+    for name in [old, new] {
+        let (code, says) = serve(&[(name, "1")])?;
+        assert_eq!(code, Some(2), "{says}");
+        assert!(
+            says.contains("engine.local.segment_bytes cannot be"),
+            "{says}"
+        );
+    }
+    let (code, says) = serve(&[(old, "4096"), (new, "4096")])?;
+    assert_eq!(code, Some(2), "{says}");
+    assert!(says.contains(&format!("keep {new}")), "{says}");
+    Ok(())
+}
+
+#[test]
 fn an_address_that_others_can_reach_is_refused_without_the_explicit_flag() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let output = Command::new(MILLRACE)

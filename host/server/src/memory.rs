@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use millrace_engine::HostBounds;
 use millrace_engine::room::TABLE_MAX;
 use millrace_model::GuestLimits;
@@ -14,8 +15,11 @@ use millrace_model::bounds::{
     STATE_ATTEMPT_BYTES_MAX,
 };
 use millrace_model::guests::COMPILE_MEMORY_BYTES_DEFAULT;
+use serde::{Deserialize, Serialize};
 
-use crate::http::bounds::{ANSWERS_KIB_MAX, BODIES_KIB_MAX, PRODUCE_BODY_BYTES_MAX};
+use crate::config::error::{ConfigError, refused};
+use crate::http::bounds::PRODUCE_BODY_BYTES_MAX;
+use crate::net::bounds::{ANSWERS_KIB_MAX, BODIES_KIB_MAX};
 
 /// Used if no system says how much there is.
 const MEMORY_BYTES_ASSUMED: u64 = 2 << 30;
@@ -42,22 +46,34 @@ const COMPILE_BYTES_LEAST: u64 = 48 << 20;
 /// Memory of the program itself: code, threads, connections, the database's pages, and the allocator's overhead.
 const PROGRAM_BYTES: (usize, usize) = (48 << 20, 256 << 20);
 
-/// The configured bounds; `None` follows from the available memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The least memory that a host can be run with.
+const MEMORY_BYTES_LEAST: u64 = 64 << 20;
+
+/// `[limits]`: what may be held. What is not set is left to the memory that there is.
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct MemorySettings {
-    /// Memory that the host may use.
+    /// Memory that the host may use: what it keeps in memory is bounded by shares of it [default: the machine's, or less where its
+    /// control group allows less]
+    #[arg(long, id = "limits.memory_bytes", value_name = "BYTES")]
     pub memory_bytes: Option<u64>,
-    /// Bytes of delayed messages.
+    /// Bytes of all delayed messages [default: a 16th of the memory, at most 1 GiB]
+    #[arg(long, id = "limits.delayed_bytes_max", value_name = "BYTES")]
     pub delayed_bytes_max: Option<u64>,
-    /// Bytes of memory for processors' state.
+    /// Memory for the state of all processors; what is more than that stands in files [default: three 32nds of the memory, at most 3 GiB]
+    #[arg(long, id = "limits.state_bytes_max", value_name = "BYTES")]
     pub state_bytes_max: Option<u64>,
-    /// Bytes of disk for it; `None` is half of the disk.
+    /// Bytes of the state of all processors on the disk [default: half of the disk of the data directory]
+    #[arg(long, id = "limits.state_disk_bytes_max", value_name = "BYTES")]
     pub state_disk_bytes_max: Option<u64>,
-    /// Bytes of both together.
+    /// Bytes of delayed messages and state together [default: an eighth of the memory, at most 4 GiB]
+    #[arg(long, id = "limits.kept_bytes_max", value_name = "BYTES")]
     pub kept_bytes_max: Option<u64>,
-    /// Bytes of idempotency keys.
+    /// Bytes of idempotency keys that are remembered; the oldest go [default: a 64th of the memory, at most 256 MiB]
+    #[arg(long, id = "limits.idempotency_bytes_max", value_name = "BYTES")]
     pub idempotency_bytes_max: Option<u64>,
-    /// Partitions of all topics.
+    /// Partitions of all topics together, those of processors included [default: one for each 256 KiB of the memory, for each 128 KiB from 4 GiB on, at most 200000]
+    #[arg(long, id = "limits.partitions_max", value_name = "COUNT")]
     pub partitions_max: Option<u64>,
 }
 
@@ -98,6 +114,18 @@ pub struct MemoryPlan {
 }
 
 impl MemorySettings {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let least = MEMORY_BYTES_LEAST;
+        match self.memory_bytes.filter(|bytes| *bytes < least) {
+            Some(bytes) => Err(refused(
+                "limits.memory_bytes",
+                bytes.to_string(),
+                format!("at least {least} bytes"),
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// The plan for this machine.
     #[must_use]
     pub fn plan(&self) -> MemoryPlan {

@@ -3,12 +3,71 @@
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
+use clap::{Args, ValueEnum};
 use metrics::{describe_counter, describe_gauge, describe_histogram};
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, ConfigError, LogFormat};
+use crate::config::error::{ConfigError, refused};
 use crate::log_lines::LogLines;
 use crate::registry::Registry;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where lines that components write go, besides `processor logs`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestLog {
+    /// Nowhere.
+    #[default]
+    Off,
+    /// Into the host's log, each at its level, with the fields processor, topic, partition and revision.
+    Host,
+}
+
+/// `[log]`: what is logged, and how it looks.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSettings {
+    /// How log lines look [default: text]
+    #[arg(
+        long = "log-format",
+        id = "log.format",
+        value_name = "LOG_FORMAT",
+        value_enum
+    )]
+    pub format: LogFormat,
+    /// What is logged: a level, or target=level pairs separated by commas [default: info]
+    #[arg(long = "log-filter", id = "log.filter", value_name = "FILTER")]
+    pub filter: String,
+    /// Where lines that components write go, besides `processor logs` [default: off]
+    #[arg(
+        long = "guest-log",
+        id = "log.guests",
+        value_name = "GUEST_LOG",
+        value_enum
+    )]
+    pub guests: GuestLog,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::default(),
+            filter: "info".to_owned(),
+            guests: GuestLog::default(),
+        }
+    }
+}
 
 /// From a call into a warm instance to a slow disk.
 const SECONDS: &[f64] = &[
@@ -24,14 +83,10 @@ const MESSAGES: &[f64] = &[
 ///
 /// # Errors
 /// [`ConfigError::Value`] if the filter is invalid.
-pub(crate) fn start_logging(config: &Config) -> Result<LogLines, ConfigError> {
-    let refused = |why: String| ConfigError::Value {
-        key: "log_filter",
-        value: config.log_filter.clone(),
-        why,
-    };
+pub(crate) fn start_logging(settings: &LogSettings) -> Result<LogLines, ConfigError> {
+    let refused = |why: String| refused("log.filter", &*settings.filter, why);
     // SQL statements of the checkpoint's database are logged only if asked for by name.
-    let filter = format!("sqlx=warn,{}", config.log_filter);
+    let filter = format!("sqlx=warn,{}", settings.filter);
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         refused(format!(
             "{error}; write a level such as info, or target=level pairs"
@@ -44,7 +99,7 @@ pub(crate) fn start_logging(config: &Config) -> Result<LogLines, ConfigError> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(lines.clone());
     // A second start in one process (tests) keeps the first one's subscriber.
-    let _ = match config.log_format {
+    let _ = match settings.format {
         LogFormat::Text => subscriber.try_init(),
         LogFormat::Json => subscriber.json().try_init(),
     };

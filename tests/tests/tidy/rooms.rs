@@ -9,7 +9,21 @@ struct Rooms {
     rooms: &'static [(&'static str, &'static [&'static str])],
 }
 
-const ROOMS: [Rooms; 1] = [Rooms {
+const ROOMS: [Rooms; 2] = [LOCAL, BROKER];
+
+const LOCAL: Rooms = Rooms {
+    source: "host/local/src/",
+    rooms: &[
+        ("ground", &[]),
+        ("decide", &["ground"]),
+        ("write", &["ground", "decide"]),
+        ("keep", &["ground", "decide", "write"]),
+        ("start", &["ground", "decide", "write", "keep"]),
+        ("engine", &["ground", "decide", "write", "keep", "start"]),
+    ],
+};
+
+const BROKER: Rooms = Rooms {
     source: "host/broker/src/",
     rooms: &[
         ("handler", &[]),
@@ -75,7 +89,7 @@ const ROOMS: [Rooms; 1] = [Rooms {
             ],
         ),
     ],
-}];
+};
 
 #[test]
 fn rooms_use_only_those_below_them() {

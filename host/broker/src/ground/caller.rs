@@ -1,6 +1,6 @@
 //! Who asks: every verb of every door is called in somebody's name.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The name under which the host acts by itself.
@@ -16,7 +16,7 @@ pub(crate) const UNKNOWN: &str = "unknown";
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     by: Option<Arc<str>>,
-    address: Option<SocketAddr>,
+    address: Option<IpAddr>,
     request: Option<Arc<str>>,
 }
 
@@ -42,9 +42,9 @@ impl Caller {
         }
     }
 
-    /// The same caller, from the address that its connection comes from.
+    /// The same caller, at the address of its connection.
     #[must_use]
-    pub fn at(self, address: SocketAddr) -> Self {
+    pub fn at(self, address: IpAddr) -> Self {
         Self {
             address: Some(address),
             ..self
@@ -72,9 +72,9 @@ impl Caller {
         self.name().unwrap_or(UNKNOWN)
     }
 
-    /// Where its connection comes from; `None` within the process.
+    /// The address of its connection; `None` within the process, or if it is not known.
     #[must_use]
-    pub fn address(&self) -> Option<SocketAddr> {
+    pub fn address(&self) -> Option<IpAddr> {
         self.address
     }
 

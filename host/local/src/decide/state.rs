@@ -113,7 +113,7 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// As a checkpoint has it.
+    /// In the form for a checkpoint.
     pub(crate) fn stored(epoch: u64, progress: Option<Arc<Progress>>) -> Self {
         Self {
             epoch,
@@ -670,7 +670,7 @@ impl State {
 }
 
 impl Changes {
-    /// Adds what changed after this.
+    /// Adds later changes.
     pub(crate) fn merge(&mut self, later: Self) {
         self.next_topic = later.next_topic;
         self.all_topics = later.all_topics.or_else(|| self.all_topics.take());

@@ -81,7 +81,7 @@ impl Partition {
         *self.configured.lock() = configuration(spec);
     }
 
-    /// When its appends are acknowledged.
+    /// When appends are acknowledged.
     pub(crate) fn durability(&self) -> Durability {
         self.configured.lock().0
     }

@@ -14,7 +14,7 @@ use super::client::Client;
 use super::doctor;
 use super::failure::{Exit, Failure};
 use super::output::Output;
-use crate::config::encryption_keys;
+use crate::encryption::encryption_keys;
 
 const AFTER_HELP: &str = "\
 Examples:

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use super::failure::{Exit, Failure};
 use super::output::Output;
 use super::table::table;
-use crate::config::{Config, encryption_keys};
+use crate::config::Config;
+use crate::encryption::encryption_keys;
 
 const AFTER_HELP: &str = "\
 Examples:

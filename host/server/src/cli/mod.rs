@@ -39,8 +39,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::LISTEN_DEFAULT;
-use crate::host::COMPILE_COMMAND;
+use crate::http::settings::ADDRESS_DEFAULT;
+use crate::modules::COMPILE_COMMAND;
 use client::Client;
 use failure::Failure;
 
@@ -66,7 +66,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 
 #[command(name = "millrace", version, about = "A message broker that runs your WebAssembly", arg_required_else_help = true, after_help = AFTER_HELP, max_term_width = 110)]
 struct Cli {
     /// The host to talk to
-    #[arg(long, global = true, value_name = "URL", env = "MILLRACE_HOST", default_value_t = format!("http://{LISTEN_DEFAULT}"))]
+    #[arg(long, global = true, value_name = "URL", env = "MILLRACE_HOST", default_value_t = format!("http://{ADDRESS_DEFAULT}"))]
     host: String,
     /// Print JSON, for programs
     #[arg(long, global = true)]
@@ -78,6 +78,7 @@ struct Cli {
     command: Command,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 #[derive(Subcommand)]
 enum Command {
     /// Run a host

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::failure::{Exit, Failure};
 use super::output::Output;
 use super::table::when;
-use crate::config::encryption_keys;
+use crate::encryption::encryption_keys;
 
 /// Characters of a key, header or value that are shown by default.
 const SHOWN_CHARS_MAX: usize = 60;

@@ -21,9 +21,10 @@ Examples:
   millrace serve --config millrace.toml
   millrace serve --engine memory                   stores nothing on disk
 
-The file has the same settings, with underscores: listen = \"127.0.0.1:7400\". Flags override
-environment variables, which override the file, which overrides the defaults.
-SIGTERM, Ctrl-C and SIGHUP stop gracefully; a second signal stops at once. Under nohup SIGHUP does nothing.";
+The file has the same settings in sections, such as [listen.http] with address = \"127.0.0.1:7400\";
+variables are named by the same path: MILLRACE_LISTEN_HTTP_ADDRESS. Flags go before environment
+variables, these before the file, and that before the defaults.
+SIGTERM, ctrl-c and SIGHUP stop gracefully; a second one stops at once. Under nohup SIGHUP does nothing.";
 
 /// How long the last log lines are waited for: their reader may be stuck.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
@@ -43,8 +44,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let config = Config::load(args.settings, args.config.as_deref())?;
-    let log = telemetry::start_logging(&config)?;
+    let (config, hints) = Config::load(&args.settings, args.config.as_deref())?;
+    let log = telemetry::start_logging(&config.log)?;
+    for hint in hints {
+        tracing::warn!("{hint}");
+    }
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for name in unknown_variables(names) {
         tracing::warn!("environment variable {name} is unknown to this host");

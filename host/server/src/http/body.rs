@@ -10,20 +10,21 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use super::App;
-use super::bounds::{BODY_MS_MAX, BODY_ROOM_WAIT_MS_MAX, BODY_SILENCE_MS_MAX, JSON_BODY_BYTES_MAX};
+use super::app::App;
+use super::bounds::{BODY_MS_MAX, BODY_SILENCE_MS_MAX, JSON_BODY_BYTES_MAX};
 use super::coding::coding_of;
 use super::error::ApiError;
+use super::receiving::{make_room, too_much_received};
 use crate::nearest::{hint_of, in_plain_words};
+use crate::net::Room;
 use crate::text::{SEND_UTF8, unmarked};
 
 /// A body and its share of the memory for bodies; keep it while the bytes are used.
 pub(super) struct Taken {
     pub(super) bytes: Bytes,
-    room: Option<OwnedSemaphorePermit>,
+    room: Room,
 }
 
 impl App {
@@ -62,7 +63,7 @@ impl App {
     }
 
     async fn read(&self, chunks: &mut BodyDataStream, bytes_max: usize) -> Result<Taken, ApiError> {
-        let mut room: Option<OwnedSemaphorePermit> = None;
+        let mut room = self.budgets.received.nothing();
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
         let silence = Duration::from_millis(BODY_SILENCE_MS_MAX);
@@ -75,7 +76,7 @@ impl App {
             if total > bytes_max {
                 return Err(too_large(bytes_max));
             }
-            self.make_room(&mut room, total.div_ceil(1 << 10)).await?;
+            make_room(&mut room, total).await?;
             // Most bodies are one chunk, which is not copied.
             if total == chunk.len() {
                 first = chunk;
@@ -91,39 +92,10 @@ impl App {
     /// Reserves this much besides the body, for the parsed form. It is available at once or not: two that hold their bodies and wait
     /// for more would wait for each other.
     pub(super) fn make_room_beside(&self, taken: &mut Taken, bytes: usize) -> Result<(), ApiError> {
-        let missing = self.missing(&taken.room, (taken.bytes.len() + bytes).div_ceil(1 << 10));
-        if missing == 0 {
-            return Ok(());
+        match taken.room.grow(taken.bytes.len() + bytes) {
+            true => Ok(()),
+            false => Err(too_much_received()),
         }
-        let more = self.bodies_kib.clone().try_acquire_many_owned(missing);
-        hold(&mut taken.room, more.map_err(|_| too_much_received())?);
-        Ok(())
-    }
-
-    /// Reserves up to `kib` of the common room, including what is held already.
-    pub(super) async fn make_room(
-        &self,
-        room: &mut Option<OwnedSemaphorePermit>,
-        kib: usize,
-    ) -> Result<(), ApiError> {
-        let missing = self.missing(room, kib);
-        if missing == 0 {
-            return Ok(());
-        }
-        let wait = Duration::from_millis(BODY_ROOM_WAIT_MS_MAX);
-        let permits = self.bodies_kib.clone().acquire_many_owned(missing);
-        let Ok(Ok(more)) = timeout(wait, permits).await else {
-            return Err(too_much_received());
-        };
-        hold(room, more);
-        Ok(())
-    }
-
-    /// What is missing to hold `kib`. A single body never needs more than all there is.
-    fn missing(&self, room: &Option<OwnedSemaphorePermit>, kib: usize) -> u32 {
-        let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let kib = kib.min(self.bodies_kib_max);
-        u32::try_from(kib.saturating_sub(held)).unwrap_or(u32::MAX)
     }
 
     /// Reads a body as JSON.
@@ -135,19 +107,6 @@ impl App {
         let taken = self.take_body(headers, body, JSON_BODY_BYTES_MAX).await?;
         json(&taken.bytes)
     }
-}
-
-fn hold(room: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
-    match room {
-        Some(room) => room.merge(more),
-        None => *room = Some(more),
-    }
-}
-
-fn too_much_received() -> ApiError {
-    let message = "the memory for request bodies is in use";
-    let hint = "send more slowly, or try again in a moment; nothing of this request was stored";
-    ApiError::unavailable("busy", message, hint, 1)
 }
 
 /// The length according to the head.

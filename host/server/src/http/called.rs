@@ -9,8 +9,9 @@ use axum::http::HeaderValue;
 use axum::http::request::Parts;
 use millrace_broker::{Caller, Session};
 
-use super::App;
+use super::app::App;
 use super::by::by_of;
+use super::modules::Peer;
 
 /// The id that a request is traced by, once it has one.
 #[derive(Clone)]
@@ -50,6 +51,9 @@ impl FromRequestParts<Arc<App>> for Called {
             && let Ok(id) = id.to_str()
         {
             caller = caller.asking(id);
+        }
+        if let Some(&Peer(Some(address))) = parts.extensions.get() {
+            caller = caller.at(address);
         }
         Ok(Self {
             app: Arc::clone(app),

@@ -6,10 +6,11 @@ use axum::http::{HeaderMap, StatusCode};
 use bytes::{Buf, Bytes, BytesMut};
 use millrace_model::Coding;
 use millrace_model::compression::InflateError;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::App;
+use super::app::App;
 use super::error::ApiError;
+use super::receiving::make_room;
+use crate::net::Room;
 
 /// Bytes that are decompressed at once; other requests run in between.
 const PIECE_BYTES: usize = 64 << 10;
@@ -54,7 +55,7 @@ impl App {
         &self,
         coding: Coding,
         compressed: &Bytes,
-        room: &mut Option<OwnedSemaphorePermit>,
+        room: &mut Room,
         bytes_max: usize,
     ) -> Result<Bytes, ApiError> {
         let name = coding.name();
@@ -67,7 +68,7 @@ impl App {
         loop {
             let filled = plain.len();
             let total = compressed_bytes + filled + PIECE_BYTES;
-            self.make_room(room, total.div_ceil(1 << 10)).await?;
+            make_room(room, total).await?;
             plain.resize(filled + PIECE_BYTES, 0);
             let read = inflating.read(&mut plain[filled..]).map_err(broken)?;
             plain.truncate(filled + read);

@@ -10,12 +10,12 @@ use millrace_model::{ConsumerName, Noted, Offset, PartitionId, Timestamp, TopicN
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::by::ByHeader;
 use super::called::Called;
 use super::deploying::begin_at;
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
-use super::to_the_end;
 
 /// A consumer and its status.
 #[derive(Serialize, ToSchema)]

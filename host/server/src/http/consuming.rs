@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use super::answers::{Room, worst};
+use super::answers::worst;
+use super::app::to_the_end;
 use super::bounds::{FETCH_MESSAGES_MAX, FETCH_PARTITIONS_MAX, FETCH_WAIT_MS_MAX};
 use super::by::ByHeader;
 use super::called::Called;
@@ -26,10 +27,9 @@ use super::deploying::begin_at;
 use super::error::{ApiError, ErrorBody};
 use super::fetch::too_many_waiting;
 use super::fetch_all::{Found, Problem, cursor, places, problem};
-use super::line::Line;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
-use super::to_the_end;
+use crate::net::{Line, Room};
 
 /// How often a topic is checked if it has too many partitions to wait for each one.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);

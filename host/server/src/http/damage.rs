@@ -8,10 +8,10 @@ use millrace_model::{Offset, PartitionId, TopicName, TopicPartition};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
-use super::to_the_end;
 
 /// The known damage.
 #[derive(Serialize, ToSchema)]

@@ -8,12 +8,12 @@ use millrace_model::{PartitionId, Timestamp, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::bounds::DELAYED_ROOM_BYTES;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
-use super::to_the_end;
 use crate::units::time_ms;
 
 /// The accepted formats of a time.

@@ -17,18 +17,18 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::body::of_value;
 use super::by::ByHeader;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::history::{Difference, differences};
-use super::openapi::{
+use super::processors::{DeployParams, LeftBehindSchema, SpecBody};
+use super::query::{InPath, InQuery};
+use super::shapes::{
     BatchPolicySchema, BreakerPolicySchema, DeadLetterPolicySchema, LimitsSchema, ProcessorSchema,
     RetryPolicySchema,
 };
-use super::processors::{DeployParams, LeftBehindSchema, SpecBody};
-use super::query::{InPath, InQuery};
-use super::to_the_end;
 use crate::units::time_ms;
 
 /// A processor, and what a deployment changed.

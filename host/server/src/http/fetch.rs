@@ -17,14 +17,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use super::answers::{Room, worst};
+use super::answers::worst;
 use super::bounds::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, FETCH_WAIT_MS_MAX};
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::kinds::wants_lines;
-use super::line::Line;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
+use crate::net::{Line, Room};
 use crate::units::time_ms;
 
 #[derive(Deserialize, utoipa::IntoParams)]

@@ -21,9 +21,9 @@ use super::bounds::{FETCH_MESSAGES_MAX, FETCH_PARTITIONS_MAX, FETCH_WAIT_MS_MAX}
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::fetch::Begin;
-use super::line::Line;
 use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
+use crate::net::Line;
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]

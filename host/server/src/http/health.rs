@@ -1,20 +1,15 @@
 //! Whether the host is alive and accepts work, and its metrics.
 
-use std::collections::HashSet;
-
 use axum::Json;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use millrace_broker::Session;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
-use crate::registry::Registry;
 
-/// The lag of each consumer.
-/// The lag of processors.
+/// How far processors are behind.
 const LAG: &str = "millrace_lag_messages";
 /// The lag of consumers.
 const CONSUMER_LAG: &str = "millrace_consumer_lag_messages";
@@ -85,36 +80,4 @@ impl Called {
         }
         metrics.render() + &crate::process::metrics_text()
     }
-}
-
-/// The series at the last update, and those gone then.
-#[derive(Default)]
-pub(super) struct ToldOf {
-    there: Names,
-    gone: Names,
-}
-
-/// Labels and names.
-type Names = HashSet<(&'static str, String)>;
-
-impl ToldOf {
-    /// Series gone since the last update are removed now and again at the next update, because a running task may still write them.
-    pub(super) fn forget_gone(&mut self, session: &Session, metrics: &Registry) {
-        let there = names(session);
-        let went: Names = self.there.difference(&there).cloned().collect();
-        for (label, name) in self.gone.difference(&there).chain(&went) {
-            metrics.forget(label, name);
-        }
-        (self.there, self.gone) = (there, went);
-    }
-}
-
-fn names(session: &Session) -> Names {
-    let topics = session.catalogue().topics().into_iter();
-    let topics = topics.map(|topic| ("topic", topic.spec.name.to_string()));
-    let processors = session.catalogue().processor_names().into_iter();
-    let processors = processors.map(|name| ("processor", name.to_string()));
-    let schedules = session.schedules().schedules().into_iter();
-    let schedules = schedules.map(|one| ("schedule", one.schedule.name.to_string()));
-    topics.chain(processors).chain(schedules).collect()
 }

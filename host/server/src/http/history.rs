@@ -11,22 +11,7 @@ use utoipa::ToSchema;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
-
-/// A change of a processor.
-#[derive(ToSchema)]
-#[schema(as = Change)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct ChangeSchema {
-    /// Milliseconds since the Unix epoch.
-    at: u64,
-    /// Who asked for it, as claimed; `host` is the host itself.
-    by: Option<String>,
-    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or `replay`.
-    what: String,
-    /// The revision concerned.
-    revision: u32,
-    text: Option<String>,
-}
+use super::shapes::ChangeSchema;
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct HistoryBody {

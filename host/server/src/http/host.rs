@@ -1,26 +1,15 @@
 //! The running host: version, uptime, settings, limits and counts.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
-use millrace_model::{Clock, Timestamp};
+use millrace_model::Timestamp;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::called::Called;
-use crate::config::{Config, EngineKind};
-
-/// What is known from the start of the host on.
-pub(super) struct About {
-    started_at: Timestamp,
-    started: Duration,
-    engine: EngineKind,
-    encrypted: bool,
-    settings: BTreeMap<&'static str, Value>,
-}
+use crate::config::EngineKind;
 
 /// The host.
 #[derive(Serialize, ToSchema)]
@@ -46,9 +35,9 @@ pub(super) struct HostBody {
     counts: CountsBody,
     /// The limits of modules, by the names of the settings.
     limits: BTreeMap<&'static str, u64>,
-    /// The other settings in force, by name.
+    /// The other settings in force, by their paths in the configuration file (`listen.http.address`).
     #[schema(value_type = BTreeMap<String, serde_json::Value>)]
-    settings: BTreeMap<&'static str, Value>,
+    settings: BTreeMap<String, Value>,
 }
 
 /// How many there are.
@@ -59,53 +48,6 @@ pub(super) struct CountsBody {
     processors: usize,
     modules: usize,
     schedules: usize,
-}
-
-impl About {
-    pub(super) fn of(config: &Config, clock: &Arc<dyn Clock>) -> Self {
-        Self {
-            started_at: clock.wall(),
-            started: clock.monotonic(),
-            engine: config.engine,
-            encrypted: config.encrypts(),
-            settings: settings(config),
-        }
-    }
-}
-
-/// The settings by their names in the configuration file. Encryption keys are never shown.
-fn settings(config: &Config) -> BTreeMap<&'static str, Value> {
-    let ms = |time: Duration| json!(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-    let storage = config.storage.options();
-    BTreeMap::from([
-        ("listen", json!(config.listen)),
-        ("data_dir", json!(config.data_dir.display().to_string())),
-        ("insecure_no_auth", json!(config.insecure_no_auth)),
-        ("allowed_hosts", json!(config.allowed_hosts)),
-        ("connections_max", json!(config.connections_max)),
-        ("stop_deadline_ms", ms(config.stop_deadline)),
-        (
-            "scrub_bytes_per_second",
-            json!(config.scrub_bytes_per_second),
-        ),
-        ("scrub_interval_s", json!(config.scrub_interval.as_secs())),
-        ("cleaning_interval_ms", ms(config.cleaning_interval)),
-        (
-            "log_format",
-            json!(format!("{:?}", config.log_format).to_lowercase()),
-        ),
-        ("log_filter", json!(config.log_filter)),
-        (
-            "guest_log",
-            json!(format!("{:?}", config.guest_log).to_lowercase()),
-        ),
-        ("journal_file_bytes", json!(storage.journal_file_bytes)),
-        ("segment_bytes", json!(storage.segment_bytes)),
-        (
-            "checkpoint_journal_bytes",
-            json!(storage.checkpoint_journal_bytes),
-        ),
-    ])
 }
 
 /// The host: version, uptime, engine, counts, limits and settings in force.

@@ -8,11 +8,11 @@ use millrace_model::{Durability, Offset, PartitionId, SettingsPatch, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::TopicSettingsSchema;
 use super::query::InPath;
-use super::to_the_end;
+use super::shapes::TopicSettingsSchema;
 use super::topics::TopicBody;
 
 /// The changes to a topic; omitted fields stay as they are.

@@ -7,12 +7,12 @@ use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::one_of;
 use super::query::{InPath, InQuery};
 use super::states::{STATE_ROOM_BYTES, Shown, StateEntryBody};
-use super::to_the_end;
 
 /// The key.
 #[derive(Deserialize, utoipa::IntoParams)]

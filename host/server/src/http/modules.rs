@@ -11,14 +11,14 @@ use millrace_model::{Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::body::Taken;
 use super::bounds::UPLOADS_MAX;
-use super::by::{By, ByHeader};
+use super::by::ByHeader;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
 use super::record::Subject;
-use super::to_the_end;
 
 /// A module.
 #[derive(Serialize, ToSchema)]
@@ -118,14 +118,15 @@ impl Called {
 pub(super) async fn upload(
     app: Called,
     InQuery(query): InQuery<UploadQuery>,
-    By(name): By,
-    peer: Option<Extension<Peer>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let taken = app.take_module(&headers, body).await?;
-    let address = peer.and_then(|Extension(Peer(address))| address);
-    let uploader = Uploader { address, name };
+    let caller = app.session.caller();
+    let uploader = Uploader {
+        address: caller.address(),
+        name: caller.signature().to_owned(),
+    };
     let turn = app.uploads.clone().try_acquire_owned();
     let turn = turn.map_err(|_| too_many_uploads())?;
     to_the_end(async move {

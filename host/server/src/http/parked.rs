@@ -12,12 +12,12 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::by::ByHeader;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::entry;
 use super::query::{InPath, InQuery};
-use super::to_the_end;
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]

@@ -15,19 +15,19 @@ use millrace_model::{Processor, ProcessorName, ProcessorSpec, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::ByHeader;
 use super::called::Called;
 use super::deploying::{DeployedBody, deployed};
 use super::error::{ApiError, ErrorBody};
-use super::openapi::{
-    BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, DeadLetterPolicySchema,
-    GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema, RetryPolicySchema,
-};
 use super::query::{InPath, InQuery};
-use super::to_the_end;
-use super::trials::CanaryStatusSchema;
+use super::shapes::{
+    BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, CanaryStatusSchema,
+    DeadLetterPolicySchema, GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema,
+    RetryPolicySchema,
+};
 
 /// A revision's specification.
 #[derive(Deserialize, ToSchema)]

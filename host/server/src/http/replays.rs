@@ -8,40 +8,13 @@ use millrace_model::{Processor, ProcessorName, Timestamp, TopicName};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::by::ByHeader;
 use super::called::Called;
 use super::delays::Moment;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::ProcessorSchema;
 use super::query::InPath;
-use super::to_the_end;
-
-/// The input of a replay.
-#[derive(ToSchema)]
-#[schema(as = Replay)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct ReplaySchema {
-    /// The processor whose input it reads.
-    of: String,
-    revision: u32,
-    from: u64,
-    until: u64,
-    /// Where all outputs go.
-    into: String,
-    /// The range in each partition that has messages of that time.
-    ranges: Vec<ReplayRangeSchema>,
-}
-
-#[derive(ToSchema)]
-#[schema(as = ReplayRange)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-struct ReplayRangeSchema {
-    topic: String,
-    partition: u32,
-    first: u64,
-    /// The offset after the last message.
-    end: u64,
-}
+use super::shapes::ProcessorSchema;
 
 /// What to replay.
 #[derive(Deserialize, ToSchema)]

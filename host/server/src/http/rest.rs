@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::body::promised;
 use super::bounds::DISCARDED_BYTES_MAX;
-use super::line::Line;
+use crate::net::Line;
 
 /// The rest of a body, kept while another reader uses it.
 pub(super) struct Rest {

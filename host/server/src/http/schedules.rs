@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::ByHeader;
@@ -17,7 +18,6 @@ use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::{HeaderValue, ListedIn, Pairs, headers_of, show_headers, value_bytes};
 use super::query::InPath;
-use super::to_the_end;
 
 /// A schedule's definition.
 #[derive(Deserialize, ToSchema)]

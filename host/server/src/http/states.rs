@@ -17,13 +17,13 @@ use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::answers::BYTES_PER_BYTE;
+use super::app::to_the_end;
 use super::body::json;
 use super::bounds::STATE_BODY_BYTES_MAX;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::{entry, one_of};
 use super::query::{InPath, InQuery};
-use super::to_the_end;
 
 /// The most memory that an answer takes, read and as JSON: an entry's share of the bound covers its field names.
 pub(super) const STATE_ROOM_BYTES: usize = BYTES_PER_BYTE * STATE_LISTED_BYTES_MAX;

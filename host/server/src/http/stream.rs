@@ -1,47 +1,45 @@
-//! A connection whose other side must take what it is sent: silence for too long ends it, and frees what waits for it.
+//! A connection's stream, lent to the HTTP library: it comes back when the library is done with it, also where a request has made it
+//! a session of something else.
 //!
-//! It tells its [`Line`] what comes and goes. An end of what the other side sends is kept from the HTTP library while a request is
-//! under way: a client may close its sending side and wait for the answer. What the library writes outside a request is a refusal
-//! without our shape; it is caught, and [`super::listener`] says it properly.
+//! What the library writes outside a request is a refusal without our shape; it is caught, and [`super::connection`] says it properly.
 
-use std::future::Future;
-use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::io::{IoSlice, Result};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::task::{Context, Poll};
 
-use millrace_model::Clock;
+use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
+use tokio::sync::oneshot;
 
-use super::line::{Line, Phase};
+use crate::net::{Impatient, Line, Phase};
 
-/// A stream that gives up writing after some time in which nothing was taken.
-pub(super) struct Impatient {
-    stream: TcpStream,
-    patience: Duration,
-    /// Set while a write waits.
-    waiting: Option<Pin<Box<Sleep>>>,
-    clock: Arc<dyn Clock>,
+/// A stream that is given back when it is dropped.
+pub(super) struct Lent {
+    /// None once it was given back.
+    stream: Option<Impatient>,
     line: Arc<Line>,
+    caught: Option<StatusCode>,
+    back: Option<oneshot::Sender<Returned>>,
 }
 
-impl Impatient {
-    pub(super) fn new(
-        stream: TcpStream,
-        patience: Duration,
-        clock: Arc<dyn Clock>,
-        line: Arc<Line>,
-    ) -> Self {
-        Self {
-            stream,
-            patience,
-            waiting: None,
-            clock,
+/// What comes back.
+pub(super) struct Returned {
+    pub(super) stream: Impatient,
+    /// The status of what the library refused by itself.
+    pub(super) caught: Option<StatusCode>,
+}
+
+impl Lent {
+    pub(super) fn new(stream: Impatient, line: Arc<Line>) -> (Self, oneshot::Receiver<Returned>) {
+        let (back, returned) = oneshot::channel();
+        let lent = Self {
+            stream: Some(stream),
             line,
-        }
+            caught: None,
+            back: Some(back),
+        };
+        (lent, returned)
     }
 
     /// Whether what is written now belongs to no request.
@@ -49,56 +47,60 @@ impl Impatient {
         matches!(self.line.phase(), Phase::Waiting | Phase::Head)
     }
 
-    /// Passes on what a write came to; one that waits too long has failed.
-    fn timed(&mut self, written: Poll<Result<usize>>, cx: &mut Context<'_>) -> Poll<Result<usize>> {
-        if written.is_ready() {
-            self.waiting = None;
-            return written;
+    /// Keeps the status of what the library writes outside a request.
+    fn catch(&mut self, bytes: &[u8]) {
+        if self.caught.is_none() {
+            self.caught = Some(status_of(bytes).unwrap_or(StatusCode::BAD_REQUEST));
         }
-        let patience = self.patience;
-        let waiting = self
-            .waiting
-            .get_or_insert_with(|| Box::pin(sleep(patience)));
-        waiting.as_mut().poll(cx).map(|()| {
-            let message = "the other side takes nothing";
-            Err(Error::new(ErrorKind::TimedOut, message))
-        })
+    }
+
+    fn poll<T>(
+        &mut self,
+        of: impl FnOnce(Pin<&mut Impatient>) -> Poll<Result<T>>,
+    ) -> Poll<Result<T>> {
+        match &mut self.stream {
+            Some(stream) => of(Pin::new(stream)),
+            None => Poll::Ready(Err(std::io::ErrorKind::NotConnected.into())),
+        }
     }
 }
 
-impl AsyncRead for Impatient {
+/// The status in the first line of an answer.
+fn status_of(bytes: &[u8]) -> Option<StatusCode> {
+    StatusCode::from_bytes(bytes.get(9..12)?).ok()
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(back)) = (self.stream.take(), self.back.take()) {
+            let caught = self.caught;
+            // Whoever lent it may be gone, and the connection with them.
+            let _ = back.send(Returned { stream, caught });
+        }
+    }
+}
+
+impl AsyncRead for Lent {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        let came = buffer.filled().len() > before;
-        match self.line.phase() {
-            Phase::Waiting if came => self.line.enter(Phase::Head, self.clock.monotonic()),
-            Phase::Busy | Phase::Answered if !came && buffer.remaining() > 0 => {
-                self.line.hears_no_more();
-                return Poll::Pending;
-            }
-            _ => {}
-        }
-        Poll::Ready(Ok(()))
+        self.poll(|stream| stream.poll_read(cx, buffer))
     }
 }
 
-impl AsyncWrite for Impatient {
+impl AsyncWrite for Lent {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<Result<usize>> {
         if self.is_unasked() {
-            self.line.catch(bytes);
+            self.catch(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.timed(written, cx)
+        self.poll(|stream| stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -107,76 +109,37 @@ impl AsyncWrite for Impatient {
         slices: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
         if self.is_unasked() {
-            slices.iter().for_each(|slice| self.line.catch(slice));
+            slices.iter().for_each(|slice| self.catch(slice));
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.timed(written, cx)
+        self.poll(|stream| stream.poll_write_vectored(cx, slices))
     }
 
     // Otherwise bodies would be copied into one buffer with their heads, and no longer count as held.
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream
+            .as_ref()
+            .is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        if self.line.phase() == Phase::Answered {
-            self.line.enter(Phase::Waiting, self.clock.monotonic());
-        }
-        Poll::Ready(Ok(()))
+        self.poll(|stream| stream.poll_flush(cx))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    // The connection ends it, when it has said the last of it.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.poll_flush(cx)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use millrace_model::SystemClock;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
-
     use super::*;
 
-    /// More than the buffers of a connection take.
-    const BYTES: usize = 32 << 20;
-
-    async fn pair(patience: Duration) -> (Impatient, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-        let address = listener.local_addr().expect("an address");
-        let reader = TcpStream::connect(address).await.expect("a connection");
-        let (stream, _) = listener.accept().await.expect("a connection");
-        let line = Arc::new(Line::new(false, Duration::ZERO));
-        line.enter(Phase::Busy, Duration::ZERO);
-        let clock = Arc::new(SystemClock::new());
-        (Impatient::new(stream, patience, clock, line), reader)
-    }
-
-    #[tokio::test]
-    async fn a_reader_that_takes_nothing_is_given_up() {
-        let (mut writer, _reader) = pair(Duration::from_millis(50)).await;
-        let written = writer.write_all(&vec![0; BYTES]).await;
-        let error = written.expect_err("nobody reads");
-        assert_eq!(error.kind(), ErrorKind::TimedOut);
-    }
-
-    #[tokio::test]
-    async fn a_reader_that_takes_a_little_at_a_time_gets_everything() {
-        let (mut writer, mut reader) = pair(Duration::from_secs(1)).await;
-        let reading = tokio::spawn(async move {
-            let mut buffer = vec![0; 256 << 10];
-            let mut total = 0;
-            while let Ok(count @ 1..) = reader.read(&mut buffer).await {
-                total += count;
-                sleep(Duration::from_millis(10)).await;
-            }
-            total
-        });
-        let written = writer.write_all(&vec![0; BYTES]).await;
-        written.expect("it was read");
-        drop(writer);
-        assert_eq!(reading.await.expect("a reader"), BYTES);
+    #[test]
+    fn what_the_library_refuses_is_known_by_its_status() {
+        let refused = status_of(b"HTTP/1.1 431 Request Header Fields Too Large\r\n");
+        assert_eq!(refused, Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+        assert_eq!(status_of(b"short"), None);
     }
 }

@@ -13,13 +13,13 @@ use millrace_model::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::called::Called;
 use super::damage::DamagedOffsets;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::TopicSettingsSchema;
 use super::query::{InPath, InQuery};
 use super::record::Subject;
-use super::to_the_end;
+use super::shapes::TopicSettingsSchema;
 
 /// A new topic.
 #[derive(Deserialize, ToSchema)]

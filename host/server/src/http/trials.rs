@@ -10,49 +10,15 @@ use millrace_model::{Processor, ProcessorName};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::app::to_the_end;
 use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::ByHeader;
 use super::called::Called;
 use super::deploying::DeployedBody;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::ProcessorSchema;
 use super::query::InPath;
-use super::to_the_end;
-
-/// A canary: a revision that takes a share of the keys while another one is current.
-#[derive(ToSchema)]
-#[schema(as = Canary)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct CanarySchema {
-    revision: u32,
-    /// Percentage of the keys.
-    percent: u32,
-    /// Milliseconds since the Unix epoch.
-    since: u64,
-}
-
-/// How a canary compares with the current revision, since the canary began on this host.
-#[derive(ToSchema)]
-#[schema(as = CanaryStatus)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct CanaryStatusSchema {
-    percent: u32,
-    canary: SideStatusSchema,
-    current: SideStatusSchema,
-    /// Why it takes no more messages and is about to be withdrawn.
-    trouble: Option<String>,
-}
-
-/// A shadow: a revision that is called beside the current one, and whose answers only count for a report.
-#[derive(ToSchema)]
-#[schema(as = Shadow)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct ShadowSchema {
-    revision: u32,
-    /// Milliseconds since the Unix epoch.
-    since: u64,
-}
+use super::shapes::ProcessorSchema;
 
 /// How a shadow compares with the current revision, since it began on this host.
 #[derive(ToSchema)]
@@ -124,22 +90,6 @@ struct SaidOutputSchema {
     header_count: usize,
     /// Whether it is not shown exactly: long values are cut, and bytes that are not UTF-8 are replaced.
     lossy: bool,
-}
-
-/// The results of one side's messages.
-#[derive(ToSchema)]
-#[schema(as = SideStatus)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-struct SideStatusSchema {
-    revision: u32,
-    messages: u64,
-    /// Failed attempts.
-    failed: u64,
-    /// Calls that failed as a whole.
-    failed_calls: u64,
-    dead_letters: u64,
-    /// Messages that this canary would have given up and passed to the current revision. A canary gives none up.
-    asked_again: u64,
 }
 
 /// A canary's share.

@@ -321,10 +321,9 @@ fn no_answer_is_for_caches() {
 
 #[test]
 fn an_idle_connection_is_kept_for_as_long_as_is_said() {
-    let host = TestHost::with(millrace::Config {
-        idle: Duration::from_secs(2),
-        ..config()
-    });
+    let mut config = config();
+    config.listen.http.idle_ms = 2_000;
+    let host = TestHost::with(config);
     let mut stream = connect(&host);
     let request = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n";
     for _ in 0..2 {
@@ -340,11 +339,9 @@ fn an_idle_connection_is_kept_for_as_long_as_is_said() {
 
 #[test]
 fn a_silent_connection_makes_room_for_one_that_asks() {
-    let host = TestHost::with(millrace::Config {
-        connections_max: 2,
-        ..config()
-    })
-    .with_topic("t", 1);
+    let mut config = config();
+    config.listen.http.connections_max = 2;
+    let host = TestHost::with(config).with_topic("t", 1);
     let _silent: Vec<TcpStream> = (0..50).map(|_| connect(&host)).collect();
     let _begun: Vec<TcpStream> = (0..2)
         .map(|_| {
@@ -367,12 +364,11 @@ fn a_silent_connection_makes_room_for_one_that_asks() {
 
 #[test]
 fn where_every_connection_is_at_work_administration_is_served_and_others_are_told() {
-    let host = TestHost::with(millrace::Config {
-        connections_max: 8,
-        ..config()
-    })
-    .with_topic("t", 1)
-    .with_topic("quiet", 1);
+    let mut config = config();
+    config.listen.http.connections_max = 8;
+    let host = TestHost::with(config)
+        .with_topic("t", 1)
+        .with_topic("quiet", 1);
     let ask = |request: &str| {
         let mut stream = connect(&host);
         stream.write_all(request.as_bytes()).expect("sent");

@@ -5,18 +5,12 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use millrace::Config;
-use millrace::config::EngineKind;
 use serde_json::{Value, json};
 
-use crate::support::{TestHost, config};
+use crate::support::{TestHost, config_in};
 
 fn host(dir: &Path) -> TestHost {
-    TestHost::with(Config {
-        engine: EngineKind::Local,
-        data_dir: dir.to_owned(),
-        ..config()
-    })
+    TestHost::with(config_in(dir))
 }
 
 /// Flips a bit of the only file under a directory that holds the text.

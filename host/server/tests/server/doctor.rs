@@ -4,11 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use millrace::Config;
-use millrace::config::EngineKind;
 use serde_json::Value;
 
-use crate::support::{TestHost, config};
+use crate::support::{TestHost, config_in};
 
 fn millrace(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
@@ -22,11 +20,7 @@ fn out(output: &Output, code: i32) -> String {
 }
 
 fn host(dir: &Path) -> TestHost {
-    TestHost::with(Config {
-        engine: EngineKind::Local,
-        data_dir: dir.to_owned(),
-        ..config()
-    })
+    TestHost::with(config_in(dir))
 }
 
 /// A host's directory with three batches in a segment, closed in order.
@@ -231,12 +225,9 @@ fn an_encrypted_host_serves_and_its_files_are_read_with_the_key_file_only() {
     fs::write(&key_file, format!("# of this test\n3:{key}\n")).expect("written");
     let allow = |mode| fs::set_permissions(&key_file, fs::Permissions::from_mode(mode));
     allow(0o600).expect("owned");
-    let host = TestHost::with(Config {
-        engine: EngineKind::Local,
-        data_dir: dir.path().to_owned(),
-        encryption_key_file: Some(key_file.clone()),
-        ..config()
-    });
+    let mut config = config_in(dir.path());
+    config.encryption.key_file = Some(key_file.clone());
+    let host = TestHost::with(config);
     let host = host.with_topic("orders", 1);
     let body = r#"{"messages":[{"key":"k","value":"nobody may read this"}]}"#;
     assert!(host.post_json("/v1/topics/orders/messages", body).status < 300);

@@ -99,14 +99,9 @@ fn what_cannot_be_is_refused_with_what_to_do_and_changes_nothing() {
 
 #[test]
 fn the_host_has_no_more_partitions_than_it_may() {
-    let host = TestHost::with(millrace::Config {
-        memory: millrace::memory::MemorySettings {
-            partitions_max: Some(6),
-            ..Default::default()
-        },
-        ..crate::support::config()
-    })
-    .with_topic("orders", 2);
+    let mut config = crate::support::config();
+    config.limits.partitions_max = Some(6);
+    let host = TestHost::with(config).with_topic("orders", 2);
     let told = change(&host, "orders", json!({"partitions": 7})).refused(422, "partitions-full");
     assert!(told.contains("would have 5 more"), "{told}");
     assert_eq!(

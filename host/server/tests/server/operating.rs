@@ -3,8 +3,6 @@
 use std::process::Command;
 
 use crate::support::{TestHost, config};
-use millrace::Config;
-use millrace_model::GuestLimits;
 
 fn metrics(host: &TestHost) -> String {
     String::from_utf8(host.get("/metrics").bytes).expect("text")
@@ -19,14 +17,9 @@ fn about(text: &str, topic: &str) -> Vec<String> {
 
 #[test]
 fn a_host_says_its_version_its_counts_its_limits_and_its_settings() {
-    let host = TestHost::with(Config {
-        guests: GuestLimits {
-            module_bytes_max: 1 << 20,
-            ..GuestLimits::default()
-        },
-        ..config()
-    });
-    let host = host.with_topic("orders", 3);
+    let mut config = config();
+    config.modules.module_bytes_max = 1 << 20;
+    let host = TestHost::with(config).with_topic("orders", 3);
     let said = host.get("/v1/host").json();
     assert_eq!(said["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(said["pid"], std::process::id());
@@ -35,7 +28,7 @@ fn a_host_says_its_version_its_counts_its_limits_and_its_settings() {
     assert_eq!(said["counts"]["topics"], 1);
     assert_eq!(said["counts"]["partitions"], 3);
     assert_eq!(said["limits"]["module_bytes_max"], 1 << 20);
-    assert_eq!(said["settings"]["connections_max"], 1_024);
+    assert_eq!(said["settings"]["listen.http.connections_max"], 1_024);
     let told = host.call("POST", "/v1/modules", &[], vec![0; (1 << 20) + 1]);
     let told = told.refused(413, "too-large");
     assert!(

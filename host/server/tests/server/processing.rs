@@ -2,20 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use millrace::Config;
-use millrace::config::EngineKind;
-
-use crate::support::{TestHost, config};
+use crate::support::{TestHost, config_in};
 use serde_json::{Value, json};
 
 /// Durability `os`, in a directory.
 fn on_disk() -> (tempfile::TempDir, TestHost) {
     let directory = tempfile::tempdir().expect("a directory");
-    let host = TestHost::with(Config {
-        engine: EngineKind::Local,
-        data_dir: directory.path().to_owned(),
-        ..config()
-    });
+    let host = TestHost::with(config_in(directory.path()));
     (directory, host)
 }
 

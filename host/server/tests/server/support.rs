@@ -2,8 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
+use millrace::config::EngineKind;
 use millrace::{Config, Host};
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -152,10 +154,19 @@ impl Answer {
 
 /// In memory, on a free port.
 pub(crate) fn config() -> Config {
-    Config {
-        listen: "127.0.0.1:0".to_owned(),
-        engine: millrace::config::EngineKind::Memory,
+    let mut config = Config {
         compile_program: Some(env!("CARGO_BIN_EXE_millrace").into()),
         ..Config::default()
-    }
+    };
+    config.listen.http.address = "127.0.0.1:0".to_owned();
+    config.engine.kind = EngineKind::Memory;
+    config
+}
+
+/// The same, with its data in a directory.
+pub(crate) fn config_in(directory: &Path) -> Config {
+    let mut config = config();
+    config.engine.kind = EngineKind::Local;
+    config.data_dir = directory.to_owned();
+    config
 }

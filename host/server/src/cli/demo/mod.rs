@@ -62,11 +62,11 @@ async fn told(story: Story) -> Result<()> {
 }
 
 async fn start(directory: &Path) -> Result<Host> {
-    let config = Config {
-        listen: "127.0.0.1:0".to_owned(),
+    let mut config = Config {
         data_dir: directory.join("data"),
         ..Config::default()
     };
+    config.listen.http.address = "127.0.0.1:0".to_owned();
     Ok(Host::start(config).await?)
 }
 

@@ -17,8 +17,8 @@ use super::bounds::{DEAD_LETTER_ROOM_BYTES, DEAD_LETTERS_MAX, DEAD_LETTERS_ROOM_
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::messages::MessageOut;
-use super::openapi::{DeadLetterGroupsSchema, DeadLetterSchema};
 use super::query::{InPath, InQuery};
+use super::shapes::{DeadLetterGroupsSchema, DeadLetterSchema};
 use find::Find;
 
 /// Default number of dead letters in a list.

@@ -15,17 +15,17 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::super::app::to_the_end;
 use super::super::body::json;
 use super::super::bounds::PRODUCE_BODY_BYTES_MAX;
 use super::super::by::ByHeader;
 use super::super::called::Called;
 use super::super::error::{ApiError, ErrorBody};
 use super::super::messages::{HeaderPart, HeaderValue, ListedIn, Pairs, entry, headers_of, one_of};
-use super::super::openapi::{
+use super::super::query::{InPath, InQuery};
+use super::super::shapes::{
     AuditPageSchema, DryRunOutcomeSchema, DryRunOutputSchema, RedrivenSchema,
 };
-use super::super::query::{InPath, InQuery};
-use super::super::to_the_end;
 use super::find::{DeadLetterPlaceBody, Find, place, which};
 
 /// Default number of dead letters in a dry run.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::bounds::{
     ENDING_CONNECTIONS_MAX, FIRST_BYTE_MS_MAX, HEAD_MS_MAX, REFUSED_CONNECTIONS_MAX,
-    RESERVED_CONNECTIONS_MAX, RESERVED_IDLE_MS_MAX,
+    RESERVED_IDLE_MS_MAX,
 };
 use super::line::{Line, Phase};
 
@@ -34,11 +34,20 @@ enum Kind {
     Refused,
 }
 
-/// All connections.
-pub(super) struct Places {
-    regular_max: usize,
+/// How many connections a door has, and for how long it keeps one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DoorLimits {
+    /// Connections at once.
+    pub(crate) regular_max: usize,
+    /// Those of the reserve, beyond them.
+    pub(crate) reserved_max: usize,
     /// How long a connection is kept between two requests.
-    idle: Duration,
+    pub(crate) idle: Duration,
+}
+
+/// All connections of one door.
+pub(crate) struct Places {
+    limits: DoorLimits,
     held: Mutex<Held>,
     stopping: AtomicBool,
 }
@@ -66,10 +75,9 @@ impl Drop for Place {
 }
 
 impl Places {
-    pub(super) fn new(regular_max: usize, idle: Duration) -> Arc<Self> {
+    pub(super) fn new(limits: DoorLimits) -> Arc<Self> {
         Arc::new(Self {
-            regular_max,
-            idle,
+            limits,
             held: Mutex::default(),
             stopping: AtomicBool::new(false),
         })
@@ -83,18 +91,19 @@ impl Places {
     /// A place for a new connection; none if not even a refusal can be sent.
     pub(super) fn take(self: &Arc<Self>, now: Duration) -> Option<Place> {
         let mut held = self.held();
-        let kind =
-            if held.count(Kind::Regular) < self.regular_max || held.make_room(Kind::Regular, now) {
-                Kind::Regular
-            } else if held.count(Kind::Reserved) < RESERVED_CONNECTIONS_MAX
-                || held.make_room(Kind::Reserved, now)
-            {
-                Kind::Reserved
-            } else if held.count(Kind::Refused) < REFUSED_CONNECTIONS_MAX {
-                Kind::Refused
-            } else {
-                return None;
-            };
+        let kind = if held.count(Kind::Regular) < self.limits.regular_max
+            || held.make_room(Kind::Regular, now)
+        {
+            Kind::Regular
+        } else if held.count(Kind::Reserved) < self.limits.reserved_max
+            || held.make_room(Kind::Reserved, now)
+        {
+            Kind::Reserved
+        } else if held.count(Kind::Refused) < REFUSED_CONNECTIONS_MAX {
+            Kind::Refused
+        } else {
+            return None;
+        };
         let line = Arc::new(Line::new(kind == Kind::Reserved, now));
         let id = held.remember(kind, line.clone());
         drop(held);
@@ -122,11 +131,15 @@ impl Places {
             Phase::Waiting if line.is_reserved() => {
                 Some(Duration::from_millis(RESERVED_IDLE_MS_MAX))
             }
-            Phase::Waiting if line.is_used() => Some(self.idle),
-            Phase::Waiting => Some(self.idle.min(Duration::from_millis(FIRST_BYTE_MS_MAX))),
+            Phase::Waiting if line.is_used() => Some(self.limits.idle),
+            Phase::Waiting => Some(
+                self.limits
+                    .idle
+                    .min(Duration::from_millis(FIRST_BYTE_MS_MAX)),
+            ),
             Phase::Head | Phase::Ending if stopping => Some(STOPPING_GRACE),
             Phase::Head => Some(Duration::from_millis(HEAD_MS_MAX)),
-            Phase::Busy | Phase::Answered | Phase::Ending => None,
+            Phase::Busy | Phase::Answered | Phase::Ending | Phase::Session => None,
         }
     }
 
@@ -136,7 +149,7 @@ impl Places {
     }
 
     /// Running connections: regular ones, and those of the reserve.
-    pub(super) fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         let held = self.held();
         (held.count(Kind::Regular), held.count(Kind::Reserved))
     }
@@ -193,7 +206,7 @@ fn missed(line: &Line, now: Duration) -> Option<(u8, u64)> {
         Phase::Head if age >= HEAD_GRACE => 2,
         Phase::Waiting => 3,
         Phase::Busy if line.is_reserved() && age >= RESERVED_GRACE => 4,
-        Phase::Head | Phase::Busy | Phase::Answered => return None,
+        Phase::Head | Phase::Busy | Phase::Answered | Phase::Session => return None,
     };
     let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     Some((rank, u64::MAX - age))
@@ -202,8 +215,17 @@ fn missed(line: &Line, now: Duration) -> Option<(u8, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::bounds::RESERVED_CONNECTIONS_MAX;
 
     const S: Duration = Duration::from_secs(1);
+
+    fn places(regular_max: usize) -> Arc<Places> {
+        Places::new(DoorLimits {
+            regular_max,
+            reserved_max: RESERVED_CONNECTIONS_MAX,
+            idle: 60 * S,
+        })
+    }
 
     fn busy(places: &Arc<Places>, now: Duration) -> Place {
         let place = places.take(now).expect("a place");
@@ -213,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_silent_connection_makes_room_and_one_at_work_never_does() {
-        let places = Places::new(2, 60 * S);
+        let places = places(2);
         let _at_work = busy(&places, S);
         let silent = places.take(S).expect("a place");
         let newcomer = places.take(2 * S).expect("a place");
@@ -224,7 +246,7 @@ mod tests {
 
     #[test]
     fn who_never_said_anything_goes_before_who_is_kept_for_another_request() {
-        let places = Places::new(3, 60 * S);
+        let places = places(3);
         let kept = busy(&places, S);
         kept.line.enter(Phase::Waiting, S);
         let older = places.take(2 * S).expect("a place");
@@ -241,7 +263,7 @@ mod tests {
 
     #[test]
     fn beyond_the_bound_administration_has_places_and_then_there_are_refusals() {
-        let places = Places::new(1, 60 * S);
+        let places = places(1);
         let mut held = vec![busy(&places, S)];
         for _ in 0..RESERVED_CONNECTIONS_MAX {
             held.push(busy(&places, S));
@@ -259,8 +281,23 @@ mod tests {
     }
 
     #[test]
+    fn a_door_without_a_reserve_refuses_beyond_its_bound() {
+        let places = Places::new(DoorLimits {
+            regular_max: 1,
+            reserved_max: 0,
+            idle: 60 * S,
+        });
+        let session = places.take(S).expect("a place");
+        session.line.enter(Phase::Session, S);
+        assert!(places.take(2 * S).expect("a place").refused);
+        assert!(!session.line.closing().is_cancelled());
+        places.sweep(3_600 * S);
+        assert!(!session.line.closing().is_cancelled(), "nobody ends it");
+    }
+
+    #[test]
     fn the_sweep_ends_silence_and_slow_heads_and_leaves_work_alone() {
-        let places = Places::new(9, 60 * S);
+        let places = places(9);
         let silent = places.take(S).expect("a place");
         let head = places.take(S).expect("a place");
         head.line.enter(Phase::Head, S);

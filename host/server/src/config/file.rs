@@ -1,0 +1,191 @@
+//! The configuration file: read within a bound, keys in their old spelling moved to where they are now, and understood with an error that
+//! points at the line.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::error::ConfigError;
+use super::names::RETIRED;
+use super::sections::Config;
+use super::settings::paths;
+use crate::nearest::{hint_of, in_plain_words, nearest};
+
+/// A configuration file larger than this is none.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What is wrong in a file, and where.
+struct Wrong {
+    at: usize,
+    message: String,
+}
+
+/// What a file says over the defaults, and hints about keys in their old spelling.
+pub(super) fn read(path: &Path) -> Result<(Config, Vec<String>), ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
+    if bytes > FILE_BYTES_MAX {
+        let why = std::io::Error::other(format!("{bytes} bytes, at most {FILE_BYTES_MAX}"));
+        return Err(unreadable(why));
+    }
+    let read = std::fs::read(path).map_err(unreadable)?;
+    let text = crate::text::whole(&read);
+    let text = text.map_err(|why| unreadable(std::io::Error::other(why)))?;
+    understood(text).map_err(|wrong| {
+        let before = text.get(..wrong.at).unwrap_or_default();
+        ConfigError::File {
+            path: path.to_owned(),
+            line: before.matches('\n').count() + 1,
+            message: wrong.message,
+        }
+    })
+}
+
+fn understood(text: &str) -> Result<(Config, Vec<String>), Wrong> {
+    let refused = |error: toml::de::Error| not_understood(text, &error);
+    let parsed = DeTable::parse(text).map_err(refused)?;
+    let whole = parsed.span();
+    let mut table = parsed.into_inner();
+    let hints = moved(&mut table)?;
+    known(&table, "", &paths())?;
+    let reader = toml::Deserializer::from(Spanned::new(whole, table));
+    let config = Config::deserialize(reader).map_err(refused)?;
+    Ok((config, hints))
+}
+
+/// Moves keys in their old spelling into their sections.
+fn moved(table: &mut DeTable<'_>) -> Result<Vec<String>, Wrong> {
+    let mut hints = Vec::new();
+    for (old, new) in RETIRED {
+        // Two of them have become the names of sections.
+        let is_old = |value: &Spanned<DeValue<'_>>| !matches!(value.get_ref(), DeValue::Table(_));
+        if !table.get(old).is_some_and(is_old) {
+            continue;
+        }
+        let Some(value) = table.remove(old) else {
+            continue;
+        };
+        let at = value.span();
+        if !put(table, new, value) {
+            return Err(Wrong {
+                at: at.start,
+                message: format!(
+                    "`{old}` and `{new}` are the same setting; keep `{new}`, and leave the other one out"
+                ),
+            });
+        }
+        hints.push(format!(
+            "the key `{old}` is called `{new}` now; the old name is still read"
+        ));
+    }
+    Ok(hints)
+}
+
+/// Puts a value where a path leads; false if something is there.
+fn put<'i>(table: &mut DeTable<'i>, path: &'static str, value: Spanned<DeValue<'i>>) -> bool {
+    let span = value.span();
+    let key =
+        |name: &'static str, span: &Range<usize>| Spanned::new(span.clone(), Cow::Borrowed(name));
+    let Some((section, rest)) = path.split_once('.') else {
+        let is_free = !table.contains_key(path);
+        if is_free {
+            table.insert(key(path, &span), value);
+        }
+        return is_free;
+    };
+    if !table.contains_key(section) {
+        let empty = DeValue::Table(DeTable::new());
+        table.insert(key(section, &span), Spanned::new(span, empty));
+    }
+    match table.get_mut(section).map(Spanned::get_mut) {
+        Some(DeValue::Table(within)) => put(within, rest, value),
+        // Refused where the section is read.
+        _ => true,
+    }
+}
+
+/// Refuses a key that is no setting's, with the setting that is most like it.
+fn known(table: &DeTable<'_>, before: &str, paths: &[String]) -> Result<(), Wrong> {
+    for (key, value) in table {
+        let name = key.get_ref();
+        let path = match before {
+            "" => name.to_string(),
+            before => format!("{before}.{name}"),
+        };
+        let section = format!("{path}.");
+        match value.get_ref() {
+            _ if paths.contains(&path) => {}
+            DeValue::Table(within) => known(within, &path, paths)?,
+            _ if paths.iter().any(|known| known.starts_with(&section)) => {}
+            _ => {
+                let hint = most_like(&path, paths);
+                let hint =
+                    hint.map_or_else(String::new, |hint| format!("; did you mean `{hint}`?"));
+                return Err(Wrong {
+                    at: key.span().start,
+                    message: format!("unknown key `{path}`{hint}"),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The setting that is most like a path: by its own, by the last word of it, or by how it was spelt before.
+fn most_like<'a>(wrong: &str, paths: &'a [String]) -> Option<&'a str> {
+    let whole = paths.iter().map(|path| (path.as_str(), path.as_str()));
+    let last = paths.iter().map(|path| {
+        let last = path
+            .rsplit_once('.')
+            .map_or(path.as_str(), |(_, last)| last);
+        (last, path.as_str())
+    });
+    let names: Vec<(&str, &str)> = RETIRED.into_iter().chain(last).chain(whole).collect();
+    let found = nearest(wrong, names.iter().map(|(name, _)| *name))?;
+    let (_, path) = names.iter().find(|(name, _)| *name == found)?;
+    Some(path)
+}
+
+fn not_understood(text: &str, error: &toml::de::Error) -> Wrong {
+    let hint = hint_of(error.message())
+        .or_else(|| both_spellings(text, error.message()))
+        .or_else(|| {
+            // What the parser takes for a number or a date is mostly a text without quotes.
+            let is_syntax =
+                error.message().starts_with("invalid") && !error.message().contains("type");
+            is_syntax.then(|| {
+                "write texts in quotes, as address = \"127.0.0.1:7400\", and numbers without"
+                    .to_owned()
+            })
+        });
+    let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
+    Wrong {
+        at: error.span().map_or(0, |span| span.start),
+        message: format!("{}{hint}", in_plain_words(error.message())),
+    }
+}
+
+/// What to keep where a key in its old spelling stands beside the section that has its name now, which no parser takes.
+fn both_spellings(text: &str, message: &str) -> Option<String> {
+    if !(message.contains("duplicate") || message.contains("cannot extend")) {
+        return None;
+    }
+    let begins = |line: &str, name: &str| {
+        let rest = line.trim_start().strip_prefix(name);
+        rest.is_some_and(|rest| rest.trim_start().starts_with('='))
+    };
+    let is_section = |old: &str, new: &str| new.split('.').next() == Some(old);
+    let twice = RETIRED
+        .into_iter()
+        .find(|(old, new)| is_section(old, new) && text.lines().any(|line| begins(line, old)));
+    twice.map(|(old, new)| {
+        format!("`{old} = …` is `{new}` now, and `{old}` a section; keep `{new}`, and leave the other one out")
+    })
+}

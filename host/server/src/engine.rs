@@ -1,0 +1,168 @@
+//! The engine: what can be set about it, and how it is opened.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use millrace_engine::{Engine, MemoryEngine};
+use millrace_local::Cipher;
+use millrace_local::{LocalEngine, LocalOptions, OpenError};
+use millrace_model::Clock;
+use serde::{Deserialize, Serialize};
+
+use crate::config::error::{ConfigError, refused};
+use crate::memory::MemoryPlan;
+
+/// Where data is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// In the data directory.
+    #[default]
+    Local,
+    /// In memory only; gone with the process.
+    Memory,
+}
+
+/// `[engine]`: where data is kept, and what each kind of engine can be told.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineSettings {
+    /// Where messages are kept [default: local]
+    #[arg(long = "engine", id = "engine.kind", value_name = "ENGINE", value_enum)]
+    pub kind: EngineKind,
+    /// The local engine.
+    #[command(flatten)]
+    pub local: LocalSettings,
+}
+
+/// `[engine.local]`: sizes and times of the local engine. Small sizes make a host roll, checkpoint and use files again often: for small
+/// machines, and to provoke in minutes what takes months otherwise.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LocalSettings {
+    /// Bytes of one journal file, 64 KiB to 1 GiB; a transaction must fit one [default: 67108864]
+    #[arg(long, id = "engine.local.journal_file_bytes", value_name = "BYTES")]
+    pub journal_file_bytes: u64,
+    /// Bytes of a segment before the next one begins, 4 KiB to 1 GiB [default: 1073741824]
+    #[arg(long, id = "engine.local.segment_bytes", value_name = "BYTES")]
+    pub segment_bytes: u64,
+    /// Bytes of journal between two checkpoints, 64 KiB to 16 GiB; more makes recovery longer [default: a 64th of the memory, at most 128 MiB]
+    #[arg(
+        long,
+        id = "engine.local.checkpoint_journal_bytes",
+        value_name = "BYTES"
+    )]
+    pub checkpoint_journal_bytes: Option<u64>,
+    /// Bytes a second that the background search for damage reads at the most; 0 is off [default: 20000000]
+    #[arg(long, id = "engine.local.scrub_bytes_per_second", value_name = "BYTES")]
+    pub scrub_bytes_per_second: u64,
+    /// How long after one round through everything the next one begins [default: 86400]
+    #[arg(long, id = "engine.local.scrub_interval_s", value_name = "SECONDS")]
+    pub scrub_interval_s: u64,
+    /// How often retention and compaction look for work [default: 60000]
+    #[arg(long, id = "engine.local.cleaning_interval_ms", value_name = "MS")]
+    pub cleaning_interval_ms: u64,
+}
+
+impl Default for LocalSettings {
+    fn default() -> Self {
+        let options = LocalOptions::default();
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            journal_file_bytes: options.journal_file_bytes,
+            segment_bytes: options.segment_bytes,
+            checkpoint_journal_bytes: None,
+            scrub_bytes_per_second: options.scrub_bytes_per_second,
+            scrub_interval_s: options.scrub_interval.as_secs(),
+            cleaning_interval_ms: ms(options.cleaning_interval),
+        }
+    }
+}
+
+impl LocalSettings {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let journal = self.checkpoint_journal_bytes.unwrap_or(64 << 10);
+        // What each size may be: from, to (inclusive).
+        for (key, size, from, to) in [
+            (
+                "journal_file_bytes",
+                self.journal_file_bytes,
+                64 << 10,
+                1 << 30,
+            ),
+            ("segment_bytes", self.segment_bytes, 4 << 10, 1 << 30),
+            ("checkpoint_journal_bytes", journal, 64 << 10, 16 << 30),
+        ] {
+            if !(from..=to).contains(&size) {
+                let why = format!("between {from} and {to} bytes");
+                let key = format!("engine.local.{key}");
+                return Err(refused(key, size.to_string(), why));
+            }
+        }
+        match self.cleaning_interval_ms {
+            0 => Err(refused(
+                "engine.local.cleaning_interval_ms",
+                "0",
+                "at least 1",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn options(&self, memory: &MemoryPlan, encryption: Option<Arc<Cipher>>) -> LocalOptions {
+        LocalOptions {
+            journal_file_bytes: self.journal_file_bytes,
+            segment_bytes: self.segment_bytes,
+            checkpoint_journal_bytes: self
+                .checkpoint_journal_bytes
+                .unwrap_or(memory.journal_bytes),
+            scrub_bytes_per_second: self.scrub_bytes_per_second,
+            scrub_interval: Duration::from_secs(self.scrub_interval_s),
+            cleaning_interval: Duration::from_millis(self.cleaning_interval_ms),
+            encryption,
+            tail_bytes_max: memory.tail_bytes,
+            queue_bytes_max: memory.queue_bytes,
+            bounds: memory.bounds,
+            ..LocalOptions::default()
+        }
+    }
+}
+
+/// Opens the engine that is configured.
+pub(crate) async fn open(
+    settings: &EngineSettings,
+    data_dir: &Path,
+    encryption: Option<Arc<Cipher>>,
+    memory: &MemoryPlan,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<dyn Engine>, OpenError> {
+    match settings.kind {
+        EngineKind::Memory => Ok(MemoryEngine::bounded(clock.clone(), memory.bounds)),
+        EngineKind::Local => {
+            warn_of_strangers(data_dir);
+            let options = settings.local.options(memory, encryption);
+            Ok(LocalEngine::open(data_dir, options, clock.clone()).await?)
+        }
+    }
+}
+
+/// A directory that holds something, but nothing of ours, is likely to be meant for something else.
+fn warn_of_strangers(data_dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(data_dir) else {
+        return;
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let names: Vec<String> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    let is_ours = ["journal", "checkpoint.sqlite"].map(|own| names.iter().any(|name| name == own));
+    let first = names.iter().find(|name| *name != "lock");
+    if let (Some(first), [false, false]) = (first, is_ours) {
+        tracing::warn!(
+            data_dir = %data_dir.display(), first,
+            "the data directory holds files of others; Millrace leaves them alone and puts its own beside them. Is --data-dir right?"
+        );
+    }
+}

@@ -1,0 +1,28 @@
+//! Names of requests: by them an answer, and what the log says of it, are found together.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use axum::http::HeaderValue;
+
+/// Makes one name after the other.
+pub(super) struct RequestIds {
+    /// Makes those of different runs differ.
+    run: u32,
+    made: AtomicU64,
+}
+
+impl RequestIds {
+    pub(super) fn new() -> Self {
+        Self {
+            run: fastrand::u32(..),
+            made: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn next(&self) -> HeaderValue {
+        let number = self.made.fetch_add(1, Relaxed);
+        let id = format!("{:08x}-{number}", self.run);
+        HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("none"))
+    }
+}

@@ -1,0 +1,143 @@
+//! Where connections come in: one at a time is accepted, gets its place, and is served; what is silent for too long is swept out.
+//!
+//! [`super::places`] says who may have one. Where the process may open no more files, one that idles makes room, and accepting pauses.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_model::Clock;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::{interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Connection;
+use super::places::{DoorLimits, Places};
+
+/// After an accept that failed (too many open files, say): long enough to let some close.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Failed accepts are said so often, and counted in between.
+const ACCEPT_SAID_EVERY: Duration = Duration::from_secs(10);
+/// How often silent connections are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A socket that is bound, with places for those who connect. It accepts nobody until it is served.
+pub(crate) struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+    places: Arc<Places>,
+    clock: Arc<dyn Clock>,
+    stopping: CancellationToken,
+    closed: CancellationToken,
+}
+
+impl Listener {
+    pub(crate) fn new(
+        socket: TcpListener,
+        limits: DoorLimits,
+        clock: Arc<dyn Clock>,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            address: socket.local_addr()?,
+            socket,
+            places: Places::new(limits),
+            clock,
+            stopping: CancellationToken::new(),
+            closed: CancellationToken::new(),
+        })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn places(&self) -> Arc<Places> {
+        self.places.clone()
+    }
+
+    /// Cancelled to have it accept nothing more: whoever waits on one of its connections, answers.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    /// Cancelled when it accepts nothing more.
+    pub(super) fn closed(&self) -> CancellationToken {
+        self.closed.clone()
+    }
+
+    /// Serves until it is to stop; returns when the last connection is closed. Dropping it cuts them off.
+    pub(super) async fn serve<Served>(self, serve: impl Fn(Connection) -> Served)
+    where
+        Served: Future<Output = ()> + Send + 'static,
+    {
+        let mut connections = JoinSet::new();
+        let mut sweep = interval(SWEEP_INTERVAL);
+        // Told even if this is cut off.
+        let closed = self.closed.clone().drop_guard();
+        let mut failures = Failures::default();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.socket.accept() => accepted,
+                _ = sweep.tick() => {
+                    self.places.sweep(self.now());
+                    continue;
+                }
+                () = self.stopping.cancelled() => break,
+            };
+            // Finished connections are taken out, so that the set stays as small as the places say.
+            while connections.try_join_next().is_some() {}
+            match accepted {
+                Ok((stream, _)) => {
+                    let place = self.places.take(self.now());
+                    let (clock, stopping) = (self.clock.clone(), self.stopping.clone());
+                    if let Some(connection) =
+                        place.and_then(|place| Connection::accepted(stream, place, clock, stopping))
+                    {
+                        connections.spawn(serve(connection));
+                    }
+                }
+                Err(error) => {
+                    failures.met(&error, self.now());
+                    self.places.shrink(self.now());
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(self.socket);
+        drop(closed);
+        self.places.stop();
+        loop {
+            tokio::select! {
+                ended = connections.join_next() => if ended.is_none() { break },
+                _ = sweep.tick() => self.places.sweep(self.clock.monotonic()),
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+}
+
+/// Accepts that failed, said now and then: while files are short there are twenty a second.
+#[derive(Default)]
+struct Failures {
+    count: u64,
+    said_at: Option<Duration>,
+}
+
+impl Failures {
+    fn met(&mut self, error: &std::io::Error, now: Duration) {
+        self.count += 1;
+        metrics::counter!("millrace_accept_failures_total").increment(1);
+        if self
+            .said_at
+            .is_none_or(|at| now.saturating_sub(at) >= ACCEPT_SAID_EVERY)
+        {
+            let count = std::mem::take(&mut self.count);
+            self.said_at = Some(now);
+            tracing::warn!(%error, count, "connections were not accepted");
+        }
+    }
+}
