@@ -10,7 +10,7 @@ use millrace_model::Clock;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::connection::Connection;
 use super::places::{DoorLimits, Places};
@@ -30,6 +30,8 @@ pub(crate) struct Listener {
     clock: Arc<dyn Clock>,
     stopping: CancellationToken,
     closed: CancellationToken,
+    /// Tells that it is closed, also where it is dropped before it serves.
+    open: DropGuard,
 }
 
 impl Listener {
@@ -38,13 +40,15 @@ impl Listener {
         limits: DoorLimits,
         clock: Arc<dyn Clock>,
     ) -> std::io::Result<Self> {
+        let closed = CancellationToken::new();
         Ok(Self {
+            open: closed.clone().drop_guard(),
+            closed,
             address: socket.local_addr()?,
             socket,
             places: Places::new(limits),
             clock,
             stopping: CancellationToken::new(),
-            closed: CancellationToken::new(),
         })
     }
 
@@ -73,8 +77,6 @@ impl Listener {
     {
         let mut connections = JoinSet::new();
         let mut sweep = interval(SWEEP_INTERVAL);
-        // Told even if this is cut off.
-        let closed = self.closed.clone().drop_guard();
         let mut failures = Failures::default();
         loop {
             let accepted = tokio::select! {
@@ -105,7 +107,7 @@ impl Listener {
             }
         }
         drop(self.socket);
-        drop(closed);
+        drop(self.open);
         self.places.stop();
         loop {
             tokio::select! {
