@@ -283,7 +283,7 @@ impl Field {
         value
             .filter(fits)
             .ok_or_else(|| match (value, self.foreign(part, text)) {
-                (Some(_), _) => format!("{text} is not a {name}; write {first} to {last}"),
+                (Some(_), _) => format!("{text} is not a valid {name}; write {first} to {last}"),
                 (None, Some(instead)) => format!("{part:?} is not a valid {name}: {instead}"),
                 (None, None) => format!(
                     "{part:?} is not a valid {name}: write numbers from {first} to {last}{}, lists (1,3), ranges (1-5) or steps (*/5)",
@@ -493,17 +493,20 @@ mod tests {
     #[test]
     fn a_refusal_names_its_cause_and_what_to_write() {
         for (wrong, told) in [
-            ("* 24 * * *", "24 is no hour; write 0 to 23"),
-            ("0 0 L * *", "no L for the last day"),
+            ("* 24 * * *", "24 is not a valid hour; write 0 to 23"),
+            ("0 0 L * *", "L for the last day is not supported"),
             ("0 0 * * mon#2", "8-14 for the second"),
             ("H H * * *", "write the number that you want"),
-            ("0 0 15W * *", "no W for the nearest working day"),
+            (
+                "0 0 15W * *",
+                "W for the nearest working day is not supported",
+            ),
             ("0 0 ? * *", "write * for ?"),
             ("0 0 * * monday", "write mon for monday"),
             ("0 0 * january *", "write jan for january"),
-            ("*/0 * * * *", "steps by 0"),
+            ("*/0 * * * *", "a step of 0"),
             ("*/x * * * *", "a step such as */5"),
-            ("1,,2 * * * *", "leave the comma out"),
+            ("1,,2 * * * *", "remove the comma"),
             ("1- * * * *", "a number on both sides"),
             ("0 0 30 2 *", "first day is 30, and feb ends with day 29"),
             (
@@ -511,7 +514,7 @@ mod tests {
                 "first day is 31, and apr or jun ends with day 30",
             ),
             ("@reboot", "@yearly, @annually"),
-            ("0 0 0 * * * 2026", "none for the year"),
+            ("0 0 0 * * * 2026", "years are not supported"),
             ("every day", "it has 2 fields"),
             ("x * * * *", "numbers from 0 to 59"),
             ("0 0 * * x", "names from sun to sat"),

@@ -237,9 +237,9 @@ mod tests {
             ("1795255200000000000", "nanoseconds"),
             ("2026", "looks like a year; write 2026-01-01"),
             ("-5", "write 2026-11-21"),
-            ("--15m", "is no time"),
-            ("15 minutes", "is no time"),
-            ("", "is no time"),
+            ("--15m", "is not a time"),
+            ("15 minutes", "is not a time"),
+            ("", "is not a time"),
         ] {
             let error = time_ms(text, now).expect_err(text);
             assert!(error.contains(told), "{error}");

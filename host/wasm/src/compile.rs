@@ -598,7 +598,7 @@ mod tests {
         );
         let composed = "invalid adapter module generated: multiple memories (at offset 0x1c)";
         assert!(said(Box::new(composed.to_owned())).contains("as one component"));
-        assert!(said(Box::new(17)).contains("does not say why"));
+        assert!(said(Box::new(17)).contains("no reason given"));
     }
 
     #[test]

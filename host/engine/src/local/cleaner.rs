@@ -111,7 +111,7 @@ impl Cleaner {
                     sum.segments += segments;
                 }
                 Err(error) => {
-                    tracing::warn!(partition = %partition.id, %error, "a partition's segments could not be looked at; its messages stay until they can");
+                    tracing::warn!(partition = %partition.id, %error, "a partition's segments could not be examined; its messages stay until they can be");
                 }
             }
         }
@@ -232,7 +232,7 @@ impl Cleaner {
             Err(CompactionError::Stopped) => {}
             // It comes again, and what makes room is not to wait for it.
             Err(CompactionError::Io(error)) if is_full(&error) => {
-                tracing::info!(partition = %partition.id, "a full disk has no room to compact a partition");
+                tracing::info!(partition = %partition.id, "the disk is too full to compact a partition");
             }
             Err(CompactionError::Io(error)) => {
                 // What a failed sync left on the disk nobody knows; it is told from others by not being the system's own.
@@ -280,7 +280,7 @@ impl Cleaner {
         drop(queue);
         match answered.blocking_recv() {
             Ok(Ok(start)) => {
-                tracing::info!(partition = %partition.id, %start, "messages are no longer kept: the partition begins later");
+                tracing::info!(partition = %partition.id, %start, "messages are no longer kept: the partition's start has moved");
             }
             // It is tried again the next time.
             Ok(Err(error)) => {

@@ -76,7 +76,7 @@ impl Cleaner {
                 self.commit(partition, group, ended.into_writes(), turn)
             }
             Err(error) => {
-                tracing::warn!(%partition, %group, %error, "what has ended of the state could not be looked for; it stays for now");
+                tracing::warn!(%partition, %group, %error, "expired state could not be looked for and stays for now");
                 Tried::Over
             }
         }

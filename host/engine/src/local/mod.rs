@@ -642,7 +642,7 @@ impl Engine for LocalEngine {
         let shared = Arc::clone(&self.shared);
         let stopped = task::spawn_blocking(move || threads.stop(&shared, Stop::InOrder));
         if let Err(error) = stopped.await {
-            tracing::error!(%error, "the engine did not stop in order; the journal has everything");
+            tracing::error!(%error, "the engine did not stop cleanly; the journal has everything");
         }
     }
 }

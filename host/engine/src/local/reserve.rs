@@ -96,12 +96,12 @@ impl Reserve {
         let removed = self.disk.remove(&self.dir.join(name));
         let removed = removed.and_then(|()| self.disk.sync_dir(&self.dir));
         if let Err(error) = removed {
-            tracing::warn!(file = name, %error, "reserved room could not be given up");
+            tracing::warn!(file = name, %error, "the reserve could not be released");
             return false;
         }
         held.first += 1;
         held.lacks_last |= held.first > LAST;
-        tracing::debug!(file = name, "reserved room was given up for a checkpoint");
+        tracing::debug!(file = name, "the reserve was released for a checkpoint");
         true
     }
 
@@ -140,7 +140,7 @@ impl Reserve {
         let _held = self.held.lock();
         let removed = self.disk.remove(&self.dir.join(FILES[LAST]));
         removed
-            .inspect_err(|error| tracing::warn!(%error, "reserved room could not be given back"))
+            .inspect_err(|error| tracing::warn!(%error, "the reserve could not be restored"))
             .is_ok()
     }
 
@@ -151,7 +151,7 @@ impl Reserve {
             held.first = held.first.min(at);
             if let Err(error) = self.make(at) {
                 if !is_full(&error) {
-                    tracing::warn!(file = FILES[at], %error, "room could not be reserved");
+                    tracing::warn!(file = FILES[at], %error, "space could not be reserved");
                 }
                 return false;
             }
@@ -195,7 +195,7 @@ impl Reserve {
                  or delete or trim topics; the engine goes on by itself when it could reserve as much again"
             );
         } else if changes {
-            tracing::info!("the disk has room again: messages are taken");
+            tracing::info!("the disk has space again: messages are accepted");
         }
         metrics::gauge!("millrace_disk_full").set(f64::from(u8::from(full)));
         changes

@@ -105,7 +105,7 @@ impl Shared {
     /// After this nothing is acknowledged any more. The first reason stays.
     pub(super) fn poison(&self, reason: &str) {
         if self.poison.set(reason.into()).is_ok() {
-            tracing::error!(reason, "the engine stopped: what is durable is not known");
+            tracing::error!(reason, "the engine stopped: it is unknown what is durable");
         }
         if let Some(poisoned) = self.poisoned() {
             self.pipeline.fail(&poisoned);

@@ -78,7 +78,7 @@ impl Place {
         };
         let aside = (1..=u32::MAX).map(aside).find(is_free);
         let aside = aside.ok_or_else(|| io::Error::other("no name is left"))?;
-        tracing::error!(from = %path.display(), to = %aside.display(), "a segment that is not of this partition, or cannot be read, was to be removed; it is kept under another name");
+        tracing::error!(from = %path.display(), to = %aside.display(), "a segment that belongs to another partition or cannot be read was about to be removed; it is kept under another name");
         self.disk.rename(&path, &aside)?;
         self.disk.sync_dir(self.location.dir())
     }

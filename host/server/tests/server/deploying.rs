@@ -266,7 +266,7 @@ fn a_redeploy_by_flags_keeps_what_the_last_one_was_told_and_says_what_changed() 
 
     let same = deploy(&["--module", "upper@1.0.0"]);
     assert!(
-        same.contains("revision 2") && same.contains("nothing differs"),
+        same.contains("revision 2") && same.contains("nothing has changed"),
         "{same}"
     );
     let told = deploy(&[

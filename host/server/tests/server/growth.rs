@@ -67,7 +67,7 @@ fn what_cannot_be_is_refused_with_what_to_do_and_changes_nothing() {
         told
     };
     let told = refused("orders", json!({"partitions": 1}), 422, "fewer-partitions");
-    assert!(told.contains("make another topic"), "{told}");
+    assert!(told.contains("create another topic"), "{told}");
     refused("orders", json!({"partitions": 0}), 422, "fewer-partitions");
     refused(
         "orders",

@@ -150,10 +150,15 @@ impl Backups {
             Ok(()) => {
                 pieces.end();
                 metrics::counter!("millrace_backups_total").increment(1);
-                tracing::info!(files, bytes, seconds = took.as_secs(), "a backup was made");
+                tracing::info!(
+                    files,
+                    bytes,
+                    seconds = took.as_secs(),
+                    "a backup is complete"
+                );
             }
             Err(error) => {
-                tracing::warn!(%error, "a backup was not made");
+                tracing::warn!(%error, "a backup failed");
                 // Where nobody takes anything nobody hears it either.
                 let _ = pieces.pieces.try_send(Err(error.to_string().into()));
             }

@@ -117,9 +117,9 @@ impl Register {
             false => known.modules.remove(&digest),
         };
         if changed && damaged {
-            tracing::error!(%digest, "a module's bytes are not those that were uploaded; it will not be loaded. Upload it again");
+            tracing::error!(%digest, "a module's bytes differ from those that were uploaded; it will not be loaded. Upload it again");
         } else if changed {
-            tracing::info!(%digest, "a module is damaged no longer");
+            tracing::info!(%digest, "a module is no longer damaged");
         }
         known.measure();
     }
@@ -133,7 +133,7 @@ impl Register {
                 known.state.insert(file, damaged);
             }
             (Some(_), None) => {
-                tracing::info!(file, "a file of state is damaged no longer");
+                tracing::info!(file, "a file of state is no longer damaged");
                 known.state.remove(&file);
             }
             (None, None) | (Some(_), Some(_)) => {}

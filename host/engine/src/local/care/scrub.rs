@@ -223,5 +223,5 @@ impl Care {
 /// It may be readable the next time; if not, readers meet the error as well.
 fn unread(file: &str, error: &std::io::Error) {
     metrics::counter!("millrace_scrub_errors_total").increment(1);
-    tracing::error!(file, %error, "a file could not be read through");
+    tracing::error!(file, %error, "a file could not be read");
 }

@@ -90,7 +90,7 @@ impl CheckpointStore {
                             )));
                         }
                         Some(_) => {}
-                        None => tracing::warn!(key = id, "an encryption key that was used before is not given; what is still encrypted with it cannot be read"),
+                        None => tracing::warn!(key = id, "an encryption key that was used before is missing; data that is still encrypted with it cannot be read"),
                     }
                 }
                 Ok(())

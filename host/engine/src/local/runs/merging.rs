@@ -200,7 +200,7 @@ impl Merger {
         }
         // A file that no checkpoint names; what cannot be removed goes at the next start.
         if let Err(error) = self.disk.remove(&path) {
-            tracing::warn!(%error, "what is left of a merge could not be removed");
+            tracing::warn!(%error, "leftovers of a merge could not be removed");
         }
         let error = match merged {
             Ok(_) => return Outcome::Merged(None),
@@ -302,7 +302,7 @@ impl RunFiles {
         let Some((key, known, chosen, bytes)) = fit else {
             tracing::warn!(
                 free,
-                "the disk has no room to merge files of state: free some space"
+                "the disk has no space to merge files of state: free some space"
             );
             return;
         };

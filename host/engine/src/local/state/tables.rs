@@ -283,7 +283,7 @@ impl State {
                 // A checkpoint that cannot write it makes nothing durable, and gives nothing back.
                 let needs = cost as u64 * PAGED_ROOM;
                 if needs > free {
-                    tracing::warn!(%partition, group = %name, needs, free, "the disk has no room for a file of state: it stays in memory. Free some space");
+                    tracing::warn!(%partition, group = %name, needs, free, "the disk has no space for a file of state: the state stays in memory. Free some space");
                     continue;
                 }
                 free -= needs;
