@@ -91,7 +91,7 @@ async fn a_processor_that_was_there_before_is_not_told_where_to_begin() {
     rig.broker.delete_processor(&processor("p")).await.unwrap();
     let refused = deploy(&rig, BeginAt::Earliest).await.unwrap_err();
     assert!(
-        refused.to_string().contains("goes on where it was"),
+        refused.to_string().contains("will continue where it was"),
         "{refused}"
     );
     rig.deploy(passing(&rig).await).await;

@@ -38,7 +38,7 @@ async fn what_is_remembered_of_parked_messages_that_were_removed_makes_room_for_
     let keys: Vec<String> = (0..200).map(|n| n.to_string()).collect();
     let messages: Vec<(&str, &str)> = keys.iter().map(|key| (&key[..], "wait")).collect();
     rig.produce(&messages).await;
-    rig.until(|all| all[0].state.contains("the host remembers"))
+    rig.until(|all| all[0].state.contains("records of failed attempts"))
         .await;
     trim(&rig, Before::End).await;
     rig.produce(&[("a", "new")]).await;

@@ -215,7 +215,7 @@ async fn what_cannot_be_replayed_is_refused_with_its_reason() {
                 name: Some(processor("p")),
                 ..request(0, 9, "again")
             },
-            "needs a name of its own",
+            "needs an unused name",
         ),
         (request(0, 9, "in.p.dlq"), "belongs to processor"),
     ] {

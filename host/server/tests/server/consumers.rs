@@ -117,7 +117,7 @@ fn a_second_reader_is_told_until_when_and_takes_over_then() {
     let busy = read(&host, "");
     let told = busy.refused(409, "consumer-busy");
     assert!(
-        told.contains("is read by somebody") && told.contains("until 20"),
+        told.contains("is being read by somebody") && told.contains("until 20"),
         "{told}"
     );
     let retry_after = busy.headers["retry-after"].to_str().expect("text");
@@ -454,14 +454,14 @@ fn a_second_command_is_refused_or_waits_and_takes_over() {
     assert_eq!(refused.status.code(), Some(4), "{refused:?}");
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(
-        told.contains("is read by") && told.contains("--retry-for"),
+        told.contains("is being read by") && told.contains("--retry-for"),
         "{told}"
     );
     let mut second = consuming(&host, &["--follow"]);
     let mut told = BufReader::new(second.stderr.take().expect("a pipe")).lines();
     let note = told.next().expect("a line").expect("read");
     assert!(
-        note.contains("is read by") && note.contains("trying again"),
+        note.contains("is being read by") && note.contains("trying again"),
         "{note}"
     );
     first.kill().expect("killed");

@@ -141,5 +141,5 @@ fn a_processor_waits_before_damage_until_its_loss_is_accepted() {
     assert_eq!(out["end"], 2);
     let listed = millrace(&host, &["damage", "list"]);
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();
-    assert!(text.contains("given up"), "{text}");
+    assert!(text.contains("accepted"), "{text}");
 }

@@ -74,7 +74,7 @@ fn doctor_tells_sound_damaged_absent_and_busy_directories_apart_by_exit_code() {
         "{text}"
     );
     let told = String::from_utf8_lossy(&damaged.stderr);
-    assert!(told.contains("keep a copy"), "{told}");
+    assert!(told.contains("copy it before"), "{told}");
     let json = out(&millrace(&["doctor", path, "--json"]), 1);
     let json: Value = serde_json::from_str(&json).expect("JSON");
     let findings = json["findings"].as_array().expect("findings");
@@ -149,7 +149,7 @@ fn a_segment_is_dumped_and_damage_in_it_does_not_end_the_dump() {
     assert!(out(&refused, 4).is_empty());
     let told = String::from_utf8_lossy(&refused.stderr);
     assert!(
-        told.contains("is no segment") && told.contains("OFFSET.segment"),
+        told.contains("is not a segment") && told.contains("OFFSET.segment"),
         "{told}"
     );
     out(

@@ -176,7 +176,7 @@ fn the_command_line_asks_says_what_it_means_and_follows_into_new_partitions() {
         said.contains("orders has 3 partitions now, not 2"),
         "{said}"
     );
-    assert!(said.contains("in order within each only"), "{said}");
+    assert!(said.contains("in order only within each"), "{said}");
     send(&host, "orders", json!([{"partition": 2, "value": "b"}]));
     assert_eq!(next()["value"], "b");
     assert!(set(&["orders", "--partitions", "9"]).status.success());

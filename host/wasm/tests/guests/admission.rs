@@ -48,7 +48,7 @@ async fn what_is_no_component_is_named_for_what_it_is() {
         (b"<!DOCTYPE html><html>", "HTML"),
         (b"  (component)", "WebAssembly text"),
         (&core, "core WebAssembly module"),
-        (b"\0asm\x07\0\x01\0", "not known"),
+        (b"\0asm\x07\0\x01\0", "unsupported"),
         (b"\xff\xfe\x00\x01", "unknown format"),
     ] {
         match host.admit(bytes).await {

@@ -74,7 +74,7 @@ async fn without_state_a_call_on_it_is_a_trap_that_says_so() {
     let handler = host.processor("p", guests::COUNTER).await;
     let error = handler.process(&keyed(&["a"], None)).await.unwrap_err();
     assert!(
-        error.to_string().contains("state: there is none now"),
+        error.to_string().contains("there is no state now"),
         "{error}"
     );
 }
