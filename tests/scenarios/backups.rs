@@ -154,7 +154,7 @@ fn what_cannot_be_backed_up_or_restored_says_why_and_leaves_everything_as_it_is(
     ensure!(!data.join("backups").exists(), "nothing is made in there");
     std::fs::create_dir(at("photos"))?;
     std::fs::write(at("photos/one"), "kept")?;
-    refused(&["backup", &at("photos")], 4, "other files than a backup")?;
+    refused(&["backup", &at("photos")], 4, "not part of a backup")?;
     refused(
         &["backup", "verify", &at("photos")],
         3,
@@ -180,7 +180,7 @@ fn what_cannot_be_backed_up_or_restored_says_why_and_leaves_everything_as_it_is(
             &at("backup"),
         ],
         1,
-        "holds a backup",
+        "contains a backup",
     )?;
     let of_another = crate::host()?;
     let output = run(&of_another, &["backup", &at("backup")])?;

@@ -427,7 +427,7 @@ fn a_flood_of_state_does_not_end_a_host_with_little_memory() -> Result<()> {
     let told = |value: &Value| {
         value["value"]
             .as_str()
-            .is_some_and(|text| text.contains("the host keeps"))
+            .is_some_and(|text| text.contains("the host has"))
     };
     let outputs = after
         .host

@@ -64,7 +64,7 @@ fn a_stop_keeps_its_deadline_beside_guests_that_never_return_and_says_what_it_wa
     let said = std::fs::read_to_string(&log)?;
     for line in [
         "the host is stopping",
-        "the stop waits for a call",
+        "waiting for a call to end before stopping",
         "a call was interrupted",
         "host stopped",
     ] {

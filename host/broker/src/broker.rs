@@ -27,6 +27,7 @@ use crate::ground::partitioner::Partitioners;
 use crate::ground::tasks::Tasks;
 use crate::groups::handle::Groups;
 use crate::handler::ModuleHost;
+use crate::hosts::base::Base;
 use crate::hosts::living::{Hosts, MOVES_AFTER};
 use crate::messages::delays::delayed::Delays;
 use crate::messages::delays::delivering;
@@ -183,34 +184,26 @@ impl Broker {
     ) -> Result<Self, ProcessorError> {
         let interrupt = Interrupt::default();
         let modules: Arc<dyn ModuleHost> = Interruptible::new(modules, interrupt.clone());
-        let partitioners = Arc::new(Partitioners::default());
         let hosts = Hosts::new(Arc::clone(&engine), Arc::clone(&clock), limits.moves_after);
-        let catalogue = Catalogue::new(
-            Arc::clone(&clock),
-            Arc::clone(&engine),
-            Arc::clone(&modules),
-            Arc::clone(&partitioners),
-            Arc::clone(&hosts),
-        );
+        let base = Base {
+            clock: Arc::clone(&clock),
+            engine: Arc::clone(&engine),
+            modules,
+            partitioners: Arc::new(Partitioners::default()),
+            hosts: Arc::clone(&hosts),
+        };
+        let catalogue = Catalogue::new(&base);
         let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine), &hosts).await?;
+        let in_flight_bytes = limits.in_flight_bytes.min(PRODUCE_BYTES_IN_FLIGHT_MAX);
         let messages = Messages::new(
-            Arc::clone(&clock),
-            Arc::clone(&engine),
-            Arc::clone(&modules),
-            Arc::clone(&partitioners),
+            &base,
             catalogue.clone(),
             Arc::clone(&delays),
-            limits.in_flight_bytes.min(PRODUCE_BYTES_IN_FLIGHT_MAX),
+            in_flight_bytes,
         );
-        let groups = Groups::new(
-            Arc::clone(&clock),
-            Arc::clone(&engine),
-            &hosts,
-            catalogue.clone(),
-            messages.clone(),
-        );
+        let groups = Groups::new(&base, catalogue.clone(), messages.clone());
         let supervisor = Supervisor::new(Context {
-            clock: Arc::clone(&clock),
+            clock,
             engine: Arc::clone(&engine),
             hosts: Arc::clone(&hosts),
             delays,
@@ -219,30 +212,14 @@ impl Broker {
             attempts: Arc::new(Semaphore::new(limits.state_attempts.max(1))),
             at_hand: AtHand::new(limits.at_hand_bytes),
         });
-        let processors = Processors::new(
-            Arc::clone(&clock),
-            Arc::clone(&engine),
-            modules,
-            partitioners,
-            Arc::clone(&hosts),
-            supervisor,
-            catalogue.clone(),
-            messages.clone(),
-        );
+        let processors = Processors::new(&base, supervisor, catalogue.clone(), messages.clone());
         let dead_letters = DeadLetters::new(
-            Arc::clone(&clock),
-            Arc::clone(&engine),
-            Arc::clone(&hosts),
+            &base,
             catalogue.clone(),
             messages.clone(),
             processors.clone(),
         );
-        let schedules = Schedules::new(
-            clock,
-            Arc::clone(&engine),
-            catalogue.clone(),
-            messages.clone(),
-        );
+        let schedules = Schedules::new(&base, catalogue.clone(), messages.clone());
         let upstairs: Arc<dyn Dependents> = Arc::new(Upstairs {
             messages: messages.clone(),
             groups: groups.clone(),

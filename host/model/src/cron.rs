@@ -283,7 +283,7 @@ impl Field {
         value
             .filter(fits)
             .ok_or_else(|| match (value, self.foreign(part, text)) {
-                (Some(_), _) => format!("{text} is not a {name}; write {first} to {last}"),
+                (Some(_), _) => format!("{text} is not a valid {name}; write {first} to {last}"),
                 (None, Some(instead)) => format!("{part:?} is not a valid {name}: {instead}"),
                 (None, None) => format!(
                     "{part:?} is not a valid {name}: write numbers from {first} to {last}{}, lists (1,3), ranges (1-5) or steps (*/5)",

@@ -22,7 +22,7 @@ use crate::Host;
 /// Longer than any backup of a world takes, on any machine: a command that has not ended then does not end.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
 /// What `millrace` says of a backup that holds damage.
-const DAMAGED: &str = "what is damaged";
+const DAMAGED: &str = "damaged data";
 /// Findings of one restored copy that are told.
 const FINDINGS_MAX: usize = 20;
 

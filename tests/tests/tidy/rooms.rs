@@ -28,7 +28,7 @@ const BROKER: Rooms = Rooms {
     rooms: &[
         ("handler", &[]),
         ("ground", &["handler"]),
-        ("hosts", &["ground"]),
+        ("hosts", &["handler", "ground"]),
         ("catalogue", &["handler", "ground", "hosts"]),
         ("messages", &["handler", "ground", "hosts", "catalogue"]),
         ("groups", &["ground", "hosts", "catalogue", "messages"]),

@@ -13,6 +13,7 @@ use crate::catalogue::deciding::Followed;
 use crate::catalogue::deployed::Deployed;
 use crate::ground::partitioner::Partitioners;
 use crate::handler::ModuleHost;
+use crate::hosts::base::Base;
 use crate::hosts::living::Hosts;
 
 /// What stands on the catalogue, in the rooms above, and is told of its changes. The broker, which builds the rooms, says who that is.
@@ -63,13 +64,14 @@ pub(super) struct Inner {
 }
 
 impl Catalogue {
-    pub(crate) fn new(
-        clock: Arc<dyn Clock>,
-        engine: Arc<dyn Engine>,
-        modules: Arc<dyn ModuleHost>,
-        partitioners: Arc<Partitioners>,
-        hosts: Arc<Hosts>,
-    ) -> Self {
+    pub(crate) fn new(base: &Base) -> Self {
+        let Base {
+            clock,
+            engine,
+            modules,
+            partitioners,
+            hosts,
+        } = base.clone();
         let inner = Inner {
             clock,
             engine,

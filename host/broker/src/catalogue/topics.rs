@@ -297,10 +297,10 @@ impl Catalogue {
         }
         for loss in &losses {
             // Its way back may change.
-            if let Loss::WayBack { processor, .. } = loss {
-                if let Some(dependents) = &dependents {
-                    dependents.way_back_is_gone(processor).await;
-                }
+            if let Loss::WayBack { processor, .. } = loss
+                && let Some(dependents) = &dependents
+            {
+                dependents.way_back_is_gone(processor).await;
             }
         }
         Ok(losses)

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::catalogue::handle::Catalogue;
 use crate::ground::caller::Caller;
+use crate::hosts::base::Base;
 use crate::hosts::living::Hosts;
 use crate::messages::handle::Messages;
 use crate::processors::handle::Processors;
@@ -39,13 +40,17 @@ pub(crate) struct Inner {
 
 impl DeadLetters {
     pub(crate) fn new(
-        clock: Arc<dyn Clock>,
-        engine: Arc<dyn Engine>,
-        hosts: Arc<Hosts>,
+        base: &Base,
         catalogue: Catalogue,
         messages: Messages,
         processors: Processors,
     ) -> Self {
+        let Base {
+            clock,
+            engine,
+            hosts,
+            ..
+        } = base.clone();
         Self::of(Arc::new(Inner {
             clock,
             engine,

@@ -8,7 +8,7 @@ use millrace_model::{Clock, TopicId};
 use crate::catalogue::handle::Catalogue;
 use crate::ground::caller::Caller;
 use crate::groups::consumers::Consumers;
-use crate::hosts::living::Hosts;
+use crate::hosts::base::Base;
 use crate::messages::handle::Messages;
 
 /// Readers that have a name, and their positions. Cheap to clone.
@@ -27,15 +27,15 @@ pub(super) struct Inner {
 }
 
 impl Groups {
-    pub(crate) fn new(
-        clock: Arc<dyn Clock>,
-        engine: Arc<dyn Engine>,
-        hosts: &Arc<Hosts>,
-        catalogue: Catalogue,
-        messages: Messages,
-    ) -> Self {
+    pub(crate) fn new(base: &Base, catalogue: Catalogue, messages: Messages) -> Self {
+        let Base {
+            clock,
+            engine,
+            hosts,
+            ..
+        } = base.clone();
         let inner = Inner {
-            consumers: Consumers::new(clock.monotonic(), hosts),
+            consumers: Consumers::new(clock.monotonic(), &hosts),
             clock,
             engine,
             catalogue,

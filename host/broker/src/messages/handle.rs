@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use crate::catalogue::handle::Catalogue;
 use crate::ground::partitioner::Partitioners;
 use crate::handler::ModuleHost;
+use crate::hosts::base::Base;
 use crate::messages::delays::delayed::Delays;
 
 /// Messages in and out. Cheap to clone.
@@ -38,14 +39,18 @@ pub(super) struct Inner {
 
 impl Messages {
     pub(crate) fn new(
-        clock: Arc<dyn Clock>,
-        engine: Arc<dyn Engine>,
-        modules: Arc<dyn ModuleHost>,
-        partitioners: Arc<Partitioners>,
+        base: &Base,
         catalogue: Catalogue,
         delays: Arc<Delays>,
         in_flight_bytes: usize,
     ) -> Self {
+        let Base {
+            clock,
+            engine,
+            modules,
+            partitioners,
+            ..
+        } = base.clone();
         let inner = Inner {
             clock,
             engine,

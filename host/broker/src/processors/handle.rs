@@ -10,6 +10,7 @@ use crate::dispatch::supervisor::Supervisor;
 use crate::ground::caller::Caller;
 use crate::ground::partitioner::Partitioners;
 use crate::handler::ModuleHost;
+use crate::hosts::base::Base;
 use crate::hosts::living::Hosts;
 use crate::messages::handle::Messages;
 
@@ -43,15 +44,18 @@ pub(crate) struct Inner {
 
 impl Processors {
     pub(crate) fn new(
-        clock: Arc<dyn Clock>,
-        engine: Arc<dyn Engine>,
-        modules: Arc<dyn ModuleHost>,
-        partitioners: Arc<Partitioners>,
-        hosts: Arc<Hosts>,
+        base: &Base,
         supervisor: Supervisor,
         catalogue: Catalogue,
         messages: Messages,
     ) -> Self {
+        let Base {
+            clock,
+            engine,
+            modules,
+            partitioners,
+            hosts,
+        } = base.clone();
         Self::of(Arc::new(Inner {
             clock,
             engine,

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use crate::catalogue::handle::Catalogue;
 use crate::ground::caller::Caller;
+use crate::hosts::base::Base;
 use crate::messages::handle::Messages;
 use crate::schedules::keeping::KnownSchedules;
 
@@ -27,12 +28,8 @@ pub(crate) struct Inner {
 }
 
 impl Schedules {
-    pub(crate) fn new(
-        clock: Arc<dyn Clock>,
-        engine: Arc<dyn Engine>,
-        catalogue: Catalogue,
-        messages: Messages,
-    ) -> Self {
+    pub(crate) fn new(base: &Base, catalogue: Catalogue, messages: Messages) -> Self {
+        let Base { clock, engine, .. } = base.clone();
         Self::of(Arc::new(Inner {
             clock,
             engine,

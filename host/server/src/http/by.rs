@@ -1,10 +1,6 @@
 //! The caller's name: the header `Millrace-By`. A claim that is recorded with changes, not proof: anyone who can connect can claim any
 //! name.
 
-use std::convert::Infallible;
-
-use axum::extract::FromRequestParts;
-use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 use millrace_model::plain::steers;
 
@@ -24,17 +20,6 @@ pub(super) struct ByHeader {
     /// The caller's name, for the records.
     #[param(rename = "Millrace-By")]
     by: Option<String>,
-}
-
-/// The caller's name: never empty, at most [`BY_BYTES_MAX`] bytes, and without control characters.
-pub(super) struct By(pub(super) String);
-
-impl<S: Send + Sync> FromRequestParts<S> for By {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        Ok(Self(by_of(&parts.headers)))
-    }
 }
 
 /// The caller's name.
