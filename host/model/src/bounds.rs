@@ -313,6 +313,9 @@ pub const CONSUMERS_MAX: usize = 1_000;
 /// Characters of a consumer's name.
 pub const CONSUMER_NAME_CHARS_MAX: usize = 64;
 
+/// Characters of a tenant's name.
+pub const TENANT_NAME_CHARS_MAX: usize = 63;
+
 /// Bytes of a caller's name that is stored with a consumer; longer ones are cut.
 pub const CONSUMER_BY_BYTES_MAX: usize = 64;
 

@@ -43,7 +43,7 @@ pub use digest::Digest;
 pub use group::{GroupKind, GroupName};
 pub use guests::GuestLimits;
 pub use message::{Header, Message};
-pub use name::{ConsumerName, NameError, ProcessorName, ScheduleName, TopicName};
+pub use name::{ConsumerName, NameError, ProcessorName, ScheduleName, Tenant, TopicName};
 pub use offset::{Offset, PartitionId};
 pub use processor::{
     Canary, Change, ChangeKind, Processor, ProcessorSpec, Record, RedriveDue, Rejections, Replay,

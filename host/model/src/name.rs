@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounds::{
     CONSUMER_NAME_CHARS_MAX, PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX,
-    TOPIC_NAME_CHARS_MAX,
+    TENANT_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX,
 };
 
 /// Why a text is not a valid name.
@@ -156,9 +156,89 @@ name_type!(
     CONSUMER_NAME_CHARS_MAX
 );
 
+name_type!(
+    /// Whose a name is. Each tenant has names of its own; the same one may belong to several.
+    Tenant,
+    "tenant",
+    TENANT_NAME_CHARS_MAX
+);
+
+/// Between a tenant and a name, in what is stored. No name contains it.
+const TENANT_END: char = '/';
+/// The tenant of every name that says none.
+const DEFAULT_TENANT: &str = "default";
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self(DEFAULT_TENANT.into())
+    }
+}
+
+impl Tenant {
+    /// How a name of this tenant is stored: those of the default tenant as they are, those of others as `tenant/name`.
+    #[must_use]
+    pub fn stored(&self, name: &str) -> String {
+        match self.as_str() {
+            DEFAULT_TENANT => name.to_owned(),
+            tenant => format!("{tenant}{TENANT_END}{name}"),
+        }
+    }
+
+    /// Whose a stored name is, and the name itself.
+    ///
+    /// # Errors
+    /// [`NameError`] where what stands before the slash is no tenant's name. The default tenant is never stored: it would be a second
+    /// spelling of the same name.
+    pub fn of_stored(stored: &str) -> Result<(Self, &str), NameError> {
+        let Some((tenant, name)) = stored.split_once(TENANT_END) else {
+            return Ok((Self::default(), stored));
+        };
+        match Self::parse(tenant)? {
+            tenant if tenant == Self::default() => Err(NameError::Reserved {
+                kind: "tenant",
+                name: tenant.to_string(),
+            }),
+            tenant => Ok((tenant, name)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_stored_name_says_whose_it_is(
+            tenant in "[a-z0-9][a-z0-9._-]{0,30}", name in "[A-Za-z0-9][A-Za-z0-9._-]{0,40}",
+        ) {
+            let tenant = Tenant::parse(&tenant).unwrap();
+            let stored = tenant.stored(&name);
+            prop_assert_eq!(Tenant::of_stored(&stored).unwrap(), (tenant, name.as_str()));
+        }
+
+        #[test]
+        fn names_of_two_tenants_are_never_stored_alike(
+            one in "[a-c]{1,2}", other in "[a-c]{1,2}", name in "[a-c]{1,2}", another in "[a-c]{1,2}",
+        ) {
+            let stored = |tenant: &str, name: &str| Tenant::parse(tenant).unwrap().stored(name);
+            let alike = stored(&one, &name) == stored(&other, &another);
+            prop_assert_eq!(alike, one == other && name == another);
+        }
+    }
+
+    #[test]
+    fn a_name_that_says_no_tenant_is_the_default_tenants() {
+        let default = Tenant::default();
+        assert_eq!(default.stored("orders"), "orders");
+        assert_eq!(Tenant::of_stored("orders").unwrap(), (default, "orders"));
+        for stored in ["default/orders", "/orders", "a b/orders"] {
+            assert!(Tenant::of_stored(stored).is_err(), "{stored}");
+        }
+        assert!(TopicName::parse("acme/orders").is_err(), "no name contains it");
+    }
 
     #[test]
     fn ordinary_names_are_accepted_and_print_as_given() {

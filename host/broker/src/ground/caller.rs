@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use millrace_model::Tenant;
+
 /// The name under which the host acts by itself.
 pub(crate) const HOST: &str = "host";
 
@@ -15,6 +17,7 @@ pub(crate) const UNKNOWN: &str = "unknown";
 /// written down beside what was changed, and proves nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
+    tenant: Tenant,
     by: Option<Arc<str>>,
     address: Option<IpAddr>,
     request: Option<Arc<str>>,
@@ -58,6 +61,12 @@ impl Caller {
             request: Some(request.into()),
             ..self
         }
+    }
+
+    /// Whose names it speaks. Every caller speaks those of the default tenant, until access gives it others.
+    #[must_use]
+    pub fn tenant(&self) -> &Tenant {
+        &self.tenant
     }
 
     /// The name that it gave; `None` if it gave none.

@@ -498,8 +498,8 @@ impl World {
         sorted.retain(|value| expected.binary_search(value).is_err());
         let may_be = |value: &String| self.in_doubt.contains(value);
         assert!(sorted.iter().all(may_be), "nothing else: {sorted:?}");
-        self.check_order(&out);
         self.check_letters().await;
+        self.check_order(&out);
         self.check_state().await;
         let query = DelayedQuery {
             max: 10,
@@ -555,8 +555,10 @@ impl World {
             .collect();
         for (key, values) in &self.produced {
             let through = values.iter().filter(|value| !value.starts_with('d'));
-            let places: Vec<usize> = through.map(|value| place[value.as_str()]).collect();
-            assert!(places.is_sorted(), "of {key}: {places:?}");
+            let places: Vec<(usize, &String)> = through
+                .map(|value| (place[value.as_str()], value))
+                .collect();
+            assert!(places.is_sorted(), "of {key}: {places:?}, of {out:?}");
         }
     }
 
