@@ -73,8 +73,8 @@ fn what_is_left_waiting_is_told_and_goes_only_where_that_is_accepted() -> Result
 
     let said = refused(&host, &["topic", "delete", "in"])?;
     for all in [
-        "revision 1 of processor worker, to which a rollback leads, uses it",
-        "2 messages in it wait for processor worker, which was deployed without this topic since",
+        "revision 1 of processor worker, to which a rollback would return, uses it",
+        "2 messages in it wait for processor worker, which was later deployed without this topic",
     ] {
         assert!(said.contains(all), "{said}");
     }

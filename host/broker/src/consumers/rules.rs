@@ -213,7 +213,7 @@ mod tests {
             by: "eve".to_owned(),
         });
         let lost = hold(&reset, Some(LeaseId(7)), LEFT);
-        assert!(matches!(lost, Hold::Lost { why } if why.contains("eve has set")));
+        assert!(matches!(lost, Hold::Lost { why } if why.contains("eve has reset")));
     }
 
     #[test]
