@@ -248,7 +248,7 @@ fn a_breaker_that_cannot_be_is_refused_by_name() -> Result<()> {
     };
     let text = refused("breaker", json!({"failures_min": 1}))?;
     assert!(
-        text.contains("breaker.failures_min is 1; it goes from 2"),
+        text.contains("breaker.failures_min is 1; it must be 2"),
         "{text}"
     );
     let text = refused("dead_letters", json!({"max": 0}))?;

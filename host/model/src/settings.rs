@@ -170,7 +170,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .starts_with("segment_bytes is 1, it must be 65536 to")
+                .starts_with("segment_bytes is 1 but must be 65536 to")
         );
         settings.segment_bytes = Some(SEGMENT_BYTES_SETTING_MAX);
         settings.retention_ms = Some(0);

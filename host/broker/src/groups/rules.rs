@@ -207,14 +207,14 @@ mod tests {
             assert!(matches!(lost, Hold::Lost { why } if why.contains("ada")));
         }
         let back = hold(&consumer(Some((7, 0)), &[]), Some(LeaseId(7)), LEFT);
-        assert!(matches!(back, Hold::Lost { why } if why.contains("given back")));
+        assert!(matches!(back, Hold::Lost { why } if why.contains("released")));
         let mut reset = consumer(None, &[]);
         reset.reset = Some(Noted {
             at: Timestamp(1),
             by: "eve".to_owned(),
         });
         let lost = hold(&reset, Some(LeaseId(7)), LEFT);
-        assert!(matches!(lost, Hold::Lost { why } if why.contains("eve has set")));
+        assert!(matches!(lost, Hold::Lost { why } if why.contains("eve has reset")));
     }
 
     #[test]

@@ -402,7 +402,7 @@ mod tests {
         assert_eq!(said(NOW + 2_000), None, "clocks are corrected all the time");
         let ahead = said(NOW + 600_000).unwrap();
         assert!(
-            ahead.ends_with("goes on at 2026-11-21T10:14:05Z"),
+            ahead.ends_with("continues at 2026-11-21T10:14:05Z"),
             "{ahead}"
         );
         let paused = Schedule {

@@ -71,7 +71,11 @@ async fn an_output_that_would_be_delayed_too_long_fails_a_dry_run_as_it_would_fa
     assert_eq!((run.letters, run.outputs), (3, 0));
     let outcome = &run.outcomes[0];
     assert_eq!((outcome.outcome.as_str(), outcome.count), ("bad-answer", 3));
-    assert!(outcome.reason.contains("delivered"), "{}", outcome.reason);
+    assert!(
+        outcome.reason.contains("time of delivery"),
+        "{}",
+        outcome.reason
+    );
 }
 
 #[tokio::test]

@@ -388,7 +388,7 @@ async fn outputs_that_do_not_fit_one_commit_are_committed_in_parts_or_wait_and_c
     assert_eq!(rig.values("out").await, small);
     // What a host cannot take is no fault of the message: it waits, however often it is tried.
     rig.produce(&[("", &large)]).await;
-    let waits = "waiting: what the handler made of one message has ";
+    let waits = "waiting: the handler's result for one message needs a commit of ";
     rig.until(|all| all[0].state.starts_with(waits)).await;
     let calls = attempts.lock().len();
     while attempts.lock().len() < calls + 4 {

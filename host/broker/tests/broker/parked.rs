@@ -211,7 +211,10 @@ async fn a_parked_message_is_tried_now_and_one_behind_it_says_behind_whom_it_wai
     why.sort_unstable();
     assert_eq!(
         why,
-        ["it is not parked, or no longer", "it waits behind offset 0"]
+        [
+            "it is not parked, or no longer parked",
+            "it waits behind offset 0"
+        ]
     );
     let one = WhichParked::Places(vec![at(0)]);
     assert_eq!(act(&rig, one, ParkedAction::TryNow).await.done, 1);
@@ -279,7 +282,7 @@ async fn who_is_told_nothing_of_a_partition_says_so() {
     )
     .await;
     assert_eq!((done.done, done.left.len()), (0, 1));
-    assert!(done.left[0].1.contains("no worker is at out/0"), "{done:?}");
+    assert!(done.left[0].1.contains("no worker for out/0"), "{done:?}");
 }
 
 #[tokio::test]

@@ -101,7 +101,7 @@ fn a_reader_is_told_what_is_damaged_and_where_to_go_on() {
         "{text}"
     );
     let told = String::from_utf8_lossy(&skipped.stderr).into_owned();
-    assert!(told.contains("going on from 2"), "{told}");
+    assert!(told.contains("continuing at 2"), "{told}");
 }
 
 #[test]

@@ -204,7 +204,7 @@ fn a_change_that_is_a_slip_or_makes_no_whole_is_refused_and_says_so() {
     );
     let told = nobody.refused(422, "invalid-spec");
     assert!(
-        told.contains("topics") && told.contains("no processor nobody"),
+        told.contains("topics") && told.contains("processor nobody does not exist"),
         "{told}"
     );
     let made = json!({"module": "upper@1.0.0", "topics": ["in"]});

@@ -103,7 +103,7 @@ fn the_host_has_no_more_partitions_than_it_may() {
     config.limits.partitions_max = Some(6);
     let host = TestHost::with(config).with_topic("orders", 2);
     let told = change(&host, "orders", json!({"partitions": 7})).refused(422, "partitions-full");
-    assert!(told.contains("would have 5 more"), "{told}");
+    assert!(told.contains("with 5 more"), "{told}");
     assert_eq!(
         change(&host, "orders", json!({"partitions": 6})).status,
         200
@@ -168,7 +168,7 @@ fn the_command_line_asks_says_what_it_means_and_follows_into_new_partitions() {
     assert!(done.status.success(), "{done:?}");
     let said = out(&done);
     assert!(
-        said.contains("orders has 3 partitions now, not 2"),
+        said.contains("orders now has 3 partitions instead of 2"),
         "{said}"
     );
     assert!(said.contains("in order only within each"), "{said}");

@@ -175,7 +175,7 @@ fn the_command_line_says_of_a_repeat_that_nothing_was_added() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     assert_eq!(produce("a", &["1", "2"]), "2 messages in 1 commit\n");
-    let said = "repeated: nothing was added; 2 messages were there already";
+    let said = "repeated: nothing was added; 2 messages were already there";
     assert_eq!(produce("a", &["1", "2"]), format!("{said}\n"));
     assert_eq!(
         host.post_json("/v1/topics/orders/trim", r#"{"before":1}"#)

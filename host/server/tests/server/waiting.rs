@@ -114,7 +114,7 @@ fn a_repeat_under_a_key_says_that_nothing_was_added() {
     let again = ask(&host, &arguments);
     assert_eq!(
         out(&again),
-        "repeated: nothing was added; 2 messages were there already\n"
+        "repeated: nothing was added; 2 messages were already there\n"
     );
     holds(&host, 2);
 }

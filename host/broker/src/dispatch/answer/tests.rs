@@ -135,10 +135,14 @@ fn every_lie_is_found_and_named() {
         ("2 outcomes for 3", |a| a.outcomes.truncate(2)),
         ("4 outcomes for 3", |a| a.outcomes.push(0)),
         ("outcome 4 of message 1", |a| a.outcomes[1] = 4),
-        ("a detail for message 0", |a| a.details[0].message = 0),
-        ("a detail for message 1", |a| a.details.swap(0, 1)),
-        ("a detail for message 9", |a| a.details[1].message = 9),
-        ("source 0 of output 1 goes back", |a| {
+        ("unexpected detail for message 0", |a| {
+            a.details[0].message = 0
+        }),
+        ("unexpected detail for message 1", |a| a.details.swap(0, 1)),
+        ("unexpected detail for message 9", |a| {
+            a.details[1].message = 9
+        }),
+        ("source 0 of output 1 is lower", |a| {
             a.outcomes[1] = 1;
             a.details.remove(0);
             a.sources = vec![1, 0];

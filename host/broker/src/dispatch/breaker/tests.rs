@@ -546,7 +546,7 @@ fn a_canary_that_hangs_or_is_wrong_is_out() {
     let text = bench.breaker.trip().map(ToString::to_string);
     assert!(
         text.unwrap_or_default()
-            .contains("4 messages that it would have given up")
+            .contains("4 messages that the canary would have given up")
     );
 }
 

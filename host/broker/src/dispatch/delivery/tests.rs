@@ -262,7 +262,7 @@ fn without_room_the_last_attempt_is_remembered_alone_and_says_what_is_left_out()
     };
     assert_eq!((parked.attempts, parked.log.len()), (4, 1));
     let reason = &parked.log[0].reason;
-    assert!(reason.contains("é… [3 attempts before"), "{reason}");
+    assert!(reason.contains("é… [3 earlier attempts"), "{reason}");
     assert!(reason.len() < 140, "{reason}");
     progress = retried(&progress, false);
     assert_eq!(progress.parked[0].log.len(), 2, "there is room again");
