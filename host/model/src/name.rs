@@ -237,7 +237,10 @@ mod tests {
         for stored in ["default/orders", "/orders", "a b/orders"] {
             assert!(Tenant::of_stored(stored).is_err(), "{stored}");
         }
-        assert!(TopicName::parse("acme/orders").is_err(), "no name contains it");
+        assert!(
+            TopicName::parse("acme/orders").is_err(),
+            "no name contains it"
+        );
     }
 
     #[test]

@@ -58,7 +58,14 @@ const BROKER: Rooms = Rooms {
         ),
         (
             "schedules",
-            &["handler", "ground", "catalogue", "messages", "processors"],
+            &[
+                "handler",
+                "ground",
+                "hosts",
+                "catalogue",
+                "messages",
+                "processors",
+            ],
         ),
         (
             "session",
