@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use millrace_engine::{CommitError, Engine, Hold, HostInfo, Lease, Receipt, Transaction};
-use millrace_model::{GroupName, TopicPartition};
+use millrace_model::{GroupName, Offset, Timestamp, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -55,7 +55,13 @@ struct Place {
     /// Whether the previous worker's host ended, and nothing has been committed since that was reported: then it is reported again to
     /// the next worker.
     is_left: AtomicBool,
+    /// Marks of a call that this host was about to make, by the partition of the worker, while it is in doubt whether they were
+    /// committed. This host has not ended: they say nothing of a message, wherever they are found.
+    doubtful_marks: Mutex<HashMap<TopicPartition, Mark>>,
 }
+
+/// A message that is called alone, and when that was written down.
+type Mark = (Offset, Timestamp);
 
 /// A share of a hold, which is released with its last share.
 pub(crate) struct Share {
@@ -278,6 +284,21 @@ impl Share {
     /// A call is over, whatever its result.
     pub(crate) fn answered(&self) {
         self.calls.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// A mark is going to be committed for a worker at this partition.
+    pub(crate) fn marks(&self, at: TopicPartition, mark: Mark) {
+        self.place.doubtful_marks.lock().insert(at, mark);
+    }
+
+    /// It is committed: from now on it counts if this host ends.
+    pub(crate) fn marked(&self, at: TopicPartition) {
+        self.place.doubtful_marks.lock().remove(&at);
+    }
+
+    /// The last mark for a worker at this partition, if it is not known to be committed. No call followed it.
+    pub(crate) fn doubtful_mark(&self, at: TopicPartition) -> Option<Mark> {
+        self.place.doubtful_marks.lock().get(&at).copied()
     }
 
     pub(crate) fn is_lost(&self) -> bool {

@@ -14,6 +14,7 @@ use millrace_broker::{
     NewMessage, Placed,
 };
 use millrace_engine::Engine;
+use millrace_engine::memory::Doubt;
 use millrace_model::columns::OutcomeCode;
 use millrace_model::{Answer, Clock, ColumnBatch, ConsumerName, Offset, PartitionId, SystemClock};
 use tokio::sync::Semaphore;
@@ -379,4 +380,30 @@ async fn a_consumer_has_one_reader_whichever_host_is_asked() {
         .await
         .unwrap();
     assert_eq!(next.positions, [(PartitionId(0), Offset(2))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_in_doubt_before_a_call_is_no_end_of_a_host_and_no_message_is_suspected() {
+    for doubt in [Doubt::Done, Doubt::Late, Doubt::Lost] {
+        let one = Rig::start(1).await;
+        let (calls, ends) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let slow = Export::Processor(Arc::new(Slow(Arc::clone(&calls), Arc::clone(&ends))));
+        let module = one.upload("m", slow).await;
+        one.deploy(spec(module)).await;
+        one.produce(&[("k", "innocent")]).await;
+        until("it is called", async || calls.load(Ordering::SeqCst) == 1).await;
+        let other = beside(&one).await;
+        // More of them than ends of hosts that would give it up.
+        for _ in 0..5 {
+            other.engine.doubt(doubt);
+        }
+        one.engine.die();
+        until("it is called there", async || {
+            calls.load(Ordering::SeqCst) == 2
+        })
+        .await;
+        ends.add_permits(10);
+        other.hold("out", &["innocent"]).await;
+        assert_eq!(other.values("in.p.dlq").await, [""; 0], "{doubt:?}");
+    }
 }

@@ -192,6 +192,8 @@ impl Worker {
                 retry::brought_near(&mut progress.parked, time.now(&*context.clock));
                 if !share.is_left() {
                     suspects::forget_call(&mut progress);
+                } else if let Some(mark) = share.doubtful_mark(partition) {
+                    suspects::forget_mark(&mut progress, mark);
                 }
                 progress
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use millrace_engine::{ProgressWrite, Transaction};
 use millrace_model::bounds::ATTEMPT_LOG_MAX;
-use millrace_model::{Attempt, Offset, Parked, Progress};
+use millrace_model::{Attempt, Offset, Parked, Progress, Timestamp};
 
 use super::{Trouble, Worker};
 use crate::dispatch::answer::Verdict;
@@ -40,6 +40,18 @@ pub(super) fn forget_call(progress: &mut Progress) {
         .max_by_key(|parked| called(parked));
     if let Some(parked) = newest.filter(|parked| called(parked).is_some()) {
         parked.log.pop();
+    }
+}
+
+/// Takes off the mark of a call that this host was about to make: it was in doubt whether it is committed, and nobody was called.
+pub(super) fn forget_mark(progress: &mut Progress, (offset, at): (Offset, Timestamp)) {
+    let marked = progress.parked.iter_mut().find(|p| p.offset == offset);
+    let died = Cause::HostDied.as_str();
+    if let Some(parked) = marked {
+        let mark = |attempt: &Attempt| attempt.class == died && attempt.at == at;
+        if let Some(found) = parked.log.iter().rposition(mark) {
+            parked.log.remove(found);
+        }
     }
 }
 
@@ -137,6 +149,7 @@ impl Worker {
             progress.next = batch.next;
             batch.retried = 1;
         }
+        let at = self.now();
         let mut marked = progress.clone();
         // If the host ends now, this one and those behind it are still suspects.
         marked.first_call = self.suspects.until;
@@ -146,13 +159,16 @@ impl Worker {
                 parked.log.remove(0);
             }
             parked.log.push(Attempt {
-                at: self.now(),
+                at,
                 revision: live.revision,
                 class: Cause::HostDied.as_str().to_owned(),
                 reason: "called alone without an answer: the host ended".to_owned(),
             });
         }
+        // If the commit is in doubt, this worker ends without a call, and the next one on this host must not take the mark for an end.
+        self.share.marks(self.partition, (offset, at));
         self.keep(marked).await?;
+        self.share.marked(self.partition);
         self.suspects.marked = true;
         self.progress = progress.into();
         Ok(batch)
