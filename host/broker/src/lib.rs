@@ -44,11 +44,12 @@ pub use dispatch::comparison::{Said, SaidOutput, ShadowReport, ShadowSample};
 pub use dispatch::orders::ParkedAction;
 pub use dispatch::sides::SideStatus;
 pub use ground::caller::Caller;
-pub use groups::consumers::{
-    ConsumerCommit, ConsumerPlace, ConsumerStatus, HeldConsumer, HoldRequest, ReaderStatus,
-};
+pub use groups::consumers::HeldConsumer;
 pub use groups::error::ConsumerError;
 pub use groups::handle::Groups;
+pub use groups::shapes::{
+    ConsumerCommit, ConsumerPlace, ConsumerStatus, HoldRequest, ReaderStatus,
+};
 pub use handler::{
     AdmitError, CallError, CallUse, Cause, GuestLine, Interface, ModuleFacts, ModuleHost, Uploader,
 };
@@ -72,5 +73,6 @@ pub use processors::replay::ReplayRequest;
 pub use processors::states::{StateAccessError, StateHolding, StatePlace};
 pub use processors::status::{PartitionStatus, ProcessorStatus};
 pub use schedules::handle::Schedules;
-pub use schedules::keeping::{ScheduleError, ScheduleStatus};
+pub use schedules::keeping::ScheduleError;
+pub use schedules::known::ScheduleStatus;
 pub use session::Session;

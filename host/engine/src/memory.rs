@@ -158,6 +158,24 @@ impl MemoryEngine {
     }
 }
 
+impl MemoryEngine {
+    /// Simulates that the host lost its connection to the store (or got it back): it can read, commit and hear nothing.
+    pub fn cut_off(&self, is_cut: bool) {
+        self.link.is_cut.store(is_cut, Ordering::SeqCst);
+    }
+
+    /// Simulates that no catalogue changes arrive, while everything else works.
+    pub fn deafen(&self, is_deaf: bool) {
+        self.link.is_deaf.store(is_deaf, Ordering::SeqCst);
+    }
+
+    /// The answer to the next commit is lost. For a host that is not a [second](Self::second_host) one, a late commit stays late
+    /// forever.
+    pub fn doubt(&self, doubt: Doubt) {
+        self.link.doubts.lock().push(doubt);
+    }
+}
+
 impl Drop for MemoryEngine {
     /// A process that ended is considered dead.
     fn drop(&mut self) {

@@ -15,10 +15,7 @@ use crate::catalogue::deciding::as_read;
 use crate::catalogue::deployed::Deployed;
 use crate::catalogue::handle::Catalogue;
 use crate::catalogue::lifetime::TopicChangeError;
-use crate::ground::own_topics::AUDIT_SUFFIX;
-use crate::ground::own_topics::DEAD_LETTERS_SUFFIX;
-use crate::ground::own_topics::REDRIVE_SUFFIX;
-use crate::ground::own_topics::own_name;
+use crate::ground::own_topics::{AUDIT_SUFFIX, DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX, own_name};
 
 /// A use that depends on all messages of a key being in one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]

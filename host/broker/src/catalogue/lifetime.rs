@@ -6,8 +6,7 @@ use millrace_model::{
     TopicName,
 };
 
-use crate::catalogue::deciding::as_read;
-use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::deciding::{as_read, decision_errors};
 use crate::catalogue::growth::{ChangedTopic, KeyedUse, listed};
 use crate::catalogue::handle::Catalogue;
 

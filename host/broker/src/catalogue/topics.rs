@@ -11,12 +11,9 @@ use millrace_model::{
     SettingError, Topic, TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
 };
 
-use crate::catalogue::deciding::as_read;
-use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::deciding::{as_read, decision_errors};
 use crate::catalogue::handle::Catalogue;
-use crate::ground::own_topics::AUDIT_SUFFIX;
-use crate::ground::own_topics::DEAD_LETTERS_SUFFIX;
-use crate::ground::own_topics::REDRIVE_SUFFIX;
+use crate::ground::own_topics::{AUDIT_SUFFIX, DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 use crate::ground::partitioner::{PartitionerError, load_component};
 use crate::handler::{AdmitError, Interface};
 

@@ -9,8 +9,7 @@ use millrace_engine::CommitError;
 use millrace_model::{PartitionId, Processor, ProcessorName, RedriveDue, TopicId, TopicPartition};
 
 use crate::dead_letters::filter::DeadLetterFilter;
-use crate::dead_letters::handle::DeadLetters;
-use crate::dead_letters::handle::Inner;
+use crate::dead_letters::handle::{DeadLetters, Inner};
 use crate::dead_letters::letters::DeadLetterError;
 use crate::dead_letters::redrive::RedriveRequest;
 use crate::handler::Cause;

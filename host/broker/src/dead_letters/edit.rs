@@ -6,13 +6,10 @@ use bytes::Bytes;
 use millrace_model::bounds::{MESSAGE_BYTES_MAX, MESSAGE_HEADERS_MAX};
 use millrace_model::{Header, Message, ProcessorName};
 
-use crate::dead_letters::audit::AuditAction;
-use crate::dead_letters::audit::Digests;
-use crate::dead_letters::audit::EditDigests;
+use crate::dead_letters::audit::{AuditAction, Digests, EditDigests};
 use crate::dead_letters::handle::DeadLetters;
 use crate::dead_letters::letters::DeadLetterError;
-use crate::dead_letters::redrive::Redriven;
-use crate::dead_letters::redrive::Sending;
+use crate::dead_letters::redrive::{Redriven, Sending};
 use crate::ground::chains::is_trail;
 use crate::ground::headers;
 use crate::messages::place::MessagePlace;

@@ -14,8 +14,7 @@ use serde::Serialize;
 
 use crate::dead_letters::filter::DeadLetterFilter;
 use crate::dead_letters::handle::DeadLetters;
-use crate::dead_letters::letters::DeadLetter;
-use crate::dead_letters::letters::DeadLetterError;
+use crate::dead_letters::letters::{DeadLetter, DeadLetterError};
 use crate::dead_letters::shelf::Shelf;
 use crate::messages::place::MessagePlace;
 

@@ -15,20 +15,14 @@ use serde::Serialize;
 
 use crate::catalogue::deciding::decided;
 use crate::catalogue::deployed::Deployed;
-use crate::dead_letters::audit::AuditAction;
-use crate::dead_letters::audit::EditDigests;
-use crate::dead_letters::filter::DeadLetterFilter;
-use crate::dead_letters::filter::Redrives;
+use crate::dead_letters::audit::{AuditAction, EditDigests};
+use crate::dead_letters::filter::{DeadLetterFilter, Redrives};
 use crate::dead_letters::handle::DeadLetters;
-use crate::dead_letters::letters::DeadLetter;
-use crate::dead_letters::letters::DeadLetterError;
-use crate::dead_letters::letters::LETTERS_BYTES;
-use crate::dead_letters::letters::LETTERS_MAX;
+use crate::dead_letters::letters::{DeadLetter, DeadLetterError, LETTERS_BYTES, LETTERS_MAX};
 use crate::dead_letters::record::Sent;
 use crate::dead_letters::shelf::Shelf;
 use crate::dispatch::dead_letter;
-use crate::ground::own_topics::DEAD_LETTERS_SUFFIX;
-use crate::ground::own_topics::REDRIVE_SUFFIX;
+use crate::ground::own_topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 use crate::messages::place::MessagePlace;
 
 /// Approximate transactions per second of a paced redrive.

@@ -4,10 +4,7 @@ use millrace_engine::{Ends, ReadError};
 use millrace_model::{Offset, PartitionId, ProcessorName, Topic, TopicName, TopicPartition};
 
 use crate::dead_letters::handle::DeadLetters;
-use crate::dead_letters::letters::DeadLetter;
-use crate::dead_letters::letters::DeadLetterError;
-use crate::dead_letters::letters::LETTERS_BYTES;
-use crate::dead_letters::letters::LETTERS_MAX;
+use crate::dead_letters::letters::{DeadLetter, DeadLetterError, LETTERS_BYTES, LETTERS_MAX};
 use crate::dead_letters::record::Record;
 use crate::dispatch::dead_letter::Evidence;
 use crate::ground::own_topics::DEAD_LETTERS_SUFFIX;

@@ -1,11 +1,10 @@
 //! Checks an answer before anything uses it: every number, span, name and size. The result can be trusted.
 
+use millrace_engine::state::StateWrite;
 use millrace_model::bounds::{BACKTRACE_BYTES_MAX, BATCH_MESSAGES_MAX, DELAY_MS_MAX};
 use millrace_model::columns::{NO_TIME, NONE};
 use millrace_model::unit::check_ms;
 use millrace_model::{Answer, Attempt, BatchBuilder, ColumnBatch, Timestamp};
-
-use millrace_engine::state::StateWrite;
 
 mod check;
 

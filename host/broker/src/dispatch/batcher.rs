@@ -12,9 +12,7 @@ use millrace_model::processor::Order;
 use millrace_model::{ColumnBatch, Offset, Parked, Timestamp};
 
 use crate::dispatch::dead_letter;
-use crate::dispatch::sides::Side;
-use crate::dispatch::sides::Sorted;
-use crate::dispatch::sides::Split;
+use crate::dispatch::sides::{Side, Sorted, Split};
 use crate::dispatch::source::Source;
 use crate::ground::columns::put;
 use crate::ground::planted::planted;

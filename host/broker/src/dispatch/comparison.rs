@@ -10,8 +10,7 @@ use millrace_model::bounds::{
 use millrace_model::{ColumnBatch, Offset, PartitionId, Timestamp, TopicName};
 use serde::Serialize;
 
-use crate::dispatch::answer::Outputs;
-use crate::dispatch::answer::Verdict;
+use crate::dispatch::answer::{Outputs, Verdict};
 use crate::dispatch::failed::Failed;
 use crate::dispatch::live::Live;
 use crate::dispatch::shadow::Settled;

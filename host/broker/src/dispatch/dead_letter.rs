@@ -8,11 +8,8 @@ use millrace_model::{
 
 use crate::dispatch::failed::Failed;
 use crate::dispatch::input::Input;
-use crate::ground::chains::HOPS_CLASS;
-use crate::ground::chains::Trail;
-use crate::ground::chains::is_trail;
-use crate::ground::headers::HOPS;
-use crate::ground::headers::is_kept;
+use crate::ground::chains::{HOPS_CLASS, Trail, is_trail};
+use crate::ground::headers::{HOPS, is_kept};
 use crate::ground::text::cut;
 use crate::handler::CallUse;
 

@@ -14,22 +14,23 @@ use millrace_model::{
     Attempt, BatchBuilder, GivenUp, Offset, Parked, ProcessorSpec, Progress, RecordBatch, Timestamp,
 };
 
+mod fate;
 mod groups;
-mod word;
 
 use groups::Groups;
-pub(crate) use word::{Left, Word};
 
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::batcher::behind;
 use crate::dispatch::batcher::ordering;
 use crate::dispatch::breaker::Whose;
+use crate::dispatch::counts::Counts;
 use crate::dispatch::dead_letter;
 use crate::dispatch::dead_letter::Death;
 use crate::dispatch::failed::Failed;
 use crate::dispatch::input::Input;
 use crate::dispatch::retry;
+use crate::dispatch::word::Word;
 use crate::ground::chains::HOPS_CLASS;
 use crate::ground::chains::Trail;
 use crate::ground::chains::after;
@@ -102,18 +103,6 @@ pub(crate) struct Delayed {
     pub(crate) due: Timestamp,
     /// The message.
     pub(crate) message: RecordBatch,
-}
-
-/// How many messages had each outcome.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) ok: u64,
-    /// Failed attempts, whatever happened to the message.
-    pub(crate) failed: u64,
-    pub(crate) retries: u64,
-    pub(crate) dead_letters: u64,
-    /// Messages that a canary failed, passed to the current revision.
-    pub(crate) asked_again: u64,
 }
 
 /// What happens to a failed message.

@@ -10,21 +10,13 @@ use millrace_model::{Clock, GivenUp, ProcessorName, Record, Rejections, TopicPar
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use crate::dispatch::allowance::Allowance;
-use crate::dispatch::allowance::Granted;
-use crate::dispatch::breaker::Admission;
-use crate::dispatch::breaker::Breaker;
-use crate::dispatch::breaker::BreakerStatus;
-use crate::dispatch::breaker::Judgement;
-use crate::dispatch::breaker::Noted;
-use crate::dispatch::breaker::Now;
-use crate::dispatch::breaker::Reason;
-use crate::dispatch::breaker::Report;
-use crate::dispatch::breaker::Trial;
+use crate::dispatch::allowance::{Allowance, Granted};
+use crate::dispatch::breaker::{
+    Admission, Breaker, BreakerStatus, Judgement, Noted, Now, Reason, Report, Trial,
+};
 use crate::dispatch::classes::Classes;
-use crate::dispatch::delivery::Left;
-use crate::dispatch::delivery::Word;
 use crate::dispatch::live::Live;
+use crate::dispatch::word::{Left, Word};
 use crate::handler::Cause;
 
 /// Receives what should be done with a revision.

@@ -1,11 +1,8 @@
 //! A partition that a processor reads.
 
-use millrace_model::Offset;
-use millrace_model::PartitionId;
-use millrace_model::Timestamp;
-use millrace_model::Topic;
-use millrace_model::TopicName;
 use std::ops::Range;
+
+use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicName};
 
 /// One input partition of a processor, and where its dead letters go.
 #[derive(Clone, Debug)]

@@ -1,18 +1,13 @@
 //! A revision that is loaded, and the topics that it may write to.
 
-use millrace_model::ProcessorName;
-use millrace_model::ProcessorSpec;
-use millrace_model::Timestamp;
-use millrace_model::Topic;
 use std::sync::Arc;
 
-use crate::dispatch::breaker::Back;
-use crate::dispatch::breaker::Whose;
-use crate::ground::partitioner::Partitioner;
-use crate::handler::BatchHandler;
-use crate::handler::FailureHandler;
-use millrace_model::Record;
 use millrace_model::columns::NONE;
+use millrace_model::{ProcessorName, ProcessorSpec, Record, Timestamp, Topic};
+
+use crate::dispatch::breaker::{Back, Whose};
+use crate::ground::partitioner::Partitioner;
+use crate::handler::{BatchHandler, FailureHandler};
 
 /// One loaded revision of a processor: everything a worker needs to take its next batch.
 pub(crate) struct Live {

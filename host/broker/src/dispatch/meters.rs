@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use millrace_engine::state::StateSize;
 
-use crate::dispatch::delivery::Counts;
+use crate::dispatch::counts::Counts;
 use crate::handler::CallError;
 
 /// One worker's meters.

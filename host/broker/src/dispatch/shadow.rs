@@ -15,8 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::dispatch::answer::Verdict;
-use crate::dispatch::comparison::Compared;
-use crate::dispatch::comparison::ShadowReport;
+use crate::dispatch::comparison::{Compared, ShadowReport};
 use crate::dispatch::live::Live;
 use crate::ground::columns;
 use crate::handler::CallError;

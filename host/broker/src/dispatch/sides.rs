@@ -13,7 +13,7 @@ use millrace_model::processor::Order;
 use millrace_model::{Offset, Parked, ProcessorName};
 use serde::Serialize;
 
-use crate::dispatch::delivery::Counts;
+use crate::dispatch::counts::Counts;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::live::Live;
 

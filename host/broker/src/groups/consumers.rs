@@ -5,7 +5,6 @@
 //! when leases end, and this file does the work.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,123 +17,19 @@ use millrace_model::{
 };
 
 use crate::catalogue::deciding::decided;
-use crate::groups::error::ConsumerError;
-use crate::groups::error::lost;
-use crate::groups::error::unknown;
-use crate::groups::handle::Groups;
-use crate::groups::handle::Inner;
-use crate::groups::leases::Leases;
-use crate::groups::rights::Rights;
+use crate::groups::error::{ConsumerError, lost, unknown};
+use crate::groups::handle::{Groups, Inner};
 use crate::groups::rules;
-use crate::groups::rules::Hold;
-use crate::groups::rules::Taken;
-use crate::groups::stored::decoded;
-use crate::groups::stored::explained;
-use crate::groups::stored::home;
+use crate::groups::rules::{Hold, Taken};
+use crate::groups::shapes::{
+    ConsumerCommit, ConsumerPlace, ConsumerStatus, HoldRequest, Key, ReaderStatus,
+};
+use crate::groups::stored::{decoded, explained, home};
 use crate::hosts::holding::Share;
-use crate::hosts::living::Hosts;
 use crate::messages::beginning::BeginAt;
 
 /// A shorter lease would end between two requests.
 const LEASE_MS_MIN: u32 = 100;
-/// Number of locks that consumers share; two consumers with the same lock wait for each other's commits.
-const LOCKS: usize = 64;
-/// A consumer and its topic.
-pub(super) type Key = (TopicId, ConsumerName);
-
-/// What the broker knows of consumers besides what is stored.
-pub(crate) struct Consumers {
-    leases: Leases,
-    /// This host's leases to write them.
-    rights: Rights,
-    /// Locks by consumer name, held by a change from before the first read until after the commit.
-    locks: Vec<tokio::sync::Mutex<()>>,
-    /// Locked while a consumer is created, inside one of the locks, so that the maximum holds.
-    pub(super) making: tokio::sync::Mutex<()>,
-}
-
-impl Consumers {
-    pub(crate) fn new(now: Duration, hosts: &Arc<Hosts>) -> Self {
-        Self {
-            leases: Leases::new(now),
-            rights: Rights::new(hosts),
-            locks: (0..LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
-            making: tokio::sync::Mutex::default(),
-        }
-    }
-
-    async fn lock(&self, key: &Key) -> tokio::sync::MutexGuard<'_, ()> {
-        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
-        self.locks[hash as usize % LOCKS].lock().await
-    }
-
-    /// The topic was deleted.
-    pub(crate) fn forget_topic(&self, topic: TopicId) {
-        self.leases.forget_topic(topic);
-        self.rights.forget_topic(topic);
-    }
-}
-
-/// A consumer and its status.
-#[derive(Clone, Debug)]
-pub struct ConsumerStatus {
-    /// Its topic.
-    pub topic: TopicName,
-    /// Its name.
-    pub name: ConsumerName,
-    /// When it was created.
-    pub created_at: Timestamp,
-    /// The current reader.
-    pub reader: Option<ReaderStatus>,
-    /// The last commit.
-    pub committed: Option<Noted>,
-    /// The last reset of its positions.
-    pub reset: Option<Noted>,
-    /// Offsets still to read, over all partitions.
-    pub lag: u64,
-    /// Each partition, in order; empty in lists of consumers.
-    pub partitions: Vec<ConsumerPlace>,
-}
-
-/// The reader of a consumer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReaderStatus {
-    /// Its name, as it claims.
-    pub by: String,
-    /// Until when the lease lasts, unless renewed.
-    pub until: Timestamp,
-}
-
-/// A consumer's position in a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConsumerPlace {
-    /// The partition.
-    pub partition: PartitionId,
-    /// The next offset to read, as committed. If it is below `start`, messages were removed before the consumer reached them.
-    pub position: Offset,
-    /// The first offset kept.
-    pub start: Offset,
-    /// The offset that the next message will have.
-    pub end: Offset,
-    /// Messages still to read.
-    pub lag: u64,
-}
-
-/// Asks for the lease of a consumer.
-#[derive(Clone, Copy, Debug)]
-pub struct HoldRequest {
-    /// The reader's lease; without one, it takes a new one.
-    pub lease: Option<LeaseId>,
-    /// How long a new lease lasts after the reader's last request, at most [`CONSUMER_LEASE_MS_MAX`].
-    pub lease_ms: u64,
-    /// Extra time for this request, because the reader is going to wait for messages.
-    pub wait: Duration,
-    /// Whether to create a missing consumer. Never with a lease: a reader must not recreate a consumer that was deleted.
-    pub makes: bool,
-    /// Where a new consumer starts; `None` is the oldest message.
-    pub begin_at: Option<BeginAt>,
-}
-
 /// The lease of a consumer. A new one ends if this is dropped before [`kept`](HeldConsumer::kept), because its reader never learns of
 /// it.
 pub struct HeldConsumer {
@@ -170,17 +65,6 @@ impl Drop for HeldConsumer {
             leases.end(&self.key, self.lease);
         }
     }
-}
-
-/// What a reader reports as done.
-#[derive(Clone, Debug)]
-pub struct ConsumerCommit {
-    /// Its lease.
-    pub lease: LeaseId,
-    /// The next offset to read for each partition that it has read; empty only renews the lease.
-    pub positions: BTreeMap<PartitionId, Offset>,
-    /// Whether to release the lease, so that the next reader need not wait.
-    pub release: bool,
 }
 
 impl Groups {

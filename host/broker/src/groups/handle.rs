@@ -7,7 +7,7 @@ use millrace_model::{Clock, TopicId};
 
 use crate::catalogue::handle::Catalogue;
 use crate::ground::caller::Caller;
-use crate::groups::consumers::Consumers;
+use crate::groups::kept::Consumers;
 use crate::hosts::base::Base;
 use crate::messages::handle::Messages;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use millrace_model::{LeaseId, ReadLease, TopicId};
 use parking_lot::Mutex;
 
-use crate::groups::consumers::Key;
+use crate::groups::shapes::Key;
 
 pub(super) struct Leases {
     /// When the process started to track leases, by the monotonic clock.

@@ -3,7 +3,9 @@
 pub(crate) mod consumers;
 pub(crate) mod error;
 pub(crate) mod handle;
+pub(crate) mod kept;
 pub(crate) mod leases;
 pub(crate) mod rights;
 pub(crate) mod rules;
+pub(crate) mod shapes;
 pub(crate) mod stored;

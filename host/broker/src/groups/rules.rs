@@ -6,9 +6,8 @@ use std::time::Duration;
 use millrace_engine::Ends;
 use millrace_model::{Consumer, LeaseId, Offset, PartitionId, ReadLease};
 
-use crate::groups::consumers::ConsumerCommit;
-use crate::groups::error::ConsumerError;
-use crate::groups::error::somebody;
+use crate::groups::error::{ConsumerError, somebody};
+use crate::groups::shapes::ConsumerCommit;
 
 /// Whether a reader may read.
 #[derive(Debug, PartialEq, Eq)]

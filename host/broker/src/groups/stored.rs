@@ -10,8 +10,7 @@ use millrace_model::{
     Consumer, ConsumerName, Durability, Offset, PartitionId, Topic, TopicPartition,
 };
 
-use crate::groups::error::ConsumerError;
-use crate::groups::error::unknown;
+use crate::groups::error::{ConsumerError, unknown};
 use crate::groups::handle::Groups;
 use crate::hosts::holding::Share;
 use crate::messages::beginning::BeginAt;

@@ -19,17 +19,11 @@ use millrace_model::{
 use tokio::sync::SemaphorePermit;
 
 use crate::catalogue::deciding::decision_errors;
-use crate::ground::columns;
-use crate::ground::headers;
-use crate::ground::packing;
 use crate::ground::partitioner::{Partitioner, PartitionerError};
+use crate::ground::{columns, headers, packing};
 use crate::handler::{AdmitError, CallError};
-use crate::messages::delays::delayed::Delays;
-use crate::messages::delays::delayed::DelaysFull;
-use crate::messages::delays::stored::Additions;
-use crate::messages::delays::stored::DelayedId;
-use crate::messages::delays::stored::DueAt;
-use crate::messages::delays::stored::alone;
+use crate::messages::delays::delayed::{Delays, DelaysFull};
+use crate::messages::delays::stored::{Additions, DelayedId, DueAt, alone};
 use crate::messages::handle::Messages;
 use crate::messages::placement::{Place, Placement};
 

@@ -8,18 +8,13 @@ use serde::Serialize;
 
 use crate::dispatch::comparison::ShadowReport;
 use crate::dispatch::sides::{Side, SideStatus};
-use crate::processors::error::ProcessorError;
-use crate::processors::error::invalid;
+use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
 use crate::processors::loading::check_patience;
 use crate::processors::next_spec::NextSpec;
-use crate::processors::revisions::begin_anew;
-use crate::processors::revisions::end_trials;
-use crate::processors::revisions::kept;
-use crate::processors::revisions::make_void;
-use crate::processors::revisions::on_trial;
-use crate::processors::revisions::tried_already;
-use crate::processors::revisions::unproven_run;
+use crate::processors::revisions::{
+    begin_anew, end_trials, kept, make_void, on_trial, tried_already, unproven_run,
+};
 
 /// How a canary compares with the current revision.
 #[derive(Clone, Debug, Serialize)]

@@ -16,15 +16,11 @@ use crate::dispatch::prepared::Prepared;
 use crate::dispatch::standing::{Standing, State};
 use crate::messages::beginning::BeginAt;
 use crate::processors::canary::check_no_replay;
-use crate::processors::error::ProcessorError;
-use crate::processors::error::invalid;
+use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
 use crate::processors::loading::check_patience;
 use crate::processors::next_spec::NextSpec;
-use crate::processors::revisions::end_trials;
-use crate::processors::revisions::on_trial;
-use crate::processors::revisions::told_of_records;
-use crate::processors::revisions::tried_already;
+use crate::processors::revisions::{end_trials, on_trial, told_of_records, tried_already};
 
 /// How long a pause waits for running batches; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;

@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 
+use millrace_engine::{Entry, EntryKind};
+use millrace_model::{Processor, ProcessorName, Topic};
+
 use crate::catalogue::deployed::Deployed;
 use crate::processors::handle::Processors;
 use crate::processors::revisions::on_trial;
 use crate::processors::waiting_gauge::none_waiting;
-use millrace_engine::{Entry, EntryKind};
-use millrace_model::Processor;
-use millrace_model::ProcessorName;
-use millrace_model::Topic;
 
 impl Processors {
     /// Follows changes of processors by others. The caller holds `changes`.

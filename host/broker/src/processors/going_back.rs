@@ -14,14 +14,10 @@ use crate::dispatch::gate::{Alarm, Wanted};
 use crate::ground::caller::HOST;
 use crate::ground::text::cut;
 use crate::processors::error::ProcessorError;
-use crate::processors::handle::Inner;
-use crate::processors::handle::Processors;
-use crate::processors::revisions::begin_anew;
-use crate::processors::revisions::end_trials;
-use crate::processors::revisions::kept;
-use crate::processors::revisions::make_void;
-use crate::processors::revisions::on_trial;
-use crate::processors::revisions::unproven_run;
+use crate::processors::handle::{Inner, Processors};
+use crate::processors::revisions::{
+    begin_anew, end_trials, kept, make_void, on_trial, unproven_run,
+};
 
 /// For this long after an automatic rollback, a rollback must name its target.
 const ASKED_AFTER_HOST: Duration = Duration::from_secs(60 * 60);

@@ -11,14 +11,9 @@ use crate::dispatch::gate::Gate;
 use crate::ground::text::cut;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
-use crate::processors::revisions::end_trials;
-use crate::processors::revisions::first_run;
-use crate::processors::revisions::forget_oldest;
-use crate::processors::revisions::leave;
-use crate::processors::revisions::make_void;
-use crate::processors::revisions::on_trial;
-use crate::processors::revisions::take_down;
-use crate::processors::revisions::unproven_run;
+use crate::processors::revisions::{
+    end_trials, first_run, forget_oldest, leave, make_void, on_trial, take_down, unproven_run,
+};
 
 impl Processors {
     /// A processor with its first revision.

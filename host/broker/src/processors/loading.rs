@@ -16,22 +16,16 @@ use millrace_model::{
 use crate::catalogue::deciding::heard_of;
 use crate::dispatch::breaker::Back;
 use crate::dispatch::input::Input;
-use crate::dispatch::live::Live;
-use crate::dispatch::live::OutputTopic;
-use crate::dispatch::live::OutputTopics;
+use crate::dispatch::live::{Live, OutputTopic, OutputTopics};
 use crate::dispatch::prepared::Prepared;
 use crate::ground::chains::endless_cycle;
-use crate::ground::own_topics::DEAD_LETTERS_SUFFIX;
-use crate::ground::own_topics::REDRIVE_SUFFIX;
-use crate::ground::own_topics::own_name;
+use crate::ground::own_topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX, own_name};
 use crate::ground::partitioner::PartitionerError;
 use crate::ground::planted::planted;
 use crate::handler::{Interface, LoadRequest};
-use crate::processors::error::ProcessorError;
-use crate::processors::error::invalid;
+use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
-use crate::processors::revisions::kept;
-use crate::processors::revisions::voided;
+use crate::processors::revisions::{kept, voided};
 
 /// Maximum size of a breaker's window.
 const BREAKER_MESSAGES_MAX: u64 = 10_000;

@@ -5,8 +5,7 @@ use millrace_model::{Processor, ProcessorName, ProcessorSpec};
 use serde_json::{Map, Value};
 
 use crate::messages::beginning::BeginAt;
-use crate::processors::error::ProcessorError;
-use crate::processors::error::invalid;
+use crate::processors::error::{ProcessorError, invalid};
 
 /// What the next revision is made of.
 #[derive(Clone, Debug)]

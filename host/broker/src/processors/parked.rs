@@ -12,9 +12,7 @@ use millrace_model::{
 };
 use tokio::sync::oneshot;
 
-use crate::dispatch::orders::ParkedAction;
-use crate::dispatch::orders::ParkedIn;
-use crate::dispatch::orders::{Meant, Obeyed, Order, Orders};
+use crate::dispatch::orders::{Meant, Obeyed, Order, Orders, ParkedAction, ParkedIn};
 use crate::messages::place::MessagePlace;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;

@@ -1,20 +1,12 @@
 //! The rules of revisions: which is current, which is on trial, how each did, and which are kept. Plain decisions about one processor, with
 //! the time handed in.
 
-use millrace_model::Processor;
-use millrace_model::ProcessorSpec;
-use millrace_model::Rejections;
-use millrace_model::Revision;
-use millrace_model::Timestamp;
 use millrace_model::bounds::REVISIONS_KEPT_MAX;
+use millrace_model::{Processor, ProcessorSpec, Record, Rejections, Revision, Timestamp};
 
-use crate::dispatch::breaker::CLASSES_MAX;
-use crate::dispatch::breaker::Noted;
-use crate::dispatch::breaker::PROVEN_AFTER;
-use crate::dispatch::breaker::PROVEN_MESSAGES;
+use crate::dispatch::breaker::{CLASSES_MAX, Noted, PROVEN_AFTER, PROVEN_MESSAGES};
 use crate::ground::planted::planted;
 use crate::processors::error::ProcessorError;
-use millrace_model::Record;
 
 /// The first run of unproven revisions of a new processor. Counts in the progress of a deleted processor of the same name belong to
 /// none of its runs.

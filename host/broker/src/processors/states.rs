@@ -17,8 +17,7 @@ use millrace_model::{
     Durability, PartitionId, Processor, ProcessorName, Topic, TopicId, TopicName, TopicPartition,
 };
 
-use crate::catalogue::deciding::decided;
-use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::deciding::{decided, decision_errors};
 use crate::catalogue::entries::entry;
 use crate::hosts::holding::Share;
 use crate::processors::handle::Processors;

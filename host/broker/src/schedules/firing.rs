@@ -6,24 +6,17 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt as _};
 use metrics::counter;
 use millrace_engine::{CommitError, EntryKind, Transaction, Version};
-use millrace_model::calendar::utc;
 use millrace_model::{Header, Schedule, ScheduleName, ScheduleRun, Timestamp};
 use tokio::sync::{Notify, watch};
 
 use crate::catalogue::entries::entry;
-use crate::ground::headers::DUE;
-use crate::ground::headers::MISSED;
-use crate::ground::headers::RUN_BY;
-use crate::ground::headers::SCHEDULE;
+use crate::ground::headers::{DUE, MISSED, RUN_BY, SCHEDULE};
 use crate::ground::tasks;
 use crate::handler::CallError;
 use crate::messages::produce::ProduceError;
-use crate::schedules::handle::Inner;
-use crate::schedules::handle::Schedules;
-use crate::schedules::keeping::Known;
-use crate::schedules::keeping::ScheduleError;
-use crate::schedules::keeping::ScheduleStatus;
-use crate::schedules::keeping::message_of;
+use crate::schedules::handle::{Inner, Schedules};
+use crate::schedules::keeping::{ScheduleError, message_of};
+use crate::schedules::known::{Known, ScheduleStatus, waiting};
 
 /// Messages of schedules that are created concurrently.
 const MADE_AT_ONCE_MAX: usize = 16;
@@ -33,8 +26,6 @@ const MISSED_COUNTED_MAX: u64 = 100_000;
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// The longest sleep, because the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
-/// Clock corrections up to this are not logged.
-const CLOCK_NOISE_MAX: Duration = Duration::from_secs(1);
 /// A schedule whose next time is later than its pattern says by more than this was set by a clock that was ahead. A smaller difference
 /// is kept, so that a clock that is set back a little creates nothing twice.
 const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(3_600);
@@ -297,16 +288,6 @@ fn bring_back(schedule: &mut Schedule, now: Timestamp) {
         tracing::warn!(schedule = %schedule.name, was = schedule.next.0, next = next.0, "the clock was ahead when this schedule last came up; it now follows the present clock");
         schedule.next = next;
     }
-}
-
-/// Why a schedule creates no messages, and until when: it already did for times that are in the future by the present clock.
-pub(super) fn waiting(schedule: &Schedule, now: Timestamp) -> Option<String> {
-    let by_pattern = schedule.spec.cron.next_after(now);
-    let is_ahead = !schedule.paused && schedule.next > by_pattern.after(CLOCK_NOISE_MAX);
-    is_ahead.then(|| {
-        let next = utc(schedule.next);
-        format!("the clock was set back: times before {next} already created their messages; it continues at {next}")
-    })
 }
 
 fn say_waiting(known: &mut Known, now: Timestamp) {

@@ -10,7 +10,7 @@ use crate::catalogue::handle::Catalogue;
 use crate::ground::caller::Caller;
 use crate::hosts::base::Base;
 use crate::messages::handle::Messages;
-use crate::schedules::keeping::KnownSchedules;
+use crate::schedules::known::KnownSchedules;
 
 /// Messages for a topic, again and again. Cheap to clone.
 #[derive(Clone)]

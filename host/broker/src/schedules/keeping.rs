@@ -5,34 +5,16 @@
 //! stands for.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
 
-use millrace_engine::{CommitError, Entry, EntryKind, Expectation, Version};
+use millrace_engine::{CommitError, Entry, EntryKind, Expectation};
 use millrace_model::bounds::{SCHEDULE_MESSAGE_BYTES_MAX, SCHEDULES_BYTES_MAX, SCHEDULES_MAX};
 use millrace_model::{Header, Message, Schedule, ScheduleName, ScheduleSpec, Timestamp};
-use parking_lot::RwLock;
-use serde::Serialize;
-use tokio::sync::Notify;
 
-use crate::catalogue::deciding::decision_errors;
-use crate::catalogue::deciding::{Followed, decided};
+use crate::catalogue::deciding::{decided, decision_errors};
 use crate::messages::produce::{NewMessage, ProduceError};
 use crate::processors::error::ProcessorError;
-use crate::schedules::firing::waiting;
 use crate::schedules::handle::Schedules;
-
-/// A schedule and its status.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ScheduleStatus {
-    /// The schedule.
-    #[serde(flatten)]
-    pub schedule: Schedule,
-    /// Why its last message could not be created; `None` if it was.
-    pub problem: Option<String>,
-    /// Why it creates none at its pattern's times, and until when: the clock was set back. `None` if it follows its pattern.
-    pub waiting: Option<String>,
-}
+use crate::schedules::known::{Known, ScheduleStatus};
 
 /// Why a schedule did not change. It is unchanged.
 #[derive(Debug, thiserror::Error)]
@@ -69,58 +51,6 @@ pub enum ScheduleError {
 
 decision_errors! {
     ScheduleError: ScheduleError::Commit, ScheduleError::Message;
-}
-
-/// All schedules.
-#[derive(Default)]
-pub(crate) struct KnownSchedules {
-    pub(super) all: RwLock<BTreeMap<ScheduleName, Known>>,
-    /// Which writes of schedules in the catalogue are known here.
-    pub(super) followed: Followed,
-    /// Locked while a schedule is changed or creates its message.
-    pub(super) changes: tokio::sync::Mutex<()>,
-    /// Something is due earlier than before.
-    changed: Arc<Notify>,
-}
-
-/// A schedule as the host knows it.
-#[derive(Clone, Debug)]
-pub(super) struct Known {
-    pub(super) schedule: Schedule,
-    /// The version of its entry.
-    pub(super) version: Version,
-    pub(super) problem: Option<String>,
-    /// After a temporary failure, not before this, by the monotonic clock.
-    pub(super) again_at: Duration,
-    /// Whether it was logged that it waits for the clock.
-    pub(super) said_waiting: bool,
-}
-
-impl Known {
-    pub(super) fn new(schedule: Schedule, version: Version) -> Self {
-        Self {
-            schedule,
-            version,
-            problem: None,
-            again_at: Duration::ZERO,
-            said_waiting: false,
-        }
-    }
-
-    /// How long there is nothing to do; `None` while it is paused.
-    pub(super) fn wait(&self, now: Timestamp, monotonic: Duration) -> Option<Duration> {
-        let wait = now.until(self.schedule.next);
-        let again = self.again_at.saturating_sub(monotonic);
-        (!self.schedule.paused).then_some(wait.max(again))
-    }
-
-    pub(super) fn status(&self, now: Timestamp) -> ScheduleStatus {
-        ScheduleStatus {
-            schedule: self.schedule.clone(),
-            problem: self.problem.clone(),
-            waiting: waiting(&self.schedule, now),
-        }
-    }
 }
 
 impl Schedules {
@@ -383,13 +313,6 @@ impl Schedules {
             return Err(ScheduleError::TooLarge { bytes });
         }
         Ok(self.inner.messages.check_produce(&spec.topic, &[message])?)
-    }
-}
-
-impl KnownSchedules {
-    /// Wakes the task that waits for the next due time.
-    pub(crate) fn changed(&self) -> Arc<Notify> {
-        Arc::clone(&self.changed)
     }
 }
 

@@ -3,3 +3,4 @@
 pub(crate) mod firing;
 pub(crate) mod handle;
 pub(crate) mod keeping;
+pub(crate) mod known;

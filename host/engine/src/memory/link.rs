@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::MemoryEngine;
 use crate::contract::{CommitError, Transaction};
 
 /// Why, as it is told.
@@ -23,11 +22,11 @@ pub enum Doubt {
 
 #[derive(Debug, Default)]
 pub(super) struct Link {
-    is_cut: AtomicBool,
+    pub(super) is_cut: AtomicBool,
     /// Whether no catalogue changes are heard.
     pub(super) is_deaf: AtomicBool,
     /// The results of the next commits, the last one first.
-    doubts: Mutex<Vec<Doubt>>,
+    pub(super) doubts: Mutex<Vec<Doubt>>,
     /// Commits that are still on their way.
     pub(super) late: Mutex<Vec<Transaction>>,
 }
@@ -49,23 +48,5 @@ impl Link {
 
     pub(super) fn take_late(&self) -> Vec<Transaction> {
         std::mem::take(&mut self.late.lock())
-    }
-}
-
-impl MemoryEngine {
-    /// Simulates that the host lost its connection to the store (or got it back): it can read, commit and hear nothing.
-    pub fn cut_off(&self, is_cut: bool) {
-        self.link.is_cut.store(is_cut, Ordering::SeqCst);
-    }
-
-    /// Simulates that no catalogue changes arrive, while everything else works.
-    pub fn deafen(&self, is_deaf: bool) {
-        self.link.is_deaf.store(is_deaf, Ordering::SeqCst);
-    }
-
-    /// The answer to the next commit is lost. For a host that is not a [second](Self::second_host) one, a late commit stays late
-    /// forever.
-    pub fn doubt(&self, doubt: Doubt) {
-        self.link.doubts.lock().push(doubt);
     }
 }

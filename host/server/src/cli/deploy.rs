@@ -12,9 +12,8 @@ use super::client::{Client, escaped};
 use super::consume::{Begin, begin};
 use super::failure::Failure;
 use super::output::Output;
-use super::processor::path;
-use super::table::{cell, items};
-use super::trials::value_of;
+use super::paths::path;
+use super::table::{cell, items, value_of};
 use crate::http::check_spec;
 use crate::units::{duration_ms, size_bytes};
 

@@ -22,6 +22,7 @@ mod feed;
 mod module;
 mod output;
 mod parked;
+mod paths;
 mod processor;
 mod produce;
 mod replay;

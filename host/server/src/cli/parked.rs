@@ -8,7 +8,7 @@ use ureq::http::Method;
 use super::client::{Client, escaped};
 use super::failure::Failure;
 use super::output::Output;
-use super::processor::path;
+use super::paths::path;
 use super::table::{cell, items, table, when};
 
 /// Which messages `processor parked` lists.

@@ -11,6 +11,7 @@ use super::deploy::{DeployArgs, current, deploy, left_behind, waiting};
 use super::failure::Failure;
 use super::output::Output;
 use super::parked::{self, ParkedArgs, WhichArgs};
+use super::paths::path;
 use super::replay::{self, ReplayArgs};
 use super::state::{self, StateVerb};
 use super::table::{cell, facts, items, short, table, when};
@@ -232,10 +233,6 @@ fn paused(name: &ProcessorName, status: &Value) -> String {
             busy.join(", ")
         ),
     }
-}
-
-pub(super) fn path(name: &ProcessorName, rest: &str) -> String {
-    format!("/v1/processors/{name}{rest}")
 }
 
 fn resetting(state: bool) -> &'static str {

@@ -9,7 +9,7 @@ use ureq::http::Method;
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
-use super::processor::path;
+use super::paths::path;
 use super::table::{cell, items, when};
 use crate::units::time;
 

@@ -121,6 +121,14 @@ pub(super) fn items(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
+/// A field's value; of a module only the start of its digest.
+pub(super) fn value_of(field: &str, value: &Value) -> String {
+    match field {
+        "module" | "error_handler" if value.is_string() => short(value),
+        _ => cell(value),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

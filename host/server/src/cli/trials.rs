@@ -9,8 +9,8 @@ use super::client::Client;
 use super::deploy::current;
 use super::failure::Failure;
 use super::output::Output;
-use super::processor::path;
-use super::table::{cell, facts, items, short, table, when};
+use super::paths::path;
+use super::table::{cell, facts, items, short, table, value_of, when};
 
 pub(super) fn canary(
     name: &ProcessorName,
@@ -195,14 +195,6 @@ fn shown(history: &Value) -> String {
             "there is no record: it was deployed by an older version of the host",
         ),
     )
-}
-
-/// A field's value; of a module only the start of its digest.
-pub(super) fn value_of(field: &str, value: &Value) -> String {
-    match field {
-        "module" | "error_handler" if value.is_string() => short(value),
-        _ => cell(value),
-    }
 }
 
 fn differences(list: &Value) -> String {

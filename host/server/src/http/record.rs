@@ -1,11 +1,12 @@
 //! Records of what was done to the host and by whom: a log line for every change, a count for every request.
 
+use std::time::Duration;
+
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use metrics::{counter, histogram};
 use millrace_model::plain::plain;
-use std::time::Duration;
 
 use super::by::by_of;
 

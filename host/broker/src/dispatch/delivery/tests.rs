@@ -1,12 +1,12 @@
 //! Decisions about one batch, without an engine.
 
+use crate::dispatch::word::Left;
 use std::sync::Arc;
 
+use millrace_model::processor::RetryPolicy;
 use millrace_model::{
     Answer, ColumnBatch, Digest, PartitionId, ProcessorSpec, Topic, TopicId, TopicName, TopicSpec,
 };
-
-use millrace_model::processor::RetryPolicy;
 
 use super::*;
 use crate::dispatch::answer::Outputs;

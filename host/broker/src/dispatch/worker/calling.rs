@@ -10,12 +10,11 @@ use millrace_model::Answer;
 use super::stateful::{self, Home};
 use super::{Trouble, Worker, pointless, wants};
 use crate::dispatch::answer::Verdict;
-use crate::dispatch::at_hand;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::gate::Probe;
 use crate::dispatch::live::Live;
-use crate::dispatch::placing;
 use crate::dispatch::sides::Side;
+use crate::dispatch::{at_hand, placing};
 use crate::ground::chains::Hops;
 use crate::handler::{CallError, CallUse, Called};
 

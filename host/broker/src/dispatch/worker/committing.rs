@@ -5,8 +5,7 @@ use millrace_model::{Compression, PartitionId, RecordBatch, Topic, TopicPartitio
 
 use super::Worker;
 use crate::dispatch::delivery::Effects;
-use crate::dispatch::live::Live;
-use crate::dispatch::live::OutputTopic;
+use crate::dispatch::live::{Live, OutputTopic};
 use crate::ground::packing;
 
 impl Worker {

@@ -12,12 +12,13 @@ use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::{Judgement, Report, Says};
-use crate::dispatch::delivery::{Effects, Left, Word, contradictions, parked_before};
+use crate::dispatch::delivery::{Effects, contradictions, parked_before};
 use crate::dispatch::failed::Failed;
 use crate::dispatch::gate::{Gate, NotLookedUp, Probe};
 use crate::dispatch::live::Live;
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
+use crate::dispatch::word::{Left, Word};
 use crate::handler::Decision;
 
 /// Workers that wait for the same probe wake at most this far apart, in a different order each time.

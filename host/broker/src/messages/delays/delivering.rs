@@ -13,15 +13,11 @@ use millrace_model::{
 use tokio::sync::watch;
 
 use crate::ground::backoff::Backoff;
-use crate::ground::packing;
-use crate::ground::tasks;
+use crate::ground::{packing, tasks};
 use crate::hosts::holding::Share;
 use crate::messages::delays::delayed::Delays;
 use crate::messages::delays::stored;
-use crate::messages::delays::stored::DelayedId;
-use crate::messages::delays::stored::GROUP;
-use crate::messages::delays::stored::read;
-use crate::messages::delays::stored::removal;
+use crate::messages::delays::stored::{DelayedId, GROUP, read, removal};
 
 /// Messages per transaction.
 const DELIVERED_AT_ONCE_MAX: usize = 1_000;

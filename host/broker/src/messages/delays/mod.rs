@@ -1,6 +1,7 @@
 //! Delayed messages: taken with a time of delivery, kept with the partition that they are for, and in the topic from that time on.
 
 pub(crate) mod agenda;
+pub(crate) mod cancelling;
 pub(crate) mod delayed;
 pub(crate) mod delivering;
 pub(crate) mod moving;

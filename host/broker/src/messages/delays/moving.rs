@@ -13,10 +13,7 @@ use parking_lot::Mutex;
 use crate::ground::backoff::Backoff;
 use crate::messages::delays::delayed::Delays;
 use crate::messages::delays::stored;
-use crate::messages::delays::stored::DelayedId;
-use crate::messages::delays::stored::GROUP;
-use crate::messages::delays::stored::exactly;
-use crate::messages::delays::stored::write;
+use crate::messages::delays::stored::{DelayedId, GROUP, exactly, write};
 
 /// Messages moved per transaction.
 const MOVED_AT_ONCE_MAX: usize = 500;

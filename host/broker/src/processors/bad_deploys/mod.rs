@@ -22,18 +22,20 @@ use crate::dispatch::batcher::{self, Batch, behind, ordering};
 use crate::dispatch::breaker::{
     CANARY_TIMEOUTS_MAX, Judgement, PROVEN_AFTER, PROVEN_LEAST, PROVEN_MESSAGES, Report, Says,
 };
-use crate::dispatch::delivery::{self, Effects, Settling, Word, contradictions, parked_before};
+use crate::dispatch::delivery::{self, Effects, Settling, contradictions, parked_before};
 use crate::dispatch::failed::Failed;
 use crate::dispatch::gate::{Alarm, Entry, Gate, NotLookedUp, Probe, Wanted};
 use crate::dispatch::input::Input;
 use crate::dispatch::live::{Live, OutputTopics};
 use crate::dispatch::sides::{Side, side_of};
+use crate::dispatch::word::Word;
 use crate::ground::columns::push;
 use crate::ground::planted::{Planted, is_any_broken, plant};
 use crate::handler::{BatchHandler, CallError, Cause, Decision};
 use crate::processors::loading::back_from;
-use crate::processors::revisions::voided;
-use crate::processors::revisions::{forget_oldest, leave, make_void, take_down, unproven_run};
+use crate::processors::revisions::{
+    forget_oldest, leave, make_void, take_down, unproven_run, voided,
+};
 
 mod changes;
 mod checks;

@@ -1,15 +1,14 @@
 //! What holds for every operation of the document: each answer has a description, names have patterns, bytes are binary, and errors are
 //! declared.
 
-use utoipa::Modify;
-use utoipa::openapi::path::{Operation, ParameterIn};
-use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type};
-use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
-
 use millrace_model::bounds::{
     CONSUMER_NAME_CHARS_MAX, PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX,
     TOPIC_NAME_CHARS_MAX,
 };
+use utoipa::Modify;
+use utoipa::openapi::path::{Operation, ParameterIn};
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type};
+use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 
 /// The characters of names. Client generators need not know that `.`, `..` and names that begin with `__` are reserved.
 const NAME_PATTERN: &str = "^[A-Za-z0-9._-]+$";

@@ -1,0 +1,7 @@
+//! Where the API has a processor.
+
+use millrace_model::ProcessorName;
+
+pub(super) fn path(name: &ProcessorName, rest: &str) -> String {
+    format!("/v1/processors/{name}{rest}")
+}
