@@ -37,7 +37,7 @@ use crate::processors::going_back::take_back;
 use crate::processors::handle::{Processors, SendsAgain};
 use crate::schedules::firing;
 use crate::schedules::handle::Schedules;
-use crate::session::Session;
+use crate::session::{Rooms, Session};
 
 /// Alarms queued for automatic rollback. When the queue is full, the alarm is dropped; the next failed probe raises it again.
 const ALARMS_MAX: usize = 64;
@@ -82,12 +82,7 @@ struct Inner {
     engine: Arc<dyn Engine>,
     interrupt: Interrupt,
     hosts: Arc<Hosts>,
-    catalogue: Catalogue,
-    messages: Messages,
-    groups: Groups,
-    processors: Processors,
-    dead_letters: DeadLetters,
-    schedules: Schedules,
+    rooms: Rooms,
     /// Told by the catalogue, which knows it only as long as the broker does.
     _upstairs: Arc<dyn Dependents>,
     /// Sends dead letters again when processors say so; they know it only as long as the broker does.
@@ -158,13 +153,13 @@ impl Broker {
     ) -> Result<Self, ProcessorError> {
         let (alarms, heard) = mpsc::channel(ALARMS_MAX);
         let broker = Self::build(clock, engine, modules, limits, alarms).await?;
-        let Inner {
+        let Rooms {
             groups,
             processors,
             dead_letters,
             schedules,
             ..
-        } = &*broker.inner;
+        } = &broker.inner.rooms;
         schedules.read_schedules()?;
         groups.recover_consumers().await?;
         processors.start_processors().await?;
@@ -234,12 +229,14 @@ impl Broker {
                 engine,
                 interrupt,
                 hosts,
-                catalogue,
-                messages,
-                groups,
-                processors,
-                dead_letters,
-                schedules,
+                rooms: Rooms {
+                    catalogue,
+                    messages,
+                    groups,
+                    processors,
+                    dead_letters,
+                    schedules,
+                },
                 _upstairs: upstairs,
                 _sends_again: sends_again,
                 tasks: Tasks::default(),
@@ -250,34 +247,17 @@ impl Broker {
     /// The verbs, for a caller.
     #[must_use]
     pub fn session(&self, caller: Caller) -> Session {
-        let Inner {
-            catalogue,
-            messages,
-            groups,
-            processors,
-            dead_letters,
-            schedules,
-            ..
-        } = &*self.inner;
-        Session::new(
-            catalogue.clone(),
-            messages.clone(),
-            groups.called_by(&caller),
-            processors.called_by(&caller),
-            dead_letters.called_by(&caller),
-            schedules.called_by(&caller),
-            caller,
-        )
+        let broker = Arc::clone(&self.inner);
+        Session::new(&self.inner.rooms, caller, broker)
     }
 
     fn start_tasks(&self) {
-        let Inner {
-            tasks,
+        let Inner { tasks, engine, .. } = &*self.inner;
+        let Rooms {
             messages,
             schedules,
-            engine,
             ..
-        } = &*self.inner;
+        } = &self.inner.rooms;
         let (broker, changed) = (Arc::downgrade(&self.inner), engine.watch_catalogue());
         tasks.start("catalogue", move |stop| {
             follow_catalogue(Weak::clone(&broker), changed.clone(), stop)
@@ -328,15 +308,12 @@ impl Broker {
     /// Calls have `patience` to end by themselves. The engine continues, so that requests are answered.
     pub async fn wind_down(&self, patience: Duration) {
         let Inner {
-            processors,
-            catalogue,
-            interrupt,
-            ..
+            rooms, interrupt, ..
         } = &*self.inner;
         let rested = async {
-            processors.supervisor().stop_all(patience).await;
+            rooms.processors.supervisor().stop_all(patience).await;
             // A change may be loading a component; changes queued behind it are refused by the engine or were too late.
-            drop(catalogue.change().await);
+            drop(rooms.catalogue.change().await);
         };
         let too_late = async {
             tokio::time::sleep(patience).await;
@@ -361,9 +338,9 @@ async fn follow_catalogue(
     loop {
         match broker.upgrade() {
             Some(inner) => {
-                inner.processors.follow_once().await;
-                inner.schedules.follow_schedules().await;
-                inner.catalogue.follow_topics().await;
+                inner.rooms.processors.follow_once().await;
+                inner.rooms.schedules.follow_schedules().await;
+                inner.rooms.catalogue.follow_topics().await;
             }
             None => return,
         }
@@ -396,8 +373,8 @@ async fn follow_hosts(
         match broker.upgrade() {
             Some(inner) => {
                 inner.hosts.notice();
-                inner.processors.supervisor().nudge_all();
-                inner.dead_letters.redrive_what_was_left();
+                inner.rooms.processors.supervisor().nudge_all();
+                inner.rooms.dead_letters.redrive_what_was_left();
             }
             None => return,
         }

@@ -1,14 +1,17 @@
 //! The broker: topics, messages in and out, modules, processors, and what happens to every message that they process.
 //!
-//! [`Broker`] is the shared handle. A message arrives through [`produce`](Broker::produce), a worker of `dispatch` passes it to a
-//! [`handler`] in a batch, and the handler's answer is committed in one step.
+//! [`Broker`] starts and stops it all; [`Session`] has the verbs, for one caller. A message arrives through
+//! [`produce`](Messages::produce), a worker of `dispatch` passes it to a [`handler`] in a batch, and the handler's answer is committed
+//! in one step.
+//!
+//! The rooms, each of which uses only those below it: `broker`, `session`, `schedules`, `dead_letters`, `processors`, `dispatch`,
+//! `groups`, `messages`, `catalogue`, `hosts`, `ground`, `handler`.
 //!
 //! It does not know WebAssembly, HTTP or sockets: modules are anything that implements the traits of [`handler`], storage is anything
 //! that implements [`millrace_engine::Engine`].
 
 #![forbid(unsafe_code)]
 
-// In the order in which they stand on each other, from the ground up.
 mod broker;
 mod catalogue;
 mod dead_letters;

@@ -1,5 +1,8 @@
 //! A session: the broker's verbs, for one caller. Every verb of every door is called through one.
 
+use std::any::Any;
+use std::sync::Arc;
+
 use crate::catalogue::handle::Catalogue;
 use crate::dead_letters::handle::DeadLetters;
 use crate::ground::caller::Caller;
@@ -8,36 +11,40 @@ use crate::messages::handle::Messages;
 use crate::processors::handle::Processors;
 use crate::schedules::handle::Schedules;
 
+/// The rooms whose verbs a session has.
+#[derive(Clone)]
+pub(crate) struct Rooms {
+    pub(crate) catalogue: Catalogue,
+    pub(crate) messages: Messages,
+    pub(crate) groups: Groups,
+    pub(crate) processors: Processors,
+    pub(crate) dead_letters: DeadLetters,
+    pub(crate) schedules: Schedules,
+}
+
 /// The rooms, open to one caller. Cheap to clone; a door makes one for each request.
 #[derive(Clone)]
 pub struct Session {
-    catalogue: Catalogue,
-    messages: Messages,
-    consumers: Groups,
-    processors: Processors,
-    dead_letters: DeadLetters,
-    schedules: Schedules,
+    rooms: Rooms,
     caller: Caller,
+    /// The broker: what it does by itself, and what one room tells another, goes on as long as anybody may call a verb.
+    _broker: Arc<dyn Any + Send + Sync>,
 }
 
 impl Session {
-    pub(crate) fn new(
-        catalogue: Catalogue,
-        messages: Messages,
-        consumers: Groups,
-        processors: Processors,
-        dead_letters: DeadLetters,
-        schedules: Schedules,
-        caller: Caller,
-    ) -> Self {
+    pub(crate) fn new(rooms: &Rooms, caller: Caller, broker: Arc<dyn Any + Send + Sync>) -> Self {
+        let rooms = Rooms {
+            catalogue: rooms.catalogue.clone(),
+            messages: rooms.messages.clone(),
+            groups: rooms.groups.called_by(&caller),
+            processors: rooms.processors.called_by(&caller),
+            dead_letters: rooms.dead_letters.called_by(&caller),
+            schedules: rooms.schedules.called_by(&caller),
+        };
         Self {
-            catalogue,
-            messages,
-            consumers,
-            processors,
-            dead_letters,
-            schedules,
+            rooms,
             caller,
+            _broker: broker,
         }
     }
 
@@ -50,36 +57,36 @@ impl Session {
     /// Topics and modules.
     #[must_use]
     pub fn catalogue(&self) -> &Catalogue {
-        &self.catalogue
+        &self.rooms.catalogue
     }
 
     /// Messages in and out, and those that are delayed.
     #[must_use]
     pub fn messages(&self) -> &Messages {
-        &self.messages
+        &self.rooms.messages
     }
 
     /// Named readers, and their positions.
     #[must_use]
     pub fn consumers(&self) -> &Groups {
-        &self.consumers
+        &self.rooms.groups
     }
 
     /// Processors and their revisions, their state, and what they have parked.
     #[must_use]
     pub fn processors(&self) -> &Processors {
-        &self.processors
+        &self.rooms.processors
     }
 
     /// What was given up.
     #[must_use]
     pub fn dead_letters(&self) -> &DeadLetters {
-        &self.dead_letters
+        &self.rooms.dead_letters
     }
 
     /// Messages that are made at set times.
     #[must_use]
     pub fn schedules(&self) -> &Schedules {
-        &self.schedules
+        &self.rooms.schedules
     }
 }

@@ -78,7 +78,7 @@ impl Catalogue {
         self.inner.growths.subscribe()
     }
 
-    /// Like [`change_topic`](Self::change_topic), for more partitions. The caller holds `changes`.
+    /// Like [`change_topic`](Self::change_topic), for more partitions. The caller holds the lock of changes.
     pub(crate) async fn grow(
         &self,
         topic: &Topic,

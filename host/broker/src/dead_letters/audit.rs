@@ -230,7 +230,7 @@ impl AuditPage {
     }
 }
 
-/// Reads what [`Broker::audit_append`] wrote; `None` for another version.
+/// Reads what [`DeadLetters::audit_append`] wrote; `None` for another version.
 fn read(message: &Message) -> Option<AuditEntry> {
     serde_json::from_slice(message.value.as_deref()?).ok()
 }

@@ -1,5 +1,5 @@
-//! What every room stands on: columns, packing, partitioners, the rules of chains, tasks, and the end of all calls. Nothing here knows
-//! a topic's name or who asks.
+//! What every room stands on: names of headers and of processors' own topics, columns, packing, partitioners, the rules of chains, tasks,
+//! the caller, and the end of all calls.
 
 pub(crate) mod backoff;
 pub(crate) mod caller;

@@ -287,12 +287,12 @@ impl Messages {
         Ok(produced.placed)
     }
 
-    /// Like [`Broker::produce`], once: the same key returns the first answer, within the topic's window
+    /// Like [`Messages::produce`], once: the same key returns the first answer, within the topic's window
     /// ([`REQUESTS_PER_TOPIC_MAX`](millrace_model::bounds::REQUESTS_PER_TOPIC_MAX) and the bounds after it). A repeat during the first
     /// call waits for it.
     ///
     /// # Errors
-    /// As for [`Broker::produce`]; [`CommitError::RequestReused`] if the key was used for something else.
+    /// As for [`Messages::produce`]; [`CommitError::RequestReused`] if the key was used for something else.
     pub async fn produce_once(
         &self,
         topic: &TopicName,

@@ -11,7 +11,7 @@ use crate::processors::revisions::on_trial;
 use crate::processors::waiting_gauge::none_waiting;
 
 impl Processors {
-    /// Follows changes of processors by others. The caller holds `changes`.
+    /// Follows changes of processors by others. The caller holds the lock of changes.
     pub(crate) async fn catch_up(&self) {
         if !self.inner.catalogue.is_followed() {
             self.take_over_all().await;

@@ -669,3 +669,32 @@ async fn a_paused_processor_reads_new_partitions_when_it_goes_on() {
         .unwrap();
     rig.hold("out", &["a", "b"]).await;
 }
+
+#[tokio::test]
+async fn what_a_room_tells_another_is_told_as_long_as_there_is_a_session() {
+    let rig = Rig::start(1).await;
+    let pass = per_message(|_, _| Say::Pass);
+    rig.deploy(spec(rig.upload_handler("m", pass).await)).await;
+    let Rig {
+        broker, session, ..
+    } = rig;
+    drop(broker);
+    let catalogue = session.catalogue();
+    let grown = catalogue.change_topic(&topic("in"), accepted(4)).await;
+    assert_eq!(grown.unwrap().topic.spec.partitions, 4);
+    let keys = (0..40).map(|n| format!("k{n}"));
+    let new = keys.map(|key| message(&key, "v")).collect();
+    let sent = session.messages().produce(&topic("in"), new).await;
+    let in_new =
+        |placed: &&Placed| matches!(placed, Placed::At { partition, .. } if partition.0 > 0);
+    assert!(sent.unwrap().iter().filter(in_new).count() > 0);
+    let out = catalogue.topic(&topic("out")).unwrap();
+    let processed = || catalogue.ends(&out, PartitionId(0)).unwrap().end.0;
+    for _ in 0..5_000 {
+        if processed() == 40 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("{} of 40 were processed", processed());
+}
