@@ -14,7 +14,7 @@ use crate::host;
 
 const KILLS: u32 = 20;
 const BATCH: u32 = 20;
-/// Every so many messages one fails for good and becomes a dead letter.
+/// One in this many messages fails for good and becomes a dead letter.
 const FAILING_EVERY: u32 = 37;
 
 fn message(number: u32) -> Value {
@@ -27,7 +27,7 @@ fn message(number: u32) -> Value {
     json!({"key": format!("k{}", number % 50), "value": number.to_string(), "headers": headers})
 }
 
-/// Produces batches until the host is gone; notes what was acknowledged.
+/// Produces batches until the host has ended; notes what was acknowledged.
 fn produce_until_refused(client: &Client, next: &AtomicU32, acknowledged: &Mutex<Vec<u32>>) {
     loop {
         let first = next.fetch_add(BATCH, Ordering::Relaxed);

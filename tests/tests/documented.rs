@@ -1,5 +1,6 @@
-//! Holds two documents to the source: every bound of the host stands in `docs/bounds.md`, every metric in `docs/metrics.md`. They
-//! are written from the source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
+//! Compares two documents with the source: `docs/bounds.md` must have every bound of the host,
+//! `docs/metrics.md` every metric. To write them from the source: `MILLRACE_WRITE_DOCS=1 cargo test
+//! -p millrace-tests --test documented`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use std::fs;
 
 use millrace_tests::tree::{Source, repository, sources};
 
-/// The variable that has the documents written instead of compared.
+/// The variable that makes this test write the documents instead of comparing them.
 const WRITE: &str = "MILLRACE_WRITE_DOCS";
 /// Where metrics are described.
 const TELEMETRY: &str = "host/server/src/telemetry.rs";
@@ -71,7 +72,7 @@ fn product() -> Vec<Source> {
     sources().into_iter().filter(is_product).collect()
 }
 
-/// The document must say what it should, unless it is being written.
+/// Compares a document with its wanted text, or writes it.
 fn hold(path: &str, wanted: &str) {
     let file = repository().join(path);
     if std::env::var_os(WRITE).is_some() {
@@ -91,7 +92,7 @@ struct Bound {
     meaning: String,
 }
 
-/// Constants whose names end in `MAX`, with what their comments say.
+/// Constants whose names end in `MAX`, with their comments.
 fn bounds_of(source: &Source) -> Vec<Bound> {
     let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
     let declared = |at: &usize| {
@@ -132,7 +133,7 @@ fn bounds_of(source: &Source) -> Vec<Bound> {
     (0..lines.len()).filter_map(bound).collect()
 }
 
-/// `8 << 20` bytes as people write them; whatever else stays as it is in the source.
+/// Writes values such as `8 << 20` bytes as people do; others stay as they are in the source.
 fn readable(name: &str, value: &str) -> String {
     let shifted = value.split_once(" << ").and_then(|(one, by)| {
         let one: u64 = one.trim().parse().ok()?;
