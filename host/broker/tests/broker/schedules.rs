@@ -246,7 +246,7 @@ async fn a_schedule_run_by_hand_makes_one_message_and_keeps_its_next_time() {
         );
         assert_eq!(text(message.value.as_deref()), "tick");
     }
-    // The change is recorded, and the record stays.
+    // The run is recorded, and the record survives a restart.
     let (engine, modules) = (Arc::clone(&rig.engine), Arc::clone(&rig.modules));
     drop(rig);
     let rig = Rig::on(engine, modules).await;

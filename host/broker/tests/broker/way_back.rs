@@ -79,7 +79,7 @@ async fn a_rollback_names_the_command_that_sends_again_what_was_given_up() {
         .await
         .unwrap();
     assert_eq!(status.gone_back_from, Some(2));
-    // A further deployment is a different case.
+    // A further deployment clears it.
     let other = marker(&rig, "c").await;
     rig.deploy(spec(other)).await;
     let status = rig
