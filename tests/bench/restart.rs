@@ -14,7 +14,7 @@ use crate::table::Table;
 
 const TOPICS: usize = 1_000;
 
-/// One row.
+/// Adds the one row.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let engine = setup::engine(directory.path()).await?;

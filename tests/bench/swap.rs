@@ -24,7 +24,7 @@ const BETWEEN: Duration = Duration::from_millis(100);
 /// Time between two messages.
 const PACE: Duration = Duration::from_micros(500);
 
-/// One row.
+/// Adds the one row.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let components = setup::components(directory.path())?;
