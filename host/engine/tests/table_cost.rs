@@ -1,5 +1,6 @@
-//! What tables take in memory is what a host's bounds count for them, whether entries are many and small or few and large. A test of its
-//! own process: nobody else takes memory meanwhile.
+//! Tables take as much memory as a host's bounds count for them, whether their entries are many and
+//! small or few and large. This test has its own process, so that no other test allocates memory
+//! meanwhile.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use millrace_model::{
     Durability, GroupName, SystemClock, Timestamp, TopicName, TopicPartition, TopicSpec,
 };
 
-/// What an allocator and a runtime take besides.
+/// Memory that the allocator and the runtime take besides.
 const SLACK_BYTES: usize = 12 << 20;
 
 fn own_bytes() -> usize {
@@ -71,7 +72,7 @@ async fn a_table_takes_what_is_counted_for_it() {
     };
     let topic = engine.create_topic(spec, Vec::new()).await.expect("made");
     let partition = topic.partitions().next().expect("one");
-    // Just after a table doubled its buckets they are half empty.
+    // Just after a table has doubled its buckets, half of them are empty.
     for case in [
         (230_000, 8, false),
         (230_000, 100, false),

@@ -1,4 +1,5 @@
-//! Batches from a peer that means no good: whatever the bytes, decoding answers, and what it accepts can be read to its end.
+//! Batches from a hostile peer: decoding returns for any bytes, and a batch that it accepts can be
+//! read to the end.
 
 use bytes::Bytes;
 use millrace_model::batch::HEADER_BYTES;
@@ -27,7 +28,7 @@ fn sound_batch() -> RecordBatch {
     builder.finish().expect("three messages")
 }
 
-/// Bytes as a batch whose length and checksum are right, so that everything else is believed.
+/// Gives bytes the right length and checksum of a batch, so that the rest of them is decoded.
 fn sealed(mut bytes: Vec<u8>) -> Bytes {
     let length = (bytes.len() - 12) as i32;
     bytes[8..12].copy_from_slice(&length.to_be_bytes());
@@ -37,7 +38,7 @@ fn sealed(mut bytes: Vec<u8>) -> Bytes {
     bytes.into()
 }
 
-/// Everything that can be asked of a batch; returns how many records were sound.
+/// Calls every reader of a batch; returns how many records were intact.
 fn read_everything(batch: &RecordBatch) -> usize {
     assert!(batch.end_offset() > batch.base_offset() || batch.end_offset() == Offset::MAX);
     let moved = batch.at_offset(Offset(7));
@@ -109,7 +110,8 @@ proptest! {
 
 #[test]
 fn a_record_that_claims_more_than_its_batch_holds_is_malformed() {
-    // Each lies about one length: of the record, the key, the value, the headers, a header's name.
+    // Each has one wrong length: of the record, the key, the value, the headers, or a header's
+    // name.
     for lie in [
         &[i64::MAX][..],
         &[20, 0, 0, 0, i64::MAX],

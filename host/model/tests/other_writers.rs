@@ -1,7 +1,9 @@
-//! Batches of another implementation of Kafka's format are read, with every codec, and it has read ours.
+//! We can read the batches of another implementation of Kafka's format, with every codec, and it
+//! has read ours.
 //!
-//! The files in `fixtures/kafka-python` were built, and those in `fixtures/millrace` were read and found right, by
-//! `fixtures/kafka_python.py`, which says how. With `MILLRACE_FIXTURES=DIRECTORY` ours are written anew there.
+//! `fixtures/kafka_python.py` built the files in `fixtures/kafka-python` and checked those in
+//! `fixtures/millrace`; it describes how to run it. With `MILLRACE_FIXTURES=DIRECTORY` this test
+//! writes our files there again.
 
 use std::fs;
 use std::path::{Path, PathBuf};

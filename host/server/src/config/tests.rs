@@ -1,4 +1,5 @@
-//! What configurations come to, by file, variable and flag, in the spelling of today and in that of before.
+//! The settings that result from file, variables and flags, in their present and their earlier
+//! spellings.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +10,7 @@ use super::names::{RETIRED, variable, variable_read};
 use super::settings::{check_variables, paths};
 use super::*;
 
-/// Settings as a command line gives them, in an environment without variables of ours.
+/// The settings for a command line, in an environment without Millrace's variables.
 fn flags(flags: &[&str]) -> Settings {
     let command = Settings::augment_args(Command::new("serve").no_binary_name(true));
     let matches = command.try_get_matches_from(flags).expect("flags");
@@ -46,7 +47,7 @@ fn leaves(before: &str, value: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// A value of each kind of setting, as the file has it, and as a flag has it. None is a default.
+/// A value for each kind of setting, as written in the file and as a flag. None is a default.
 fn sample(path: &str) -> (&'static str, &'static str) {
     match path {
         "listen.http.address" => ("'127.0.0.1:8'", "127.0.0.1:8"),
@@ -139,7 +140,7 @@ fn an_old_variable_is_read_and_told_of_and_both_are_refused() {
     );
     let told = check_variables(|name| [old, new].contains(&name)).expect_err("both");
     assert!(told.to_string().contains(&format!("keep {new}")), "{told}");
-    // What is spelt alike is no old spelling.
+    // A setting whose spelling did not change has no old spelling.
     let hints = check_variables(|name| name == "MILLRACE_LOG_FILTER").expect("one spelling");
     assert_eq!(hints, [""; 0]);
 }

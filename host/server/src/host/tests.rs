@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const FULL: &[u8] = b"full\n";
 const BYE: &[u8] = b"bye\n";
 
-/// A door that echoes what it receives, and holds as much room as it is told to.
+/// A door that echoes what it receives, and reserves as much room as it is asked to.
 #[derive(Clone)]
 struct Echo {
     budgets: Budgets,

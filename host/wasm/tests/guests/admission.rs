@@ -1,4 +1,4 @@
-//! What is refused, and what the refusal says.
+//! Which modules are refused, and with which texts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -212,7 +212,7 @@ async fn a_compile_that_wants_too_much_memory_is_stopped() {
     let host = TestHost::start_with(|options| {
         options.limits.compile_memory_bytes_max = 8 << 20;
     });
-    // A compiler has to hold what it compiles.
+    // A compiler needs memory for what it compiles.
     let padding = section(0, &[&[1, b'n'][..], &vec![0; 48 << 20]].concat());
     let large = [guests::QUAKE_CLASSIFIER, &padding].concat();
     let error = host.admit(&large).await.unwrap_err();
@@ -238,7 +238,7 @@ async fn a_module_that_does_not_start_is_refused_and_nothing_is_kept_of_it() {
         Err(AdmitError::Start(reason)) => assert!(reason.contains("trap"), "{reason}"),
         other => panic!("{other:?}"),
     }
-    // The hollow export is found out first; what matters is that it ends.
+    // The empty export is found first; the test only needs the call to end.
     assert!(host.admit(&endless).await.is_err());
     let kept = std::fs::read_dir(host.directory.path().join("code")).unwrap();
     let kept: Vec<_> = kept.map(|entry| entry.unwrap().file_name()).collect();
@@ -333,7 +333,7 @@ async fn one_uploader_s_bombs_delay_an_honest_one_by_one_compile_at_the_most() {
             })
         })
         .collect();
-    // Both lanes are taken, and more wait.
+    // Both lanes are busy, and more uploads wait.
     while host.host.compiles() < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -1,4 +1,4 @@
-//! Components written byte by byte, for what no toolchain would make.
+//! Components written byte by byte that no toolchain would make.
 
 /// A component of these sections.
 pub(crate) fn component(sections: &[Vec<u8>]) -> Vec<u8> {
@@ -14,7 +14,7 @@ pub(crate) fn section(id: u8, body: &[u8]) -> Vec<u8> {
     [vec![id], number(body.len()), body.to_vec()].concat()
 }
 
-/// Any number of items behind their count.
+/// A list: the number of items, then the items.
 pub(crate) fn list(items: &[Vec<u8>]) -> Vec<u8> {
     [number(items.len()), items.concat()].concat()
 }
@@ -58,13 +58,13 @@ pub(crate) fn running(module: &[u8]) -> Vec<Vec<u8>> {
     ]
 }
 
-/// A core module with a memory of so many pages.
+/// A core module with a memory of this many pages.
 pub(crate) fn memory_module(pages: usize) -> Vec<u8> {
     let memory = [vec![0x00], number(pages)].concat();
     core_module(&[section(5, &list(&[memory]))])
 }
 
-/// A core module with a table of so many elements.
+/// A core module with a table of this many elements.
 pub(crate) fn table_module(elements: usize) -> Vec<u8> {
     let table = [vec![0x70, 0x00], number(elements)].concat();
     core_module(&[section(4, &list(&[table]))])

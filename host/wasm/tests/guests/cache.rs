@@ -10,7 +10,7 @@ use millrace_broker::handler::ModuleHost as _;
 use crate::bytes::{name, section};
 use crate::support::{TestHost, digest, one, request};
 
-/// The same guest under another digest: with a section that means nothing.
+/// The same guest with another digest, because of an extra section without a meaning.
 fn variant(number: usize) -> Vec<u8> {
     let label = section(0, &name(&format!("variant {number}")));
     [guests::PASSTHROUGH.to_vec(), label].concat()

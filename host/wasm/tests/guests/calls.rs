@@ -1,4 +1,4 @@
-//! What good guests answer, and how instances are kept.
+//! The answers of good guests, and how instances are reused.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! What a call costs, beside the same work in this process. Run with `--ignored --nocapture`, alone.
+//! The cost of a call, compared with the same work in this process. Run it alone, with `--ignored
+//! --nocapture`.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ async fn cost_of_single_calls() {
     println!("pass-through 100 B x 1      {single:8.1} ns/call");
 }
 
-/// Nanoseconds a call, best of some rounds.
+/// Nanoseconds of a call, in the best of several rounds.
 async fn measure(handler: &Arc<dyn BatchHandler>, batch: &Arc<ColumnBatch>, calls: u32) -> f64 {
     let mut best = f64::MAX;
     for _ in 0..ROUNDS {
@@ -72,7 +73,7 @@ fn best(mut work: impl FnMut(), calls: u32) -> f64 {
     best
 }
 
-/// Each value as a message of its own, as a native handler would have them.
+/// Handles each value as a separate message, as a native handler would.
 fn native_uppercase(batch: &ColumnBatch) -> Answer {
     let mut answer = Answer {
         outcomes: vec![1; batch.len()],

@@ -1,4 +1,5 @@
-//! What is known of a call besides its answer: what it used, and what its guest wrote in it.
+//! What the host reports of a call besides its answer: what it used, and what its guest wrote
+//! during it.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Guests that misbehave hurt their own call and nothing else.
+//! Guests that misbehave harm only their own call.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

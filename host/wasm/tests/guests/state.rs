@@ -1,4 +1,5 @@
-//! State as a component sees it: its own writes come back with the answer, and are lost with a failure.
+//! State as a component sees it: its writes are returned with the answer, and discarded after a
+//! failure.
 
 use std::sync::Arc;
 

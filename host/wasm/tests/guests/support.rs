@@ -127,7 +127,7 @@ pub(crate) fn outputs(batch: &ColumnBatch, answer: &Answer) -> Vec<Vec<u8>> {
     (0..answer.sources.len()).map(of_output).collect()
 }
 
-/// Calls with one message and gives back its one output.
+/// Calls with one message and returns its only output.
 pub(crate) async fn one(handler: &Arc<dyn BatchHandler>, value: &str) -> Result<String, CallError> {
     let batch = batch([value]);
     let answer = handler.process(&batch).await?;

@@ -1,4 +1,5 @@
-//! What a guest writes is on record as a line of the call that wrote it, whole or said to be cut, however the call ends.
+//! What a guest writes is recorded as a line of the call that wrote it, complete or marked as cut,
+//! however the call ends.
 
 use std::sync::Arc;
 
@@ -56,7 +57,7 @@ async fn last_words_without_a_line_end_come_with_the_trap_from_either_stream() {
             message.contains("TypeError: x is not a function ("),
             "{message}"
         );
-        // The call that wrote a hundred lines before was over its rate.
+        // The earlier call with a hundred lines exceeded the rate.
         if !value.starts_with("trap-late") {
             assert_eq!(texts(&used.log), ["TypeError: x is not a function"]);
         }
