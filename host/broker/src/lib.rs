@@ -56,6 +56,7 @@ pub use groups::shapes::{
 pub use handler::{
     AdmitError, CallError, CallUse, Cause, GuestLine, Interface, ModuleFacts, ModuleHost, Uploader,
 };
+pub use messages::append::{AppendRequest, Appended};
 pub use messages::beginning::BeginAt;
 pub use messages::delays::delayed::{
     DelayedError, DelayedMessage, DelayedPage, DelayedQuery, DelaysFull,
@@ -65,6 +66,8 @@ pub use messages::fetch::{FetchError, FetchRequest, FetchResult, Fetched};
 pub use messages::handle::Messages;
 pub use messages::place::MessagePlace;
 pub use messages::produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
+pub use messages::read::{ReadRequest, ReadResult};
+pub use messages::subscription::{Delivery, SubscribeError, Subscription, SubscriptionError};
 /// What a processor keeps beside its progress.
 pub use millrace_engine::state;
 pub use processors::canary::CanaryStatus;

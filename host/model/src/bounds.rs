@@ -101,6 +101,9 @@ pub const PRODUCE_CALL_MESSAGES_MAX: usize = BATCH_MESSAGES_MAX;
 /// Bytes of all produce calls on their way to the engine. At the bound a call is refused as busy; try again.
 pub const PRODUCE_BYTES_IN_FLIGHT_MAX: usize = 256 << 20;
 
+/// Partitions that one subscription reads. A further one is refused: open another subscription.
+pub const SUBSCRIPTION_PARTITIONS_MAX: usize = 100_000;
+
 /// The largest batch size, in bytes, that a processor's specification may request.
 pub const PROCESSOR_BATCH_BYTES_MAX: u32 = 16 << 20;
 

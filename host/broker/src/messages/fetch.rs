@@ -87,7 +87,7 @@ impl Messages {
     /// # Errors
     /// [`FetchError`].
     pub async fn fetch(&self, request: FetchRequest) -> Result<FetchResult, FetchError> {
-        let partition = self.partition_of(&request)?;
+        let partition = self.partition_of(&request.topic, request.partition)?;
         let engine = &self.inner.engine;
         let ends = self
             .inner
@@ -104,7 +104,7 @@ impl Messages {
             messages: request.messages_max,
             bytes: request.bytes_max,
         };
-        let (messages, next) = self.read(partition, from, room).await?;
+        let (messages, next) = self.messages_from(partition, from, room).await?;
         let ends = engine.ends(partition)?;
         // The messages exist, even if this host's view of the end lags behind.
         let ends = Ends {
@@ -118,19 +118,23 @@ impl Messages {
         })
     }
 
-    fn partition_of(&self, request: &FetchRequest) -> Result<TopicPartition, FetchError> {
-        let topic = self.inner.catalogue.topic(&request.topic);
-        let topic = topic.ok_or_else(|| FetchError::UnknownTopic(request.topic.clone()))?;
-        let partition = topic.partition(request.partition);
-        partition.ok_or_else(|| FetchError::UnknownPartition {
-            topic: request.topic.clone(),
-            partition: request.partition,
+    pub(super) fn partition_of(
+        &self,
+        name: &TopicName,
+        partition: PartitionId,
+    ) -> Result<TopicPartition, FetchError> {
+        let topic = self.inner.catalogue.topic(name);
+        let topic = topic.ok_or_else(|| FetchError::UnknownTopic(name.clone()))?;
+        let found = topic.partition(partition);
+        found.ok_or_else(|| FetchError::UnknownPartition {
+            topic: name.clone(),
+            partition,
             partitions: topic.spec.partitions,
         })
     }
 
     /// Messages from `from` on as far as there is room, and where to continue.
-    pub(crate) async fn read(
+    pub(crate) async fn messages_from(
         &self,
         partition: TopicPartition,
         from: Offset,
@@ -140,11 +144,11 @@ impl Messages {
         let mut next = from;
         while room.messages > 0 && room.bytes > 0 {
             let bytes_max = room.bytes.min(FETCH_READ_BYTES);
-            let batches = match self.inner.engine.read(partition, next, bytes_max).await {
-                Ok(batches) => batches,
+            let batches = match self.read_at(partition, next, bytes_max).await {
+                Ok(read) => read.batches,
                 // Messages before the damage are returned; the next call meets the damage first.
                 Err(_) if !messages.is_empty() => break,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             };
             if batches.is_empty() {
                 break;

@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use millrace_broker::{
     AdmitError, CallError, DeadLetterError, FetchError, ModuleError, ProcessorError, ProduceError,
+    SubscribeError,
 };
 use millrace_engine::{CommitError, Kept, ReadError, RoomFull};
 use millrace_model::NameError;
@@ -384,6 +385,10 @@ impl From<ProduceError> for ApiError {
                 code: "delays-full",
                 ..busy(text)
             },
+            ProduceError::Batch { .. } => {
+                let hint = "send complete record batches in Kafka's format, magic 2";
+                Self::malformed(text, hint)
+            }
             ProduceError::NothingToSend => Self::malformed(text, "send at least one message"),
             ProduceError::Busy { .. } => busy(text),
             ProduceError::Partitioner(CallError::Interrupted) => CommitError::Closed.into(),
@@ -442,6 +447,16 @@ impl From<FetchError> for ApiError {
                     ..Self::new(status, "unreadable", text, hint)
                 }
             }
+        }
+    }
+}
+
+impl From<SubscribeError> for ApiError {
+    fn from(error: SubscribeError) -> Self {
+        let text = error.to_string();
+        match error {
+            SubscribeError::TooMany => Self::refused("too-many-partitions", text, SMALLER),
+            SubscribeError::Fetch(error) => error.into(),
         }
     }
 }

@@ -7,8 +7,6 @@ use axum::Extension;
 use axum::http::header::CONTENT_DISPOSITION;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use millrace_broker::{FetchRequest, FetchResult};
 use millrace_engine::{Ends, ReadError};
 use millrace_model::unit::check_ms;
@@ -288,21 +286,14 @@ impl Called {
         let Ok(_turn) = self.waiting.try_acquire() else {
             return Err(too_many_waiting());
         };
-        let mut waits: FuturesUnordered<_> = places
-            .map(|(partition, from)| {
-                self.session.messages().fetch(FetchRequest {
-                    topic: topic.spec.name.clone(),
-                    partition,
-                    from,
-                    messages_max: 0,
-                    bytes_max: 1,
-                    wait,
-                })
-            })
-            .collect();
+        let mut subscription = self.session.messages().subscribe();
+        for (partition, from) in places {
+            subscription.add(&topic.spec.name, partition, from)?;
+        }
         tokio::select! {
             biased;
-            waited = waits.next() => waited.transpose().map(drop)?,
+            _ = subscription.ready() => {}
+            () = tokio::time::sleep(wait) => {}
             () = self.stopping.cancelled() => {}
             () = line.gone().cancelled() => {}
             _ = growths.changed() => {}
