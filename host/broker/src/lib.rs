@@ -50,6 +50,7 @@ pub use ground::caller::Caller;
 pub use groups::consumers::HeldConsumer;
 pub use groups::error::ConsumerError;
 pub use groups::handle::Groups;
+pub use groups::positions::{GroupPosition, NewPosition};
 pub use groups::shapes::{
     ConsumerCommit, ConsumerPlace, ConsumerStatus, HoldRequest, ReaderStatus,
 };

@@ -313,6 +313,15 @@ pub const SCHEDULES_MAX: usize = 1_000;
 /// Consumers of one topic. Another one is refused.
 pub const CONSUMERS_MAX: usize = 1_000;
 
+/// Bytes of a consumer group's name, as stored. A longer one is refused.
+pub const GROUP_NAME_BYTES_MAX: usize = 256;
+
+/// Positions that a consumer group commits at once. More are refused: commit them in several calls.
+pub const GROUP_COMMIT_POSITIONS_MAX: usize = 10_000;
+
+/// Bytes of the text that a reader stores with a position of its group. A longer one is refused.
+pub const POSITION_NOTE_BYTES_MAX: usize = 4_096;
+
 /// Characters of a consumer's name.
 pub const CONSUMER_NAME_CHARS_MAX: usize = 64;
 

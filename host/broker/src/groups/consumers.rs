@@ -134,7 +134,11 @@ impl Groups {
         let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP).await?;
         let topics = self.inner.catalogue.topics().into_iter();
         for topic in topics.filter(|topic| with.contains(&home(topic))) {
-            if let Err(error) = self.recover_consumers_of(&topic).await {
+            let recovered = async {
+                self.recover_consumers_of(&topic).await?;
+                self.recover_positions_of(&topic).await
+            };
+            if let Err(error) = recovered.await {
                 tracing::error!(topic = %topic.spec.name, %error, "positions of consumers past the end could not be moved back after lost messages, so they may miss new ones; restart the host when there is space");
             }
         }
@@ -449,12 +453,12 @@ impl Groups {
         }
     }
 
-    fn consumed(&self, name: &TopicName) -> Result<Topic, ConsumerError> {
+    pub(super) fn consumed(&self, name: &TopicName) -> Result<Topic, ConsumerError> {
         let topic = self.inner.catalogue.topic(name);
         topic.ok_or_else(|| ConsumerError::UnknownTopic(name.clone()))
     }
 
-    fn consumed_place(
+    pub(super) fn consumed_place(
         &self,
         topic: &Topic,
         partition: PartitionId,

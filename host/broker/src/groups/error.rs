@@ -1,7 +1,9 @@
 //! Why a consumer could not be created, read or moved.
 
 use millrace_engine::{CommitError, ReadError};
-use millrace_model::bounds::CONSUMERS_MAX;
+use millrace_model::bounds::{
+    CONSUMERS_MAX, GROUP_COMMIT_POSITIONS_MAX, GROUP_NAME_BYTES_MAX, POSITION_NOTE_BYTES_MAX,
+};
 use millrace_model::calendar::utc;
 use millrace_model::{ConsumerName, Offset, PartitionId, Timestamp, Topic, TopicName};
 
@@ -84,6 +86,23 @@ pub enum ConsumerError {
         position: Offset,
         /// The end.
         end: Offset,
+    },
+    /// A name that no consumer group can have.
+    #[error("a consumer group's name has at most {} bytes", GROUP_NAME_BYTES_MAX - 1)]
+    GroupName,
+    /// More positions than one commit may carry.
+    #[error(
+        "{count} positions are too many for one commit; the maximum is {GROUP_COMMIT_POSITIONS_MAX}: commit them in several calls"
+    )]
+    TooManyPositions {
+        /// How many.
+        count: usize,
+    },
+    /// The text of a position is too long.
+    #[error("the text of a position has {bytes} bytes; the maximum is {POSITION_NOTE_BYTES_MAX}")]
+    NoteTooLarge {
+        /// Its size.
+        bytes: usize,
     },
     /// The stored entry has another version.
     #[error(

@@ -105,10 +105,7 @@ impl Groups {
         let page = engine
             .read_state(&CONSUMERS_GROUP, home(topic), query)
             .await;
-        let page = page.map_err(|error| match error {
-            ReadError::UnknownPartition(_) => ConsumerError::UnknownTopic(topic.spec.name.clone()),
-            error => error.into(),
-        })?;
+        let page = page.map_err(|error| unread(error, topic))?;
         let entries = page.entries.into_iter();
         Ok(entries.map(|entry| (entry.key, entry.value)).collect())
     }
@@ -157,6 +154,14 @@ impl Groups {
 pub(super) fn explained(error: CommitError, topic: &Topic) -> ConsumerError {
     match error {
         CommitError::UnknownPartition(_) => ConsumerError::UnknownTopic(topic.spec.name.clone()),
+        error => error.into(),
+    }
+}
+
+/// The topic may be deleted meanwhile.
+pub(super) fn unread(error: ReadError, topic: &Topic) -> ConsumerError {
+    match error {
+        ReadError::UnknownPartition(_) => ConsumerError::UnknownTopic(topic.spec.name.clone()),
         error => error.into(),
     }
 }

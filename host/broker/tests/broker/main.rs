@@ -21,6 +21,7 @@ mod lifetime;
 mod orders;
 mod outcomes;
 mod parked;
+mod positions;
 mod raw_batches;
 mod redrives;
 mod replay;

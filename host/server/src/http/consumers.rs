@@ -163,6 +163,10 @@ impl From<ConsumerError> for ApiError {
                 "to read messages again, reset the consumer: POST …/reset or `millrace consumer reset`",
             ),
             ConsumerError::PastEnd { .. } => Self::refused("offset-past-end", text, see),
+            ConsumerError::GroupName => Self::refused("bad-name", text, "choose a shorter name"),
+            ConsumerError::TooManyPositions { .. } | ConsumerError::NoteTooLarge { .. } => {
+                Self::too_large(text, "send less per request")
+            }
             ConsumerError::Unreadable { .. } => Self::internal(text),
             ConsumerError::Read(error) => error.into(),
             ConsumerError::Commit(error) => error.into(),
