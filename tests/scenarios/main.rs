@@ -17,6 +17,7 @@ mod hostile;
 mod kill;
 mod letters;
 mod lifetime;
+mod load;
 mod old_directories;
 mod once;
 mod orders;

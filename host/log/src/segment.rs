@@ -8,13 +8,13 @@
 
 pub mod examine;
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_model::batch::HEADER_BYTES;
+pub use millrace_model::damage::DamageKind;
 use millrace_model::{BatchError, Offset, RecordBatch, Stamp};
 
 use crate::disk::DiskFile;
@@ -42,27 +42,6 @@ pub enum SegmentError {
     /// The disk failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-}
-
-/// What is in place of the written messages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DamageKind {
-    /// Something else, or nothing.
-    #[default]
-    Changed,
-    /// What was written for another topic or partition.
-    Misplaced,
-}
-
-impl fmt::Display for DamageKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Changed => "are damaged",
-            Self::Misplaced => {
-                "are not there: what stands in their place was written for another topic or partition"
-            }
-        })
-    }
 }
 
 /// Where a segment's bytes come from.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millrace_model::batch::RecordView;
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
+use millrace_model::hash::fnv1a;
 use millrace_model::processor::Order;
 use millrace_model::{ColumnBatch, Offset, Parked, Timestamp};
 
@@ -47,16 +48,12 @@ impl Batch {
 /// The order key of every message if the whole partition keeps its order.
 pub(super) const WHOLE_PARTITION: u64 = 0;
 
-/// The order key of a message. It is stored with progress, so it must never change: FNV-1a, 64 bits.
+/// The order key of a message. It is stored with progress, so it must never change.
 pub(crate) fn ordering(order: Order, key: Option<&[u8]>) -> Option<u64> {
     match order {
         Order::None => None,
         Order::Partition => Some(WHOLE_PARTITION),
-        Order::Key => key.map(|key| {
-            key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            })
-        }),
+        Order::Key => key.map(|key| fnv1a(key.iter().copied())),
     }
 }
 

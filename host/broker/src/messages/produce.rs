@@ -538,7 +538,7 @@ pub(super) fn check_content<'a>(
     index: usize,
     has_key: bool,
     bytes: usize,
-    header_names: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
+    mut header_names: impl ExactSizeIterator<Item = &'a [u8]>,
 ) -> Result<usize, ProduceError> {
     if topic.spec.settings.compact && !has_key {
         let topic = topic.spec.name.clone();
@@ -557,7 +557,7 @@ pub(super) fn check_content<'a>(
             max: MESSAGE_HEADERS_MAX,
         });
     }
-    match header_names.clone().find(|name| headers::is_reserved(name)) {
+    match header_names.find(|name| headers::is_reserved(name)) {
         Some(name) => {
             let name = String::from_utf8_lossy(name).into_owned();
             Err(ProduceError::ReservedHeader { index, name })

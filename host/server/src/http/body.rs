@@ -107,6 +107,19 @@ impl App {
         let taken = self.take_body(headers, body, JSON_BODY_BYTES_MAX).await?;
         json(&taken.bytes)
     }
+
+    /// Reads a body as JSON; an empty one means the defaults.
+    pub(super) async fn take_json_or_default<T: DeserializeOwned + Default>(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<T, ApiError> {
+        let taken = self.take_body(headers, body, JSON_BODY_BYTES_MAX).await?;
+        match taken.bytes.trim_ascii() {
+            b"" => Ok(T::default()),
+            bytes => json(bytes),
+        }
+    }
 }
 
 /// The length according to the head.

@@ -5,7 +5,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use millrace_broker::{BeginAt, LeftBehind, NextSpec, Session, merge};
+use millrace_broker::{BeginAt, LeftBehind, NextSpec, ProcessorError, Session, merge};
 use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
 };
@@ -205,6 +205,26 @@ impl DeployedBody {
             left_behind: left_behind.unwrap_or_default(),
             processor,
         }
+    }
+
+    /// Makes a change of a processor, to the end even if the caller leaves, and says what changed.
+    pub(super) async fn by(
+        app: &Called,
+        name: ProcessorName,
+        change: impl Future<Output = Result<Processor, ProcessorError>> + Send + 'static,
+    ) -> Result<Self, ApiError> {
+        let session = app.session.clone();
+        to_the_end(async move {
+            let before = session.processors().deployed_as(&name);
+            let after = change.await?;
+            Ok(Self::after(&session, before.as_ref(), after).await)
+        })
+        .await
+    }
+
+    /// The number of the current revision.
+    pub(super) fn current(&self) -> u32 {
+        self.processor.current
     }
 
     /// With this note, unless it has one.

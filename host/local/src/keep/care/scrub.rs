@@ -12,7 +12,6 @@ use millrace_model::{GroupName, Offset, Timestamp, TopicPartition};
 
 use super::Care;
 use super::register::Met;
-use crate::ground::tail::kind_of;
 use crate::keep::runs::set::runs_of;
 
 /// What opening a file is counted as: a thousand small segments are work, too.
@@ -217,7 +216,7 @@ impl Care {
             partition,
             from: damage.offsets.start,
             to: damage.offsets.end,
-            kind: kind_of(damage.kind),
+            kind: damage.kind,
             file: file.clone(),
             found_at,
             found_by,
