@@ -144,16 +144,17 @@ impl Messages {
         let mut next = from;
         while room.messages > 0 && room.bytes > 0 {
             let bytes_max = room.bytes.min(FETCH_READ_BYTES);
-            let batches = match self.read_at(partition, next, bytes_max).await {
-                Ok(read) => read.batches,
+            let read = match self.read_at(partition, next, bytes_max).await {
+                Ok(read) => read,
                 // Messages before the damage are returned; the next call meets the damage first.
                 Err(_) if !messages.is_empty() => break,
                 Err(error) => return Err(error),
             };
-            if batches.is_empty() {
+            if read.batches.is_empty() {
+                next = read.next;
                 break;
             }
-            for batch in &batches {
+            for batch in &read.batches {
                 let readable = packing::readable(batch).await;
                 let readable = readable.map_err(|error| malformed(batch, error));
                 match readable.and_then(|batch| take(&batch, next, &mut room, &mut messages)) {

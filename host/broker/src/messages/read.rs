@@ -51,8 +51,12 @@ impl Messages {
         bytes_max: usize,
     ) -> Result<ReadResult, FetchError> {
         let engine = &self.inner.engine;
+        let before = engine.ends(partition)?.end;
         let batches = engine.read(partition, from, bytes_max).await?;
-        let next = batches.last().map_or(from, RecordBatch::end_offset);
+        // Offsets may have gaps: where nothing was found, nothing is before the end that was known then.
+        let next = batches
+            .last()
+            .map_or(from.max(before), RecordBatch::end_offset);
         let ends = engine.ends(partition)?;
         Ok(ReadResult {
             batches,

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use millrace_broker::{Before, Delivery, FetchError, SubscribeError, Subscription};
-use millrace_engine::ReadError;
-use millrace_model::{Offset, PartitionId};
+use millrace_broker::{Before, BrokerLimits, Delivery, FetchError, SubscribeError, Subscription};
+use millrace_engine::{MemoryEngine, ReadError};
+use millrace_model::{Offset, PartitionId, SystemClock};
 
 use crate::raw_batches::{append, batch};
 use crate::rig::{Rig, text, topic};
@@ -181,6 +182,35 @@ async fn a_partition_that_cannot_be_read_is_reported_once_and_keeps_no_other_wai
         );
     }
     assert!(is_quiet(&mut subscription).await);
+}
+
+/// Offsets of a store that several hosts write have gaps, and an end may lie behind one.
+#[tokio::test]
+async fn gaps_in_a_partition_are_passed_over_also_at_its_end() {
+    let clock = Arc::new(SystemClock::new());
+    let gapped = MemoryEngine::with_gaps(clock.clone(), 3);
+    let one = Rig::on(gapped, Arc::default()).await;
+    one.topic("in", 1).await;
+    let (engine, modules) = (one.engine.second_host(), Arc::clone(&one.modules));
+    let two = Rig::beside(clock, engine, modules, BrokerLimits::default()).await;
+    for round in 0..20 {
+        let rig = [&one, &two][round % 2];
+        append(rig, "in", 0, batch(&[&round.to_string()]))
+            .await
+            .unwrap();
+    }
+    for rig in [&one, &two] {
+        let mut subscription = rig.session.messages().subscribe();
+        subscription.grant(1 << 20);
+        add(&mut subscription, "in", 0, 0);
+        let mut seen = Vec::new();
+        while seen.len() < 20 {
+            seen.extend(values(&next(&mut subscription).await));
+        }
+        let sent: Vec<String> = (0..20).map(|round: u32| round.to_string()).collect();
+        assert_eq!(seen, sent);
+        assert!(is_quiet(&mut subscription).await);
+    }
 }
 
 #[tokio::test]
