@@ -146,8 +146,9 @@ macro_rules! bounds_tests {
     };
 }
 
-/// One test per promise of an engine that keeps its data. `$open` as for [`conformance_tests!`](crate::conformance_tests);
-/// opened twice in one directory it finds what was there.
+/// One test per promise of an engine that keeps its data. `$open` as for
+/// [`conformance_tests!`](crate::conformance_tests); if it is called twice with one directory, the
+/// second engine has the first one's data.
 #[macro_export]
 macro_rules! reopening_tests {
     ($open:expr) => {
@@ -238,12 +239,12 @@ impl<Open: AsyncFn(PathBuf) -> Arc<dyn Engine>> Place<Open> {
         Self { open, directory }
     }
 
-    /// Opens the engine on what is there.
+    /// Opens the engine in this directory.
     pub async fn open(&self) -> Arc<dyn Engine> {
         (self.open)(self.directory.path().to_path_buf()).await
     }
 
-    /// Closes the engine and opens it anew.
+    /// Closes the engine and opens it again.
     pub async fn reopen(&self, engine: Arc<dyn Engine>) -> Arc<dyn Engine> {
         engine.close().await;
         drop(engine);
@@ -303,7 +304,7 @@ fn partitions(count: u32) -> TopicChange {
     }
 }
 
-/// The topic has so many partitions from then on.
+/// Raises the topic's number of partitions to `count`.
 async fn grow(engine: &dyn Engine, topic: &str, count: u32) -> Topic {
     let grown = engine.change_topic(&name(topic), partitions(count)).await;
     grown.expect("it grows")
@@ -387,7 +388,7 @@ async fn read_all(engine: &dyn Engine, partition: TopicPartition) -> Vec<(Offset
     found
 }
 
-/// Counts between any two messages, and beyond both ends; how many there are.
+/// Checks counts between any two messages, and beyond both ends; returns the number of messages.
 async fn holds_the_count(engine: &dyn Engine, partition: TopicPartition) -> u64 {
     let all = read_all(engine, partition).await;
     let offsets: Vec<Offset> = all.iter().map(|(offset, _)| *offset).collect();

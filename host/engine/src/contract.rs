@@ -9,8 +9,9 @@
 //!    appends, as [`Transaction::durability`] says). Readers see nothing that is less durable than its topic asks.
 //! 4. **Fenced.** Each lease that a transaction names, for progress, for state or as a fence, is the newest of its group and partition;
 //!    a commit under an older one fails whole with [`CommitError::Fenced`].
-//! 5. **On what was seen.** A transaction takes effect only if each of its [`Expectation`]s holds; otherwise it fails whole with
-//!    [`CommitError::Conflict`]. Reading, deciding and writing needs no lock, however many do it.
+//! 5. **On what was seen.** A transaction takes effect only if each of its [`Expectation`]s holds;
+//!    otherwise it fails whole with [`CommitError::Conflict`]. So any number of callers can read,
+//!    decide and write without a lock.
 //! 6. **Once.** A batch whose producer numbered it, and a transaction that carries a [`RequestMark`], take effect once, however
 //!    often they are committed: a repeat gets the receipt of the first time, and is as durable as asked when it gets it.
 //! 7. **Failed is not done.** A failed commit had no effect, except [`CommitError::InDoubt`]: it may have taken effect, or may still do so, until its
@@ -26,13 +27,19 @@
 //!   for good    │                             │   yet durable enough      │
 //! ```
 //!
-//! - [`Engine::ends`] and [`Engine::watch`] tell the start and the shown end, from memory, so that hot paths ask them without waiting. Either
-//!   may be late, neither is early or goes back. [`Engine::read`] decides at the store: it finds all that any `ends` has told.
-//! - What was committed through this handle shows in it when `commit` returns; what others committed, within the engine's delay.
-//! - Topics, entries and versions are a mirror. Own changes show when they return, those of others within the engine's delay, and
-//!   [`Engine::watch_catalogue`] changes after they show. What is decided on something late fails with [`CommitError::Conflict`].
-//! - [`Engine::progress`], [`Engine::state`], [`Engine::read_state`] and [`Engine::state_partitions`] are late for whoever has no lease. What they
-//!   tell after [`Engine::hold`] or [`Engine::claim`] has all that was committed under any earlier one.
+//! - [`Engine::ends`] and [`Engine::watch`] return the start and the visible end from memory, so
+//!   that hot paths can use them without waiting. Both may be late, but they are never early and
+//!   never go back. [`Engine::read`] asks the store, so it finds everything that any `ends` has
+//!   reported.
+//! - A commit through this handle is visible in it when `commit` returns; a commit of another host,
+//!   within the engine's delay.
+//! - Topics, entries and versions are mirrored in memory. This host's own changes are visible when
+//!   they return, those of others within the engine's delay; [`Engine::watch_catalogue`] changes
+//!   after they are visible. A decision based on something late fails with
+//!   [`CommitError::Conflict`].
+//! - Without a lease, [`Engine::progress`], [`Engine::state`], [`Engine::read_state`] and
+//!   [`Engine::state_partitions`] may be late. After [`Engine::hold`] or [`Engine::claim`] they
+//!   include everything that was committed under any earlier lease.
 
 pub(crate) mod catalogue;
 pub(crate) mod errors;
@@ -81,7 +88,7 @@ pub struct Transaction {
     pub request: Option<RequestMark>,
     /// A named producer that begins a new epoch with this transaction.
     pub producer: Option<NextEpoch>,
-    /// What the decision was based on. A repeated request expects nothing.
+    /// What the decision was based on. Not checked for a repeated request.
     pub expects: Vec<Expectation>,
 }
 

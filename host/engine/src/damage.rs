@@ -1,4 +1,5 @@
-//! The damage that an engine knows of, and the progress of the search for more. Damage is found, named and kept; never removed.
+//! The damage that an engine knows of, and the progress of the search for more. Damaged data is
+//! reported and kept, never removed.
 
 use std::ops::Range;
 
@@ -19,7 +20,7 @@ pub struct DamageReport {
     pub scrub: Option<ScrubStatus>,
 }
 
-/// Damaged messages. Those around them are sound.
+/// Damaged messages. The messages around them are intact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DamagedRange {
     /// The partition.
@@ -37,7 +38,7 @@ pub struct DamagedRange {
     pub kind: DamageKind,
     /// When it was first found.
     pub found_at: Timestamp,
-    /// Who found it.
+    /// What found it.
     pub found_by: FoundBy,
     /// When its loss was accepted.
     pub accepted_at: Option<Timestamp>,
@@ -72,7 +73,7 @@ pub struct DamagedState {
     pub found_at: Timestamp,
 }
 
-/// Who found the damage.
+/// What found the damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FoundBy {

@@ -48,7 +48,7 @@ impl Entries {
     }
 }
 
-/// Whether all expectations hold, for the present state.
+/// Whether all expectations hold in the current state.
 pub fn check<'a>(
     expects: &[Expectation],
     entry: impl Fn(EntryKind, &str) -> Option<Version>,

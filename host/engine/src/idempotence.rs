@@ -20,7 +20,7 @@ use crate::room::HostBounds;
 /// The memory of producers and requests.
 #[derive(Debug, Default)]
 pub struct Idempotence {
-    /// The latest time that was written.
+    /// The latest written time.
     moment: Timestamp,
     /// Of producers.
     pub producers: Producers,
@@ -82,7 +82,7 @@ impl Overlay {
 }
 
 impl Idempotence {
-    /// The same with these bounds from now on.
+    /// The same memory, with these bounds from now on.
     pub fn within(mut self, bounds: &HostBounds) -> Self {
         self.requests.bound(bounds.requests_bytes);
         self

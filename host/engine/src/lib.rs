@@ -1,11 +1,13 @@
-//! Where data is kept: one seam of four verbs (commit, read, watch, claim), and what every engine needs to keep its promises.
+//! Where data is stored: the interface of engines (commit, read, watch, hold, and administration),
+//! and the code that all engines share.
 //!
-//! [`contract`] says what is promised, [`memory`] shows it in its shortest form, and `conformance` asks it of everyone. An engine does
-//! not know who reads.
+//! [`contract`] says what an engine promises, [`memory`] is the shortest implementation, and
+//! `conformance` tests every engine. An engine does not know its readers.
 //!
-//! Whoever writes another engine finds here the rules that are the same for all: [`idempotence`] (what is a repeat), [`entries`] (the
-//! catalogue, its versions and what is expected of them), [`room`] (what a host may keep in memory), [`state`] (tables; an engine's own
-//! verbs for them are in [`state::keeper`]), [`backup`] and [`damage`] (the nouns of both).
+//! For authors of another engine, these modules have the rules that are the same for all:
+//! [`idempotence`] (what counts as a repeat), [`entries`] (the catalogue, its versions and
+//! expectations), [`room`] (the bounds of a host's memory), [`state`] (tables; an engine's own
+//! verbs for them are in [`state::keeper`]), [`backup`] and [`damage`] (their nouns).
 
 #![forbid(unsafe_code)]
 

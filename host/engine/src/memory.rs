@@ -39,7 +39,7 @@ pub struct MemoryEngine {
     store: Arc<Store>,
     host: HostId,
     closed: AtomicBool,
-    /// What this host has heard; `None`: it sees the present state.
+    /// What this host has heard; `None` if it sees the current state.
     mirror: Option<Mutex<Mirror>>,
     /// How it reaches the store.
     link: Link,
@@ -54,13 +54,13 @@ impl MemoryEngine {
         Self::bounded(clock, HostBounds::default())
     }
 
-    /// The same with these bounds.
+    /// Like [`MemoryEngine::new`], with these bounds.
     #[must_use]
     pub fn bounded(clock: Arc<dyn Clock>, bounds: HostBounds) -> Arc<Self> {
         Self::on(clock, bounds, 0)
     }
 
-    /// The same without bounds; after each batch it leaves out this many offsets, as engines may.
+    /// Like [`MemoryEngine::new`], but skips this many offsets after each batch, as engines may.
     #[must_use]
     pub fn with_gaps(clock: Arc<dyn Clock>, gap: u64) -> Arc<Self> {
         Self::on(clock, HostBounds::default(), gap)
@@ -84,7 +84,7 @@ impl MemoryEngine {
         })
     }
 
-    /// The state, to change it.
+    /// The state for a change.
     fn open(&self) -> Result<MutexGuard<'_, State>, CommitError> {
         if self.closed.load(Ordering::SeqCst) {
             return Err(CommitError::Closed);
@@ -93,14 +93,14 @@ impl MemoryEngine {
         Ok(self.store.state.lock())
     }
 
-    /// The state, to read from it.
+    /// The state for a read.
     fn look(&self) -> Result<MutexGuard<'_, State>, ReadError> {
         let reached = self.link.check();
         reached.map_err(|_| ReadError::Unavailable(CUT.into()))?;
         Ok(self.store.state.lock())
     }
 
-    /// The same, with the present time.
+    /// The state, with the current time.
     fn now(&self) -> Result<MutexGuard<'_, State>, CommitError> {
         let mut state = self.open()?;
         state.idempotence.apply_moment(self.store.clock.wall());
@@ -580,7 +580,7 @@ mod tests {
         }
     }
 
-    /// A host that hears of things late is an engine like any other, to itself.
+    /// A host that hears of changes late must pass the same suite.
     mod second_host {
         use super::*;
 
@@ -591,7 +591,7 @@ mod tests {
         crate::conformance_tests!(open);
     }
 
-    /// So is one whose offsets have gaps.
+    /// So must an engine whose offsets have gaps.
     mod gaps {
         use super::*;
 

@@ -22,7 +22,7 @@ pub static DELAYS_GROUP: LazyLock<GroupName> = LazyLock::new(|| GroupName::servi
 /// The group of consumers.
 pub static CONSUMERS_GROUP: LazyLock<GroupName> = LazyLock::new(|| GroupName::service("consumers"));
 
-/// What takes room.
+/// The kinds of data that take room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
     /// Delayed messages.
@@ -36,7 +36,7 @@ pub enum Kept {
 impl Kept {
     const COUNT: usize = 3;
 
-    /// What the state of a group counts as.
+    /// The kind of a group's state.
     #[must_use]
     pub fn of_group(group: &GroupName) -> Self {
         match group {
@@ -62,7 +62,7 @@ pub struct HostBounds {
     pub table: StateSize,
     /// Bytes of idempotency keys; the oldest are forgotten.
     pub requests_bytes: usize,
-    /// Partitions of all topics together, those of processors included.
+    /// Partitions of all topics, including those of processors.
     pub partitions: usize,
 }
 
@@ -255,7 +255,7 @@ impl Room {
     pub fn check(&self, growth: &Growth) -> Result<(), RoomFull> {
         self.check_stored(growth)?;
         let of_state = |kept| match self.disk_bytes_max {
-            // State makes room for them.
+            // State moves to files to make room for them.
             Some(_) => self.held(kept),
             None => self.held(Kept::Consumers) + self.held(Kept::State),
         };
@@ -315,7 +315,7 @@ impl Room {
     }
 }
 
-/// What a table counts for.
+/// The room that a table takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counted {
     /// Bytes of memory.
@@ -457,7 +457,8 @@ mod tests {
         };
         assert!(101 < ENTRY_COST_BYTES as i64, "it costs less memory");
         assert!(state.check(smaller).is_err(), "and more of the disk");
-        // Consumers are always in memory, and state is not in their way but for what both may have.
+        // Consumers are always in memory; state limits them only through the bound of both
+        // together.
         assert_eq!(consumers.check(bytes(30)), Ok(()));
         consumers.moved(cost(0), cost(150));
         state.moved(stored(900), stored(0));

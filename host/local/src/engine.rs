@@ -1,5 +1,5 @@
-//! The engine as its callers see it: [`Engine`](millrace_engine::Engine) for a data directory. It opens the directory, starts the threads, and
-//! hands every verb to the room that knows about it.
+//! The engine as its callers see it: [`Engine`](millrace_engine::Engine) for a data directory. It
+//! opens the directory, starts the threads, and passes every verb to the responsible room.
 
 mod modules;
 mod states;
@@ -77,8 +77,9 @@ pub struct LocalEngine {
 }
 
 impl LocalEngine {
-    /// Opens the data directory, making it if it does not exist, and recovers what is in it. The work is done on a blocking
-    /// thread; it takes as long as reading the journal since the last checkpoint.
+    /// Opens the data directory, creating it if it does not exist, and recovers its content. The
+    /// work runs on a blocking thread and takes as long as reading the journal since the last
+    /// checkpoint.
     ///
     /// # Errors
     /// [`OpenError`]; nothing on disk was lost.
@@ -90,8 +91,8 @@ impl LocalEngine {
         Self::open_on(Arc::new(RealDisk), dir, options, clock).await
     }
 
-    /// As [`LocalEngine::open`], with the journal, the messages and the modules on `disk`. The lock and the checkpoint's
-    /// database are always on the machine's own.
+    /// Like [`LocalEngine::open`], with the journal, the messages and the modules on `disk`. The
+    /// lock and the checkpoint's database are always on the machine's own disk.
     ///
     /// # Errors
     /// [`OpenError`]; nothing on disk was lost.
@@ -219,7 +220,7 @@ impl LocalEngine {
         })
     }
 
-    /// A lease under the group's next epoch.
+    /// Takes a lease under the group's next epoch.
     async fn take(
         &self,
         group: &GroupName,
@@ -404,7 +405,7 @@ impl Engine for LocalEngine {
             let progress = found.and_then(|group| group.progress.clone());
             (progress, self.commits.pipeline.line().needed())
         };
-        // It may come from a transaction that is not shown yet.
+        // The epoch may come from a transaction that is not visible yet.
         self.commits.pipeline.shown(written).await;
         if let Some(poisoned) = self.commits.poisoned() {
             return Err(ReadError::Io(poisoned.to_string().into()));
@@ -547,7 +548,7 @@ impl Engine for LocalEngine {
     }
 
     async fn health(&self) -> Result<(), CommitError> {
-        // The committer has to answer, too.
+        // The committer must still answer.
         let nothing = Transaction {
             durability: Some(Durability::None),
             ..Transaction::default()
@@ -616,17 +617,17 @@ impl Engine for LocalEngine {
 
     async fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        // It asks the flusher and reads files, so it goes before them.
+        // It asks the flusher and reads files, so it ends before them.
         let backups = Arc::clone(&self.backups);
         let _ = task::spawn_blocking(move || backups.end()).await;
-        // It comes first: what it noted goes the way of every transaction.
+        // It ends first, because its notes are committed like every transaction.
         self.care.stop();
         let care_thread = self.care_thread.lock().take();
         if let Some(thread) = care_thread {
             let _ = task::spawn_blocking(move || thread.join()).await;
         }
         if let Some(queue) = &self.queue {
-            // If nobody takes it the committer has stopped already.
+            // If the request cannot be delivered, the committer has already stopped.
             let _ = queue.send(Request::Stop).await;
         }
         let Some(threads) = self.threads.lock().take() else {
@@ -643,7 +644,8 @@ impl Engine for LocalEngine {
 }
 
 impl Drop for LocalEngine {
-    /// Without [`Engine::close`]: as if the process ended, but the directory can be opened again.
+    /// Without [`Engine::close`]: like the end of the process, except that the directory can be
+    /// opened again.
     fn drop(&mut self) {
         self.queue = None;
         self.backups.end();

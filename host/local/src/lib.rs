@@ -6,9 +6,10 @@
 //!           (durable)        (bounded)                       sealed: mapped read-only
 //!               └──── checkpoint: segments flushed, everything else in SQLite, then journal files used again
 //! ```
-//! A thread writes groups of transactions, a few syncers make them durable meanwhile, and the flusher empties memory into files; checkpoints
-//! become durable beside it. The cleaner sees to it that messages are kept no longer than their topics say. Readers take from memory without
-//! waiting, and from files on blocking threads. Recovery runs before all of them.
+//! One thread writes groups of transactions, a few syncers make them durable meanwhile, and the
+//! flusher moves batches from memory to files; checkpoints become durable beside it. The cleaner
+//! removes messages that their topics no longer keep. Readers read from memory without waiting, and
+//! from files on blocking threads. Recovery runs before all of them.
 //!
 //! Lock order: journal, then state, then the pipeline's line, then one partition.
 //!
@@ -27,9 +28,11 @@
 //!     │
 //!   ground    the options, a partition, what may go wrong
 //! ```
-//! Each room uses those below it and none above. A [partition](ground::tail) is in the lowest: everybody works on it, and what is
-//! decided begins with where it ends. Evidence and names are of `keep`, which writes them; a start only reads them. So is one half of
-//! [backups](keep::backup), which the next checkpoint makes; the other half needs no engine and is of `start`.
+//! Each room uses only those below it. [Partitions](ground::tail) are in the lowest room, because
+//! all others work on them, and each decision begins with a partition's end. Evidence and names
+//! belong to `keep`, which writes them; a start only reads them. One half of
+//! [backups](keep::backup) also belongs to `keep`, because a checkpoint makes them; the other half
+//! needs no engine and belongs to `start`.
 
 #![forbid(unsafe_code)]
 
@@ -50,7 +53,7 @@ pub use self::ground::open_error::OpenError;
 pub use self::ground::options::LocalOptions;
 pub use self::start::{examine, repair};
 
-/// Backups on the other side: received, looked at, and made data directories again.
+/// The client's half of backups: receiving, verifying and restoring them.
 pub mod backup {
     pub use crate::keep::backup::manifest::{BackupFile, Flaw, MANIFEST, Manifest, ManifestError};
     pub use crate::start::restore::checking::{Verified, VerifyError, verify};

@@ -1,4 +1,4 @@
-//! Mapped segments and their indexes, for all partitions together: the most recently read ones stay.
+//! Mapped segments and their indexes, for all partitions: the most recently read ones are kept.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use crate::index::Index;
 
-/// Sealed segments that stay mapped, of all partitions together; the kernel has a bound on mappings, too. The one read longest
-/// ago goes first; batches read from it stay valid.
+/// Sealed segments that stay mapped, over all partitions, because the kernel also bounds mappings.
+/// At the bound the one read longest ago is unmapped; batches read from it stay valid.
 pub const MAPPED_SEGMENTS_MAX: usize = 1024;
 
 /// A sealed segment, ready to be read.
@@ -31,7 +31,7 @@ pub struct SealedCache {
 struct Held {
     segments: HashMap<PathBuf, (u64, Sealed)>,
     reads: u64,
-    /// How often something was forgotten.
+    /// Counts removals from the cache.
     forgotten: u64,
 }
 
@@ -48,10 +48,11 @@ impl SealedCache {
             }
             held.forgotten
         };
-        // Not under the lock: others read on meanwhile, and mapping a segment twice at once is harmless.
+        // Not under the lock, so that other reads continue. Mapping a segment twice is harmless.
         let sealed = load()?;
         let held = &mut *self.held.lock();
-        // Or it may be of a file that was replaced or removed meanwhile. Whoever asked before that may have it, and nobody after.
+        // Otherwise the mapping may be of a file that was replaced or removed meanwhile. This
+        // caller may use it, because it asked before that, but no later one may.
         if held.forgotten == forgotten {
             held.insert(path, sealed.clone());
         }
@@ -65,7 +66,8 @@ impl SealedCache {
         held.segments.retain(|path, _| !path.starts_with(dir));
     }
 
-    /// Forgets one segment: what has its name next is another file. Batches read from it stay valid.
+    /// Forgets one segment, because another file is about to get its name. Batches read from it
+    /// stay valid.
     pub(crate) fn forget(&self, path: &Path) {
         let mut held = self.held.lock();
         held.forgotten += 1;

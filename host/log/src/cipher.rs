@@ -1,8 +1,9 @@
-//! Encryption at rest: the keys of a data directory, and what is encrypted with them.
+//! Encryption at rest: the keys of a data directory, and the pieces encrypted with them.
 //!
-//! XChaCha20-Poly1305. Every encrypted piece carries the id of its key and a random nonce of 24 bytes, so that writing the same
-//! offsets again after a crash never uses a nonce twice; what says where the piece belongs is authenticated with it. Keys are
-//! wiped from memory when they are dropped and never shown: errors name ids and lines only.
+//! XChaCha20-Poly1305. Every encrypted piece has the id of its key and a random nonce of 24 bytes,
+//! so that writing the same offsets again after a crash never reuses a nonce. The place of a piece
+//! is authenticated with it. Keys are wiped from memory when they are dropped, and never shown:
+//! errors name only ids and lines.
 //!
 //! ```text
 //! 0 key id u32 (little-endian)   4 nonce   28 ciphertext, as long as the plain bytes   then the tag of 16 bytes
@@ -20,17 +21,18 @@ use zeroize::Zeroizing;
 
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
-/// Bytes that an encrypted piece has before its ciphertext.
+/// Bytes of an encrypted piece before its ciphertext.
 pub const PREFIX_BYTES: usize = 4 + NONCE_BYTES;
-/// Bytes that an encrypted piece has more than a plain one.
+/// Bytes by which an encrypted piece is larger than a plain one.
 pub const OVERHEAD_BYTES: usize = PREFIX_BYTES + TAG_BYTES;
-/// Keys that one data directory is opened with: the active one and those before it. More are refused.
+/// Keys with which a data directory can be opened: the active one and earlier ones. More are
+/// refused.
 pub const KEYS_MAX: usize = 64;
-/// Bytes of a key file. A larger one is none.
+/// Bytes of a key file. A larger one is refused.
 const KEY_FILE_BYTES_MAX: u64 = 16 << 10;
 const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;
-/// What a key's check value is made over: it tells a wrong key from the right one, and nothing else.
+/// The input of a key's check value, which only shows whether a key is the right one.
 const CHECK: &[u8] = b"millrace: is this the key";
 
 /// The keys of a data directory. The first one encrypts; all of them decrypt.
@@ -44,39 +46,39 @@ struct Key {
     aead: XChaCha20Poly1305,
 }
 
-/// Why keys are refused. No text of any of them shows a key.
+/// Why keys are refused. The texts never show a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file cannot be read.
     #[error("the key file {} cannot be read: {source}", path.display())]
     Unreadable {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Others than its owner may read the file.
+    /// Users other than its owner can read the file.
     #[error(
         "other users can read or change the key file {} (mode {mode:03o}); run `chmod 600` on it, and create a new key if others had access",
         path.display()
     )]
     Exposed {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
         /// Its permissions.
         mode: u32,
     },
-    /// What is there is no key.
+    /// A line is not a valid key.
     #[error(
         "encryption key {place}: {reason}; write `ID:KEY`, a number from 1 and 64 hexadecimal digits, one per line"
     )]
     Malformed {
-        /// Which one, counted from 1.
+        /// The line, from 1.
         place: usize,
         /// What is wrong.
         reason: &'static str,
     },
-    /// Nothing is there.
+    /// There is no key.
     #[error(
         "there is no encryption key; write `ID:KEY`, a number from 1 and 64 hexadecimal digits, one per line"
     )]
@@ -91,24 +93,25 @@ pub enum DecryptError {
         "it is encrypted with key {id}, which is not among the keys given; add it to the key file below the first line"
     )]
     MissingKey {
-        /// Which one.
+        /// The id of the key.
         id: u32,
     },
-    /// It was changed, or stood somewhere else, or the key of that id is another one.
+    /// It was changed or moved, or the key with this id is a different one.
     #[error(
         "it was changed after it was encrypted with key {id}, or key {id} is a different key now"
     )]
     Changed {
-        /// The key that it names.
+        /// The id of its key.
         id: u32,
     },
-    /// It is no encrypted piece.
+    /// It is too short for an encrypted piece.
     #[error("it is incomplete")]
     Short,
 }
 
 impl Cipher {
-    /// Keys from text: `ID:KEY` a line, the active one first. Empty lines and those that begin with `#` do not count.
+    /// Keys from text: one `ID:KEY` per line, the active one first. Empty lines and lines that
+    /// begin with `#` are ignored.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -136,7 +139,7 @@ impl Cipher {
         }
     }
 
-    /// Keys from a file that only its owner may read.
+    /// Keys from a file that only its owner can read.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -156,7 +159,8 @@ impl Cipher {
             let path = path.to_owned();
             return Err(KeyError::Exposed { path, mode });
         }
-        // With room for all of it from the start: growing would leave copies behind.
+        // Allocated for the whole file at once, because a growing buffer would leave copies of keys
+        // behind.
         let room = KEY_FILE_BYTES_MAX as usize + 1;
         let mut text = Zeroizing::new(String::with_capacity(room));
         let mut bounded = file.take(KEY_FILE_BYTES_MAX);
@@ -164,14 +168,14 @@ impl Cipher {
         Self::parse(&text)
     }
 
-    /// The key that encrypts.
+    /// The id of the key that encrypts.
     #[must_use]
     pub fn active(&self) -> u32 {
         self.keys[0].id
     }
 
-    /// A number that tells whether the key of this id is the one that was used; `None` if it was not given. Says nothing about
-    /// the key itself.
+    /// The check value of the key with this id, by which a wrong key is detected; `None` if the key
+    /// was not given. It reveals nothing about the key.
     #[must_use]
     pub fn check_value(&self, id: u32) -> Option<u64> {
         self.key(id).map(|key| key.check)
@@ -181,10 +185,11 @@ impl Cipher {
         self.keys.iter().find(|key| key.id == id)
     }
 
-    /// Begins a piece at the end of `out`; plain bytes are then appended, and [`Cipher::finish`] encrypts them where they lie.
+    /// Begins a piece at the end of `out`. Append plain bytes then; [`Cipher::finish`] encrypts
+    /// them in place.
     ///
     /// # Panics
-    /// If the system gives no random numbers.
+    /// If the system provides no random numbers.
     pub fn begin(&self, out: &mut Vec<u8>) {
         out.extend(self.active().to_le_bytes());
         out.extend(XNonce::generate());
@@ -193,7 +198,7 @@ impl Cipher {
     /// Ends the piece that began at `start`.
     ///
     /// # Panics
-    /// If nothing began there, or it has more than 256 GiB.
+    /// If no piece began there, or it has more than 256 GiB.
     pub fn finish(&self, out: &mut Vec<u8>, start: usize, belongs_to: &[u8]) {
         let (prefix, plain) = out[start..].split_at_mut(PREFIX_BYTES);
         let nonce = nonce(prefix);
@@ -205,7 +210,7 @@ impl Cipher {
         out.extend(tag);
     }
 
-    /// A whole piece.
+    /// Encrypts a whole piece.
     #[must_use]
     pub fn encrypt(&self, plain: &[u8], belongs_to: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(plain.len() + OVERHEAD_BYTES);
@@ -215,10 +220,11 @@ impl Cipher {
         out
     }
 
-    /// Appends to `out` the plain bytes of a piece, which must belong where it was encrypted for.
+    /// Appends the plain bytes of a piece to `out`; the piece must be in the place for which it was
+    /// encrypted.
     ///
     /// # Errors
-    /// [`DecryptError`]; `out` is then as it was.
+    /// [`DecryptError`]; `out` is unchanged then.
     pub fn decrypt_into(
         &self,
         piece: &[u8],
@@ -257,7 +263,7 @@ impl Cipher {
     }
 }
 
-/// The key that a piece names.
+/// The id of a piece's key.
 #[must_use]
 pub fn key_id(piece: &[u8]) -> Option<u32> {
     piece.first_chunk::<4>().map(|id| u32::from_le_bytes(*id))
@@ -298,7 +304,7 @@ fn digit(digit: u8) -> Result<u8, &'static str> {
         .ok_or("it holds something else than hexadecimal digits")
 }
 
-/// A tag over nothing, under a nonce that no random one will meet.
+/// A tag over an empty text, under a nonce that no random one will equal.
 fn check_value(aead: &XChaCha20Poly1305) -> u64 {
     let nothing = (&mut [][..]).into();
     let tag = aead.encrypt_inout_detached(&XNonce::default(), CHECK, nothing);

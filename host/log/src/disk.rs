@@ -1,7 +1,7 @@
 //! Every file operation goes through [`Disk`]: the real one, or [`SimDisk`](crate::sim::SimDisk), which crashes by seed.
 //!
-//! Files are written with `pwrite`, never through a mapping: a full or failing disk is then an error, not a signal. Only
-//! sealed files, which never change again, are mapped, read-only.
+//! Files are written with `pwrite`, never through a mapping, so that a full or failing disk is an
+//! error and not a signal. Only sealed files, which never change again, are mapped, read-only.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -17,62 +17,68 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::mapping;
 
-/// Bounds of [`open_files_max`], whatever the system says.
+/// The minimum of [`open_files_max`], whatever the system allows.
 const OPEN_FILES_MIN: usize = 64;
-/// Segment files that stay open between two writes, or half of what the process may open if that is less; at the bound the one
-/// written longest ago is closed.
+/// Segment files kept open between writes, or half of what the process may open if that is less; at
+/// the bound the one written longest ago is closed.
 const OPEN_FILES_MAX: usize = 16 << 10;
-/// Pieces that the kernel takes in one call.
+/// Pieces that the kernel accepts in one call.
 const PIECES_AT_ONCE_MAX: usize = 1024;
 
-/// Where files are. Paths are whole paths; directories are made durable by [`Disk::sync_dir`].
+/// A disk with files. Paths are complete; [`Disk::sync_dir`] makes names in a directory durable.
 pub trait Disk: Send + Sync + 'static {
     /// Opens an existing file for reading and writing.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
-    /// Makes an empty file, or empties an existing one.
+    /// Creates an empty file, or empties an existing one.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
-    /// Makes a directory and those above it; fine if it exists.
+    /// Creates a directory and those above it; not an error if it exists.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
     /// Names of the files and directories in a directory; empty if it does not exist.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
-    /// Gives a file another name, replacing what had it.
+    /// Renames a file, replacing a file with the new name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Gives a file a second name, under which it lasts as it is though the first one is removed or given to another file.
+    /// Gives a file a second name (a hard link), under which it remains if the first name is
+    /// removed or given to another file.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Unsupported`] or the system's own where files have one name only; if the name is taken.
+    /// [`io::ErrorKind::Unsupported`], or the system's error, if files can have only one name; also
+    /// if the name is taken.
     fn link(&self, _from: &Path, _to: &Path) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
-    /// Removes a file; fine if it does not exist.
+    /// Removes a file; not an error if it does not exist.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Removes a directory and all in it; fine if it does not exist.
+    /// Removes a directory and everything in it; not an error if it does not exist.
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
     /// Makes creations, renames and removals in the directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// The file system that a directory is on. It knows of what fails from now on, so it is asked for before anything is written.
+    /// The file system of a directory. It reports only failures from now on, so get it before
+    /// anything is written.
     fn file_system(&self, dir: &Path) -> io::Result<Arc<dyn FileSystem>>;
-    /// Says that something kept beside this disk is about to change or just did: a simulated disk loses its power there, too.
+    /// Marks that data beside this disk is about to change or just changed, so that a simulated
+    /// disk can lose its power there too.
     ///
     /// # Errors
-    /// Only simulated ones.
+    /// Only from simulated disks.
     fn moment(&self, _what: &str) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// A whole file system, for what is in more files than one would make durable singly.
+/// A whole file system, for syncing too many files to sync them one by one.
 pub trait FileSystem: Send + Sync {
-    /// Makes everything in all files and directories durable, whether or not they are still open. After an error nobody knows
-    /// what is.
+    /// Makes everything in all files and directories durable, whether or not they are still open.
+    /// After an error it is unknown what is durable.
     fn sync(&self) -> io::Result<()>;
 }
 
 /// One open file.
 pub trait DiskFile: Send + Sync {
-    /// Reads what is there from `at` on; returns how many bytes, fewer than asked only at the end of the file.
+    /// Reads from `at` on; returns the number of bytes, fewer than requested only at the end of the
+    /// file.
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
-    /// As [`DiskFile::read_at`], of what the system has in memory: `None` where it would have to wait for the disk, or cannot tell.
+    /// Like [`DiskFile::read_at`], but only from the page cache: `None` if it would have to wait
+    /// for the disk, or if that is unknown.
     ///
     /// # Errors
     /// The disk's.
@@ -85,27 +91,31 @@ pub trait DiskFile: Send + Sync {
     fn write_pieces_at(&self, pieces: &[&[u8]], at: u64) -> io::Result<()> {
         self.write_all_at(&pieces.concat(), at)
     }
-    /// Reserves room for bytes `0..length`, so that writing there cannot find the disk full. With `grow` the file reads as
-    /// zeros there at once; without it the length stays as it is.
+    /// Reserves space for bytes `0..length`, so that writing there cannot find the disk full. With
+    /// `grow` the file has this length, as zeros; without it the length does not change.
     fn preallocate(&self, length: u64, grow: bool) -> io::Result<()>;
-    /// Cuts or extends the file. Never called on a file that may be mapped.
+    /// Truncates or extends the file. Must not be called on a file that may be mapped.
     fn set_len(&self, length: u64) -> io::Result<()>;
-    /// Makes the file's bytes and length durable. After an error nobody knows what is: do not try again.
+    /// Makes the file's bytes and length durable. After an error it is unknown what is durable: do
+    /// not try again.
     fn sync_data(&self) -> io::Result<()>;
-    /// How long the file is.
+    /// The file's length.
     fn length(&self) -> io::Result<u64>;
-    /// What stays the same as long as nobody writes to the file or puts another one in its place; `None` where nothing tells.
+    /// A text that changes when the file is written or replaced; `None` if the system has none.
     fn version(&self) -> Option<String> {
         None
     }
-    /// The whole of a sealed file, mapped read-only. The caller promises that the file never changes again.
+    /// A whole sealed file, mapped read-only. The caller guarantees that the file never changes
+    /// again.
     fn map_sealed(&self) -> io::Result<Bytes>;
-    /// Asks the system to keep these bytes in memory no longer, where nobody has them mapped or has yet to write them.
+    /// Asks the system to drop these bytes from the page cache, if they are neither mapped nor
+    /// unwritten.
     fn forget_cached(&self, _at: u64, _length: u64) {}
 }
 
-/// Whether the error says that there is no room: on the disk, in a file that may not grow further (`ulimit -f`), or for one more open
-/// file. None of them leaves it unknown what is durable, and the same may succeed later.
+/// Whether the error means a lack of room: on the disk, in a file at its size limit (`ulimit -f`),
+/// or for another open file. None of these makes it unknown what is durable, and the same operation
+/// may succeed later.
 #[must_use]
 pub fn is_full(error: &io::Error) -> bool {
     let has_no_room = matches!(
@@ -115,13 +125,14 @@ pub fn is_full(error: &io::Error) -> bool {
     has_no_room || has_no_descriptor(error)
 }
 
-/// Whether no more files can be opened, by this process or on this machine. That says nothing about the disk.
+/// Whether no more files can be opened, by this process or on this machine. This says nothing about
+/// the disk.
 #[must_use]
 pub fn has_no_descriptor(error: &io::Error) -> bool {
     is_errno(error, Errno::MFILE) || is_errno(error, Errno::NFILE)
 }
 
-/// Whether files of this process may not grow beyond a limit (`ulimit -f`).
+/// Whether this process has a file size limit (`ulimit -f`).
 #[must_use]
 pub fn has_size_limit() -> bool {
     getrlimit(Resource::Fsize).current.is_some()
@@ -129,10 +140,11 @@ pub fn has_size_limit() -> bool {
 
 /// How long an open waits for other files to be closed before it fails.
 const DESCRIPTOR_WAIT_MAX: Duration = Duration::from_secs(5);
-/// How often the pause checks.
+/// Time between two tries.
 const DESCRIPTOR_LOOK: Duration = Duration::from_millis(20);
 
-/// Opens something, and waits a while where no more files can be opened: connections come and go.
+/// Opens a file, and waits for a while if no more files can be opened, because connections come and
+/// go.
 fn patiently<T>(mut patience: Duration, mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match open() {
@@ -145,14 +157,16 @@ fn patiently<T>(mut patience: Duration, mut open: impl FnMut() -> io::Result<T>)
     }
 }
 
-/// The error of a failed sync, which is final whatever its cause: not even a full disk makes it safe to try again.
+/// The error of a failed sync, which is final whatever its cause: even after a full disk it is not
+/// safe to try again.
 #[must_use]
 pub fn final_error(error: io::Error) -> io::Error {
     io::Error::other(format!("a sync failed: {error}"))
 }
 
-/// Files that the engine may hold open for writing: half of what the system allows the process, for sockets and readers need the
-/// rest. Asks the system for as many as it gives without privileges.
+/// Number of files that the engine may keep open for writing: half of what the system allows the
+/// process, because sockets and readers need the rest. First raises the limit as far as possible
+/// without privileges.
 #[must_use]
 pub fn open_files_max() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
@@ -201,7 +215,7 @@ impl Disk for RealDisk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
-        // Names that are not text are not ours.
+        // Names that are not UTF-8 are not ours.
         entries
             .map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()))
             .collect()
@@ -224,7 +238,8 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        // What is to be made durable was done already: to give up here would leave it unknown whether it is.
+        // The changes were already made: giving up here would leave it unknown whether they are
+        // durable.
         patiently(Duration::MAX, || File::open(dir))?.sync_all()
     }
 
@@ -234,7 +249,8 @@ impl Disk for RealDisk {
     }
 }
 
-/// A directory that stays open: the kernel tells each descriptor of the failures since it was opened (Linux 5.8 and later).
+/// A directory that stays open, because the kernel reports failures to each descriptor since it was
+/// opened (Linux 5.8 and later).
 struct RealFileSystem(File);
 
 impl FileSystem for RealFileSystem {
@@ -243,7 +259,8 @@ impl FileSystem for RealFileSystem {
     }
 }
 
-/// Opens a file that is one: what a link, a pipe or a device leads to is not ours, and a pipe would wait for its other end.
+/// Opens only regular files: links, pipes and devices are not ours, and opening a pipe would wait
+/// for its other end.
 fn regular(options: &mut OpenOptions, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let refused = || {
@@ -273,7 +290,8 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Reads until the buffer is full or the file ends, through interruptions; how much there was.
+/// Reads until the buffer is full or the file ends, despite interruptions; returns the number of
+/// bytes.
 pub(crate) fn read_fully(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -304,7 +322,7 @@ impl DiskFile for RealFile {
         }
     }
 
-    // Goes on after interruptions and short writes.
+    // Continues after interruptions and short writes.
     fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.0.write_all_at(bytes, at)
     }
@@ -339,7 +357,8 @@ impl DiskFile for RealFile {
             match rustix::fs::fallocate(&self.0, flags, 0, length) {
                 Ok(()) => return Ok(()),
                 Err(Errno::INTR) => {}
-                // A file system without reservations: growing still gives the zeros, a full disk shows at the write.
+                // The file system cannot reserve space. Growing still gives zeros; a full disk
+                // shows at the write.
                 Err(Errno::OPNOTSUPP) if grow => return self.0.set_len(length),
                 Err(Errno::OPNOTSUPP) => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -370,7 +389,8 @@ impl DiskFile for RealFile {
     }
 
     fn forget_cached(&self, at: u64, length: u64) {
-        // Only advice: where it is not taken, nothing is wrong. A length of zero would mean all of the file.
+        // This is only advice, so a failure does not matter. A length of zero would mean the whole
+        // file.
         let length = std::num::NonZeroU64::new(length);
         if length.is_some() {
             let _ = rustix::fs::fadvise(&self.0, at, length, rustix::fs::Advice::DontNeed);

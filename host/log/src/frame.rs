@@ -1,10 +1,11 @@
-//! One frame of the journal: a group of transactions that is there whole or not at all.
+//! A frame of the journal: a group of transactions that exists completely or not at all.
 //!
 //! ```text
 //! 0 length u32 (of the body)   4 CRC-32C u32 (of all that follows)   8 salt u64   16 sequence u64   24 synced u64   32 body
 //! ```
-//! Little-endian; frames begin at multiples of eight bytes. `synced` is the highest sequence that was known to be durable when
-//! this frame was written: it tells damage (of a frame that was durable) from a torn tail (of one that never was).
+//! Little-endian; frames begin at multiples of eight bytes. `synced` is the highest sequence known
+//! to be durable when the frame was written. It distinguishes damage (of a frame that was durable)
+//! from a torn tail (of one that never was).
 
 use std::io;
 
@@ -17,14 +18,15 @@ pub const FRAME_HEADER_BYTES: usize = 32;
 /// Frames begin at multiples of this.
 pub const FRAME_ALIGN_BYTES: usize = 8;
 
-/// Bytes of at least so many are written from where they lie; fewer are first put together.
+/// Parts of at least this many bytes are written from where they are; smaller ones are first copied
+/// together.
 const PIECE_BYTES_MIN: usize = 16 << 10;
 
-/// A frame being built: room for the header, then the body. Reused from group to group.
+/// A frame being built: space for the header, then the body. Reused for each group.
 #[derive(Debug)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
-    /// What belongs between `bytes`, and before which of them.
+    /// Parts that belong between `bytes`, each with its position there.
     pieces: Vec<(usize, Bytes)>,
     piece_bytes: usize,
 }
@@ -40,7 +42,7 @@ impl Default for FrameBuffer {
 }
 
 impl FrameBuffer {
-    /// Starts over. A buffer that one large group grew is given back.
+    /// Clears the frame. A buffer that a large group made grow is freed.
     pub fn clear(&mut self, bytes_kept_max: usize) {
         self.pieces.clear();
         self.piece_bytes = 0;
@@ -50,12 +52,12 @@ impl FrameBuffer {
         }
     }
 
-    /// The body, to be appended to; what is there already must stay.
+    /// The body, for appending; existing bytes must not change.
     pub fn body(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 
-    /// Appends to the body what is shared and may be large.
+    /// Appends shared bytes, which may be large, without copying them.
     pub fn push(&mut self, bytes: &Bytes) {
         if bytes.len() < PIECE_BYTES_MIN {
             self.bytes.extend_from_slice(bytes);
@@ -71,12 +73,12 @@ impl FrameBuffer {
         (self.bytes.len() + self.piece_bytes).saturating_sub(FRAME_HEADER_BYTES)
     }
 
-    /// Bytes up to where the next frame may begin.
+    /// Bytes from this frame's beginning to the next one's.
     pub(crate) fn stride(&self) -> u64 {
         (FRAME_HEADER_BYTES + self.body_bytes()).next_multiple_of(FRAME_ALIGN_BYTES) as u64
     }
 
-    /// Fills in the header and writes the frame, padded to the next frame's place.
+    /// Fills in the header and writes the frame, padded to the next frame's beginning.
     pub(crate) fn write(
         &mut self,
         file: &dyn DiskFile,
@@ -113,18 +115,18 @@ impl FrameBuffer {
     }
 }
 
-/// A whole, sound frame where it lies.
+/// A complete, valid frame in a buffer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frame<'a> {
     pub(crate) salt: u64,
     pub(crate) sequence: u64,
     pub(crate) synced: u64,
     pub(crate) body: &'a [u8],
-    /// Where the next one begins, counted from this one's start.
+    /// Distance to the next frame's beginning.
     pub(crate) stride: usize,
 }
 
-/// The frame that `bytes` begin with; `None` if there is no sound one.
+/// The frame at the beginning of `bytes`; `None` if there is no valid one.
 pub(crate) fn decode(bytes: &[u8]) -> Option<Frame<'_>> {
     let header = bytes.first_chunk::<FRAME_HEADER_BYTES>()?;
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
@@ -132,7 +134,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<Frame<'_>> {
     let crc = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
     let end = FRAME_HEADER_BYTES.checked_add(length as usize)?;
     let body = bytes.get(FRAME_HEADER_BYTES..end)?;
-    // An empty body is never written, and zeros are what an unused file holds.
+    // An empty body is never written, and an unused file contains zeros.
     if length == 0 || checksum(length, &bytes[8..end]) != crc {
         return None;
     }

@@ -1,29 +1,29 @@
-//! Where in a segment an offset stands, and from where on a moment: one entry for about every four kilobytes, so that a read begins
-//! close by.
+//! A segment's index: positions of offsets and times, one entry for about every four kilobytes, so
+//! that a read starts near its target.
 //!
-//! Stored beside a sealed segment; if that file is missing, damaged or of an earlier version, the index is built again by reading the
-//! segment.
+//! It is stored beside a sealed segment. If that file is missing, damaged or of an earlier version,
+//! the index is rebuilt by reading the segment.
 
 use millrace_model::{Offset, RecordBatch, Timestamp};
 
-/// Bytes between two entries, at least.
+/// Minimum distance between two entries, in bytes.
 pub const INDEX_SPACING_BYTES: u64 = 4096;
-/// Bytes at the end of a stored index, which tell of the segment as a whole.
+/// Bytes of the footer of a stored index, which describes the whole segment.
 pub const FOOTER_BYTES: usize = 48;
-/// The same in the version before, which did not say how many messages there are.
+/// The same in the previous version, which had no count of messages.
 const FOOTER_BYTES_UNCOUNTED: usize = 40;
-/// And in the one before that, which did not say whether there are tombstones either.
+/// The same in the version before that, which also did not know about tombstones.
 const FOOTER_BYTES_BEFORE: usize = 36;
 const ENTRY_BYTES: usize = 24;
-/// Stands for a count that nobody knows.
+/// Represents an unknown count.
 const UNCOUNTED: u64 = u64::MAX;
-/// Names the version.
+/// Marks the current version.
 const MAGIC: [u8; 4] = *b"MRX4";
-/// Names the version before.
+/// Marks the previous version.
 const MAGIC_UNCOUNTED: [u8; 4] = *b"MRX3";
-/// Names the one before that; earlier ones had no times.
+/// Marks the version before that; earlier ones had no times.
 const MAGIC_BEFORE: [u8; 4] = *b"MRX2";
-/// Entries of a stored index that are held against the segment before it is believed.
+/// Entries of a stored index that are compared with the segment before the index is trusted.
 const PROBES: usize = 16;
 
 /// A sparse index of one segment: offsets, positions and times, all ascending.
@@ -31,7 +31,8 @@ const PROBES: usize = 16;
 pub struct Index {
     entries: Vec<Entry>,
     footer: Footer,
-    /// Whether something of the segment could not be noted. Not stored: whoever meets that does not store the index.
+    /// Whether parts of the segment could not be indexed. Not stored, because such an index is
+    /// never stored.
     has_gaps: bool,
 }
 
@@ -39,26 +40,26 @@ pub struct Index {
 struct Entry {
     offset: Offset,
     position: u64,
-    /// The largest timestamp of what stands before.
+    /// The largest timestamp before this position.
     time_before: Timestamp,
 }
 
-/// What an index tells of its segment as a whole.
+/// Facts about a whole segment, as its index has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footer {
-    /// Up to where the segment has been noted.
+    /// The position up to which the segment is indexed.
     pub covered_bytes: u64,
     /// The largest timestamp in it.
     pub max_timestamp: Timestamp,
-    /// When the segment ended, by the host's clock; 0 where nobody knows.
+    /// When the segment ended, by the host's clock; 0 if unknown.
     pub sealed_at: Timestamp,
-    /// Whether there are tombstones in it.
+    /// Whether it contains tombstones.
     pub tombstones: Tombstones,
-    /// How many messages there are in it; `None` where nobody counted.
+    /// The number of its messages; `None` if unknown.
     pub messages: Option<u64>,
 }
 
-/// What an index tells of a batch.
+/// Facts about a batch for the index.
 #[derive(Clone, Copy, Debug)]
 pub struct Noted {
     /// Its first offset.
@@ -70,7 +71,7 @@ pub struct Noted {
 }
 
 impl Noted {
-    /// Of a batch as it is stored or as it was produced.
+    /// From a batch, as stored or as produced.
     #[must_use]
     pub fn of(batch: &RecordBatch) -> Self {
         Self {
@@ -81,21 +82,21 @@ impl Noted {
     }
 }
 
-/// Whether a segment holds messages that remove their key.
+/// Whether a segment contains messages that delete their key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tombstones {
-    /// Nobody looked.
+    /// Not known.
     #[default]
     Unknown,
-    /// There are none.
+    /// It has none.
     None,
-    /// There is one at least.
+    /// It has at least one.
     Some,
 }
 
 impl Index {
-    /// Notes the batch between two positions. Batches are noted in order; one that does not follow what is covered is left to be found
-    /// by reading.
+    /// Adds the batch between two positions. Batches are added in order; one that does not follow
+    /// the covered part is ignored, and reading will find it.
     pub fn note(&mut self, batch: Noted, position: u64, end_position: u64) {
         let Noted {
             offset,
@@ -118,40 +119,40 @@ impl Index {
         self.footer.messages = self.footer.messages.map(|before| before + messages);
     }
 
-    /// Goes over a damaged range: whatever is noted next stands at `position`.
+    /// Skips a damaged range: the next batch is at `position`.
     pub fn skip_to(&mut self, position: u64) {
         self.has_gaps = true;
         self.footer.covered_bytes = self.footer.covered_bytes.max(position);
     }
 
-    /// Whether something of the segment was passed over.
+    /// Whether parts of the segment were skipped.
     #[must_use]
     pub fn has_gaps(&self) -> bool {
         self.has_gaps
     }
 
-    /// Notes when the segment ended.
+    /// Sets when the segment ended.
     pub fn seal(&mut self, at: Timestamp) {
         self.footer.sealed_at = at;
     }
 
-    /// Notes whether there are tombstones.
+    /// Sets whether there are tombstones.
     pub fn set_tombstones(&mut self, tombstones: Tombstones) {
         self.footer.tombstones = tombstones;
     }
 
-    /// Notes how many messages there are.
+    /// Sets the number of messages.
     pub fn set_messages(&mut self, messages: u64) {
         self.footer.messages = Some(messages);
     }
 
-    /// Up to where the segment has been noted.
+    /// The position up to which the segment is indexed.
     #[must_use]
     pub fn covered_bytes(&self) -> u64 {
         self.footer.covered_bytes
     }
 
-    /// What it tells of the segment as a whole.
+    /// The facts about the whole segment.
     #[must_use]
     pub fn footer(&self) -> Footer {
         self.footer
@@ -164,8 +165,8 @@ impl Index {
         self.entries[..after].last().map(Entry::place)
     }
 
-    /// The last entry before which everything is earlier than `at`: the first batch that is not stands after it, and within about one
-    /// spacing.
+    /// The last entry before which everything is earlier than `at`. The first batch that is not
+    /// earlier is after it, within about one spacing.
     #[must_use]
     pub fn before_time(&self, at: Timestamp) -> Option<(Offset, u64)> {
         let earlier = |entry: &Entry| entry.position == 0 || entry.time_before < at;
@@ -173,8 +174,8 @@ impl Index {
         self.entries[..after].last().map(Entry::place)
     }
 
-    /// Whether this is the index of that segment, as far as a few of its entries tell: another one of the same length would
-    /// make sound messages look damaged.
+    /// Whether this is the index of that segment, judging by a few of its entries. The index of
+    /// another segment of the same length would make valid messages look damaged.
     pub(crate) fn describes(&self, segment: &[u8], base: Offset) -> bool {
         let begins = |entry: &Entry| {
             let found = usize::try_from(entry.position).ok();
@@ -189,7 +190,7 @@ impl Index {
             && probed.all(begins)
     }
 
-    /// As stored.
+    /// The index in its stored form.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.entries.len() * ENTRY_BYTES + FOOTER_BYTES);
@@ -235,7 +236,7 @@ impl Index {
 }
 
 impl Default for Footer {
-    /// Of nothing.
+    /// An empty index.
     fn default() -> Self {
         Self {
             covered_bytes: 0,
@@ -260,7 +261,7 @@ impl Footer {
         Some(Self::decode_with_length(bytes, segment_bytes)?.0)
     }
 
-    /// And how many bytes it has.
+    /// Also returns the footer's length.
     fn decode_with_length(bytes: &[u8], segment_bytes: u64) -> Option<(Self, usize)> {
         let (rest, _) = bytes.split_last_chunk::<4>()?;
         let length = match *rest.last_chunk::<4>()? {
@@ -374,7 +375,7 @@ mod tests {
             assert_eq!(read.footer(), expected);
             let last = &old[old.len() - FOOTER_BYTES..];
             assert_eq!(Footer::decode(last, 100), Some(expected));
-            // What nobody counted from its beginning stays uncounted.
+            // A segment that was not counted from its beginning stays uncounted.
             read.note(batch(9, 6), 100, 200);
             assert_eq!(read.footer().messages, None);
             assert_eq!(Index::decode(&read.encode(), 200), Some(read));

@@ -1,5 +1,5 @@
-//! Looking at a data directory without changing a byte of it: a [`Disk`] that cannot write. What looks through it, here and in the
-//! engine, is read-only by construction.
+//! For examining a data directory without changing a byte: a [`Disk`] that cannot write. Code that
+//! uses it, here and in the engine, is read-only by construction.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,8 @@ use bytes::Bytes;
 
 use crate::disk::{Disk, DiskFile, FileSystem, RealDisk, read_fully};
 
-/// The machine's file system, opened for reading only. Whatever would change something is an error.
+/// The machine's file system, opened only for reading. Every operation that would change something
+/// is an error.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReadOnlyDisk;
 
@@ -86,7 +87,8 @@ impl DiskFile for ReadOnlyFile {
         Ok(self.0.metadata()?.len())
     }
 
-    /// Read, not mapped: a disk that fails under a mapping would end the process instead of being a finding.
+    /// Reads instead of mapping: a disk that fails under a mapping would end the process instead of
+    /// giving a finding.
     fn map_sealed(&self) -> io::Result<Bytes> {
         read_whole(self)
     }
@@ -100,7 +102,7 @@ pub(crate) fn read_whole(file: &dyn DiskFile) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-/// Bytes that the file system under `dir` can still take from us.
+/// Bytes that this process can still write to the file system of `dir`.
 ///
 /// # Errors
 /// The system's.
@@ -109,10 +111,10 @@ pub fn free_bytes(dir: &Path) -> io::Result<u64> {
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-/// How many bytes the disk under a directory has, whoever uses them.
+/// The total size of a directory's disk in bytes.
 ///
 /// # Errors
-/// What the system said.
+/// The system's.
 pub fn disk_bytes(dir: &Path) -> io::Result<u64> {
     let found = rustix::fs::statvfs(dir)?;
     Ok(found.f_blocks.saturating_mul(found.f_frsize))

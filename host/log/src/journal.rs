@@ -1,12 +1,13 @@
-//! The journal: one per data directory, where every transaction becomes durable first.
+//! The journal: one per data directory. Every transaction becomes durable here first.
 //!
-//! Numbered files of one fixed size, preallocated and recycled. A file begins with a header (its number, a fresh random salt,
-//! what was durable when it was made ready); frames follow ([`crate::frame`]), their sequences without gaps. A file's header is
-//! durable before its first frame is written. A sync makes the files durable in their order, so what may be missing after a
-//! crash is always the end. What is missing although a later header or frame says that it was durable is damage, which
-//! [`scan`] refuses to take for a torn tail.
+//! It consists of numbered files of one fixed size, preallocated and recycled. A file begins with a
+//! header (its number, a fresh random salt, and what was durable when the file was prepared),
+//! followed by frames ([`crate::frame`]) with sequences without gaps. A file's header is durable
+//! before its first frame is written. A sync makes the files durable in order, so only the end can
+//! be missing after a crash. If something is missing although a later header or frame says that it
+//! was durable, that is damage, and [`scan`] does not accept it as a torn tail.
 //!
-//! Frames are written by one; syncs may run beside that, several at a time ([`Journal::begin_sync`]).
+//! One thread at a time writes frames; several syncs may run meanwhile ([`Journal::begin_sync`]).
 
 pub mod examine;
 mod files;
@@ -24,16 +25,17 @@ use self::files::{FILE_HEADER_BYTES, FileHeader, NextFiles, Ready, file_path, nu
 use crate::disk::{Disk, DiskFile, final_error, is_full};
 use crate::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES, Frame, FrameBuffer};
 
-/// Bytes of one journal file, unless configured.
+/// Default size of a journal file in bytes.
 pub const JOURNAL_FILE_BYTES: u64 = 64 << 20;
-/// Those who may sync at the same time; each has a handle of its own, for the kernel tells each handle of a failure once.
+/// Threads that may sync at the same time. Each has its own file handle, because the kernel reports
+/// a failure once to each handle.
 pub const SYNCS_AT_ONCE_MAX: usize = 5;
 const SUFFIX: &str = ".journal";
 
 /// Why a journal cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// A durable transaction is no longer there as it was written. Nothing was changed.
+    /// A durable transaction is damaged or missing. Nothing was changed.
     #[error(
         "journal file {} is damaged at byte {position}: transaction {sequence} was durable and is not readable. Nothing was \
          changed. Restore the data directory from a backup; `millrace doctor --repair` goes on with what came before, and says \
@@ -41,9 +43,9 @@ pub enum JournalError {
         path.display()
     )]
     Damaged {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// Where in it.
+        /// The position in it.
         position: u64,
         /// The first sequence that is missing.
         sequence: u64,
@@ -53,13 +55,13 @@ pub enum JournalError {
     Io(#[from] io::Error),
 }
 
-/// What a journal holds, checked to its end; nothing on disk was changed.
+/// The content of a journal, checked to its end; nothing on disk was changed.
 pub struct JournalScan {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     parts: Vec<ScannedFile>,
     last_sequence: u64,
-    /// The file and the place in it where the last frame ends.
+    /// The file, and the position in it, where the last frame ends.
     reached: (u64, usize),
     numbers: Vec<u64>,
     first_file: u64,
@@ -73,7 +75,8 @@ struct ScannedFile {
 /// Checks the files from number `first_file` on, whose first frame follows `after_sequence`.
 ///
 /// # Errors
-/// [`JournalError::Damaged`] where something durable is missing. A torn tail is no error: it was never acknowledged as durable.
+/// [`JournalError::Damaged`] if something durable is missing. A torn tail is not an error: it was
+/// never acknowledged as durable.
 pub fn scan(
     disk: Arc<dyn Disk>,
     dir: &Path,
@@ -120,12 +123,12 @@ impl JournalScan {
                 return Err(self.damaged());
             }
             let Some(salt) = salt else {
-                // Never used, unless what it holds says otherwise.
+                // Never used, unless its content says otherwise.
                 self.refuse_evidence(&bytes, FILE_HEADER_BYTES, None)?;
                 continue;
             };
             if frame::decode(bytes.get(FILE_HEADER_BYTES..).unwrap_or_default()).is_none() {
-                // If anything is missing here, then from the beginning.
+                // If anything is missing here, it is missing from the beginning.
                 self.reached = (number, FILE_HEADER_BYTES);
             }
             let end = self.walk_frames(&bytes, number, salt);
@@ -135,7 +138,7 @@ impl JournalScan {
         Ok(())
     }
 
-    /// Where a file does not go on from the ones before it, nothing in it does.
+    /// If a file does not continue the previous ones, none of its frames counts.
     fn walk_frames(&mut self, bytes: &[u8], number: u64, salt: u64) -> usize {
         let mut at = FILE_HEADER_BYTES;
         while let Some(frame) = next_frame(bytes, at, salt, self.last_sequence + 1) {
@@ -146,7 +149,8 @@ impl JournalScan {
         at
     }
 
-    /// A later frame that says "the one missing here was durable" makes this damage and not a torn tail.
+    /// Looks for later frames that say that the missing frame was durable: then this is damage and
+    /// not a torn tail.
     fn refuse_evidence(
         &self,
         bytes: &[u8],
@@ -162,7 +166,7 @@ impl JournalScan {
                 return false;
             };
             let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
-            // The cheap questions first: the checksum is asked only of what looks like a frame of ours.
+            // Cheap checks first: the checksum is computed only for bytes that look like our frame.
             word(24) >= missing
                 && word(16) > word(24)
                 && salt.is_none_or(|salt| word(8) == salt)
@@ -186,13 +190,14 @@ impl JournalScan {
         }
     }
 
-    /// The sequence of the last frame, or the one that the scan began after.
+    /// The sequence of the last frame, or the one after which the scan began.
     #[must_use]
     pub fn last_sequence(&self) -> u64 {
         self.last_sequence
     }
 
-    /// A number that no file has had: where the journal goes on. Below it is room for the names of reserved files.
+    /// A number that no file has had, with which the journal continues. Numbers below it are left
+    /// for reserved files.
     #[must_use]
     pub fn next_file(&self) -> u64 {
         let highest = self.numbers.last().copied().unwrap_or(0);
@@ -200,7 +205,7 @@ impl JournalScan {
         self.first_file.max(highest + 1).max(reserved)
     }
 
-    /// Gives every frame's sequence and body, in order.
+    /// Visits every frame's sequence and body, in order.
     ///
     /// # Errors
     /// What `visit` returns, or the disk's error.
@@ -226,19 +231,19 @@ fn next_frame(bytes: &[u8], at: usize, salt: u64, sequence: u64) -> Option<Frame
     frame::decode(bytes.get(at..)?).filter(|frame| frame.salt == salt && frame.sequence == sequence)
 }
 
-/// The salt that the file's frames carry; `None` if the file was not put to use under this number.
+/// The salt of the file's frames; `None` if the file was not used under this number.
 fn salt_of(bytes: &[u8], number: u64, expected: u64) -> Option<u64> {
     match FileHeader::decode(bytes) {
         Some(header) => (header.number == number).then_some(header.salt),
-        // A damaged header before a sound first frame costs nothing: the frame knows its salt. A frame of a former use is made
-        // unreadable before the file is used again.
+        // A damaged header before a valid first frame does no harm, because the frame has the salt.
+        // Frames of an earlier use are made unreadable before the file is reused.
         None => frame::decode(bytes.get(FILE_HEADER_BYTES..)?)
             .filter(|frame| frame.sequence == expected)
             .map(|frame| frame.salt),
     }
 }
 
-/// The journal, being written.
+/// The journal, open for writing.
 pub struct Journal {
     dir: PathBuf,
     file_bytes: u64,
@@ -246,14 +251,15 @@ pub struct Journal {
     position: u64,
     last_sequence: u64,
     synced_sequence: Arc<AtomicU64>,
-    /// Files before the current one that may not be durable, and their last sequences.
+    /// Earlier files that may not be durable yet, with their last sequences.
     unsynced: Vec<(u64, Ready)>,
-    /// Files before the current one that the checkpoint still needs.
+    /// Earlier files that the checkpoint still needs.
     kept: Vec<u64>,
     next: Arc<Mutex<NextFiles>>,
     written_bytes: u64,
-    /// After an error that leaves it unknown what is on the disk nothing more is written, by whichever thread: a frame in this
-    /// file would contradict the next file's header, and a second sync would lie.
+    /// Set after an error that makes the disk's content unknown. No thread writes any more then: a
+    /// frame in this file would contradict the next file's header, and a second sync could falsely
+    /// succeed.
     broken: Arc<AtomicBool>,
 }
 
@@ -273,10 +279,11 @@ impl JournalSync {
         self.sequence
     }
 
-    /// Makes it durable; frames may be written meanwhile.
+    /// Runs the sync; frames may be written meanwhile.
     ///
     /// # Errors
-    /// The disk's; it is final: nobody knows then what is durable, and a second try would lie.
+    /// The disk's, and final: it is unknown then what is durable, and a second try could falsely
+    /// succeed.
     pub fn run(self) -> io::Result<u64> {
         refuse_broken(&self.broken)?;
         let synced = self.files.iter().try_for_each(|file| file.sync_data());
@@ -289,10 +296,10 @@ impl JournalSync {
     }
 }
 
-/// Makes the next file ready before it is needed.
+/// Prepares the next file before it is needed.
 #[must_use]
 pub struct Preparation {
-    /// The current file is nearly full.
+    /// Whether the current file is nearly full.
     pub is_urgent: bool,
     next: Arc<Mutex<NextFiles>>,
     number: u64,
@@ -301,10 +308,12 @@ pub struct Preparation {
 }
 
 impl Preparation {
-    /// Does it; frames may be written meanwhile, as long as they fit the current file.
+    /// Runs the preparation; frames may be written meanwhile, as long as they fit into the current
+    /// file.
     ///
     /// # Errors
-    /// The disk's; final if it is that of a sync. A full disk is none: the append that needs the file will meet it.
+    /// The disk's; final if it is the error of a sync. A full disk is not an error here: the append
+    /// that needs the file will meet it.
     pub fn run(self) -> io::Result<()> {
         refuse_broken(&self.broken)?;
         let mut next = self.next.lock();
@@ -336,8 +345,8 @@ fn break_if_failed<T>(broken: &AtomicBool, done: &io::Result<T>) {
 }
 
 impl Journal {
-    /// Goes on after what `scan` found, in a new file; every older file is free to be used again, so all that it holds must be
-    /// durable elsewhere.
+    /// Continues after the end of `scan`, in a new file. All older files may be reused from now on,
+    /// so their content must be durable elsewhere.
     ///
     /// # Errors
     /// The disk's.
@@ -352,7 +361,7 @@ impl Journal {
         } = scan;
         let mut next = NextFiles::new(disk, dir.clone(), file_bytes, spares);
         let file = next.take(number, 0, last_sequence)?;
-        // It can wait for room.
+        // It can wait until there is room.
         unless_full(next.reserve(number, &[]))?;
         Ok(Self {
             dir,
@@ -369,18 +378,19 @@ impl Journal {
         })
     }
 
-    /// The largest body that one frame can carry when files have `file_bytes`.
+    /// The largest body of a frame when files have `file_bytes`.
     #[must_use]
     pub fn body_bytes_max(file_bytes: u64) -> usize {
         let overhead = (FILE_HEADER_BYTES + FRAME_HEADER_BYTES + FRAME_ALIGN_BYTES) as u64;
         usize::try_from(file_bytes.saturating_sub(overhead)).unwrap_or(usize::MAX)
     }
 
-    /// Makes sure of room for a frame with a body of at most so many bytes. Some files are kept back for those that bring no
-    /// messages. If it may not grow, there is room only in files that are there.
+    /// Makes sure that there is room for a frame with a body of at most this many bytes. Some files
+    /// are reserved for frames without messages. If the journal may not grow, only existing files
+    /// are used.
     ///
     /// # Errors
-    /// As [`Journal::append`].
+    /// Like [`Journal::append`].
     pub fn make_room(
         &mut self,
         body_bytes: usize,
@@ -406,16 +416,16 @@ impl Journal {
         })
     }
 
-    /// Whether the files kept back are all there; not so between the beginning of a checkpoint and its end.
+    /// Whether all reserved files exist; this is not so while a checkpoint is running.
     #[must_use]
     pub fn has_reserved(&self) -> bool {
         self.next.lock().has_reserved()
     }
 
-    /// Makes the files that are kept back, where some are missing, and gives up further ones: for a disk that is full.
+    /// Creates missing reserved files, and removes spares beyond them: for a full disk.
     ///
     /// # Errors
-    /// As [`Journal::append`].
+    /// Like [`Journal::append`].
     pub fn reserve(&mut self) -> io::Result<()> {
         self.unless_broken(|journal| {
             let below = journal.file.number;
@@ -425,11 +435,11 @@ impl Journal {
         })
     }
 
-    /// Writes a frame; it is in the page cache then. Returns its sequence.
+    /// Writes a frame to the page cache; returns its sequence.
     ///
     /// # Errors
-    /// If the disk is full ([`crate::disk::is_full`]) nothing was written, and the same call may succeed later. After any other
-    /// error it is not known what was.
+    /// If the disk is full ([`crate::disk::is_full`]), nothing was written, and the same call may
+    /// succeed later. After any other error it is unknown what was written.
     pub fn append(&mut self, frame: &mut FrameBuffer) -> io::Result<u64> {
         self.unless_broken(|journal| journal.append_frame(frame))
     }
@@ -456,7 +466,7 @@ impl Journal {
         Ok(sequence)
     }
 
-    /// A sync of every frame so far, through the handles of number `who`, below [`SYNCS_AT_ONCE_MAX`].
+    /// A sync of every frame so far, with the handles of number `who`, below [`SYNCS_AT_ONCE_MAX`].
     pub fn begin_sync(&mut self, who: usize) -> JournalSync {
         let synced = self.synced_sequence();
         self.unsynced.retain(|(last, _)| *last > synced);
@@ -473,7 +483,7 @@ impl Journal {
     /// Makes every frame durable.
     ///
     /// # Errors
-    /// As [`JournalSync::run`].
+    /// Like [`JournalSync::run`].
     pub fn sync(&mut self) -> io::Result<()> {
         self.begin_sync(0).run().map(drop)
     }
@@ -485,10 +495,10 @@ impl Journal {
         done
     }
 
-    /// What makes the next file ready, once the current one is half full.
+    /// The preparation of the next file, once the current one is half full.
     pub fn preparation(&self) -> Option<Preparation> {
         let number = self.file.number + 1;
-        // Somebody who prepares holds the lock.
+        // A running preparation holds the lock.
         let is_due = self.position > self.file_bytes / 2
             && self.next.try_lock().is_some_and(|next| next.lacks(number));
         is_due.then(|| Preparation {
@@ -500,11 +510,11 @@ impl Journal {
         })
     }
 
-    /// Goes on in a new file and returns its number: a checkpoint that holds everything up to now needs the files from this
-    /// number on.
+    /// Continues in a new file and returns its number: a checkpoint of everything up to now needs
+    /// only files from this number on.
     ///
     /// # Errors
-    /// As [`Journal::append`].
+    /// Like [`Journal::append`].
     pub fn rotate(&mut self) -> io::Result<u64> {
         if self.position == FILE_HEADER_BYTES as u64 {
             return Ok(self.file.number); // nothing in it yet
@@ -512,7 +522,7 @@ impl Journal {
         self.unless_broken(|journal| journal.next_file(0))
     }
 
-    /// Goes on in the next file, leaving `reserved` spares alone.
+    /// Continues in the next file, leaving `reserved` spares unused.
     fn next_file(&mut self, reserved: usize) -> io::Result<u64> {
         let number = self.file.number + 1;
         let synced = self.synced_sequence();
@@ -524,10 +534,10 @@ impl Journal {
         Ok(number)
     }
 
-    /// Says that a checkpoint made the files before `number` needless.
+    /// Frees the files before `number`, which a checkpoint has made unnecessary.
     ///
     /// # Errors
-    /// The disk's; the files that could not be removed are only room.
+    /// The disk's; files that could not be removed only take space.
     pub fn recycle_before(&mut self, number: u64) -> io::Result<()> {
         let (free, kept) = self.kept.drain(..).partition(|&kept| kept < number);
         self.kept = kept;
@@ -542,13 +552,14 @@ impl Journal {
         self.last_sequence
     }
 
-    /// The highest sequence that is known to be durable.
+    /// The highest sequence known to be durable.
     #[must_use]
     pub fn synced_sequence(&self) -> u64 {
         self.synced_sequence.load(Ordering::Acquire)
     }
 
-    /// Up to which sequence everything is known to be durable, and the number of the file being written.
+    /// The sequence up to which everything is known to be durable, and the number of the current
+    /// file.
     #[must_use]
     pub fn durable(&self) -> (u64, u64) {
         (self.synced_sequence(), self.file.number)

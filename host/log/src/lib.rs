@@ -1,8 +1,9 @@
-//! What is on disk: one journal per data directory, the segment files of each partition, and the [`disk::Disk`] under both.
+//! Files on disk: one journal per data directory, the segment files of each partition, runs of
+//! state, and the [`disk::Disk`] below them.
 //!
-//! Everything here is synchronous and knows neither topics nor tasks. The journal makes groups of transactions durable, the
-//! partition files keep record batches for long; the `local` engine decides what goes where and when. The crate's only
-//! `unsafe` is in `mapping`.
+//! Everything here is synchronous and knows neither topics nor tasks. The journal makes groups of
+//! transactions durable, and the partition files store record batches for long; the `local` engine
+//! decides what is written where and when. The crate's only `unsafe` is in `mapping`.
 
 pub mod cache;
 pub mod cipher;

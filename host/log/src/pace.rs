@@ -1,4 +1,4 @@
-//! Reading that stays in the background: a file whose reads wait for their turn and leave nothing behind in the page cache.
+//! Background reading: a file whose reads are slowed down and leave nothing in the page cache.
 
 use std::io;
 use std::sync::Arc;
@@ -7,10 +7,11 @@ use bytes::Bytes;
 
 use crate::disk::DiskFile;
 
-/// Asked before every read of so many bytes; waits, or says (with an error) that nobody wants them any more.
+/// Called before every read with its number of bytes; waits, or returns an error if the reading
+/// should end.
 pub type Pace = Arc<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
 
-/// A file that is read at somebody else's pace.
+/// A file that is read at a given pace.
 pub(crate) struct PacedFile {
     pub(crate) file: Arc<dyn DiskFile>,
     pub(crate) pace: Pace,
@@ -20,7 +21,8 @@ impl DiskFile for PacedFile {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         let length = buffer.len() as u64;
         (self.pace)(length)?;
-        // Before, so that the disk is asked and not the cache; after, so that what others read stays there.
+        // Dropped before the read, so that it comes from the disk and not from the cache, and after
+        // it, so that the cache keeps what others read.
         self.file.forget_cached(at, length);
         let count = self.file.read_at(buffer, at);
         self.file.forget_cached(at, length);
@@ -52,8 +54,9 @@ impl DiskFile for PacedFile {
     }
 }
 
-/// Makes the calling thread give way to all others.
+/// Lowers the calling thread's priority below all others.
 pub fn lower_priority() {
-    // The kernel's "process" is the calling thread. If it is refused, the thread is only less polite.
+    // The kernel's "process" is the calling thread. If this is refused, the thread only disturbs
+    // others more.
     let _ = rustix::process::setpriority_process(None, 15);
 }

@@ -1,7 +1,8 @@
 //! The files of one partition: sealed segments, and the active one that grows.
 //!
-//! Written by one flusher in large runs, read by many. What counts is what a checkpoint wrote down ([`Mark`]): bytes after it
-//! may be there after a crash, mean nothing, and are written again from the journal.
+//! One flusher writes them in large pieces; many readers read them. Only the part recorded by a
+//! checkpoint ([`Mark`]) counts: after a crash there may be bytes after it, which have no meaning
+//! and are written again from the journal.
 
 pub mod compact;
 pub mod counting;
@@ -35,16 +36,18 @@ pub(crate) use self::layout::base_in_file_name;
 pub use self::layout::{Files, Listing, Location};
 pub use self::lifetime::{Below, SealedSegment, SegmentFacts};
 
-/// Bytes of a segment before the next one begins, unless configured.
+/// Default size in bytes at which a segment ends.
 pub const SEGMENT_BYTES: u64 = 1 << 30;
-/// Bytes written at once, about.
+/// Approximate bytes written at once.
 const RUN_BYTES_MAX: usize = 1 << 20;
-/// Batches of at least so many bytes, on average, are written from where they lie; smaller ones are first put together.
+/// Batches of at least this many bytes on average are written from where they are; smaller ones are
+/// first copied together.
 const PIECE_BYTES_MIN: usize = 1 << 10;
-/// From this length on a growing segment reserves room, twice what it needs; many small ones cost less without.
+/// From this length on, a growing segment reserves twice the space that it needs; many small
+/// segments cost less without.
 const RESERVE_FROM_BYTES: u64 = 1 << 20;
 
-/// How far a partition's files reach; enough to open them again.
+/// The extent of a partition's files; enough to open them again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
     /// The first offset kept.
@@ -55,9 +58,9 @@ pub struct Mark {
     pub segment: Offset,
     /// Bytes of the active segment.
     pub bytes: u64,
-    /// When the active segment was begun, by the host's clock; 0 where nobody knows.
+    /// When the active segment began, by the host's clock; 0 if unknown.
     pub opened_at: Timestamp,
-    /// What is before is compacted already.
+    /// Everything before this offset is compacted.
     pub clean: Offset,
 }
 
@@ -70,16 +73,16 @@ pub struct PartitionFiles {
     sealed: Vec<Offset>,
     active: Active,
     unsynced: Unsynced,
-    /// What is known of sealed segments; filled as somebody asks.
+    /// Known facts about sealed segments; filled on demand.
     footers: Footers,
-    /// The host's clock when it was last told.
+    /// The host's clock at the last call of `configure`.
     now: Timestamp,
     /// The age in milliseconds at which a segment ends even if it is not full.
     segment_ms: Option<u64>,
     clean: Offset,
-    /// The active segment as the last checkpoint has it: those before are sealed for good.
+    /// The active segment of the last checkpoint: those before it are sealed permanently.
     marked: Offset,
-    /// Bytes of batches written since somebody asked.
+    /// Bytes of batches written since the last call of [`PartitionFiles::take_written_bytes`].
     written_bytes: u64,
 }
 
@@ -92,7 +95,7 @@ struct Place {
     location: Location,
     segment_bytes: u64,
     cipher: Option<BatchCipher>,
-    /// What its batches are stamped with; `None` for files that tests write without.
+    /// The stamp of its batches; `None` for files that tests write without one.
     stamp: Option<Stamp>,
 }
 
@@ -105,7 +108,7 @@ struct Active {
     /// Open from the first write until [`PartitionFiles::let_go`].
     file: Option<Arc<dyn DiskFile>>,
     is_unsynced: bool,
-    /// Whether the file is known to be this partition's.
+    /// Whether the file is known to belong to this partition.
     is_own: bool,
 }
 
@@ -124,7 +127,7 @@ impl Active {
     }
 }
 
-/// Files and directories that a checkpoint has to make durable.
+/// Files and directories that a checkpoint must sync.
 #[derive(Default)]
 #[must_use]
 pub struct Unsynced {
@@ -133,7 +136,7 @@ pub struct Unsynced {
 }
 
 impl Unsynced {
-    /// Whether there is nothing to make durable.
+    /// Whether there is nothing to sync.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.files.is_empty() && self.dirs.is_empty()
@@ -153,7 +156,7 @@ impl Unsynced {
 }
 
 impl PartitionFiles {
-    /// A partition without files yet; nothing is touched.
+    /// A partition without files yet; nothing is created.
     #[must_use]
     pub fn fresh(
         disk: Arc<dyn Disk>,
@@ -193,10 +196,10 @@ impl PartitionFiles {
         }
     }
 
-    /// The partition's files as `mark` says; segments that began after it are removed, for they are only a copy of what the journal
-    /// holds, and so is what a crash left of segments below the start and of a compaction. A segment that is stamped for another
-    /// partition is kept under another name instead. What is written from now on is stamped, and what is read with another stamp is
-    /// damage.
+    /// Opens the partition's files as `mark` says. Segments that began after it are removed,
+    /// because the journal has their content, and so are remains of segments below the start and of
+    /// a compaction. A segment with another partition's stamp is kept under another name instead.
+    /// Batches written from now on are stamped, and a read batch with another stamp is damage.
     ///
     /// # Errors
     /// The disk's.
@@ -229,20 +232,21 @@ impl PartitionFiles {
         Ok(Self::at(place, sealed, mark))
     }
 
-    /// From now on batches are encrypted on their way into files, and those that are encrypted can be read.
+    /// From now on, written batches are encrypted, and encrypted batches can be read.
     #[must_use]
     pub fn encrypted_with(mut self, cipher: Option<BatchCipher>) -> Self {
         self.place.cipher = cipher;
         self
     }
 
-    /// Writes batches, which follow each other and what is there, in large runs. They are in the page cache then.
+    /// Writes consecutive batches that follow the existing ones, in large pieces, to the page
+    /// cache.
     ///
     /// # Errors
-    /// The disk's. What was written before the error counts and shows in [`PartitionFiles::mark`].
+    /// The disk's. Batches written before the error count, and are in [`PartitionFiles::mark`].
     ///
     /// # Panics
-    /// If a batch does not begin where the one before it ended.
+    /// If a batch does not begin where the previous one ended.
     pub fn append(&mut self, batches: &[RecordBatch]) -> io::Result<()> {
         let Place { cipher, stamp, .. } = &self.place;
         let is_stamped = |batch: &RecordBatch| stamp.is_none() || batch.stamp() == *stamp;
@@ -276,7 +280,7 @@ impl PartitionFiles {
         bytes + batch.byte_count() as u64 <= self.place.segment_bytes
     }
 
-    /// How many of the batches go into the active segment at once; at least one.
+    /// How many of the batches are written to the active segment at once; at least one.
     fn run_length(&self, batches: &[RecordBatch]) -> usize {
         let mut run_bytes = 0;
         let fitting = batches.iter().take_while(|batch| {
@@ -311,7 +315,8 @@ impl PartitionFiles {
         Ok(())
     }
 
-    /// Where a reader is just extending the index, it will find these batches itself.
+    /// Adds batches to the index. If a reader is extending it at this moment, the reader will find
+    /// these batches itself.
     fn note(&self, run: &[RecordBatch], mut position: u64) {
         let Some(mut index) = self.active.index.try_lock() else {
             return;
@@ -323,7 +328,7 @@ impl PartitionFiles {
         }
     }
 
-    /// The active segment, open to be written up to `length`.
+    /// The active segment's file, open for writing up to `length`.
     fn active_file(&mut self, length: u64) -> io::Result<Arc<dyn DiskFile>> {
         let file = match &self.active.file {
             Some(file) => Arc::clone(file),
@@ -336,7 +341,8 @@ impl PartitionFiles {
             let reserved_bytes = (length * 2).min(most);
             self.active.reserved_bytes = match file.preallocate(reserved_bytes, false) {
                 Err(error) if is_full(&error) => {
-                    // What there is may do. Whatever the attempt took of it is given back first.
+                    // The existing space may be enough. The space that the attempt took is freed
+                    // first.
                     file.set_len(self.active.bytes)?;
                     length
                 }
@@ -350,7 +356,8 @@ impl PartitionFiles {
         let path = self.place.location.segment(self.active.base);
         if self.active.bytes > 0 {
             match self.place.disk.open(&path) {
-                // Somebody took the file away: what it held is lost and will read as damaged; what comes now is kept.
+                // The file was removed by someone else: its content is lost and will read as
+                // damaged; new batches are kept.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 opened => return opened,
             }
@@ -362,7 +369,7 @@ impl PartitionFiles {
             }
             created => created?,
         };
-        // The directory of the file, and the one or two above it that may be new with it.
+        // The file's directory, and the one or two above it that may also be new.
         for dir in self.place.location.dir().ancestors().take(3) {
             if !self.unsynced.dirs.iter().any(|known| known == dir) {
                 self.unsynced.dirs.push(dir.to_owned());
@@ -386,7 +393,7 @@ impl PartitionFiles {
         Ok(())
     }
 
-    /// Without a sync: an index that a crash tears is built again.
+    /// Not synced: an index that a crash tears is rebuilt.
     fn write_index(&self, file: &Arc<dyn DiskFile>) -> io::Result<()> {
         let mut index = self.active.index.lock();
         let segment = Segment {
@@ -406,8 +413,8 @@ impl PartitionFiles {
         written.write_all_at(&index.encode(), 0)
     }
 
-    /// What has to be synced so that everything up to the present [`PartitionFiles::mark`] is durable. Taken out, so that the
-    /// sync itself holds up nobody.
+    /// Takes the files that must be synced so that everything up to the current
+    /// [`PartitionFiles::mark`] is durable. They are taken out, so that the sync blocks nothing.
     pub fn take_unsynced(&mut self) -> Unsynced {
         let mut unsynced = std::mem::take(&mut self.unsynced);
         if std::mem::take(&mut self.active.is_unsynced) {
@@ -416,8 +423,8 @@ impl PartitionFiles {
         unsynced
     }
 
-    /// Closes what is open. Returns whether something of it was not synced: then only [`crate::disk::FileSystem::sync`] makes it
-    /// durable.
+    /// Closes open files. Returns whether any of them was not synced: then only
+    /// [`crate::disk::FileSystem::sync`] makes it durable.
     pub fn let_go(&mut self) -> bool {
         let unsynced = std::mem::take(&mut self.unsynced);
         self.active.file = None;
@@ -425,12 +432,12 @@ impl PartitionFiles {
         is_unsynced || !unsynced.is_empty()
     }
 
-    /// Bytes of batches written since the last call, as they are in the files.
+    /// Bytes of batches written to files since the last call.
     pub fn take_written_bytes(&mut self) -> u64 {
         std::mem::take(&mut self.written_bytes)
     }
 
-    /// How far the files reach.
+    /// The extent of the files.
     #[must_use]
     pub fn mark(&self) -> Mark {
         Mark {
@@ -443,7 +450,8 @@ impl PartitionFiles {
         }
     }
 
-    /// The segment that holds `from`, to be read without holding up the writer; `None` past the end.
+    /// A reader of the segment that contains `from`, which does not block the writer; `None` past
+    /// the end.
     #[must_use]
     pub fn reader(&self, from: Offset) -> Option<SegmentReader> {
         if from >= self.end {
@@ -480,12 +488,12 @@ impl PartitionFiles {
     }
 }
 
-/// Nothing is damaged: with the key it can be read.
+/// A missing key is not damage: with the key the segment can be read.
 fn missing(error: DecryptError) -> SegmentError {
     io::Error::new(io::ErrorKind::PermissionDenied, error).into()
 }
 
-/// One segment as it was when asked for.
+/// One segment as it was when it was requested.
 pub struct SegmentReader {
     place: Place,
     part: Part,
@@ -501,7 +509,7 @@ enum Part {
         base: Offset,
         bytes: u64,
         index: Arc<Mutex<Index>>,
-        /// If it is open to be written anyway.
+        /// Present if the file is open for writing.
         file: Option<Arc<dyn DiskFile>>,
     },
     /// No file holds these offsets, though they were written.
@@ -509,10 +517,11 @@ enum Part {
 }
 
 impl SegmentReader {
-    /// Batches from the one that holds the offset asked for, until `bytes_max` is reached or the segment ends; at least one.
+    /// Batches from the one that contains the requested offset on, until `bytes_max` is reached or
+    /// the segment ends; at least one.
     ///
     /// # Errors
-    /// [`SegmentError::Damaged`] names the offsets that cannot be read; those after it can.
+    /// [`SegmentError::Damaged`] names the unreadable offsets; reading can continue after them.
     pub fn read(&self, bytes_max: usize) -> Result<Vec<RecordBatch>, SegmentError> {
         let read = match &self.part {
             Part::Missing => Err(io::Error::from(io::ErrorKind::NotFound).into()),
@@ -528,7 +537,7 @@ impl SegmentReader {
                 .and_then(|file| self.read_active(file, *base, *bytes, index, bytes_max)),
         };
         match read.and_then(|batches| self.plain(batches)) {
-            // The file is gone, so everything in it is.
+            // The file is missing, so all its messages are.
             Err(SegmentError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
                 Err(SegmentError::Damaged {
                     from: self.from,
@@ -540,8 +549,8 @@ impl SegmentReader {
         }
     }
 
-    /// As [`SegmentReader::read`], of what is in memory; `None` where it would have to wait, for the disk or for others, where much
-    /// would have to be computed, and where anything is not as it should be.
+    /// Like [`SegmentReader::read`], but only from memory; `None` if it would have to wait for the
+    /// disk or for other threads, if it would take much computing, or if anything is wrong.
     #[must_use]
     pub fn read_now(&self, bytes_max: usize) -> Option<Vec<RecordBatch>> {
         let (segment, entry) = match &self.part {
@@ -582,7 +591,7 @@ impl SegmentReader {
         (is_plain && !batches.is_empty()).then_some(batches)
     }
 
-    /// The batches as they were produced; up to the first that cannot be decrypted.
+    /// The batches as they were produced, up to the first that cannot be decrypted.
     fn plain(&self, stored: Vec<RecordBatch>) -> Result<Vec<RecordBatch>, SegmentError> {
         if !stored.iter().any(RecordBatch::is_encrypted) {
             return Ok(stored);

@@ -1,10 +1,13 @@
-//! Reading one segment: record batches one after the other, each checked, damage named by its offsets.
+//! Reads one segment: record batches one after the other, each checked; damage is reported with its
+//! offsets.
 //!
-//! A segment is nothing but batches. Their checksums cover all but the base offset, and that is known: every batch begins where
-//! the one before it ended. So a batch that decodes and stands at the expected offset is the one that was written there. Compaction
-//! keeps to that: the batch before a gap reaches over it, and where there is none a batch without messages stands for it (see
-//! [`millrace_model::RecordBatch::gap`]). Whatever breaks the chain is damage. So is a batch that is stamped for another partition: its
-//! file was swapped or restored to the wrong place, or a write went astray.
+//! A segment consists only of batches. Their checksums cover everything but the base offset, which
+//! is known: every batch begins where the previous one ended. So a valid batch at the expected
+//! offset is the one that was written there. Compaction preserves this: the batch before a gap is
+//! extended over it, or, if there is none, a batch without messages fills it (see
+//! [`millrace_model::RecordBatch::gap`]). Anything that breaks the chain is damage. So is a batch
+//! with another partition's stamp: its file was swapped or restored to the wrong place, or a write
+//! was misdirected.
 
 pub mod examine;
 
@@ -21,22 +24,22 @@ use crate::disk::DiskFile;
 use crate::index::{Index, Noted};
 use crate::mapping;
 
-/// Bytes read from a file at once, unless less is asked for.
+/// Bytes read from a file at once, unless fewer are requested.
 const WINDOW_BYTES: u64 = 256 << 10;
-/// The least that is read from a file at once.
+/// Minimum bytes read from a file at once.
 const WINDOW_BYTES_MIN: u64 = 4 << 10;
 
-/// Why a segment gave no batch.
+/// Why a segment returned no batch.
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentError {
-    /// Stored bytes are not those that were written.
+    /// Stored bytes differ from what was written.
     #[error("messages {from} to {to} (exclusive) {kind}")]
     Damaged {
         /// First offset of the damage.
         from: Offset,
         /// First offset after it.
         to: Offset,
-        /// What stands there instead.
+        /// What is there instead.
         kind: DamageKind,
     },
     /// The disk failed.
@@ -44,18 +47,18 @@ pub enum SegmentError {
     Io(#[from] io::Error),
 }
 
-/// Where a segment's bytes come from.
+/// The source of a segment's bytes.
 pub(crate) enum Source {
     Mapped(Bytes),
     File(Arc<dyn DiskFile>),
 }
 
-/// Bytes read at once on a thread that must not wait, where the system has them in memory: checking so many takes less than a fifth of a
-/// millisecond. What is larger, if only by one batch, is read by another thread.
+/// Bytes read at once from the page cache on a thread that must not wait: checking this many takes
+/// less than a fifth of a millisecond. Larger reads, even by one batch, run on another thread.
 pub const READ_NOW_BYTES_MAX: usize = 1 << 20;
 
-/// Whether a read may wait for the disk. One that may not ends with [`ErrorKind::WouldBlock`] where it would have to, and where
-/// anything is not as it should be.
+/// Whether a read may wait for the disk. If it may not, it ends with [`ErrorKind::WouldBlock`] when
+/// it would have to wait, or when anything is wrong.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
     Waits,
@@ -63,7 +66,7 @@ pub(crate) enum Patience {
 }
 
 impl Source {
-    /// The bytes of a range, and of a mapped file all that follows in it if that may be waited for.
+    /// The bytes of a range; for a mapped file also everything after it, if waiting is allowed.
     fn window(&self, range: Range<u64>, patience: Patience) -> io::Result<Bytes> {
         let length = range.end.saturating_sub(range.start) as usize;
         if patience == Patience::Never && length > READ_NOW_BYTES_MAX {
@@ -98,20 +101,20 @@ fn would_wait() -> io::Error {
     ErrorKind::WouldBlock.into()
 }
 
-/// One segment as far as it is written: offsets `base..end` in `bytes` bytes.
+/// The written part of one segment: offsets `base..end` in `bytes` bytes.
 pub(crate) struct Segment {
     pub(crate) source: Source,
     pub(crate) base: Offset,
     pub(crate) end: Offset,
     pub(crate) bytes: u64,
     pub(crate) patience: Patience,
-    /// Where its batches have to belong, where that is known.
+    /// The expected stamp of its batches, if it is known.
     pub(crate) stamp: Option<Stamp>,
 }
 
 impl Segment {
-    /// Batches from the one that holds `from` on, until `bytes_max` is reached or the segment ends; at least one. Begins to
-    /// look at `entry`, the index's for `from`.
+    /// Batches from the one that contains `from` on, until `bytes_max` is reached or the segment
+    /// ends; at least one. The search begins at `entry`, the index's entry for `from`.
     pub(crate) fn read(
         &self,
         entry: Option<(Offset, u64)>,
@@ -138,7 +141,7 @@ impl Segment {
                         return Ok(batches);
                     }
                 }
-                // Nobody asked for what is damaged.
+                // The damage is before the requested offset.
                 Step::Damage { to, .. } if to <= from => {}
                 Step::Damage { .. } | Step::End if !batches.is_empty() => return Ok(batches),
                 Step::Damage { from, to, kind } => {
@@ -149,7 +152,7 @@ impl Segment {
         }
     }
 
-    /// What `look` first finds in a batch, from the place `entry` on. Goes over what is damaged.
+    /// The first result of `look` in a batch, from `entry` on. Damage is skipped.
     pub(crate) fn find<T>(
         &self,
         entry: Option<(Offset, u64)>,
@@ -169,7 +172,7 @@ impl Segment {
         }
     }
 
-    /// Notes in the index what it does not cover yet.
+    /// Extends the index over the part that it does not cover yet.
     pub(crate) fn extend(&self, index: &mut Index) -> io::Result<()> {
         if index.covered_bytes() >= self.bytes {
             return Ok(());
@@ -199,7 +202,7 @@ impl Segment {
     }
 }
 
-/// What stands at the cursor.
+/// What is at the cursor.
 enum Step {
     Batch {
         batch: RecordBatch,
@@ -213,13 +216,13 @@ enum Step {
     End,
 }
 
-/// What stands at a position.
+/// What is at a position.
 enum Stands {
-    /// A sound batch of this partition, within the segment's offsets.
+    /// A valid batch of this partition, within the segment's offsets.
     Own(RecordBatch),
-    /// A sound batch of another partition, with so many bytes.
+    /// A valid batch of another partition, and its length in bytes.
     Misplaced(u64),
-    /// Nothing that was ever written as a batch, or not to stand in this segment.
+    /// No valid batch, or one that does not belong in this segment.
     Nothing,
 }
 
@@ -253,7 +256,8 @@ impl Cursor<'_> {
         }
     }
 
-    /// Whether the next batch has at most so many bytes, by what it says of itself; what says nothing is left to be stepped to.
+    /// Whether the next batch has at most this many bytes, according to its header; without a
+    /// readable header the answer is yes, and the next step finds out.
     fn next_fits(&mut self, bytes_max: usize) -> bool {
         if bytes_max < HEADER_BYTES {
             return false;
@@ -266,7 +270,8 @@ impl Cursor<'_> {
         claimed.is_none_or(|claimed| claimed <= bytes_max)
     }
 
-    /// Goes on at the next batch that is sound and belongs here, at `at` or later, or at the segment's end.
+    /// Continues at the next valid batch that belongs here, at `at` or later, or at the segment's
+    /// end.
     fn step_over_damage(&mut self, mut at: u64, kind: DamageKind) -> io::Result<Step> {
         let from = self.expected;
         'search: while at < self.segment.bytes {
@@ -328,7 +333,7 @@ impl Cursor<'_> {
         RecordBatch::decode_stored(&self.window.slice(skip.min(self.window.len())..))
     }
 
-    /// Makes the window hold `length` bytes from `at` on, where the segment has them.
+    /// Makes the window contain `length` bytes from `at` on, as far as the segment has them.
     fn fill(&mut self, at: u64, length: u64) -> io::Result<()> {
         let held = self.window_at..self.window_at + self.window.len() as u64;
         let wanted_end = (at + length).min(self.segment.bytes);
@@ -342,7 +347,8 @@ impl Cursor<'_> {
     }
 }
 
-/// Whether a batch may begin here that stands after `from`: asked of every byte after damage, so before any checksum.
+/// Whether a batch with an offset after `from` may begin here. This is checked at every byte after
+/// damage, so before any checksum.
 fn looks_like_batch(bytes: &[u8], from: Offset, end: Offset) -> bool {
     let base = bytes
         .first_chunk::<8>()

@@ -7,8 +7,9 @@
 //! 21 attributes i16      23 last offset delta i32          27 base timestamp i64  35 max timestamp i64
 //! 43 producer id i64     51 producer epoch i16             53 base sequence i32   57 record count i32   61 records
 //! ```
-//! The CRC-32C covers everything from the attributes on; the base offset stands outside it, so a partition gives
-//! offsets by writing eight bytes. So does the leader epoch, which says here where a batch belongs ([`Stamp`]).
+//! The CRC-32C covers everything from the attributes on. The base offset is outside it, so a
+//! partition assigns offsets by writing eight bytes. So is the leader epoch, which here says where
+//! a batch belongs ([`Stamp`]).
 
 use std::ops::Range;
 
@@ -36,7 +37,7 @@ const BASE_TIMESTAMP_AT: usize = 27;
 const MAX_TIMESTAMP_AT: usize = 35;
 const CODEC_MASK: i16 = 0b111;
 const CONTROL_FLAG: i16 = 0b10_0000;
-/// As Kafka writes it, of a producer that does not number its batches.
+/// Kafka's values for a producer that does not number its batches.
 const NOT_NUMBERED: (ProducerId, i32) = (ProducerId { id: -1, epoch: -1 }, -1);
 
 /// Why bytes are not a supported record batch.
@@ -257,7 +258,7 @@ impl RecordBatch {
         self.base_offset().plus(u64::from(last_delta) + 1)
     }
 
-    /// How many records it holds.
+    /// The number of its records.
     #[must_use]
     pub fn message_count(&self) -> usize {
         u32::from_be_bytes(self.field(57)) as usize
@@ -360,7 +361,7 @@ impl RecordView {
     /// The record as a message that shares the batch's bytes.
     ///
     /// # Errors
-    /// [`BatchError::Malformed`] where a header is.
+    /// [`BatchError::Malformed`] if a header is malformed.
     pub fn to_message(&self, bytes: &Bytes) -> Result<Message, BatchError> {
         let share = |range: &Range<usize>| bytes.slice(range.clone());
         let headers = self

@@ -11,7 +11,8 @@ pub enum DamageKind {
     /// Something else, or nothing.
     #[default]
     Changed,
-    /// Messages of another topic or partition: files were swapped or restored to the wrong place, or a write went astray.
+    /// Messages of another topic or partition: files were swapped or restored to the wrong place,
+    /// or a write was misdirected.
     Misplaced,
 }
 

@@ -45,7 +45,7 @@ impl GroupName {
         Self(format!("{CONSUMER_MARK}{name}").into())
     }
 
-    /// A name as [`GroupName::as_str`] gave it.
+    /// A name from the text of [`GroupName::as_str`].
     #[must_use]
     pub fn stored(text: &str) -> Self {
         Self(text.into())

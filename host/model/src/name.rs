@@ -157,15 +157,15 @@ name_type!(
 );
 
 name_type!(
-    /// Whose a name is. Each tenant has names of its own; the same one may belong to several.
+    /// The owner of a name. Each tenant has its own names, and two tenants may use the same name.
     Tenant,
     "tenant",
     TENANT_NAME_CHARS_MAX
 );
 
-/// Between a tenant and a name, in what is stored. No name contains it.
+/// Separates a tenant from a name in stored names. No name contains it.
 const TENANT_END: char = '/';
-/// The tenant of every name that says none.
+/// The tenant of names without a tenant.
 const DEFAULT_TENANT: &str = "default";
 
 impl Default for Tenant {
@@ -175,7 +175,8 @@ impl Default for Tenant {
 }
 
 impl Tenant {
-    /// How a name of this tenant is stored: those of the default tenant as they are, those of others as `tenant/name`.
+    /// The stored form of a name of this tenant: the name itself for the default tenant,
+    /// `tenant/name` for others.
     #[must_use]
     pub fn stored(&self, name: &str) -> String {
         match self.as_str() {
@@ -184,11 +185,11 @@ impl Tenant {
         }
     }
 
-    /// Whose a stored name is, and the name itself.
+    /// The tenant of a stored name, and the name itself.
     ///
     /// # Errors
-    /// [`NameError`] where what stands before the slash is no tenant's name. The default tenant is never stored: it would be a second
-    /// spelling of the same name.
+    /// [`NameError`] if the part before the slash is not a tenant's name. The default tenant is
+    /// never stored, because that would be a second spelling of the same name.
     pub fn of_stored(stored: &str) -> Result<(Self, &str), NameError> {
         let Some((tenant, name)) = stored.split_once(TENANT_END) else {
             return Ok((Self::default(), stored));

@@ -1,6 +1,6 @@
-//! The order of keys, in part: what of it a number says.
+//! The order of keys, as far as a number can represent it.
 
-/// The first eight bytes of a key, as a number that is in order as the keys are.
+/// The first eight bytes of a key, as a number that sorts like the keys.
 #[must_use]
 pub fn head(key: &[u8]) -> u64 {
     match key.first_chunk() {

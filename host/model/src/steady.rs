@@ -1,15 +1,17 @@
-//! Spans that a step of the wall clock does not change. Whoever keeps times to come as wall times, because they outlive the process,
-//! reads them by a [`SteadyClock`]: it goes on evenly, and takes over a step of the machine's clock only when it is told to. Then what
-//! was timed by it is moved by the same step, so that what is left of each span stays as it is.
+//! Durations that a step of the wall clock does not change. Code that stores future times as wall
+//! times, because they outlive the process, reads them by a [`SteadyClock`]. It runs evenly, and
+//! follows a step of the machine's clock only when told to. All times kept by it are then moved by
+//! the same step, so that the rest of each duration stays the same.
 
 use std::time::Duration;
 
 use crate::clock::{Clock, Timestamp};
 
-/// Smaller steps are none: clocks are corrected by a little all the time, and nobody minds.
+/// Smaller steps are ignored: clocks are corrected by a little all the time, and it does not
+/// matter.
 const STEP_MS_MIN: u64 = 500;
 
-/// A wall clock of one's own.
+/// A wall clock that follows steps of the machine's clock only on request.
 #[derive(Clone, Copy, Debug)]
 pub struct SteadyClock {
     wall: Timestamp,
@@ -17,7 +19,7 @@ pub struct SteadyClock {
 }
 
 impl SteadyClock {
-    /// Set by the machine's clock.
+    /// A clock set to the machine's time.
     #[must_use]
     pub fn begin(clock: &dyn Clock) -> Self {
         Self {
@@ -26,7 +28,7 @@ impl SteadyClock {
         }
     }
 
-    /// This moment: by the machine's clock, as long as that made no step.
+    /// The current time: that of the machine's clock as long as it made no step.
     #[must_use]
     pub fn now(&self, clock: &dyn Clock) -> Timestamp {
         let (here, there) = self.read(clock);
@@ -36,7 +38,7 @@ impl SteadyClock {
         }
     }
 
-    /// Takes over a step of the machine's clock, if it made one.
+    /// Follows a step of the machine's clock, if there was one.
     pub fn follow(&mut self, clock: &dyn Clock) -> Option<Step> {
         let (here, there) = self.read(clock);
         *self = Self::begin(clock);
@@ -44,7 +46,7 @@ impl SteadyClock {
         is_step.then_some(Step { here, there })
     }
 
-    /// What time it would be without any step, and what time it is.
+    /// The time that it would be without any step, and the machine's time.
     fn read(&self, clock: &dyn Clock) -> (Timestamp, Timestamp) {
         let passed = clock.monotonic().saturating_sub(self.monotonic);
         (self.wall.after(passed), clock.wall())
@@ -68,7 +70,7 @@ impl Step {
         }
     }
 
-    /// By how many milliseconds; below 0 for a step back.
+    /// The step in milliseconds; negative for a step back.
     #[must_use]
     pub fn ms(self) -> i64 {
         let by = i64::try_from(self.here.0.abs_diff(self.there.0)).unwrap_or(i64::MAX);
@@ -93,7 +95,7 @@ mod tests {
         for (left_ms, step_ms) in [(2_000, -HOUR_MS), (1_000, HOUR_MS), (0, 24 * HOUR_MS)] {
             clock.advance(Duration::from_secs(1));
             clock.step(step_ms);
-            // Nothing has changed until the step is taken over, and nothing but the numbers has afterwards.
+            // Nothing changes until the step is followed, and then only the numbers do.
             let left = |at: Timestamp, due| at.until(due).as_millis();
             assert_eq!(left(steady.now(&clock), due), left_ms);
             let step = steady.follow(&clock).unwrap();

@@ -1,4 +1,4 @@
-//! A topic: what was asked for when it was made, and the identity that outlives its name.
+//! A topic: its specification, and an identity that is independent of its name.
 
 use std::fmt;
 
@@ -10,7 +10,8 @@ use crate::name::{ProcessorName, TopicName};
 use crate::offset::PartitionId;
 use crate::settings::TopicSettings;
 
-/// A topic's identity: given once, never reused, so a topic deleted and made again under its name is another one.
+/// A topic's identity: assigned once and never reused, so a topic that is deleted and created again
+/// under its name is a different one.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -26,9 +27,9 @@ impl fmt::Display for TopicId {
 /// One partition of one topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TopicPartition {
-    /// Which topic.
+    /// The topic.
     pub topic: TopicId,
-    /// Which of its partitions.
+    /// The partition within it.
     pub partition: PartitionId,
 }
 
@@ -44,27 +45,28 @@ impl fmt::Display for TopicPartition {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// When it is ordered in memory; a crash of the process may lose it.
+    /// Once it is ordered in memory; a crash of the process may lose it.
     None,
-    /// When it is in the page cache: survives the process, not a power cut.
+    /// Once it is in the page cache: survives the end of the process, but not a power cut.
     Os,
     /// After `fdatasync`: survives a power cut.
     #[default]
     Durable,
 }
 
-/// What a topic was made with.
+/// The specification of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicSpec {
     /// Its name.
     pub name: TopicName,
-    /// How many partitions, at least one.
+    /// The number of partitions, at least one.
     pub partitions: u32,
     /// When appends are acknowledged.
     pub durability: Durability,
     /// The partitioner component; `None` is the built-in one (murmur2 of the key, sticky without a key).
     pub partitioner: Option<Digest>,
-    /// The processor that this topic was made for (its dead letters, its redrives); `None` for people's topics.
+    /// The processor that this topic belongs to (for its dead letters, its redrives); `None` for
+    /// topics created by people.
     pub owner: Option<ProcessorName>,
     /// When it was created.
     pub created_at: Timestamp,
@@ -78,7 +80,7 @@ pub struct TopicSpec {
 pub struct Topic {
     /// Its identity.
     pub id: TopicId,
-    /// What it was made with.
+    /// Its specification.
     pub spec: TopicSpec,
 }
 

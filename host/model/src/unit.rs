@@ -1,16 +1,16 @@
-//! Moments given as numbers: milliseconds since the Unix epoch here, and seconds, micro- or nanoseconds with many others. A number that
-//! means a moment of our time only in another unit was meant in that one: it is recognised, so that nobody takes it for 1970 or for the
-//! year 58,000.
+//! Times given as numbers. Here they are milliseconds since the Unix epoch, but many other programs
+//! use seconds, micro- or nanoseconds. A number that is a plausible current time only in another
+//! unit is detected and refused, so that it does not become a time in 1970 or in the year 58,000.
 
 use std::fmt;
 
 use crate::bounds::DELAY_MS_MAX;
 use crate::clock::Timestamp;
 
-/// What is taken for a moment of our time begins here: 3 March 1973. So no small number is taken for another unit.
+/// Plausible times begin here: 3 March 1973. So small numbers are never mistaken for another unit.
 const NEAR_FROM_MS: u64 = 100_000_000_000;
 
-/// A number that looks like a moment in another unit.
+/// A number that looks like a time in another unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct OtherUnit {
     given: u64,
@@ -40,7 +40,7 @@ impl fmt::Display for OtherUnit {
     }
 }
 
-/// Checks that a number is not a moment of our time in another unit than milliseconds.
+/// Checks that a number is not a plausible time in a unit other than milliseconds.
 ///
 /// # Errors
 /// [`OtherUnit`], which says what to write.

@@ -1,4 +1,4 @@
-//! The keys that the data directory is encrypted with.
+//! The encryption keys of the data directory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,8 +14,9 @@ use crate::config::names::{self, KEY_VARIABLE};
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EncryptionSettings {
-    /// Encrypt what is kept with the first key of this file (lines of ID:KEY, 64 hexadecimal digits); later keys only read. The
-    /// variable MILLRACE_ENCRYPTION_KEY holds such lines themselves
+    /// Encrypt stored data with the first key in this file (lines of ID:KEY, 64 hexadecimal
+    /// digits); later keys only decrypt. The variable MILLRACE_ENCRYPTION_KEY can hold such lines
+    /// instead
     #[arg(
         long = "encryption-key-file",
         id = "encryption.key_file",
@@ -40,13 +41,13 @@ impl EncryptionSettings {
         self.key_file.is_some() || variable.is_some_and(|keys| !keys.is_empty())
     }
 
-    /// The keys; `None` where none are given.
+    /// The keys; `None` if none are given.
     pub(crate) fn keys(&self) -> Result<Option<Arc<Cipher>>, ConfigError> {
         encryption_keys(self.key_file.as_deref())
     }
 }
 
-/// The encryption keys of the file, or of [`KEY_VARIABLE`]; `None` where neither is given.
+/// The encryption keys from the file or from [`KEY_VARIABLE`]; `None` if neither is given.
 ///
 /// # Errors
 /// [`ConfigError::Keys`], [`ConfigError::KeysTwice`]; neither shows a key.

@@ -1,4 +1,4 @@
-//! The engine: what can be set about it, and how it is opened.
+//! The engine: its settings, and how it is opened.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use serde::{Deserialize, Serialize};
 use crate::config::error::{ConfigError, refused};
 use crate::memory::MemoryPlan;
 
-/// Where data is kept.
+/// Where data is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
     /// In the data directory.
     #[default]
     Local,
-    /// In memory only; gone with the process.
+    /// In memory only; lost when the process ends.
     Memory,
 }
 
-/// `[engine]`: where data is kept, and what each kind of engine can be told.
+/// `[engine]`: which engine stores data, and the settings of each.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
-    /// Where messages are kept [default: local]
+    /// Where messages are stored: in the data directory, or only in memory [default: local]
     #[arg(long = "engine", id = "engine.kind", value_name = "ENGINE", value_enum)]
     pub kind: EngineKind,
     /// The local engine.
@@ -37,15 +37,18 @@ pub struct EngineSettings {
     pub local: LocalSettings,
 }
 
-/// `[engine.local]`: sizes and times of the local engine. Small sizes make a host roll, checkpoint and use files again often: for small
-/// machines, and to provoke in minutes what takes months otherwise.
+/// `[engine.local]`: sizes and times of the local engine. Small sizes make a host roll segments,
+/// checkpoint and reuse files often. They suit small machines, and tests that provoke in minutes
+/// what otherwise takes months.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LocalSettings {
-    /// Bytes of one journal file, 64 KiB to 1 GiB; a transaction must fit one [default: 67108864]
+    /// Size of a journal file in bytes, 64 KiB to 1 GiB; a transaction must fit into one [default:
+    /// 67108864]
     #[arg(long, id = "engine.local.journal_file_bytes", value_name = "BYTES")]
     pub journal_file_bytes: u64,
-    /// Bytes of a segment before the next one begins, 4 KiB to 1 GiB [default: 1073741824]
+    /// Size in bytes at which a segment ends and the next one begins, 4 KiB to 1 GiB [default:
+    /// 1073741824]
     #[arg(long, id = "engine.local.segment_bytes", value_name = "BYTES")]
     pub segment_bytes: u64,
     /// Bytes of journal between two checkpoints, 64 KiB to 16 GiB; more makes recovery longer [default: a 64th of the memory, at most 128 MiB]
@@ -55,13 +58,15 @@ pub struct LocalSettings {
         value_name = "BYTES"
     )]
     pub checkpoint_journal_bytes: Option<u64>,
-    /// Bytes a second that the background search for damage reads at the most; 0 is off [default: 20000000]
+    /// Maximum bytes per second that the background search for damage reads; 0 turns it off
+    /// [default: 20000000]
     #[arg(long, id = "engine.local.scrub_bytes_per_second", value_name = "BYTES")]
     pub scrub_bytes_per_second: u64,
-    /// How long after one round through everything the next one begins [default: 86400]
+    /// Shortest time between the starts of two rounds of the background search for damage [default:
+    /// 86400]
     #[arg(long, id = "engine.local.scrub_interval_s", value_name = "SECONDS")]
     pub scrub_interval_s: u64,
-    /// How often retention and compaction look for work [default: 60000]
+    /// How often retention and compaction check every partition [default: 60000]
     #[arg(long, id = "engine.local.cleaning_interval_ms", value_name = "MS")]
     pub cleaning_interval_ms: u64,
 }
@@ -84,7 +89,7 @@ impl Default for LocalSettings {
 impl LocalSettings {
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let journal = self.checkpoint_journal_bytes.unwrap_or(64 << 10);
-        // What each size may be: from, to (inclusive).
+        // The range of each size, both ends inclusive.
         for (key, size, from, to) in [
             (
                 "journal_file_bytes",
@@ -148,7 +153,7 @@ pub(crate) async fn open(
     }
 }
 
-/// A directory that holds something, but nothing of ours, is likely to be meant for something else.
+/// A directory that contains files, but none of ours, is probably meant for something else.
 fn warn_of_strangers(data_dir: &Path) {
     let Ok(entries) = std::fs::read_dir(data_dir) else {
         return;

@@ -24,12 +24,12 @@ use crate::net::bounds::RESERVED_CONNECTIONS_MAX;
 use crate::net::{Budgets, DoorLimits, Doors, Listener};
 use crate::telemetry;
 
-/// How often metrics of what is gone are forgotten and the engine is asked whether it still commits.
+/// How often metrics of deleted things are removed and the engine is checked.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The door for HTTP.
 const HTTP_DOOR: &str = "http";
-/// The address of a door that there is not.
+/// The address of a door that does not exist.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// A host that runs until it is stopped.
@@ -54,17 +54,17 @@ pub enum StartError {
         "cannot listen on {listen}: {source}. Choose another with --listen, or port 0 for a free one"
     )]
     Listen {
-        /// As configured.
+        /// The configured address.
         listen: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// Another process has it.
+    /// Another process uses the data directory.
     #[error(
         "the data directory {0} is used by another process; stop that one, or choose another with --data-dir"
     )]
     DataDirInUse(PathBuf),
-    /// SQLite takes no such path.
+    /// SQLite cannot open such a path.
     #[error(transparent)]
     DataDirName(OpenError),
     /// The engine does not open.
@@ -85,7 +85,7 @@ impl Host {
     /// Opens the engine, starts every processor, and answers HTTP.
     ///
     /// # Errors
-    /// [`StartError`] says what stood in the way.
+    /// [`StartError`] says why it did not start.
     pub async fn start(mut config: Config) -> Result<Self, StartError> {
         config.check()?;
         bound_connections(&mut config.listen.http);
@@ -172,13 +172,14 @@ impl Host {
         format!("http://{}", self.address())
     }
 
-    /// Its broker, for those in the same process.
+    /// Its broker, for code in the same process.
     #[must_use]
     pub fn broker(&self) -> &Broker {
         &self.broker
     }
 
-    /// Waits until the engine is poisoned by a disk error: nothing more will be acknowledged, so the host had better stop.
+    /// Waits until the engine is poisoned by a disk error. Nothing more will be acknowledged then,
+    /// so the host should stop.
     pub async fn poisoned(&self) {
         self.poisoned.cancelled().await;
     }
@@ -189,8 +190,9 @@ impl Host {
         self.stop_deadline
     }
 
-    /// Accepts nothing more, lets requests and calls of guests come to their end within the deadline, and closes the engine. Calls have
-    /// half of it and are interrupted then, so that requests that wait for one are still answered.
+    /// Stops accepting connections, lets requests and calls of guests finish within the deadline,
+    /// and closes the engine. Calls are interrupted after half of it, so that requests that wait
+    /// for them are still answered.
     pub async fn stop(self) {
         let deadline_ms = self.stop_deadline.as_millis() as u64;
         tracing::info!(
@@ -205,7 +207,7 @@ impl Host {
     }
 }
 
-/// Connections get no file that the engine needs.
+/// Bounds connections so that they cannot take the files that the engine needs.
 fn bound_connections(http: &mut HttpSettings) {
     let files = files::raise_limit();
     let wanted = http.connections_max;
@@ -220,7 +222,7 @@ fn bound_connections(http: &mut HttpSettings) {
     }
 }
 
-/// Has the port before anything else is opened: whoever cannot have it is told at once.
+/// Binds the port before anything else is opened, so that a taken port is reported at once.
 async fn listen(http: &HttpSettings, clock: &Arc<dyn Clock>) -> Result<Listener, StartError> {
     let addresses = http.addresses()?;
     let limits = DoorLimits {
@@ -237,7 +239,8 @@ async fn listen(http: &HttpSettings, clock: &Arc<dyn Clock>) -> Result<Listener,
         })
 }
 
-/// Where compiled code is kept. A host that keeps nothing leaves nothing.
+/// Where compiled code is stored. A host with the `memory` engine uses a temporary directory, so
+/// that it leaves no files.
 fn code_cache(config: &Config) -> Result<(PathBuf, Option<TempDir>), StartError> {
     if config.engine.kind == EngineKind::Local {
         return Ok((config.data_dir.join("code"), None));

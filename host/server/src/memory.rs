@@ -53,26 +53,31 @@ const MEMORY_BYTES_LEAST: u64 = 64 << 20;
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MemorySettings {
-    /// Memory that the host may use: what it keeps in memory is bounded by shares of it [default: the machine's, or less where its
-    /// control group allows less]
+    /// Memory that the host may use; its bounds are fractions of this [default: that of the
+    /// machine, or the limit of its control group if that is less]
     #[arg(long, id = "limits.memory_bytes", value_name = "BYTES")]
     pub memory_bytes: Option<u64>,
-    /// Bytes of all delayed messages [default: a 16th of the memory, at most 1 GiB]
+    /// Memory for all delayed messages [default: a 16th of the memory, at most 1 GiB]
     #[arg(long, id = "limits.delayed_bytes_max", value_name = "BYTES")]
     pub delayed_bytes_max: Option<u64>,
-    /// Memory for the state of all processors; what is more than that stands in files [default: three 32nds of the memory, at most 3 GiB]
+    /// Memory for the state of all processors; beyond it, state moves to files [default: three
+    /// 32nds of the memory, at most 3 GiB]
     #[arg(long, id = "limits.state_bytes_max", value_name = "BYTES")]
     pub state_bytes_max: Option<u64>,
-    /// Bytes of the state of all processors on the disk [default: half of the disk of the data directory]
+    /// Bytes of the state of all processors, in memory and in files [default: half of the disk of
+    /// the data directory]
     #[arg(long, id = "limits.state_disk_bytes_max", value_name = "BYTES")]
     pub state_disk_bytes_max: Option<u64>,
-    /// Bytes of delayed messages and state together [default: an eighth of the memory, at most 4 GiB]
+    /// Memory for delayed messages and state together [default: an eighth of the memory, at most 4
+    /// GiB]
     #[arg(long, id = "limits.kept_bytes_max", value_name = "BYTES")]
     pub kept_bytes_max: Option<u64>,
-    /// Bytes of idempotency keys that are remembered; the oldest go [default: a 64th of the memory, at most 256 MiB]
+    /// Memory for idempotency keys; at the bound the oldest are forgotten [default: a 64th of the
+    /// memory, at most 256 MiB]
     #[arg(long, id = "limits.idempotency_bytes_max", value_name = "BYTES")]
     pub idempotency_bytes_max: Option<u64>,
-    /// Partitions of all topics together, those of processors included [default: one for each 256 KiB of the memory, for each 128 KiB from 4 GiB on, at most 200000]
+    /// Partitions of all topics, including those of processors [default: one per 256 KiB of the
+    /// memory, from 4 GiB on one per 128 KiB; at most 200000]
     #[arg(long, id = "limits.partitions_max", value_name = "COUNT")]
     pub partitions_max: Option<u64>,
 }

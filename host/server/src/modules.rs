@@ -19,22 +19,25 @@ pub(crate) const COMPILE_COMMAND: &str = "compile-module";
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModuleSettings {
-    /// Bytes of an uploaded module, 64 KiB to 192 MiB [default: 64 MiB, a 16th of the memory if that is less]
+    /// Maximum bytes of an uploaded module, 64 KiB to 192 MiB [default: 64 MiB, or a 16th of the
+    /// memory if that is less]
     #[arg(long, id = "modules.module_bytes_max", value_name = "BYTES")]
     pub module_bytes_max: u64,
-    /// Memory of one instance that a processor may ask for, 1 MiB to 4 GiB [default: 1 GiB, all that guests may have together if that is less]
+    /// Maximum memory of an instance that a processor may request, 1 MiB to 4 GiB [default: 1 GiB,
+    /// or the memory of all components together if that is less]
     #[arg(long, id = "modules.guest_memory_bytes_max", value_name = "BYTES")]
     pub guest_memory_bytes_max: u64,
-    /// Elements of one table of a component, 100 to 1000000 [default: 20000]
+    /// Maximum elements of a component's table, 100 to 1000000 [default: 20000]
     #[arg(long, id = "modules.guest_table_elements_max", value_name = "COUNT")]
     pub guest_table_elements_max: u64,
-    /// How long an uploaded component may take to start, 10 to 600000 [default: 10000]
+    /// How long a component may take to start, 10 to 600000 [default: 10000]
     #[arg(long, id = "modules.guest_start_ms_max", value_name = "MS")]
     pub guest_start_ms_max: u64,
-    /// CPU time of a compile, 1 to 3600, and 5 more for each MiB of the component [default: 30]
+    /// CPU time of a compile, 1 to 3600, plus 5 seconds per MiB of the component [default: 30]
     #[arg(long, id = "modules.compile_cpu_seconds_max", value_name = "SECONDS")]
     pub compile_cpu_seconds_max: u64,
-    /// Memory of the process that compiles, 32 MiB to 64 GiB [default: 2 GiB, three 32nds of the memory if that is less]
+    /// Memory of the compiler process, 32 MiB to 64 GiB [default: 2 GiB, or three 32nds of the
+    /// memory if that is less]
     #[arg(long, id = "modules.compile_memory_bytes_max", value_name = "BYTES")]
     pub compile_memory_bytes_max: u64,
 }

@@ -19,7 +19,7 @@ pub enum LogFormat {
     /// For people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -38,7 +38,7 @@ pub enum GuestLog {
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
-    /// How log lines look [default: text]
+    /// Format of log lines [default: text]
     #[arg(
         long = "log-format",
         id = "log.format",
@@ -49,7 +49,7 @@ pub struct LogSettings {
     /// What is logged: a level, or target=level pairs separated by commas [default: info]
     #[arg(long = "log-filter", id = "log.filter", value_name = "FILTER")]
     pub filter: String,
-    /// Where lines that components write go, besides `processor logs` [default: off]
+    /// Where log lines of components go, besides `processor logs` [default: off]
     #[arg(
         long = "guest-log",
         id = "log.guests",

@@ -374,7 +374,7 @@ impl Compiler {
         })
     }
 
-    /// Whoever sends several bombs in a row gets only quick compiles for a while.
+    /// An uploader of several bombs in a row gets only quick compiles for a while.
     fn check_pause(&self, asker: &Asker) -> Result<(), AdmitError> {
         let Some(offence) = self.offenders.lock().get(asker).copied() else {
             return Ok(());

@@ -1,9 +1,10 @@
 //! Keeps compiled code on disk, so that a restart compiles nothing, and turns it back into something callable.
 //!
-//! Compiled code is native code: whoever can make the host load a file of their choice owns the host. So each file carries
-//! a keyed hash (HMAC-SHA-256 under a secret that only this installation's user can read) over the component's digest, the
-//! engine's compatibility and the code, and it is checked on the very bytes that are then loaded. A file that fails the
-//! check is compiled again. Nothing but this file's [`CodeCache`] ever turns bytes into code; uploads never do.
+//! Compiled code is native code: anyone who can make the host load a chosen file controls the host.
+//! So each file carries a keyed hash (HMAC-SHA-256 under a secret that only this installation's
+//! user can read) over the component's digest, the engine's compatibility and the code, and it is
+//! checked on the very bytes that are then loaded. A file that fails the check is compiled again.
+//! Nothing but this file's [`CodeCache`] ever turns bytes into code; uploads never do.
 
 #![allow(
     unsafe_code,

@@ -193,7 +193,7 @@ pub(crate) struct LogSink {
     pub(crate) lines_per_second: u32,
     /// The host's log, if guests' lines go there as well.
     pub(crate) host_log: Option<Arc<HostLog>>,
-    /// The lines of the current call, if anybody reads them.
+    /// The lines of the current call, if they are needed.
     pub(crate) notes: Arc<Notes>,
 }
 

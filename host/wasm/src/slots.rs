@@ -67,7 +67,8 @@ impl Slots {
                 return Ok(slot);
             }
         }
-        // Everybody takes them in this order, so that nobody who waits holds what another waits for.
+        // All callers take them in this order, so that no waiting caller holds what another one
+        // waits for.
         let failed = |error: AcquireError| CallError::Host(error.to_string());
         let memory = Arc::clone(&self.memory).acquire_many_owned(mib);
         let memory = memory.await.map_err(failed)?;

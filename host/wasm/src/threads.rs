@@ -90,7 +90,8 @@ impl Lane {
     }
 }
 
-/// On Linux priorities belong to threads. If the system refuses, guests compete as equals.
+/// Lowers this thread's priority: on Linux, priorities belong to threads. If the system refuses,
+/// guests compete as equals.
 fn stand_behind() {
     let nicer = getpriority_process(None).and_then(|own| setpriority_process(None, own + NICER_BY));
     if let Err(error) = nicer {

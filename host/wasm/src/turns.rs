@@ -73,7 +73,7 @@ impl Turns {
         queue.waiting.iter().filter(waits).count()
     }
 
-    /// The turn, if it is free and nobody waits for it.
+    /// The turn, if it is free and nothing waits for it.
     pub(crate) fn try_take(self: &Arc<Self>, asker: &Asker) -> Option<Turn> {
         let mut queue = self.0.lock();
         queue.forget_the_gone();
@@ -160,7 +160,8 @@ impl Queue {
         self.waiting.retain(|waiting| !waiting.wake.is_closed());
     }
 
-    /// Takes the turn for whoever waited longest: by address, then by name, then by arrival.
+    /// Gives the turn to the compile that has waited longest: by address, then by name, then by
+    /// arrival.
     fn next(&mut self) -> Option<Waiting> {
         self.forget_the_gone();
         if self.taken {

@@ -1,18 +1,20 @@
 //! The frames of the native protocol: `[type: 1][message-id: 8][length: 4][payload]`, integers big-endian.
 //!
-//! A [`Decoder`] takes bytes as they arrive and gives frames as they become whole. It holds at most one unfinished frame
-//! beside what it was last given, and no length is believed before it was compared with [`FRAME_PAYLOAD_BYTES_MAX`]. What a
-//! payload means is for those who know its type; here it is bytes.
+//! A [`Decoder`] takes bytes as they arrive and returns frames as they become complete. It holds at
+//! most one unfinished frame besides the last input, and checks every length against
+//! [`FRAME_PAYLOAD_BYTES_MAX`] before using it. The meaning of a payload depends on the frame's
+//! type; here it is only bytes.
 
 use bytes::{Buf, Bytes, BytesMut};
 use millrace_model::bounds::BATCH_BYTES_MAX;
 
 /// Bytes before the payload.
 pub const FRAME_HEADER_BYTES: usize = 13;
-/// Bytes of one frame's payload: one record batch. A frame that announces more is refused before anything is kept for it.
+/// Bytes of one frame's payload: one record batch. A frame that announces more is refused before
+/// memory is allocated for it.
 pub const FRAME_PAYLOAD_BYTES_MAX: usize = BATCH_BYTES_MAX;
 
-/// What a frame is for. The numbers are those on the wire.
+/// The type of a frame, with its number on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FrameType {
@@ -22,15 +24,15 @@ pub enum FrameType {
     Ack = 2,
     /// Asks for messages to be pushed.
     Subscribe = 3,
-    /// Says how far the subscriber has come.
+    /// Commits the subscriber's position.
     CommitOffset = 4,
-    /// All data that was sent is void; it comes again from the start.
+    /// All data sent so far is void; it is sent again from the start.
     Reset = 5,
     /// The data sent since the reset is complete.
     Ready = 6,
     /// The sender is about to close the connection.
     Disconnect = 7,
-    /// Nothing but a sign of life.
+    /// Only a sign of life.
     Heartbeat = 8,
 }
 
@@ -53,10 +55,10 @@ impl FrameType {
     }
 }
 
-/// Why bytes are not frames. The stream cannot be read on: close the connection.
+/// Why bytes are not frames. The stream cannot be read any further: close the connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// No type of ours: a newer peer, another protocol, or a stream out of step.
+    /// An unknown type: a newer peer, another protocol, or a stream out of step.
     #[error("frame type {number} is unknown; this host reads types 1 to 8")]
     UnknownType {
         /// The byte found.
@@ -65,7 +67,7 @@ pub enum FrameError {
     /// Longer than the bound.
     #[error("the frame's payload has {bytes} bytes, at most {max} are read; send smaller frames")]
     TooLarge {
-        /// The length announced or given.
+        /// The announced or actual length.
         bytes: usize,
         /// The bound.
         max: usize,
@@ -75,19 +77,19 @@ pub enum FrameError {
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// What it is for.
+    /// Its type.
     pub kind: FrameType,
     /// Chosen by the sender; an answer repeats it.
     pub message_id: u64,
-    /// What the type says of it.
+    /// Its content, which depends on the type.
     pub payload: Bytes,
 }
 
 impl Frame {
-    /// Appends the frame as it is sent.
+    /// Appends the encoded frame.
     ///
     /// # Errors
-    /// [`FrameError::TooLarge`] for a payload that no peer would read; nothing is appended then.
+    /// [`FrameError::TooLarge`] for a payload that no peer would accept; nothing is appended then.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
         check_length(self.payload.len())?;
         out.reserve(FRAME_HEADER_BYTES + self.payload.len());
@@ -99,7 +101,7 @@ impl Frame {
     }
 }
 
-/// Makes frames of a byte stream, however it was cut.
+/// Decodes frames from a byte stream, however it is divided.
 #[derive(Debug, Default)]
 pub struct Decoder {
     unread: BytesMut,
@@ -112,16 +114,16 @@ impl Decoder {
         Self::default()
     }
 
-    /// Takes bytes as they arrived. Call [`Decoder::next`] until it gives `None` before pushing more: what is not taken out
-    /// stays in memory.
+    /// Adds received bytes. Call [`Decoder::next`] until it returns `None` before adding more,
+    /// because frames that are not taken stay in memory.
     pub fn push(&mut self, bytes: &[u8]) {
         self.unread.extend_from_slice(bytes);
     }
 
-    /// The next whole frame; `None` until more bytes arrive.
+    /// The next complete frame; `None` until more bytes arrive.
     ///
     /// # Errors
-    /// [`FrameError`] for a header that no frame of ours has, as soon as it is seen; the same one from then on.
+    /// [`FrameError`] for an invalid header, as soon as it is seen; the same error from then on.
     #[expect(
         clippy::should_implement_trait,
         reason = "`None` is not the end, as it is for iterators"

@@ -1,5 +1,5 @@
-//! Promises of an engine that is opened with [`BOUNDS`]: what a host may keep is refused beyond them, whole and in the same words by every
-//! engine, and taken again when there is room.
+//! Promises of an engine that is opened with [`BOUNDS`]: every engine refuses transactions beyond
+//! them as a whole and with the same errors, and accepts them again when there is room.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::state::{NEVER, StateChange, StateValue, StateWrite, StateWrites};
 
 const KIB: usize = 1 << 10;
 
-/// What the engine is opened with.
+/// The bounds with which the engine is opened.
 pub const BOUNDS: HostBounds = HostBounds {
     delayed_bytes: 20 * KIB,
     state_bytes: 30 * KIB,
@@ -31,7 +31,8 @@ fn change(key: usize, bytes: Option<usize>) -> StateChange {
     }
 }
 
-/// Sets (or removes) a key; with an append, which is not to be there either where it is refused.
+/// Sets (or removes) a key, together with an append, which must not take effect either if it is
+/// refused.
 fn writing(group: &GroupName, partition: TopicPartition, change: StateChange) -> Transaction {
     Transaction {
         appends: vec![append(partition, &["a"])],
@@ -63,7 +64,7 @@ async fn set(
     }
 }
 
-/// Sets keys in all partitions in turn until there is no room; how many, and what was said.
+/// Sets keys in all partitions in turn until there is no room; returns their number and the error.
 async fn fill(
     engine: &dyn Engine,
     group: &GroupName,
@@ -80,7 +81,7 @@ async fn fill(
     unreachable!("there is a bound")
 }
 
-/// Spread over partitions, and counted as entries cost.
+/// The entries are spread over partitions and count with their memory cost.
 pub async fn each_kind_is_refused_beyond_its_bound_wherever_it_is(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 4).await;
     let partitions: Vec<_> = topic.partitions().collect();
@@ -89,16 +90,16 @@ pub async fn each_kind_is_refused_beyond_its_bound_wherever_it_is(engine: Arc<dy
     assert!((12..20).contains(&count), "{count} of about 1,300 bytes");
     let (count, full) = fill(&*engine, &named("group"), &partitions).await;
     assert_eq!(full.kept, Kept::State);
-    // By what there is on the disk where it may stand in files.
+    // If state may be in files, its size on the disk counts.
     let bounds = [HostBound::Together, HostBound::StateDisk];
     assert!(bounds.contains(&full.bound), "{full}");
     assert!((12..20).contains(&count), "{count} of 1,100 to 1,300 bytes");
-    // The other group's room is the same one.
+    // The other group shares the same room.
     let other = set(&*engine, &named("other"), partitions[0], 0).await;
     assert_eq!(other, Err(full));
 }
 
-/// Also in the transaction that would be too much otherwise.
+/// Also within a transaction that would otherwise exceed the bound.
 pub async fn what_is_there_may_be_replaced_and_removed_at_the_bound(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let partitions: Vec<_> = topic.partitions().collect();
@@ -120,7 +121,7 @@ pub async fn what_is_there_may_be_replaced_and_removed_at_the_bound(engine: Arc<
     assert!(full.is_err(), "and no more");
 }
 
-/// Whatever was kept there.
+/// Of every kind.
 pub async fn a_deleted_topic_gives_its_room_back(engine: Arc<dyn Engine>) {
     for round in 0..3 {
         let topic = make_topic(&*engine, "orders", 2).await;
@@ -136,7 +137,7 @@ pub async fn a_deleted_topic_gives_its_room_back(engine: Arc<dyn Engine>) {
     }
 }
 
-/// All topics count; those that are deleted do not.
+/// All topics count, except deleted ones.
 pub async fn partitions_beyond_the_hosts_bound_are_refused(engine: Arc<dyn Engine>) {
     let first = make_topic(&*engine, "first", 5).await;
     let refused = engine.create_topic(spec("second", 4), Vec::new()).await;
@@ -158,7 +159,8 @@ pub async fn partitions_beyond_the_hosts_bound_are_refused(engine: Arc<dyn Engin
     assert_eq!(end(&*engine, at(&third, 4)).0, 0);
 }
 
-/// Those that are added count like others, of all topics that grow in one step; whoever grows by none is not refused.
+/// Added partitions count too, of all topics that grow in one step. A change that adds none is not
+/// refused.
 pub async fn a_topic_does_not_grow_beyond_the_hosts_bound(engine: Arc<dyn Engine>) {
     let first = make_topic(&*engine, "first", 3).await;
     make_topic(&*engine, "second", 2).await;

@@ -1,4 +1,4 @@
-//! Promises about what exists: entries, topics, modules; and that a closed engine changes nothing any more.
+//! Promises about entries, topics and modules, and that a closed engine changes nothing any more.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(owned).collect()
 }
 
-/// In one kind without touching another.
+/// Within one kind, without affecting another.
 pub async fn entries_are_set_replaced_removed_and_listed_by_key(engine: Arc<dyn Engine>) {
     let engine = &*engine;
     write(
@@ -67,7 +67,7 @@ pub async fn entries_are_set_replaced_removed_and_listed_by_key(engine: Arc<dyn 
     assert_eq!(listed(engine, EntryKind::Redriven), []);
 }
 
-/// The last change of a key is the one that stays.
+/// The last change of a key is the one that counts.
 pub async fn changes_of_entries_happen_in_the_order_listed(engine: Arc<dyn Engine>) {
     let writes = vec![
         entry(KIND, "replaced", Some("first")),
@@ -83,7 +83,7 @@ pub async fn changes_of_entries_happen_in_the_order_listed(engine: Arc<dyn Engin
     assert_eq!(listed(&*engine, KIND), expected);
 }
 
-/// Every field of the specification; each topic has an identity of its own.
+/// With every field of the specification, and each with its own identity.
 pub async fn topics_are_kept_as_asked_for_and_listed_by_name(engine: Arc<dyn Engine>) {
     assert_eq!(engine.topics(), []);
     let rich = TopicSpec {
@@ -121,7 +121,7 @@ pub async fn topics_are_kept_as_asked_for_and_listed_by_name(engine: Arc<dyn Eng
     assert!(made.windows(2).all(|pair| pair[0].id != pair[1].id));
 }
 
-/// The topic that has the name keeps its messages and its partitions.
+/// The existing topic keeps its messages and its partitions.
 pub async fn a_name_that_is_taken_is_refused_and_keeps_its_topic(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 1).await;
     produce(&*engine, at(&topic, 0), &["kept"]).await;
@@ -140,7 +140,7 @@ pub async fn a_name_that_is_taken_is_refused_and_keeps_its_topic(engine: Arc<dyn
     );
 }
 
-/// None, and one too many; the name stays free.
+/// Zero, and one too many; the name stays free.
 pub async fn partition_counts_out_of_bounds_are_refused(engine: Arc<dyn Engine>) {
     for count in [0, TOPIC_PARTITIONS_MAX + 1, u32::MAX] {
         let refused = engine.create_topic(spec("orders", count), Vec::new()).await;
@@ -154,7 +154,7 @@ pub async fn partition_counts_out_of_bounds_are_refused(engine: Arc<dyn Engine>)
     make_topic(&*engine, "orders", 1).await;
 }
 
-/// Its partitions are unknown from then on; other topics do not notice.
+/// Its partitions are unknown from then on; other topics are not affected.
 pub async fn a_deleted_topic_takes_its_messages_and_progress_along(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let other = make_partition(&*engine, "returns").await;
@@ -182,7 +182,8 @@ pub async fn a_deleted_topic_takes_its_messages_and_progress_along(engine: Arc<d
     assert!(matches!(again, Err(TopicError::Unknown(_))), "{again:?}");
 }
 
-/// It is another topic: nothing of the old one shows, and what pointed to the old one points nowhere.
+/// It is a different topic: nothing of the old one is visible, and references to the old one are
+/// invalid.
 pub async fn a_topic_made_again_starts_empty(engine: Arc<dyn Engine>) {
     let old = make_topic(&*engine, "orders", 2).await;
     produce(&*engine, at(&old, 0), &["old", "older"]).await;
@@ -214,7 +215,7 @@ pub async fn a_topic_made_again_starts_empty(engine: Arc<dyn Engine>) {
     }
 }
 
-/// A worker that did not notice the deletion cannot write into what was made since.
+/// A worker that did not notice the deletion cannot write to the new topic.
 pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
     let input = make_partition(&*engine, "orders").await;
     let output = make_partition(&*engine, "outputs").await;
@@ -247,7 +248,8 @@ pub async fn a_lease_does_not_outlive_its_topic(engine: Arc<dyn Engine>) {
     assert_eq!(engine.progress(&named("group"), again).await.unwrap(), None);
 }
 
-/// By digest: what was put is got, twice is once, and forgetting one forgets no other.
+/// By digest: stored bytes are returned, storing twice is the same as once, and deleting one
+/// deletes no other.
 pub async fn modules_are_kept_once_and_forgotten(engine: Arc<dyn Engine>) {
     let bytes = |fill: u8| Bytes::from(vec![fill; 100_000]);
     let digest = |fill: u8| Digest(Sha256::digest(bytes(fill)).into());
@@ -271,7 +273,7 @@ pub async fn modules_are_kept_once_and_forgotten(engine: Arc<dyn Engine>) {
     assert_eq!(engine.module(one).await.unwrap(), Some(bytes(1)));
 }
 
-/// With an error that says so, however often it is closed.
+/// With an error that says that it is closed, however often it was closed.
 pub async fn a_closed_engine_refuses_every_change(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let lease = engine

@@ -1,4 +1,5 @@
-//! Promises about decisions: what they were made on still holds when they are committed, or nothing of them takes effect.
+//! Promises about decisions: they take effect only if what they were based on still holds at the
+//! commit.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,15 +21,15 @@ use crate::contract::{
 };
 
 const KIND: EntryKind = EntryKind::Processor;
-/// Longer than any engine takes to tell of a change.
+/// Longer than any engine takes to report a change.
 const TOLD_DURATION_MAX: Duration = Duration::from_secs(30);
 
-/// That the entry is as it is now.
+/// Expects the entry as it is now.
 fn as_now(engine: &dyn Engine, key: &str) -> Expectation {
     Expectation::entry(KIND, key, engine.entry(KIND, key).as_ref())
 }
 
-/// That nothing of the kind was written since now.
+/// Expects that no entry of the kind is written from now on.
 fn nothing_since(engine: &dyn Engine, kind: EntryKind) -> Expectation {
     let version = engine.version(kind);
     Expectation::Kind { kind, version }
@@ -61,7 +62,7 @@ fn assert_conflict<T: std::fmt::Debug>(answer: Result<T, CommitError>, expected:
     );
 }
 
-/// Entry by entry: one that was replaced, one that was removed, one that came, one that was removed and came again with the same value.
+/// For an entry that was replaced, removed, added, or removed and added again with the same value.
 pub async fn what_was_decided_on_an_older_entry_changes_nothing(engine: Arc<dyn Engine>) {
     let engine = &*engine;
     for key in ["replaced", "removed", "again"] {
@@ -87,7 +88,8 @@ pub async fn what_was_decided_on_an_older_entry_changes_nothing(engine: Arc<dyn 
     assert_eq!(value(engine, KIND, "late").as_deref(), Some("in time"));
 }
 
-/// Messages, progress and entries of it: nothing is there, and the same without the expectation goes.
+/// Neither messages nor progress nor entries; the same transaction without the expectation
+/// succeeds.
 pub async fn a_conflict_leaves_nothing_of_its_transaction(engine: Arc<dyn Engine>) {
     let engine = &*engine;
     let input = make_partition(engine, "input").await;
@@ -118,7 +120,7 @@ pub async fn a_conflict_leaves_nothing_of_its_transaction(engine: Arc<dyn Engine
     assert_eq!(value(engine, KIND, "key").as_deref(), Some("second"));
 }
 
-/// Sixteen tasks count up in one entry, each by what it read: none of the steps is lost.
+/// Sixteen tasks increment a number in one entry, each based on what it read: no step is lost.
 pub async fn of_many_who_decide_on_the_same_entry_one_takes_effect(engine: Arc<dyn Engine>) {
     const TASKS: u64 = 16;
     const STEPS: u64 = 20;
@@ -136,7 +138,7 @@ pub async fn of_many_who_decide_on_the_same_entry_one_takes_effect(engine: Arc<d
     assert_eq!(count, Some(expected), "after {conflicts} conflicts");
 }
 
-/// Counts up in an entry so many times; how often another one was quicker.
+/// Increments a number in an entry this many times; returns how often another task was quicker.
 pub(super) async fn counts_up(engine: &dyn Engine, steps: u64) -> u64 {
     let mut conflicts = 0;
     for _ in 0..steps {
@@ -158,14 +160,14 @@ pub(super) async fn counts_up(engine: &dyn Engine, steps: u64) -> u64 {
                 Err(CommitError::Conflict(_)) => conflicts += 1,
                 Err(error) => panic!("{error}"),
             }
-            // What the other one did may not be heard of yet.
+            // The other task's change may not be visible yet.
             tokio::task::yield_now().await;
         }
     }
     conflicts
 }
 
-/// Whichever entry of the kind it is, and if it only came or went; those of other kinds do not matter.
+/// For any entry of the kind, even if it is only added or removed; other kinds do not matter.
 pub async fn a_kind_is_unchanged_only_while_nothing_of_it_is_written(engine: Arc<dyn Engine>) {
     let engine = &*engine;
     write(engine, "kept", Some("first")).await;
@@ -191,7 +193,8 @@ pub async fn a_kind_is_unchanged_only_while_nothing_of_it_is_written(engine: Arc
     assert_eq!(listed(engine, KIND), [("kept".into(), "third".into())]);
 }
 
-/// By commits, changes and deletions: a topic that was changed, deleted, made, or made again.
+/// In commits, changes and deletions, for a topic that was changed, deleted, created, or created
+/// again.
 pub async fn what_was_decided_on_an_older_topic_changes_nothing(engine: Arc<dyn Engine>) {
     let engine = &*engine;
     let absent = Expectation::Topic {
@@ -221,7 +224,8 @@ pub async fn what_was_decided_on_an_older_topic_changes_nothing(engine: Arc<dyn 
     assert_eq!(changed.expect("as it is")[0].spec, spec("returns", 2));
 }
 
-/// A commit, what is done with topics, and the end of a module that expect this.
+/// Checks that a commit, changes of topics and the deletion of a module with this expectation are
+/// refused.
 async fn refuses_everything(engine: &dyn Engine, expected: &Expectation) {
     let expects = || vec![expected.clone()];
     let late = entry(KIND, "late", Some("decided on what was"));
@@ -249,7 +253,7 @@ async fn refuses_everything(engine: &dyn Engine, expected: &Expectation) {
     assert!(engine.module(module).await.is_ok_and(|kept| kept.is_some()));
 }
 
-/// Whatever other topics there are, and whatever they partition by.
+/// Whatever other topics there are, and whatever their partitioners.
 pub async fn a_module_is_known_to_be_a_partitioner_as_long_as_a_topic_has_it(
     engine: Arc<dyn Engine>,
 ) {
@@ -276,8 +280,8 @@ pub async fn a_module_is_known_to_be_a_partitioner_as_long_as_a_topic_has_it(
     refuses_everything(engine, &unused(other)).await;
 }
 
-/// Of whoever removes a module's bytes where there is no entry, and whoever writes one and puts the bytes again where they are gone, neither comes
-/// between the other's steps.
+/// One task removes a module's bytes if there is no entry; another one writes an entry and stores
+/// the bytes again if they are gone. Neither can come between the other's steps.
 pub async fn a_module_with_an_entry_keeps_its_bytes_whoever_removes_them(engine: Arc<dyn Engine>) {
     const ROUNDS: usize = 50;
     let bytes = Bytes::from_static(b"module");
@@ -311,7 +315,7 @@ pub async fn a_module_with_an_entry_keeps_its_bytes_whoever_removes_them(engine:
     }
 }
 
-/// Its own writes broke what it expected; it is told what it did, not that somebody else did it.
+/// Its own writes invalidated its expectations; it must get its first answer, not a conflict.
 pub async fn a_repeated_request_is_no_conflict_with_itself(engine: Arc<dyn Engine>) {
     let engine = &*engine;
     let topic = make_topic(engine, "orders", 1).await;
@@ -335,7 +339,8 @@ pub async fn a_repeated_request_is_no_conflict_with_itself(engine: Arc<dyn Engin
     assert_eq!(values(engine, at(&topic, 0)).await, ["once"]);
 }
 
-/// Each change of entries and topics; what cannot be seen in the catalogue wakes nobody.
+/// For each change of entries and topics; changes that are not visible in the catalogue wake no
+/// watcher.
 pub async fn whoever_watches_the_catalogue_hears_of_each_change(engine: Arc<dyn Engine>) {
     let engine = &*engine;
     let mut watch = engine.watch_catalogue();
@@ -373,7 +378,8 @@ async fn told(watch: &mut tokio::sync::watch::Receiver<u64>) {
     changed.expect("it is told in time").expect("it is open");
 }
 
-/// Removals count, so a version tells what was removed and made again from what stayed.
+/// Removals count, so a version distinguishes an entry that was removed and created again from one
+/// that stayed.
 pub async fn no_version_is_given_twice(engine: Arc<dyn Engine>) {
     let engine = &*engine;
     let mut given = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! Promises about topics that are given more partitions while they are used.
+//! Promises about topics that get more partitions while they are in use.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::{append, at, end, grow, make_topic, name, named, partitions, produce,
 use crate::contract::{CommitError, Engine, TopicChange, TopicError, Transaction};
 use crate::state::{NEVER, StateChange, StateQuery, StateValue, StateWrite, StateWrites};
 
-/// One key of the group's state.
+/// Writes one key of the group's state.
 async fn keep(engine: &dyn Engine, partition: TopicPartition) {
     let change = StateChange {
         key: b"k".as_slice().into(),
@@ -44,8 +44,8 @@ async fn entries(engine: &dyn Engine, partition: TopicPartition) -> usize {
     page.expect("readable").entries.len()
 }
 
-/// Messages, leases, progress, state and whoever waits; the further partitions are empty, and are like others from then on. What else the
-/// change says holds for all of them.
+/// Messages, leases, progress, state and waiting readers stay. Added partitions are empty, and are
+/// like the others from then on. Other parts of the change apply to all partitions.
 pub async fn a_topic_that_is_given_more_partitions_keeps_what_it_has(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let other = make_topic(&*engine, "returns", 1).await;
@@ -129,7 +129,7 @@ pub async fn a_topic_that_is_given_more_partitions_keeps_what_it_has(engine: Arc
     assert_is_unknown(&*engine, beyond).await;
 }
 
-/// Nothing changes either way, and what else the change says neither.
+/// In both cases nothing changes, including the other parts of the change.
 pub async fn a_topic_never_has_fewer_partitions_and_the_same_count_changes_nothing(
     engine: Arc<dyn Engine>,
 ) {
@@ -160,7 +160,7 @@ pub async fn a_topic_never_has_fewer_partitions_and_the_same_count_changes_nothi
     assert_eq!(engine.topics(), [topic]);
 }
 
-/// Whichever of them it is that cannot.
+/// Whichever of them cannot grow.
 pub async fn topics_grow_together_or_not_at_all(engine: Arc<dyn Engine>) {
     let orders = make_topic(&*engine, "orders", 2).await;
     let letters = make_topic(&*engine, "orders.p.dlq", 2).await;
@@ -201,7 +201,8 @@ pub async fn topics_grow_together_or_not_at_all(engine: Arc<dyn Engine>) {
     );
 }
 
-/// Whoever sees a count can use every partition of it, and nothing that is acknowledged meanwhile is lost.
+/// A caller that sees a count can use every partition of it, and nothing acknowledged meanwhile is
+/// lost.
 pub async fn every_partition_that_a_topic_shows_is_there_while_it_grows(engine: Arc<dyn Engine>) {
     const WRITERS: usize = 8;
     const LAST: u32 = 24;
@@ -235,7 +236,7 @@ pub async fn every_partition_that_a_topic_shows_is_there_while_it_grows(engine: 
     }
 }
 
-/// A topic made again has as many as it was made with.
+/// A topic that is created again has only the partitions of its specification.
 pub async fn partitions_that_were_added_go_with_their_topic(engine: Arc<dyn Engine>) {
     make_topic(&*engine, "orders", 1).await;
     let grown = grow(&*engine, "orders", 3).await;

@@ -1,4 +1,5 @@
-//! Promises to several hosts on one store: each has its work alone, hears of the others, and undoes nothing of theirs.
+//! Promises to several hosts on one store: each has its work exclusively, hears of the others'
+//! changes, and undoes none of them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,32 +17,32 @@ use crate::contract::{CommitError, Engine, EntryKind, Hold, TopicError, Transact
 use crate::state::StateTable;
 
 const KIND: EntryKind = EntryKind::Processor;
-/// Longer than anybody takes to hear of anything.
+/// Longer than any host takes to hear of a change.
 const HEARD_DURATION_MAX: Duration = Duration::from_secs(30);
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Two hosts on one store.
 #[derive(Clone)]
 pub struct TwoHosts {
-    /// The one of which `fate` is the fate.
+    /// The host that `fate` controls.
     pub one: Arc<dyn Engine>,
-    /// Another one.
+    /// The other host.
     pub other: Arc<dyn Engine>,
-    /// What may happen to the one.
+    /// Controls the first host.
     pub fate: Arc<dyn Fate>,
 }
 
 /// What may happen to a host.
 pub trait Fate: Send + Sync {
-    /// It ends without a word, and is taken for dead.
+    /// It ends without notice, and is considered dead.
     fn die(&self);
-    /// It stands still until it is taken for dead.
+    /// It stalls until it is considered dead.
     fn stall(&self);
-    /// It goes on after that.
+    /// It continues after that.
     fn come_back(&self);
 }
 
-/// Waits until that is so.
+/// Waits until the condition holds.
 async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     let heard = async {
         while !is_so().await {
@@ -57,7 +58,7 @@ async fn held(engine: &dyn Engine, partition: millrace_model::TopicPartition) ->
     held.expect("the partition is there")
 }
 
-/// A partition that both know.
+/// A partition that both hosts know.
 async fn shared(hosts: &TwoHosts, topic: &str) -> millrace_model::TopicPartition {
     let partition = make_partition(&*hosts.one, topic).await;
     until("the other knows the topic", async || {
@@ -67,7 +68,7 @@ async fn shared(hosts: &TwoHosts, topic: &str) -> millrace_model::TopicPartition
     partition
 }
 
-/// One of them dies, and the other knows it.
+/// One of them dies, and the other one learns of it.
 async fn one_dies(hosts: &TwoHosts) {
     hosts.fate.die();
     let (dead, mut living) = (hosts.one.host(), hosts.other.hosts());
@@ -76,7 +77,7 @@ async fn one_dies(hosts: &TwoHosts) {
     gone.expect("in time").expect("the engine is open");
 }
 
-/// Until then nobody else has it; then nothing was left.
+/// Until then no other host can have it; afterwards the work does not count as left.
 pub async fn a_host_has_what_it_holds_alone_until_it_gives_it_back(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     let hold = held(&*hosts.one, partition).await.expect("nobody has it");
@@ -94,7 +95,7 @@ pub async fn a_host_has_what_it_holds_alone_until_it_gives_it_back(hosts: TwoHos
     written.expect("the other has it");
 }
 
-/// Whoever takes it over is told that it was left.
+/// The next holder learns that it was left.
 pub async fn what_a_dead_host_held_is_left_for_another(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     let hold = held(&*hosts.one, partition).await.expect("nobody has it");
@@ -111,7 +112,7 @@ pub async fn what_a_dead_host_held_is_left_for_another(hosts: TwoHosts) {
     written.expect("the other has it");
 }
 
-/// As soon as it is dead, and not only to the first who asks.
+/// As soon as the host is dead, and not only the first time.
 pub async fn whoever_takes_over_from_a_dead_host_is_told_so(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     held(&*hosts.one, partition).await.expect("nobody has it");
@@ -120,7 +121,8 @@ pub async fn whoever_takes_over_from_a_dead_host_is_told_so(hosts: TwoHosts) {
     assert!(taken.expect("the host is dead").left);
 }
 
-/// An operator's claim: who had it is told, commits nothing, and did not leave anything.
+/// With an operator's claim, the previous holder learns of it and commits nothing more, and the
+/// work does not count as left.
 pub async fn a_claim_takes_what_a_living_host_holds(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     let mut hold = held(&*hosts.one, partition).await.expect("nobody has it");
@@ -143,12 +145,13 @@ pub async fn a_claim_takes_what_a_living_host_holds(hosts: TwoHosts) {
     assert!(!next.left, "its host lives");
     let late = commit_progress(&*hosts.other, &lease, up_to(3)).await;
     assert!(matches!(late, Err(CommitError::Fenced { .. })), "{late:?}");
-    // What it gives back late is not what it has now.
+    // Releasing an old hold late does not release the current one.
     hosts.one.release(hold).await.expect("nothing happens");
     assert!(held(&*hosts.other, partition).await.is_none());
 }
 
-/// Whoever works next is told what the one that worked before came to, whoever claimed it meanwhile.
+/// The next worker learns whether the previous worker left the work, even if it was claimed in
+/// between.
 pub async fn a_claim_hides_nothing_that_was_left(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     held(&*hosts.one, partition).await.expect("nobody has it");
@@ -165,7 +168,8 @@ pub async fn a_claim_hides_nothing_that_was_left(hosts: TwoHosts) {
     assert!(!again.left, "it was told");
 }
 
-/// Each reads what the one before wrote, to the last; what is written without a lease comes late, and whoever watches is woken.
+/// Each holder reads everything that the previous one wrote. Writes without a lease arrive late,
+/// and wake watchers.
 pub async fn state_goes_over_with_the_work(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     let mut expected = BTreeSet::new();
@@ -204,7 +208,7 @@ fn keys(table: &StateTable) -> BTreeSet<String> {
     keys
 }
 
-/// It does not know yet that it lost everything.
+/// Even before it knows that it lost its holds.
 pub async fn a_host_that_stood_still_commits_nothing_of_what_it_lost(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     let output = shared(&hosts, "outputs").await;
@@ -240,7 +244,7 @@ pub async fn a_host_that_stood_still_commits_nothing_of_what_it_lost(hosts: TwoH
     written.expect("the other has it");
 }
 
-/// Nobody took it meanwhile.
+/// If no other host took the work meanwhile.
 pub async fn a_host_that_stood_still_goes_on_with_what_nobody_took(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     let hold = held(&*hosts.one, partition).await.expect("nobody has it");
@@ -258,7 +262,7 @@ pub async fn a_host_that_stood_still_goes_on_with_what_nobody_took(hosts: TwoHos
     }
 }
 
-/// Each by an identity of its own, on every host alike.
+/// Each with its own identity, and with the same list on every host.
 pub async fn hosts_that_live_are_listed(hosts: TwoHosts) {
     let (one, other) = (hosts.one.host(), hosts.other.host());
     assert_ne!(one, other);
@@ -274,7 +278,7 @@ pub async fn hosts_that_live_are_listed(hosts: TwoHosts) {
     until("one is gone", async || listed(&*hosts.other) == [other]).await;
 }
 
-/// Sooner or later; what is told of a partition's end can be read, and never goes back.
+/// Sooner or later. A reported end can be read up to, and never goes back.
 pub async fn what_one_host_commits_the_other_comes_to_read(hosts: TwoHosts) {
     const MESSAGES: usize = 200;
     let partition = shared(&hosts, "orders").await;
@@ -305,7 +309,7 @@ pub async fn what_one_host_commits_the_other_comes_to_read(hosts: TwoHosts) {
     writing.await.expect("all was written");
 }
 
-/// Whatever gaps offsets have.
+/// Whatever the gaps between offsets.
 pub async fn both_hosts_count_the_messages_that_are_there(hosts: TwoHosts) {
     let partition = shared(&hosts, "orders").await;
     for (number, size) in [2, 1, 3, 1, 2, 5].into_iter().enumerate() {
@@ -322,7 +326,7 @@ pub async fn both_hosts_count_the_messages_that_are_there(hosts: TwoHosts) {
     }
 }
 
-/// Entries and topics, made, changed, removed; whoever watches is woken.
+/// For entries and topics that are created, changed or removed; watchers are woken.
 pub async fn what_one_host_changes_in_the_catalogue_the_other_hears_of(hosts: TwoHosts) {
     let mut watch = hosts.other.watch_catalogue();
     let write = entry(KIND, "key", Some("first"));
@@ -366,7 +370,7 @@ pub async fn what_one_host_changes_in_the_catalogue_the_other_hears_of(hosts: Tw
     .await;
 }
 
-/// Each decides on what it has heard of, which may be late: then nothing of it takes effect.
+/// Each host decides on what it has heard, which may be late: then its decision has no effect.
 pub async fn what_is_decided_on_something_late_is_a_conflict(hosts: TwoHosts) {
     const STEPS: u64 = 50;
     let counting = [&hosts.one, &hosts.other].map(|engine| {

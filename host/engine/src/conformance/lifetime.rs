@@ -1,4 +1,5 @@
-//! Promises about how long messages stay: topics changed while they are used, partitions trimmed, and messages found by their time.
+//! Promises about the lifetime of messages: changing topics in use, trimming partitions, and
+//! finding messages by time.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::contract::{
     Append, CommitError, Engine, ReadError, TopicChange, TopicError, Transaction, TrimError,
 };
 
-/// Settings and durability, each alone and both; nothing else of the topic, and no other topic.
+/// For settings, durability, and both; nothing else of the topic changes, and no other topic.
 pub async fn a_change_of_a_topic_shows_at_once_and_changes_nothing_else(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let other = make_topic(&*engine, "returns", 1).await;
@@ -54,7 +55,7 @@ pub async fn a_change_of_a_topic_shows_at_once_and_changes_nothing_else(engine: 
     assert_eq!(found, ["before", "after", "after", "after", "after"]);
 }
 
-/// Otherwise nothing changes.
+/// An unknown topic is an error.
 pub async fn a_change_names_a_topic_that_exists(engine: Arc<dyn Engine>) {
     let orders = name("orders");
     let refused = engine.change_topic(&orders, TopicChange::default()).await;
@@ -74,7 +75,7 @@ fn start(engine: &dyn Engine, partition: TopicPartition) -> Offset {
     engine.ends(partition).expect("the partition exists").start
 }
 
-/// Also where the start falls into a batch; another partition does not notice.
+/// Also if the start is within a batch; other partitions are not affected.
 pub async fn what_is_before_a_trim_is_gone_and_all_after_stays(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (partition, other) = (at(&topic, 0), at(&topic, 1));
@@ -106,7 +107,7 @@ pub async fn what_is_before_a_trim_is_gone_and_all_after_stays(engine: Arc<dyn E
     assert_eq!(start(&*engine, other), Offset(0));
 }
 
-/// A start that is later already stays; an end that is not there yet is an error, and nothing moves.
+/// A later start stays. An offset beyond the end is an error, and nothing moves.
 pub async fn a_trim_never_goes_back_nor_beyond_the_end(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 1).await;
     let partition = at(&topic, 0);
@@ -133,7 +134,7 @@ pub async fn a_trim_never_goes_back_nor_beyond_the_end(engine: Arc<dyn Engine>) 
     assert_is_unknown(&*engine, partition).await;
 }
 
-/// An emptied partition does not begin anew.
+/// An emptied partition does not restart at offset 0.
 pub async fn a_trimmed_partition_goes_on_at_its_end(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     produce(&*engine, partition, &["0", "1"]).await;
@@ -145,7 +146,7 @@ pub async fn a_trimmed_partition_goes_on_at_its_end(engine: Arc<dyn Engine>) {
     assert_eq!(read.expect("the end is readable"), []);
 }
 
-/// It belongs to the group, which sees for itself what it missed.
+/// It belongs to the group, which can see for itself what it missed.
 pub async fn progress_below_the_start_is_kept_as_it_was(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     produce(&*engine, partition, &["0", "1", "2"]).await;
@@ -175,7 +176,7 @@ fn timed(times: &[u64]) -> RecordBatch {
     builder.finish().expect("at least one message")
 }
 
-/// Before and after a trim, over several segments and what is still in memory.
+/// Before and after a trim, across several segments and messages still in memory.
 pub async fn the_first_message_at_a_time_is_found_though_times_go_up_and_down(
     engine: Arc<dyn Engine>,
 ) {

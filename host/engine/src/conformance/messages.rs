@@ -1,4 +1,5 @@
-//! Promises about messages: committed whole, in order, read as written, and announced to who waits.
+//! Promises about messages: they are committed as a whole, in order, read as they were written, and
+//! announced to waiting readers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::contract::{
     Append, CommitError, Ends, Engine, EntryKind, ProgressWrite, ReadError, Receipt, Transaction,
 };
 
-/// Nothing of a transaction is forgotten, and the receipt says where each append stands.
+/// No part of a transaction is lost, and the receipt has the offset of each append.
 pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<dyn Engine>) {
     let input = make_partition(&*engine, "input").await;
     let outputs = make_topic(&*engine, "outputs", 2).await;
@@ -68,7 +69,7 @@ pub async fn a_transaction_brings_its_appends_progress_and_entries(engine: Arc<d
     assert_eq!(stored.as_deref(), Some("of input"));
 }
 
-/// However offsets are given, and wherever the bounds lie.
+/// However offsets are assigned, and wherever the range begins and ends.
 pub async fn messages_are_counted_and_offsets_are_not(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     for size in [3, 1, 4, 2] {
@@ -87,7 +88,7 @@ pub async fn messages_are_counted_and_offsets_are_not(engine: Arc<dyn Engine>) {
     assert!(matches!(unknown, Err(ReadError::UnknownPartition(_))));
 }
 
-/// Neither what is listed before the unknown partition nor what is listed after it takes effect.
+/// Neither appends before the unknown partition nor those after it take effect.
 pub async fn a_transaction_with_an_unknown_partition_changes_nothing(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (first, second) = (at(&topic, 0), at(&topic, 1));
@@ -137,7 +138,7 @@ pub async fn a_transaction_with_an_unknown_partition_changes_nothing(engine: Arc
     assert_eq!(values(&*engine, second).await, ["goes on"]);
 }
 
-/// Progress or entries alone are a transaction; so is nothing at all.
+/// Progress or entries alone are a transaction, and so is an empty one.
 pub async fn a_transaction_need_not_append(engine: Arc<dyn Engine>) {
     let nothing = engine.commit(Transaction::default()).await;
     assert_eq!(nothing.expect("committed"), Receipt::default());
@@ -167,7 +168,7 @@ pub async fn a_transaction_need_not_append(engine: Arc<dyn Engine>) {
     assert_eq!(stored, Some(Progress::default()));
 }
 
-/// Also where one partition is listed several times, with others between.
+/// Also if one partition is listed several times, with others in between.
 pub async fn appends_of_one_transaction_stand_in_the_order_listed(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (one, other) = (at(&topic, 0), at(&topic, 1));
@@ -186,7 +187,7 @@ pub async fn appends_of_one_transaction_stand_in_the_order_listed(engine: Arc<dy
     assert_eq!(values(&*engine, other).await, ["x", "y", "z"]);
 }
 
-/// From commit to commit, in each partition for itself.
+/// From commit to commit, in each partition separately.
 pub async fn offsets_only_grow(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     for round in 0..40 {
@@ -202,7 +203,7 @@ pub async fn offsets_only_grow(engine: Arc<dyn Engine>) {
     }
 }
 
-/// What the receipts say is exactly what is read.
+/// Reads return exactly what the receipts say.
 pub async fn sixteen_writers_are_given_no_offset_twice_and_everything_is_read(
     engine: Arc<dyn Engine>,
 ) {
@@ -216,7 +217,8 @@ pub async fn sixteen_writers_are_given_no_offset_twice_and_everything_is_read(
             tokio::spawn(async move {
                 let mut written = Vec::new();
                 for commit in 0..COMMITS {
-                    // Every writer lists the partitions from another one on, so locks taken in that order would deadlock.
+                    // Every writer starts its list with a different partition, so locks taken in
+                    // that order would deadlock.
                     let listed = |turn| partitions[(writer + turn) % partitions.len()];
                     let texts = |turn| [0, 1].map(|n| format!("{writer} {commit} {turn} {n}"));
                     let appends = (0..partitions.len())
@@ -251,7 +253,8 @@ pub async fn sixteen_writers_are_given_no_offset_twice_and_everything_is_read(
     assert!(read == written, "what is read is what was acknowledged");
 }
 
-/// Whoever sees one part of a transaction sees every part from then on, while commits go on.
+/// A reader that sees one part of a transaction sees every part from then on, while commits
+/// continue.
 pub async fn a_reader_sees_a_transaction_whole(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let parts = [at(&topic, 0), at(&topic, 1)];
@@ -285,7 +288,7 @@ pub async fn a_reader_sees_a_transaction_whole(engine: Arc<dyn Engine>) {
     reader.await.expect("no half was seen");
 }
 
-/// Looks from either side, until it has met with commits often enough.
+/// Reads from both sides, until it has coincided with commits often enough.
 async fn look_for_halves(engine: Arc<dyn Engine>, parts: [TopicPartition; 2]) {
     const NEWS: usize = 200;
     let (mut last, mut news) = (0, 0);
@@ -314,7 +317,7 @@ async fn newest_number(engine: &dyn Engine, partition: TopicPartition) -> u64 {
     newest.map_or(0, |(_, text)| text.parse().expect("a number"))
 }
 
-/// Byte for byte, but for the base offset: nulls, headers, empty values, timestamps.
+/// Byte for byte except for the base offset: nulls, headers, empty values, timestamps.
 pub async fn a_batch_is_read_as_it_was_written(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let mut builder = BatchBuilder::with_capacity(0);
@@ -349,7 +352,7 @@ pub async fn a_batch_is_read_as_it_was_written(engine: Arc<dyn Engine>) {
     assert_eq!(read, [written.at_offset(base)]);
 }
 
-/// A batch with one message of the largest size that a message may have fits every engine.
+/// A batch with one message of the maximum size fits into every engine.
 pub async fn the_largest_message_is_kept(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let largest = "x".repeat(MESSAGE_BYTES_MAX);
@@ -360,7 +363,8 @@ pub async fn the_largest_message_is_kept(engine: Arc<dyn Engine>) {
     assert_eq!(values(&*engine, partition).await.len(), 2);
 }
 
-/// When a commit returns, everybody can read it, however durable it is; a transaction may ask for more than its topics.
+/// When a commit returns, every reader can see it, whatever its durability; a transaction may
+/// request more durability than its topics.
 pub async fn topics_of_every_durability_show_what_they_acknowledged(engine: Arc<dyn Engine>) {
     let every = [Durability::None, Durability::Os, Durability::Durable];
     let mut partitions = Vec::new();
@@ -388,7 +392,7 @@ pub async fn topics_of_every_durability_show_what_they_acknowledged(engine: Arc<
     }
 }
 
-/// The error says what was asked for and where the end is.
+/// The error has the requested offset and the end.
 pub async fn reading_at_the_end_is_empty_and_past_it_an_error(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     assert_eq!(engine.ends(partition).unwrap(), Ends::default());
@@ -408,7 +412,7 @@ pub async fn reading_at_the_end_is_empty_and_past_it_an_error(engine: Arc<dyn En
     }
 }
 
-/// For every offset: never the batch before, never the one after.
+/// For every offset: never the previous batch, never the next one.
 pub async fn an_offset_within_a_batch_gives_the_batch_that_holds_it(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     for values in [&["a"][..], &["b", "c", "d"], &["e", "f"], &["g"]] {
@@ -424,7 +428,7 @@ pub async fn an_offset_within_a_batch_gives_the_batch_that_holds_it(engine: Arc<
     }
 }
 
-/// At the bound a read stops; a batch larger than the bound comes alone instead of never.
+/// A read stops at the bound; a batch larger than the bound is returned alone.
 pub async fn a_read_is_bounded_in_bytes_and_gives_at_least_one_batch(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     for number in 0..6 {
@@ -448,7 +452,7 @@ pub async fn a_read_is_bounded_in_bytes_and_gives_at_least_one_batch(engine: Arc
     }
 }
 
-/// Whether the topic never was or has fewer partitions.
+/// Whether the topic never existed or has fewer partitions.
 pub async fn an_unknown_partition_is_named_by_every_verb(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 1).await;
     let beyond = TopicPartition {
@@ -464,7 +468,7 @@ pub async fn an_unknown_partition_is_named_by_every_verb(engine: Arc<dyn Engine>
     }
 }
 
-/// Every verb that takes a partition says that this one does not exist.
+/// Checks that every verb with a partition says that this one does not exist.
 pub(super) async fn assert_is_unknown(engine: &dyn Engine, unknown: TopicPartition) {
     let reads = [
         engine.read(unknown, Offset(0), 1000).await.err(),
@@ -491,7 +495,7 @@ pub(super) async fn assert_is_unknown(engine: &dyn Engine, unknown: TopicPartiti
     }
 }
 
-/// And what it announces is readable at once.
+/// And what it announces can be read at once.
 pub async fn a_watch_wakes_for_its_partition_and_no_other(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (watched, other) = (at(&topic, 0), at(&topic, 1));
@@ -528,7 +532,7 @@ pub async fn a_watch_of_what_has_happened_is_told_at_once(engine: Arc<dyn Engine
     assert_eq!(watch.past(base).await, Some(end(&*engine, partition)));
 }
 
-/// Nobody waits for ever for a partition that is gone.
+/// No reader waits forever for a deleted partition.
 pub async fn a_watch_of_a_deleted_partition_ends(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     produce(&*engine, partition, &["a"]).await;

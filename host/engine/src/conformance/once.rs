@@ -17,7 +17,7 @@ async fn start(engine: &dyn Engine, name: Option<&str>) -> ProducerId {
     engine.init_producer(name).await.expect("an id")
 }
 
-/// A numbered batch; the values say the numbers.
+/// A numbered batch whose values are the numbers.
 fn numbered(partition: TopicPartition, producer: ProducerId, first: i32, count: i32) -> Append {
     let mut builder = BatchBuilder::with_capacity(0).numbered(producer, first);
     for number in first..first + count {
@@ -47,7 +47,7 @@ fn marked(append: Append, mark: RequestMark) -> Transaction {
     }
 }
 
-/// With the offset of the first time, and nothing is appended.
+/// It gets the original offset, and nothing is appended.
 pub async fn a_repeated_batch_is_told_its_offset_and_not_appended(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let (one, two) = (start(&*engine, None).await, start(&*engine, None).await);
@@ -69,7 +69,7 @@ pub async fn a_repeated_batch_is_told_its_offset_and_not_appended(engine: Arc<dy
     assert_eq!(end(&*engine, partition), before);
 }
 
-/// Nothing is written, and the one that is missing is taken afterwards.
+/// Nothing is written, and the missing batch is accepted afterwards.
 pub async fn a_gap_between_batches_is_refused(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let producer = start(&*engine, None).await;
@@ -93,7 +93,7 @@ pub async fn a_gap_between_batches_is_refused(engine: Arc<dyn Engine>) {
     assert_eq!(values(&*engine, partition).await, ["0", "1", "2"]);
 }
 
-/// By the next life of the same name, in every partition.
+/// The next epoch of the name fences earlier ones in every partition.
 pub async fn a_producer_started_anew_fences_its_earlier_life(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let old = start(&*engine, Some("shop")).await;
@@ -115,7 +115,8 @@ pub async fn a_producer_started_anew_fences_its_earlier_life(engine: Arc<dyn Eng
     }
 }
 
-/// What a transaction of the producer itself does, and what ends it: whoever sends under the old epoch afterwards is too late.
+/// A producer's own transaction begins the epoch; batches under the old epoch are refused
+/// afterwards.
 pub async fn an_epoch_begins_with_a_transaction_or_not_at_all(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let old = start(&*engine, Some("shop")).await;
@@ -157,7 +158,7 @@ pub async fn an_epoch_begins_with_a_transaction_or_not_at_all(engine: Arc<dyn En
     assert_eq!(asked.epoch, new.epoch + 1);
 }
 
-/// Named or not, asked one after the other or at once.
+/// Named or not, requested one after the other or concurrently.
 pub async fn no_producer_id_is_given_twice(engine: Arc<dyn Engine>) {
     let mut asking = Vec::new();
     for number in 0..40 {
@@ -180,7 +181,8 @@ pub async fn no_producer_id_is_given_twice(engine: Arc<dyn Engine>) {
     assert!(matches!(refused, Err(CommitError::UnknownProducer(_))));
 }
 
-/// Its progress included: what took effect does not take effect again, even if the lease has passed on since.
+/// Including its progress: it does not take effect a second time, even if the lease has changed
+/// hands since.
 pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let producer = start(&*engine, None).await;
@@ -230,7 +232,8 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
     send(&*engine, batch(0, 2)).await.expect("next, still");
 }
 
-/// The second time it is answered as the first time, with the note of the first time; the key is worth nothing elsewhere.
+/// The second time it gets the first answer, with the original note; in other topics the key has no
+/// meaning.
 pub async fn a_request_takes_effect_once(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 1).await;
     let other = make_topic(&*engine, "returns", 1).await;
@@ -261,7 +264,7 @@ pub async fn a_request_takes_effect_once(engine: Arc<dyn Engine>) {
     assert!(!new.expect("another topic").repeated);
 }
 
-/// One of them, and all are told the same.
+/// Exactly one takes effect, and all get the same answer.
 pub async fn of_many_at_once_with_one_key_one_takes_effect(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 1).await;
     let partition = at(&topic, 0);
@@ -287,7 +290,7 @@ pub async fn of_many_at_once_with_one_key_one_takes_effect(engine: Arc<dyn Engin
     assert_eq!(values(&*engine, partition).await.len(), 20);
 }
 
-/// Ids, names, the last batches and keys; however much is written between.
+/// Ids, names, the last batches and keys, however much is written in between.
 pub async fn what_took_effect_is_known_after_reopening<Open>(place: Place<Open>)
 where
     Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,

@@ -1,4 +1,5 @@
-//! Promises about progress and leases: who may say how far a group has come, and that it is remembered.
+//! Promises about progress and leases: which writer may set a group's progress, and that it is
+//! kept.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -61,7 +62,8 @@ pub(super) async fn commit_progress(
     engine.commit(progress(write)).await
 }
 
-/// Progress that is not as [`with_parked`] of twenty: some are gone, some wait otherwise, some are new.
+/// Progress that differs from [`with_parked`] with twenty messages: some are gone, some changed,
+/// some are new.
 pub(super) fn of_twenty_parked() -> Progress {
     let mut progress = with_parked(40, 30);
     progress.parked.retain(|parked| parked.offset.0 % 4 != 1);
@@ -72,7 +74,7 @@ pub(super) fn of_twenty_parked() -> Progress {
     progress
 }
 
-/// However much is parked, only what it names becomes something else.
+/// However much is parked, only the named messages change.
 pub async fn a_change_says_what_became_of_each_parked_message(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let old = engine
@@ -95,7 +97,7 @@ pub async fn a_change_says_what_became_of_each_parked_message(engine: Arc<dyn En
             .await
             .expect("read")
     };
-    // Of nothing, it is all of it.
+    // A change from empty progress contains all of it.
     let begun = come(&old, Progress::default().change_to(&before)).await;
     begun.expect("committed");
     assert_eq!(shown().await, Some(before.clone()));
@@ -115,7 +117,7 @@ pub async fn a_change_says_what_became_of_each_parked_message(engine: Arc<dyn En
     assert_eq!(shown().await, Some(up_to(50)), "nothing stays parked");
 }
 
-/// As the offsets of a consumer group that a transaction takes along.
+/// Like the offsets of a consumer group within a transaction.
 pub async fn several_groups_come_on_together_or_not_at_all(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let claim = async |group, partition| {
@@ -164,7 +166,7 @@ pub(super) fn assert_fenced(refused: &Result<Receipt, CommitError>, lease: &Leas
     );
 }
 
-/// Appends and entries of the fenced commit included; the newer lease goes on as if nothing had been tried.
+/// Including its appends and entries; the newer lease continues as if nothing had happened.
 pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing(
     engine: Arc<dyn Engine>,
 ) {
@@ -213,7 +215,7 @@ pub async fn a_newer_claim_fences_the_older_lease_and_its_commit_changes_nothing
     assert_eq!(stored, Some(up_to(3)));
 }
 
-/// A claim is about one group in one partition.
+/// A claim affects only one group in one partition.
 pub async fn claims_elsewhere_do_not_fence(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let other_topic = make_partition(&*engine, "returns").await;
@@ -240,7 +242,7 @@ pub async fn claims_elsewhere_do_not_fence(engine: Arc<dyn Engine>) {
     kept.expect("nobody claimed the same");
 }
 
-/// Nor does an invented epoch open the door.
+/// An invented epoch is not accepted either.
 pub async fn a_lease_that_was_never_given_is_fenced(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let mut invented = Lease {
@@ -264,7 +266,7 @@ pub async fn a_lease_that_was_never_given_is_fenced(engine: Arc<dyn Engine>) {
     );
 }
 
-/// Once; and what is given back after it was taken anew says nothing.
+/// Only once; releasing a hold after the work was taken again has no effect.
 pub async fn what_is_given_back_as_left_is_told_to_whoever_holds_it_next(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let hold = async || {
@@ -295,7 +297,7 @@ pub async fn what_is_given_back_as_left_is_told_to_whoever_holds_it_next(engine:
     assert!(!hold().await.left, "it was told");
 }
 
-/// Claims at the same time are different ones, and all but one of them are in vain.
+/// Concurrent claims get different epochs, and only one of them can commit.
 pub async fn of_many_claims_only_the_newest_commits(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let claims: Vec<_> = (0..16)
@@ -323,7 +325,7 @@ pub async fn of_many_claims_only_the_newest_commits(engine: Arc<dyn Engine>) {
     assert_eq!(stored, epochs.last().map(|&epoch| up_to(epoch)));
 }
 
-/// The next holder goes on where the last one stopped.
+/// The next holder continues where the last one stopped.
 pub async fn a_claim_leaves_progress_alone(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let lease = engine
@@ -344,7 +346,7 @@ pub async fn a_claim_leaves_progress_alone(engine: Arc<dyn Engine>) {
     assert_eq!(stored, Some(kept));
 }
 
-/// Nothing of the old one remains: neither its parked messages nor its height.
+/// Nothing of the old progress remains: neither its parked messages nor its position.
 pub async fn progress_is_replaced_whole(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let lease = engine
@@ -381,7 +383,8 @@ pub async fn progress_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
     assert_eq!(nobody, None);
 }
 
-/// Which groups have progress in a partition, and where a group has some: a claim alone is none, and a deleted topic leaves none.
+/// Which groups have progress in a partition, and where a group has some. A claim alone creates
+/// none, and a deleted topic leaves none.
 pub async fn it_is_known_who_has_progress_where(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (first, second) = (at(&topic, 0), at(&topic, 1));

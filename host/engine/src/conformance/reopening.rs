@@ -1,4 +1,5 @@
-//! Promises of engines that keep their data: what was there when they were closed is there when they are opened.
+//! Promises of engines that keep their data: everything that existed when they were closed exists
+//! when they are opened again.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -22,12 +23,12 @@ use crate::contract::{
 const GROUPS: [&str; 2] = ["copier", "counter"];
 static MODULE: [u8; 300_000] = [7; 300_000];
 
-/// The module's, and one that nothing has.
+/// The digest of the module, and one that no module has.
 fn modules() -> [Digest; 2] {
     [Digest(Sha256::digest(MODULE).into()), Digest([2; 32])]
 }
 
-/// Everything that an engine can be asked.
+/// Everything that an engine can return.
 #[derive(Debug, PartialEq)]
 struct Contents {
     topics: Vec<Topic>,
@@ -68,7 +69,7 @@ async fn contents(engine: &dyn Engine) -> Contents {
     }
 }
 
-/// Messages of several sizes, progress, entries, a module; some of each replaced.
+/// Writes messages of several sizes, progress, entries and a module, and replaces some of each.
 async fn fill(engine: &dyn Engine) {
     let orders = make_topic(engine, "orders", 3).await;
     let returns = make_topic(engine, "returns", 1).await;
@@ -104,7 +105,7 @@ async fn fill(engine: &dyn Engine) {
     put.expect("kept");
 }
 
-/// With what is parked, after one change upon the other.
+/// Including parked messages, after several changes.
 pub async fn changes_of_progress_stay<Open>(place: Place<Open>)
 where
     Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
@@ -129,7 +130,8 @@ where
     engine.close().await;
 }
 
-/// Topics, ends, messages, progress, entries and modules; also when nothing happens between one opening and the next.
+/// Topics, ends, messages, progress, entries and modules, also if nothing happens between two
+/// openings.
 pub async fn all_is_as_before<Open>(place: Place<Open>)
 where
     Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
@@ -152,7 +154,7 @@ where
 {
     let engine = place.open().await;
     fill(&*engine).await;
-    // Once with everything in place before the deletion is written, once right after it was made.
+    // Once with a reopening before the deletion, once with the deletion right after the creation.
     let engine = place.reopen(engine).await;
     let gone = engine.topic(&name("orders")).expect("still there");
     let fresh = make_topic(&*engine, "fresh", 1).await;
@@ -181,7 +183,7 @@ where
     engine.close().await;
 }
 
-/// From where they were, without a message overwritten.
+/// From their previous values, without overwriting a message.
 pub async fn offsets_go_on<Open>(place: Place<Open>)
 where
     Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
@@ -201,7 +203,7 @@ where
     engine.close().await;
 }
 
-/// Who held a lease before does not get it back by luck.
+/// An earlier holder's lease never becomes valid again.
 pub async fn leases_are_numbered_on<Open>(place: Place<Open>)
 where
     Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
@@ -227,7 +229,7 @@ where
     engine.close().await;
 }
 
-/// Not even the identity of the topic made last, when it was deleted before closing.
+/// Not even that of the last created topic, if it was deleted before closing.
 pub async fn topic_identities_are_not_given_again<Open>(place: Place<Open>)
 where
     Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
@@ -249,7 +251,7 @@ where
     engine.close().await;
 }
 
-/// Many openings, each with a little work, keep all of it in order.
+/// Many openings, each with a little work, lose nothing.
 pub async fn nothing_wears_off<Open>(place: Place<Open>)
 where
     Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
@@ -278,7 +280,7 @@ where
     engine.close().await;
 }
 
-/// What a topic was changed to, and where its partitions begin; whether checkpoints were made in between or not.
+/// Changed settings and starts of partitions stay, with and without checkpoints in between.
 pub async fn changes_and_trims_stay<Open>(place: Place<Open>)
 where
     Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
@@ -318,7 +320,8 @@ where
     engine.close().await;
 }
 
-/// And what was written to them, whether checkpoints were made in between or not; those that were there before are as they were.
+/// So do messages in them, with and without checkpoints in between; the earlier partitions are
+/// unchanged.
 pub async fn partitions_that_were_added_stay<Open>(place: Place<Open>)
 where
     Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,

@@ -1,4 +1,5 @@
-//! Promises about state: it is written with its transaction or not at all, and is what was written.
+//! Promises about state: it is written with its transaction or not at all, and is read as it was
+//! written.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,7 +40,7 @@ fn under(lease: &Lease, writes: StateWrites) -> StateWrite {
     }
 }
 
-/// One entry of a group's state, with or without a right to it.
+/// Writes one entry of a group's state, with or without a lease.
 pub(super) fn one(
     lease: Option<&Lease>,
     group: &GroupName,
@@ -90,7 +91,7 @@ fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(own).collect()
 }
 
-/// Appends and progress along with it; the table that is read from shows the same.
+/// Together with appends and progress; the shared table shows the same.
 pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let (input, output) = (at(&topic, 0), at(&topic, 1));
@@ -138,7 +139,8 @@ pub async fn state_is_written_with_its_transaction(engine: Arc<dyn Engine>) {
     assert_eq!(table.size().entries, 2);
 }
 
-/// Also where nobody waits for the commit any more: whoever has the turn next sees all of it, or it never comes.
+/// Also if the caller no longer waits for the commit: the next holder of the turn sees all of it,
+/// or it never takes effect.
 pub async fn a_turn_lasts_until_what_was_written_under_it_is_there(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let hold = engine
@@ -155,13 +157,13 @@ pub async fn a_turn_lasts_until_what_was_written_under_it_is_there(engine: Arc<d
             turns: turn.held().into_iter().collect(),
             ..only(under(&hold.lease, set(&[("round", &round.to_string())])))
         };
-        // Not longer than it takes to ask.
+        // Only as long as the request takes.
         let commit = engine.commit(written);
         let _ = tokio::time::timeout(std::time::Duration::ZERO, commit).await;
         drop(turn);
         let _turn = table.turn().await;
         let seen = table.page(&StateQuery::default()).unwrap().version;
-        // Whatever was asked before is decided before this.
+        // Earlier requests are decided before this one.
         let after = only(under(&hold.lease, StateWrites::default()));
         engine.commit(after).await.expect("committed");
         let last = table.page(&StateQuery::default()).unwrap().version;
@@ -169,7 +171,7 @@ pub async fn a_turn_lasts_until_what_was_written_under_it_is_there(engine: Arc<d
     }
 }
 
-/// Whoever removes it: the engine by itself, or whoever has the turn.
+/// Whether the engine removes it or the holder of the turn.
 pub async fn what_has_ended_is_removed_and_nothing_goes_with_it(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let hold = engine
@@ -232,7 +234,7 @@ pub async fn what_has_ended_is_removed_and_nothing_goes_with_it(engine: Arc<dyn 
     assert_eq!(left, [&b"lives on"[..], b"stays"]);
 }
 
-/// Its entries are of one transaction with each other, and with the progress that they are said to be of.
+/// Its entries are as of one transaction, and match the progress returned with them.
 pub async fn a_page_is_of_one_moment_while_commits_go_on(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let hold = engine
@@ -267,7 +269,7 @@ pub async fn a_page_is_of_one_moment_while_commits_go_on(engine: Arc<dyn Engine>
     tokio::join!(writing, reading);
 }
 
-/// Neither under the lease of its progress, nor under one of its own.
+/// Neither under the lease of its progress, nor under its own.
 pub async fn a_fenced_transaction_writes_no_state(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let old = engine
@@ -302,7 +304,7 @@ pub async fn a_fenced_transaction_writes_no_state(engine: Arc<dyn Engine>) {
     );
 }
 
-/// The same key everywhere.
+/// With the same key in all of them.
 pub async fn state_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 2).await;
     let places = [("x", 0), ("x", 1), ("y", 0)];
@@ -318,7 +320,7 @@ pub async fn state_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
         let found = state(&*engine, &named(group), at(&topic, partition)).await;
         assert_eq!(found, pairs(&[("key", &value)]));
     }
-    // To have been looked for is not to be there.
+    // Looking a table up does not create state.
     let looked = engine.state(&named("y"), at(&topic, 1)).await;
     assert_eq!(looked.expect("it exists").size().entries, 0);
     let of_x = [at(&topic, 0), at(&topic, 1)];
@@ -345,7 +347,7 @@ pub async fn state_is_kept_per_group_and_partition(engine: Arc<dyn Engine>) {
     );
 }
 
-/// Also when it comes in the transaction that follows at once.
+/// Also if the write is in the very next transaction.
 pub async fn a_reset_leaves_what_is_written_after_it(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let lease = engine
@@ -373,7 +375,7 @@ pub async fn a_reset_leaves_what_is_written_after_it(engine: Arc<dyn Engine>) {
     assert_eq!(state(&*engine, &named("group"), partition).await, left);
 }
 
-/// Redriven messages write where they first stood; the operator writes without a lease.
+/// Redriven messages write to their original partition; an operator writes without a lease.
 pub async fn state_may_be_written_under_the_lease_of_another_partition_or_none(
     engine: Arc<dyn Engine>,
 ) {
@@ -408,7 +410,7 @@ pub async fn state_may_be_written_under_the_lease_of_another_partition_or_none(
     assert_eq!(state(&*engine, &named("group"), redrive).await, pairs(&[]));
 }
 
-/// Whoever holds the table of a deleted topic writes nothing any more.
+/// A holder of a deleted topic's table can no longer write.
 pub async fn state_goes_with_its_topic(engine: Arc<dyn Engine>) {
     let partition = make_partition(&*engine, "orders").await;
     let lease = engine
@@ -433,7 +435,7 @@ pub async fn state_goes_with_its_topic(engine: Arc<dyn Engine>) {
     assert_eq!(state(&*engine, &named("group"), again).await, pairs(&[]));
 }
 
-/// Long and short values, replaced, removed, emptied, by chance; some end by themselves.
+/// With random long and short values that are replaced, removed and emptied; some of them expire.
 pub async fn state_is_what_was_written_however_often_it_is_reopened<Open>(place: Place<Open>)
 where
     Open: AsyncFn(PathBuf) -> Arc<dyn Engine>,
@@ -441,7 +443,7 @@ where
     let mut engine = place.open().await;
     let partition = make_partition(&*engine, "orders").await;
     let mut model: BTreeMap<String, String> = BTreeMap::new();
-    // A sequence that looks random and is the same each time.
+    // A pseudo-random sequence that is the same each time.
     let mut number = 1_u64;
     let mut next = |below: u64| {
         number = number
@@ -485,7 +487,8 @@ where
                 changes: changes.into_values().collect(),
                 adds: None,
             };
-            // The engine removes what has ended under a turn of its own, and must not remove what comes in its place meanwhile.
+            // The engine removes expired entries under its own turn, and must not remove entries
+            // that replaced them meanwhile.
             let table = engine.state(&named("group"), partition).await;
             let turn = table.expect("readable").turn().await;
             let transaction = Transaction {

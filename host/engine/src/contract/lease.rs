@@ -1,4 +1,4 @@
-//! A lease: what tells whoever works at a group's partition from all who did before.
+//! A lease: distinguishes the current worker of a group in a partition from all earlier ones.
 
 use millrace_model::{GroupName, TopicPartition};
 

@@ -1,4 +1,4 @@
-//! What is to be different about topics, and why it cannot be.
+//! Changes of topics, and checks of whether they are possible.
 
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{Durability, Topic, TopicName, TopicSettings};
@@ -13,7 +13,7 @@ pub struct TopicChange {
     pub partitions: Option<u32>,
     /// When appends are acknowledged.
     pub durability: Option<Durability>,
-    /// All settings that can be changed; replaces the present ones.
+    /// All settings that can be changed; replaces the current ones.
     pub settings: Option<TopicSettings>,
 }
 
@@ -48,7 +48,8 @@ impl TopicChange {
     }
 }
 
-/// The topics after changes in one step, in the order given, and how many partitions are added; or why none of it happens.
+/// The topics after these changes, in the given order, and the number of added partitions; or why
+/// none of the changes is possible.
 pub fn changed(
     changes: Vec<(TopicName, TopicChange)>,
     find: impl Fn(&TopicName) -> Option<Topic>,
@@ -65,7 +66,7 @@ pub fn changed(
     Ok((topics, more))
 }
 
-/// Whether a host that has so many partitions may have as many more as are asked for.
+/// Checks whether a host with `have` partitions may have `asked` more.
 ///
 /// # Errors
 /// [`TopicError::HostPartitions`].

@@ -31,7 +31,7 @@ pub struct Producers {
 /// The producer with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named {
-    /// Which producer that is.
+    /// The producer's identity.
     pub producer: ProducerId,
     /// When it got this epoch.
     pub at: Timestamp,
@@ -90,11 +90,11 @@ pub struct Sent {
 /// What changed since a checkpoint.
 #[derive(Debug, Default)]
 pub struct ProducerChanges {
-    /// The id that the next new producer is given.
+    /// The id of the next new producer.
     pub next_id: i64,
-    /// What producers sent, by partition and id; `None` is forgotten.
+    /// Batches of producers, by partition and id; `None` if forgotten.
     pub states: Vec<(TopicPartition, i64, Option<ProducerState>)>,
-    /// Producers of names; `None` is forgotten.
+    /// Named producers; `None` if forgotten.
     pub names: Vec<(Arc<str>, Option<Named>)>,
 }
 
@@ -161,7 +161,7 @@ impl ProducerState {
 }
 
 impl Producers {
-    /// What one producer sent to one partition.
+    /// The state of one producer in one partition.
     #[must_use]
     pub fn state(&self, partition: TopicPartition, id: i64) -> Option<&ProducerState> {
         self.tables.get(&partition)?.states.get(&id)
@@ -239,7 +239,7 @@ impl Producers {
         Ok(before.and_then(next).unwrap_or(fresh))
     }
 
-    /// The present producer with a name.
+    /// The current producer with a name.
     pub fn named(&self, name: &str) -> Option<ProducerId> {
         self.names.get(name).map(|named| named.producer)
     }

@@ -59,13 +59,13 @@ struct Window {
 pub struct Request {
     /// A digest of the key.
     pub key: [u8; 16],
-    /// What was asked for, by its digest.
+    /// A digest of the request.
     pub fingerprint: [u8; 16],
     /// When it took effect.
     pub at: Timestamp,
     /// The offset of each append.
     pub base_offsets: Vec<Offset>,
-    /// What the caller needs beside the offsets to give the same answer again.
+    /// What the caller needs besides the offsets to repeat its answer.
     pub note: Bytes,
 }
 
@@ -76,7 +76,7 @@ pub struct WindowChange {
     pub topic: TopicId,
     /// The position of the oldest request that is still known.
     pub first: u64,
-    /// Requests that came since the last change, by position.
+    /// New requests since the last change, by position.
     pub added: Vec<(u64, Arc<Request>)>,
 }
 
@@ -105,7 +105,7 @@ impl Request {
         })
     }
 
-    /// Whether it is forgotten for its age.
+    /// Whether it is old enough to be forgotten.
     #[must_use]
     pub fn is_old(&self, now: Timestamp) -> bool {
         now.0.saturating_sub(self.at.0) > REQUEST_AGE_MS_MAX

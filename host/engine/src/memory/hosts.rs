@@ -1,4 +1,4 @@
-//! Several hosts on one store: which ones live, and what each has heard.
+//! Several hosts on one store: which of them are alive, and what each has heard.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -139,7 +139,7 @@ fn listen(host: &Weak<MemoryEngine>) {
             return;
         };
         for late in host.link.take_late() {
-            // Nothing waits for it any more.
+            // It is cut off for good.
             let _ = host.commit_now(late);
         }
         if host.link.check().is_ok() {

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::contract::{CommitError, Transaction};
 
-/// Why, as it is told.
+/// The reason given in errors.
 pub(super) const CUT: &str = "cut off";
 
 /// What happens to a commit whose answer is lost.

@@ -188,7 +188,7 @@ impl StateAttempt {
         self.picture.is_some() || self.table.is_paged()
     }
 
-    /// What of the keys has to be read from what is stored; `None` where nothing has.
+    /// The lookup of the keys that must be read from stored data; `None` if there are none.
     fn fetch(
         &mut self,
         keys: &KeyColumns<'_>,
@@ -220,7 +220,7 @@ impl StateAttempt {
         Ok(unknown)
     }
 
-    /// Takes what was read.
+    /// Adds the entries that were read.
     pub fn take_in(&mut self, fetch: StateFetch) {
         self.seen.take_in(fetch);
     }
@@ -443,7 +443,8 @@ impl StateAttempt {
         if self.fits(view.size(), all_new).is_ok() {
             return Ok(());
         }
-        // Near the bound the exact size is computed: an existing key takes the place that it has.
+        // Near the bound the exact size is computed, because an existing key is replaced, not
+        // added.
         let (mut growth, mut seen) = (Growth::default(), HashSet::new());
         for index in 0..count {
             let Some(bytes) = bytes_of(index) else {

@@ -1,9 +1,10 @@
 //! Expired entries of a paged table. Removing them is a write like any other, because otherwise a replay would count differently.
 //!
-//! Each entry that ends has a *place*: its end and its key, in the order of which they are looked at. A place says when to look and
-//! no more: an entry that was written again, or removed, leaves its old place behind in what is stored. Whoever comes to such a place finds
-//! that nothing ends there, and notes it as vacant, which what is stored next says in its turn. No journal tells of that, for it changes
-//! nothing of what the table holds; what a crash forgets is found again.
+//! Each expiring entry has a *place*: its expiry and its key. Places are visited in this order. A
+//! place only says when to look: an entry that was rewritten or removed leaves its old place behind
+//! in stored data. A search that reaches such a place finds that nothing expires there and marks it
+//! as vacant, and the mark is stored with the next changes. Marks are not journaled, because they
+//! do not change the table's content; after a crash the search finds them again.
 
 use std::collections::BTreeSet;
 use std::iter::Peekable;
@@ -70,7 +71,7 @@ impl Ended {
     }
 }
 
-/// The result of a search.
+/// The result of a search for expired entries.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) ended: Ended,
@@ -139,7 +140,7 @@ impl Picture {
         Ok(found)
     }
 
-    /// The expiry and the size of what the table has for each key.
+    /// The expiry and the size of each key's entry in the table.
     fn ends_of(
         &self,
         places: &[(Timestamp, Arc<[u8]>)],
@@ -187,7 +188,7 @@ impl Picture {
 /// An expiry, and the key that expires then.
 type End = (Timestamp, Arc<[u8]>);
 
-/// A place among those of all layers and of what is stored.
+/// A position among the places of all layers and of stored data.
 struct Places<'a> {
     /// The oldest first.
     layers: Vec<Peekable<Box<dyn Iterator<Item = Place<'a>> + 'a>>>,
@@ -229,12 +230,12 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// The least place of all layers, as the newest of them has it; it stays.
+    /// Peeks at the least place of all layers, as the newest layer has it.
     fn said(&mut self) -> Option<Place<'a>> {
         let mut least: Option<Place<'a>> = None;
         for layer in &mut self.layers {
             let Some(place) = layer.peek() else { continue };
-            // Of equal ones the last, which is the newest.
+            // Of equal ones, the last one is the newest.
             if least.is_none_or(|least| (place.0, place.1) <= (least.0, least.1)) {
                 least = Some(*place);
             }

@@ -1,5 +1,5 @@
-//! What changed in a paged table and is stored nowhere yet, by key. One layer grows with each commit; all others stay as they are, so
-//! that pictures and checkpoints read them without a lock.
+//! Changes of a paged table that are not stored yet, by key. One layer grows with each commit; all
+//! others never change, so that pictures and checkpoints can read them without a lock.
 
 use std::collections::{HashMap, HashSet, hash_map};
 use std::iter::Peekable;
@@ -18,7 +18,7 @@ const CHANGE_COST_BYTES: usize = 160;
 /// The change of a key.
 #[derive(Clone, Debug)]
 pub(super) struct Said {
-    /// `None`: it is removed.
+    /// The new value; `None` if the key is removed.
     pub(super) value: Option<StateValue>,
     pub(super) ends_at: Timestamp,
 }
@@ -27,22 +27,22 @@ pub(super) struct Said {
 #[derive(Debug, Default)]
 pub(super) struct Changed {
     by_key: HashMap<Arc<[u8]>, Said>,
-    /// Places of ends at which nothing ends any more, whatever older layers and what is stored say.
+    /// Vacant places: nothing expires there any more, whatever older layers and stored data have.
     vacant: HashSet<(Timestamp, Arc<[u8]>)>,
     cost: usize,
     /// The keys in order, computed when first needed; nothing changes after that.
     sorted: OnceLock<Vec<Arc<[u8]>>>,
-    /// Places in order, and which of them are vacant; likewise.
+    /// Places in order, with vacant ones marked; computed in the same way.
     places: OnceLock<Vec<HeldPlace>>,
 }
 
-/// Changes that stay as they are.
+/// An immutable set of changes.
 #[derive(Debug)]
 pub struct Layer(Of);
 
 #[derive(Debug)]
 enum Of {
-    /// The whole content of a table that was in memory until then: there is nothing below it.
+    /// The whole content of a table that was in memory: it replaces everything below it.
     Whole(Entries),
     Changes(Changed),
 }
@@ -50,10 +50,10 @@ enum Of {
 /// A key and its change.
 pub(super) type Met<'a> = (&'a Arc<[u8]>, Option<&'a StateValue>, Timestamp);
 
-/// As [`Place`], with a key of its own.
+/// Like [`Place`], with an owned key.
 type HeldPlace = (Timestamp, Arc<[u8]>, bool);
 
-/// The place of an end: the end, the key, and whether it is vacant.
+/// A place of expiry: the time, the key, and whether the place is vacant.
 pub(super) type Place<'a> = (Timestamp, &'a Arc<[u8]>, bool);
 
 impl Changed {
@@ -75,7 +75,7 @@ impl Changed {
         );
     }
 
-    /// Notes that nothing ends there.
+    /// Marks a place as vacant.
     pub(super) fn note_vacant(&mut self, end: Timestamp, key: &Arc<[u8]>) {
         if self.vacant.insert((end, Arc::clone(key))) {
             self.cost += key.len() + CHANGE_COST_BYTES;
@@ -101,7 +101,7 @@ impl Changed {
         }
     }
 
-    /// Both as one.
+    /// Merges two layers.
     fn over(older: &Self, newer: &Self) -> Self {
         let mut both = Self {
             by_key: older.by_key.clone(),
@@ -150,7 +150,7 @@ impl Changed {
 }
 
 impl Layer {
-    /// All of a table that was in memory until now.
+    /// The whole content of a table that was in memory until now.
     pub(super) fn whole(entries: Entries) -> Self {
         Self(Of::Whole(entries))
     }
@@ -199,7 +199,7 @@ impl Layer {
         }
     }
 
-    /// Places of ends, in order.
+    /// Places of expiry, in order.
     pub(super) fn places(&self) -> Box<dyn Iterator<Item = Place<'_>> + '_> {
         match &self.0 {
             Of::Whole(entries) => Box::new(entries.ends().map(|(end, key)| (*end, key, false))),
@@ -210,7 +210,7 @@ impl Layer {
         }
     }
 
-    /// Places that it knows to be vacant.
+    /// Vacant places.
     pub(super) fn vacant(&self) -> impl Iterator<Item = &(Timestamp, Arc<[u8]>)> {
         let changed = match &self.0 {
             Of::Whole(_) => None,
@@ -226,7 +226,8 @@ impl Layer {
         };
         let said = changed.by_key.iter();
         let mut said: Vec<_> = said.map(|(key, said)| (head(key), key, said)).collect();
-        // Sorted by prefix first, which is at hand: the keys themselves are scattered in memory.
+        // Sorted by prefix first, which is stored in place: the keys themselves are scattered in
+        // memory.
         said.sort_unstable_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)));
         let said = said.into_iter();
         Box::new(said.map(|(_, key, said)| (key, said.value.as_ref(), said.ends_at)))
@@ -275,12 +276,12 @@ impl<'a> LayersWalk<'a> {
         }
     }
 
-    /// What comes next; it stays.
+    /// Peeks at the next change.
     pub(super) fn peek(&mut self) -> Option<Met<'a>> {
         let mut least: Option<Met<'a>> = None;
         for layer in &mut self.layers {
             let Some(met) = layer.peek() else { continue };
-            // Of equal ones the last, which is the newest.
+            // Of equal ones, the last one is the newest.
             if least.is_none_or(|least| met.0 <= least.0) {
                 least = Some(*met);
             }
@@ -288,7 +289,7 @@ impl<'a> LayersWalk<'a> {
         least
     }
 
-    /// Past this key, in all layers.
+    /// Moves past this key in all layers.
     pub(super) fn pass(&mut self, key: &[u8]) {
         for layer in &mut self.layers {
             layer.next_if(|met| **met.0 == *key);

@@ -12,7 +12,7 @@ use super::resident::{Entries, after_of, range};
 /// Keys visited before the table is unlocked for a moment, because many may have expired and commits wait.
 const KEYS_AT_ONCE: usize = 1_000;
 
-/// Where a listing is.
+/// The position of a listing.
 enum Step {
     /// This key was visited last.
     On(Arc<[u8]>),

@@ -12,14 +12,14 @@ use super::resident::{Entries, weight_of};
 use super::stored::{Reach, Stored};
 use super::{StateError, StateSize, StateValue};
 
-/// Keys that are looked for outside memory at once; between two such steps it is seen whether there is too much.
+/// Keys looked up in stored data at once; the bound on bytes is checked between two such steps.
 const KEYS_AT_ONCE: usize = 1_024;
 /// Memory of a key that was read besides its bytes and those of its value.
 const SEEN_OVERHEAD_BYTES: usize = 128;
 /// A value up to this length is kept even if only its length was requested.
 const KEPT_BYTES_MAX: usize = size_of::<i64>();
 
-/// What to read for keys.
+/// What to read for each key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// Values.
@@ -30,7 +30,7 @@ pub(super) enum Wanted {
 
 /// An entry of the committed table.
 pub(super) struct Held<'a> {
-    /// As the table has it.
+    /// The table's copy of the key.
     pub(super) key: &'a Arc<[u8]>,
     /// `None` if only its length was requested.
     pub(super) value: Option<&'a StateValue>,
@@ -76,7 +76,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// What was found of a paged table so far.
+/// Entries of a paged table that were found so far.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     by_key: HashMap<Arc<[u8]>, Option<SeenEntry>>,
@@ -113,7 +113,7 @@ impl Seen {
         }
     }
 
-    /// What memory has for the key.
+    /// Adds what memory has for the key.
     pub(super) fn note(&mut self, key: &[u8], said: Option<Met<'_>>) {
         let entry = said.and_then(|(_, value, ends_at)| {
             let value = value?.clone();
@@ -152,12 +152,12 @@ impl Seen {
     }
 }
 
-/// Keys of a paged table that have to be looked for outside memory.
+/// Keys of a paged table that must be looked up in stored data.
 #[derive(Debug)]
 pub struct StateFetch {
     stored: Arc<dyn Stored>,
     wanted: Wanted,
-    /// Those that are left; ascending.
+    /// The remaining keys, ascending.
     keys: Vec<Arc<[u8]>>,
     found: Vec<(Arc<[u8]>, Option<SeenEntry>)>,
     value_bytes: usize,
@@ -181,7 +181,7 @@ impl StateFetch {
         self.keys.is_empty()
     }
 
-    /// Reads what is in the page cache, without waiting for the disk.
+    /// Looks keys up in the page cache, without waiting for the disk.
     ///
     /// # Errors
     /// [`StateError::Unreadable`]; [`StateError::Misuse`] if the values exceed what one call may request.
@@ -189,10 +189,10 @@ impl StateFetch {
         self.read_within(Reach::Memory)
     }
 
-    /// Reads all that is left; it may wait for the disk.
+    /// Looks up all remaining keys; may wait for the disk.
     ///
     /// # Errors
-    /// As [`StateFetch::read_cached`].
+    /// Like [`StateFetch::read_cached`].
     pub fn read(&mut self) -> Result<(), StateError> {
         self.read_within(Reach::Disk)
     }
@@ -209,7 +209,7 @@ impl StateFetch {
             let left = self.stored.find(&asked, reach, &mut |place, item| {
                 let entry = item.map(|(value, ends_at)| {
                     let is_kept = wanted == Wanted::Values || value.len() <= KEPT_BYTES_MAX;
-                    // What is too large for one call is not held any longer.
+                    // Values that are too large for one call are dropped.
                     let is_kept = is_kept && *value_bytes <= STATE_CALL_BYTES_MAX;
                     if is_kept {
                         *value_bytes += value.len();

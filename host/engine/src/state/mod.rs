@@ -1,7 +1,8 @@
 //! The state of groups: keys and values beside progress, written in the same transactions (docs/adr/0011).
 //!
-//! A [`StateTable`] holds the committed state of one group in one partition. A [`StateAttempt`] is one call's view: its own writes over
-//! the table, which become [`StateWrites`] if they count, and are dropped otherwise.
+//! A [`StateTable`] has the committed state of one group in one partition. A [`StateAttempt`] is
+//! one call's view: its own writes over the table, which become [`StateWrites`] if they are
+//! committed, and are dropped otherwise.
 
 mod attempt;
 mod ending;
@@ -53,8 +54,9 @@ pub struct StateWrites {
     pub resets: bool,
     /// The keys that change; one key at most once.
     pub changes: Vec<StateChange>,
-    /// How the size of the table changes, relative to its present size, or to zero if it is emptied. Known to a writer that has had the
-    /// table's turn since its first read; others leave it out.
+    /// How the size of the table changes, relative to its current size, or to zero if it is
+    /// emptied. A writer that has had the table's turn since its first read knows this; others
+    /// leave it out.
     pub adds: Option<Adds>,
 }
 
@@ -101,7 +103,7 @@ impl Adds {
 /// One key's change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateChange {
-    /// Which key.
+    /// The key.
     pub key: Arc<[u8]>,
     /// Its new value; `None` removes it.
     pub value: Option<StateValue>,
@@ -123,7 +125,7 @@ impl StateChange {
     /// Whether key and value are within their bounds.
     ///
     /// # Errors
-    /// What is too large.
+    /// Says what is too large.
     pub fn check(&self) -> Result<(), String> {
         let value = self.value.as_ref().map_or(0, |v| v.as_bytes().len());
         if self.key.len() > STATE_KEY_BYTES_MAX || value > STATE_VALUE_BYTES_MAX {
@@ -159,7 +161,7 @@ impl StateWrites {
         !self.resets && self.changes.is_empty()
     }
 
-    /// The most that they add to a table's cost: as if none of the keys existed.
+    /// The maximum that they add to a table's cost, if none of the keys exists yet.
     #[must_use]
     pub fn cost(&self) -> usize {
         self.changes.iter().map(StateChange::cost).sum()
@@ -202,7 +204,7 @@ pub struct StateQuery {
     pub entries_max: usize,
     /// Maximum total size; one larger entry is still returned.
     pub bytes_max: usize,
-    /// The present time: expired entries are left out.
+    /// The current time: expired entries are left out.
     pub now: Timestamp,
 }
 

@@ -1,11 +1,12 @@
-//! A table of which memory has only what changed: the rest is stored elsewhere (docs/adr/0020).
+//! A table with only its changes in memory: the rest is stored elsewhere (docs/adr/0020).
 //!
 //! ```text
 //! changes   what commits wrote since the last picture or checkpoint; the only thing that grows
 //! aside     layers that stay as they are: what a checkpoint writes down just now, then what pictures are of
 //! stored    what the last checkpoint named
 //! ```
-//! The newest change of a key counts. Its previous value is not looked up when it is written: the writer says how the size changes.
+//! The newest change of a key counts. A write does not look up the previous value: the writer says
+//! how the size changes.
 
 use std::sync::{Arc, Weak};
 
@@ -21,9 +22,9 @@ use super::{NEVER, StateError, StateSize, StateTable, StateValue, StateWrites};
 #[derive(Debug)]
 pub(super) struct Paged {
     changes: Changed,
-    /// The oldest first.
+    /// Immutable layers, oldest first.
     aside: Vec<Arc<Layer>>,
-    /// How many of those a checkpoint is currently writing.
+    /// How many of these layers a checkpoint is writing.
     handed: usize,
     stored: Arc<dyn Stored>,
     size: StateSize,
@@ -34,36 +35,38 @@ pub(super) struct Paged {
     places_from: Timestamp,
 }
 
-/// What a checkpoint has to write of a paged table.
+/// What a checkpoint must write of a paged table.
 #[derive(Clone, Debug)]
 pub struct LayersStep {
     /// The table to notify; not held, because a dropped table must not count any more.
     pub table: Weak<StateTable>,
-    /// All that is stored nowhere yet, the oldest first. If that is whole nothing is below it.
+    /// All changes that are not stored yet, oldest first. If they begin with a whole layer, it
+    /// replaces everything stored.
     pub layers: Vec<Arc<Layer>>,
     /// The size of the table then.
     pub size: StateSize,
 }
 
 impl LayersStep {
-    /// Whether it says all that there is in the table, whatever is stored.
+    /// Whether it contains the whole table, so that stored data no longer counts.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.layers.first().is_some_and(|layer| layer.is_whole())
     }
 
-    /// Of how many keys and vacant places the layers say something, at the most.
+    /// Maximum number of keys and vacant places in the layers.
     #[must_use]
     pub fn said_max(&self) -> usize {
         self.layers.iter().map(|layer| layer.len()).sum()
     }
 
-    /// What the layers say of each key, in the order of keys: its value, `None` if it is removed, and its end.
+    /// The newest change of each key in the layers, in the order of keys: its value (`None` if
+    /// removed) and its expiry.
     pub fn entries(&self) -> impl Iterator<Item = (&Arc<[u8]>, Option<&StateValue>, Timestamp)> {
         LayersWalk::once(&self.layers)
     }
 
-    /// Places at which nothing ends any more, though what is stored may say so, unless an entry ends there again.
+    /// Vacant places that stored data may still have, unless an entry expires there again.
     pub fn vacant(&self) -> impl Iterator<Item = (Timestamp, &Arc<[u8]>)> {
         let vacant = self.layers.iter().flat_map(|layer| layer.vacant());
         vacant.map(|(end, key)| (*end, key))
@@ -71,7 +74,7 @@ impl LayersStep {
 }
 
 impl Paged {
-    /// A table as a checkpoint has it.
+    /// A table from a checkpoint.
     pub(super) fn stored(stored: Arc<dyn Stored>, size: StateSize) -> Self {
         Self {
             changes: Changed::default(),
@@ -103,7 +106,7 @@ impl Paged {
         self.size
     }
 
-    /// How often it was written to.
+    /// The number of writes to it.
     pub(super) fn version(&self) -> u64 {
         self.version
     }
@@ -114,7 +117,8 @@ impl Paged {
         self.changes.cost() + aside + self.stored.cost()
     }
 
-    /// Bytes in memory of changes that are stored nowhere. What the table was when all of it was in memory is none of them.
+    /// Bytes in memory of changes that are not stored. The whole layer of a table that was in
+    /// memory before does not count.
     pub(super) fn unwritten(&self) -> usize {
         let changes = self.aside.iter().filter(|layer| !layer.is_whole());
         self.changes.cost() + changes.map(|layer| layer.cost()).sum::<usize>()
@@ -124,7 +128,7 @@ impl Paged {
         &self.stored
     }
 
-    /// What memory has for the key.
+    /// The key's change in memory, if there is one.
     pub(super) fn said(&self, key: &[u8]) -> Option<Met<'_>> {
         let aside = || self.aside.iter().rev().find_map(|layer| layer.get(key));
         self.changes.get(key).or_else(aside)
@@ -149,7 +153,7 @@ impl Paged {
         self.next_end <= now
     }
 
-    /// The table as of now, for a search for expired entries; later writes are noted beside it.
+    /// The current table, for a search for expired entries; later writes are recorded separately.
     pub(super) fn begin_look(&mut self) -> Picture {
         self.next_end = NEVER;
         self.picture()
@@ -167,7 +171,7 @@ impl Paged {
             Err(_) => ending::after_unreadable(now),
         };
         self.next_end = self.next_end.min(look_at);
-        // Nothing may have come to expire there meanwhile.
+        // Only if nothing was written meanwhile that expires there.
         if let Ok(found) = found
             && self.version == version
         {
@@ -194,7 +198,7 @@ impl Paged {
         self.aside.push(Arc::new(layer));
     }
 
-    /// The table as it is now.
+    /// The current table.
     pub(super) fn picture(&mut self) -> Picture {
         self.set_aside();
         Picture {
@@ -206,7 +210,7 @@ impl Paged {
         }
     }
 
-    /// All that is stored nowhere; `None` if there is nothing.
+    /// All changes that are not stored; `None` if there are none.
     pub(super) fn hand_over(&mut self, table: Weak<StateTable>) -> Option<LayersStep> {
         self.set_aside();
         self.handed = self.aside.len();
@@ -217,8 +221,9 @@ impl Paged {
         })
     }
 
-    /// A durable checkpoint has these layers in what is stored, or something else has taken the place of what was, which is nothing below
-    /// a layer that is whole. Nothing is done to a table that was emptied since.
+    /// A durable checkpoint now has these layers in stored data, or a merge has replaced the stored
+    /// data. (Below a whole layer, the previous stored data is nothing.) Does nothing if the table
+    /// was emptied since.
     pub(super) fn install(
         &mut self,
         layers: &[Arc<Layer>],

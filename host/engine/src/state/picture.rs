@@ -1,4 +1,4 @@
-//! A paged table as it was at one moment. It is read without a lock, while commits go on.
+//! A paged table as it was at one moment. It is read without a lock, while commits continue.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub struct Picture {
     pub(super) stored: Arc<dyn Stored>,
     pub(super) size: StateSize,
     pub(super) version: u64,
-    /// No place before it says anything.
+    /// All places before this one are vacant.
     pub(super) places_from: Timestamp,
 }
 
@@ -51,7 +51,7 @@ impl Picture {
         Ok(())
     }
 
-    /// What memory has for the key.
+    /// The key's change in memory, if there is one.
     pub(super) fn said(&self, key: &[u8]) -> Option<Met<'_>> {
         self.layers.iter().rev().find_map(|layer| layer.get(key))
     }
@@ -75,7 +75,7 @@ impl Picture {
     }
 }
 
-/// A place among all entries.
+/// A position among all entries.
 pub(super) struct Walk<'a> {
     layers: LayersWalk<'a>,
     stored: Box<dyn StoredEntries + 'a>,

@@ -27,7 +27,7 @@ pub(super) struct Entries {
     /// Numbers of removed entries.
     freed: Vec<u64>,
     emptied: bool,
-    /// How often it was written to.
+    /// The number of writes to it.
     version: u64,
 }
 
@@ -40,19 +40,19 @@ pub(super) struct Entry {
     changed: bool,
 }
 
-/// What the next checkpoint has to write of a table.
+/// What the next checkpoint must write of a table.
 #[derive(Clone, Debug, Default)]
 pub struct TableChanges {
     /// Whether all rows are removed first.
     pub empties: bool,
-    /// Rows that go.
+    /// Rows to delete.
     pub freed: Vec<u64>,
-    /// Rows that are written.
+    /// Rows to write.
     pub entries: Vec<(u64, StateEntry)>,
 }
 
 impl Entries {
-    /// Empty, in the place of a table that was stored elsewhere and was written to so often.
+    /// An empty table that replaces a paged one with this number of writes.
     pub(super) fn after(version: u64) -> Self {
         Self {
             version,
@@ -60,12 +60,13 @@ impl Entries {
         }
     }
 
-    /// How often it was written to.
+    /// The number of writes to it.
     pub(super) fn version(&self) -> u64 {
         self.version
     }
 
-    /// What [`StateTable::page`](super::StateTable::page) shows; its version is how often it was written to.
+    /// A page for [`StateTable::page`](super::StateTable::page); its version is the number of
+    /// writes.
     pub(super) fn page(&self, query: &StateQuery) -> StatePage {
         let mut page = PageBuilder::new(query);
         let mut keys = range(&self.ordered, &query.prefix, query.after.as_deref());
@@ -83,7 +84,7 @@ impl Entries {
         page.end(self.size(), self.version)
     }
 
-    /// Takes over what is committed.
+    /// Applies committed writes.
     pub(super) fn apply(&mut self, writes: &StateWrites) {
         self.version += 1;
         if writes.resets {
@@ -95,13 +96,13 @@ impl Entries {
         self.shrink();
     }
 
-    /// Drops what is only needed for checkpoints row by row.
+    /// Drops data that only row-by-row checkpoints need.
     pub(super) fn forget_slots(&mut self) {
         self.changed = Vec::new();
         self.freed = Vec::new();
     }
 
-    /// An entry of the checkpoint.
+    /// Adds an entry from the checkpoint.
     pub(super) fn insert_stored(&mut self, slot: u64, entry: &StateEntry) {
         let next_slot = self.next_slot.max(slot + 1);
         self.next_slot = slot;
@@ -112,7 +113,7 @@ impl Entries {
         stored.into_iter().for_each(|entry| entry.changed = false);
     }
 
-    /// What changed since the last call.
+    /// Changes since the last call.
     pub(super) fn take_changes(&mut self) -> TableChanges {
         let changed = std::mem::take(&mut self.changed);
         let mut taken = TableChanges {

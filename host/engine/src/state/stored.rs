@@ -1,7 +1,9 @@
-//! What a paged table has outside memory, below what memory says of it: an engine's files, or whatever place it has for them.
+//! The stored part of a paged table, below its changes in memory: an engine's files, or another
+//! place that the engine has.
 //!
-//! It tells of entries by key, and of the places of their ends by time: at a place something may end, or it is vacant, whatever is below
-//! says. A removed entry is told of as well where something below may have it.
+//! It has entries by key, and places of expiry by time. At a place something may expire, or the
+//! place is vacant, which overrides anything below it. A removed entry is included too if something
+//! below may still have it.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -10,16 +12,16 @@ use millrace_model::Timestamp;
 
 use super::StateError;
 
-/// How far a look goes.
+/// What a lookup may read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// What the system has in memory: never waits for the disk.
+    /// Only the page cache: never waits for the disk.
     Memory,
-    /// All of it.
+    /// Everything, also from the disk.
     Disk,
 }
 
-/// An entry as it is stored.
+/// A stored entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredEntry<'a> {
     /// Its key.
@@ -30,25 +32,27 @@ pub struct StoredEntry<'a> {
     pub ends_at: Timestamp,
 }
 
-/// The value of an entry that is there, and when that ends.
+/// The value of an existing entry, and its expiry.
 pub type StoredValue<'a> = (&'a [u8], Timestamp);
 
-/// The place of an end: the end, the key of what ends then, and whether it is vacant.
+/// A place of expiry: the time, the key, and whether the place is vacant.
 pub type StoredPlace<'a> = (Timestamp, &'a [u8], bool);
 
-/// What is stored of one table. It never changes: a table gets another one, which is told from this one by its address.
+/// The stored part of one table. It never changes: a table gets a new one, which differs in its
+/// address.
 pub trait Stored: Any + Debug + Send + Sync {
-    /// Bytes of memory for what leads to it.
+    /// Bytes of memory for finding its entries, such as indexes.
     fn cost(&self) -> usize;
 
-    /// Gives back as much of that as can be made again when somebody asks.
+    /// Frees as much of this memory as can be rebuilt on demand.
     fn forget_cost(&self);
 
-    /// In how many parts it stands, each of which a look may have to go through.
+    /// The number of its parts, each of which a lookup may have to search.
     fn part_count(&self) -> usize;
 
-    /// Looks for keys, which ascend, and hands over what there is of each: its place among them, and its value and end, or `None` if there is
-    /// nothing. Answers with the places of those for which the look would have to reach further.
+    /// Looks up ascending keys, and passes on for each its index among them, and its value and
+    /// expiry, or `None` if there is no entry. Returns the indexes of keys for which the lookup
+    /// would have to reach further.
     ///
     /// # Errors
     /// [`StateError::Unreadable`].
@@ -65,44 +69,44 @@ pub trait Stored: Any + Debug + Send + Sync {
     /// [`StateError::Unreadable`].
     fn entries(&self, from: &[u8]) -> Result<Box<dyn StoredEntries + '_>, StateError>;
 
-    /// All places of ends from this one on, in order.
+    /// All places of expiry from this time on, in order.
     ///
     /// # Errors
     /// [`StateError::Unreadable`].
     fn places(&self, from: Timestamp) -> Result<Box<dyn StoredPlaces + '_>, StateError>;
 }
 
-/// Somewhere among stored entries.
+/// A position among stored entries.
 pub trait StoredEntries {
-    /// The entry that it is at, which may be removed; `None` past the last one.
+    /// The current entry, which may be a removed one; `None` past the last one.
     ///
     /// # Errors
     /// [`StateError::Unreadable`].
     fn entry(&self) -> Result<Option<StoredEntry<'_>>, StateError>;
 
-    /// Goes to the next one.
+    /// Moves to the next one.
     ///
     /// # Errors
     /// [`StateError::Unreadable`].
     fn advance(&mut self) -> Result<(), StateError>;
 }
 
-/// Somewhere among stored places of ends.
+/// A position among stored places of expiry.
 pub trait StoredPlaces {
-    /// The place that it is at; `None` past the last one.
+    /// The current place; `None` past the last one.
     ///
     /// # Errors
     /// [`StateError::Unreadable`].
     fn place(&self) -> Result<Option<StoredPlace<'_>>, StateError>;
 
-    /// Goes to the next one.
+    /// Moves to the next one.
     ///
     /// # Errors
     /// [`StateError::Unreadable`].
     fn advance(&mut self) -> Result<(), StateError>;
 }
 
-/// Of a table of which nothing is stored yet.
+/// The stored part of a table of which nothing is stored yet.
 #[derive(Debug)]
 pub(super) struct Nothing;
 

@@ -1,4 +1,5 @@
-//! The committed state of one group in one partition: the table that the engine, workers and readers share, and whose turn it is.
+//! The committed state of one group in one partition: the table that the engine, workers and
+//! readers share, and the turn to use it.
 
 pub mod keeper;
 #[cfg(test)]
@@ -44,9 +45,9 @@ struct Held {
 
 #[derive(Debug)]
 enum Form {
-    /// All of it is in memory.
+    /// Everything is in memory.
     Resident(Entries),
-    /// Memory has what changed; the rest is stored elsewhere.
+    /// Only changes are in memory; the rest is stored elsewhere.
     Paged(Paged),
 }
 
@@ -64,7 +65,7 @@ impl Form {
         }
     }
 
-    /// How often it was written to.
+    /// The number of writes to it.
     fn version(&self) -> u64 {
         match self {
             Self::Resident(entries) => entries.version(),
@@ -158,7 +159,7 @@ impl StateTable {
         self.first_version.0 + self.held.read().form.version()
     }
 
-    /// How much there is.
+    /// The size of the table.
     #[must_use]
     pub fn size(&self) -> StateSize {
         self.held.read().form.size()
@@ -170,7 +171,7 @@ impl StateTable {
         matches!(self.held.read().form, Form::Paged(_))
     }
 
-    /// The size after these writes. For a paged table, the present entries of their keys are read.
+    /// The size after these writes. For a paged table, the current entries of their keys are read.
     ///
     /// # Errors
     /// [`StateError::Unreadable`].
@@ -198,7 +199,7 @@ impl StateTable {
     /// What these writes add; for the holder of the turn, because nobody else writes before they are committed.
     ///
     /// # Errors
-    /// As [`StateTable::size_after`].
+    /// Like [`StateTable::size_after`].
     pub fn adds(&self, writes: &StateWrites) -> Result<Adds, StateError> {
         let before = match writes.resets {
             true => StateSize::default(),
@@ -210,7 +211,7 @@ impl StateTable {
     /// Like [`StateTable::adds`], with reads from the disk on a separate thread.
     ///
     /// # Errors
-    /// As [`StateTable::size_after`].
+    /// Like [`StateTable::size_after`].
     pub async fn adds_in_time(
         self: &Arc<Self>,
         writes: &Arc<StateWrites>,
@@ -235,7 +236,7 @@ impl StateTable {
         }
     }
 
-    /// Of one that is in memory.
+    /// A page of a table in memory.
     fn resident_page(&self, query: &StateQuery) -> StatePage {
         let page = self.resident().map(|entries| entries.page(query));
         let page = page.unwrap_or_default();
@@ -246,7 +247,7 @@ impl StateTable {
     /// Passes the key of every entry, in order, including expired ones that are not removed yet.
     ///
     /// # Errors
-    /// As for [`StateTable::page`]; keys passed before are correct.
+    /// Like [`StateTable::page`]; keys passed before are correct.
     pub fn each_key(&self, mut see: impl FnMut(&[u8])) -> Result<(), StateError> {
         if let Some(picture) = self.picture() {
             return picture.each_key(see);
@@ -257,7 +258,7 @@ impl StateTable {
         Ok(())
     }
 
-    /// A paged table as it is now; `None` of one that is in memory.
+    /// A picture of a paged table; `None` for one in memory.
     pub(super) fn picture(&self) -> Option<Picture> {
         if !self.is_paged() {
             return None;
@@ -281,7 +282,8 @@ impl StateTable {
         .ok()
     }
 
-    /// Notes what memory says of keys, which ascend: as they were in the picture, or as they are. What is left is to be read from what is stored.
+    /// Adds what memory has for ascending keys: as of the picture, or as of now. The rest must be
+    /// read from stored data.
     pub(super) fn ask(
         &self,
         picture: Option<&Picture>,
@@ -379,7 +381,7 @@ impl StateTable {
         Ok(found?.ended)
     }
 
-    /// As [`StateTable::turn`], if nobody else has it.
+    /// Like [`StateTable::turn`], but only if the turn is free.
     pub fn try_turn(&self) -> Option<HeldTurn> {
         HeldTurn::try_of(&self.turn)
     }

@@ -28,7 +28,7 @@ impl HeldTurn {
         }
     }
 
-    /// The turn, if nobody has it.
+    /// The turn, if it is free.
     pub(super) fn try_of(turn: &Arc<Mutex<()>>) -> Option<Self> {
         let guard = Arc::clone(turn).try_lock_owned().ok()?;
         Some(Self {
@@ -66,7 +66,7 @@ impl Turn {
         self.version == self.table.version()
     }
 
-    /// To be passed along with writes; `None` during a pause.
+    /// The turn to pass along with writes; `None` during a pause.
     #[must_use]
     pub fn held(&self) -> Option<HeldTurn> {
         self.held.clone()

@@ -1,7 +1,8 @@
-//! What a group of transactions does, as the journal's bytes.
+//! Encodes and decodes the operations of a group of transactions, as they are in the journal.
 //!
-//! A body is a version, then operations one after the other. The journal keeps a body whole or not at all, so where one
-//! transaction ends and the next begins need not be written. Integers are little-endian, lengths have 32 bits.
+//! A body is a version followed by operations. The journal keeps a body whole or not at all, so the
+//! boundaries between transactions are not written. Integers are little-endian; lengths have 32
+//! bits.
 
 pub(crate) mod state;
 
@@ -20,16 +21,16 @@ use millrace_model::{
 
 const VERSION: u8 = 1;
 const ENCRYPTED: u8 = 2;
-/// At most what a body has beside its operations.
+/// Maximum bytes of a body besides its operations.
 pub(crate) const BODY_OVERHEAD_BYTES: usize = 2 + cipher::OVERHEAD_BYTES;
 const APPEND: u8 = 1;
-/// All of it; written before changes were ([`PROGRESS_CHANGE`]).
+/// The whole progress; written by versions before [`PROGRESS_CHANGE`].
 const PROGRESS: u8 = 2;
 const ENTRY: u8 = 3;
 const CLAIM: u8 = 4;
 const CREATE_TOPIC: u8 = 5;
 const DELETE_TOPIC: u8 = 6;
-/// Then what it says of producers.
+/// Followed by an operation on producers.
 const PRODUCERS: u8 = 9;
 const PRODUCERS_MOMENT: u8 = 0;
 const PRODUCERS_UNNAMED: u8 = 1;
@@ -37,14 +38,14 @@ const PRODUCERS_NAMED: u8 = 2;
 const REQUEST: u8 = 10;
 const CHANGE_TOPIC: u8 = 7;
 const TRIM: u8 = 8;
-/// Then what becomes of the table.
+/// Followed by changes of a state table.
 const STATE: u8 = 11;
 const PROGRESS_CHANGE: u8 = 12;
 
-/// At most what an operation takes beside its names and bytes.
+/// Maximum bytes of an operation besides its names and contents.
 pub(crate) const OPERATION_OVERHEAD_BYTES: usize = 40;
 
-/// One change, decided: offsets and epochs are given.
+/// One decided change, with its offsets and epochs.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Operation {
     Append {
@@ -68,7 +69,8 @@ pub(crate) enum Operation {
     },
     CreateTopic(Topic),
     DeleteTopic(TopicId),
-    /// What time it is for those that come after it: whatever is forgotten with age is forgotten by this time.
+    /// The time for the operations after it: things that are forgotten by age are forgotten by this
+    /// time.
     Moment(Timestamp),
     Producer {
         producer: ProducerId,
@@ -78,7 +80,7 @@ pub(crate) enum Operation {
         topic: TopicId,
         request: Arc<Request>,
     },
-    /// The topic as it is from then on.
+    /// The topic's new description.
     ChangeTopic(Topic),
     Trim {
         partition: TopicPartition,
@@ -91,7 +93,8 @@ pub(crate) enum Operation {
     },
 }
 
-/// Begins a body: an encrypted one is a version of its own, then one piece that holds a plain body.
+/// Begins a body. An encrypted one has its own version, followed by one piece that contains a plain
+/// body.
 pub(crate) fn begin(out: &mut Vec<u8>, cipher: Option<&Cipher>) {
     if let Some(cipher) = cipher {
         out.push(ENCRYPTED);
@@ -113,14 +116,14 @@ pub(crate) fn key_id(body: &[u8]) -> Option<u32> {
     cipher::key_id(piece)
 }
 
-/// What an encrypted body is bound to.
+/// The place that an encrypted body is bound to.
 fn belongs_to(sequence: u64) -> [u8; 16] {
     let mut bytes = *b"journal\0\0\0\0\0\0\0\0\0";
     bytes[8..].copy_from_slice(&sequence.to_le_bytes());
     bytes
 }
 
-/// Appends one operation to a frame's body; a large batch without copying it.
+/// Appends one operation to a frame's body; a large batch is not copied.
 pub(crate) fn encode_into(frame: &mut FrameBuffer, operation: &Operation) {
     match operation {
         Operation::Append { partition, batch } => {
@@ -227,7 +230,7 @@ pub(crate) fn offsets_bytes(offsets: &[Offset]) -> Vec<u8> {
     bytes.collect()
 }
 
-/// Offsets as [`offsets_bytes`] gave them.
+/// Offsets from the bytes of [`offsets_bytes`].
 pub(crate) fn offsets_of(bytes: &[u8]) -> Option<Vec<Offset>> {
     let (offsets, rest) = bytes.as_chunks::<8>();
     let offset = |bytes: &[u8; 8]| Offset(u64::from_le_bytes(*bytes));
@@ -250,7 +253,8 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Reads the body of the frame of this sequence back, encrypted or not. The error says what is wrong.
+/// Decodes the body of the frame with this sequence, encrypted or not. The error says what is
+/// wrong.
 pub(crate) fn open(
     body: Bytes,
     cipher: Option<&Cipher>,
@@ -265,7 +269,7 @@ pub(crate) fn open(
     decode(plain.into()).map_err(str::to_owned)
 }
 
-/// Reads a plain body back; the batches share its bytes. The error says what is wrong.
+/// Decodes a plain body; the batches share its bytes. The error says what is wrong.
 pub(crate) fn decode(mut body: Bytes) -> Result<Vec<Operation>, &'static str> {
     if body.try_get_u8() != Ok(VERSION) {
         return Err("its format is of another version");
@@ -376,7 +380,7 @@ fn take_bytes(body: &mut Bytes) -> Option<Bytes> {
     (length <= body.len()).then(|| body.split_to(length))
 }
 
-/// Bytes that stay in memory for long, and must not keep those of the whole body there.
+/// Copies bytes that stay in memory for long, so that they do not keep the whole body there.
 fn take_own_bytes(body: &mut Bytes) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(&take_bytes(body)?))
 }

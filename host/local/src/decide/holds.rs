@@ -1,4 +1,5 @@
-//! Who works at what, where there is one host: itself. What the process before held was left by it.
+//! Holds with a single host: every hold is its own, and what the previous process held counts as
+//! left.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -9,26 +10,27 @@ use millrace_model::{GroupName, TopicId, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// What is held, and what was since the engine was opened.
+/// What is held, or was held since the engine was opened.
 pub(crate) struct Holds {
     hosts: watch::Sender<Arc<[HostInfo]>>,
     taken: Mutex<HashMap<(TopicPartition, GroupName), Taken>>,
-    /// What other hosts do: nothing.
+    /// Changes by other hosts: there are none.
     others: watch::Sender<u64>,
 }
 
 /// The newest lease of a group in a partition.
 struct Taken {
     epoch: u64,
-    /// Its end tells whoever holds it; `None` if nobody does.
+    /// Tells the holder when the hold is lost; `None` if it is not held.
     held: Option<watch::Sender<bool>>,
-    /// Whether nobody has held it to work since the engine was opened, or whoever has said that it is still to be told.
+    /// Whether the next holder must learn that it was left: no worker has held it since the engine
+    /// was opened, or the last one released it without having worked.
     left: bool,
 }
 
 impl Default for Holds {
     fn default() -> Self {
-        // By chance: a process that is started again is another host.
+        // Random: a restarted process is a different host.
         let id = HostId(RandomState::new().hash_one(0));
         let address = Arc::from("");
         Self {
@@ -52,14 +54,15 @@ impl Holds {
         self.take(lease, true)
     }
 
-    /// Whether it was left stays to be told to whoever holds it next.
+    /// Does not report whether the work was left; the next holder learns that.
     pub(crate) fn claim(&self, lease: Lease) -> Hold {
         let mut hold = self.take(lease, false);
         hold.left = false;
         hold
     }
 
-    /// Of two that were taken side by side the older one is lost at once, in whichever order they come.
+    /// If two are taken concurrently, the older one is lost at once, in whichever order they
+    /// arrive.
     fn take(&self, lease: Lease, to_work: bool) -> Hold {
         let (held, lost) = watch::channel(false);
         let mut all = self.taken.lock();

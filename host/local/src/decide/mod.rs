@@ -1,5 +1,5 @@
-//! What a transaction comes to. Plain code: what is asked and what there is go in, operations and answers come out. Nothing here waits, and
-//! nothing is written.
+//! Decides transactions. Plain code: requests and the current state go in, operations and answers
+//! come out. Nothing here waits or writes.
 
 pub(crate) mod codec;
 pub(crate) mod holds;

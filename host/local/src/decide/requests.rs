@@ -1,4 +1,5 @@
-//! What is asked of the committer, what is decided of it, and the answers that wait for that to be as durable as it must be.
+//! Requests to the committer, the decisions on them, and the answers that wait for the required
+//! durability.
 
 use std::sync::Arc;
 
@@ -15,16 +16,17 @@ use crate::decide::codec::OPERATION_OVERHEAD_BYTES;
 use crate::decide::state::{Pending, State, may_be_paged};
 use crate::decide::submission::{Submission, queue_kib};
 
-/// What is alone in its group takes at most so many bytes of the journal; of topics that are changed together, each.
+/// Maximum journal bytes of a request that is alone in its group; if several topics change
+/// together, of each.
 pub(crate) const ALONE_BYTES_MAX: usize = 4 << 10;
 
-/// What is asked of the committer.
+/// A request to the committer.
 pub(crate) enum Request {
     Commit {
         submission: Submission,
         bytes: usize,
         answer: Answer<Receipt, CommitError>,
-        /// Room in the queue; given back when the transaction is answered.
+        /// Room in the queue; returned when the transaction is answered.
         room: OwnedSemaphorePermit,
     },
     Claim {
@@ -62,7 +64,8 @@ pub(crate) enum Request {
 pub(crate) type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 
 impl Request {
-    /// Topics come, change and go alone: nothing else is decided on a set of topics that may not come true. So do producers.
+    /// Whether it must be alone in its group. A change of topics must: if it failed, other
+    /// decisions in the group would be based on topics that never existed. So must a new producer.
     pub(crate) fn stands_alone(&self) -> bool {
         match self {
             Self::Commit { submission, .. } => submission.producer.is_some(),
@@ -75,7 +78,7 @@ impl Request {
         }
     }
 
-    /// Whether it brings messages or values of state, which a full disk has no room for.
+    /// Whether it adds messages or values of state, which a full disk has no room for.
     pub(crate) fn brings_data(&self) -> bool {
         let Self::Commit { submission, .. } = self else {
             return false;
@@ -84,7 +87,7 @@ impl Request {
         !submission.appends.is_empty() || submission.state.iter().any(keeps)
     }
 
-    /// Whether it brings values of processors' state.
+    /// Whether it adds values of processors' state.
     pub(crate) fn brings_state(&self) -> bool {
         let Self::Commit { submission, .. } = self else {
             return false;
@@ -93,7 +96,7 @@ impl Request {
         submission.state.iter().any(brings)
     }
 
-    /// Whether the catalogue grows by it for good.
+    /// Whether it makes the catalogue grow permanently.
     pub(crate) fn brings_names(&self) -> bool {
         match self {
             Self::CreateTopic { .. } | Self::InitProducer { .. } => true,
@@ -104,7 +107,8 @@ impl Request {
         }
     }
 
-    /// Whether it changes what is not shown by offsets: such a group is made durable before anything of it is applied.
+    /// Whether it changes something whose visibility does not depend on offsets. Such a group is
+    /// made durable before any of it is applied.
     pub(crate) fn changes_catalogue(&self) -> bool {
         match self {
             Self::Commit { submission, .. } => {
@@ -123,7 +127,7 @@ impl Request {
         match self {
             Self::Commit { bytes, .. } => *bytes,
             Self::Claim { group, .. } => group.as_str().len() + OPERATION_OVERHEAD_BYTES,
-            // Names and settings, alone in their group.
+            // Only names and settings, alone in their group.
             Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::InitProducer { .. } => {
                 ALONE_BYTES_MAX
             }
@@ -133,7 +137,7 @@ impl Request {
         }
     }
 
-    // Whoever no longer waits for an answer gets none.
+    // A caller that no longer waits gets no answer.
     pub(crate) fn refuse(self, error: CommitError) {
         match self {
             Self::Commit { answer, .. } => drop(answer.send(Err(error))),
@@ -212,7 +216,7 @@ impl Request {
     }
 }
 
-/// An answer decided on, to be given when the transaction is as durable as it must be.
+/// A decided answer, given once the transaction is as durable as required.
 pub(crate) enum Decided {
     Commit(
         Answer<Receipt, CommitError>,
@@ -254,8 +258,8 @@ impl Decided {
     }
 }
 
-/// Commits a transaction of the engine's own, the way that everybody's take, from a thread that may wait for the answer. `None` if others have
-/// more to do, or the engine ends.
+/// Commits a transaction of the engine itself, through the same queue as all others, from a thread
+/// that may wait for the answer. `None` if the queue is full or the engine ends.
 pub(crate) fn commit_own(
     queue: &mpsc::Sender<Request>,
     room: &Arc<Semaphore>,

@@ -1,14 +1,16 @@
-//! How much of a partition its topic's settings let go. Plain code: what is there and what time it is go in, where the partition begins
-//! comes out.
+//! Decides how much of a partition is removed under its topic's settings. Plain code: the segments
+//! and the time go in, the new start comes out.
 //!
-//! Only whole sealed segments go, oldest first, and never the active one, which ends at the age at which messages go. A segment's time is the largest timestamp in it, or when it
-//! ended if that was earlier: a timestamp from the future keeps nothing longer than if it had been right, and a host whose clock is right
-//! removes nothing because of one. Messages without a timestamp go by when their segment ended.
+//! Only whole sealed segments are removed, oldest first, and never the active one, which ends when
+//! it reaches the retention age. A segment's time is its largest timestamp, or the time at which it
+//! ended, whichever is earlier. So a timestamp from the future does not keep messages longer than a
+//! correct one would, and does not make a host whose clock is right remove anything early. Messages
+//! without a timestamp use the end of their segment.
 
 use millrace_log::SegmentFacts;
 use millrace_model::{Offset, Timestamp, TopicSettings};
 
-/// Where the partition begins then; `None` if all stays.
+/// The partition's new start; `None` if nothing is removed.
 pub(crate) fn new_start(
     segments: &[SegmentFacts],
     active_bytes: u64,
@@ -28,12 +30,12 @@ pub(crate) fn new_start(
     gone.last().map(|segment| segment.end)
 }
 
-/// Whether segments of a topic with these settings may end though they are not full.
+/// Whether segments of a topic with these settings may end before they are full.
 pub(crate) fn ends_segments(settings: &TopicSettings) -> bool {
     settings.segment_ms.is_some() || settings.retention_ms.is_some() || settings.compact
 }
 
-/// What its age counts from.
+/// The time from which a segment's age counts.
 fn time(segment: &SegmentFacts) -> Timestamp {
     let none = Timestamp::default();
     match (segment.max_timestamp, segment.sealed_at) {

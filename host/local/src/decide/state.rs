@@ -1,7 +1,9 @@
-//! What is committed, and the decision what a transaction does to it. Plain code: no disk, no waiting.
+//! The committed state, and the decision how a transaction changes it. Plain code: no disk, no
+//! waiting.
 //!
-//! The committer decides a group of transactions against the state and what the group has decided so far ([`Pending`]), makes
-//! it durable, and applies it. Recovery applies the same operations. A group that could not be written leaves no trace.
+//! The committer decides a group of transactions against the state and the group's earlier
+//! decisions ([`Pending`]), makes it durable, and applies it. Recovery applies the same operations.
+//! A group that could not be written leaves no trace.
 
 mod paging;
 mod tables;
@@ -40,14 +42,15 @@ use crate::decide::codec::Operation;
 use crate::decide::submission::Submission;
 use crate::ground::tail::{Partition, weight};
 
-/// By partition, in an order that depends on nothing but what was put in: then the disk sees the same work in the same order
-/// again, which is what tests of it stand on. The engine gives the keys, so nobody can choose them to collide.
+/// A map by partition whose order depends only on its content: the disk then sees the same work in
+/// the same order, which the crash tests rely on. The engine assigns the keys, so an attacker
+/// cannot choose colliding ones.
 pub(crate) type ByPartition<T> = HashMap<TopicPartition, T, BuildHasherDefault<DefaultHasher>>;
 
-/// Which table: of which partition and group.
+/// Identifies a table by its partition and group.
 pub(crate) type TableKey = (TopicPartition, GroupName);
 
-/// Everything but the messages, as committed; the messages are with their [`Partition`].
+/// Everything committed except messages, which are in their [`Partition`].
 pub(crate) struct State {
     pub(crate) room: Arc<Room>,
     store: Store,
@@ -55,14 +58,14 @@ pub(crate) struct State {
     pub(crate) partitions: ByPartition<Arc<Partition>>,
     groups: HashMap<TopicPartition, HashMap<GroupName, Group>>,
     pub(crate) entries: Entries,
-    /// How often topics and entries were changed.
+    /// Counts changes of topics and entries.
     catalogue: watch::Sender<u64>,
     pub(crate) idempotence: Idempotence,
     next_topic: TopicId,
     changed: Changed,
 }
 
-/// How partitions come by their files.
+/// What partitions need to open their files.
 #[derive(Clone)]
 pub(crate) struct Store {
     pub(crate) disk: Arc<dyn Disk>,
@@ -70,7 +73,8 @@ pub(crate) struct Store {
     pub(crate) topics_dir: PathBuf,
     pub(crate) segment_bytes: u64,
     pub(crate) encryption: Option<Arc<Cipher>>,
-    /// Bytes of memory that a table may cost before it is paged; `None` is a share of what there is for state.
+    /// Bytes of memory that a table may cost before it is paged; `None` is a fraction of the memory
+    /// for state.
     pub(crate) state_resident_bytes: Option<usize>,
 }
 
@@ -79,7 +83,7 @@ impl Store {
         self.topics_dir.join(topic.to_string())
     }
 
-    /// What the disk can still take; as much as can be, if it does not say.
+    /// The free bytes of the disk; unlimited if the disk does not say.
     fn free_bytes(&self) -> u64 {
         millrace_log::inspect::free_bytes(&self.topics_dir).unwrap_or(u64::MAX)
     }
@@ -113,7 +117,7 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// In the form for a checkpoint.
+    /// A group in the form for a checkpoint.
     pub(crate) fn stored(epoch: u64, progress: Option<Arc<Progress>>) -> Self {
         Self {
             epoch,
@@ -123,7 +127,7 @@ impl Group {
     }
 }
 
-/// What the next checkpoint has to write.
+/// What the next checkpoint must write.
 #[derive(Default)]
 struct Changed {
     topics: Vec<TopicId>,
@@ -134,17 +138,17 @@ struct Changed {
     trimmed: BTreeSet<TopicPartition>,
 }
 
-/// A topic that is gone but for its files and what memory holds.
+/// A deleted topic whose files, and batches in memory, still exist.
 pub(crate) struct Removed {
     pub(crate) topic: TopicId,
     pub(crate) partitions: Vec<Arc<Partition>>,
 }
 
-/// What changed since the last snapshot, as it is now.
+/// Everything that changed since the last snapshot, with its current values.
 #[derive(Default)]
 pub(crate) struct Changes {
     pub(crate) next_topic: TopicId,
-    /// All topics, if there are others than before.
+    /// All topics, if any changed.
     pub(crate) all_topics: Option<Vec<Topic>>,
     pub(crate) topics: Vec<Topic>,
     pub(crate) removed: Vec<Removed>,
@@ -154,28 +158,28 @@ pub(crate) struct Changes {
     pub(crate) moment: Timestamp,
     pub(crate) producers: ProducerChanges,
     pub(crate) requests: Vec<WindowChange>,
-    /// Partitions that begin later.
+    /// Partitions whose start moved.
     pub(crate) trimmed: Vec<Arc<Partition>>,
 }
 
-/// What the group of transactions being decided will have changed.
+/// The changes of the group of transactions that is being decided.
 #[derive(Default)]
 pub(crate) struct Pending {
     ends: HashMap<TopicPartition, Offset>,
     epochs: HashMap<(TopicPartition, GroupName), u64>,
     pub(crate) idempotence: Overlay,
-    /// Whether the operations say what time it is.
+    /// Whether the operations include the time.
     has_moment: bool,
     starts: HashMap<TopicPartition, Offset>,
-    /// Entries that are written, with their versions; `None` if they are removed.
+    /// Written entries with their versions; `None` for removed ones.
     entries: HashMap<(EntryKind, String), Option<Version>>,
-    /// How many writes of entries there are of each kind.
+    /// The number of writes of entries, by kind.
     entry_writes: [u64; EntryKind::ALL.len()],
-    /// What the host will keep more: of memory at the most, on the disk exactly.
+    /// How much more the host will hold: in memory at most, on the disk exactly.
     growth: Growth,
     /// What to write and then apply.
     pub(crate) operations: Vec<Operation>,
-    /// Whether one of them must survive a power cut.
+    /// Whether any of them must survive a power cut.
     pub(crate) durable: bool,
 }
 
@@ -195,7 +199,7 @@ impl Pending {
     }
 }
 
-/// Why an operation of the journal cannot be applied.
+/// Why a journal operation cannot be applied.
 type Contradiction = &'static str;
 
 impl State {
@@ -214,7 +218,7 @@ impl State {
         }
     }
 
-    /// Decides what a transaction does; nothing is decided if it is refused.
+    /// Decides a transaction; a refused one changes nothing.
     pub(crate) fn decide(
         &self,
         pending: &mut Pending,
@@ -229,12 +233,13 @@ impl State {
         if let Judgement::Repeat(mut receipt) = judged {
             let of = submission.producer.as_ref();
             receipt.producer = of.and_then(|of| producers.named(&of.name));
-            // Something is written, so that the answer waits its turn: behind the first one, and for a sync if it needs one.
+            // An operation is written so that the answer waits in order: behind the first request,
+            // and for a sync if it needs one.
             pending.durable |= durability == Durability::Durable;
             self.write_moment(pending);
             return Ok(receipt);
         }
-        // It is alone in its group, so nobody in it was given an epoch before.
+        // It is alone in its group, so the group has assigned no epoch before.
         let next = submission.producer.as_ref();
         let next = next.map(|next| producers.decide_next(next)).transpose()?;
         self.check_lease(pending, &submission)?;
@@ -303,7 +308,7 @@ impl State {
         Ok(receipt)
     }
 
-    /// How durable the transaction has to be; what it appends to must exist.
+    /// The durability that the transaction needs; the partitions that it appends to must exist.
     fn demanded(&self, submission: &Submission) -> Result<Durability, CommitError> {
         let mut durability = submission.durability;
         for append in &submission.appends {
@@ -316,7 +321,8 @@ impl State {
         Ok(durability.unwrap_or_default())
     }
 
-    /// Whether the transaction has the right to its progress and its state, and all others that it names.
+    /// Checks that the transaction holds the newest leases for its progress, its state, and
+    /// everything else that it names.
     fn check_lease(&self, pending: &Pending, submission: &Submission) -> Result<(), CommitError> {
         for write in &submission.state {
             self.existing(write.partition)?;
@@ -339,7 +345,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether everything is as it is expected to be, after what the group has decided so far.
+    /// Checks the transaction's expectations, including the group's earlier decisions.
     pub(crate) fn check_expectations(
         &self,
         pending: &Pending,
@@ -354,14 +360,14 @@ impl State {
             written.copied().unwrap_or_else(stored)
         };
         let newest = |kind| self.newest(pending, kind);
-        // Topics come and go alone in their groups: those that there are are all.
+        // Topics are created and deleted alone in their groups, so the group cannot have added any.
         let topic = |name: &_| self.topics.get(name);
         entries::check(expects, entry, newest, topic, |module| {
             self.is_partitioner(module)
         })
     }
 
-    /// The version of the newest write of a kind, those of the group included.
+    /// The version of the newest write of a kind, including the group's own writes.
     fn newest(&self, pending: &Pending, kind: EntryKind) -> Version {
         let written = self.entries.version(kind);
         Version(written.0 + pending.entry_writes[kind as usize])
@@ -420,7 +426,7 @@ impl State {
         })
     }
 
-    /// Gives a producer its identity. Must be alone in its group, as a topic that is made.
+    /// Assigns an identity to a producer. Must be alone in its group, like the creation of a topic.
     pub(crate) fn decide_producer(
         &self,
         pending: &mut Pending,
@@ -434,7 +440,7 @@ impl State {
         Ok(producer)
     }
 
-    /// Where the partition begins then.
+    /// Decides a trim; returns the partition's new start.
     pub(crate) fn decide_trim(
         &self,
         pending: &mut Pending,
@@ -459,8 +465,8 @@ impl State {
         Ok(start.max(before))
     }
 
-    /// Takes over what is committed; returns what it weighs in memory. An operation of the journal may contradict the state
-    /// only if it was written by a broken version.
+    /// Applies a committed operation; returns its weight in memory. A journal operation can
+    /// contradict the state only if a faulty version wrote it.
     pub(crate) fn apply(&mut self, operation: Operation) -> Result<usize, Contradiction> {
         match operation {
             Operation::Append {
@@ -524,7 +530,7 @@ impl State {
         Ok(0)
     }
 
-    /// Whoever is woken waits until the group is applied.
+    /// Woken readers still wait until the whole group is applied.
     fn catalogue_changed(&self) {
         self.catalogue.send_modify(|count| *count += 1);
     }
@@ -563,7 +569,7 @@ impl State {
         Ok(())
     }
 
-    /// A topic of the checkpoint, or a new one; its partitions come on their own.
+    /// Adds a topic, from the checkpoint or a new one, without its partitions.
     pub(crate) fn insert_topic(&mut self, topic: Topic) {
         self.next_topic = self.next_topic.max(TopicId(topic.id.0 + 1));
         self.topics.insert(topic.spec.name.clone(), topic);
@@ -591,7 +597,7 @@ impl State {
         self.groups.get(&partition)?.get(name)
     }
 
-    /// The groups of which there is progress in the partition, by name.
+    /// The names of groups with progress in the partition.
     pub(crate) fn groups_with_progress(&self, partition: TopicPartition) -> Vec<GroupName> {
         let groups = self.groups.get(&partition).into_iter().flatten();
         let with_progress = groups.filter(|(_, group)| group.progress.is_some());
@@ -641,7 +647,8 @@ impl State {
             let found = self.groups.get_mut(&partition);
             if let Some(group) = found.and_then(|groups| groups.get_mut(&name)) {
                 group.changed = false;
-                // Without its table, which would count for the host's room until the checkpoint is made.
+                // Without its table, whose memory would otherwise count for the host until the
+                // checkpoint is made.
                 let stored = Group::stored(group.epoch, group.progress.clone());
                 groups.push((partition, name, stored));
             }

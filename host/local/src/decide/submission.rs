@@ -9,12 +9,12 @@ use millrace_model::Durability;
 
 use crate::decide::codec::OPERATION_OVERHEAD_BYTES;
 
-/// What a transaction of so many bytes takes of the room in the queue.
+/// The room in the queue, in KiB, for a transaction of this many bytes.
 pub(crate) fn queue_kib(bytes: usize) -> u32 {
     u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX)
 }
 
-/// A transaction. Every part of it says what it takes in the journal.
+/// A transaction. Each part knows its size in the journal.
 pub(crate) struct Submission {
     pub(crate) appends: Vec<Append>,
     pub(crate) progress: Vec<ProgressWrite>,
@@ -46,7 +46,7 @@ impl From<Transaction> for Submission {
 }
 
 impl Submission {
-    /// What it takes in the journal, at most.
+    /// Maximum bytes that it takes in the journal.
     pub(crate) fn byte_count(&self) -> usize {
         let appends = self.appends.iter();
         let appends = appends.map(|append| append.batch.byte_count());

@@ -1,4 +1,4 @@
-//! Changes of modules' files, as callers ask for them.
+//! Changes of modules' files.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::LocalEngine;
 use crate::keep::modules::ModuleFiles;
 
 impl LocalEngine {
-    /// Removes a module's file if all is as it is expected to be.
+    /// Removes a module's file if all expectations hold.
     pub(super) async fn remove_module(
         &self,
         digest: Digest,
@@ -20,7 +20,7 @@ impl LocalEngine {
         let commits = Arc::clone(&self.commits);
         let removed = self.change_module(move |modules| {
             modules.remove_if(digest, || {
-                // Nothing is applied until the file is gone.
+                // Nothing is applied until the file is removed.
                 let state = commits.state.read();
                 state.check_as_applied(&expects)?;
                 Ok(state)

@@ -1,4 +1,4 @@
-//! State of groups as callers see it: pages of it, and writes on their way into a transaction.
+//! State of groups as callers see it: pages, and writes that become part of a transaction.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ impl LocalEngine {
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
         let (reading, progress, written) = {
-            // As long as it is held, nothing is taken over: entries and progress belong together.
+            // While the lock is held nothing is applied, so entries and progress belong together.
             let state = self.commits.state.read();
             if !state.partitions.contains_key(&partition) {
                 return Err(ReadError::UnknownPartition(partition));
@@ -34,7 +34,7 @@ impl LocalEngine {
         let page = match reading {
             None => StatePage::default(),
             Some(Reading::Page(page)) => page,
-            // Commits go on while it is read.
+            // Commits continue while the page is read.
             Some(Reading::Picture(picture)) => {
                 let query = query.clone();
                 let read = task::spawn_blocking(move || picture.page(&query)).await;
@@ -50,8 +50,9 @@ impl LocalEngine {
         Ok(StatePage { as_of, ..page })
     }
 
-    /// Has each write say what it adds where tables are paged, for those do not look; the table may become paged before it is written
-    /// to. Whoever has not said it is given the table's turn for it.
+    /// Makes each write say how much it adds, because a paged table cannot look that up, and a
+    /// table may become paged before the write. For writes that do not say it yet, this takes the
+    /// table's turn.
     pub(super) async fn complete(&self, transaction: &mut Transaction) -> Result<(), CommitError> {
         let says_nothing = |place: &usize| {
             let write = &transaction.state[*place];
@@ -59,7 +60,7 @@ impl LocalEngine {
         };
         let places = (0..transaction.state.len()).filter(says_nothing);
         let mut places: Vec<usize> = places.collect();
-        // Whoever waits for several turns takes them in order.
+        // Several turns are taken in order, to avoid a deadlock.
         places.sort_unstable_by_key(|&place| {
             let write = &transaction.state[place];
             (write.group.clone(), write.partition)
@@ -67,7 +68,7 @@ impl LocalEngine {
         for place in places {
             let write = &mut transaction.state[place];
             let Ok(table) = self.state(&write.group, write.partition).await else {
-                // It is refused when it is decided.
+                // The decision will refuse it.
                 continue;
             };
             if write.writes.is_empty() {

@@ -1,4 +1,4 @@
-//! What works for the engine beside its callers, and the order in which it ends.
+//! The engine's threads, and the order in which they end.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,7 +9,7 @@ use crate::start::lock::DirLock;
 use crate::write::commits::Commits;
 use crate::write::orders::Stop;
 
-/// What works for the engine, and its right to do so.
+/// The engine's threads, and its lock on the directory.
 pub(super) struct Threads {
     pub(super) committer: JoinHandle<()>,
     pub(super) syncers: Vec<JoinHandle<()>>,
@@ -23,14 +23,14 @@ pub(super) struct Threads {
 
 impl Threads {
     pub(super) fn stop(self, commits: &Commits, checkpoints: &Checkpoints, how: Stop) {
-        // A thread that panicked has poisoned the engine and said so.
-        // The cleaner asks the others, so it goes before them.
+        // A thread that panicked has poisoned the engine and reported it. The cleaner needs the
+        // others, so it ends before them.
         self.pause.end();
         let _ = self.cleaner.join();
-        // What it has done by then the last checkpoint tells.
+        // The last checkpoint records what it has done until then.
         checkpoints.merges.stop();
         let _ = self.merger.join();
-        // The committer goes first: it may wait for the flusher to make room.
+        // The committer ends first, because it may wait for the flusher to free room.
         let _ = self.committer.join();
         commits.pipeline.stop();
         for syncer in self.syncers {

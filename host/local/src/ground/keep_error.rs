@@ -1,15 +1,15 @@
-//! Why something that is committed is not in its file.
+//! Why committed data could not be written to its file.
 
 use std::io;
 
 use millrace_log::disk;
 
-/// Why something is not in the files or not in the checkpoint.
+/// Why data could not be written to files or to the checkpoint.
 #[derive(Debug)]
 pub(crate) enum KeepError {
-    /// No room; it can be tried again.
+    /// The disk is full; it can be tried again.
     Full,
-    /// The disk failed; nobody knows what is durable.
+    /// The disk failed; what is durable is unknown.
     Failed(String),
 }
 

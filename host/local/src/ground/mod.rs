@@ -1,5 +1,5 @@
-//! What all rooms stand on: the options, a partition with its tail in memory over its files, and the two ways in which something ends
-//! otherwise than hoped for.
+//! What all rooms use: the options, a partition with its tail in memory and its files, and two
+//! kinds of errors.
 
 pub(crate) mod keep_error;
 pub(crate) mod open_error;

@@ -1,14 +1,15 @@
-//! Why a data directory does not open. Each reason says what was not done, and what whoever reads it can do now.
+//! Why a data directory cannot be opened. Each reason says what was not changed, and what to do
+//! now.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use millrace_log::JournalError;
 
-/// Why the data directory could not be opened. Nothing in it was lost by trying.
+/// Why the data directory could not be opened. The attempt lost nothing.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process works on it.
+    /// Another process uses it.
     #[error(
         "data directory {} is used by another millrace process; stop that one or choose another directory",
         dir.display()
@@ -17,7 +18,7 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
-    /// SQLite takes no such name.
+    /// SQLite cannot open such a path.
     #[error(
         "data directory {} cannot be used: its path is not UTF-8, which the checkpoint's database requires. Nothing was created. Choose \
          another name, or give the path of a symbolic link to it that is UTF-8",
@@ -51,7 +52,7 @@ pub enum OpenError {
         /// What is wrong.
         reason: String,
     },
-    /// A file of state that the checkpoint names is not there, or not whole.
+    /// A file of state that the checkpoint names is missing or incomplete.
     #[error(
         "{} cannot be used: {reason}. It holds state of a processor. Nothing was changed; put the file back, or restore the data directory \
          from a backup",
@@ -63,7 +64,7 @@ pub enum OpenError {
         /// What is wrong.
         reason: String,
     },
-    /// The checkpoint is gone, and there is something that it would tell about.
+    /// The checkpoint is missing, but there are files that it should describe.
     #[error(
         "checkpoint {} is missing or empty, and the directory holds messages or a journal: without it there is no record of their topics, \
          nor of the progress of processors. Nothing was changed. Put the file back, or restore the directory from a backup; failing \
@@ -74,7 +75,7 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
-    /// The checkpoint is not the last one that was made here.
+    /// The checkpoint is older than the last one made in this directory.
     #[error(
         "checkpoint {} is of transaction {found}, but a checkpoint of transaction {expected} was made here: it was replaced by an older \
          one. Nothing was changed. Put the newer one back, or restore the whole directory, journal and topics included, from the \
@@ -84,12 +85,12 @@ pub enum OpenError {
     CheckpointOld {
         /// The file.
         path: PathBuf,
-        /// What it holds.
+        /// The transaction that it is as of.
         found: u64,
-        /// What it should hold, at the least.
+        /// The transaction that it should be as of, at least.
         expected: u64,
     },
-    /// The journal ends before what was durable.
+    /// The journal ends before a transaction that was durable.
     #[error(
         "acknowledged data is missing: transactions {from} to {to} were durable, and the journal in {} ends before them. A file was \
          removed, truncated or replaced while no host ran, or the disk lost it. Nothing was changed. Put the files back, or restore the \
@@ -99,23 +100,23 @@ pub enum OpenError {
     Missing {
         /// The journal's directory.
         dir: PathBuf,
-        /// The first that is missing.
+        /// The first missing transaction.
         from: u64,
-        /// The last one that was known to be durable.
+        /// The last transaction known to be durable.
         to: u64,
     },
-    /// The journal's bytes are sound but say what cannot be.
+    /// The journal's bytes are intact, but an operation contradicts the state.
     #[error(
         "transaction {sequence} of the journal cannot be replayed: {reason}. Nothing was changed; use the version of millrace \
          that wrote it, or restore the data directory from a backup"
     )]
     Replay {
-        /// Which one.
+        /// The transaction's sequence.
         sequence: u64,
         /// What is wrong.
         reason: String,
     },
-    /// What is in it is encrypted, and the keys given are not the right ones.
+    /// The directory is encrypted, and the given keys are not the right ones.
     #[error("data directory {} cannot be opened: {reason}. Nothing was changed", dir.display())]
     Encryption {
         /// The directory.
@@ -123,7 +124,7 @@ pub enum OpenError {
         /// What is missing or wrong.
         reason: String,
     },
-    /// No room to make what was recovered durable.
+    /// There is no space to make the recovered data durable.
     #[error(
         "the disk under {} is full, and the space reserved for a start is not enough; free some space and start again",
         dir.display()
@@ -137,7 +138,7 @@ pub enum OpenError {
     Io {
         /// The directory.
         dir: PathBuf,
-        /// What the disk said.
+        /// The disk's error.
         reason: String,
     },
 }

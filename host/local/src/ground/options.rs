@@ -1,4 +1,4 @@
-//! What can be set about the engine: sizes, times and keys.
+//! The engine's options: sizes, times and keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,56 +9,60 @@ use millrace_log::journal::JOURNAL_FILE_BYTES;
 use millrace_log::partition::SEGMENT_BYTES;
 use millrace_model::bounds::STATE_CHANGES_BYTES_MAX;
 
-/// Checkpoints' worth of journal that may be written before a checkpoint is durable; at the bound commits wait. It bounds what a
-/// start has to replay.
+/// Journal that may be written before a checkpoint is durable, as a multiple of
+/// `checkpoint_journal_bytes`; at the bound commits wait. It bounds how much a start replays.
 pub(crate) const JOURNAL_BYTES_FACTOR_MAX: u64 = 4;
 
-/// The smallest journal file that is of use.
+/// The smallest useful journal file.
 const JOURNAL_FILE_BYTES_MIN: u64 = 16 << 10;
 
 /// Sizes and times of the local engine. The defaults suit a host that shares its machine.
 #[derive(Clone, Debug)]
 pub struct LocalOptions {
-    /// Bytes of one journal file; a transaction must fit one. At least 16 KiB.
+    /// Size of a journal file in bytes, at least 16 KiB. A transaction must fit into one.
     pub journal_file_bytes: u64,
-    /// Bytes of a segment before the next one begins.
+    /// Size in bytes at which a segment ends and the next one begins.
     pub segment_bytes: u64,
-    /// Bytes of batches kept in memory, of all partitions together. At the bound commits wait for the flusher.
+    /// Bytes of batches in memory, over all partitions. At the bound commits wait for the flusher.
     pub tail_bytes_max: usize,
-    /// Bytes of transactions that wait for the committer or are with it; further callers wait for their turn. No more than 64 MiB.
+    /// Bytes of transactions queued for the committer or being committed, at most 64 MiB; further
+    /// callers wait.
     pub queue_bytes_max: usize,
-    /// Bytes of journal after which a checkpoint is made, which bounds the time that recovery takes.
+    /// Bytes of journal after which a checkpoint is made; bounds the duration of a recovery.
     pub checkpoint_journal_bytes: u64,
-    /// The longest time between two checkpoints while there is something to keep.
+    /// The longest time between two checkpoints while there are changes.
     pub checkpoint_interval: Duration,
-    /// Bytes of the disk that are kept back for the checkpoints of a full one, beside those for what memory holds.
+    /// Bytes of disk space reserved for checkpoints on a full disk, besides those for messages in
+    /// memory.
     pub reserve_bytes: u64,
-    /// Whether to note in quiet moments what is durable, and not only at checkpoints.
+    /// Whether to record what is durable in quiet moments too, and not only at checkpoints.
     pub notes_durable: bool,
-    /// Bytes that the background search for damage reads in a second, at the most; 0 is off.
+    /// Maximum bytes per second that the background search for damage reads; 0 turns it off.
     pub scrub_bytes_per_second: u64,
-    /// A round of it begins at the earliest so long after the last one ended.
+    /// Minimum time from the end of one round of the search to the start of the next.
     pub scrub_interval: Duration,
-    /// The keys to encrypt and decrypt what is kept with; `None` keeps it plain.
+    /// The keys for stored data; `None` stores it unencrypted.
     pub encryption: Option<Arc<Cipher>>,
-    /// How often it is looked what retention and compaction have to do.
+    /// How often retention and compaction run.
     pub cleaning_interval: Duration,
-    /// What may be kept in memory for others.
+    /// Bounds of memory and disk for stored data.
     pub bounds: HostBounds,
-    /// Bytes of memory that one processor's state in one partition may cost before it is kept in files; `None` is an eighth of the memory
-    /// that there is for state.
+    /// Bytes of memory that one processor's state in one partition may cost before it moves to
+    /// files; `None` is an eighth of the memory for state.
     pub state_resident_bytes: Option<usize>,
-    /// Bytes of memory for what changed in state that stands in files, until it is in one; a quarter of the memory that there is for state
-    /// if that is less. At half of it a checkpoint is made, at all of it commits that bring values wait.
+    /// Bytes of memory for changes of paged state that are not in a file yet, or a quarter of the
+    /// memory for state if that is less. At half of it a checkpoint is made; at all of it commits
+    /// that add values wait.
     pub state_changes_bytes_max: usize,
 }
 
-/// KiB of transactions that wait for the committer or are with it, unless memory is scarce; further callers wait for their turn.
+/// KiB of transactions queued for the committer or being committed, unless memory is scarce;
+/// further callers wait.
 const COMMIT_QUEUE_KIB_MAX: u32 = 64 << 10;
 
-/// What the background search reads in a second, unless configured.
+/// Default for the bytes per second that the background search reads.
 pub(crate) const SCRUB_BYTES_PER_SECOND: u64 = 20_000_000;
-/// How long after a round of it the next one begins, unless configured.
+/// Default for the time between two rounds of the search.
 pub(crate) const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Default for LocalOptions {
@@ -84,8 +88,9 @@ impl Default for LocalOptions {
 }
 
 impl LocalOptions {
-    /// What is kept back for messages in memory, which has its bound and holds nothing that is not in the journal since the last
-    /// checkpoint, and for the blocks that their files are rounded up to; and for a checkpoint that is no larger than that.
+    /// The reserves: for messages in memory, whose number is bounded and which are all in the
+    /// journal since the last checkpoint, including the rounding of their files to blocks; and for
+    /// a checkpoint of that size.
     pub(crate) fn reserved_bytes(&self) -> [u64; 2] {
         let journal_bytes_max = self.checkpoint_journal_bytes;
         let journal_bytes_max = journal_bytes_max.saturating_mul(JOURNAL_BYTES_FACTOR_MAX);
@@ -93,13 +98,13 @@ impl LocalOptions {
         [held + self.reserve_bytes / 2, self.reserve_bytes / 2]
     }
 
-    /// What has changed in state and is not in a file yet, at the most.
+    /// Maximum bytes of changes of state that are not in a file yet.
     pub(crate) fn state_changes_bytes(&self) -> usize {
         self.state_changes_bytes_max
             .min(self.bounds.state_bytes / 4)
     }
 
-    /// The same in KiB.
+    /// The committer's queue in KiB.
     pub(crate) fn queue_kib_max(&self) -> u32 {
         let kib = u32::try_from(self.queue_bytes_max >> 10).unwrap_or(u32::MAX);
         kib.clamp(1, COMMIT_QUEUE_KIB_MAX)

@@ -1,7 +1,9 @@
-//! One partition as its readers see it: the newest batches in memory, the older ones in files, and where it ends.
+//! One partition as its readers see it: the newest batches in memory, the older ones in files, and
+//! its end.
 //!
-//! A batch leaves memory only when it is in the files, and at once when compaction changed it there: one position never has two answers.
-//! Memory is bounded for all partitions together, by the committer, which waits, and the flusher, which evicts.
+//! A batch leaves memory only when it is in the files, and at once if compaction changed it there,
+//! so that one position never has two answers. Memory is bounded for all partitions together: the
+//! committer waits, and the flusher evicts.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -19,7 +21,7 @@ use millrace_model::{
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-/// What a batch in memory takes beside its bytes, about.
+/// Approximate memory of a batch besides its bytes.
 const BATCH_OVERHEAD_BYTES: usize = 128;
 
 /// One partition.
@@ -29,11 +31,12 @@ pub(crate) struct Partition {
     start: AtomicU64,
     tail: Mutex<Tail>,
     pub(crate) files: RwLock<PartitionFiles>,
-    /// The cleaner's.
+    /// Used by the cleaner.
     pub(crate) upkeep: Mutex<Upkeep>,
-    /// The active segment is to end if it is the one that begins here.
+    /// The active segment must end if it is the one that begins at this offset.
     ends_segment: AtomicU64,
-    /// `None` once the topic is deleted: the watches end then, though the flusher may still hold the partition.
+    /// `None` once the topic is deleted, which ends the watches, although the flusher may still
+    /// hold the partition.
     ends: Mutex<Option<watch::Sender<Offset>>>,
 }
 
@@ -42,19 +45,19 @@ struct Tail {
     batches: VecDeque<RecordBatch>,
     /// Where the next append goes.
     end: Offset,
-    /// Where the partition ends for its readers; what is written after it waits for a sync.
+    /// The end for readers; batches after it are written but wait for a sync.
     shown: Offset,
     flushed: Offset,
     unflushed_bytes: usize,
 }
 
-/// What a batch weighs in the bound on memory.
+/// The weight of a batch in the bound on memory.
 pub(crate) fn weight(batch: &RecordBatch) -> usize {
     batch.byte_count() + BATCH_OVERHEAD_BYTES
 }
 
 impl Partition {
-    /// A partition that holds what its files hold.
+    /// A partition with the content of its files.
     pub(crate) fn new(id: TopicPartition, spec: &TopicSpec, files: PartitionFiles) -> Self {
         let mark = files.mark();
         Self {
@@ -75,7 +78,7 @@ impl Partition {
         }
     }
 
-    /// Takes over what its topic is from now on.
+    /// Adopts the topic's new description.
     pub(crate) fn configure(&self, spec: &TopicSpec) {
         *self.configured.lock() = configuration(spec);
     }
@@ -95,22 +98,23 @@ impl Partition {
         Offset(self.start.load(Ordering::Acquire))
     }
 
-    /// Nothing before `start` is read any more; what holds it goes with the next checkpoint.
+    /// Moves the start: nothing before it is read any more, and its segments are removed with the
+    /// next checkpoint.
     pub(crate) fn advance_start(&self, start: Offset) {
         self.start.fetch_max(start.0, Ordering::AcqRel);
     }
 
-    /// Has the active segment end if it is the one that begins with `base`.
+    /// Requests the end of the active segment if it begins at `base`.
     pub(crate) fn end_segment(&self, base: Offset) {
         self.ends_segment.store(base.0, Ordering::Release);
     }
 
-    /// Whether the active segment that begins with `base` is to end.
+    /// Whether the end of the active segment that begins at `base` was requested.
     pub(crate) fn ends_segment(&self, base: Offset) -> bool {
         self.ends_segment.load(Ordering::Acquire) == base.0
     }
 
-    /// Takes a written batch; [`Partition::show`] shows it to readers.
+    /// Adds a written batch; [`Partition::show`] makes it visible.
     pub(crate) fn push(&self, batch: RecordBatch) {
         let mut tail = self.tail.lock();
         assert!(
@@ -122,13 +126,13 @@ impl Partition {
         tail.batches.push_back(batch);
     }
 
-    /// Shows readers what is before `end`; [`Partition::announce`] wakes those that wait.
+    /// Makes everything before `end` visible; [`Partition::announce`] wakes waiting readers.
     pub(crate) fn show(&self, end: Offset) {
         let mut tail = self.tail.lock();
         tail.shown = tail.shown.max(end);
     }
 
-    /// Wakes those that wait for the end to move.
+    /// Wakes readers that wait for the end to move.
     pub(crate) fn announce(&self) {
         if let Some(ends) = &*self.ends.lock() {
             ends.send_if_modified(|end| {
@@ -148,12 +152,12 @@ impl Partition {
         ends.as_ref().map(|ends| Watch::new(ends.subscribe()))
     }
 
-    /// Where the next append goes; readers may not see so far yet.
+    /// Where the next append goes; may be after the end for readers.
     pub(crate) fn end(&self) -> Offset {
         self.tail.lock().end
     }
 
-    /// As readers see them.
+    /// Start and end for readers.
     pub(crate) fn ends(&self) -> Ends {
         Ends {
             start: self.start(),
@@ -161,7 +165,7 @@ impl Partition {
         }
     }
 
-    /// The messages of these offsets that readers see, to be counted.
+    /// The visible messages in this range, for counting.
     pub(crate) fn counting(&self, range: Range<Offset>) -> Counting {
         let Ends { start, end } = self.ends();
         let range = range.start.max(start)..range.end.min(end);
@@ -169,18 +173,20 @@ impl Partition {
         self.files.read().counting(range, is_compacted)
     }
 
-    /// Whether there are batches that only memory and the journal hold.
+    /// Whether any batches are only in memory and the journal.
     pub(crate) fn is_unflushed(&self) -> bool {
         let tail = self.tail.lock();
         tail.flushed < tail.shown
     }
 
-    /// Bytes of the batches that only memory and the journal hold, about: it may count what readers do not see yet.
+    /// Approximate bytes of batches that are only in memory and the journal, including batches that
+    /// readers do not see yet.
     pub(crate) fn unflushed_bytes(&self) -> usize {
         self.tail.lock().unflushed_bytes
     }
 
-    /// The next batches to write to the files, about `bytes_max`, none at or after `until` and none that readers do not see.
+    /// The next batches to write to files: about `bytes_max`, only before `until`, and only visible
+    /// ones.
     pub(crate) fn unflushed(&self, until: Offset, bytes_max: usize) -> Vec<RecordBatch> {
         let tail = self.tail.lock();
         let until = until.min(tail.shown);
@@ -194,7 +200,7 @@ impl Partition {
         next.cloned().collect()
     }
 
-    /// Notes that the files hold everything before `flushed`.
+    /// Notes that everything before `flushed` is in the files.
     pub(crate) fn set_flushed(&self, flushed: Offset) {
         let tail = &mut *self.tail.lock();
         let written = tail.position(tail.flushed)..tail.position(flushed);
@@ -203,7 +209,8 @@ impl Partition {
         tail.flushed = flushed;
     }
 
-    /// Forgets the oldest batches that are in the files until `wanted` is reached; returns the weight of those forgotten.
+    /// Removes the oldest flushed batches from memory until `wanted` is reached; returns the
+    /// removed weight.
     pub(crate) fn evict(&self, wanted: usize) -> usize {
         let mut tail = self.tail.lock();
         let mut evicted = 0;
@@ -221,7 +228,8 @@ impl Partition {
         evicted
     }
 
-    /// Forgets what the files have before `end`: it is not there as it was in memory any more. Returns the weight of what was forgotten.
+    /// Removes batches before `end` from memory, because compaction changed them in the files;
+    /// returns the removed weight.
     pub(crate) fn evict_before(&self, end: Offset) -> usize {
         let mut tail = self.tail.lock();
         let end = end.min(tail.flushed);
@@ -235,7 +243,7 @@ impl Partition {
         evicted
     }
 
-    /// Forgets everything, of a topic that is gone; returns the weight.
+    /// Removes everything from memory, for a deleted topic; returns the removed weight.
     pub(crate) fn clear(&self) -> usize {
         let mut tail = self.tail.lock();
         tail.unflushed_bytes = 0;
@@ -243,7 +251,7 @@ impl Partition {
         batches.iter().map(weight).sum()
     }
 
-    /// What memory has from `from` on; `None` if memory begins later.
+    /// Batches in memory from `from` on; `None` if memory begins later.
     pub(crate) fn read_tail(&self, from: Offset, bytes_max: usize) -> Option<Vec<RecordBatch>> {
         let tail = self.tail.lock();
         if from >= tail.shown {
@@ -263,16 +271,16 @@ impl Partition {
         Some(read.cloned().collect())
     }
 
-    /// As [`Partition::read_files`], of what the system has in memory; `None` where it would have to wait, and where anything is not as
-    /// it should be. There may be more than it gives.
+    /// Like [`Partition::read_files`], but only from the page cache; `None` if it would have to
+    /// wait, or if anything is wrong. There may be more than it returns.
     pub(crate) fn read_now(&self, from: Offset, bytes_max: usize) -> Option<Vec<RecordBatch>> {
         let reader = self.files.try_read()?.reader(from)?;
-        // Where compaction left nothing the reader is to be led on to what follows.
+        // If compaction left nothing here, the reader must continue with what follows.
         let holds_messages = |read: &Vec<RecordBatch>| !read.iter().all(RecordBatch::is_control);
         reader.read_now(bytes_max).filter(holds_messages)
     }
 
-    /// What the files have from `from` on, and then memory. Blocks on the disk.
+    /// Batches from `from` on, from the files and then from memory. Blocks on the disk.
     pub(crate) fn read_files(
         &self,
         mut from: Offset,
@@ -285,7 +293,7 @@ impl Partition {
             let left = bytes_max.saturating_sub(byte_count);
             let next = match self.read_on(from, left) {
                 Ok(next) => next,
-                // What came before is good; the next read meets the error first.
+                // The batches before the error are good; the next read starts with the error.
                 Err(_) if !read.is_empty() => return Ok(read),
                 Err(error) => return Err(error),
             };
@@ -295,7 +303,7 @@ impl Partition {
             from = last.end_offset();
             for batch in next {
                 byte_count += batch.byte_count();
-                // What compaction left nothing of is no answer to who asks for messages.
+                // An empty result of compaction is no answer for a reader of messages.
                 if byte_count > bytes_max && holds_messages {
                     return Ok(read);
                 }
@@ -319,7 +327,7 @@ impl Partition {
                     Err(error) => return Err(self.read_error(from, error)),
                 }
             }
-            // What was in memory a moment ago may be in the files now.
+            // Batches may have moved from memory to the files meanwhile.
             if let Some(found) = self.tail.lock().offset_at(files_end, &mut look) {
                 return Ok(found);
             }
@@ -327,7 +335,8 @@ impl Partition {
         }
     }
 
-    /// The segments from `from` on that may hold something at or after `at`, the active one, and where the files end.
+    /// The segments from `from` on that may have messages at or after `at`, the active one, and the
+    /// end of the files.
     fn readers_at(
         &self,
         at: Timestamp,
@@ -347,7 +356,7 @@ impl Partition {
             match segment.max_timestamp() {
                 Ok(latest) if latest < at => {}
                 Ok(_) => readers.push(segment.reader()),
-                // It is gone; whether it was removed or lost, nothing in it can be found.
+                // The segment is gone, removed or lost: nothing in it can be found.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(ReadError::Io(error.to_string().into())),
             }
@@ -368,7 +377,7 @@ impl Partition {
 
     fn read_error(&self, from: Offset, error: SegmentError) -> ReadError {
         match error {
-            // The file went while it was being read.
+            // The file was removed during the read.
             SegmentError::Damaged { .. } if from < self.start() => ReadError::BelowStart {
                 requested: from,
                 start: self.start(),
@@ -389,7 +398,7 @@ fn configuration(spec: &TopicSpec) -> (Durability, Arc<TopicSettings>) {
 }
 
 impl Tail {
-    /// What `look` first finds in a batch at or after `from`; `None` if memory begins later.
+    /// The first result of `look` in a batch at or after `from`; `None` if memory begins later.
     fn offset_at(
         &self,
         from: Offset,
@@ -406,7 +415,7 @@ impl Tail {
         Some(shown.find_map(look))
     }
 
-    /// Which batch holds `offset`, or comes next after it.
+    /// The index of the batch that contains `offset`, or of the next one.
     fn position(&self, offset: Offset) -> usize {
         self.batches.partition_point(|b| b.end_offset() <= offset)
     }

@@ -1,4 +1,4 @@
-//! Threads that say whose they are.
+//! Threads with names.
 
 use std::thread::{self, JoinHandle};
 

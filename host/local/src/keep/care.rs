@@ -1,7 +1,8 @@
-//! The engine's care for what it keeps: a thread in the background that reads what nobody reads, and writes down what is damaged.
+//! A background thread that looks for damage in stored data, and records it.
 //!
-//! Damage that a reader meets is noted at once ([`register`]); the thread then reads that segment through, so that the record says
-//! exactly which offsets and bytes. Beside that it reads everything, round after round, at a bounded rate ([`scrub`]).
+//! Damage that a reader meets is recorded at once ([`register`]); the thread then reads the whole
+//! segment, so that the record has the exact offsets and bytes. It also reads everything, round
+//! after round, at a bounded rate ([`scrub`]).
 
 pub(crate) mod keep;
 pub(crate) mod register;
@@ -30,7 +31,7 @@ use crate::keep::checkpoints::Checkpoints;
 use crate::keep::modules::ModuleFiles;
 use crate::write::commits::Commits;
 
-/// How often the thread looks whether there is something to do.
+/// How often the thread checks for work.
 const TICK: Duration = Duration::from_secs(1);
 
 /// What the thread and the engine's callers share.
@@ -38,11 +39,11 @@ pub(crate) struct Care {
     commits: Arc<Commits>,
     checkpoints: Arc<Checkpoints>,
     disk: Arc<dyn Disk>,
-    /// The data directory: records name files as seen from it.
+    /// The data directory; records name files relative to it.
     dir: PathBuf,
     modules: Arc<ModuleFiles>,
     register: Register,
-    /// As long as the thread runs.
+    /// Present while the thread runs.
     keep: Mutex<Option<Keep>>,
     scrub: Mutex<Scrub>,
     bytes: AtomicU64,
@@ -56,7 +57,7 @@ struct Scrub {
     status: ScrubStatus,
     /// When the next read may be made, on the monotonic clock.
     free_at: Duration,
-    /// When it was noted last what is durable, on the same clock.
+    /// When durable progress was last recorded, on the same clock.
     noted_at: Duration,
 }
 
@@ -105,7 +106,7 @@ impl Care {
         crate::ground::threads::named("millrace-care", move || care.run())
     }
 
-    /// Tells the thread to end; it does after the read that it is at.
+    /// Tells the thread to end; it does so after its current read.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.ring();
@@ -116,7 +117,8 @@ impl Care {
         self.changed.notify_all();
     }
 
-    /// Or has stopped: of an engine that failed nothing is read any more, and each file would be logged.
+    /// Whether the thread should end. A failed engine reads nothing any more, and each file would
+    /// log an error.
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire) || self.commits.poisoned().is_some()
     }
@@ -135,7 +137,7 @@ impl Care {
         }
     }
 
-    /// A reader met this.
+    /// Records damage that a reader met.
     pub(crate) fn note(&self, error: &ReadError) {
         match *error {
             ReadError::Damaged {
@@ -194,7 +196,7 @@ impl Care {
         self.keep.lock().take();
     }
 
-    /// What is to be done now and then, however busy the thread is.
+    /// Does the periodic work, however busy the thread is.
     fn tend(&self) {
         self.forget_what_is_gone();
         self.note_durable();
@@ -203,7 +205,7 @@ impl Care {
         }
     }
 
-    /// Once in a while only: it takes the journal's lock.
+    /// Records what is durable; rarely, because it takes the journal's lock.
     fn note_durable(&self) {
         let now = self.commits.clock.monotonic();
         let due = {
@@ -219,7 +221,7 @@ impl Care {
         }
     }
 
-    /// Records of topics that are deleted, and of offsets that are no longer kept.
+    /// Forgets records of deleted topics and of offsets that are no longer kept.
     fn forget_what_is_gone(&self) {
         if self.register.is_empty() {
             return;
@@ -231,9 +233,9 @@ impl Care {
         });
     }
 
-    /// Waits until so many more bytes may be read.
+    /// Waits until this many more bytes may be read.
     fn pause(&self, bytes: u64) -> io::Result<()> {
-        // Without a scrub what readers met is looked into all the same, at its usual pace.
+        // Even without a background search, damage met by readers is examined, at the usual rate.
         let rate = match self.commits.options.scrub_bytes_per_second {
             0 => SCRUB_BYTES_PER_SECOND,
             rate => rate,
@@ -259,7 +261,7 @@ impl Care {
         }
     }
 
-    /// Waits so long, or until rung.
+    /// Waits this long, or until it is woken.
     fn wait(&self, patience: Duration) {
         let mut rung = self.rung.lock();
         if !*rung {

@@ -1,5 +1,6 @@
-//! The checkpoint: everything but the messages as of one sequence of the journal, in SQLite; and how far each partition's
-//! files reach. Written in one SQL transaction, never on the way of a commit.
+//! The checkpoint, in SQLite: everything except messages as of one sequence of the journal, and how
+//! far each partition's files reach. Each is written in one SQL transaction, never as part of a
+//! commit.
 
 mod adoption;
 mod encryption;
@@ -35,9 +36,9 @@ use crate::decide::codec::topic_json;
 use crate::decide::state::Changes;
 use crate::ground::open_error::OpenError;
 
-/// What is written; those before are read, too. 2: values may be encrypted, and say with which key; topics' partitions say how old
-/// their active segments are, and how far they are compacted. 3: every row has a checksum. 4: tables of state stand in runs; where
-/// none does, 3 is written.
+/// The newest format; earlier ones can be read. 2: values may be encrypted and name their key;
+/// partitions record the age of their active segment and how far they are compacted. 3: every row
+/// has a checksum. 4: tables of state are in runs; without any, 3 is written.
 const FORMAT_RUNS: u64 = 4;
 /// The format without runs.
 const FORMAT_ROWS: u64 = 3;
@@ -89,7 +90,8 @@ async fn add_column(
     Ok(())
 }
 
-/// The database, and the runtime that its driver needs. Blocks; used by one thread at a time.
+/// The database and the runtime that its driver needs. Its calls block; only one thread uses it at
+/// a time.
 pub(crate) struct CheckpointStore {
     runtime: Runtime,
     connection: SqliteConnection,
@@ -99,14 +101,14 @@ pub(crate) struct CheckpointStore {
     is_sealed: bool,
 }
 
-/// What a checkpoint says.
+/// The content of a checkpoint.
 #[derive(Default)]
 pub(crate) struct Checkpoint {
-    /// Whether one was ever made.
+    /// Whether a checkpoint was ever made.
     pub(crate) is_made: bool,
-    /// Everything up to this sequence is in it.
+    /// It contains everything up to this sequence.
     pub(crate) sequence: u64,
-    /// The first journal file that it needs.
+    /// The first journal file that a replay after it needs.
     pub(crate) journal_file: u64,
     pub(crate) next_topic: TopicId,
     pub(crate) topics: Vec<Topic>,
@@ -115,7 +117,7 @@ pub(crate) struct Checkpoint {
     pub(crate) groups: Vec<(TopicPartition, String, u64, Option<Progress>)>,
     pub(crate) entries: Vec<(EntryKind, String, Bytes)>,
     pub(crate) state: BTreeMap<(TopicPartition, String), StateTable>,
-    /// Tables of state that stand in runs.
+    /// Tables of state in runs.
     pub(crate) paged: BTreeMap<(TopicPartition, String), PagedTable>,
     /// The number of the next run; 0 if there never was one.
     pub(crate) next_run: u64,
@@ -130,30 +132,30 @@ pub(crate) struct Step<'a> {
     pub(crate) marks: &'a [(TopicPartition, Mark)],
     /// Removed topics whose files are gone.
     pub(crate) swept_topics: &'a [TopicId],
-    /// What it says of runs, which are durable.
+    /// The changes of runs, which are already durable.
     pub(crate) runs: &'a RunsStep,
 }
 
 impl CheckpointStore {
-    /// Opens the database, making it if it does not exist, and checks it.
+    /// Opens the database, creating it if it does not exist, and checks it.
     pub(crate) fn open(path: &Path, cipher: Option<Arc<Cipher>>) -> Result<Self, OpenError> {
         Self::try_open(path, cipher).map_err(|error| unusable(path, &error))
     }
 
     fn try_open(path: &Path, cipher: Option<Arc<Cipher>>) -> Result<Self, sqlx::Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        // Extra: with a rollback journal only this makes the last commit survive a power cut, and the journal files that it
-        // makes needless are recycled right after it.
+        // `extra`: with a rollback journal, only this setting makes the last commit survive a power
+        // cut. The journal files that the commit replaces are recycled right after it.
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Delete)
             .synchronous(SqliteSynchronous::Extra)
-            // Of a database that is made; the others see [`CheckpointStore::compact`].
+            // For new databases; for existing ones see [`CheckpointStore::compact`].
             .auto_vacuum(SqliteAutoVacuum::Incremental)
             .pragma("trusted_schema", "OFF")
             .pragma("mmap_size", "0")
-            // What is replaced by its encrypted form must not stay behind in free pages.
+            // Plain values that are replaced by encrypted ones must not remain in free pages.
             .pragma("secure_delete", if cipher.is_some() { "ON" } else { "OFF" });
         let connection = runtime.block_on(async {
             let mut connection = SqliteConnection::connect_with(&options).await?;
@@ -162,7 +164,7 @@ impl CheckpointStore {
             if found != "ok" {
                 return Err(sqlx::Error::Protocol(format!("it is damaged: {found}")));
             }
-            // SQLite reads a last page that is cut short as if zeros followed.
+            // SQLite reads a truncated last page as if zeros followed.
             let page = sqlx::query("PRAGMA page_size");
             let page = number(&page.fetch_one(&mut connection).await?, 0)?;
             if std::fs::metadata(path)?.len() % page.max(1) != 0 {
@@ -192,7 +194,7 @@ impl CheckpointStore {
         })
     }
 
-    /// Reads everything, and checks that each row is as it was written.
+    /// Reads everything, and verifies the checksum of each row.
     pub(crate) fn load(&mut self) -> Result<Checkpoint, OpenError> {
         let cipher = self.cipher.as_deref();
         let loaded = self.runtime.block_on(load(&mut self.connection, cipher));
@@ -206,18 +208,19 @@ impl CheckpointStore {
         &self.path
     }
 
-    /// Bytes of what is in the database.
+    /// Bytes of the database's content.
     pub(crate) fn byte_count(&self) -> u64 {
         growth::held_bytes_of(&self.path).unwrap_or(0)
     }
 
-    /// Whether the step found no room, and can be made again.
+    /// Whether the step failed only because the disk is full, and can be repeated.
     pub(crate) fn is_full(&self, error: &sqlx::Error) -> bool {
-        // A rollback journal that could not be opened left everything as it was, whatever the cause: no room, no descriptor.
+        // If the rollback journal could not be opened, nothing was changed, whatever the cause: no
+        // space, or no file descriptor.
         primary_code(error) == Some(CANNOT_OPEN) || is_full(error, &self.path)
     }
 
-    /// Makes the step, whole or not at all, durable on return.
+    /// Writes the step, completely or not at all; durable on return.
     pub(crate) fn save(&mut self, step: &Step<'_>) -> Result<(), sqlx::Error> {
         growth::grow_ahead(&self.path).map_err(sqlx::Error::Io)?;
         let cipher = self.cipher.as_deref();
@@ -230,25 +233,27 @@ impl CheckpointStore {
     }
 }
 
-/// Whether SQLite found no room on the disk of the database at `path`, for bytes or for a file; the step can be made again then.
+/// Whether SQLite found no space on the disk of the database at `path`, for bytes or for a file;
+/// the step can then be repeated.
 fn is_full(error: &sqlx::Error, path: &Path) -> bool {
     if let sqlx::Error::Io(error) = error {
         return disk::is_full(error);
     }
     match primary_code(error) {
         Some(13) => true, // SQLITE_FULL
-        // To SQLite a file that may not grow is like one that cannot be written. It undoes what it wrote.
+        // SQLite does not distinguish a file at its size limit from one that cannot be written. It
+        // undoes what it wrote.
         Some(10) => code(error) == Some(CANNOT_WRITE) && disk::has_size_limit(),
-        // Of a rollback journal above all; why it could not be made SQLite does not tell.
+        // Mostly for a rollback journal; SQLite does not say why it could not be created.
         Some(CANNOT_OPEN) => path.parent().is_some_and(has_no_room_for_a_file),
         _ => false,
     }
 }
 
-/// What SQLite says of a file that it cannot open.
+/// SQLite's code for a file that cannot be opened.
 const CANNOT_OPEN: u32 = 14;
 
-/// What SQLite says of a write that failed, with what it adds: `SQLITE_IOERR_WRITE`.
+/// SQLite's extended code for a failed write: `SQLITE_IOERR_WRITE`.
 const CANNOT_WRITE: u32 = 778;
 
 /// SQLite's code of an error.
@@ -257,7 +262,7 @@ fn code(error: &sqlx::Error) -> Option<u32> {
     code.and_then(|code| code.parse::<u32>().ok())
 }
 
-/// SQLite's code of an error, without what it adds to it.
+/// SQLite's primary code of an error.
 fn primary_code(error: &sqlx::Error) -> Option<u32> {
     code(error).map(|code| code & 0xff)
 }
@@ -268,7 +273,7 @@ fn has_no_room_for_a_file(dir: &Path) -> bool {
 }
 
 fn unusable(path: &Path, error: &sqlx::Error) -> OpenError {
-    // Nothing is wrong with the file then, and no backup would help.
+    // The file is fine then, and a backup would not help.
     if is_full(error, path) {
         let dir = path.parent().unwrap_or(path).to_owned();
         return OpenError::DiskFull { dir };
@@ -385,15 +390,16 @@ async fn load(
     Ok((loaded, sealed))
 }
 
-/// Does the work in one transaction, whole or not at all. What is not sealed is sealed first: an older version can write what
-/// it left behind until a newer format is there with all that belongs to it.
+/// Does the work in one transaction, completely or not at all. Rows without checksums get them
+/// first: until the newer format is complete, an older version can still write its own.
 async fn in_one_step(
     connection: &mut SqliteConnection,
     is_sealed: bool,
     work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<(), sqlx::Error>,
 ) -> Result<(), sqlx::Error> {
-    // Not by the library's transactions: they count how deep they are, and count wrong after an error with which SQLite itself ends
-    // one, as a full disk is. What they call a commit then only ends an inner step of a transaction that never ends.
+    // Does not use the library's transactions. They count their nesting depth, and count wrong
+    // after an error for which SQLite ends the transaction itself, such as a full disk. A later
+    // "commit" would then only end an inner step of a transaction that never ends.
     sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
     let sealed = match is_sealed {
         true => Ok(()),
@@ -408,7 +414,8 @@ async fn in_one_step(
         done = committed.map(drop);
     }
     if done.is_err() {
-        // Where SQLite has ended it, it says that there is none. If it cannot be ended the next one cannot begin.
+        // If SQLite has already ended it, this reports that there is none. If it cannot be ended,
+        // the next one cannot begin.
         let _ = sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await;
     }
     done
@@ -451,7 +458,8 @@ async fn save_step(
         remove_topic(on, topic).await?;
     }
     for topic in step.swept_topics {
-        // State may be much, and to remove it takes room: only now that the topic's files have made some.
+        // Removing much state needs space, so it happens only now that removing the topic's files
+        // has freed some.
         for sweep in [
             "DELETE FROM state WHERE topic = ?",
             "DELETE FROM removed_topics WHERE id = ?",
@@ -463,7 +471,8 @@ async fn save_step(
     Ok(())
 }
 
-/// An older version does not know of runs, and must not open what has any; everything else it can.
+/// The format to write: older versions do not know runs and must not open a database with any, but
+/// can open all others.
 async fn format_of(on: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
     Ok(match runs::has_paged(on).await? {
         true => FORMAT_RUNS,
@@ -514,7 +523,7 @@ async fn save_changes(
     Ok(())
 }
 
-/// The topic's identity is never given again, so this comes after whatever else the step says of it.
+/// A topic's identity is never reused, so its removal can come after everything else in the step.
 async fn remove_topic(on: &mut SqliteConnection, topic: TopicId) -> Result<(), sqlx::Error> {
     for removal in [
         "DELETE FROM topics WHERE id = ?",
@@ -542,7 +551,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("checkpoint.sqlite");
         let mut store = CheckpointStore::open(&path, None).expect("a checkpoint");
-        // SQLite says the same to a bound of its own as to a disk without room.
+        // SQLite reports its own size bound in the same way as a full disk.
         let fill = "PRAGMA max_page_count = 1; CREATE TABLE more (x); CREATE TABLE most (x);";
         let filled = sqlx::raw_sql(fill).execute(&mut store.connection);
         let error = store.runtime.block_on(filled).expect_err("no room");
@@ -565,7 +574,7 @@ mod tests {
         assert_eq!((loaded.sequence, loaded.next_topic), (7, TopicId(3)));
         let first = loaded.idempotence.producers.decide(None);
         assert_eq!(first.expect("an id").id, 0);
-        // It was only read: the version before can still write it.
+        // It was only read, so the previous version can still write it.
         let written_before = "INSERT OR REPLACE INTO meta VALUES ('sequence', 8)";
         let writing = sqlx::raw_sql(written_before).execute(&mut store.connection);
         store.runtime.block_on(writing).expect("as it was");

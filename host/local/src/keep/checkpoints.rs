@@ -1,4 +1,4 @@
-//! What is known of the checkpoints that were made, and what the next one has to see to beside what was committed.
+//! Facts about past checkpoints, and tasks for the next one besides writing committed changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,14 +13,14 @@ use crate::write::commits::Commits;
 
 pub(crate) struct Checkpoints {
     commits: Arc<Commits>,
-    /// Up to which transaction the last one holds everything.
+    /// The last checkpoint contains everything up to this transaction.
     checkpointed: AtomicU64,
     evidence: Mutex<EvidenceFile>,
-    /// What the next one has to keep for a backup.
+    /// A backup's order for the next checkpoint.
     pub(crate) backups: Desk,
     /// Partitions that were compacted since the last one.
     pub(crate) compacted: Mutex<Vec<Arc<Partition>>>,
-    /// Runs of state that are to be one.
+    /// Merges of runs of state.
     pub(crate) merges: Arc<Merges>,
 }
 
@@ -37,13 +37,14 @@ impl Checkpoints {
         }
     }
 
-    /// Notes that one holds everything up to this transaction, and so many bytes of the journal.
+    /// Notes that a checkpoint contains everything up to this transaction, and this many bytes of
+    /// the journal.
     pub(crate) fn note_made(&self, sequence: u64, journal_bytes: u64) {
         self.checkpointed.store(sequence, Ordering::Relaxed);
         self.commits.headroom.note_checkpoint(journal_bytes);
     }
 
-    /// Writes down what is durable by now, for the start after an accident.
+    /// Records what is durable, for a start after a crash.
     pub(crate) fn note_durable(&self, is_closed: bool) {
         let mut evidence = self.evidence.lock();
         let checkpoint = self.checkpointed.load(Ordering::Relaxed);

@@ -1,6 +1,7 @@
-//! The cleaner's thread: looks now and then at what each partition holds, trims what its topic no longer keeps, compacts what it keeps
-//! one of, has segments end that came to their age, and removes [what has ended](crate::keep::expiry) of state in files. Decides nothing itself: [`retention`] does, and trims are committed like
-//! everything else.
+//! The cleaner's thread: it periodically trims what each topic no longer keeps, compacts
+//! partitions, ends segments that have reached their age, and removes [expired
+//! entries](crate::keep::expiry) of paged state. It decides nothing itself: [`retention`] does, and
+//! trims are committed like everything else.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,11 +21,13 @@ use crate::keep::checkpoints::Checkpoints;
 use crate::keep::pause::Pause;
 use crate::write::commits::{Commits, PoisonOnPanic};
 
-/// Bytes that compaction reads and writes in a second at the most, so that the disk is left to others.
+/// Maximum bytes per second that compaction reads and writes, so that the disk stays available to
+/// other work.
 const COMPACTION_BYTES_PER_SECOND_MAX: u64 = 64 << 20;
-/// Bytes after which it rests as long as these should have taken.
+/// Bytes after which compaction rests for as long as these should have taken.
 const COMPACTION_STRIDE_BYTES: u64 = 1 << 20;
-/// A partition is compacted when so much of it, in percent, came since the last time: the whole of it is read and written for that.
+/// A partition is compacted when this percentage of it is newer than the last pass, because a pass
+/// reads and writes all of it.
 const COMPACTION_DIRTY_PERCENT_MIN: u64 = 50;
 
 pub(crate) struct Cleaner {
@@ -36,7 +39,7 @@ pub(crate) struct Cleaner {
     pub(crate) pause: Arc<Pause>,
 }
 
-/// What the segments of a topic come to.
+/// Totals over the segments of a topic.
 #[derive(Default)]
 struct Sums {
     bytes: u64,
@@ -60,7 +63,7 @@ impl Cleaner {
         }
     }
 
-    /// Works until told to end.
+    /// Runs until it is told to end.
     pub(crate) fn run(self) {
         let commits = Arc::clone(&self.commits);
         let _poison = PoisonOnPanic(&commits);
@@ -97,7 +100,7 @@ impl Cleaner {
         self.measure(&sums, measured);
     }
 
-    /// Trims what is no longer kept; the bytes and segments that the partition has.
+    /// Trims what is no longer kept; returns the partition's bytes and segments.
     pub(crate) fn look_at(
         &self,
         partition: &Arc<Partition>,
@@ -112,7 +115,7 @@ impl Cleaner {
         for segment in segments {
             match segment.facts(now) {
                 Ok(found) => facts.push(found),
-                // Trimmed meanwhile, or lost: whatever it is, it takes no room.
+                // Trimmed meanwhile, or lost: in both cases it takes no space.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -130,7 +133,7 @@ impl Cleaner {
         Ok((bytes + active_bytes, count))
     }
 
-    /// Has the active segment end if it keeps tombstones from growing old.
+    /// Ends the active segment if it keeps tombstones from being removed.
     fn look_at_active(&self, partition: &Partition, settings: &TopicSettings) -> io::Result<()> {
         let mark = partition.files.read().mark();
         let mut strode = 0;
@@ -149,7 +152,7 @@ impl Cleaner {
         Ok(())
     }
 
-    /// One pass, if enough came since the last one, or if tombstones are old.
+    /// Makes one pass, if there is enough new data since the last one, or if tombstones are old.
     fn compact(
         &self,
         partition: &Arc<Partition>,
@@ -193,7 +196,7 @@ impl Cleaner {
             pace: &mut pace,
             replace: &mut |rewritten| {
                 let mut files = partition.files.write();
-                // Before the files say otherwise.
+                // Before the files change.
                 self.commits
                     .headroom
                     .release(partition.evict_before(rewritten.end()));
@@ -208,12 +211,13 @@ impl Cleaner {
                 self.note_passed(partition, clean, passed.clean);
             }
             Err(CompactionError::Stopped) => {}
-            // It comes again, and what makes room is not to wait for it.
+            // It will be retried, and work that frees space must not wait for it.
             Err(CompactionError::Io(error)) if is_full(&error) => {
                 tracing::info!(partition = %partition.id, "the disk is too full to compact a partition");
             }
             Err(CompactionError::Io(error)) => {
-                // What a failed sync left on the disk nobody knows; it is told from others by not being the system's own.
+                // After a failed sync the content of the disk is unknown. Such an error is
+                // recognised because it is not the system's own.
                 if error.raw_os_error().is_none() && error.kind() == io::ErrorKind::Other {
                     self.commits.poison(&error.to_string());
                 }
@@ -235,7 +239,7 @@ impl Cleaner {
         }
     }
 
-    /// Rests, so that no more is read and written in a second than may be; false if it is the end.
+    /// Rests to keep within the allowed bytes per second; false if the thread should end.
     fn pace(&self, strode: &mut u64, bytes: u64) -> bool {
         *strode += bytes;
         if *strode < COMPACTION_STRIDE_BYTES {
@@ -256,14 +260,14 @@ impl Cleaner {
             before,
             answer,
         };
-        // Where nobody takes it the engine ends, and so does the answer.
+        // If the request is not taken, the engine is ending, and there will be no answer.
         let _ = queue.blocking_send(request);
         drop(queue);
         match answered.blocking_recv() {
             Ok(Ok(start)) => {
                 tracing::info!(partition = %partition.id, %start, "messages are no longer kept: the partition's start has moved");
             }
-            // It is tried again the next time.
+            // It is retried next time.
             Ok(Err(error)) => {
                 tracing::warn!(partition = %partition.id, %error, "a partition could not be trimmed");
             }
@@ -271,7 +275,7 @@ impl Cleaner {
         }
     }
 
-    /// Shows what each topic holds; nothing of those that are gone.
+    /// Updates the metrics of each topic, and removes those of deleted topics.
     fn measure(&self, sums: &BTreeMap<TopicId, Sums>, measured: &mut BTreeMap<TopicId, String>) {
         let names: BTreeMap<TopicId, String> = {
             let topics = self.commits.state.read().topics().into_iter();

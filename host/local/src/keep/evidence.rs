@@ -1,8 +1,9 @@
-//! What the engine knew to be durable, written down beside the journal: so that a journal whose end is missing or damaged is not
-//! taken for one that ended there.
+//! Records beside the journal what is known to be durable, so that a missing or damaged end of the
+//! journal is not mistaken for its real end.
 //!
-//! A claim is made only of what is durable already, so it is never too bold, whatever becomes of the file: nothing waits for it, and
-//! it is synced only when the engine closes. Two slots are written by turns; a torn one leaves the one before.
+//! A claim covers only what is already durable, so an outdated file is harmless. Nothing waits for
+//! its write, and it is synced only when the engine closes. Two slots are written alternately; if
+//! one is torn, the previous one remains.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,16 +16,16 @@ pub(crate) const FILE: &str = "durable";
 const SLOT_BYTES: usize = 512;
 const MAGIC: [u8; 8] = *b"MRDURBL1";
 
-/// What is claimed.
+/// A claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Evidence {
     /// Every transaction of the journal up to this one is durable.
     pub(crate) durable: u64,
-    /// The transaction up to which the newest checkpoint holds everything.
+    /// The newest checkpoint contains everything up to this transaction.
     pub(crate) checkpoint: u64,
     /// The journal file that was written last.
     pub(crate) journal_file: u64,
-    /// Whether the engine was closed in order.
+    /// Whether the engine was closed cleanly.
     pub(crate) is_closed: bool,
 }
 
@@ -63,7 +64,7 @@ impl Evidence {
     }
 }
 
-/// What was claimed last; `None` if there is no claim, or none that can be read.
+/// The last claim; `None` if there is none that can be read.
 pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> io::Result<Option<Evidence>> {
     Ok(newest(disk, dir)?.map(|(_, evidence)| evidence))
 }
@@ -79,7 +80,7 @@ fn newest(disk: &dyn Disk, dir: &Path) -> io::Result<Option<(u64, Evidence)>> {
     Ok(sound.max_by_key(|(turn, _)| *turn))
 }
 
-/// The file, being written.
+/// The open file for writing.
 pub(crate) struct EvidenceFile {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
@@ -99,8 +100,8 @@ impl EvidenceFile {
         }
     }
 
-    /// Writes a claim down, if it says anything new. A claim that cannot be written is not missed by anybody but the next start
-    /// after an accident, so it is no failure of the engine.
+    /// Writes a claim if it is new. A failure to write it matters only to the next start after a
+    /// crash, so it is not a failure of the engine.
     pub(crate) fn write(&mut self, evidence: Evidence) {
         if self.last == Some(evidence) {
             return;

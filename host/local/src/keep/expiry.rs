@@ -1,5 +1,6 @@
-//! Removes what has ended in tables of state that stand in files and that nobody is at work with, by commits like everybody's: a
-//! worker removes what has ended with what it commits itself. Done by the [cleaner](crate::keep::cleaner) when it looks around.
+//! Removes expired entries of paged tables that are not in use, with ordinary commits. (For tables
+//! in use, their worker removes expired entries with its own commits.) The
+//! [cleaner](crate::keep::cleaner) calls this periodically.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +16,14 @@ use crate::keep::cleaner::Cleaner;
 
 /// Entries that one commit removes.
 const ENTRIES_AT_ONCE: usize = 1_000;
-/// What that takes in the journal, but for one larger.
+/// Journal bytes of one commit, except for one larger entry.
 const BYTES_AT_ONCE: usize = 64 << 10;
-/// Commits for one table before it is the next one's turn; the rest comes with the next look around.
+/// Commits for one table before the next table's turn; the rest is removed the next time.
 const COMMITS_MAX: usize = 100;
-/// How long it waits for a table that somebody is at work with, before it tries once more.
+/// How long it waits before a second try if a table is in use.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
-/// What came of a try.
+/// The result of a try.
 enum Tried {
     /// There may be more to remove.
     Again,
@@ -31,7 +32,7 @@ enum Tried {
 }
 
 impl Cleaner {
-    /// Removes what has ended in all tables that stand in files.
+    /// Removes expired entries from all paged tables.
     pub(crate) fn remove_ended(&self) {
         let tables = self.commits.state.read().paged_tables();
         for (partition, group, table) in tables {
@@ -43,7 +44,8 @@ impl Cleaner {
                 }
                 match self.remove_some(partition, &group, &table, now) {
                     Tried::Again => was_busy = false,
-                    // Whoever gets an answer has the turn for a moment longer; whoever has it longer removes what has ended himself.
+                    // A caller that just got its answer keeps the turn a moment longer. A worker
+                    // that keeps it for long removes expired entries itself.
                     Tried::Busy if !was_busy => was_busy = self.pause.wait(BUSY_PAUSE),
                     Tried::Busy | Tried::Over => break,
                 }
@@ -67,7 +69,7 @@ impl Cleaner {
         let bytes_max = BYTES_AT_ONCE.min(bytes_max);
         match table.find_ended(now, ENTRIES_AT_ONCE, bytes_max) {
             Ok(ended) if ended.is_empty() => {
-                // What was found out about places is for the next run.
+                // What was learned about places is written with the next run.
                 self.commits.state.write().note_places(partition, group);
                 Tried::Again
             }
@@ -97,7 +99,7 @@ impl Cleaner {
                 writes: Arc::new(writes),
             }],
             turns: vec![turn],
-            // What a crash undoes is done again.
+            // A removal that a crash undoes is simply repeated.
             durability: Some(Durability::None),
             ..Transaction::default()
         };

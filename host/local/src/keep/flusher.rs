@@ -1,6 +1,7 @@
-//! The flusher's thread: writes tails to files when memory fills, and decides checkpoints, after which journal files are used
-//! again. Another thread makes each checkpoint durable, so that flushing goes on meanwhile. Nobody waits for either but the
-//! committer, at the bounds on memory and on the journal.
+//! The flusher's thread: it writes tails to files when memory fills, and decides checkpoints, after
+//! which journal files are reused. Another thread makes each checkpoint durable, so that flushing
+//! continues meanwhile. Only the committer waits for either, at the bounds of memory and of the
+//! journal.
 
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -21,7 +22,7 @@ use crate::write::commits::{Commits, PoisonOnPanic};
 use crate::write::orders::{Orders, Stop};
 use crate::write::pipeline::FLUSHER;
 
-/// How long the flusher waits for room on a full disk before it tries again.
+/// How long the flusher waits before it retries on a full disk.
 const FULL_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 pub(crate) struct Flusher {
@@ -29,30 +30,30 @@ pub(crate) struct Flusher {
     checkpoints: Arc<Checkpoints>,
     pub(crate) keeper: Keeper,
     saving: Saving,
-    /// What a checkpoint that found the disk full was to write.
+    /// The changes of a checkpoint that found the disk full.
     unsaved: Option<Changes>,
-    /// One was asked for while another was under way.
+    /// A checkpoint was requested while another one was running.
     wanted: bool,
-    /// What the last checkpoint holds.
+    /// The transaction up to which the last checkpoint contains everything.
     sequence: u64,
     made_at: Duration,
-    /// Files are other than the last checkpoint says, though nothing was committed since.
+    /// Files changed since the last checkpoint, although nothing was committed.
     marks_moved: bool,
 }
 
-/// Whether a checkpoint is under way.
+/// Whether a checkpoint is running.
 enum Saving {
     No(Box<Saver>),
     Yes(JoinHandle<Saved>),
-    /// Only while it changes, or for ever after the thread panicked.
+    /// Only during a change, or permanently after the thread panicked.
     Unknown,
 }
 
-/// A checkpoint that was tried.
+/// The result of a checkpoint.
 struct Saved {
     saver: Box<Saver>,
     made: Result<(), KeepError>,
-    /// Whether the database has it, whatever failed after that.
+    /// Whether the database contains it, even if something failed afterwards.
     is_saved: bool,
     snapshot: Snapshot,
     partitions: Vec<Arc<Partition>>,
@@ -80,7 +81,7 @@ impl Flusher {
         }
     }
 
-    /// Works until told to stop, or until the disk fails.
+    /// Runs until it is told to stop, or until the disk fails.
     pub(crate) fn run(mut self) {
         let commits = Arc::clone(&self.commits);
         let _poison = PoisonOnPanic(&commits);
@@ -95,7 +96,7 @@ impl Flusher {
                 .orders
                 .take(patience, matches!(self.saving, Saving::Yes(_)));
             if orders.stop == Some(Stop::AtOnce) || commits.poisoned().is_some() {
-                // Whoever opens the directory next must not meet it at work.
+                // The next process that opens the directory must not find this thread running.
                 let _ = self.finish_checkpoint();
                 return;
             }
@@ -126,7 +127,8 @@ impl Flusher {
         if orders.saved || orders.stop.is_some() {
             self.finish_checkpoint()?;
         }
-        // A full disk keeps nobody from making room: that is what the checkpoint may be for, and some is kept back for it.
+        // Space can be freed even on a full disk: the checkpoint may be needed for that, and has a
+        // reserve.
         let flushed = self.flush_tails();
         if matches!(flushed, Err(KeepError::Failed(_))) {
             return flushed;
@@ -166,14 +168,16 @@ impl Flusher {
         metrics::gauge!("millrace_state_disk_bytes").set(room.stored() as f64);
     }
 
-    /// Makes anew what was given up of the reserve; whether all is there. Not while a checkpoint may need it.
+    /// Restores the parts of the reserve that were given up; true if it is complete. Not while a
+    /// checkpoint may need the space.
     fn reserve_room(&self) -> bool {
         matches!(self.saving, Saving::No(_))
             && self.commits.journal.lock().reserve().is_ok()
             && self.commits.reserve.fill()
     }
 
-    /// The fullest partitions first, until little is left: what is small now can grow, and is then written in larger runs.
+    /// Flushes the fullest partitions first, until little is left: small tails may grow and are
+    /// then written in larger pieces.
     fn flush_tails(&mut self) -> Result<(), KeepError> {
         let mut partitions: Vec<(usize, Arc<Partition>)> = {
             let state = self.commits.state.read();
@@ -203,7 +207,8 @@ impl Flusher {
         Ok(rolled)
     }
 
-    /// Halves memory, if it is more than half full: the newest batches stay for readers that keep up.
+    /// Halves the batches in memory if it is more than half full; the newest ones stay for readers
+    /// that keep up.
     fn evict(&self) {
         let wanted = self.commits.options.tail_bytes_max / 2;
         let held = self.commits.headroom.tail_bytes();
@@ -221,7 +226,7 @@ impl Flusher {
         }
     }
 
-    /// Decides a checkpoint, and leaves it to a thread to make it durable.
+    /// Decides a checkpoint, and starts a thread that makes it durable.
     fn begin_checkpoint(&mut self) -> Result<(), KeepError> {
         let order = self.checkpoints.backups.take();
         let of_all = order.is_some();
@@ -229,9 +234,10 @@ impl Flusher {
         self.made_at = self.commits.clock.monotonic();
         self.wanted = false;
         let is_same = snapshot.sequence == self.sequence && !self.marks_moved;
-        // Entries of state may have ended since: what a checkpoint is not told of now, it is never told.
-        // What is left of a deleted topic in the checkpoint goes now that its files are gone.
-        // Files of state that became one are named by the next checkpoint, whatever else it says.
+        // A checkpoint is also needed without new commits in three cases. Entries of state may have
+        // expired, and a removal that this checkpoint does not get is never written. Rows of a
+        // deleted topic are removed once its files are gone. And merged files of state must be
+        // named.
         let has_news = |saver: &Saver| saver.has_swept() || saver.has_merged();
         let is_same = is_same && !matches!(&self.saving, Saving::No(saver) if has_news(saver));
         let says_nothing = is_same && snapshot.changes.tables.is_empty();
@@ -287,7 +293,7 @@ impl Flusher {
         Ok(())
     }
 
-    /// Waits for the checkpoint that is under way, if there is one.
+    /// Waits for the running checkpoint, if there is one.
     fn finish_checkpoint(&mut self) -> Result<(), KeepError> {
         let thread = match std::mem::replace(&mut self.saving, Saving::Unknown) {
             Saving::Yes(thread) => thread,
@@ -303,7 +309,7 @@ impl Flusher {
         if let Err(error) = saved.made {
             let mut changes = saved.snapshot.changes;
             if saved.is_saved {
-                // Runs that are written are not written again.
+                // Runs that are already written are not written again.
                 changes.tables.clear();
             }
             self.unsaved = Some(changes);
@@ -314,11 +320,13 @@ impl Flusher {
         Ok(())
     }
 
-    /// Everything as of one moment between two groups; the journal goes on in a new file from there.
+    /// Takes everything as of one moment between two groups; from there the journal continues in a
+    /// new file.
     fn snapshot(&self, of_all: bool) -> Result<Snapshot, KeepError> {
         let mut journal = self.commits.journal.lock();
         if !self.commits.pipeline.line().is_empty() {
-            // What it holds must be shown, or the files would end before it does.
+            // Everything in the checkpoint must be visible; otherwise the files would end before
+            // the checkpoint does.
             let settled = self.commits.settle(&mut journal, FLUSHER);
             settled.map_err(|error| KeepError::Failed(error.to_string()))?;
         }
@@ -358,7 +366,7 @@ struct Snapshot {
     changes: Changes,
 }
 
-/// The thread of one checkpoint.
+/// Runs one checkpoint, on its own thread.
 fn save(
     commits: &Commits,
     checkpoints: &Checkpoints,
@@ -389,7 +397,7 @@ fn save(
         commits.journal.lock().recycle_before(journal_file)?;
         commits.headroom.note_recycled();
         checkpoints.note_durable(false);
-        // The checkpoint is made and nobody waits for this, unless for the next one.
+        // The checkpoint is made; only the next one may wait for this.
         while !commits.orders.has_stop()
             && !commits.headroom.journal_is_long()
             && !commits.headroom.paging.is_due()
@@ -403,7 +411,7 @@ fn save(
     if made.is_ok() && !commits.reserve.is_full() && !commits.orders.has_stop() {
         saver.runs().begin_merge();
     }
-    // The flusher looks after what came of it.
+    // The flusher handles the result.
     commits.orders.ask(|orders| orders.saved = true);
     Saved {
         saver,

@@ -1,5 +1,5 @@
-//! Brings what is committed from memory into the partitions' files, and knows what of it a checkpoint has to make durable. Used by
-//! recovery, and then by the flusher: always by one thread.
+//! Moves committed batches from memory to the partitions' files, and knows which files a checkpoint
+//! must make durable. Used by recovery and then by the flusher, always by one thread.
 
 use std::sync::Arc;
 
@@ -11,28 +11,28 @@ use crate::decide::state::{ByPartition, Changes};
 use crate::ground::keep_error::KeepError;
 use crate::ground::tail::Partition;
 
-/// Bytes taken from memory at once on the way into a file.
+/// Bytes taken from memory at once and written to a file.
 const FLUSH_BYTES_MAX: usize = 4 << 20;
 
-/// What the files hold that a checkpoint is about, taken when it was decided.
+/// The content of the files for a checkpoint, taken when it was decided.
 pub(crate) struct Flushed {
     pub(crate) marks: Vec<(TopicPartition, Mark)>,
     pub(crate) unsynced: Vec<Unsynced>,
-    /// Some of it was closed before it was synced.
+    /// Some files were closed before they were synced.
     pub(crate) lost_sight: bool,
 }
 
 pub(crate) struct Keeper {
     clock: Arc<dyn Clock>,
-    /// Bytes of a segment whose topic says nothing about it.
+    /// Segment size of topics without a setting of their own.
     segment_bytes: u64,
-    /// Partitions whose files went on since the last checkpoint that was decided.
+    /// Partitions whose files changed since the last checkpoint was decided.
     changed: ByPartition<Arc<Partition>>,
-    /// Those whose files are open to be written, and when they last were, counted.
+    /// Partitions with files open for writing, and a counter value of the last write.
     open: ByPartition<(u64, Arc<Partition>)>,
     open_max: usize,
     flushes: u64,
-    /// Files were closed before they were synced.
+    /// Whether files were closed before they were synced.
     lost_sight: bool,
 }
 
@@ -73,7 +73,7 @@ impl Keeper {
         }
     }
 
-    /// Has the next checkpoint write down how far the partition is compacted.
+    /// Makes the next checkpoint record how far the partition is compacted.
     pub(crate) fn note_compacted(&mut self, partition: Arc<Partition>) {
         self.changed.entry(partition.id).or_insert(partition);
     }
@@ -81,13 +81,14 @@ impl Keeper {
     fn configure(&self, partition: &Partition, files: &mut PartitionFiles) {
         let settings = partition.settings();
         let segment_bytes = settings.segment_bytes.unwrap_or(self.segment_bytes);
-        // What is to go at an age must not be kept by a segment that never ends.
+        // Messages that should be removed at an age must not be kept by a segment that never ends.
         let ages = [settings.segment_ms, settings.retention_ms];
         let segment_ms = ages.into_iter().flatten().min();
         files.configure(self.clock.wall(), segment_bytes, segment_ms);
     }
 
-    /// Ends the partition's active segment if it has come to its age, or is to end for its tombstones; whether it had.
+    /// Ends the partition's active segment if it has reached its age or must end for its
+    /// tombstones; true if it did.
     pub(crate) fn roll_aged(&mut self, partition: &Arc<Partition>) -> Result<bool, KeepError> {
         {
             let mut files = partition.files.write();
@@ -113,7 +114,7 @@ impl Keeper {
         }
     }
 
-    /// Closes the half of the open files that was not written for longest.
+    /// Closes the half of the open files that were written longest ago.
     fn close_idle(&mut self) {
         let mut written_at: Vec<u64> = self.open.values().map(|(at, _)| *at).collect();
         let (_, middle, _) = written_at.select_nth_unstable(self.open.len() / 2);
@@ -124,7 +125,8 @@ impl Keeper {
         }
     }
 
-    /// Has partitions begin where the changes say, and ends active segments that are wholly below.
+    /// Moves partitions' starts as the changes say, and ends active segments that are entirely
+    /// below.
     pub(crate) fn trim(&mut self, changes: &Changes) -> Result<(), KeepError> {
         for partition in &changes.trimmed {
             self.note(partition);
@@ -135,7 +137,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// What the files hold, for a checkpoint that makes it durable. Whatever is flushed later is for the next one.
+    /// The content of the files, for a checkpoint that makes it durable. Later flushes belong to
+    /// the next one.
     pub(crate) fn take_flushed(&mut self, changes: &Changes) -> Flushed {
         for removed in &changes.removed {
             let stays = |id: &TopicPartition| id.topic != removed.topic;
@@ -155,18 +158,19 @@ impl Keeper {
         flushed
     }
 
-    /// The partitions that the next checkpoint is about.
+    /// The partitions that the next checkpoint includes.
     pub(crate) fn changed(&self) -> Vec<Arc<Partition>> {
         self.changed.values().cloned().collect()
     }
 
-    /// Takes back what a checkpoint could not say, for want of room: the next one has to.
+    /// Returns partitions that a checkpoint could not record for lack of space; the next one must.
     pub(crate) fn take_back<'a>(&mut self, partitions: impl Iterator<Item = &'a Arc<Partition>>) {
         let again = partitions.map(|partition| (partition.id, Arc::clone(partition)));
         self.changed.extend(again);
     }
 
-    /// A checkpoint holds these marks: segments below the partitions' starts go. What cannot be removed is at the next start.
+    /// Removes segments below the partitions' starts, now that a checkpoint has these marks. If a
+    /// removal fails, the next start repeats it.
     pub(crate) fn note_saved(partitions: &[Arc<Partition>], marks: &[(TopicPartition, Mark)]) {
         let marks: ByPartition<Mark> = marks.iter().copied().collect();
         for partition in partitions {

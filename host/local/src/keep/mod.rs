@@ -1,4 +1,5 @@
-//! What becomes of committed things behind the commit: into files and checkpoints, looked after there, compacted, copied and let go.
+//! Everything that happens after the commit: writing files and checkpoints, checking, compacting,
+//! backing up and removing them.
 
 pub(crate) mod backup;
 pub(crate) mod care;

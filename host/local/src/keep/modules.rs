@@ -1,5 +1,5 @@
-//! Modules' bytes: a file each, named by its digest. Beside the journal, for they are large, never change, and mean nothing
-//! before an entry names them.
+//! Modules' bytes: one file each, named by its digest. They are not in the journal, because they
+//! are large, never change, and have no meaning until an entry names them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 pub(crate) const SUFFIX: &str = ".wasm";
 pub(crate) const UNFINISHED_SUFFIX: &str = ".unfinished";
 
-/// Begins an encrypted file; no component begins so.
+/// The beginning of an encrypted file; no component begins like this.
 const MAGIC: &[u8] = b"MRENC01\n";
 
 /// The key that a stored file is encrypted with; `None` for a plain one.
@@ -25,7 +25,7 @@ pub(crate) fn key_id(stored: &[u8]) -> Option<u32> {
     cipher::key_id(stored.strip_prefix(MAGIC)?)
 }
 
-/// A module's bytes from those of its file.
+/// A module's bytes, decrypted from its file's content.
 pub(crate) fn plain(
     digest: Digest,
     stored: Bytes,
@@ -49,13 +49,14 @@ pub(crate) struct ModuleFiles {
     cipher: Option<Arc<Cipher>>,
     /// One writer at a time.
     writing: Mutex<()>,
-    /// Nothing is removed while somebody reads here.
+    /// Nothing is removed while this is held for reading.
     removing: RwLock<()>,
 }
 
 impl ModuleFiles {
-    /// The files in `dir`; those that a crash left unfinished are removed, and the others are durable on return: a process that
-    /// was killed may have left names that only the page cache knows.
+    /// Opens the files in `dir`. Files that a crash left unfinished are removed; the others are
+    /// durable on return, because a killed process may have left names that only the page cache
+    /// has.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         dir: PathBuf,
@@ -78,7 +79,8 @@ impl ModuleFiles {
         Ok(files)
     }
 
-    /// Writes those anew that are not encrypted with the active key: modules are few, and a key can then be given up.
+    /// Rewrites files that are not encrypted with the active key. Modules are few, and old keys can
+    /// then be removed.
     fn adopt_key(&self) -> io::Result<()> {
         let Some(cipher) = &self.cipher else {
             return Ok(());
@@ -100,10 +102,10 @@ impl ModuleFiles {
         Ok(())
     }
 
-    /// Keeps a module, durable on return: whole under its name, or not there.
+    /// Stores a module, durable on return: complete under its name, or not at all.
     pub(crate) fn put(&self, digest: Digest, bytes: &[u8]) -> io::Result<()> {
         let _writing = self.writing.lock();
-        // One that cannot be read is written anew.
+        // A file that cannot be read is rewritten.
         let kept = self.read(digest).ok().flatten();
         if kept.is_some_and(|kept| kept == bytes) {
             return Ok(());
@@ -121,7 +123,7 @@ impl ModuleFiles {
             None => self.write(&unfinished, bytes),
         };
         if written.is_err() {
-            // What is left of it takes room; opening the directory again removes it, too.
+            // The unfinished file takes space; the next start would also remove it.
             let _ = self.disk.remove(&unfinished);
         }
         written?;
@@ -135,10 +137,10 @@ impl ModuleFiles {
         file.sync_data().map_err(final_error)
     }
 
-    /// A module's bytes, as stored.
+    /// A module's stored bytes.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] if they are others by now.
+    /// [`io::ErrorKind::InvalidData`] if they have changed.
     pub(crate) fn read(&self, digest: Digest) -> io::Result<Option<Bytes>> {
         let Some(stored) = self.stored(digest)? else {
             return Ok(None);
@@ -154,7 +156,7 @@ impl ModuleFiles {
         plain(digest, stored, self.cipher.as_deref()).map_err(io::Error::other)
     }
 
-    /// Reads all modules from the disk, at a pace; which of them are sound.
+    /// Reads all modules from the disk at a bounded rate, and says which are undamaged.
     pub(crate) fn verify(&self, pace: &Pace) -> io::Result<Vec<(Digest, bool)>> {
         let mut found = Vec::new();
         for name in self.disk.list(&self.dir)? {
@@ -166,7 +168,7 @@ impl ModuleFiles {
             let length = file.length()?;
             pace(length)?;
             file.forget_cached(0, length);
-            // One at a time is in memory; modules are bounded where they are admitted.
+            // Only one is in memory at a time, and its size was bounded at admission.
             if let Some(stored) = self.stored(digest)? {
                 let bytes = self.plain(digest, stored);
                 found.push((digest, bytes.is_ok_and(|bytes| is_sound(digest, &bytes))));
@@ -193,7 +195,8 @@ impl ModuleFiles {
         Ok(Some(bytes.into()))
     }
 
-    /// Forgets a module, unless something is in the way; what is given to say that nothing is is kept until its file is gone.
+    /// Removes a module's file unless `may` forbids it. The value that `may` returns is held until
+    /// the file is removed.
     pub(crate) fn remove_if<K, E>(
         &self,
         digest: Digest,
@@ -211,7 +214,7 @@ impl ModuleFiles {
         Ok(Ok(()))
     }
 
-    /// Keeps all that there are until it is dropped.
+    /// Prevents removals until the result is dropped.
     pub(crate) fn hold(&self) -> HeldModules<'_> {
         HeldModules {
             files: self,
@@ -224,14 +227,15 @@ impl ModuleFiles {
     }
 }
 
-/// Modules of which none is removed meanwhile.
+/// All modules; none is removed while this exists.
 pub(crate) struct HeldModules<'a> {
     files: &'a ModuleFiles,
     _held: RwLockReadGuard<'a, ()>,
 }
 
 impl HeldModules<'_> {
-    /// Gives each file a second name in `dir`; its own as seen from the data directory, and that.
+    /// Gives each file a hard link in `dir`; returns its path relative to the data directory, and
+    /// the link.
     pub(crate) fn let_stand(&self, dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
         let ModuleFiles {
             disk, dir: own_dir, ..

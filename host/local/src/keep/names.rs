@@ -1,5 +1,5 @@
-//! A copy of the topics beside the checkpoint: segments know their topics by number only, and messages without a name are of little
-//! use. Read by nobody as long as the checkpoint is sound.
+//! A copy of the topics beside the checkpoint: segments know only their topics' numbers, and
+//! messages without a topic name are of little use. It is read only if the checkpoint is lost.
 
 use std::io;
 use std::path::Path;
@@ -11,20 +11,20 @@ use serde::{Deserialize, Serialize};
 /// The file's name in the data directory.
 pub(crate) const FILE: &str = "topics.json";
 const UNFINISHED: &str = "topics.json.unfinished";
-/// A larger file is none of ours.
+/// Bytes of the file; a larger one is ignored.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
-/// What the copy says.
+/// The content of the copy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Names {
-    /// As of this transaction.
+    /// The transaction that it is as of.
     pub(crate) sequence: u64,
     pub(crate) next_topic: TopicId,
     pub(crate) topics: Vec<Topic>,
 }
 
 impl Names {
-    /// Replaces the copy, whole or not at all.
+    /// Replaces the copy, completely or not at all.
     pub(crate) fn write(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(self)?;
         let crc = crc32c::crc32c(&bytes);
@@ -38,7 +38,7 @@ impl Names {
     }
 }
 
-/// The copy; `None` if there is none that is whole.
+/// The copy; `None` if there is no complete one.
 pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> io::Result<Option<Names>> {
     let file = match disk.open(&dir.join(FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -1,10 +1,10 @@
-//! Rests of whoever works in the background, and their end.
+//! Pauses of background threads, which can be ended early.
 
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// How somebody who works with rests is told to end, wherever he is.
+/// Pauses for a background thread; ending them tells the thread to end.
 #[derive(Default)]
 pub(crate) struct Pause {
     ended: Mutex<bool>,
@@ -18,7 +18,7 @@ impl Pause {
         self.changed.notify_all();
     }
 
-    /// Waits so long; false if it is the end.
+    /// Waits this long; false if the thread should end.
     pub(crate) fn wait(&self, duration: Duration) -> bool {
         let mut ended = self.ended.lock();
         if !*ended {

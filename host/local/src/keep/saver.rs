@@ -1,5 +1,5 @@
-//! Makes a checkpoint that is decided durable: first the files that it speaks of, then the database. Takes long, and holds up
-//! nobody meanwhile: flushing goes on beside it.
+//! Makes a decided checkpoint durable: first the files that it names, then the database. This takes
+//! long but blocks nothing: flushing continues meanwhile.
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use crate::keep::names::Names;
 use crate::keep::runs::RunFiles;
 use crate::write::reserve::Reserve;
 
-/// Partitions whose files are made durable one by one; of more, the whole file system is at once.
+/// Up to this many partitions, files are synced one by one; for more, the whole file system is
+/// synced at once.
 const SYNCED_SINGLY_MAX: usize = 24;
 
 /// Works for one checkpoint at a time.
@@ -27,13 +28,13 @@ pub(crate) struct Saver {
     reserve: Arc<Reserve>,
     runs: RunFiles,
     file_system: Arc<dyn FileSystem>,
-    /// Topics that the checkpoint knows to be removed, and whose files are still there.
+    /// Topics that are deleted in the checkpoint but still have files.
     removed: Vec<TopicId>,
     swept: Vec<TopicId>,
 }
 
 impl Saver {
-    /// Before anything is written to the files.
+    /// Must be created before anything is written to the files.
     pub(crate) fn new(
         layout: Store,
         store: CheckpointStore,
@@ -52,8 +53,8 @@ impl Saver {
         })
     }
 
-    /// Makes durable what was flushed, and then a checkpoint that says so. The flushed batches must be exactly those up to
-    /// `sequence`.
+    /// Makes the flushed batches durable, and then a checkpoint that counts them. They must be
+    /// exactly those up to `sequence`.
     pub(crate) fn save(
         &mut self,
         sequence: u64,
@@ -62,7 +63,7 @@ impl Saver {
         flushed: Flushed,
     ) -> Result<(), KeepError> {
         self.sync(flushed.unsynced, flushed.lost_sight)?;
-        // What the checkpoint names is durable before it is.
+        // Everything that the checkpoint names must be durable before the checkpoint is.
         let (runs, reserve) = (&mut self.runs, &self.reserve);
         let plan = reserve.spend(|| runs.write(changes))?;
         let step = Step {
@@ -88,7 +89,7 @@ impl Saver {
                 self.runs.abandon(plan);
                 return Err(KeepError::Full);
             }
-            // Nobody knows whether it was made: its files stay.
+            // It is unknown whether the checkpoint was made, so its files stay.
             Err(failed) => return Err(failed),
         }
         metrics::gauge!("millrace_state_runs").set(self.runs.count() as f64);
@@ -102,7 +103,8 @@ impl Saver {
         Ok(())
     }
 
-    /// The copy is for the day on which the checkpoint is lost; until then nobody misses it.
+    /// Writes the copy of the topics. It is needed only if the checkpoint is lost, so a failure to
+    /// write it is not an error.
     fn copy_names(&self, sequence: u64, next_topic: TopicId, topics: &[Topic]) {
         let names = Names {
             sequence,
@@ -117,37 +119,38 @@ impl Saver {
         }
     }
 
-    /// How many runs the last checkpoint names.
+    /// The number of runs that the last checkpoint names.
     #[cfg(test)]
     pub(crate) fn named_runs(&self) -> usize {
         self.runs.named().count()
     }
 
-    /// Whether files of state became one that the checkpoint does not know of.
+    /// Whether a merge of files of state is not in the checkpoint yet.
     pub(crate) fn has_merged(&self) -> bool {
         self.runs.has_merged()
     }
 
-    /// The files that paged tables stand in.
+    /// The files of paged tables.
     pub(crate) fn runs(&mut self) -> &mut RunFiles {
         &mut self.runs
     }
 
-    /// Whether files are gone that the checkpoint still knows of.
+    /// Whether the checkpoint still has topics whose files are removed.
     pub(crate) fn has_swept(&self) -> bool {
         !self.swept.is_empty()
     }
 
-    /// Gives some of what the checkpoint holds for nothing back to the file system; whether there is more of it.
+    /// Returns some free pages of the checkpoint to the file system, and says whether there are
+    /// more.
     pub(crate) fn give_back(&mut self) -> Result<bool, KeepError> {
         match self.store.give_back() {
-            // It takes a little room to free much. It is not urgent.
+            // Freeing much needs a little space. It is not urgent.
             Err(error) if self.store.is_full(&error) => Ok(false),
             given => given.map_err(|error| KeepError::Failed(format!("the checkpoint: {error}"))),
         }
     }
 
-    /// Does what is ordered of the checkpoint that was just made.
+    /// Carries out the order of a backup for the checkpoint that was just made.
     pub(crate) fn run(&self, errand: Errand, sequence: u64) {
         let disk = &*self.layout.disk;
         errand.run(disk, self.store.path(), self.runs.files(), sequence);
@@ -163,7 +166,8 @@ impl Saver {
         Ok(())
     }
 
-    /// Removes the files of topics that the checkpoint no longer has; what fails stays for the next time.
+    /// Removes the files of topics that the checkpoint no longer has; failures are retried next
+    /// time.
     pub(crate) fn sweep(&mut self) {
         let removed = std::mem::take(&mut self.removed);
         if removed.is_empty() {
@@ -182,7 +186,8 @@ impl Saver {
             }
         }
         self.removed = failed;
-        // The checkpoint forgets these topics next: files that a power cut brought back would then stay for ever.
+        // The next checkpoint drops these topics. Files that a power cut brings back after that
+        // would stay forever, so the removals must be durable first.
         match self.layout.disk.sync_dir(&self.layout.topics_dir) {
             Ok(()) => self.swept.extend(gone),
             Err(error) => {

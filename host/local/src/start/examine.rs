@@ -1,7 +1,9 @@
-//! A data directory, examined without changing a byte of it: `millrace doctor`'s eyes. Everything is looked at through a disk that
-//! cannot write; the checkpoint, whose database may have to roll back a cut transaction, is opened as a copy elsewhere.
+//! Examines a data directory without changing a byte, for `millrace doctor`. Everything is read
+//! through a disk that cannot write. The checkpoint is opened as a copy elsewhere, because its
+//! database may have to roll back an interrupted transaction.
 //!
-//! The order is that of a start: lock, checkpoint, journal, then what these say should be there: segments, files of state and modules.
+//! The order is that of a start: lock, checkpoint, journal, and then the files that should exist
+//! according to these: segments, files of state and modules.
 
 mod catalogue;
 mod journal;
@@ -28,11 +30,12 @@ use crate::keep::evidence;
 use crate::keep::names;
 use crate::write::reserve;
 
-/// Less room than this is worth a word: the journal alone takes several files of 64 MiB.
+/// Less free space than this is reported: the journal alone takes several files of 64 MiB.
 const FREE_BYTES_MIN: u64 = 512 << 20;
 const CHECKPOINT: &str = "checkpoint.sqlite";
 const ROLLBACK: &str = "checkpoint.sqlite-journal";
-/// What may stand in a data directory; `code` is the cache of compiled modules, which the host can do without.
+/// Names that may be in a data directory; `code` is the cache of compiled modules, which the host
+/// can recreate.
 const KNOWN: [&str; 15] = [
     backup::STAGING,
     backup::IDENTITY,
@@ -50,62 +53,64 @@ const KNOWN: [&str; 15] = [
     reserve::FILES[1],
     QUARANTINE,
 ];
-/// Where repairs move what has to make way.
+/// Where repairs move files that are in the way.
 pub(crate) const QUARANTINE: &str = "quarantine";
 
 /// Why a directory was not examined.
 #[derive(Debug, thiserror::Error)]
 pub enum ExamineError {
-    /// Nothing is there.
+    /// The directory does not exist.
     #[error("there is no directory {}", dir.display())]
     NoSuchDirectory {
-        /// As given.
+        /// The given path.
         dir: PathBuf,
     },
-    /// Something else is there.
+    /// It is not a data directory.
     #[error("{} is not a data directory: it has no lock, no journal and no checkpoint", dir.display())]
     NotADataDirectory {
-        /// As given.
+        /// The given path.
         dir: PathBuf,
     },
-    /// A host works on it: what is read while it is written would look like damage.
+    /// A host is running on it: files that change while they are read would look like damage.
     #[error("a host is running on {}", dir.display())]
     InUse {
-        /// As given.
+        /// The given path.
         dir: PathBuf,
     },
-    /// The disk or its permissions.
+    /// An error of the disk, or missing permissions.
     #[error("{} cannot be examined: {source}", path.display())]
     Io {
-        /// What was looked at.
+        /// The path that was examined.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// How far the deep check of segments, files of state and modules is.
+/// Progress of the complete check of segments, files of state and modules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reached {
     /// Bytes read.
     pub bytes: u64,
-    /// Bytes that there are to read.
+    /// Bytes to read in total.
     pub bytes_total: u64,
 }
 
-/// Examines a data directory that no host works on, all of it. Blocks, and must not be called from within an async runtime. A host
-/// that starts meanwhile is told that the directory is in use.
+/// Examines a whole data directory on which no host is running. Blocks, and must not be called
+/// within an async runtime. A host that starts meanwhile is refused because the directory is in
+/// use.
 ///
 /// # Errors
-/// [`ExamineError`]; damage is none, it is in the [`Report`].
+/// [`ExamineError`]. Damage is not an error; it is in the [`Report`].
 pub fn examine(dir: &Path, progress: &mut dyn FnMut(Reached)) -> Result<Report, ExamineError> {
     examine_with(dir, None, progress)
 }
 
-/// As [`examine`], with the keys of an encrypted directory: its journal and its modules are then looked into, too.
+/// Like [`examine`], with the keys of an encrypted directory, whose journal and modules are then
+/// examined too.
 ///
 /// # Errors
-/// [`ExamineError`]; damage is none, it is in the [`Report`].
+/// [`ExamineError`]. Damage is not an error; it is in the [`Report`].
 pub fn examine_with(
     dir: &Path,
     cipher: Option<Arc<Cipher>>,
@@ -117,7 +122,7 @@ pub fn examine_with(
     look(report, cipher, progress)
 }
 
-/// The examination itself; whoever asks for it holds the lock.
+/// The examination itself; the caller holds the lock.
 pub(crate) fn look(
     mut report: Report,
     cipher: Option<Arc<Cipher>>,
@@ -196,7 +201,7 @@ pub(crate) fn check_is_data_directory(dir: &Path) -> Result<(), ExamineError> {
     }
 }
 
-/// Holds the lock, shared with others who only look, so that no host starts meanwhile.
+/// Takes the lock, shared with other examinations, so that no host starts meanwhile.
 fn look_at_lock(dir: &Path, report: &mut Report) -> Result<Option<File>, ExamineError> {
     let path = dir.join("lock");
     let file = match File::open(&path) {
@@ -221,7 +226,7 @@ fn look_at_lock(dir: &Path, report: &mut Report) -> Result<Option<File>, Examine
     }
 }
 
-/// What the checkpoint says; `None` if it cannot be used.
+/// The checkpoint's content; `None` if it cannot be used.
 fn look_at_checkpoint(
     dir: &Path,
     cipher: Option<Arc<Cipher>>,
@@ -267,7 +272,7 @@ fn look_at_checkpoint(
                     let meaning = format!("the encryption keys given do not fit: {reason}");
                     return Err(io::Error::new(io::ErrorKind::PermissionDenied, meaning));
                 }
-                // About the copy, not about the checkpoint.
+                // An error of the copy, not of the checkpoint.
                 OpenError::DiskFull { .. } => return Err(io::ErrorKind::StorageFull.into()),
                 other => other.to_string(),
             };
@@ -284,7 +289,8 @@ fn look_at_checkpoint(
     }
 }
 
-/// A first start that was cut short leaves no checkpoint, and nothing else either.
+/// Reports a missing checkpoint. An interrupted first start leaves no checkpoint, but also nothing
+/// else.
 fn without_checkpoint(dir: &Path, path: &Path, report: &mut Report) -> Option<Checkpoint> {
     let is_empty =
         |name: &str| fs::read_dir(dir.join(name)).map_or(true, |mut d| d.next().is_none());
@@ -334,7 +340,7 @@ fn look_at_room(dir: &Path, report: &mut Report) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes of all files under a directory, as far as it can be read; only for the bar.
+/// Bytes of all files under a directory, as far as it can be read; only for the progress bar.
 fn byte_count(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else {
         return 0;

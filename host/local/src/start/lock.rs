@@ -1,4 +1,5 @@
-//! One process per data directory: the kernel gives the lock back when the process ends, however it ends.
+//! One process per data directory: the kernel releases the lock when the process ends, however it
+//! ends.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -8,21 +9,21 @@ use std::time::Duration;
 
 use crate::ground::open_error::OpenError;
 
-/// Looks at a lock that is held before the directory counts as used. Whoever held it last may have been about to start a child process,
-/// which shares the lock until it runs its own program.
+/// Number of tries to take a held lock before the directory counts as used. The last holder may
+/// have been starting a child process, which shares the lock until it runs its own program.
 const LOOKS_MAX: u32 = 30;
 const LOOK_DELAY: Duration = Duration::from_millis(10);
 
-/// Held as long as the engine is open.
+/// The lock; held while the engine is open.
 #[derive(Debug)]
 pub(crate) struct DirLock(#[expect(dead_code, reason = "held, never read")] File);
 
-/// Takes the directory, making it if it does not exist.
+/// Locks the directory, creating it if it does not exist.
 pub(crate) fn lock(dir: &Path) -> Result<DirLock, OpenError> {
     lock_file(dir, "lock")
 }
 
-/// As [`lock`], by a file of that name.
+/// Like [`lock`], with a lock file of this name.
 pub(crate) fn lock_file(dir: &Path, name: &str) -> Result<DirLock, OpenError> {
     let failed = |error: io::Error| OpenError::Io {
         dir: dir.to_owned(),
@@ -47,7 +48,8 @@ pub(crate) fn lock_file(dir: &Path, name: &str) -> Result<DirLock, OpenError> {
     })
 }
 
-/// Makes the directory and those above it, and their names durable: nothing in it is if its own name may be lost.
+/// Creates the directory and those above it, and makes their names durable: nothing in a directory
+/// is durable if its own name may be lost.
 fn make_durably(dir: &Path) -> io::Result<()> {
     let missing = dir
         .ancestors()
@@ -64,7 +66,7 @@ fn make_durably(dir: &Path) -> io::Result<()> {
     if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent)?;
     }
-    // What is in it is nobody else's business. A directory that is there is its owner's to open or to close.
+    // A new directory is private. The permissions of an existing one are its owner's decision.
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(_) if dir.is_dir() => {}
         made => made?,

@@ -1,4 +1,5 @@
-//! What is done with a directory that no engine works on: it is opened and recovered, examined, repaired, or made of a backup.
+//! Work on a directory without a running engine: opening and recovering, examining, repairing, and
+//! restoring it from a backup.
 
 pub mod examine;
 pub(crate) mod lock;

@@ -1,8 +1,9 @@
 //! Opening a data directory: the checkpoint, then the journal after it, then a new checkpoint of both.
 //!
-//! Nothing that is on disk is given up before what replaces it is durable, so a crash in here is followed by the same recovery
-//! again. And nothing is served that was only read back from the page cache: after a failed sync or a killed process the
-//! cache may show what the disk never had, so everything replayed is written anew and synced first.
+//! Nothing on disk is removed before its replacement is durable, so after a crash in here the same
+//! recovery runs again. And nothing is served that was only read back from the page cache: after a
+//! failed sync or a killed process, the cache may show data that the disk never had, so everything
+//! replayed is first written again and synced.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ use crate::keep::saver::Saver;
 use crate::start::lock::{DirLock, lock};
 use crate::write::reserve::Reserve;
 
-/// Everything that an engine works with.
+/// Everything that a running engine needs.
 pub(crate) struct Recovered {
     pub(crate) lock: DirLock,
     pub(crate) state: State,
@@ -134,7 +135,7 @@ pub(crate) fn recover(
     saver.sweep();
     let mut keeper = Keeper::new(clock, store.segment_bytes);
     let replayed_from = checkpoint.sequence;
-    // Where nobody says how large the disk is nothing is known to be too much for it.
+    // If the size of the disk is unknown, no amount counts as too much.
     let disk_bytes = disk_bytes(dir).map_or(u64::MAX, |bytes| bytes / 2);
     let disk_bytes = usize::try_from(disk_bytes).unwrap_or(usize::MAX);
     let room = Room::with_files(options.bounds, disk_bytes);
@@ -162,7 +163,7 @@ pub(crate) fn recover(
     saver.sweep();
     saver.runs().sweep();
     let journal = Journal::start(scan, options.journal_file_bytes).map_err(failed_io)?;
-    // As long as that is not so, nobody may write messages.
+    // Until the reserve is complete, messages are refused.
     reserve.set_full(!(reserve.fill() && journal.has_reserved()));
     let evidence = EvidenceFile::new(Arc::clone(&disk), dir);
     let modules =
@@ -185,14 +186,15 @@ fn open_checkpoints(
     options: &LocalOptions,
 ) -> Result<CheckpointStore, OpenError> {
     let mut opened = CheckpointStore::open(path, options.encryption.clone());
-    // What a killed process left half done is undone, which may take room.
+    // Rolls back what a killed process left unfinished, which may need space.
     while matches!(opened, Err(OpenError::DiskFull { .. })) && reserve.give_up() {
         opened = CheckpointStore::open(path, options.encryption.clone());
     }
     opened
 }
 
-/// Whether there is anything that only a checkpoint explains: before the first one there is neither a journal nor a topic.
+/// Whether there are files that only a checkpoint can explain: before the first checkpoint there is
+/// neither a journal nor a topic.
 fn holds_data(disk: &dyn Disk, journal_dir: &Path, topics_dir: &Path) -> std::io::Result<bool> {
     let journal = disk.list(journal_dir)?;
     let topics = disk.list(topics_dir)?;
@@ -200,7 +202,7 @@ fn holds_data(disk: &dyn Disk, journal_dir: &Path, topics_dir: &Path) -> std::io
         || topics.iter().any(|name| name.parse::<u64>().is_ok()))
 }
 
-/// Whether the journal holds everything that was durable.
+/// Checks that the journal contains everything that was durable.
 fn check_end(scan: &JournalScan, journal_dir: &Path, known: Evidence) -> Result<(), OpenError> {
     let (from, to) = (scan.last_sequence() + 1, known.durable);
     if from > to {
@@ -221,7 +223,7 @@ fn describe(dir: &Path, error: KeepError) -> OpenError {
     }
 }
 
-/// The state as the checkpoint has it.
+/// The state of the checkpoint.
 fn restore(
     store: Store,
     room: Arc<Room>,
@@ -257,7 +259,7 @@ fn restore(
         state.insert_entry(kind, key, value);
     }
     for ((partition, name), table) in checkpoint.state {
-        // What is left of a topic that another version deleted.
+        // Remains of a topic that another version deleted.
         if state.partitions.contains_key(&partition) {
             state.insert_table(partition, &GroupName::stored(&name), table);
         }
@@ -297,7 +299,7 @@ fn replay(
     options: &LocalOptions,
     dir: &Path,
 ) -> Result<(), OpenError> {
-    // Batches keep the bytes of the whole journal file that they stand in.
+    // Batches keep the bytes of their whole journal file in memory.
     let (mut held, mut kept_files) = (0, 0);
     let replayed = scan.replay(|sequence, body| {
         let contradiction = |reason| ReplayError::Contradiction { sequence, reason };
@@ -322,8 +324,9 @@ fn replay(
     })
 }
 
-/// Everything replayed goes to the files, and out of memory: the batches share the bytes of whole journal files. Watches begin
-/// with where the partition ends now, or those who wait would sleep on what was replayed.
+/// Moves everything replayed from memory to the files, because the batches share the bytes of whole
+/// journal files. Watches start at the partition's current end; otherwise waiting readers would
+/// miss what was replayed.
 fn flush(state: &mut State, keeper: &mut Keeper, reserve: &Reserve) -> Result<(), KeepError> {
     for partition in state.partitions.values() {
         partition.show(partition.end());

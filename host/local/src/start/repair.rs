@@ -1,5 +1,6 @@
-//! What `millrace doctor --repair` does: what an examination says of each finding, and not a byte is removed by it. What has to make
-//! way is moved to `quarantine/`, under the moment of the repair and its old place.
+//! `millrace doctor --repair`: carries out the repair of each finding of an examination, without
+//! removing a byte. Files that are in the way are moved to `quarantine/`, under the time of the
+//! repair and their original path.
 
 mod rebuild;
 
@@ -23,14 +24,14 @@ pub struct Done {
     pub place: PathBuf,
     /// The action.
     pub what: String,
-    /// What is lost by it, if anything is.
+    /// What is lost by the action, if anything.
     pub lost: Option<String>,
 }
 
-/// Why a repair was not made, or not to its end.
+/// Why a repair was not made, or not completed.
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
-    /// The directory cannot be examined, or a host runs on it. Nothing was changed.
+    /// The directory cannot be examined, or a host is running on it. Nothing was changed.
     #[error(transparent)]
     Examine(#[from] ExamineError),
     /// It is encrypted, and no key was given.
@@ -38,31 +39,31 @@ pub enum RepairError {
         "the directory is encrypted with key {key}; pass the key file with --encryption-key-file. Nothing was changed"
     )]
     Encrypted {
-        /// With which key.
+        /// The id of the missing key.
         key: u32,
     },
-    /// It cannot be rebuilt from what is there.
+    /// The checkpoint cannot be rebuilt from the existing files.
     #[error(
         "the checkpoint cannot be rebuilt: {0}. Nothing was changed; restore the directory from a backup"
     )]
     Rebuild(String),
-    /// What was to be moved or written could not be; what is in `quarantine/` was moved already.
+    /// A file could not be moved or written; the files in `quarantine/` were already moved.
     #[error("{} could not be repaired: {source}. Files in quarantine/ were already moved there; run the repair again once the cause is fixed", path.display())]
     Io {
-        /// What was worked at.
+        /// The file in question.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Whether the repair is one that gives something up.
+/// Whether the repair gives up transactions.
 #[must_use]
 pub fn gives_up(repair: &Repair) -> bool {
     !matches!(repair, Repair::Quarantine | Repair::KeepCopy)
 }
 
-/// The findings that a repair would do something about, in words.
+/// Describes what a repair would do about each finding.
 #[must_use]
 pub fn plan(report: &Report) -> Vec<Done> {
     let steps = steps(report).into_iter();
@@ -83,7 +84,7 @@ fn steps(report: &Report) -> Vec<(&Path, &Repair, &str)> {
         .into_iter()
         .filter(|(_, repair, _)| any_loss || **repair != Repair::KeepCopy)
         .collect();
-    // Copies first: whatever happens then, they are there.
+    // Copies first, so that they exist whatever happens next.
     steps.sort_by_key(|(_, repair, _)| match repair {
         Repair::KeepCopy => 0,
         Repair::Quarantine => 1,
@@ -122,11 +123,11 @@ fn said(place: &Path, repair: &Repair, meaning: &str) -> Done {
     }
 }
 
-/// Examines the directory, which no host may run on, and repairs all that a repair is known for; an encrypted one with its keys.
-/// Blocks.
+/// Examines the directory, on which no host may be running, and makes all known repairs. An
+/// encrypted directory needs its keys. Blocks.
 ///
 /// # Errors
-/// [`RepairError`] says how far it came.
+/// [`RepairError`] says how far it got.
 pub fn repair(
     dir: &Path,
     cipher: Option<Arc<Cipher>>,
@@ -136,7 +137,7 @@ pub fn repair(
     examine::check_is_data_directory(dir)?;
     let _lock = lock(dir).map_err(|error| locked_out(dir, &error))?;
     let report = examine::look(Report::new(dir), cipher.clone(), progress)?;
-    // What stands in the journal would be taken for unknown.
+    // Without a key, the journal's content would count as unknown.
     if let Some(key) = report.key_needed().filter(|_| cipher.is_none()) {
         return Err(RepairError::Encrypted { key });
     }
@@ -166,7 +167,7 @@ fn locked_out(dir: &Path, error: &OpenError) -> ExamineError {
     }
 }
 
-/// A repair under way.
+/// A running repair.
 struct Work<'a> {
     disk: Arc<dyn Disk>,
     dir: &'a Path,
@@ -195,7 +196,8 @@ impl Work<'_> {
         }
     }
 
-    /// Moves a file or directory, durable on return. What is gone already was moved with its directory.
+    /// Moves a file or directory, durable on return. A missing one was already moved with its
+    /// directory.
     fn move_away(&self, place: &Path) -> io::Result<()> {
         let from = self.dir.join(place);
         if !from.exists() {
@@ -218,7 +220,7 @@ impl Work<'_> {
         self.settle(&to)
     }
 
-    /// A free place in the quarantine.
+    /// A free path in the quarantine.
     fn room_for(&self, place: &Path) -> io::Result<PathBuf> {
         let to = self.quarantine.join(place);
         self.disk
@@ -229,7 +231,7 @@ impl Work<'_> {
         }
     }
 
-    /// Makes the names above durable, up to the data directory.
+    /// Makes the names of the directories above durable, up to the data directory.
     fn settle(&self, path: &Path) -> io::Result<()> {
         let above = path.ancestors().skip(1);
         for dir in above.take_while(|above| above.starts_with(self.dir)) {
@@ -238,7 +240,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// What is sound stays, in a file of the same name and length; all of what was there is in the quarantine.
+    /// Keeps the intact part in a file of the same name and length; the whole original is in the
+    /// quarantine.
     fn cut_journal(&self, place: &Path, position: u64) -> io::Result<()> {
         let damaged = self.dir.join(place);
         let dir = damaged.parent().unwrap_or(self.dir);
@@ -266,7 +269,7 @@ impl Work<'_> {
         self.disk.sync_dir(dir)
     }
 
-    /// From here on nothing more is claimed to be durable than what there is.
+    /// Reduces the claim of what is durable to what exists.
     fn accept(&self, last_sequence: u64) -> io::Result<()> {
         let Some(known) = evidence::read(&*self.disk, self.dir)? else {
             return Ok(());

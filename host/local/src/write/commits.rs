@@ -1,5 +1,5 @@
-//! What is committed and on its way to be: the journal, the state that follows from it, and the line of what is written and not shown yet.
-//! Everybody who works for the engine has it.
+//! Committed and pending data: the journal, the state that follows from it, and the pipeline of
+//! transactions that are written but not visible yet. All threads of the engine share it.
 
 use std::sync::Arc;
 
@@ -22,7 +22,8 @@ pub(crate) struct Commits {
     pub(crate) clock: Arc<dyn Clock>,
     /// Locked before `state`, by the committer for a group, by the flusher for a snapshot.
     pub(crate) journal: Mutex<Journal>,
-    /// Written for a group at once, and for what is shown at once: so a reader sees a transaction whole.
+    /// Locked for writing once for a whole group, and once for everything that becomes visible
+    /// together, so that a reader sees whole transactions.
     pub(crate) state: RwLock<State>,
     /// Locked after `journal` and `state`.
     pub(crate) pipeline: Pipeline,
@@ -61,12 +62,12 @@ impl Commits {
         }
     }
 
-    /// All partitions, as of now.
+    /// All current partitions.
     pub(crate) fn partitions(&self) -> Vec<Arc<Partition>> {
         self.state.read().partitions.values().cloned().collect()
     }
 
-    /// After this nothing is acknowledged any more. The first reason stays.
+    /// Poisons the engine: nothing is acknowledged any more. The first reason is kept.
     pub(crate) fn poison(&self, reason: &str) {
         self.poison.set(reason);
         if let Some(poisoned) = self.poisoned() {
@@ -80,7 +81,7 @@ impl Commits {
     }
 }
 
-/// A thread that panics leaves it unknown what it had done.
+/// Poisons the engine if a thread panics, because it is unknown what the thread had done.
 pub(crate) struct PoisonOnPanic<'a>(pub(crate) &'a Commits);
 
 impl Drop for PoisonOnPanic<'_> {

@@ -1,6 +1,7 @@
-//! The committer's thread: takes everything queued, decides it, writes it as one frame, shows and answers what needs no sync, and
-//! leaves the rest to the [pipeline](crate::write::pipeline). When idle nobody waits for company: a single transaction is a group, and
-//! the committer syncs it itself.
+//! The committer's thread: it takes everything queued, decides it, and writes it as one frame.
+//! Transactions that need no sync become visible and are answered; the rest go to the
+//! [pipeline](crate::write::pipeline). No transaction waits for others: on an idle engine a single
+//! one is a group, and the committer syncs it itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,24 +18,26 @@ use crate::decide::state::Pending;
 use crate::write::commits::{Commits, PoisonOnPanic};
 use crate::write::pipeline::{COMMITTER, Written};
 
-/// Bytes of transactions that one group takes, unless a single one is larger.
+/// Bytes of transactions in one group, except for a single larger one.
 const GROUP_BYTES_MAX: usize = 4 << 20;
-/// Looks at the empty queue before the thread sleeps, about 20 µs: to be woken costs more than that.
+/// Number of checks of the empty queue before the thread sleeps, about 20 µs, because waking it
+/// costs more than that.
 const IDLE_LOOKS_MAX: u32 = 400;
 
-/// A member of the group, decided.
+/// A decided member of the group.
 struct Member {
     answer: Decided,
-    /// The sequence that must be durable before anybody may see it; what is durable already needs nothing.
+    /// The sequence that must be durable before the transaction becomes visible; one that is
+    /// already durable needs no wait.
     needs: u64,
-    /// How many of the group's operations are its own.
+    /// The number of the group's operations that belong to it.
     operation_count: usize,
 }
 
 pub(crate) struct Committer {
     commits: Arc<Commits>,
     queue: mpsc::Receiver<Request>,
-    /// Taken from the queue, and did not fit the group.
+    /// Taken from the queue, but did not fit into the group.
     next: Option<Request>,
     group: Vec<Request>,
     pending: Pending,
@@ -42,10 +45,11 @@ pub(crate) struct Committer {
     ready: Vec<Written>,
     unsynced: Unsynced,
     frame: FrameBuffer,
-    /// How many the group before had.
+    /// The size of the previous group.
     members_before: usize,
     group_bytes_max: usize,
-    /// After so many checkpoints the journal had no room, and no further one was made in time.
+    /// The number of checkpoints after which the journal was full and no further checkpoint came in
+    /// time.
     waited_in_vain: Option<u64>,
     stopping: bool,
 }
@@ -70,7 +74,7 @@ impl Committer {
         }
     }
 
-    /// Works until told to stop, or until nobody can ask any more.
+    /// Runs until it is told to stop, or until the queue is closed.
     pub(crate) fn run(mut self) {
         let commits = Arc::clone(&self.commits);
         let _poison = PoisonOnPanic(&commits);
@@ -106,7 +110,7 @@ impl Committer {
         self.queue.blocking_recv()
     }
 
-    /// Everything queued, up to the bound of a group.
+    /// Takes everything queued, up to the bound of a group.
     fn gather(&mut self, first: Request) {
         let mut bytes = first.byte_count();
         let alone = first.stands_alone();
@@ -131,7 +135,7 @@ impl Committer {
         }
     }
 
-    /// All of the group, or (but for what is refused on its own) nothing of it.
+    /// Commits all of the group or none of it, except for members that are refused individually.
     fn commit_group(&mut self) -> Result<(), CommitError> {
         if self.group.is_empty() {
             return Ok(());
@@ -153,10 +157,12 @@ impl Committer {
         metrics::histogram!("millrace_commit_group_transactions").record(members as f64);
         self.apply(journal.written_bytes());
         if let Some(poisoned) = commits.poisoned() {
-            // Whoever stood in line when the engine failed was told; who came just now was not.
+            // Transactions that were queued when the engine failed were answered then; this one
+            // came later.
             commits.pipeline.fail(&poisoned);
         }
-        // Whoever was answered with the group before is about to come again: their frames are to be written meanwhile.
+        // Callers that were answered with the previous group are about to return; their frames
+        // should be written during this sync.
         let was_alone = std::mem::replace(&mut self.members_before, members) <= 1;
         let is_idle = self.next.is_none() && self.queue.is_empty() && was_alone && members <= 1;
         let sync = commits.pipeline.sync_soon(is_idle);
@@ -168,11 +174,12 @@ impl Committer {
         }
         drop(journal);
         self.ready.drain(..).for_each(Written::tell);
-        // Whom the sync fails has been told.
+        // A failed sync has already answered its callers.
         sync.map_or(Ok(()), |sync| commits.finish_sync(sync))
     }
 
-    /// The journal, when it has room for the group; of the group only what brings no data, if it has none for those.
+    /// Waits until the journal has room for the group. If there is only room for requests without
+    /// data, the others are refused.
     fn journal_with_room<'a>(
         &mut self,
         commits: &'a Commits,
@@ -200,13 +207,14 @@ impl Committer {
     fn make_room(&self, journal: &mut Journal) -> Result<(), CommitError> {
         let bytes: usize = self.group.iter().map(Request::byte_count).sum();
         let brings_data = self.group.iter().any(Request::brings_data);
-        // On a full disk all room is for the checkpoint.
+        // On a full disk, all space is for the checkpoint.
         let may_grow = !self.commits.reserve.is_full();
         let made = journal.make_room(BODY_OVERHEAD_BYTES + bytes, brings_data, may_grow);
         made.map_err(|error| self.unwritten(&error))
     }
 
-    /// What frees room or only administers goes on; some is kept back for it.
+    /// Refuses requests that need space. Requests that free space or only administer continue, from
+    /// a reserve.
     fn refuse_what_takes_room(&mut self) {
         let is_spent = self.commits.reserve.is_spent();
         let takes_room =
@@ -237,9 +245,10 @@ impl Committer {
             let operations = &self.pending.operations[operations_before..];
             let repeats = operations.iter().all(|o| matches!(o, Operation::Moment(_)));
             let needs = match self.pending.durable {
-                // A group without operations has no frame, and is not to wait for one.
+                // A group without operations has no frame and must not wait for one.
                 true if !self.pending.operations.is_empty() => sequence,
-                // It says what others did, if anything; that counts once it is durable.
+                // Its answer may depend on other transactions, and is valid only once these are
+                // durable.
                 _ if repeats => needed,
                 _ => 0,
             };
@@ -254,7 +263,7 @@ impl Committer {
         self.pending.durable = is_durable;
     }
 
-    /// One frame.
+    /// Writes the group as one frame.
     fn write(&mut self, journal: &mut Journal) -> Result<(), CommitError> {
         self.frame.clear(2 * GROUP_BYTES_MAX);
         let cipher = self.commits.options.encryption.as_deref();
@@ -263,7 +272,7 @@ impl Committer {
         for operation in &self.pending.operations {
             match cipher {
                 None => codec::encode_into(&mut self.frame, operation),
-                // What is encrypted is in one piece.
+                // An encrypted body is one piece.
                 Some(_) => codec::encode(self.frame.body(), operation),
             }
         }
@@ -285,7 +294,7 @@ impl Committer {
 
     fn unwritten(&self, error: &std::io::Error) -> CommitError {
         if disk::is_full(error) {
-            // A checkpoint gives journal files back.
+            // A checkpoint frees journal files.
             self.commits.orders.ask(|orders| orders.checkpoint = true);
             return CommitError::DiskFull;
         }
@@ -294,7 +303,8 @@ impl Committer {
         poisoned.unwrap_or(CommitError::Closed)
     }
 
-    /// Takes the group over into the state, and shows what needs no sync; the rest stands in line for one.
+    /// Applies the group to the state and shows transactions that need no sync; the rest wait for
+    /// one.
     fn apply(&mut self, journal_bytes: u64) {
         let mut weight = 0;
         let mut frees_files = false;
@@ -333,13 +343,14 @@ impl Committer {
         }
         self.commits.headroom.note_growth(weight, journal_bytes);
         if frees_files {
-            // Their files and what memory holds of them go with a checkpoint.
+            // Their files and batches in memory are removed with a checkpoint.
             self.commits.orders.ask(|orders| orders.checkpoint = true);
         }
     }
 }
 
-/// What was last written where, and needs a sync: whatever follows it there needs the same.
+/// For each partition and group, the last write that needs a sync: later writes there need the same
+/// sync.
 #[derive(Default)]
 struct Unsynced {
     partitions: HashMap<TopicPartition, u64>,
@@ -352,7 +363,7 @@ impl Unsynced {
         self.groups.clear();
     }
 
-    /// What a transaction needs that itself needs `needs` and does `operations`.
+    /// The sequence that a transaction with these operations needs, if `needs` is its own.
     fn follow(&mut self, operations: &[Operation], needs: u64) -> u64 {
         if needs == 0 && self.partitions.is_empty() && self.groups.is_empty() {
             return 0;

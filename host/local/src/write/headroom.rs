@@ -1,5 +1,6 @@
-//! How much more may be written before somebody has to make room: of messages in memory, of the journal, of changes of state, and on the
-//! disk. Whoever writes asks here first, waits at the bounds, and calls the flusher before they are reached.
+//! How much more may be written before space must be freed: in memory for messages, in the journal,
+//! for changes of state, and on the disk. Writers ask here first, wait at the bounds, and call the
+//! flusher before the bounds are reached.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,25 +15,27 @@ use crate::write::orders::OrderBook;
 use crate::write::poison::Poison;
 use crate::write::reserve::Reserve;
 
-/// How long the committer sleeps at most before it looks again whether there is room.
+/// Longest sleep of the committer before it checks for room again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
 
-/// How long the committer waits for a checkpoint that gives it journal files back, where a full disk has no others.
+/// How long the committer waits on a full disk for a checkpoint that frees journal files.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What there is of it. (The engine's own [`Room`](millrace_engine::Room) is another one: what a host may keep for others.)
+/// The remaining room. (Not to be confused with the engine's [`Room`](millrace_engine::Room), the
+/// bounds for stored data.)
 pub(crate) struct Headroom {
     orders: Arc<OrderBook>,
     reserve: Arc<Reserve>,
     poison: Arc<Poison>,
-    /// How much state memory has, and for how much of it a checkpoint is to be made.
+    /// The memory of state, and the amount at which a checkpoint is made.
     pub(crate) paging: Paging,
     tail_bytes_max: usize,
     checkpoint_journal_bytes: u64,
-    /// What batches in memory weigh.
+    /// The weight of batches in memory.
     tail_bytes: AtomicUsize,
     checkpoints_made: AtomicU64,
-    /// Journal bytes written, and how many were when the last checkpoint was decided.
+    /// Journal bytes written; `checkpointed_bytes` has their number when the last checkpoint was
+    /// decided.
     journal_bytes: AtomicU64,
     checkpointed_bytes: AtomicU64,
     waiting: Mutex<()>,
@@ -63,7 +66,7 @@ impl Headroom {
         }
     }
 
-    /// What batches in memory weigh.
+    /// The weight of batches in memory.
     pub(crate) fn tail_bytes(&self) -> usize {
         self.tail_bytes.load(Ordering::Relaxed)
     }
@@ -82,9 +85,10 @@ impl Headroom {
         }
     }
 
-    /// Notes what a group added, and calls the flusher when it is time.
+    /// Notes what a group added, and calls the flusher when needed.
     pub(crate) fn note_growth(&self, weight: usize, journal_bytes: u64) {
-        // What the group showed to readers may be in the files and out of memory again before it is counted here.
+        // Visible batches of the group may already have left memory for the files before they are
+        // counted here.
         let before = self.tail_bytes.fetch_add(weight, Ordering::Relaxed);
         let held = before.wrapping_add(weight);
         let flush = held > self.tail_bytes_max / 2;
@@ -98,10 +102,11 @@ impl Headroom {
         }
     }
 
-    /// Waits until memory has room for more, for values of state if it brings some.
+    /// Waits until memory has room for more messages, and for values of state if the group adds
+    /// some.
     ///
     /// # Errors
-    /// [`CommitError::DiskFull`] where nobody is to write messages before somebody frees space.
+    /// [`CommitError::DiskFull`] if messages are refused until space is freed.
     pub(crate) fn wait(&self, brings_state: bool) -> Result<(), CommitError> {
         if self.reserve.is_full() {
             return Err(CommitError::DiskFull);
@@ -130,7 +135,7 @@ impl Headroom {
         }
     }
 
-    /// Since the start; each gave journal files back.
+    /// The number of checkpoints since the start; each freed journal files.
     pub(crate) fn checkpoints_made(&self) -> u64 {
         self.checkpoints_made.load(Ordering::Acquire)
     }
@@ -140,7 +145,7 @@ impl Headroom {
         self.wake_committer();
     }
 
-    /// Waits until another one was made than these; false if it takes too long.
+    /// Waits until more than this many checkpoints were made; false if it takes too long.
     pub(crate) fn wait_for_checkpoint(&self, made: u64) -> bool {
         let mut waited = Duration::ZERO;
         let mut guard = self.waiting.lock();
@@ -167,19 +172,20 @@ impl Headroom {
         written.saturating_sub(checkpointed)
     }
 
-    /// Whether it is time for a checkpoint.
+    /// Whether the journal is long enough for a checkpoint.
     pub(crate) fn journal_is_long(&self) -> bool {
         self.journal_bytes_since_checkpoint() >= self.checkpoint_journal_bytes
     }
 
-    /// Notes that a checkpoint holds so many bytes of the journal, which were written when it was decided.
+    /// Notes that a checkpoint contains this many bytes of the journal: those written when it was
+    /// decided.
     pub(crate) fn note_checkpoint(&self, journal_bytes: u64) {
         self.checkpointed_bytes
             .store(journal_bytes, Ordering::Relaxed);
         self.wake_committer();
     }
 
-    /// Has whoever waits look again.
+    /// Makes the waiting committer check again.
     pub(crate) fn wake_committer(&self) {
         let _guard = self.waiting.lock();
         self.changed.notify_all();

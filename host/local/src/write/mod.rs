@@ -1,4 +1,5 @@
-//! The way of a commit, from the queue to the answer: decided by the room below, written to the journal, made durable, shown.
+//! The path of a commit from the queue to the answer: decided by the room below, written to the
+//! journal, made durable, made visible.
 
 pub(crate) mod commits;
 pub(crate) mod committer;

@@ -1,4 +1,4 @@
-//! What the flusher is asked to do, by whoever finds that it is time for it.
+//! Orders for the flusher, from any thread that finds that something is due.
 
 #[cfg(test)]
 use std::sync::atomic::Ordering;
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// What the flusher is asked to do.
+/// The orders for the flusher.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Orders {
     pub(crate) flush: bool,
     pub(crate) checkpoint: bool,
-    /// The checkpoint that was under way is over.
+    /// The running checkpoint has ended.
     pub(crate) saved: bool,
-    /// End the segments that have come to their age.
+    /// End segments that have reached their age.
     pub(crate) roll: bool,
     pub(crate) stop: Option<Stop>,
 }
@@ -21,13 +21,13 @@ pub(crate) struct Orders {
 /// How to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// With a last checkpoint, so that the next start has nothing to replay.
+    /// After a last checkpoint, so that the next start has nothing to replay.
     InOrder,
     /// At once; the journal has everything.
     AtOnce,
 }
 
-/// Where orders are left.
+/// The queue of orders.
 #[derive(Default)]
 pub(crate) struct OrderBook {
     orders: Mutex<Orders>,
@@ -38,18 +38,18 @@ pub(crate) struct OrderBook {
 }
 
 impl OrderBook {
-    /// Adds to what is asked for.
+    /// Adds orders.
     pub(crate) fn ask(&self, change: impl FnOnce(&mut Orders)) {
         change(&mut self.orders.lock());
         self.changed.notify_one();
     }
 
-    /// Whether the flusher is to stop.
+    /// Whether the flusher must stop.
     pub(crate) fn has_stop(&self) -> bool {
         self.orders.lock().stop.is_some()
     }
 
-    /// Whether everything asked for was done, and nothing will be done before more is asked for.
+    /// Whether all orders are done, and nothing happens until there are new ones.
     #[cfg(test)]
     pub(crate) fn are_done(&self) -> bool {
         let orders = self.orders.lock();
@@ -61,7 +61,7 @@ impl OrderBook {
         !asked && self.idle.load(Ordering::Relaxed)
     }
 
-    /// Waits for orders, at most so long; takes them.
+    /// Waits for orders, at most this long, and takes them.
     pub(crate) fn take(
         &self,
         patience: Duration,

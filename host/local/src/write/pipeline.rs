@@ -1,8 +1,10 @@
-//! Between written and shown: transactions whose frame is in the journal wait here for the sync that they need, while the
-//! committer goes on. One sync covers every frame written before it began; several run at a time, each on its own thread.
+//! Between written and visible: transactions whose frames are in the journal wait here for the sync
+//! that they need, while the committer continues. One sync covers every frame written before it
+//! began; several run at a time, each on its own thread.
 //!
-//! A transaction needs the sync of its own frame if it must be durable. Otherwise it needs what the transactions before it
-//! in the same partitions need, for those stand before it. What needs nothing is shown and answered at once.
+//! A transaction needs the sync of its own frame if it must be durable. Otherwise it needs the
+//! syncs of earlier transactions in the same partitions, because readers see them in order. A
+//! transaction that needs no sync becomes visible and is answered at once.
 
 use std::sync::Arc;
 
@@ -15,26 +17,28 @@ use tokio::sync::watch;
 use crate::decide::requests::Decided;
 use crate::ground::tail::Partition;
 
-/// By which handles of the journal the committer syncs, and the flusher; the syncers have the others.
+/// The journal's handles with which the committer and the flusher sync; the syncers have the
+/// others.
 pub(crate) const COMMITTER: usize = 0;
 pub(crate) const FLUSHER: usize = 1;
 pub(crate) const SYNCERS: std::ops::Range<usize> = 2..SYNCS_AT_ONCE_MAX;
 
-/// Syncs under way at the same time, at most: each is the slower for the others, and the fewer transactions wait for one the less it
-/// is worth.
+/// Concurrent syncs. Each slows the others down, and a sync for few waiting transactions is worth
+/// less.
 const SYNCS_UNDER_WAY_MAX: usize = 2;
 
-/// A transaction that is written.
+/// A written transaction.
 pub(crate) struct Written {
-    /// The sequence that must be durable before anybody may see it.
+    /// The sequence that must be durable before it becomes visible.
     pub(crate) needs: u64,
-    /// How far it moves the ends of its partitions.
+    /// The new ends of its partitions.
     pub(crate) moved: Vec<(Arc<Partition>, Offset)>,
     pub(crate) answer: Decided,
 }
 
 impl Written {
-    /// To be called for all that are shown at once under the state's lock, so that readers see all or none of it.
+    /// Makes it visible. Call it under the state's lock for all that become visible together, so
+    /// that readers see all or none of it.
     pub(crate) fn show(&self) {
         for (partition, end) in &self.moved {
             partition.show(*end);
@@ -54,24 +58,24 @@ pub(crate) struct Pipeline {
     synced: watch::Sender<u64>,
 }
 
-/// What waits. Bounded by the room that its transactions hold in the committer's queue.
+/// The waiting transactions. Bounded by the room that they hold in the committer's queue.
 #[derive(Default)]
 pub(crate) struct Line {
     waiting: Vec<Written>,
-    /// The highest sequence that somebody needs.
+    /// The highest sequence that any transaction needs.
     needed: u64,
-    /// The highest one that a sync under way covers.
+    /// The highest sequence that a running sync covers.
     begun: u64,
     synced: u64,
     syncs_under_way: usize,
-    /// Transactions that wait for a sync that began, and for one that did not.
+    /// Waiting transactions that a running sync covers, and those that it does not.
     covered: usize,
     uncovered: usize,
     preparation: Option<Preparation>,
     is_preparing: bool,
     is_stopping: bool,
     has_failed: bool,
-    /// For tests: nobody syncs but they.
+    /// For tests: only the syncers sync.
     only_syncers: bool,
 }
 
@@ -80,7 +84,7 @@ impl Line {
         self.synced
     }
 
-    /// The sequence that must be durable for everything written so far to be shown.
+    /// The sequence that must be durable before everything written so far is visible.
     pub(crate) fn needed(&self) -> u64 {
         self.needed
     }
@@ -95,8 +99,9 @@ impl Line {
         self.uncovered += 1;
     }
 
-    /// Whether it is time for a sync: beside another one only for as many as wait for that, or those who will be answered soon and come
-    /// again would find the disk busy with a few.
+    /// Whether to start a sync. A second one starts only if at least as many transactions wait for
+    /// it as for the first; otherwise callers that are about to return would find the disk busy for
+    /// a few.
     fn needs_sync(&self) -> bool {
         let is_time = match self.syncs_under_way {
             0 => true,
@@ -112,7 +117,8 @@ impl Line {
         self.covered += std::mem::take(&mut self.uncovered);
     }
 
-    /// Somebody may wait for a sync that is under way, and for this nobody yet, unless it has been put off for long.
+    /// Whether the next journal file may be prepared now: not during a sync, because transactions
+    /// wait for that, unless the preparation has become urgent.
     fn may_prepare(&self) -> bool {
         let preparation = self.preparation.as_ref();
         preparation.is_some_and(|p| p.is_urgent || self.syncs_under_way == 0)
@@ -129,7 +135,7 @@ impl Line {
         let synced = self.synced;
         let ready = self.waiting.extract_if(.., |w| w.needs <= synced);
         let ready: Vec<Written> = ready.collect();
-        // Those written after a sync was decided and before it began are covered, too.
+        // Transactions written after a sync was decided but before it began are covered too.
         self.covered = self
             .waiting
             .iter()
@@ -140,7 +146,7 @@ impl Line {
     }
 }
 
-/// What a syncer has to do next.
+/// The next work for a syncer.
 pub(super) enum Work {
     Sync,
     Prepare(Preparation),
@@ -161,13 +167,13 @@ impl Pipeline {
         }
     }
 
-    /// To be locked after the journal and the state.
+    /// Locks the line; lock it after the journal and the state.
     pub(crate) fn line(&self) -> MutexGuard<'_, Line> {
         self.line.lock()
     }
 
-    /// Sees to it that what waits is synced: by the caller, if that is told, or by a syncer. A caller with nothing else to do
-    /// saves the way to another thread.
+    /// Makes sure that waiting transactions are synced: by the caller if this returns true,
+    /// otherwise by a syncer. An idle caller saves the switch to another thread.
     #[must_use]
     pub(crate) fn sync_soon(&self, caller_is_idle: bool) -> bool {
         let mut line = self.line.lock();
@@ -187,8 +193,9 @@ impl Pipeline {
         self.line.lock().is_preparing = false;
     }
 
-    /// Everything up to this one is durable: takes what waited for that out of the line, and shows it. To be called with the state locked, so
-    /// that readers see all or none of it. `None` if the engine has failed meanwhile.
+    /// Everything up to this sequence is durable: removes the transactions that waited for it, and
+    /// makes them visible. Call it with the state locked, so that readers see all or none of it.
+    /// `None` if the engine has failed meanwhile.
     pub(super) fn take_synced(&self, sequence: u64) -> Option<Vec<Written>> {
         let mut line = self.line.lock();
         if line.has_failed {
@@ -200,7 +207,7 @@ impl Pipeline {
         Some(ready)
     }
 
-    /// Wakes those who wait until everything before some sequence is shown.
+    /// Wakes callers that wait until everything before a sequence is visible.
     pub(super) fn note_shown(&self, sequence: u64) {
         self.synced.send_if_modified(|synced| {
             let moved = *synced < sequence;
@@ -209,7 +216,7 @@ impl Pipeline {
         });
     }
 
-    /// So that a sync that hangs does not keep the committer.
+    /// For tests: keeps syncs from the committer, so that a hanging sync does not block it.
     #[cfg(test)]
     pub(crate) fn keep_syncs_from_the_committer(&self) {
         self.line.lock().only_syncers = true;
@@ -220,20 +227,20 @@ impl Pipeline {
         self.work.notify_one();
     }
 
-    /// Waits until everything before `sequence` is shown, or never will be.
+    /// Waits until everything before `sequence` is visible, or never will be.
     pub(crate) async fn shown(&self, sequence: u64) {
         let mut synced = self.synced.subscribe();
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let _ = synced.wait_for(|&synced| synced >= sequence).await;
     }
 
-    /// The syncers end when nothing waits any more.
+    /// Makes the syncers end once nothing waits any more.
     pub(crate) fn stop(&self) {
         self.line.lock().is_stopping = true;
         self.work.notify_all();
     }
 
-    /// Nobody will be shown or told anything any more but this.
+    /// Answers all waiting transactions with this error; nothing becomes visible any more.
     pub(crate) fn fail(&self, error: &CommitError) {
         let waiting = {
             let mut line = self.line.lock();
@@ -255,7 +262,7 @@ impl Pipeline {
         }
     }
 
-    /// Whether everything written is shown, and nothing will be done before more is.
+    /// Whether everything written is visible, and nothing happens until more is written.
     #[cfg(test)]
     pub(crate) fn is_at_rest(&self) -> bool {
         let line = self.line.lock();
@@ -263,7 +270,7 @@ impl Pipeline {
         !works && line.is_empty()
     }
 
-    /// A sync began that covers everything up to this one.
+    /// Notes that a sync began that covers everything up to this sequence.
     pub(super) fn note_begun(&self, sequence: u64) {
         let mut line = self.line.lock();
         if line.begun < sequence {
@@ -272,7 +279,7 @@ impl Pipeline {
         }
     }
 
-    /// Waits for it; `None` if there is nothing to do any more.
+    /// Waits for work; `None` when the syncers should end.
     pub(super) fn next_work(&self) -> Option<Work> {
         let mut line = self.line.lock();
         loop {

@@ -1,10 +1,11 @@
-//! Room kept back on the disk, so that a full one keeps nobody from making room: two files that hold nothing but blocks. When a
-//! checkpoint finds the disk full, one of them is given up, and then the other; both are made again when there is room. While
-//! anything is missing, messages are refused.
+//! Reserved disk space, so that space can be freed even on a full disk: two files of empty blocks.
+//! When a checkpoint finds the disk full, first one of them is given up, then the other; both are
+//! restored when there is space. While any of it is missing, messages are refused.
 //!
-//! The first one is for what memory holds, which has to be in the files before a checkpoint can say that something is gone; the
-//! last one is for the checkpoint itself, which keeps beside the database what it overwrites there, so that it may take as much
-//! again: it grows with the database. For the journal's frames the journal keeps some of its own files back.
+//! The first file is for batches in memory, which must be in the files before a checkpoint can
+//! record a deletion. The last one is for the checkpoint itself: its rollback journal has a copy of
+//! everything that it overwrites and may be as large as the database, so this reserve grows with
+//! the database. For frames, the journal reserves some of its own files.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -19,9 +20,9 @@ use parking_lot::Mutex;
 use crate::ground::keep_error::KeepError;
 use crate::ground::options::LocalOptions;
 
-/// The files, the first to be given up first.
+/// The files, in the order in which they are given up.
 pub(crate) const FILES: [&str; 2] = ["reserve-messages", "reserve-checkpoint"];
-/// In which `st_blocks` counts, whatever the file system's own are.
+/// The unit of `st_blocks`, whatever the block size of the file system.
 const BLOCK_BYTES: u64 = 512;
 const LAST: usize = FILES.len() - 1;
 
@@ -29,24 +30,25 @@ pub(crate) struct Reserve {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     bytes: [u64; FILES.len()],
-    /// What the last one has beyond that, for a checkpoint that is larger than it.
+    /// Additional bytes of the last file, for a larger checkpoint.
     beyond: AtomicU64,
-    /// What changes of state that stands in files may come to, which are written down before a checkpoint is.
+    /// Maximum bytes of changes of paged state, which are written before a checkpoint.
     state_bytes: u64,
-    /// Whether there is such state, and the first one has as much beyond that.
+    /// Whether there is paged state, for which the first file has additional bytes.
     has_state: AtomicBool,
     held: Mutex<Held>,
     is_full: AtomicBool,
 }
 
 struct Held {
-    /// The first file that holds anything, perhaps less than it should.
+    /// The first file that is not empty; it may be incomplete.
     first: usize,
-    /// The last one was given up, and is not whole again.
+    /// Whether the last file was given up and is not complete again.
     lacks_last: bool,
 }
 
-/// What a former process took beyond the least of the last file, in whole steps. The file's length does not say.
+/// Bytes that a previous process reserved beyond the minimum of the last file, in whole steps. The
+/// file's length does not show this.
 fn beyond_of(dir: &Path, options: &LocalOptions) -> u64 {
     let least = options.reserved_bytes()[LAST];
     let found = std::fs::metadata(dir.join(FILES[LAST]));
@@ -55,7 +57,7 @@ fn beyond_of(dir: &Path, options: &LocalOptions) -> u64 {
 }
 
 impl Reserve {
-    /// What a former process left of it counts until it is needed, or made anew.
+    /// Adopts the files of a previous process until they are needed or restored.
     pub(crate) fn new(disk: Arc<dyn Disk>, dir: &Path, options: &LocalOptions) -> Self {
         Self {
             disk,
@@ -72,7 +74,7 @@ impl Reserve {
         }
     }
 
-    /// Does what makes room; on a full disk at the cost of the reserve.
+    /// Does work that frees space; on a full disk at the expense of the reserve.
     pub(crate) fn spend<T>(
         &self,
         mut act: impl FnMut() -> Result<T, KeepError>,
@@ -85,14 +87,14 @@ impl Reserve {
         }
     }
 
-    /// Gives up the next file; false if there is none left.
+    /// Gives up the next file; false if none is left.
     pub(crate) fn give_up(&self) -> bool {
         self.set_full(true);
         let mut held = self.held.lock();
         let Some(name) = FILES.get(held.first) else {
             return false;
         };
-        // Only what is durably gone is free.
+        // Space is free only once the removal is durable.
         let removed = self.disk.remove(&self.dir.join(name));
         let removed = removed.and_then(|()| self.disk.sync_dir(&self.dir));
         if let Err(error) = removed {
@@ -105,14 +107,15 @@ impl Reserve {
         true
     }
 
-    /// Whether what is left on the disk is for what frees some, and for nothing else.
+    /// Whether the remaining disk space is only for work that frees space.
     pub(crate) fn is_spent(&self) -> bool {
         self.held.lock().lacks_last
     }
 
-    /// Sees to it that a checkpoint of so many bytes can be written over, and where state stands in files what changes of it before that.
+    /// Adapts the reserve so that a checkpoint of this many bytes can be rewritten, and changes of
+    /// paged state before it.
     pub(crate) fn fit(&self, checkpoint_bytes: u64, has_state: bool) {
-        // What was held for it is given back when the file is made anew.
+        // The additional bytes are returned when the file is created again.
         if has_state && !self.has_state.swap(has_state, Ordering::Relaxed) && !self.is_full() {
             self.set_full(!self.fill());
         }
@@ -120,13 +123,13 @@ impl Reserve {
         let step = self.bytes[LAST].max(1);
         let beyond = checkpoint_bytes / step * step;
         let before = self.beyond.load(Ordering::Relaxed);
-        // Not for every step: a checkpoint that is now a little smaller and now a little larger costs nothing.
+        // Only in larger steps, so that small changes of the checkpoint's size cost nothing.
         let shrinks = beyond + 2 * step <= before;
         if before >= beyond && !shrinks || self.is_full() {
             self.beyond.fetch_max(beyond, Ordering::Relaxed);
             return;
         }
-        // Room that was taken beyond a file's end goes only with the file.
+        // Space reserved beyond a file's end is released only with the file.
         if shrinks && !self.remove_last() {
             return;
         }
@@ -144,7 +147,8 @@ impl Reserve {
             .is_ok()
     }
 
-    /// Makes it whole, the last to be given up first; whether it is. What there is room for is kept, so that nobody else takes it.
+    /// Restores the files, the last one first; true if they are complete. Whatever there is room
+    /// for is kept, so that nothing else takes it.
     pub(crate) fn fill(&self) -> bool {
         let mut held = self.held.lock();
         for at in (0..FILES.len()).rev() {
@@ -166,7 +170,7 @@ impl Reserve {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.disk.create(&path)?,
             opened => opened?,
         };
-        // Blocks that it has already cost nothing again.
+        // Blocks that the file already has cost nothing.
         file.preallocate(self.wanted_bytes(at), false)
     }
 
@@ -178,12 +182,12 @@ impl Reserve {
         }
     }
 
-    /// Whether messages are refused for want of room.
+    /// Whether messages are refused because the disk is full.
     pub(crate) fn is_full(&self) -> bool {
         self.is_full.load(Ordering::Relaxed)
     }
 
-    /// Says whether there is room; whether that is new.
+    /// Sets whether the disk is full; true if this is a change.
     pub(crate) fn set_full(&self, full: bool) -> bool {
         let changes = self.is_full.swap(full, Ordering::Relaxed) != full;
         if changes && full {

@@ -1,4 +1,5 @@
-//! The syncers' threads, and all others who make written frames durable: each runs a sync, and then shows and answers what it covers.
+//! Makes written frames durable, on the syncers' threads and others: each call runs a sync, then
+//! makes the covered transactions visible and answers them.
 
 use std::io;
 
@@ -18,11 +19,11 @@ impl Commits {
                 Work::Sync => {
                     let sync = self.journal.lock().begin_sync(who);
                     self.pipeline.note_begun(sync.sequence());
-                    // Whoever is refused has been told.
+                    // Refused callers have already been answered.
                     let _ = self.finish_sync(sync);
                 }
                 Work::Prepare(preparation) => {
-                    // On a full disk all room is for the checkpoint.
+                    // On a full disk, all space is for the checkpoint.
                     if !self.reserve.is_full()
                         && let Err(error) = preparation.run()
                     {
@@ -34,14 +35,16 @@ impl Commits {
         }
     }
 
-    /// Runs a sync that [`Pipeline::sync_soon`] gave to the caller, and shows and answers what it covers.
+    /// Runs a sync that [`Pipeline::sync_soon`] assigned to the caller, and shows and answers the
+    /// transactions that it covers.
     pub(crate) fn finish_sync(&self, sync: JournalSync) -> Result<(), CommitError> {
         let ran = self.run_sync(sync);
         self.pipeline.end_sync();
         ran
     }
 
-    /// Makes everything written durable and shows it, with the journal locked: nothing waits afterwards.
+    /// Makes everything written durable and visible, with the journal locked; nothing waits
+    /// afterwards.
     pub(crate) fn settle(&self, journal: &mut Journal, who: usize) -> Result<(), CommitError> {
         let sync = journal.begin_sync(who);
         self.pipeline.note_begun(sync.sequence());

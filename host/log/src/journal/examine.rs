@@ -1,4 +1,4 @@
-//! The journal, looked at without opening it: what the next start would replay, what it would cut, and what it would refuse.
+//! Examines the journal without opening it: what the next start would replay, cut or refuse.
 
 use std::io;
 use std::ops::Range;
@@ -13,22 +13,22 @@ use crate::disk::Disk;
 use crate::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
 use crate::inspect::ReadOnlyDisk;
 
-/// What a journal is found to be.
+/// The result of examining a journal.
 pub struct JournalExamination {
     scan: JournalScan,
-    /// Files that hold, or may hold, what the checkpoint has not.
+    /// Files that contain, or may contain, transactions after the checkpoint.
     pub live_files: usize,
-    /// Older ones, kept to be used again.
+    /// Older files, kept for reuse.
     pub spare_files: usize,
-    /// Whether the file that the checkpoint names is there.
+    /// Whether the file that the checkpoint names exists.
     pub has_first_file: bool,
-    /// The last write, where it is not whole.
+    /// The last write, if it is incomplete.
     pub torn: Option<Gap>,
-    /// Where something durable is missing; a start refuses this.
+    /// A place where something durable is missing; a start refuses this.
     pub damage: Option<Gap>,
-    /// Sound transactions after the damage, in order; a start does not reach them.
+    /// Valid transactions after the damage, in order; a start does not reach them.
     pub after_damage: Vec<(u64, Bytes)>,
-    /// Files whose header is damaged; the frames in them make up for it.
+    /// Files with a damaged header but usable frames.
     pub damaged_headers: Vec<PathBuf>,
     /// Names in the directory that are not the journal's.
     pub strays: Vec<String>,
@@ -37,9 +37,9 @@ pub struct JournalExamination {
 /// A place in the journal without a readable frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// Which file.
+    /// The file's path.
     pub path: PathBuf,
-    /// Where in it.
+    /// The bytes without a readable frame.
     pub bytes: Range<u64>,
     /// The first sequence that is missing.
     pub sequence: u64,
@@ -78,7 +78,7 @@ pub fn examine(dir: &Path, first_file: u64, after_sequence: u64) -> io::Result<J
     Ok(found)
 }
 
-/// The files that were put to use, with the sequence that each begins with, by number.
+/// The used files, with the first sequence of each, by number.
 ///
 /// # Errors
 /// The disk's.
@@ -101,7 +101,7 @@ fn is_ours(name: &str) -> bool {
     super::is_file_name(name)
 }
 
-/// Whether a file that begins so is the journal's.
+/// Whether a file with this beginning belongs to the journal.
 pub(crate) fn begins_file(bytes: &[u8]) -> bool {
     bytes.starts_with(&MAGIC_ALL)
 }
@@ -113,7 +113,8 @@ impl JournalExamination {
         self.scan.last_sequence()
     }
 
-    /// Gives every frame's sequence and body, in order, up to the end, the torn tail or the damage.
+    /// Visits every frame's sequence and body, in order, up to the end, the torn tail or the
+    /// damage.
     ///
     /// # Errors
     /// What `visit` returns, or the disk's error.
@@ -128,7 +129,8 @@ impl JournalExamination {
         read_whole(&*self.scan.disk, &file_path(&self.scan.dir, number))
     }
 
-    /// The last file goes on with something that carries its salt, so was written after it was put to use, and is not whole.
+    /// An incomplete frame at the end of the last file. It has the file's salt, so it was written
+    /// during the current use of the file.
     fn torn_tail(&self) -> io::Result<Option<Gap>> {
         let Some(last) = self.scan.parts.last() else {
             return Ok(None);
@@ -153,7 +155,7 @@ impl JournalExamination {
         }))
     }
 
-    /// Notes the damage with its end, and what is sound after it.
+    /// Records the damage with its end, and the valid frames after it.
     fn look_past(&mut self, path: PathBuf, position: u64, sequence: u64) -> io::Result<()> {
         let name = path.file_name().and_then(|name| name.to_str());
         let number = name.and_then(|name| name.strip_suffix(SUFFIX)?.parse().ok());
@@ -205,14 +207,14 @@ fn word(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*word))
 }
 
-/// Where whole frames stand from `from` on that are newer than `missing`, with their sequences and bodies. A file's salt, where its
-/// header tells it, keeps out what the file held before it was used again.
+/// The positions, sequences and bodies of complete frames from `from` on that are newer than
+/// `missing`. The file's salt, if its header is readable, excludes frames of an earlier use.
 fn sound_frames(bytes: &Bytes, from: usize, missing: u64) -> Vec<(usize, u64, Bytes)> {
     let salt = FileHeader::decode(bytes).map(|header| header.salt);
     let mut found = Vec::new();
     let mut at = from;
     while at < bytes.len() {
-        // The cheap questions first, as in the scan.
+        // Cheap checks first, as in the scan.
         let sequence = word(bytes, at + 16).filter(|&sequence| sequence > missing);
         let same_file = salt.is_none_or(|salt| word(bytes, at + 8) == Some(salt));
         let is_frame = same_file && sequence > word(bytes, at + 24);

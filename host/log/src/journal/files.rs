@@ -1,4 +1,5 @@
-//! The journal's files as such: their headers, those kept for reuse, and the next one, made ready before it is needed.
+//! The journal's files: their headers, the spares, and the next one, which is prepared before it is
+//! needed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,18 +11,19 @@ use crate::frame::FRAME_HEADER_BYTES;
 
 /// Files kept for reuse; further ones are removed.
 pub(super) const SPARE_FILES_MAX: usize = 8;
-/// Spares that frames with messages leave alone: on a full disk they are for the frames that free room or only administer.
+/// Spares that frames with messages must not use: on a full disk they are for frames that free
+/// space or only administer.
 pub(super) const LEFT_BY_MESSAGES: usize = 2;
-/// Spares that every frame leaves alone: a checkpoint, which gives files back, needs a new one to begin with.
+/// Spares that no frame may use: a checkpoint, which frees files, needs a new file to begin with.
 pub(super) const LEFT_BY_FRAMES: usize = 1;
 pub(super) const FILE_HEADER_BYTES: usize = 64;
-/// Zeros that are written at once.
+/// Bytes of zeros written at once.
 const FILL_BYTES: u64 = 1 << 20;
-/// What every version's magic begins with.
+/// The beginning of every version's magic.
 pub(super) const MAGIC_ALL: [u8; 7] = *b"MRJRNL0";
-/// Version 1: the header says the first sequence; everything before it was durable.
+/// Version 1: the header has the first sequence; everything before it was durable.
 const MAGIC_1: [u8; 8] = *b"MRJRNL01";
-/// Version 2: the header says what was durable when the file was made ready.
+/// Version 2: the header says what was durable when the file was prepared.
 const MAGIC: [u8; 8] = *b"MRJRNL02";
 
 /// ```text
@@ -31,7 +33,7 @@ const MAGIC: [u8; 8] = *b"MRJRNL02";
 pub(super) struct FileHeader {
     pub(super) number: u64,
     pub(super) salt: u64,
-    /// A sequence that is known to have been durable.
+    /// A sequence known to have been durable.
     pub(super) synced: u64,
 }
 
@@ -76,14 +78,14 @@ pub(super) struct Ready {
     pub(super) handles: Handles,
 }
 
-/// Where the next files come from.
+/// The source of the next files.
 pub(super) struct NextFiles {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     file_bytes: u64,
     spares: Vec<u64>,
     ready: Option<Ready>,
-    /// The last number that was taken.
+    /// The last number taken.
     taken: u64,
 }
 
@@ -104,12 +106,12 @@ impl NextFiles {
         }
     }
 
-    /// Whether the file of this number is still to be made ready.
+    /// Whether the file with this number is not prepared yet.
     pub(super) fn lacks(&self, number: u64) -> bool {
         self.taken < number && self.ready.is_none()
     }
 
-    /// Makes a file ready, leaving `reserved` spares alone, unless it is too late.
+    /// Prepares a file, leaving `reserved` spares unused, unless its number was already taken.
     pub(super) fn prepare(&mut self, number: u64, reserved: usize, synced: u64) -> io::Result<()> {
         if self.lacks(number) {
             self.ready = Some(self.make_ready(number, reserved, synced)?);
@@ -117,7 +119,7 @@ impl NextFiles {
         Ok(())
     }
 
-    /// The file of this number: the one that is ready, or one made now.
+    /// The file with this number: the prepared one, or one created now.
     pub(super) fn take(&mut self, number: u64, reserved: usize, synced: u64) -> io::Result<Ready> {
         let taken = match self.ready.take() {
             Some(ready) => ready,
@@ -128,7 +130,7 @@ impl NextFiles {
         Ok(taken)
     }
 
-    /// A used file, unless only `reserved` of them are left, or else a new one.
+    /// A spare file, unless only `reserved` of them are left; otherwise a new one.
     fn make_ready(&mut self, number: u64, reserved: usize, synced: u64) -> io::Result<Ready> {
         let spare = self.spare(reserved)?;
         let made = self.make_of(spare.as_ref(), number, synced);
@@ -156,13 +158,14 @@ impl NextFiles {
             let others = (1..SYNCS_AT_ONCE_MAX).map(|_| self.disk.open(path));
             others.collect()
         };
-        // Opened before anything is renamed: where that fails the spare is what it was.
+        // Opened before it is renamed, so that the spare is unchanged if opening fails.
         let (file, others) = match spare {
             Some((old, file)) => {
                 if !was_begun(&**file)? {
                     self.fill(&**file)?;
                 }
-                // Under the name that nobody reads any more: whoever finds the new name finds the new header.
+                // The header is written under the old name, which is no longer read, so that a file
+                // with the new name always has the new header.
                 begin_file(&**file, header)?;
                 let old = file_path(&self.dir, *old);
                 let others = handles(&old)?;
@@ -189,8 +192,9 @@ impl NextFiles {
         })
     }
 
-    /// Writes zeros over what is only reserved, durably: afterwards a sync of frames changes nothing but their bytes. A file system
-    /// that has to note with each sync which reserved blocks are written now is slower, and may fail to without telling.
+    /// Durably writes zeros over reserved blocks, so that later syncs of frames change nothing but
+    /// their bytes. Otherwise the file system must record with each sync which reserved blocks are
+    /// now written; that is slower, and may fail without an error.
     fn fill(&self, file: &dyn DiskFile) -> io::Result<()> {
         let zeros = vec![0; usize::try_from(self.file_bytes.min(FILL_BYTES)).unwrap_or(0)];
         let mut at = 0;
@@ -211,7 +215,7 @@ impl NextFiles {
             let path = file_path(&self.dir, spare);
             let file = match self.disk.open(&path) {
                 Err(error) if is_full(&error) => {
-                    // There is no descriptor for it now; it stays what it is.
+                    // There is no file descriptor for it now; it stays as it is.
                     self.spares.push(spare);
                     return Err(error);
                 }
@@ -225,17 +229,17 @@ impl NextFiles {
         Ok(None)
     }
 
-    /// Whether there is one beside the `reserved` ones.
+    /// Whether there are more spares than `reserved`.
     pub(super) fn has_spare(&self, reserved: usize) -> bool {
         self.spares.len() > reserved
     }
 
-    /// Whether those that frames with messages leave alone are all there.
+    /// Whether all spares that frames with messages must not use exist.
     pub(super) fn has_reserved(&self) -> bool {
         self.spares.len() >= LEFT_BY_MESSAGES
     }
 
-    /// Removes all but those: they are room that others lack.
+    /// Removes all other spares, because their space is needed elsewhere.
     pub(super) fn give_up_others(&mut self) -> io::Result<()> {
         if self.spares.len() <= LEFT_BY_MESSAGES {
             return Ok(());
@@ -246,8 +250,8 @@ impl NextFiles {
         self.disk.sync_dir(&self.dir).map_err(final_error)
     }
 
-    /// Makes what is missing of those that frames with messages leave alone, under the highest numbers below `below` that are not
-    /// `taken`.
+    /// Creates the missing ones among these spares, under the highest numbers below `below` that
+    /// are not `taken`.
     pub(super) fn reserve(&mut self, below: u64, taken: &[u64]) -> io::Result<()> {
         for number in (0..below).rev() {
             if self.has_reserved() {
@@ -261,7 +265,7 @@ impl NextFiles {
         self.drop_spares()
     }
 
-    /// Files that nobody needs any more.
+    /// Takes files that are no longer needed.
     pub(super) fn give_back(&mut self, numbers: Vec<u64>) -> io::Result<()> {
         self.spares.extend(numbers);
         self.drop_spares()
@@ -277,7 +281,7 @@ impl NextFiles {
     }
 }
 
-/// Writes the header, and makes the first frame that the file held before unreadable.
+/// Writes the header, and makes the first frame of the file's earlier use unreadable.
 fn begin_file(file: &dyn DiskFile, header: FileHeader) -> io::Result<()> {
     let no_frame = [0; FRAME_HEADER_BYTES];
     file.write_pieces_at(&[&header.encode(), &no_frame], 0)?;
@@ -295,14 +299,14 @@ fn make(disk: &dyn Disk, path: &Path, file_bytes: u64) -> io::Result<Arc<dyn Dis
     }
 }
 
-/// What was reserved before the disk was full is given back; if that fails too, the next try reuses it.
+/// Frees what was reserved before the disk was full; if that fails too, the next try reuses it.
 fn remove_if_full(disk: &dyn Disk, path: &Path, error: &io::Error) {
     if is_full(error) {
         let _ = disk.remove(path);
     }
 }
 
-/// Whether a file was put to use once, and so is written and not only reserved.
+/// Whether a file was ever used, so that it is written and not only reserved.
 fn was_begun(file: &dyn DiskFile) -> io::Result<bool> {
     let mut magic = [0; MAGIC_ALL.len()];
     file.read_at(&mut magic, 0)?;
@@ -317,13 +321,13 @@ fn file_name(number: u64) -> String {
     format!("{number:012}{SUFFIX}")
 }
 
-/// Whether a file of that name is the journal's.
+/// Whether this is the name of a journal file.
 #[must_use]
 pub fn is_file_name(name: &str) -> bool {
     number_of(name).is_some()
 }
 
-/// The number of a file that is named as ours are; other names that hold a number are not ours.
+/// The number in a journal file's name; other names with a number are not ours.
 pub(super) fn number_of(name: &str) -> Option<u64> {
     let number = name.strip_suffix(SUFFIX)?.parse().ok()?;
     (file_name(number) == name).then_some(number)

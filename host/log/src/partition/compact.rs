@@ -1,18 +1,21 @@
-//! Compaction: of all messages with one key only the latest stays, in sealed segments.
+//! Compaction of sealed segments: of all messages with one key only the latest is kept.
 //!
-//! A pass reads what came since the last one and notes where each key's latest message stands, as many keys as memory may hold; then
-//! it writes every segment anew, oldest first, without what is superseded. Offsets never change: what is gone leaves gaps, in the form
-//! that [`millrace_model::batch::Thinned`] explains, so that damage is still told from compaction. A segment with damage in it is left
-//! as it is.
+//! A pass reads everything since the last pass and remembers the position of each key's latest
+//! message, for as many keys as memory allows. Then it rewrites every segment, oldest first,
+//! without superseded messages. Offsets never change: removed messages leave gaps, in a form
+//! explained at [`millrace_model::batch::Thinned`], so that damage can still be distinguished from
+//! compaction. A damaged segment is left as it is.
 //!
-//! A segment's new file is written beside the old one, made durable, and takes its name; only then the next segment's turn comes. A
-//! crash leaves either file whole, and every message that a removed one is superseded by.
+//! A segment's new file is written beside the old one, made durable, and renamed over it; only then
+//! does the next segment follow. After a crash, one of the two files is complete, and so is every
+//! message that supersedes a removed one.
 //!
-//! **A tombstone** (a message without a value) goes last: when it is old enough, and when the same pass has seen for itself that nothing
-//! older of its key is left in any segment before it. Nothing is taken over from earlier passes: what they could not remove, or could
-//! not read, is still there for this one to find, and a segment that is damaged, missing, or encrypted with a key that is not here keeps
-//! all tombstones after it. How old a tombstone is counts from when its segment ended by the host's clock: no reader was shown it later
-//! than that, and no producer has a say in it.
+//! **A tombstone** (a message without a value) is removed last: when it is old enough, and when the
+//! same pass has seen that no earlier segment has an older message with its key. Nothing is assumed
+//! from earlier passes, because messages that they could not remove or read are still there. A
+//! segment that is damaged, missing, or encrypted with an unknown key keeps all tombstones after
+//! it. A tombstone's age counts from the end of its segment by the host's clock: by then every
+//! reader could see it, and its producer cannot influence it.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -29,44 +32,45 @@ use crate::disk::{DiskFile, final_error};
 use crate::index::{Footer, Index, Noted, Tombstones};
 use crate::segment::examine::{Found, walk, whole};
 
-/// Keys whose latest message one pass remembers, about 64 MiB. More are left to the next pass.
+/// Keys whose latest message one pass remembers, about 64 MiB. More are left for the next pass.
 pub const COMPACTION_KEYS_MAX: usize = 1 << 20;
 /// Bytes written at once.
 const RUN_BYTES_MAX: usize = 1 << 20;
 
 /// One pass over a partition's sealed segments.
 pub struct Compaction<'a> {
-    /// Those to compact, oldest first: all before the active one.
+    /// The segments to compact, oldest first: all before the active one.
     pub segments: &'a [SealedSegment],
-    /// Where the partition's files begin; if the first segment begins later, one is missing.
+    /// The start of the partition's files; if the first segment begins later, one is missing.
     pub start: Offset,
-    /// What is before was compacted by earlier passes.
+    /// Earlier passes compacted everything before this offset.
     pub clean: Offset,
     /// The host's clock.
     pub now: Timestamp,
-    /// How old a tombstone becomes, in milliseconds, counted from when its segment ended.
+    /// The age at which tombstones are removed, in milliseconds since the end of their segment.
     pub tombstone_ms: u64,
-    /// Keys that memory may hold.
+    /// Maximum number of keys in memory.
     pub keys_max: usize,
-    /// Told how many bytes were read or written since it was told last; false ends the pass.
+    /// Called with the bytes read or written since the last call; false ends the pass.
     pub pace: &'a mut dyn FnMut(u64) -> bool,
-    /// Puts a new file in the place of the old one; see [`PartitionFiles::replace`].
+    /// Replaces an old file with the new one; see [`PartitionFiles::replace`].
     pub replace: &'a mut dyn FnMut(Rewritten) -> io::Result<()>,
 }
 
-/// What a pass came to.
+/// The result of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passed {
-    /// Everything before is compacted now.
+    /// Everything before this offset is compacted now.
     pub clean: Offset,
-    /// Tombstones from here on stayed, however old: something here cannot be read, and may hold what they removed.
+    /// Tombstones from this offset on were kept whatever their age, because something here cannot
+    /// be read and may contain messages that they deleted.
     pub held_from: Option<Offset>,
 }
 
-/// Why a pass ended early. What it did so far counts; the next one does the rest.
+/// Why a pass ended early. Its work so far counts; the next one continues.
 #[derive(Debug, thiserror::Error)]
 pub enum CompactionError {
-    /// It was told to.
+    /// It was told to end.
     #[error("it was asked to stop")]
     Stopped,
     /// The disk failed, or is full.
@@ -74,7 +78,8 @@ pub enum CompactionError {
     Io(#[from] io::Error),
 }
 
-/// Where keys' latest messages stand. Keyed at random, so that nobody can choose keys that meet.
+/// The positions of keys' latest messages. The hash has a random key, so that an attacker cannot
+/// choose colliding keys.
 struct Latest {
     hashers: [RandomState; 2],
     offsets: HashMap<[u64; 2], Offset>,
@@ -93,7 +98,8 @@ impl Compaction<'_> {
     /// [`CompactionError`].
     pub fn run(mut self) -> Result<Passed, CompactionError> {
         let (latest, clean) = self.latest()?;
-        // Once something cannot be taken out, what it might bring back has to stay removed.
+        // Once something cannot be removed, the tombstones of keys that it might bring back must
+        // stay.
         let mut held_from = None;
         let mut expected = self.start;
         let segments = self.segments;
@@ -109,8 +115,8 @@ impl Compaction<'_> {
         Ok(Passed { clean, held_from })
     }
 
-    /// Where each key's latest message stands among those after `clean`, and up to where that is known; and of those before, where the
-    /// tombstones stand that are old.
+    /// The positions of each key's latest message after `clean`, and the offset up to which they
+    /// are known; and before `clean`, the positions of old tombstones.
     fn latest(&mut self) -> Result<(Latest, Offset), CompactionError> {
         let mut latest = Latest {
             hashers: [RandomState::new(), RandomState::new()],
@@ -132,7 +138,8 @@ impl Compaction<'_> {
                 let Some(batch) = readable(segment, &batch) else {
                     return true;
                 };
-                // Room for a whole batch, so that the pass ends between two; and for one of them always.
+                // Requires room for a whole batch, so that the pass ends between batches, but
+                // always allows one.
                 if !is_first && latest.offsets.len() + batch.message_count() > keys_max {
                     full_at = Some(batch.base_offset());
                     return false;
@@ -154,7 +161,7 @@ impl Compaction<'_> {
         Ok((latest, known))
     }
 
-    /// As many as half of the memory holds, the oldest first; others are left to the next pass.
+    /// Uses at most half of the memory, for the oldest ones; others are left for the next pass.
     fn note_old_tombstones(&mut self, latest: &mut Latest) -> Result<(), CompactionError> {
         let keys_max = (self.keys_max / 2).max(1);
         let (segments, clean) = (self.segments, self.clean);
@@ -187,7 +194,7 @@ impl Compaction<'_> {
         Ok(())
     }
 
-    /// `None` if the file is not there.
+    /// `None` if the file does not exist.
     fn facts(&self, segment: &SealedSegment) -> io::Result<Option<SegmentFacts>> {
         match segment.facts(self.now) {
             Ok(facts) => Ok(Some(facts)),
@@ -196,7 +203,8 @@ impl Compaction<'_> {
         }
     }
 
-    /// Compacts one segment; false if it may hold something that is superseded, and nobody can tell.
+    /// Compacts one segment; false if it cannot be ruled out that it still contains superseded
+    /// messages.
     fn compact(
         &mut self,
         segment: &SealedSegment,
@@ -204,7 +212,8 @@ impl Compaction<'_> {
         known_to: Offset,
         keeps_tombstones: bool,
     ) -> Result<bool, CompactionError> {
-        // It was trimmed meanwhile, and then the next pass finds it well; or it is lost, and may be put back.
+        // It was trimmed meanwhile, and then the next pass finds everything in order; or it is
+        // lost, and may be restored.
         let (Some(file), Some(facts)) = (open(segment)?, self.facts(segment)?) else {
             return Ok(false);
         };
@@ -217,7 +226,7 @@ impl Compaction<'_> {
             let hash = latest.hash(&batch.bytes()[key.clone()]);
             match latest.offsets.get(&hash) {
                 Some(&newest) if record.offset < newest => false,
-                // The walk came by everything before it, and left nothing of its key.
+                // The walk has visited everything before it and left nothing with its key.
                 Some(&newest) if record.offset == newest => {
                     keeps_tombstones || record.value.is_some()
                 }
@@ -252,23 +261,26 @@ impl Compaction<'_> {
         writer.index.set_tombstones(tombstones);
         let rewritten = written.and_then(|()| writer.finish(facts.sealed_at));
         if rewritten.is_err() {
-            // What is left of it takes room; opening the directory again removes it, too.
+            // The unfinished file takes space; the next start would also remove it.
             let _ = segment.place.disk.remove(&unfinished);
         }
-        // Whether it became shorter or not: what is superseded is not to be read again.
+        // Even if the file is no shorter: superseded messages must no longer be readable.
         let rewritten = rewritten?;
-        // The old index goes first: it must never stand beside the new file. Without one it is built again.
+        // The old index is removed first, because it must never be beside the new file. A missing
+        // index is rebuilt.
         let place = &segment.place;
         place.disk.remove(&segment.index_path())?;
         sync_names(segment)?;
         (self.replace)(rewritten)?;
-        // And this before the next segment, or a tombstone might go for good before what it removed.
+        // Durable before the next segment; otherwise a tombstone could be permanently removed
+        // before the messages that it deleted.
         sync_names(segment)?;
         Ok(true)
     }
 }
 
-/// Makes names durable. Where the directory is gone its topic was deleted meanwhile, and nothing has failed.
+/// Makes names durable. A missing directory means that its topic was deleted meanwhile, which is
+/// not a failure.
 fn sync_names(segment: &SealedSegment) -> io::Result<()> {
     let place = &segment.place;
     match place.disk.sync_dir(place.location.dir()) {
@@ -277,7 +289,7 @@ fn sync_names(segment: &SealedSegment) -> io::Result<()> {
     }
 }
 
-/// Reads a segment until `visit` says no more, or `pace` does.
+/// Reads a segment until `visit` or `pace` ends it.
 fn walk_paced(
     segment: &SealedSegment,
     file: &Arc<dyn DiskFile>,
@@ -317,7 +329,7 @@ fn tombstones(segment: &SealedSegment, found: &Found, latest: &Latest) -> Vec<([
     messages(&batch).filter_map(hashed).collect()
 }
 
-/// Whether a batch holds a tombstone, as far as it can be looked into.
+/// Whether a batch contains a tombstone, as far as its records can be read.
 pub(super) fn holds_tombstone(plain: &RecordBatch) -> bool {
     let is_tombstone = |record: RecordView| record.key.is_some() && record.value.is_none();
     let inflated = plain.inflated();
@@ -325,7 +337,7 @@ pub(super) fn holds_tombstone(plain: &RecordBatch) -> bool {
 }
 
 impl SealedSegment {
-    /// Reads it until there is a tombstone; notes whether there is.
+    /// Reads it up to the first tombstone; records whether there is one.
     pub(super) fn search_tombstones(
         &self,
         facts: &SegmentFacts,
@@ -348,7 +360,7 @@ impl SealedSegment {
         match (holds, is_whole) {
             (true, _) => self.note_tombstones(facts, Tombstones::Some)?,
             (false, true) => self.note_tombstones(facts, Tombstones::None)?,
-            // What cannot be read now may be another time.
+            // An unreadable part may be readable another time.
             (false, false) => {}
         }
         Ok(holds)
@@ -364,7 +376,7 @@ fn open(segment: &SealedSegment) -> io::Result<Option<Arc<dyn DiskFile>>> {
     }
 }
 
-/// A stored batch as it was produced; `None` if the key to it is not here.
+/// A stored batch as it was produced; `None` if its encryption key is missing.
 fn produced(segment: &SealedSegment, stored: &RecordBatch) -> Option<RecordBatch> {
     match &segment.place.cipher {
         Some(cipher) => cipher.decrypt(stored).ok(),
@@ -372,12 +384,12 @@ fn produced(segment: &SealedSegment, stored: &RecordBatch) -> Option<RecordBatch
     }
 }
 
-/// A stored batch with records that can be looked at; `None` if they cannot.
+/// A stored batch with readable records; `None` if they cannot be read.
 fn readable(segment: &SealedSegment, stored: &RecordBatch) -> Option<RecordBatch> {
     produced(segment, stored)?.inflated().ok()
 }
 
-/// The records of a batch that carries messages, as far as they can be looked at.
+/// The records of a batch with messages, as far as they can be read.
 pub(super) fn messages(batch: &RecordBatch) -> impl Iterator<Item = RecordView> {
     let records = batch.records().ok().filter(|_| !batch.is_control());
     records.into_iter().flatten().map_while(Result::ok)
@@ -387,10 +399,10 @@ pub(super) fn messages(batch: &RecordBatch) -> impl Iterator<Item = RecordView> 
 #[derive(Default)]
 struct Survey {
     changes: bool,
-    /// There are tombstones among what stays.
+    /// Whether tombstones remain.
     keeps_tombstones: bool,
     is_damaged: bool,
-    /// There are batches that cannot be looked into.
+    /// Whether there are unreadable batches.
     is_opaque: bool,
 }
 
@@ -429,9 +441,9 @@ struct Writer {
     unfinished: PathBuf,
     file: Arc<dyn DiskFile>,
     index: Index,
-    /// The batch that was kept last: it reaches over what goes after it.
+    /// The last kept batch: it is extended over the gap after it.
     last: Option<RecordBatch>,
-    /// Up to where batches were taken.
+    /// The offset up to which batches were processed.
     reached: Offset,
     buffer: Vec<u8>,
     position: u64,
@@ -484,7 +496,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes what was kept last so that everything before `offset` is vouched for.
+    /// Writes the last kept batch, extended so that everything before `offset` is accounted for.
     fn fill_to(&mut self, offset: Offset) -> io::Result<()> {
         if let Some(last) = self.last.take() {
             self.write(&last.reaching(offset))?;
@@ -534,8 +546,9 @@ impl Writer {
         self.fill_to(self.segment.end)?;
         self.flush()?;
         self.file.sync_data().map_err(final_error)?;
-        // Nothing else holds what it holds, and where a file grows ext4 may answer once more when it has just failed, or lose a block
-        // that it had to note as written (see docs/reliability.md): so all is written again, over blocks that are there.
+        // No other file has this content, and for a growing file ext4 may falsely report a
+        // successful sync just after it failed, or lose a block that it should record as written
+        // (see docs/reliability.md). So everything is written again, over existing blocks.
         self.write_again()?;
         self.file.sync_data().map_err(final_error)?;
         self.index.seal(sealed_at);
@@ -548,7 +561,7 @@ impl Writer {
     }
 }
 
-/// A segment's new file, durable, and not yet in its place.
+/// A segment's new file, durable but not yet in its place.
 pub struct Rewritten {
     segment: SealedSegment,
     unfinished: PathBuf,
@@ -565,8 +578,8 @@ impl Rewritten {
 }
 
 impl PartitionFiles {
-    /// The sealed segments that a checkpoint knows to be sealed: only those may be written anew, for a crash would take others for the
-    /// active one, with the length that it had.
+    /// The segments that are sealed in the checkpoint. Only these may be rewritten: after a crash,
+    /// any other one could be taken for the active segment, with its earlier length.
     #[must_use]
     pub fn compactable_segments(&self) -> Vec<SealedSegment> {
         let mut segments = self.sealed_segments();
@@ -574,21 +587,22 @@ impl PartitionFiles {
         segments
     }
 
-    /// Up to where earlier passes compacted.
+    /// The offset up to which earlier passes compacted.
     #[must_use]
     pub fn clean(&self) -> Offset {
         self.clean
     }
 
-    /// Notes that everything before `clean` is compacted; the next mark says so.
+    /// Records that everything before `clean` is compacted; the next mark includes it.
     pub fn set_clean(&mut self, clean: Offset) {
         self.clean = clean;
     }
 
-    /// Puts a segment's new file in the place of the old one, whose readers go on; or removes it if the segment is no longer there.
+    /// Replaces a segment's file with the new one; current readers of the old file continue. If the
+    /// segment no longer exists, removes the new file.
     ///
     /// # Errors
-    /// The disk's; the old file is in its place then.
+    /// The disk's; the old file is still in place then.
     pub fn replace(&mut self, rewritten: Rewritten) -> io::Result<()> {
         let Rewritten {
             segment,
@@ -604,7 +618,7 @@ impl PartitionFiles {
         self.place.cache.forget(&segment.path());
         self.footers.lock().insert(segment.base, footer);
         let written = disk.create(&segment.index_path());
-        // Only to save building it: where it cannot be written, that is done.
+        // Only saves rebuilding it later, so a failure does not matter.
         let _ = written.and_then(|file| file.write_all_at(&index.encode(), 0));
         Ok(())
     }

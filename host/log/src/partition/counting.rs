@@ -1,5 +1,6 @@
-//! How many messages stand between two offsets. Where nothing was ever compacted that is their distance; elsewhere each segment says it of
-//! itself, and only one that a bound lies in is read.
+//! Counts messages between two offsets. Where nothing was ever compacted, this is their distance.
+//! Elsewhere each segment's index has its count, and only segments that contain one of the two
+//! offsets are read.
 
 use std::io;
 use std::ops::Range;
@@ -9,26 +10,28 @@ use millrace_model::{Offset, RecordBatch};
 use super::{Part, PartitionFiles, SealedSegment, SegmentReader};
 use crate::segment::SegmentError;
 
-/// Bytes that are read at once.
+/// Bytes read at once.
 const READ_BYTES: usize = 1 << 20;
 
-/// Messages to be counted without holding up the writer.
+/// A count that can be made without blocking the writer.
 pub struct Counting {
     range: Range<Offset>,
-    /// Those that hold some of them.
+    /// The segments that contain some of the messages.
     segments: Vec<SealedSegment>,
-    /// From where on nothing was compacted.
+    /// Nothing from this offset on was compacted.
     dense_from: Offset,
 }
 
 impl PartitionFiles {
-    /// What has to be looked at to count the messages of these offsets. `is_compacted` says that the partition's topic is compacted
-    /// now; that it was is seen by how far. What a first pass removed that was broken off before compaction was turned off again still counts.
+    /// Collects what is needed to count the messages in this range. `is_compacted` says whether the
+    /// topic is compacted now; earlier compaction shows in the offset up to which the partition is
+    /// compacted. If compaction was turned off during its first pass, messages that this pass
+    /// removed are still counted.
     #[must_use]
     pub fn counting(&self, range: Range<Offset>, is_compacted: bool) -> Counting {
         let start = range.start.max(self.start);
         let range = start..range.end.max(start);
-        // The active segment is never written anew.
+        // The active segment is never rewritten.
         let dense_from = match is_compacted || self.clean > Offset(0) {
             true => self.active.base,
             false => Offset(0),
@@ -47,13 +50,13 @@ impl PartitionFiles {
 }
 
 impl Counting {
-    /// Whether files have to be read for it.
+    /// Whether files must be read for it.
     #[must_use]
     pub fn reads(&self) -> bool {
         !self.segments.is_empty()
     }
 
-    /// How many there are. What cannot be read counts for nothing.
+    /// The number of messages. Unreadable ones do not count.
     ///
     /// # Errors
     /// The disk's.
@@ -83,7 +86,7 @@ impl SealedSegment {
         self.walk(within)
     }
 
-    /// All of its messages, as its index says, or as are found the first time.
+    /// The number of all its messages, from its index, or by reading it the first time.
     fn messages(&self) -> io::Result<u64> {
         let known = self.footers.lock().get(&self.base).copied();
         if let Some(messages) = known.and_then(|footer| footer.messages) {

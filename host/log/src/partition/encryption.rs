@@ -1,7 +1,9 @@
-//! Batches of one partition, encrypted on their way into its segments and decrypted on their way out.
+//! Encrypts batches of one partition when they are written to its segments, and decrypts them when
+//! they are read.
 //!
-//! The body of a stored batch is `[version u8][topic u64][partition u32]` (big-endian), then an encrypted piece ([`crate::cipher`]).
-//! What it belongs to is the batch's header and the place: a batch that is moved to another offset or partition is not read.
+//! The body of a stored batch is `[version u8][topic u64][partition u32]` (big-endian), followed by
+//! an encrypted piece ([`crate::cipher`]), which is bound to the batch's header and place: a batch
+//! that was moved to another offset or partition cannot be decrypted.
 
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ use crate::cipher::{self, Cipher, DecryptError};
 const VERSION: u8 = 1;
 const PLACE_BYTES: usize = 13;
 
-/// The keys, and whose batches they are for.
+/// The keys, and the partition of the batches.
 #[derive(Clone, Debug)]
 pub struct BatchCipher {
     cipher: Arc<Cipher>,
@@ -29,7 +31,7 @@ impl BatchCipher {
         Self { cipher, place }
     }
 
-    /// For whatever partition the batch names itself: for looking into a file on its own.
+    /// For the partition that the batch itself names, to examine a file on its own.
     #[must_use]
     pub fn as_named(cipher: Arc<Cipher>, batch: &RecordBatch) -> Option<Self> {
         let place = *batch.body().first_chunk()?;
@@ -49,7 +51,7 @@ impl BatchCipher {
         })
     }
 
-    /// The batch as it was produced; itself where it is not encrypted.
+    /// The batch as it was produced; the same batch if it is not encrypted.
     ///
     /// # Errors
     /// [`DecryptError`].
@@ -70,7 +72,7 @@ impl BatchCipher {
     }
 }
 
-/// The key that an encrypted batch names; `None` for plain ones.
+/// The key id of an encrypted batch; `None` for a plain one.
 #[must_use]
 pub fn key_id(stored: &RecordBatch) -> Option<u32> {
     let body = stored.is_encrypted().then(|| stored.body())?;

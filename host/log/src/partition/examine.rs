@@ -1,4 +1,5 @@
-//! One partition's files, looked at without opening the partition: every batch is read, and everything compared with the mark.
+//! Examines one partition's files without opening the partition: reads every batch, and compares
+//! everything with the mark.
 
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -18,48 +19,48 @@ use crate::inspect::{ReadOnlyDisk, read_whole};
 use crate::segment::DamageKind;
 use crate::segment::examine::{Found, walk, whole};
 
-/// What is met on the way, in order.
+/// An event of the examination, in order.
 #[derive(Debug)]
 pub enum Met {
-    /// Bytes of segments that were read since the last time.
+    /// Bytes of segments read since the last event of this kind.
     Read(u64),
-    /// A sound batch: the key that it is encrypted with, if it is.
+    /// A valid batch, with the id of its encryption key, if any.
     Batch(Option<u32>),
-    /// Something that is not as written, or not needed.
+    /// Something that differs from what was written, or is not needed.
     Fault(Fault),
 }
 
-/// One thing that is not as it should be.
+/// A single problem.
 #[derive(Debug)]
 pub struct Fault {
-    /// Which file.
+    /// The file's path.
     pub path: PathBuf,
-    /// Where in it, if it is about a part.
+    /// The bytes in it, if the problem is about a part.
     pub bytes: Option<Range<u64>>,
-    /// The offsets affected, if any are. The end is [`Offset::MAX`] where nothing tells it.
+    /// The affected offsets, if any. The end is [`Offset::MAX`] if it is unknown.
     pub offsets: Option<Range<Offset>>,
-    /// What it is.
+    /// The kind of problem.
     pub kind: FaultKind,
 }
 
 /// Kinds of faults.
 #[derive(Debug)]
 pub enum FaultKind {
-    /// Bytes are not those that were written.
+    /// Bytes differ from what was written.
     Damaged,
-    /// What stands there was written for another topic or partition.
+    /// The data belongs to another topic or partition.
     Misplaced,
-    /// A segment that the partition does not need, and that was written for another topic or partition.
+    /// A segment that the partition does not need, and that belongs to another topic or partition.
     Foreign,
-    /// The same, kept by a start under this name.
+    /// Such a segment, kept by a start under this name.
     SetAside,
-    /// The file, or its end, is not there.
+    /// The file, or its end, is missing.
     Missing,
     /// The disk gave an error.
     Unreadable(io::Error),
-    /// The index leads to wrong places, though its checksum is right.
+    /// The index has wrong positions, although its checksum is right.
     IndexMisleads,
-    /// The index is damaged; reading makes a new one in memory.
+    /// The index is damaged; reading builds a new one in memory.
     IndexDamaged,
     /// An index without its segment.
     IndexAlone,
@@ -69,13 +70,14 @@ pub enum FaultKind {
     AfterMark,
     /// A segment that the checkpoint does not know yet: the journal has it.
     AfterCheckpoint,
-    /// So many messages of a compacted partition are there though a later one with the same key stands for them.
+    /// The number of messages in a compacted partition that a later message with the same key
+    /// should have replaced.
     Superseded(u64),
     /// Not a partition's file.
     Stray,
 }
 
-/// How much was read.
+/// Totals of what was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
     /// Segment files.
@@ -88,10 +90,11 @@ pub struct Sums {
     pub bytes: u64,
 }
 
-/// Reads all files of a partition. Without a mark the files themselves must tell how far they reach.
+/// Reads all files of a partition. Without a mark, their extent is determined from the files
+/// themselves.
 ///
 /// # Errors
-/// Only if the directory cannot be listed; whatever else the disk refuses is a [`Fault`].
+/// Only if the directory cannot be listed; all other errors of the disk are a [`Fault`].
 pub fn examine(
     listing: &Listing,
     partition: TopicPartition,
@@ -224,7 +227,8 @@ impl Examination<'_> {
         count.is_ok_and(|count| !is_of(&header[..count], self.stamp))
     }
 
-    /// One segment with offsets `base..end`; of the active one, the bytes that the mark vouches for.
+    /// Examines one segment with offsets `base..end`; of the active one, only the bytes that the
+    /// mark counts.
     fn look_at(&mut self, base: Offset, end: Offset, marked_bytes: Option<u64>) {
         let path = self.files.location.segment(base);
         if let Err(error) = self.read(&path, base, end, marked_bytes) {
@@ -330,7 +334,7 @@ impl Examination<'_> {
 
 /// The index beside a sealed segment.
 enum Guide {
-    /// There is none, which is as good: one is made when the segment is read.
+    /// There is none, which is no problem: it is built when the segment is read.
     None,
     Damaged,
     Index(Checked),
@@ -346,17 +350,17 @@ impl Guide {
     }
 }
 
-/// An index whose entries are compared with the batches as they come.
+/// An index whose entries are compared with the batches as they are read.
 struct Checked {
     index: Index,
     last: Option<(Offset, u64)>,
-    /// An entry may stand for a batch that cannot be read any more.
+    /// Whether entries may belong to batches that can no longer be read.
     after_damage: bool,
     misleads: bool,
 }
 
 impl Checked {
-    /// The entry for a batch is that of one before it, or its own.
+    /// Checks that the entry for a batch is its own or that of an earlier batch.
     fn check(&mut self, base: Offset, position: u64) {
         let entry = self.index.before(base);
         if entry != self.last {

@@ -1,8 +1,9 @@
-//! Which files of a topic's directory belong to which partition.
+//! The layout of a topic's directory: which files belong to which partition.
 //!
-//! All segments of a topic stand in its one directory, the partition in their names: `PARTITION-OFFSET.segment`. Thousands of
-//! partitions then cost neither thousands of directories nor as many listings at the start. Version 0.1 gave each partition a
-//! directory of its own, `PARTITION/OFFSET.segment`; where one is found the partition goes on in it.
+//! All segments of a topic are in one directory, with the partition in their names:
+//! `PARTITION-OFFSET.segment`. So thousands of partitions cost neither thousands of directories nor
+//! as many listings at the start. Version 0.1 gave each partition its own directory,
+//! `PARTITION/OFFSET.segment`; if there is one, the partition continues in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,10 +15,10 @@ use crate::disk::Disk;
 
 pub(super) const SEGMENT_SUFFIX: &str = ".segment";
 pub(super) const INDEX_SUFFIX: &str = ".index";
-/// Of a segment that is kept though it is not the partition's; a number follows.
+/// Suffix of a segment that was kept although it belongs to another partition; a number follows.
 const ASIDE_SUFFIX: &str = ".misplaced-";
 
-/// Where one partition's files stand, and how they are called.
+/// The paths of one partition's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
     dir: PathBuf,
@@ -25,7 +26,7 @@ pub struct Location {
 }
 
 impl Location {
-    /// In the topic's directory, as new partitions do.
+    /// In the topic's directory, for new partitions.
     #[must_use]
     pub fn new(topic_dir: &Path, partition: u32) -> Self {
         Self {
@@ -34,7 +35,7 @@ impl Location {
         }
     }
 
-    /// In a directory of its own, as partitions of version 0.1 do.
+    /// In its own directory, for partitions of version 0.1.
     #[must_use]
     pub fn own_dir(topic_dir: &Path, partition: u32) -> Self {
         Self {
@@ -43,7 +44,7 @@ impl Location {
         }
     }
 
-    /// The directory that the files are in.
+    /// The directory of the files.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -55,13 +56,13 @@ impl Location {
         self.path(base, SEGMENT_SUFFIX)
     }
 
-    /// The index beside it.
+    /// The index beside that segment.
     #[must_use]
     pub fn index(&self, base: Offset) -> PathBuf {
         self.path(base, INDEX_SUFFIX)
     }
 
-    /// Where the segment goes that has its name and is not its partition's.
+    /// The path for a segment that has this partition's name but belongs to another one.
     pub(super) fn aside(&self, base: Offset, number: u32) -> PathBuf {
         let name = file_name(base, SEGMENT_SUFFIX);
         self.file(&format!("{name}{ASIDE_SUFFIX}{number}"))
@@ -71,13 +72,13 @@ impl Location {
         self.file(&file_name(base, suffix))
     }
 
-    /// The file that [`Files::names`] calls so.
+    /// The path of a file in [`Files::names`].
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{}{name}", self.prefix))
     }
 }
 
-/// What is in a topic's directory, listed once for all its partitions.
+/// The content of a topic's directory, listed once for all its partitions.
 #[derive(Debug)]
 pub struct Listing {
     topic_dir: PathBuf,
@@ -91,12 +92,12 @@ pub struct Listing {
 pub struct Files {
     /// Where they are.
     pub location: Location,
-    /// Their names without what says the partition.
+    /// Their names without the partition.
     pub(super) names: Vec<String>,
 }
 
 impl Listing {
-    /// Lists the directory; fine if there is none.
+    /// Lists the directory; not an error if there is none.
     ///
     /// # Errors
     /// The disk's.
@@ -130,7 +131,7 @@ impl Listing {
         }
     }
 
-    /// A partition's files; lists the partition's own directory where it has one.
+    /// A partition's files; lists the partition's own directory if it has one.
     ///
     /// # Errors
     /// The disk's.
@@ -153,7 +154,7 @@ impl Listing {
         flat.chain(self.own_dirs.iter().copied()).collect()
     }
 
-    /// What belongs to no partition below `partitions`.
+    /// Files that belong to no partition below `partitions`.
     #[must_use]
     pub fn strangers(&self, partitions: u32) -> Vec<PathBuf> {
         let mut strangers = self.strangers.clone();
@@ -161,7 +162,7 @@ impl Listing {
             strangers.push(self.topic_dir.join(partition.to_string()));
         }
         let flat = self.names.iter().filter(|&(&partition, _)| {
-            // Beside a directory of its own nobody looks for it.
+            // If the partition has its own directory, files beside it are not used.
             partition >= partitions || self.own_dirs.contains(&partition)
         });
         for (partition, names) in flat {
@@ -173,7 +174,7 @@ impl Listing {
 }
 
 impl Files {
-    /// Of a partition that has none yet.
+    /// For a partition without files.
     #[must_use]
     pub fn none(location: Location) -> Self {
         Self {
@@ -194,20 +195,20 @@ impl Files {
     }
 }
 
-/// A number as this program writes it.
+/// Parses a number in the form in which this program writes it.
 fn number(text: &str) -> Option<u32> {
     let number = text.parse().ok()?;
     let plain = text == "0" || !text.starts_with(['0', '+']);
     plain.then_some(number)
 }
 
-/// The base offset of a file that is named as ours are; other names that hold a number are not ours.
+/// The base offset in one of our file names; other names with a number are not ours.
 pub(super) fn base_in(name: &str, suffix: &str) -> Option<Offset> {
     let base = Offset(name.strip_suffix(suffix)?.parse().ok()?);
     (file_name(base, suffix) == name).then_some(base)
 }
 
-/// Whether a segment was kept under this name that is not the partition's.
+/// Whether this is the name of a kept segment of another partition.
 pub(super) fn is_aside(name: &str) -> bool {
     name.split_once(ASIDE_SUFFIX)
         .is_some_and(|(segment, _)| base_in(segment, SEGMENT_SUFFIX).is_some())
@@ -217,7 +218,7 @@ fn file_name(base: Offset, suffix: &str) -> String {
     format!("{:020}{suffix}", base.0)
 }
 
-/// The first offset of a segment by its file's name, of either layout.
+/// The first offset of a segment from its file's name, in either layout.
 pub(crate) fn base_in_file_name(name: &str) -> Option<Offset> {
     let base = name.split_once('-').map_or(name, |(_, base)| base);
     base_in(base, SEGMENT_SUFFIX)

@@ -1,8 +1,9 @@
-//! What compaction should have taken out and did not, told by the files alone: messages before the point up to which a partition is said to
-//! be compacted, though a later one there has the same key.
+//! Finds messages that compaction should have removed but did not, from the files alone: messages
+//! in the compacted part of a partition for which there is a later one there with the same key.
 //!
-//! Such are left where a segment could not be read when its turn came, and by versions that forgot segments which would not have become
-//! shorter. Where the later message was a tombstone that is gone by now, nothing tells: then the older one is the key's only message.
+//! They remain if a segment could not be read during compaction, and after versions that skipped
+//! segments which would not have become shorter. If the later message was a tombstone that is
+//! already removed, this cannot be detected: then the older one is the key's only message.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -13,11 +14,11 @@ use millrace_model::{Offset, RecordBatch};
 
 use super::compact::{COMPACTION_KEYS_MAX, messages};
 
-/// Looks at batches as they come.
+/// Examines batches as they are read.
 pub(super) struct Leftovers {
     clean: Offset,
     hashers: [RandomState; 2],
-    /// Where each key's latest message stands, and in which of the segments.
+    /// The offset of each key's latest message, and the index of its segment.
     latest: HashMap<[u64; 2], (Offset, usize)>,
     segments: Vec<Segment>,
     keys_max: usize,
@@ -25,7 +26,7 @@ pub(super) struct Leftovers {
 
 struct Segment {
     path: PathBuf,
-    /// Messages that are superseded.
+    /// Number of superseded messages.
     count: u64,
     offsets: Option<Range<Offset>>,
 }
@@ -49,7 +50,8 @@ impl Leftovers {
         });
     }
 
-    /// What cannot be looked into says nothing; nor do keys that are too many to be remembered.
+    /// Examines a batch. Unreadable batches, and keys beyond the number that can be remembered, are
+    /// ignored.
     pub(super) fn note(&mut self, stored: &RecordBatch) {
         if stored.base_offset() >= self.clean {
             return;
@@ -73,7 +75,7 @@ impl Leftovers {
         }
     }
 
-    /// The segments with such messages: which file, how many, and where they stand.
+    /// The segments with such messages: file, number, and offsets.
     pub(super) fn found(self) -> impl Iterator<Item = (PathBuf, u64, Range<Offset>)> {
         let segments = self.segments.into_iter();
         segments.filter_map(|segment| Some((segment.path, segment.count, segment.offsets?)))

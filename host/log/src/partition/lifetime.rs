@@ -1,7 +1,8 @@
-//! How long a partition's messages stay: where it begins, which sealed segments there are and how old, and when the active one ends.
+//! The lifetime of a partition's messages: its start, its sealed segments and their ages, and when
+//! the active segment ends.
 //!
-//! The start moves first and is durable in a checkpoint; only then are files removed. A crash in between leaves files that
-//! [`sweep`] removes when the partition is opened.
+//! The start moves first and becomes durable in a checkpoint; only then are files removed. If the
+//! host crashes in between, [`sweep`] removes the files when the partition is opened.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,11 +14,11 @@ use super::{Footers, Mark, Part, PartitionFiles, Place, SegmentReader};
 use crate::index::{FOOTER_BYTES, Footer, Index, Tombstones};
 use crate::segment::{Patience, Segment, SegmentError, Source};
 
-/// A moment so far ahead of the host's clock was noted by a clock that was wrong: then what is to be counted from it counts from now.
-/// Less is what clocks are set by every day.
+/// A recorded time that is further ahead of the host's clock than this came from a wrong clock:
+/// ages then count from now instead. Smaller steps happen every day.
 const AHEAD_MS_MAX: u64 = 60_000;
 
-/// Removes what lies wholly below the start, and what a crash left unfinished.
+/// Removes segments entirely below the start, and files that a crash left unfinished.
 pub(super) fn sweep(
     place: &Place,
     names: &[String],
@@ -41,11 +42,11 @@ pub(super) fn sweep(
     Ok(())
 }
 
-/// What a file has for an ending while it is being written, to take the place of another one.
+/// Suffix of a file that is being written and will replace another one.
 pub(super) const UNFINISHED_SUFFIX: &str = ".unfinished";
 
 impl PartitionFiles {
-    /// Tells the time, and how large and how old segments become from now on.
+    /// Sets the current time, and the size and age at which segments end from now on.
     pub fn configure(&mut self, now: Timestamp, segment_bytes: u64, segment_ms: Option<u64>) {
         self.now = now;
         self.place.segment_bytes = segment_bytes;
@@ -53,19 +54,19 @@ impl PartitionFiles {
         let opened_at = self.active.opened_at;
         if self.active.bytes > 0 && (opened_at == Timestamp::default() || is_ahead(opened_at, now))
         {
-            // Of a version that did not say, or by a clock that was ahead: its age counts from here.
+            // A version did not record the time, or the clock was ahead: the age counts from now.
             self.active.opened_at = now;
         }
     }
 
-    /// Whether the active segment has come to the age at which it ends.
+    /// Whether the active segment has reached the age at which it ends.
     #[must_use]
     pub fn is_aged(&self) -> bool {
         let age_ms = self.now.0.saturating_sub(self.active.opened_at.0);
         self.active.bytes > 0 && self.segment_ms.is_some_and(|max_ms| age_ms >= max_ms)
     }
 
-    /// Ends the active segment, if there is anything in it.
+    /// Ends the active segment if it is not empty.
     ///
     /// # Errors
     /// The disk's.
@@ -76,10 +77,11 @@ impl PartitionFiles {
         Ok(())
     }
 
-    /// The partition begins at `start` from now on, or at its end if that is earlier. An active segment that is wholly below ends.
+    /// Moves the partition's start to `start`, or to its end if that is earlier. An active segment
+    /// entirely below it ends.
     ///
     /// # Errors
-    /// The disk's; the start has moved then, too.
+    /// The disk's; the start has moved nevertheless.
     pub fn advance_start(&mut self, start: Offset) -> io::Result<()> {
         self.start = self.start.max(start.min(self.end));
         if self.start == self.end {
@@ -88,7 +90,7 @@ impl PartitionFiles {
         Ok(())
     }
 
-    /// Gives up the sealed segments that lie wholly below the start. To be called when a checkpoint holds the start.
+    /// Takes the sealed segments entirely below the start. Call it when a checkpoint has the start.
     pub fn take_below_start(&mut self) -> Below {
         let ends = self.sealed.iter().skip(1).copied();
         let ends = ends.chain([self.active.base]);
@@ -105,7 +107,7 @@ impl PartitionFiles {
         }
     }
 
-    /// Notes that a checkpoint holds `mark`.
+    /// Notes that a checkpoint has this mark.
     pub fn set_marked(&mut self, mark: Mark) {
         self.marked = mark.segment;
     }
@@ -130,7 +132,7 @@ impl PartitionFiles {
         self.active.bytes
     }
 
-    /// The active segment as it is now, if it holds anything.
+    /// The current active segment, if it is not empty.
     #[must_use]
     pub fn active_reader(&self) -> Option<SegmentReader> {
         let from = self.active.base;
@@ -152,10 +154,10 @@ impl Below {
         self.bases.is_empty()
     }
 
-    /// Removes their files, oldest first; returns how many bytes they had.
+    /// Removes their files, oldest first; returns their bytes.
     ///
     /// # Errors
-    /// The disk's. What is left is removed when the partition is opened again.
+    /// The disk's. Remaining files are removed when the partition is opened again.
     pub fn remove(self) -> io::Result<u64> {
         let mut bytes = 0;
         for base in self.bases {
@@ -167,7 +169,7 @@ impl Below {
     }
 }
 
-/// A sealed segment, to be asked without holding up the writer.
+/// A sealed segment, which can be used without blocking the writer.
 #[derive(Clone)]
 pub struct SealedSegment {
     pub(super) place: Place,
@@ -178,7 +180,7 @@ pub struct SealedSegment {
     pub end: Offset,
 }
 
-/// What retention and compaction go by.
+/// Facts for retention and compaction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SegmentFacts {
     /// Its first offset.
@@ -189,9 +191,9 @@ pub struct SegmentFacts {
     pub bytes: u64,
     /// The largest timestamp in it.
     pub max_timestamp: Timestamp,
-    /// When it ended, by the host's clock; 0 where nobody knows.
+    /// When it ended, by the host's clock; 0 if unknown.
     pub sealed_at: Timestamp,
-    /// Whether there are tombstones in it.
+    /// Whether it contains tombstones.
     pub tombstones: Tombstones,
 }
 
@@ -200,8 +202,9 @@ fn is_ahead(noted: Timestamp, now: Timestamp) -> bool {
 }
 
 impl SealedSegment {
-    /// What is known of it; read from its index the first time, or from the segment where that does not tell. Where nobody knows when
-    /// it ended, or a clock that was far ahead said so, that is taken to be `now`, and written down.
+    /// Its facts, read from its index the first time, or from the segment if the index lacks them.
+    /// If the time of its end is unknown, or came from a clock that was far ahead, `now` is used
+    /// and recorded.
     ///
     /// # Errors
     /// The disk's.
@@ -222,7 +225,7 @@ impl SealedSegment {
         })
     }
 
-    /// Notes whether there are tombstones in it, also beside it, so that nobody has to look again.
+    /// Records whether it contains tombstones, also in its index, so that it is not searched again.
     ///
     /// # Errors
     /// The disk's.
@@ -242,9 +245,9 @@ impl SealedSegment {
         Ok(())
     }
 
-    /// Only for next time: where it cannot be written it is built again.
+    /// Stores the index. Only for next time: if it cannot be written, it will be rebuilt.
     pub(super) fn keep_index(&self, index: &Index) {
-        // What is damaged now may be mended, or put back: then the index of the damage would be believed.
+        // Damage may be repaired later; a stored index that skips it would then be trusted.
         if !index.has_gaps() {
             let written = self.place.disk.create(&self.index_path());
             let _ = written.and_then(|file| file.write_all_at(&index.encode(), 0));
@@ -301,7 +304,7 @@ impl SealedSegment {
         self.place.location.index(self.base)
     }
 
-    /// Its messages.
+    /// A reader of its messages.
     #[must_use]
     pub fn reader(&self) -> SegmentReader {
         SegmentReader {
@@ -314,8 +317,8 @@ impl SealedSegment {
 }
 
 impl SegmentReader {
-    /// What `look` first finds in a batch that may hold something at or after `at`. What is damaged is passed over, and so is what was
-    /// removed meanwhile.
+    /// The first result of `look` in a batch that may have messages at or after `at`. Damaged
+    /// parts, and parts removed meanwhile, are skipped.
     ///
     /// # Errors
     /// The disk's.

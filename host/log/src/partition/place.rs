@@ -1,4 +1,5 @@
-//! Whose files they are: what is written is stamped for its partition, and what is stamped for another one is not written over.
+//! Ownership of files: written batches are stamped for their partition, and files with another
+//! partition's stamp are not overwritten.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,8 +11,8 @@ use rustix::io::Errno;
 use super::{Active, PartitionFiles, Place};
 
 impl PartitionFiles {
-    /// Goes on in a new segment where the active one's file begins with another partition's messages, or does not tell: nothing of
-    /// them is written over.
+    /// Continues in a new segment if the active one's file begins with another partition's
+    /// messages, or cannot be read, so that none of them are overwritten.
     pub(super) fn leave_misplaced(&mut self) -> io::Result<()> {
         if self.active.is_own {
             return Ok(());
@@ -26,19 +27,20 @@ impl PartitionFiles {
     }
 }
 
-/// What stands in a segment's file.
+/// The content of a segment's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holds {
-    /// There is none.
+    /// There is no file.
     Nothing,
-    /// Nothing that is known to be another partition's.
+    /// Nothing in it is known to belong to another partition.
     Own,
     /// It begins with another partition's messages, or cannot be read.
     Other,
 }
 
 impl Place {
-    /// What the disk refuses to tell is somebody else's; where only this process is short of files, that is an error.
+    /// A file that the disk cannot read counts as another partition's; a lack of file descriptors
+    /// in this process is an error instead.
     pub(super) fn holds(&self, base: Offset) -> io::Result<Holds> {
         let Some(stamp) = self.stamp else {
             return Ok(Holds::Own);
@@ -56,7 +58,8 @@ impl Place {
         })
     }
 
-    /// Removes a segment and its index; what is known to be another partition's, or cannot be read, is kept under another name.
+    /// Removes a segment and its index; a file that belongs to another partition, or cannot be
+    /// read, is kept under another name.
     pub(super) fn remove(&self, base: Offset) -> io::Result<()> {
         let path = self.location.segment(base);
         self.cache.forget(&path);
@@ -83,7 +86,7 @@ impl Place {
         self.disk.sync_dir(self.location.dir())
     }
 
-    /// A batch as it stands in the files.
+    /// A batch in its stored form.
     pub(super) fn stored(&self, batch: &RecordBatch) -> RecordBatch {
         let stamped = match self.stamp {
             Some(stamp) => batch.clone().stamped(stamp),
@@ -103,7 +106,7 @@ fn is_short_of_files(error: &io::Error) -> bool {
     )
 }
 
-/// Whether a segment that begins so may be the partition's own.
+/// Whether a segment with this beginning may belong to the partition.
 pub(super) fn is_of(header: &[u8], stamp: Stamp) -> bool {
     Stamp::in_header(header).is_none_or(|found| found == stamp)
 }

@@ -1,4 +1,4 @@
-//! How far a partition's files reach, told by the files alone: for the day on which the checkpoint that knew it is lost.
+//! Determines the extent of a partition's files from the files alone, if the checkpoint is lost.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -11,18 +11,18 @@ use crate::disk::Disk;
 use crate::inspect::ReadOnlyDisk;
 use crate::segment::examine::{Found, walk, whole};
 
-/// What the files hold.
+/// The content of the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// How far they reach.
+    /// Their extent.
     pub mark: Mark,
-    /// The segment at the mark, where it goes on after it.
+    /// The segment at the mark, if it continues after it.
     pub cut: Option<PathBuf>,
     /// Segments that begin after the mark.
     pub after: Vec<PathBuf>,
 }
 
-/// Reads what the partition's files hold; of what the journal holds as well, from `journal_from` on, nothing.
+/// Reads the partition's files, except messages from `journal_from` on, which the journal has.
 ///
 /// # Errors
 /// The disk's.
@@ -63,7 +63,8 @@ pub fn told(
             told.cut = Some(path);
         }
     }
-    // What lies between the files and the journal is lost: the files are closed before the hole, and it reads as damaged.
+    // Messages between the files and the journal are lost: the files end before the hole, which
+    // reads as damaged.
     if let Some(from) = journal_from
         && told.mark.end < from
     {

@@ -1,5 +1,5 @@
-//! A partition's files as a mark has them, kept under second names: whatever becomes of the partition from then on, they stay as they
-//! were. For a copy of a partition that goes on being written, compacted and trimmed.
+//! Preserves a partition's files as of a mark, with hard links, whatever happens to the partition
+//! afterwards. For copying a partition while it is written, compacted and trimmed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,19 +10,19 @@ use super::verify::KeptSegment;
 use super::{Mark, PartitionFiles};
 use crate::disk::Disk;
 
-/// A segment under its second name.
+/// A segment with a hard link.
 #[derive(Clone, Debug)]
 pub struct Standing {
-    /// The segment; its path is the second name.
+    /// The segment; its path is the hard link.
     pub segment: KeptSegment,
-    /// Its own name.
+    /// Its original path.
     pub own: PathBuf,
-    /// Its index, if it has one: the second name and its own.
+    /// Its index, if it has one: the hard link and the original path.
     pub index: Option<(PathBuf, PathBuf)>,
 }
 
 impl KeptSegment {
-    /// How much of the file counts; `None` for all of it.
+    /// How many bytes of the file count; `None` for all of them.
     #[must_use]
     pub fn counted_bytes(&self) -> Option<u64> {
         self.active_bytes
@@ -30,9 +30,10 @@ impl KeptSegment {
 }
 
 impl PartitionFiles {
-    /// Gives the files that `mark` counts second names in `dir`, numbered from `number` on. The mark must be of the last checkpoint that
-    /// was decided: what one after it lets go may be gone already. Nobody may put another file in the place of one meanwhile, which a
-    /// lock on this sees to. Segments that are lost are in the second list.
+    /// Creates hard links in `dir`, numbered from `number` on, for the files that `mark` counts.
+    /// The mark must be of the last decided checkpoint, because files that a later one drops may
+    /// already be removed. No file may be replaced meanwhile; a lock on this ensures it. The second
+    /// list has lost segments.
     ///
     /// # Errors
     /// The disk's.
@@ -64,7 +65,7 @@ impl PartitionFiles {
                 lost.push(own);
                 continue;
             };
-            // Of the active segment there is an index only if it was sealed since, with more in it.
+            // The active segment has an index only if it was sealed since then, with more content.
             let is_active = mark.bytes > 0 && base == mark.segment;
             let index = self.place.location.index(base);
             let second = match is_active {
@@ -86,7 +87,7 @@ impl PartitionFiles {
     }
 }
 
-/// Gives a file a second name; `None` if there is no such file.
+/// Creates a hard link to a file; `None` if the file does not exist.
 fn second_name(
     disk: &dyn Disk,
     own: &Path,

@@ -1,6 +1,7 @@
-//! What a compacted partition is due for though nobody writes to it: tombstones grow old by themselves.
+//! Work that a compacted partition needs even without writes, because tombstones grow old.
 //!
-//! Nothing of it is stored. A start looks again: it costs one read of what indexes do not tell.
+//! None of this is stored. A start looks again, which costs one read of the parts that indexes do
+//! not describe.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -12,21 +13,21 @@ use super::{Mark, SealedSegment, SegmentFacts, SegmentReader};
 use crate::index::Tombstones;
 use crate::segment::SegmentError;
 
-/// Bytes of the active segment that are searched at once.
+/// Bytes of the active segment searched at once.
 const SEARCH_BYTES: usize = 1 << 20;
-/// An active segment that is written to ends for its tombstones at this age at the earliest, in milliseconds; one that is not written to
-/// ends as soon as they are old.
+/// Minimum age in milliseconds at which an active segment with continuing writes ends because of
+/// its tombstones; one without writes ends as soon as they are old.
 const BUSY_SEGMENT_MS_MIN: u64 = 60 * 60 * 1000;
-/// After a pass so many times as long as it took no other one is made only because tombstones are old.
+/// After a pass, no other pass is made only for old tombstones for this many times its duration.
 const REST_FACTOR: u32 = 9;
-/// How long it is believed that what could not be read still cannot be.
+/// How long an unreadable part is assumed to stay unreadable.
 const HELD_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What is remembered of a partition between two looks at it.
+/// What is remembered about a partition between two checks.
 #[derive(Debug, Default)]
 pub struct Upkeep {
     active: Searched,
-    /// From where on the last pass kept tombstones, and how long that is believed.
+    /// The offset from which on the last pass kept tombstones, and until when this is assumed.
     held: Option<(Offset, Duration)>,
     rests_until: Duration,
 }
@@ -37,12 +38,13 @@ struct Searched {
     base: Offset,
     to: Offset,
     holds: bool,
-    /// What it had when it was looked at last.
+    /// Its size at the last check.
     bytes: u64,
 }
 
 impl SegmentFacts {
-    /// Whether tombstones in it had their time, which counts from when the segment ended: by then readers could see them all.
+    /// Whether tombstones in it are old enough, counted from the end of the segment: by then
+    /// readers could see them all.
     #[must_use]
     pub fn tombstones_are_old(&self, tombstone_ms: u64, now: Timestamp) -> bool {
         now.0.saturating_sub(self.sealed_at.0) > tombstone_ms
@@ -50,7 +52,7 @@ impl SegmentFacts {
 }
 
 impl Upkeep {
-    /// Whether the active segment is to end, so that its tombstones can grow old.
+    /// Whether the active segment should end so that its tombstones can grow old.
     ///
     /// # Errors
     /// [`CompactionError`].
@@ -89,7 +91,7 @@ impl Upkeep {
                     self.active.to = batches.last().map_or(mark.end, |last| last.end_offset());
                 }
                 Err(SegmentError::Damaged { to, .. }) => self.active.to = to,
-                // The key to it is not here; a start with the key looks again.
+                // Its encryption key is missing; a start with the key looks again.
                 Err(SegmentError::Io(error)) if error.kind() == ErrorKind::PermissionDenied => {
                     self.active.to = mark.end;
                 }
@@ -99,7 +101,8 @@ impl Upkeep {
         Ok(self.active.holds)
     }
 
-    /// Whether there are old tombstones that a pass over these segments would remove; `elapsed` is a clock that never goes back.
+    /// Whether a pass over these segments would remove old tombstones; `elapsed` is a monotonic
+    /// clock.
     ///
     /// # Errors
     /// [`CompactionError`].
@@ -137,7 +140,7 @@ impl Upkeep {
         Ok(false)
     }
 
-    /// Notes what a pass came to that ended at `elapsed` and took so long.
+    /// Records the result of a pass that ended at `elapsed` and took `took`.
     pub fn note_pass(&mut self, passed: &Passed, took: Duration, elapsed: Duration) {
         self.rests_until = elapsed.saturating_add(took.saturating_mul(REST_FACTOR));
         let until = elapsed.saturating_add(HELD_FOR);

@@ -1,4 +1,5 @@
-//! What a running host's files are found to be: read from the disk, batch by batch, beside those who read and write them.
+//! Verifies the files of a running host: reads them from the disk, batch by batch, while they are
+//! in use.
 
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -13,20 +14,21 @@ use crate::pace::{Pace, PacedFile};
 use crate::segment::DamageKind;
 use crate::segment::examine::{Found, walk, whole};
 
-/// One segment as it stood when it was asked for; what stood then does not change.
+/// One segment as of a moment; this part of it does not change afterwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptSegment {
     /// Its file.
     pub path: PathBuf,
     /// The offsets in it.
     pub offsets: Range<Offset>,
-    /// Bytes of the active segment; of a sealed one, the whole file counts.
+    /// Bytes of the active segment; for a sealed one, the whole file counts.
     pub(super) active_bytes: Option<u64>,
     pub(super) stamp: Option<Stamp>,
 }
 
 impl KeptSegment {
-    /// Whether what is kept `now` is this segment still: the active one may have grown, a sealed one is no other.
+    /// Whether this segment is among those kept `now`: the active one may have grown, a sealed one
+    /// must be the same.
     #[must_use]
     pub fn stands_in(&self, now: &[Self]) -> bool {
         let grown = |now: &Self| {
@@ -38,19 +40,19 @@ impl KeptSegment {
     }
 }
 
-/// Messages that are not there as they were written.
+/// Messages that differ from what was written, or are missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// Which.
+    /// Their offsets.
     pub offsets: Range<Offset>,
-    /// Where in the file; empty if the file, or this end of it, is gone.
+    /// Their bytes in the file; empty if the file, or its end, is missing.
     pub bytes: Range<u64>,
     /// What is there instead.
     pub kind: DamageKind,
 }
 
 impl PartitionFiles {
-    /// All segments, ascending. Where one is missing before the first, it stands there as well.
+    /// All segments, ascending. A missing segment before the first is included.
     #[must_use]
     pub fn kept(&self) -> Vec<KeptSegment> {
         let bases = self.sealed.iter().copied().chain([self.active.base]);
@@ -69,10 +71,10 @@ impl PartitionFiles {
     }
 }
 
-/// Reads a segment from the disk to its end, at a pace; says what is damaged in it.
+/// Reads a whole segment from the disk, at a pace; returns the damage in it.
 ///
 /// # Errors
-/// The disk's, or the pace's. A file that is not there is damage, not an error.
+/// The disk's, or the pace's. A missing file is damage, not an error.
 pub fn verify(disk: &dyn Disk, segment: &KeptSegment, pace: &Pace) -> io::Result<Vec<Damage>> {
     let Some(file) = open(disk, &segment.path)? else {
         let (offsets, bytes) = (segment.offsets.clone(), 0..0);
@@ -90,7 +92,7 @@ pub fn verify(disk: &dyn Disk, segment: &KeptSegment, pace: &Pace) -> io::Result
     damage_in(paced, segment)
 }
 
-/// As [`verify`], through a file of somebody's own.
+/// Like [`verify`], with a given file.
 ///
 /// # Errors
 /// The file's.

@@ -1,10 +1,11 @@
-//! Items of a block, in the order of their keys.
+//! A block of a run: items in the order of their keys.
 //!
 //! ```text
 //! items   then where each begins, u32 each   then how many there are, u32
 //! item    0 flags u8 (1 has a value, 2 ends)   1 key's length u16   3 value's length u32   7 end u64   key   value
 //! ```
-//! Lengths and ends that an item has not are left out. A block is believed as far as each look into it goes, and no further.
+//! Fields that an item does not have are left out. Each access checks exactly the bytes that it
+//! uses.
 
 use std::cmp::Ordering;
 
@@ -14,14 +15,14 @@ const HAS_VALUE: u8 = 1;
 const ENDS: u8 = 2;
 const PLACE_BYTES: usize = 4;
 
-/// A key, and what is said of it.
+/// A key with its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item<'a> {
-    /// Which key.
+    /// The key.
     pub key: &'a [u8],
-    /// Its value; `None` removes what older runs say.
+    /// Its value; `None` removes the key from older runs.
     pub value: Option<&'a [u8]>,
-    /// When it ends; the largest number for never.
+    /// When it expires; the largest number means never.
     pub ends_at: u64,
 }
 
@@ -42,7 +43,7 @@ impl BlockBuilder {
         &self.first_key
     }
 
-    /// Whether the item has room beside those that are there.
+    /// Whether there is room for the item.
     pub(super) fn has_room_for(&self, item: &Item<'_>) -> bool {
         let bytes = 15 + item.key.len() + item.value.map_or(0, <[u8]>::len) + PLACE_BYTES;
         let held = self.items.len() + (self.places.len() + 1) * PLACE_BYTES;
@@ -69,7 +70,7 @@ impl BlockBuilder {
         self.items.extend_from_slice(item.value.unwrap_or_default());
     }
 
-    /// The block; the next one begins.
+    /// Appends the block to `out` and begins the next one.
     pub(super) fn take(&mut self, out: &mut Vec<u8>) {
         out.clear();
         out.append(&mut self.items);
@@ -79,7 +80,7 @@ impl BlockBuilder {
     }
 }
 
-/// Where an item stands in a block, for whoever comes back to it.
+/// The position of an item in a block, for a later access.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Spot {
     key: (usize, usize),
@@ -88,7 +89,7 @@ pub(super) struct Spot {
 }
 
 impl Spot {
-    /// The item, of the body of the block that it was found in.
+    /// The item, from the body of the block in which it was found.
     pub(super) fn item<'a>(&self, body: &'a [u8]) -> Option<Item<'a>> {
         let value = match self.value {
             Some((from, to)) => Some(body.get(from..to)?),
@@ -102,7 +103,7 @@ impl Spot {
     }
 }
 
-/// A block's bytes, to be looked into. `None` of any look: it is malformed.
+/// The bytes of a block. Any access returns `None` if the block is malformed.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
     items: &'a [u8],
@@ -126,7 +127,7 @@ impl<'a> Block<'a> {
         self.spot(index)?.item(self.items)
     }
 
-    /// Where an item is, all of which is there.
+    /// The position of an item, all of whose bytes exist.
     pub(super) fn spot(&self, index: usize) -> Option<Spot> {
         let at = u32_at(self.places, index * PLACE_BYTES)? as usize;
         let item = self.items.get(at..)?;
@@ -156,7 +157,7 @@ impl<'a> Block<'a> {
         })
     }
 
-    /// Whether all items can be read, and their keys ascend, the first one after this key if there is one.
+    /// Whether all items can be read, and their keys ascend and come after `key`, if given.
     pub(super) fn ascends_after(&self, key: Option<&[u8]>) -> bool {
         let mut last = key;
         (0..self.count()).all(|index| {
@@ -165,7 +166,8 @@ impl<'a> Block<'a> {
         })
     }
 
-    /// The first item whose key is not before this one; their count if there is none.
+    /// The index of the first item whose key is not before this one; the number of items if there
+    /// is none.
     pub(super) fn seek(&self, key: &[u8]) -> Option<usize> {
         let (mut from, mut to) = (0, self.count());
         while from < to {

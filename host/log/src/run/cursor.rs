@@ -1,4 +1,4 @@
-//! Goes through a run in the order of its keys, and reads ahead.
+//! Iterates over a run in the order of its keys, with read-ahead.
 
 use std::sync::Arc;
 
@@ -7,26 +7,26 @@ use super::reader::{Map, Run};
 use super::{Item, Piece, RunError};
 use crate::pace::Pace;
 
-/// Bytes read at once, about, by whoever reads on and on.
+/// Approximate bytes read at once by a long iteration.
 const AHEAD_BYTES: usize = 256 << 10;
-/// Bytes read at first: many look at a few items and go.
+/// Bytes read first, because many iterations need only a few items.
 const FIRST_AHEAD_BYTES: usize = 16 << 10;
 
-/// A place in a run.
+/// A position in a run.
 pub struct Cursor<'a> {
     run: &'a Run,
     map: Arc<Map>,
-    /// The block that it is in.
+    /// The current block.
     block: usize,
     piece: Piece,
     item: usize,
-    /// How many items the block has, and where in it that one is.
+    /// The number of items in the block, and the index of the current one.
     count: usize,
     spot: Spot,
-    /// Pieces read ahead, and where they begin.
+    /// Pieces read ahead, and their position.
     ahead: Vec<u8>,
     ahead_at: u64,
-    /// Bytes to be read the next time.
+    /// Bytes to read next time.
     next_ahead: usize,
     pace: Option<Pace>,
 }
@@ -49,7 +49,7 @@ impl<'a> Cursor<'a> {
             spot: Spot::default(),
             ahead: Vec::new(),
             ahead_at: 0,
-            // At a pace all of it is read.
+            // A paced iteration reads everything.
             next_ahead: match pace {
                 Some(_) => AHEAD_BYTES,
                 None => FIRST_AHEAD_BYTES,
@@ -65,7 +65,7 @@ impl<'a> Cursor<'a> {
         Ok(cursor)
     }
 
-    /// The item that it is at; `None` at the end.
+    /// The current item; `None` at the end.
     ///
     /// # Errors
     /// [`RunError`].
@@ -77,7 +77,7 @@ impl<'a> Cursor<'a> {
         item.map(Some).ok_or_else(|| self.malformed())
     }
 
-    /// Goes to the next item.
+    /// Moves to the next item.
     ///
     /// # Errors
     /// [`RunError`].
@@ -86,7 +86,7 @@ impl<'a> Cursor<'a> {
         self.enter()
     }
 
-    /// To the item, which begins the next block if it is past this one.
+    /// Enters the current item, or the next block if it is past the end of this one.
     fn enter(&mut self) -> Result<(), RunError> {
         if self.item >= self.count && !self.piece.body().is_empty() {
             self.block += 1;
@@ -101,7 +101,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// Reads the block that it is in; past the last one there is nothing.
+    /// Reads the current block; nothing past the last one.
     fn load(&mut self) -> Result<(), RunError> {
         self.piece.clear();
         if self.block >= self.map.index.len() {

@@ -1,7 +1,8 @@
-//! Reads all of a run, whatever is damaged in it: for the scrubber, the doctor, and a repair, which writes anew what can be read.
+//! Reads a whole run despite damage, for the background search and the doctor.
 //!
-//! Blocks are walked by their own lengths, so that items are found where the index is lost. Where a block is damaged the index says where
-//! the next one begins; if that is lost, too, the block's own length is tried, and where it leads nowhere the rest cannot be read.
+//! It walks blocks by their own lengths, so that items are found even if the index is lost. After a
+//! damaged block, the index has the position of the next one. If the index is lost too, the block's
+//! own length is tried; if that leads nowhere, the rest cannot be read.
 
 use std::fmt;
 use std::io;
@@ -14,37 +15,37 @@ use super::reader::Run;
 use super::{HEADER_BYTES, Item, PIECE_HEADER_BYTES, Piece, RunError, body_bytes};
 use crate::pace::Pace;
 
-/// Bytes read at once, about.
+/// Approximate bytes read at once.
 const AHEAD_BYTES: usize = 256 << 10;
 
-/// What is met on the way, in order.
+/// An event of the examination, in order.
 #[derive(Debug)]
 pub enum Met<'a> {
-    /// So many bytes were read since the last time.
+    /// Bytes read since the last event of this kind.
     Read(u64),
-    /// An item of a sound block.
+    /// An item of a valid block.
     Item(Item<'a>),
-    /// Something that is not as it was written.
+    /// Something that differs from what was written.
     Fault(Fault),
 }
 
-/// One thing that is not as it should be.
+/// A single problem.
 #[derive(Debug)]
 pub enum Fault {
     /// Items cannot be read.
     Items {
-        /// Where they stand in the file.
+        /// Their bytes in the file.
         bytes: Range<u64>,
-        /// The last key that can be read before them; `None` if they begin the run.
+        /// The last readable key before them; `None` if they are at the beginning of the run.
         after: Option<Vec<u8>>,
-        /// The first key that can be read after them; `None` if they end the run.
+        /// The first readable key after them; `None` if they are at the end of the run.
         before: Option<Vec<u8>>,
         /// What is wrong with the first of them.
         error: RunError,
     },
-    /// Index or filter cannot be read, or do not say what stands in the run. The items are all there.
+    /// The index or the filter cannot be read, or does not match the run. All items are intact.
     Map(RunError),
-    /// All items can be read, and are not as many as the trailer says.
+    /// All items can be read, but their number differs from the trailer's.
     Counts {
         /// Items with a value.
         entries: u64,
@@ -73,10 +74,11 @@ impl fmt::Display for Fault {
 }
 
 impl Run {
-    /// Reads everything, at a pace, beside what the system has in memory. Of a block that is not sound no item is shown.
+    /// Reads everything at a pace, bypassing the page cache. Items of a damaged block are not
+    /// shown.
     ///
     /// # Errors
-    /// Only those of the pace; whatever the disk refuses is a [`Fault`].
+    /// Only those of the pace; errors of the disk are a [`Fault`].
     pub fn examine(&self, pace: &Pace, visit: &mut dyn FnMut(Met<'_>)) -> io::Result<()> {
         let facts = *self.facts();
         pace(facts.file_bytes - facts.index_at)?;
@@ -112,20 +114,20 @@ struct Examination<'a> {
     run: &'a Run,
     pace: &'a Pace,
     visit: &'a mut dyn FnMut(Met<'_>),
-    /// Bytes read ahead, and where they begin.
+    /// Bytes read ahead, and their position.
     ahead: Vec<u8>,
     ahead_at: u64,
-    /// The last key of a sound block.
+    /// The last key of the last valid block.
     last_key: Option<Vec<u8>>,
-    /// What could not be read since then.
+    /// The unreadable part since then.
     gap: Option<(Range<u64>, RunError)>,
     has_gaps: bool,
     entries: u64,
     removals: u64,
     blocks: u64,
-    /// The filter denies a key that is there.
+    /// Whether the filter denies an existing key.
     denied: bool,
-    /// The index has a sound block elsewhere, or not at all.
+    /// Whether the index has a valid block in a wrong place, or not at all.
     misled: bool,
 }
 
@@ -158,7 +160,7 @@ impl Examination<'_> {
         Ok(())
     }
 
-    /// Shows the block that begins here; says where it ends.
+    /// Shows the block that begins here; returns its end.
     fn look_at(
         &mut self,
         at: u64,
@@ -187,7 +189,7 @@ impl Examination<'_> {
         Ok(next)
     }
 
-    /// Shows the items of a block that was checked.
+    /// Shows the items of a checked block.
     fn show(&mut self, block: &Block<'_>, filter: Option<&Filter>) -> Option<()> {
         self.end_gap(Some(block.item(0)?.key));
         for place in 0..block.count() {
@@ -225,7 +227,7 @@ impl Examination<'_> {
         }
     }
 
-    /// What is known only at the end.
+    /// Makes the checks that are possible only at the end.
     fn conclude(&mut self) {
         self.end_gap(None);
         let facts = self.run.facts();
@@ -244,7 +246,7 @@ impl Examination<'_> {
         }
     }
 
-    /// Where a piece ends by its own length, as far as that is read and can be.
+    /// The end of a piece by its own length, if the length is readable and possible.
     fn end_of_piece(&self, at: u64) -> Option<u64> {
         let from = usize::try_from(at.checked_sub(self.ahead_at)?).ok()?;
         let length = body_bytes(self.ahead.get(from..)?)?;
@@ -252,7 +254,7 @@ impl Examination<'_> {
         (length > 0 && end <= self.run.facts().index_at).then_some(end)
     }
 
-    /// Has these bytes, and if the disk gives them more, read ahead.
+    /// Makes these bytes available, and reads ahead if the disk allows it.
     fn read(&mut self, at: u64, bytes: usize) -> Result<(), Failed> {
         let held = self.ahead_at..self.ahead_at + self.ahead.len() as u64;
         if held.contains(&at) && held.end - at >= bytes as u64 {
@@ -268,7 +270,7 @@ impl Examination<'_> {
         for wanted in [ahead, bytes] {
             self.ahead.resize(wanted, 0);
             match self.run.read_beside_cache(&mut self.ahead, at) {
-                // One sector that fails must not take the blocks with it that were to be read ahead.
+                // One failing sector must not make the blocks read ahead unreadable.
                 Err(_) if wanted > bytes => {}
                 read => return read.map_err(|error| self.failed(error)),
             }

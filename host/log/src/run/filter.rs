@@ -1,10 +1,11 @@
-//! Which keys are certainly not in a run: a Bloom filter of lines of 64 bytes, so that a question touches one line of memory.
+//! A Bloom filter that tells which keys are certainly not in a run. It consists of lines of 64
+//! bytes, so that a lookup touches one line of memory.
 //!
 //! The bits are on disk: the hash is part of the format and never changes.
 
 const LINE_WORDS: usize = 8;
 const LINE_BITS: usize = LINE_WORDS * 64;
-/// Bits for each key: about one key in a hundred that is not there is looked for in vain.
+/// Bits per key: the filter wrongly admits about one absent key in a hundred.
 const KEY_BITS: usize = 10;
 const PROBES: usize = 6;
 
@@ -30,7 +31,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// With room for so many keys; more make it say yes more often, and nothing else.
+    /// A filter for this many keys; with more, it only admits absent keys more often.
     pub(super) fn for_keys(count: u64) -> Self {
         let lines = (count as usize * KEY_BITS).div_ceil(LINE_BITS);
         Self {
@@ -60,9 +61,10 @@ impl Filter {
         words.flat_map(|word| word.to_le_bytes()).collect()
     }
 
-    /// Whether a key of this hash may be there. An empty filter knows nothing.
+    /// Whether a key with this hash may exist. An empty filter admits every key.
     ///
-    /// It looks at all bits and decides once: whoever asks for many keys waits for the memory of several of them at a time.
+    /// It reads all bits and decides once, so that a caller with many keys waits for the memory of
+    /// several of them at a time.
     pub(super) fn may_have(&self, hash: u64) -> bool {
         let Some(line) = self.lines.get(self.line(hash)) else {
             return true;
@@ -71,12 +73,12 @@ impl Filter {
         missing == 0
     }
 
-    /// The places of those hashes of which a key may be there, in order.
+    /// The indexes of the hashes whose key may exist, in order.
     pub(super) fn sift(&self, hashes: impl ExactSizeIterator<Item = u64>) -> Vec<usize> {
         let mut places = vec![0; hashes.len()];
         let mut count = 0;
         for (place, hash) in hashes.enumerate() {
-            // No branch depends on what the filter says, for the processor would guess it wrong, and wait.
+            // No branch depends on the filter's result: the processor would mispredict it and wait.
             if let Some(next) = places.get_mut(count) {
                 *next = place;
             }
@@ -96,7 +98,7 @@ impl Filter {
     }
 }
 
-/// Which words of a line, and which bit of each.
+/// The words of a line, and the bit in each, for a hash.
 fn probes(hash: u64) -> impl Iterator<Item = (usize, u64)> {
     let mut state = hash;
     std::iter::repeat_with(move || {

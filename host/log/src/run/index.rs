@@ -1,4 +1,4 @@
-//! Where each block of a run begins, and with which key: held in memory, and searched.
+//! The index of a run: position and first key of each block, searched in memory.
 
 use std::cmp::Ordering;
 
@@ -6,23 +6,25 @@ use millrace_model::order::head;
 
 use super::{PIECE_BYTES, u16_at, u64_at};
 
-/// Heads that one head of the level above stands for: two lines of memory.
+/// Heads per head of the level above: two lines of memory.
 const FANOUT: usize = 16;
-/// Levels above the heads: the highest one of a run of ten million small entries has a few thousand bytes.
+/// Levels above the heads: for a run of ten million small entries, the highest one has a few
+/// thousand bytes.
 const LEVELS: usize = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    /// All first keys, one after the other, and where each ends.
+    /// All first keys, one after the other; `ends` has the end of each.
     keys: Vec<u8>,
     ends: Vec<u64>,
-    /// Where each block begins.
+    /// The position of each block.
     places: Vec<u64>,
-    /// Bytes with which all first keys begin.
+    /// The length of the common prefix of all first keys.
     common: usize,
-    /// The eight bytes after those of each first key, as a number: most searches need no more.
+    /// For each first key, the eight bytes after the common prefix, as a number: most searches need
+    /// no more.
     heads: Vec<u64>,
-    /// Every so many heads, and every so many of those.
+    /// Every `FANOUT`-th head, and every `FANOUT`-th of those.
     levels: [Vec<u64>; LEVELS],
 }
 
@@ -33,12 +35,12 @@ impl Index {
         self.places.push(place);
     }
 
-    /// Makes ready to be searched, once all are there.
+    /// Prepares the complete index for searches.
     pub(super) fn make_searchable(&mut self) {
         let Some(last) = self.len().checked_sub(1) else {
             return;
         };
-        // What the first and the last have in common, all between them have.
+        // The common prefix of the first and the last key is common to all between them.
         let (first, last) = (self.key(0), self.key(last));
         self.common = first.iter().zip(last).take_while(|(a, b)| a == b).count();
         let heads = (0..self.len()).map(|block| head(&self.key(block)[self.common..]));
@@ -54,17 +56,17 @@ impl Index {
         self.places.len()
     }
 
-    /// Where a block begins.
+    /// The position of a block.
     pub(super) fn place(&self, block: usize) -> Option<u64> {
         self.places.get(block).copied()
     }
 
-    /// Where the next block begins after this place.
+    /// The position of the next block after this position.
     pub(super) fn place_after(&self, place: u64) -> Option<u64> {
         self.place(self.places.partition_point(|&p| p <= place))
     }
 
-    /// The first key of the block that begins here.
+    /// The first key of the block at this position.
     pub(super) fn first_key_at(&self, place: u64) -> Option<&[u8]> {
         let block = self.places.binary_search(&place).ok()?;
         Some(self.key(block))
@@ -75,7 +77,8 @@ impl Index {
         &self.keys[from as usize..self.ends[block] as usize]
     }
 
-    /// The block that a key stands in if it is there; `None` if it comes before all. For an index that was made searchable.
+    /// The block that contains a key, if it exists; `None` if the key comes before all blocks. The
+    /// index must be searchable.
     pub(super) fn block_of(&self, key: &[u8]) -> Option<usize> {
         let (begin, rest) = key.split_at(key.len().min(self.common));
         match begin.cmp(self.keys.get(..self.common)?) {
@@ -86,7 +89,8 @@ impl Index {
         let head = head(rest);
         let mut next = 0_usize;
         for (depth, level) in self.levels.iter().rev().chain([&self.heads]).enumerate() {
-            // Of the head above that is the last one before this one, those below; at the top all.
+            // Searches the heads below the last head of the level above that is before the key; at
+            // the top, all heads.
             let from = next.saturating_sub(1) * FANOUT;
             let to = match depth {
                 0 => level.len(),
@@ -119,7 +123,7 @@ impl Index {
         from
     }
 
-    /// As pieces to be stored.
+    /// The index as pieces for storing.
     pub(super) fn pieces(&self) -> Vec<Vec<u8>> {
         let mut pieces = vec![Vec::new()];
         for (block, place) in self.places.iter().enumerate() {
@@ -137,7 +141,8 @@ impl Index {
         pieces
     }
 
-    /// Adds what a piece says; `None` if it is malformed, or places and keys do not ascend.
+    /// Adds the entries of a stored piece; `None` if it is malformed, or if positions and keys do
+    /// not ascend.
     pub(super) fn add(&mut self, mut piece: &[u8]) -> Option<()> {
         while !piece.is_empty() {
             let place = u64_at(piece, 0)?;
@@ -165,7 +170,7 @@ impl Index {
 mod tests {
     use super::*;
 
-    /// By going through all of them.
+    /// A linear search, for comparison.
     fn plainly(keys: &[Vec<u8>], key: &[u8]) -> Option<usize> {
         keys.iter().rposition(|first| **first <= *key)
     }

@@ -1,4 +1,4 @@
-//! Several runs as one: of each key what the newest of them says.
+//! Several runs as one: for each key the value in the newest of them.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use millrace_model::order::head;
 use super::{Cursor, Item, Run, RunError, RunFacts, RunWriter};
 use crate::pace::Pace;
 
-/// Writes what these runs say together, the oldest of them first, into one, and ends it. Removals stay in it, for they count against
-/// older runs; they go where there are none.
+/// Merges these runs, oldest first, into one, and finishes it. Removals are kept, because they
+/// apply to older runs; without older runs they are dropped.
 ///
-/// It reads at a pace, and so writes at it; an error of the pace breaks it off. What is damaged is never passed over.
+/// It reads, and so writes, at a pace; an error of the pace interrupts it. Damage is never skipped.
 ///
 /// # Errors
-/// [`RunError`]. What was written until then is no run.
+/// [`RunError`]. The unfinished file is not a run.
 pub fn merge(
     runs: &[Arc<Run>],
     are_oldest: bool,
@@ -40,18 +40,18 @@ pub fn merge(
     writer.finish().map_err(io)
 }
 
-/// A place in several runs at once.
+/// A position in several runs at once.
 pub struct Merged<'a> {
     /// The oldest first.
     cursors: Vec<Cursor<'a>>,
-    /// How the key that each is at begins; `None` at the end.
+    /// The beginning of each cursor's current key; `None` at the end.
     heads: Vec<Option<u64>>,
-    /// Those that are at the least key, the newest last.
+    /// The cursors at the least key, the newest last.
     least: Vec<usize>,
 }
 
 impl<'a> Merged<'a> {
-    /// At the least key of all; the cursors of the oldest run come first.
+    /// Starts at the least key of all cursors; the cursor of the oldest run comes first.
     ///
     /// # Errors
     /// [`RunError`].
@@ -67,7 +67,7 @@ impl<'a> Merged<'a> {
         Ok(merged)
     }
 
-    /// What the newest run says of the key that it is at; `None` at the end.
+    /// The newest run's item for the current key; `None` at the end.
     ///
     /// # Errors
     /// [`RunError`].
@@ -78,7 +78,7 @@ impl<'a> Merged<'a> {
         }
     }
 
-    /// Goes to the next key.
+    /// Moves to the next key.
     ///
     /// # Errors
     /// [`RunError`].
@@ -90,7 +90,7 @@ impl<'a> Merged<'a> {
         self.look()
     }
 
-    /// The newest run that is at the least key is not as it was written.
+    /// The error that the newest run at the least key is malformed.
     fn malformed(&self) -> RunError {
         let newest = self.least.last().copied().unwrap_or_default();
         self.cursors[newest].malformed()
@@ -103,7 +103,7 @@ impl<'a> Merged<'a> {
         };
         let mut least: Option<Item<'_>> = None;
         for (place, cursor) in self.cursors.iter().enumerate() {
-            // Only keys that begin alike have to be looked at.
+            // Only keys with the same beginning must be compared completely.
             if self.heads[place] != Some(head) {
                 continue;
             }

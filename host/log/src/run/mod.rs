@@ -8,9 +8,10 @@
 //! trailer   what there is, and where index and filter begin     (80 bytes)
 //! piece     0 length u32 (of the body)   4 CRC-32C u32 (of number, position and body)   8 body
 //! ```
-//! Little-endian. A piece's checksum covers the run's number and the piece's position in the file, so one that stands elsewhere is told.
-//! With a cipher each body is encrypted, bound to the same. Nothing that is read is believed: every length is checked before anything is
-//! allocated, and malformed bytes are an error.
+//! Little-endian. A piece's checksum covers the run's number and the piece's position in the file,
+//! so a misplaced piece is detected. With a cipher, each body is encrypted and bound to the same
+//! place. No read bytes are trusted: every length is checked before memory is allocated, and
+//! malformed bytes are an error.
 
 mod block;
 mod cursor;
@@ -44,50 +45,51 @@ const PIECE_HEADER_BYTES: usize = 8;
 pub const KEY_BYTES_MAX: usize = 2 << 10;
 /// Bytes of a value.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
-/// Bytes of a block, unless it is of one item that is larger. Readers go by what the index says, so other versions may have others.
+/// Bytes of a block, unless a single item is larger. Readers use the index, so other versions may
+/// use another size.
 const BLOCK_BYTES: usize = 2 << 10;
-/// Bytes that an item takes at least, in a block's items and among its places.
+/// Minimum bytes of an item, including its position in the block.
 const ITEM_BYTES_MIN: u64 = 7;
-/// Bytes of a piece of the index or of the filter, about.
+/// Approximate bytes of a piece of the index or the filter.
 const PIECE_BYTES: usize = 64 << 10;
-/// Bytes of any piece's body; more is damage.
+/// Bytes of a piece's body; a longer one is damage.
 const BODY_BYTES_MAX: usize = VALUE_BYTES_MAX + KEY_BYTES_MAX + PIECE_BYTES;
 
 /// Why a run cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// Stored bytes are not those that were written.
+    /// Stored bytes differ from what was written.
     #[error("{} is damaged at byte {position}: {what}", path.display())]
     Damaged {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// Where in it, about.
+        /// The approximate position in it.
         position: u64,
         /// What is wrong.
         what: &'static str,
     },
-    /// A piece is encrypted, and cannot be decrypted.
+    /// A piece cannot be decrypted.
     #[error("{} at byte {position}: {source}", path.display())]
     Encrypted {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// Where in it.
+        /// The position in it.
         position: u64,
         /// The error.
         source: DecryptError,
     },
-    /// The disk.
+    /// An error of the disk.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl RunError {
-    /// What is wrong, without the file and the place.
+    /// The problem, without file and position.
     fn reason(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Damaged { what, .. } => f.write_str(what),
@@ -97,18 +99,18 @@ impl RunError {
     }
 }
 
-/// What a run has.
+/// Facts about a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunFacts {
-    /// Which run it is; no two files of a directory have the same, ever.
+    /// The run's number; no two files of a directory ever have the same.
     pub number: u64,
     /// Bytes of the file.
     pub file_bytes: u64,
     /// Items with a value.
     pub entries: u64,
-    /// Items without one: what they remove may stand in older runs.
+    /// Items without a value: the keys that they remove may be in older runs.
     pub removals: u64,
-    /// Pieces of items.
+    /// Number of blocks.
     blocks: u64,
     index_at: u64,
     filter_at: u64,
@@ -116,7 +118,7 @@ pub struct RunFacts {
 }
 
 impl RunFacts {
-    /// Items of both kinds.
+    /// The number of items of both kinds.
     #[must_use]
     pub fn items(&self) -> u64 {
         self.entries.saturating_add(self.removals)
@@ -143,7 +145,7 @@ impl RunFacts {
         out
     }
 
-    /// What a trailer says, if it is one and its numbers go together.
+    /// The facts in a trailer, if it is valid and its numbers are consistent.
     fn of_trailer(bytes: &[u8; TRAILER_BYTES]) -> Option<Self> {
         let (said, crc) = bytes.split_last_chunk::<4>()?;
         if crc32c::crc32c(said) != u32::from_le_bytes(*crc) || !said.starts_with(MAGIC) {
@@ -171,7 +173,7 @@ impl RunFacts {
     }
 }
 
-/// What a piece's checksum, and its encryption, are bound to.
+/// The place that a piece's checksum and encryption are bound to.
 fn place(number: u64, position: u64) -> [u8; 16] {
     let mut place = [0; 16];
     place[..8].copy_from_slice(&number.to_le_bytes());
@@ -187,7 +189,7 @@ fn checksum(number: u64, position: u64, body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&place(number, position)), body)
 }
 
-/// Appends a piece that will stand at `position`.
+/// Appends a piece for this position.
 fn put_piece(out: &mut Vec<u8>, body: &[u8], number: u64, position: u64, cipher: Option<&Cipher>) {
     let encrypted = cipher.map(|cipher| cipher.encrypt(body, &belongs_to(number, position)));
     let body = encrypted.as_deref().unwrap_or(body);
@@ -196,22 +198,22 @@ fn put_piece(out: &mut Vec<u8>, body: &[u8], number: u64, position: u64, cipher:
     out.extend_from_slice(body);
 }
 
-/// How long a piece's body is, by its first bytes.
+/// The length of a piece's body, from its first bytes.
 fn body_bytes(piece: &[u8]) -> Option<usize> {
     let length = u32_at(piece, 0)? as usize;
     (length <= BODY_BYTES_MAX + cipher::OVERHEAD_BYTES).then_some(length)
 }
 
-/// A piece as it was read, and its body.
+/// A piece as read, and its body.
 #[derive(Default)]
 struct Piece {
     bytes: Vec<u8>,
-    /// What was encrypted.
+    /// The decrypted body, if it was encrypted.
     plain: Option<Vec<u8>>,
 }
 
 impl Piece {
-    /// The bytes, to be read into; whatever was there is gone.
+    /// A buffer to read into; earlier content is dropped.
     fn bytes(&mut self, count: usize) -> &mut [u8] {
         self.bytes.resize(count, 0);
         &mut self.bytes
@@ -222,7 +224,7 @@ impl Piece {
         self.plain = None;
     }
 
-    /// Checks, and decrypts, what was read at `position`.
+    /// Checks and decrypts the bytes read at `position`.
     fn open(
         &mut self,
         number: u64,
@@ -245,7 +247,7 @@ impl Piece {
         Ok(())
     }
 
-    /// What was written, of a piece that was opened; nothing of one that was cleared.
+    /// The body of an opened piece; empty for a cleared one.
     fn body(&self) -> &[u8] {
         match &self.plain {
             Some(plain) => plain,

@@ -1,5 +1,6 @@
-//! Reads a run: many keys at once. The trailer is read when it is opened, index and filter when they are first needed; a block each
-//! time, out of the system's memory or from the disk, and checked.
+//! Reads a run, many keys at once. The trailer is read when the run is opened, index and filter
+//! when they are first needed, and a block for each access, from the page cache or the disk.
+//! Everything read is checked.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,16 +20,16 @@ use crate::cipher::Cipher;
 use crate::disk::{Disk, DiskFile};
 use crate::pace::Pace;
 
-/// How far a look goes.
+/// What a lookup may read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// What the system has in memory: never waits for the disk.
+    /// Only the page cache: never waits for the disk.
     Memory,
-    /// All of it.
+    /// Everything, also from the disk.
     Disk,
 }
 
-/// A key that is looked for, in one run or in several.
+/// A key to look up, in one run or several.
 #[derive(Clone, Copy, Debug)]
 pub struct Sought<'a> {
     key: &'a [u8],
@@ -36,7 +37,7 @@ pub struct Sought<'a> {
 }
 
 impl<'a> Sought<'a> {
-    /// To be looked for.
+    /// A lookup of this key.
     #[must_use]
     pub fn of(key: &'a [u8]) -> Self {
         let hash = hash(key);
@@ -46,15 +47,15 @@ impl<'a> Sought<'a> {
 
 /// A key that may be in a block.
 struct Look {
-    /// Its place among the keys.
+    /// Its index among the keys.
     place: usize,
     block: usize,
-    /// Where the block is, and how long.
+    /// The block's position and length.
     at: u64,
     bytes: usize,
 }
 
-/// A run that is there. It never changes, so looks at it go on whatever happens to its name.
+/// An open run. It never changes, so reads continue even if its file's name is removed.
 pub struct Run {
     file: Arc<dyn DiskFile>,
     path: PathBuf,
@@ -63,7 +64,7 @@ pub struct Run {
     map: RwLock<Option<Arc<Map>>>,
 }
 
-/// What leads to the blocks.
+/// Index and filter, which lead to the blocks.
 #[derive(Default)]
 pub(super) struct Map {
     pub(super) index: Index,
@@ -77,10 +78,10 @@ impl std::fmt::Debug for Run {
 }
 
 impl Run {
-    /// Opens the run of this number.
+    /// Opens the run with this number.
     ///
     /// # Errors
-    /// [`RunError`], also of a file that is shorter or longer than it was, and of another run.
+    /// [`RunError`], also for a file with a wrong length, and for another run.
     pub fn open(
         disk: &dyn Disk,
         path: &Path,
@@ -120,7 +121,7 @@ impl Run {
         })
     }
 
-    /// What it has.
+    /// Facts about it.
     #[must_use]
     pub fn facts(&self) -> &RunFacts {
         &self.facts
@@ -140,16 +141,16 @@ impl Run {
         map.as_ref().map_or(0, of_map) + size_of::<Self>()
     }
 
-    /// Gives back what leads to the blocks; it is read again when it is needed.
+    /// Frees index and filter; they are read again when needed.
     pub fn forget_map(&self) {
         *self.map.write() = None;
     }
 
-    /// Looks for keys, which ascend, and hands over what is there, with its place among the keys. Answers with the places of those
-    /// for which the disk would have to be read; none with [`Reach::Disk`].
+    /// Looks up ascending keys, and passes on each item found with the index of its key. Returns
+    /// the indexes of keys for which the disk would have to be read; none with [`Reach::Disk`].
     ///
     /// # Errors
-    /// [`RunError`]; what was handed over before is right.
+    /// [`RunError`]; items passed on before are valid.
     pub fn find(
         &self,
         keys: &[Sought<'_>],
@@ -190,7 +191,8 @@ impl Run {
         Ok(left)
     }
 
-    /// Where keys are if they are there. In steps, each over all keys: the memory that one waits for is fetched while others are asked.
+    /// The blocks that may contain the keys. It works in steps, each over all keys, so that memory
+    /// for one key is fetched while others are checked.
     fn looks(&self, map: &Map, keys: &[Sought<'_>]) -> Result<Vec<Look>, RunError> {
         let maybe = map.filter.sift(keys.iter().map(|sought| sought.hash));
         let blocks = maybe.into_iter().filter_map(|place| {
@@ -219,7 +221,7 @@ impl Run {
         Cursor::begin(self, map, from, None)
     }
 
-    /// All items, read at a pace. What leads to the blocks is not kept for it.
+    /// All items, read at a pace, without keeping index and filter in memory.
     pub(super) fn cursor_at_pace(&self, pace: &Pace) -> Result<Cursor<'_>, RunError> {
         let held = self.map(Reach::Memory)?;
         let map = match held {
@@ -232,7 +234,7 @@ impl Run {
         Cursor::begin(self, map, b"", Some(Arc::clone(pace)))
     }
 
-    /// What leads to the blocks; `None` where the disk would have to be read for it.
+    /// Index and filter; `None` if the disk would have to be read for them.
     fn map(&self, reach: Reach) -> Result<Option<Arc<Map>>, RunError> {
         if let Some(map) = &*self.map.read() {
             return Ok(Some(Arc::clone(map)));
@@ -305,7 +307,7 @@ impl Run {
         Ok(())
     }
 
-    /// Reads a block's body; whether it was within reach.
+    /// Reads a block's body; false if it is beyond `reach`.
     fn read_block(&self, look: &Look, reach: Reach, piece: &mut Piece) -> Result<bool, RunError> {
         let (at, bytes) = (look.at, look.bytes);
         match reach {
@@ -321,7 +323,7 @@ impl Run {
         Ok(true)
     }
 
-    /// Where a block is, and how long.
+    /// A block's position and length.
     pub(super) fn extent(&self, index: &Index, block: usize) -> Result<(u64, usize), RunError> {
         let at = index.place(block);
         let end = index.place(block + 1).unwrap_or(self.facts.index_at);
@@ -341,7 +343,7 @@ impl Run {
         }
     }
 
-    /// As [`Run::read`], from the disk itself, and leaves nothing behind in the system's memory.
+    /// Like [`Run::read`], but from the disk itself, leaving nothing in the page cache.
     pub(super) fn read_beside_cache(&self, buffer: &mut [u8], at: u64) -> Result<(), RunError> {
         let length = buffer.len() as u64;
         self.file.forget_cached(at, length);

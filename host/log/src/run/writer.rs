@@ -1,4 +1,5 @@
-//! Writes a run, from its first key to its last. Nothing counts before [`RunWriter::finish`] has returned, and the directory is synced.
+//! Writes a run, from its first key to its last. It counts only after [`RunWriter::finish`] has
+//! returned and the directory is synced.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,13 +14,13 @@ use super::{
 use crate::cipher::Cipher;
 use crate::disk::{Disk, DiskFile, final_error};
 
-/// Bytes written at once, each time from a multiple of them on: few enough that the processor still has them at hand, and a size that
-/// the system keeps in one page that is larger than usual, and finds without making room for it.
+/// Bytes written at once, always at a multiple of this. Small enough that the processor still has
+/// them cached, and for larger writes the kernel would first allocate large pages.
 const WRITE_BYTES: usize = 32 << 10;
-/// Keys that are added to the filter at once: its memory is fetched for several of them at a time.
+/// Keys added to the filter at once, so that its memory is fetched for several of them at a time.
 const HASHES_AT_ONCE: usize = 256;
 
-/// A run that is being written. One that is dropped leaves a file that is none.
+/// A run that is being written. If it is dropped, the file that it leaves is not a run.
 pub struct RunWriter {
     file: Arc<dyn DiskFile>,
     path: PathBuf,
@@ -27,18 +28,18 @@ pub struct RunWriter {
     facts: RunFacts,
     block: BlockBuilder,
     body: Vec<u8>,
-    /// What is not in the file yet, which ends at `written`.
+    /// Bytes that are not in the file yet; the file ends at `written`.
     out: Vec<u8>,
     written: u64,
     index: Index,
     filter: Filter,
-    /// Hashes of keys that the filter does not have yet.
+    /// Hashes of keys that are not in the filter yet.
     hashes: Vec<u64>,
     last_key: Vec<u8>,
 }
 
 impl RunWriter {
-    /// Begins the file, over whatever has its name. It is given about as many items as are said here: the filter is made for them.
+    /// Creates the file, replacing an existing one. The filter is sized for about this many items.
     ///
     /// # Errors
     /// The disk's.
@@ -72,7 +73,7 @@ impl RunWriter {
         })
     }
 
-    /// Adds an item, whose key comes after all before.
+    /// Adds an item, whose key must come after all earlier ones.
     ///
     /// # Errors
     /// The disk's.
@@ -81,7 +82,7 @@ impl RunWriter {
         self.put_next(item)
     }
 
-    /// As [`RunWriter::add`], by whoever knows that the item comes next.
+    /// Like [`RunWriter::add`], for callers who have checked the order.
     pub(super) fn put_next(&mut self, item: &Item<'_>) -> io::Result<()> {
         let value_bytes = item.value.map_or(0, <[u8]>::len);
         assert!(
@@ -105,7 +106,7 @@ impl RunWriter {
         Ok(())
     }
 
-    /// Ends the run, and makes its bytes durable.
+    /// Completes the run, and makes its bytes durable.
     ///
     /// # Errors
     /// The disk's; that of a sync is final.
@@ -132,7 +133,7 @@ impl RunWriter {
         Ok(self.facts)
     }
 
-    /// Whether the item's key comes after all that were added.
+    /// Whether the item's key comes after all added keys.
     pub(super) fn comes_next(&self, item: &Item<'_>) -> bool {
         self.facts.items() == 0 || *item.key > *self.last_key
     }
@@ -174,7 +175,7 @@ impl RunWriter {
         Ok(())
     }
 
-    /// Writes so many bytes of what is not in the file yet.
+    /// Writes this many of the pending bytes.
     fn write(&mut self, count: usize) -> io::Result<()> {
         self.file.write_all_at(&self.out[..count], self.written)?;
         self.written += count as u64;

@@ -1,4 +1,5 @@
-//! Reading a whole segment for people: every batch with its place, every damage with its range, to the end of the file.
+//! Reads a whole segment for people: every batch with its position, and all damage with its range,
+//! to the end of the file.
 
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -14,23 +15,23 @@ use crate::inspect::ReadOnlyDisk;
 use crate::journal;
 use crate::partition::base_in_file_name;
 
-/// What stands in a segment, in order.
+/// A part of a segment, in order.
 #[derive(Debug)]
 pub enum Found {
-    /// A sound batch.
+    /// A valid batch.
     Batch {
         /// The batch.
         batch: RecordBatch,
-        /// Where in the file it begins.
+        /// Its position in the file.
         position: u64,
     },
-    /// Bytes that are no batch, or not the one that belongs here.
+    /// Bytes that are not a batch, or not the one that belongs here.
     Damage {
-        /// Where in the file.
+        /// The bytes in the file.
         bytes: Range<u64>,
-        /// The offsets that cannot be read. The end is [`Offset::MAX`] where nothing tells it.
+        /// The unreadable offsets. The end is [`Offset::MAX`] if it is unknown.
         offsets: Range<Offset>,
-        /// What stands there instead.
+        /// What is there instead.
         kind: DamageKind,
     },
 }
@@ -38,20 +39,20 @@ pub enum Found {
 /// Why a file is not shown as a segment.
 #[derive(Debug, thiserror::Error)]
 pub enum NotShown {
-    /// It is something else.
+    /// It is not a segment.
     #[error("{} is not a segment: {reason}", path.display())]
     NotASegment {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// What speaks against it.
+        /// The reason.
         reason: &'static str,
     },
     /// It cannot be read.
     #[error("{} cannot be read: {source}", path.display())]
     Io {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -62,10 +63,11 @@ pub struct SegmentFile {
 }
 
 impl SegmentFile {
-    /// Opens a file, read-only. Its first offset is in its name; of a copy under another name, in its first batch.
+    /// Opens a file, read-only. Its first offset comes from its name, or for a copy under another
+    /// name, from its first batch.
     ///
     /// # Errors
-    /// [`NotShown`]; a damaged segment is none of them, as long as anything in it is sound.
+    /// [`NotShown`]. A damaged segment is not an error as long as any part of it is valid.
     pub fn open(path: &Path) -> Result<Self, NotShown> {
         let io = |source| NotShown::Io {
             path: path.to_owned(),
@@ -114,7 +116,7 @@ impl SegmentFile {
         self.segment.bytes
     }
 
-    /// Shows everything in it, until `visit` breaks off.
+    /// Shows everything in it, until `visit` ends it.
     ///
     /// # Errors
     /// What `visit` returns, or the disk's error.
@@ -126,8 +128,9 @@ impl SegmentFile {
     }
 }
 
-/// The partition that a file belongs to by its path in a data directory: `topics/TOPIC/PARTITION-OFFSET.segment`, or as version 0.1
-/// has it, `topics/TOPIC/PARTITION/OFFSET.segment`.
+/// The partition of a file, from its path in a data directory:
+/// `topics/TOPIC/PARTITION-OFFSET.segment`, or in version 0.1
+/// `topics/TOPIC/PARTITION/OFFSET.segment`.
 fn partition_of(path: &Path) -> Option<TopicPartition> {
     let path = std::path::absolute(path).ok()?;
     let name = path.file_name()?.to_str()?;
@@ -151,7 +154,7 @@ fn base_in_name(path: &Path) -> Option<Offset> {
     base_in_file_name(path.file_name()?.to_str()?)
 }
 
-/// A segment's file with the offsets `base..end` in `bytes` bytes, of the partition of the stamp.
+/// A segment's file with offsets `base..end` in `bytes` bytes, of the partition with this stamp.
 pub(crate) fn whole(
     file: Arc<dyn DiskFile>,
     stamp: Option<Stamp>,
@@ -173,7 +176,7 @@ pub(crate) fn walk<E: From<io::Error>>(
     mut visit: impl FnMut(Found) -> Result<ControlFlow<()>, E>,
 ) -> Result<(), E> {
     let mut cursor = segment.cursor_at(None);
-    // Without a known end the file's end is the segment's.
+    // Without a known end, the segment ends at the file's end.
     while segment.end < Offset::MAX || cursor.position < segment.bytes {
         let start = cursor.position;
         let found = match cursor.step()? {

@@ -1,4 +1,5 @@
-//! What can go wrong with a single operation while the machine runs, and a gate that holds one until it is let go.
+//! Faults of single operations while the machine runs, and a gate that holds an operation until it
+//! is opened.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,27 +19,28 @@ pub enum Effect {
     Full,
     /// Half of a write happened, then an I/O error.
     Short,
-    /// A sync fails and drops what it was to make durable, though reads still show it and the next sync succeeds: as Linux
-    /// does it.
+    /// A sync fails and drops its data, although reads still show it and the next sync succeeds, as
+    /// on Linux.
     DropPages,
-    /// A sync says that it succeeded and made nothing durable.
+    /// A sync reports success but makes nothing durable.
     Lie,
-    /// A write that is reported done, can be read, and never reaches the disk, syncs or not.
+    /// A write that reports success and can be read, but never reaches the disk, even with a sync.
     LoseWrite,
-    /// A write that reaches the disk elsewhere: in the named file (or its own, if none is named), from that byte on.
+    /// A write that reaches another place on the disk: the given file (or its own, if none is
+    /// given), from the given byte on.
     Misdirect {
-        /// The file that is hit.
+        /// The file that is overwritten.
         path: Option<PathBuf>,
-        /// Where.
+        /// The position in it.
         at: u64,
     },
-    /// A read that gives what was there at the last sync.
+    /// A read that returns the content of the last sync.
     Stale,
-    /// Nothing goes wrong, but only once the gate is opened.
+    /// The operation succeeds, but waits until the gate is opened.
     Wait(Gate),
 }
 
-/// An [`Effect`], and which operations it meets.
+/// An [`Effect`], and the operations that it applies to.
 #[derive(Clone, Debug)]
 pub struct Fault {
     effect: Effect,
@@ -49,7 +51,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Meets the next operation that the effect can meet, once.
+    /// Applies once, to the next possible operation.
     #[must_use]
     pub fn new(effect: Effect) -> Self {
         use OperationKind::{Read, Sync, SyncAll, SyncDir, Write};
@@ -76,28 +78,28 @@ impl Fault {
         self
     }
 
-    /// Only files and directories whose path holds this.
+    /// Only files and directories whose path contains this.
     #[must_use]
     pub fn at_path(mut self, part: &str) -> Self {
         part.clone_into(&mut self.path_part);
         self
     }
 
-    /// Lets so many pass first.
+    /// Lets this many operations pass first.
     #[must_use]
     pub fn after(mut self, operations: u64) -> Self {
         self.skipped = operations;
         self
     }
 
-    /// Meets so many.
+    /// Applies this many times.
     #[must_use]
     pub fn times(mut self, times: u64) -> Self {
         self.times = times;
         self
     }
 
-    /// Meets all from now on.
+    /// Applies to all operations from now on.
     #[must_use]
     pub fn for_ever(self) -> Self {
         self.times(u64::MAX)
@@ -113,7 +115,7 @@ impl Fault {
     }
 }
 
-/// The effect that meets the operation, if any does; each fault counts what concerns it.
+/// The effect that applies to the operation, if any; each fault counts its own operations.
 pub(super) fn meet(faults: &mut [Fault], operation: &Operation) -> Option<Effect> {
     let mut met = None;
     for fault in faults.iter_mut().filter(|f| f.concerns(operation)) {
@@ -128,7 +130,7 @@ pub(super) fn meet(faults: &mut [Fault], operation: &Operation) -> Option<Effect
 }
 
 impl Effect {
-    /// The error that the operation gives at once, if the effect is one.
+    /// The error that the operation returns at once, if the effect is an error.
     pub(super) fn error(&self) -> Option<io::Error> {
         match self {
             Self::Fail => Some(failed()),
@@ -162,13 +164,13 @@ impl Gate {
         changed.notify_all();
     }
 
-    /// Operations that wait here.
+    /// The number of waiting operations.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.inner.0.lock().waiting
     }
 
-    /// Waits until an operation waits here; whether one came in time.
+    /// Waits until an operation waits here; true if one came in time.
     #[must_use]
     pub fn wait_for_arrival(&self, patience: Duration) -> bool {
         let (state, changed) = &*self.inner;

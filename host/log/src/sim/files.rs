@@ -17,7 +17,7 @@ use crate::disk::{Disk, DiskFile, FileSystem};
 #[derive(Default)]
 pub(super) struct World {
     pub(super) image: Image,
-    /// Handles of an earlier life do nothing.
+    /// Handles from before a power cut do nothing.
     pub(super) life: u64,
     pub(super) operations_left: Option<u64>,
     pub(super) operation_count: u64,
@@ -30,7 +30,7 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Counts and notes an operation; what goes wrong with it.
+    /// Counts and records an operation; returns its fault, if any.
     fn step(
         &mut self,
         kind: OperationKind,
@@ -97,7 +97,7 @@ impl World {
         Ok(())
     }
 
-    /// A write as the effect has it.
+    /// Makes a write with this effect.
     fn write(
         &mut self,
         handle: &SimHandle,
@@ -128,7 +128,7 @@ impl World {
                     let at = there as usize;
                     file.unsynced.push((number, Change::Write { at, bytes }));
                     if hit != own {
-                        // Nobody has written there, so nobody's cache hides it.
+                        // Nothing was written there, so no cache hides it.
                         let (_, hidden) = &file.unsynced[file.unsynced.len() - 1];
                         SimFile::apply(&mut file.now, hidden);
                     }
@@ -140,7 +140,7 @@ impl World {
     }
 }
 
-/// What waits does so outside the lock: everybody else goes on.
+/// Waits outside the lock, so that other operations continue.
 fn wait(effect: Option<Effect>) -> Option<Effect> {
     match effect {
         Some(Effect::Wait(gate)) => {
@@ -188,7 +188,7 @@ impl Disk for SimDisk {
         self.step(OperationKind::Create, path)?;
         let world = &mut *self.world.lock();
         let names = &world.image.names;
-        // A test without directories is not asked for them.
+        // Tests need not create directories.
         let parent = path.parent().unwrap_or(path);
         if world.image.root.is_some() && names.get(parent) != Some(&Node::Dir) {
             return Err(io::ErrorKind::NotFound.into());
@@ -259,7 +259,7 @@ impl Disk for SimDisk {
         let world = &mut *self.world.lock();
         let inside = |name: &&PathBuf| name.starts_with(path);
         let doomed = world.image.names.keys().filter(inside).cloned();
-        // What is deeper goes first.
+        // Deeper ones first.
         let doomed: Vec<PathBuf> = doomed.rev().collect();
         for name in doomed {
             world.change_name(NameChange::Remove(name));
@@ -356,7 +356,7 @@ impl DiskFile for SimHandle {
                 world.write(self, at as usize, bytes_kept, effect)
             }
             Err(error) => {
-                // The write that the power cut hits may have reached the disk, too.
+                // The write during the power cut may also have reached the disk.
                 if world.off && !was_off {
                     world.write(self, at as usize, bytes_kept, None)?;
                 }
@@ -414,7 +414,7 @@ impl DiskFile for SimHandle {
     }
 }
 
-/// A file's bytes, as long as somebody reads them.
+/// A file's bytes, shared with its readers.
 struct Shared(Arc<Vec<u8>>);
 
 impl AsRef<[u8]> for Shared {

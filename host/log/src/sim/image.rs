@@ -1,5 +1,5 @@
-//! What is on the simulated disk: files, names, and what of both is only in memory. Cheap to clone: bytes are shared until
-//! they change.
+//! The content of the simulated disk: files and names, and the unsynced changes of both. Cheap to
+//! clone: bytes are shared until they change.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub struct Image {
     pub(super) durable_names: BTreeMap<PathBuf, Node>,
     pub(super) pending_names: Vec<(u64, NameChange)>,
     pub(super) next_file: u64,
-    /// Above the directory that was made first.
+    /// The parent of the first created directory.
     pub(super) root: Option<PathBuf>,
 }
 
@@ -30,12 +30,12 @@ pub(super) enum Node {
 pub(super) struct SimFile {
     pub(super) now: Arc<Vec<u8>>,
     pub(super) durable: Arc<Vec<u8>>,
-    /// Each with the number of its operation.
+    /// Unsynced changes, each with the number of its operation.
     pub(super) unsynced: Vec<(u64, Change)>,
     pub(super) reserved: u64,
-    /// Each handle that was open then is told once.
+    /// Failed syncs; each handle that was open then reports one once.
     pub(super) failed_syncs: u32,
-    /// Handles; a file without a name lives as long as somebody has it open.
+    /// Open handles; a file without a name exists as long as it is open.
     pub(super) open: usize,
 }
 
@@ -101,7 +101,7 @@ impl SimFile {
         }
     }
 
-    /// A sync fails: what it was to write is gone, and still read.
+    /// A sync fails: its data is lost, but can still be read.
     pub(super) fn drop_pages(&mut self) {
         self.unsynced.clear();
         self.failed_syncs += 1;
@@ -124,7 +124,7 @@ impl Image {
         self.files.values().map(SimFile::room).sum()
     }
 
-    /// Whether a power cut would take nothing back.
+    /// Whether a power cut would lose nothing.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         let settled = |file: &SimFile| file.unsynced.is_empty() && file.now == file.durable;
@@ -137,8 +137,8 @@ impl Image {
         self.drop_unnamed();
     }
 
-    /// Makes the directory and those above it. The first one of all, with those above it, is where the disk is mounted: it was
-    /// always there.
+    /// Creates the directory and those above it. The very first one, with those above it, is where
+    /// the disk is mounted, and counts as durable.
     pub(super) fn create_dirs(&mut self, number: u64, path: &Path) {
         if self.root.is_none() {
             self.root = path.parent().map(Path::to_owned);
@@ -175,7 +175,7 @@ impl Image {
         self.drop_unnamed();
     }
 
-    /// A file without any name, now or after a power cut, is gone once nobody has it open.
+    /// Removes files that have no name, now or after a power cut, and are not open.
     pub(super) fn drop_unnamed(&mut self) {
         let nodes = self.names.values().chain(self.durable_names.values());
         let pending = self.pending_names.iter().filter_map(|(_, c)| match c {
@@ -191,7 +191,7 @@ impl Image {
             .retain(|file, f| f.open > 0 || named.contains(file));
     }
 
-    /// Nobody has a file open any more.
+    /// Closes all files.
     pub fn close_all(&mut self) {
         self.files.values_mut().for_each(|file| file.open = 0);
         self.drop_unnamed();
@@ -217,8 +217,8 @@ impl Image {
         self.root = self.root.as_deref().map(moved);
     }
 
-    /// A number for what a start would find here if the power had been cut and everything pending were lost: equal images
-    /// need not be recovered twice.
+    /// A fingerprint of what a start would find after a power cut that loses all pending changes:
+    /// equal images need not be recovered twice.
     #[must_use]
     pub fn durable_fingerprint(&self) -> u64 {
         let mut sums = [0, 0x5bd1_e995];

@@ -1,19 +1,22 @@
-//! What a power cut leaves.
+//! What remains after a power cut.
 //!
-//! Everything synced stays. Of what was not, the kernel may have written any part already, in any order: so each write since
-//! the file's last sync may be there whole, torn, as zeros, or not at all, and so may each change of a length.
-//! Names (creations, renames, removals, new directories) follow the harsher of what file systems do: ext4 and XFS keep a prefix
-//! of all such changes in order ([`Keep::Prefix`]); btrfs may keep any of them without those before ([`Keep::Random`]). A
-//! rename is atomic with both. A directory whose own name was lost takes everything in it along.
+//! Everything synced stays. Of unsynced changes, the kernel may already have written any part, in
+//! any order. So each write since the file's last sync may remain completely, torn, as zeros, or
+//! not at all; the same holds for each change of a length. Names (creations, renames, removals, new
+//! directories) follow the harsher of real file systems: ext4 and XFS keep a prefix of all such
+//! changes in order ([`Keep::Prefix`]); btrfs may keep any of them without earlier ones
+//! ([`Keep::Random`]). A rename is atomic in both. If a directory's own name is lost, everything in
+//! it is lost too.
 
 use fastrand::Rng;
 
 use super::image::{Change, Image, NameChange, Node, SimFile};
 
-/// Which of the changes that were not synced a power cut keeps, in the order of their operations, names and bytes together.
+/// Which unsynced changes a power cut keeps, in the order of their operations, names and bytes
+/// together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// All: as if the process were killed.
+    /// All, as if only the process were killed.
     All,
     /// None.
     Nothing,
@@ -21,31 +24,31 @@ pub enum Keep {
     AllButLast,
     /// All but the first.
     AllButFirst,
-    /// The last only.
+    /// Only the last.
     OnlyLast,
-    /// The first only.
+    /// Only the first.
     OnlyFirst,
     /// The first few; the one at the cut may be torn.
     Prefix,
     /// Any, some of them torn.
     Random,
-    /// All writes and no name.
+    /// All writes, but no names.
     OnlyBytes,
-    /// All names and no write.
+    /// All names, but no writes.
     OnlyNames,
 }
 
-/// A power cut. What chance decides, `seed` does.
+/// A power cut; `seed` decides everything random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loss {
-    /// What stays.
+    /// What is kept.
     pub keep: Keep,
-    /// Decides where chance would.
+    /// Decides everything random.
     pub seed: u64,
 }
 
 impl Loss {
-    /// The losses that leave nothing to chance.
+    /// The losses without randomness.
     pub const NAMED: [Self; 8] = [
         Self::of(Keep::All),
         Self::of(Keep::Nothing),
@@ -61,7 +64,7 @@ impl Loss {
         Self { keep, seed: 0 }
     }
 
-    /// Any subset: two thirds of the seeds as btrfs may lose names, a third as ext4 does.
+    /// Any subset: two thirds of the seeds lose names as btrfs may, a third as ext4 does.
     #[must_use]
     pub fn random(seed: u64) -> Self {
         let keep = if seed.is_multiple_of(3) {
@@ -73,7 +76,7 @@ impl Loss {
     }
 }
 
-/// What becomes of one change.
+/// The fate of one change.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Kept,
@@ -84,7 +87,7 @@ enum Fate {
 struct Judge {
     keep: Keep,
     random: Rng,
-    /// Operations with changes pending, in order.
+    /// Operations with pending changes, in order.
     numbers: Vec<u64>,
     cut: usize,
 }
@@ -134,7 +137,7 @@ impl Judge {
 }
 
 impl Image {
-    /// The power fails: what is left is durable, and nobody has a file open.
+    /// The power fails: the remaining content is durable, and no file is open.
     pub fn lose_power(&mut self, loss: Loss) {
         let mut judge = Judge::new(loss, self);
         self.lose_names(&mut judge);
@@ -147,7 +150,7 @@ impl Image {
     fn lose_names(&mut self, judge: &mut Judge) {
         let mut lost_dirs = Vec::new();
         for (number, change) in std::mem::take(&mut self.pending_names) {
-            // A torn name is a name or none.
+            // A name cannot be torn: it is kept or lost.
             match judge.fate(number, true) {
                 Fate::Kept => change.apply(&mut self.durable_names),
                 Fate::Torn if judge.random.bool() => change.apply(&mut self.durable_names),
@@ -178,7 +181,8 @@ impl SimFile {
         self.open = 0;
     }
 
-    /// Some blocks of a write, or (as a length that outran its bytes) a write of zeros.
+    /// Keeps some blocks of a write, or turns it into zeros, like a length that became durable
+    /// before its bytes.
     fn tear(&mut self, change: &Change, random: &mut Rng) {
         let Change::Write { at, bytes } = change else {
             if random.bool() {
@@ -193,7 +197,7 @@ impl SimFile {
         let block_bytes = match random.u8(..3) {
             0 => 4096,
             1 => 512,
-            // Harsher than disks are: any prefix.
+            // Harsher than real disks: any prefix.
             _ => {
                 let bytes = bytes.slice(..random.usize(..=bytes.len()));
                 return Self::apply(&mut self.durable, &Change::Write { at: *at, bytes });

@@ -1,9 +1,10 @@
-//! A disk in memory that behaves as badly as real ones may: power cuts that lose or tear what was not synced ([`Loss`]), full
-//! disks, failing and lying syncs, short, lost and misdirected writes, stale reads ([`Fault`]), flipped bits, slow operations
-//! and such that wait until they are let go ([`Gate`]). For tests here and in the engine.
+//! A disk in memory that behaves as badly as real disks may: power cuts that lose or tear unsynced
+//! data ([`Loss`]), full disks, failing and lying syncs, short, lost and misdirected writes, stale
+//! reads ([`Fault`]), flipped bits, slow operations, and operations that wait until they are
+//! released ([`Gate`]). For tests here and in the engine.
 //!
-//! It does nothing by itself: what happens follows from the operations asked for, the faults injected and the seeds given, and
-//! [`SimDisk::trace_hash`] shows it.
+//! It is deterministic: its behaviour follows from the operations, the injected faults and the
+//! seeds. [`SimDisk::trace_hash`] proves it.
 
 mod faults;
 mod files;
@@ -26,8 +27,8 @@ use self::image::{Node, SimFile};
 pub use self::loss::{Keep, Loss};
 pub use self::trace::{Operation, OperationKind};
 
-/// Sees every operation just before it happens, and the disk as it is then. Called under the disk's lock: it must not call
-/// back.
+/// Sees every operation just before it happens, with the disk's content at that moment. Called
+/// under the disk's lock, so it must not call back.
 pub type Watcher = Arc<dyn Fn(&Operation, &Image) + Send + Sync>;
 
 /// The simulated disk. Clones are the same disk.
@@ -37,7 +38,7 @@ pub struct SimDisk {
 }
 
 impl SimDisk {
-    /// A disk that begins with what another one held.
+    /// A disk with the content of another one.
     #[must_use]
     pub fn with_image(image: Image) -> Self {
         let disk = Self::default();
@@ -45,13 +46,13 @@ impl SimDisk {
         disk
     }
 
-    /// All that is on the disk now.
+    /// The current content of the disk.
     #[must_use]
     pub fn image(&self) -> Image {
         self.world.lock().image.clone()
     }
 
-    /// Shows every operation from now on.
+    /// Shows every operation from now on to the watcher.
     pub fn watch(&self, watcher: Option<Watcher>) {
         self.world.lock().watcher = watcher;
     }
@@ -95,23 +96,24 @@ impl SimDisk {
         self.world.lock().trace.kept.clone().unwrap_or_default()
     }
 
-    /// How long all operations so far would have taken. Nothing waits for it.
+    /// How long all operations so far would have taken; nothing actually waits.
     #[must_use]
     pub fn virtual_time(&self) -> Duration {
         self.world.lock().trace.cost
     }
 
-    /// Makes every operation from now on take so many times as long, in [`SimDisk::virtual_time`].
+    /// Makes every operation from now on take this many times as long, in
+    /// [`SimDisk::virtual_time`].
     pub fn set_slowness(&self, factor: u32) {
         self.world.lock().trace.cost_factor = factor;
     }
 
-    /// The power is back: of what was not synced, `seed` decides what is left. Older handles stay dead.
+    /// The power is back; `seed` decides which unsynced changes remain. Older handles stay dead.
     pub fn restore_power(&self, seed: u64) {
         self.restore_power_after(Loss::random(seed));
     }
 
-    /// The power is back, after that loss. Older handles stay dead, faults are gone.
+    /// The power is back, after this loss. Older handles stay dead; faults are removed.
     pub fn restore_power_after(&self, loss: Loss) {
         let world = &mut *self.world.lock();
         world.image.lose_power(loss);
@@ -121,35 +123,36 @@ impl SimDisk {
         world.faults.clear();
     }
 
-    /// Lets operations go wrong; with several faults the first that meets an operation counts. A power cut ends them.
+    /// Injects a fault. If several apply to an operation, the first one counts. A power cut removes
+    /// them.
     pub fn inject(&self, fault: Fault) {
         self.world.lock().faults.push(fault);
     }
 
-    /// Whether a fault has met an operation, since the disk was made.
+    /// Whether any fault has applied to an operation since the disk was created.
     #[must_use]
     pub fn is_fault_met(&self) -> bool {
         self.world.lock().fault_met
     }
 
-    /// Nothing goes wrong any more.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.world.lock().faults.clear();
     }
 
-    /// Bounds the bytes of all files together; `None` lifts the bound.
+    /// Bounds the bytes of all files together; `None` removes the bound.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.world.lock().capacity_bytes = bytes;
     }
 
-    /// Bytes that the files take, reservations included.
+    /// Bytes that the files take, including reservations.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
         self.world.lock().image.used_bytes()
     }
 
-    /// The next `count` syncs of files fail; what they were to make durable is lost, though it can still be read, and later
-    /// syncs succeed: as Linux does it.
+    /// Makes the next `count` syncs of files fail: their data is lost, although it can still be
+    /// read and later syncs succeed, as on Linux.
     pub fn fail_syncs(&self, count: u32) {
         self.inject(Fault::new(Effect::DropPages).times(count.into()));
     }
@@ -157,12 +160,12 @@ impl SimDisk {
     /// Inverts one bit of a file, durably.
     ///
     /// # Panics
-    /// If there is no such file or place.
+    /// If there is no such file or position.
     pub fn flip_bit(&self, path: &Path, byte: usize, bit: u8) {
         self.corrupt(path, |bytes| bytes[byte] ^= 1 << bit);
     }
 
-    /// Changes a file's bytes behind everybody's back, durably.
+    /// Changes a file's bytes durably, bypassing all handles.
     ///
     /// # Panics
     /// If there is no such file.
@@ -175,7 +178,7 @@ impl SimDisk {
         change(Arc::make_mut(&mut file.durable));
     }
 
-    /// Puts a file there behind everybody's back, durably; its directory must be there.
+    /// Creates a file durably, bypassing all handles; its directory must exist.
     pub fn plant(&self, path: &Path, bytes: &[u8]) {
         let image = &mut self.world.lock().image;
         let id = image.next_file;
@@ -192,7 +195,7 @@ impl SimDisk {
         }
     }
 
-    /// A file's bytes as they are now.
+    /// A file's current bytes.
     #[must_use]
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         let image = &self.world.lock().image;

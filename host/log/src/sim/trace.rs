@@ -1,4 +1,5 @@
-//! What was asked of the simulated disk, operation by operation, and a hash of it: the same script twice gives the same.
+//! The operations of the simulated disk, and a hash of them: running a script twice gives the same
+//! hash.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,18 +25,18 @@ pub enum OperationKind {
     Preallocate,
     SetLength,
     Sync,
-    /// Of everything: [`crate::disk::FileSystem::sync`].
+    /// A sync of everything: [`crate::disk::FileSystem::sync`].
     SyncAll,
     FileSystem,
     Length,
     Map,
-    /// Something beside this disk changes: [`crate::Disk::moment`].
+    /// Data beside this disk changes: [`crate::Disk::moment`].
     Moment,
     Link,
 }
 
 impl OperationKind {
-    /// Whether a power cut after the operation may leave something else than one before it.
+    /// Whether a power cut after the operation may leave a different result than one before it.
     #[must_use]
     pub fn changes_disk(self) -> bool {
         !matches!(
@@ -53,7 +54,7 @@ impl OperationKind {
         )
     }
 
-    /// What it costs on an idle solid-state disk, about.
+    /// Its approximate duration on an idle solid-state disk.
     fn cost(self) -> Duration {
         match self {
             Self::Sync | Self::SyncAll | Self::SyncDir => Duration::from_micros(500),
@@ -66,19 +67,19 @@ impl OperationKind {
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
-    /// The first one has 1.
+    /// Its number, from 1.
     pub number: u64,
     /// What it does.
     pub kind: OperationKind,
-    /// To which file or directory; below the directory that was made first, if it is.
+    /// The file or directory; relative to the first created directory if it is below it.
     pub path: PathBuf,
-    /// From which byte on.
+    /// The first byte.
     pub at: u64,
-    /// To how many bytes.
+    /// The number of bytes.
     pub length: u64,
 }
 
-/// The hash of all operations so far, what they would have cost, and, if asked for, the operations.
+/// The hash of all operations so far, their total duration, and, if requested, the operations.
 #[derive(Clone, Debug)]
 pub(super) struct Trace {
     hash: u64,
@@ -122,7 +123,7 @@ impl Trace {
     }
 }
 
-/// The path below the directory that was made first, for that one may have a random name.
+/// The path relative to the first created directory, which may have a random name.
 pub(super) fn below(root: Option<&Path>, path: &Path) -> PathBuf {
     let below = root.and_then(|root| path.strip_prefix(root).ok());
     below.unwrap_or(path).to_owned()

@@ -7,7 +7,7 @@ use super::*;
 
 /// Marks an encrypted batch, in its attributes.
 pub(super) const ENCRYPTED_FLAG: i16 = 0x4000;
-/// How many bytes larger a stored batch may be than a plain one.
+/// Bytes by which a stored, encrypted batch may exceed the bound of a plain one.
 pub(super) const ENCRYPTION_BYTES_MAX: usize = 256;
 
 impl RecordBatch {

@@ -12,32 +12,32 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("the configuration file {path} cannot be read: {source}")]
     Unreadable {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The file says something that is not known or does not fit.
+    /// The file has an unknown key or a wrong value.
     #[error("{path}:{line}: {message}")]
     File {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// Where in it, counted from 1.
+        /// The line, from 1.
         line: usize,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and what to write instead.
         message: String,
     },
-    /// A value cannot be.
+    /// A value is not allowed.
     #[error("{key} cannot be {value:?}: {why}")]
     Value {
-        /// Which setting.
+        /// The setting's path.
         key: String,
-        /// The text's length.
+        /// The refused value, as text.
         value: String,
-        /// The rule.
+        /// The rule that it breaks.
         why: String,
     },
-    /// Flags and variables do not go together.
+    /// The command line or a variable is wrong.
     #[error(transparent)]
     Arguments(#[from] clap::Error),
     /// A setting is given by two variables.
@@ -45,12 +45,12 @@ pub enum ConfigError {
         "{old} and {new} are variables of the same setting; keep {new}, and unset the other one"
     )]
     VariablesTwice {
-        /// As it was spelt before.
+        /// The old spelling.
         old: String,
-        /// As it is spelt.
+        /// The current spelling.
         new: String,
     },
-    /// The keys for encryption are none.
+    /// The encryption keys are invalid.
     #[error(transparent)]
     Keys(#[from] KeyError),
     /// The keys are in two places.
@@ -62,18 +62,18 @@ pub enum ConfigError {
         /// The file.
         file: PathBuf,
     },
-    /// Everybody could do everything.
+    /// Anyone who can connect could do everything.
     #[error(
         "{listen} can be reached from other machines, and this host has no authentication. Listen on 127.0.0.1, or, if a proxy or \
          firewall before it keeps strangers out, say so with --insecure-no-auth"
     )]
     Exposed {
-        /// The address.
+        /// The address that other machines can reach.
         listen: String,
     },
 }
 
-/// A refusal of a setting's value.
+/// An error that refuses a setting's value.
 pub(crate) fn refused(
     key: impl Into<String>,
     value: impl Into<String>,

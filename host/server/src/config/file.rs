@@ -1,5 +1,5 @@
-//! The configuration file: read within a bound, keys in their old spelling moved to where they are now, and understood with an error that
-//! points at the line.
+//! The configuration file: read within a bound, keys in their old spelling moved into their
+//! sections, and parsed with errors that name the line.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -15,7 +15,7 @@ use super::sections::Config;
 use super::settings::paths;
 use crate::nearest::{hint_of, in_plain_words, nearest};
 
-/// A configuration file larger than this is none.
+/// Bytes of a configuration file; a larger one is refused.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What is wrong in a file, and where.
@@ -24,7 +24,7 @@ struct Wrong {
     message: String,
 }
 
-/// What a file says over the defaults, and hints about keys in their old spelling.
+/// The defaults with the file's settings over them, and hints about keys in their old spelling.
 pub(super) fn read(path: &Path) -> Result<(Config, Vec<String>), ConfigError> {
     let unreadable = |source| ConfigError::Unreadable {
         path: path.to_owned(),
@@ -64,7 +64,7 @@ fn understood(text: &str) -> Result<(Config, Vec<String>), Wrong> {
 fn moved(table: &mut DeTable<'_>) -> Result<Vec<String>, Wrong> {
     let mut hints = Vec::new();
     for (old, new) in RETIRED {
-        // Two of them have become the names of sections.
+        // Two of the old keys are now names of sections.
         let is_old = |value: &Spanned<DeValue<'_>>| !matches!(value.get_ref(), DeValue::Table(_));
         if !table.get(old).is_some_and(is_old) {
             continue;
@@ -88,7 +88,7 @@ fn moved(table: &mut DeTable<'_>) -> Result<Vec<String>, Wrong> {
     Ok(hints)
 }
 
-/// Puts a value where a path leads; false if something is there.
+/// Puts a value at a path; false if the path already has one.
 fn put<'i>(table: &mut DeTable<'i>, path: &'static str, value: Spanned<DeValue<'i>>) -> bool {
     let span = value.span();
     let key =
@@ -111,7 +111,7 @@ fn put<'i>(table: &mut DeTable<'i>, path: &'static str, value: Spanned<DeValue<'
     }
 }
 
-/// Refuses a key that is no setting's, with the setting that is most like it.
+/// Refuses an unknown key and names the most similar setting.
 fn known(table: &DeTable<'_>, before: &str, paths: &[String]) -> Result<(), Wrong> {
     for (key, value) in table {
         let name = key.get_ref();
@@ -138,7 +138,7 @@ fn known(table: &DeTable<'_>, before: &str, paths: &[String]) -> Result<(), Wron
     Ok(())
 }
 
-/// The setting that is most like a path: by its own, by the last word of it, or by how it was spelt before.
+/// The setting most similar to a path: by its path, by its last word, or by its old spelling.
 fn most_like<'a>(wrong: &str, paths: &'a [String]) -> Option<&'a str> {
     let whole = paths.iter().map(|path| (path.as_str(), path.as_str()));
     let last = paths.iter().map(|path| {
@@ -157,7 +157,7 @@ fn not_understood(text: &str, error: &toml::de::Error) -> Wrong {
     let hint = hint_of(error.message())
         .or_else(|| both_spellings(text, error.message()))
         .or_else(|| {
-            // What the parser takes for a number or a date is mostly a text without quotes.
+            // If the parser expects a number or a date, the value is usually a text without quotes.
             let is_syntax =
                 error.message().starts_with("invalid") && !error.message().contains("type");
             is_syntax.then(|| {
@@ -172,7 +172,8 @@ fn not_understood(text: &str, error: &toml::de::Error) -> Wrong {
     }
 }
 
-/// What to keep where a key in its old spelling stands beside the section that has its name now, which no parser takes.
+/// A hint for a file that has both an old key and the section that now has its name, which no TOML
+/// parser accepts.
 fn both_spellings(text: &str, message: &str) -> Option<String> {
     if !(message.contains("duplicate") || message.contains("cannot extend")) {
         return None;

@@ -1,9 +1,11 @@
-//! Configuration: flags before environment before file before defaults. Unknown keys are refused, with their line and the nearest
-//! right name, because a setting that is silently ignored is worse than a host that does not start.
+//! Configuration: flags override the environment, which overrides the file, which overrides the
+//! defaults. Unknown keys are refused, with their line and the most similar name, because a setting
+//! that is silently ignored is worse than a host that does not start.
 //!
-//! A setting is a field of its section, and a section stands beside what it configures. The field is its key in the file; its id is the
-//! whole path, and the name of its environment variable follows from that. [`sections`] holds all of them, [`settings`] puts flags and
-//! variables over the [`file`], and [`names`] knows how settings were spelt before.
+//! A setting is a field of a section, and each section is declared beside the code that it
+//! configures. The field's name is the key in the file; its id is the whole path, from which the
+//! name of its environment variable follows. [`sections`] has all sections, [`settings`] puts flags
+//! and variables over the [`file`], and [`names`] knows the old spellings.
 
 pub(crate) mod error;
 mod file;
@@ -26,11 +28,11 @@ pub use sections::{Config, ListenSettings};
 pub use settings::{Settings, unknown_variables};
 
 impl Config {
-    /// Puts the settings over those of the file over the defaults, and checks what comes out. Beside the configuration come hints about
-    /// settings that are spelt as they were before, a line each.
+    /// Puts `settings` over those of the file and the defaults, and checks the result. Also returns
+    /// hints about settings in their old spelling, one line each.
     ///
     /// # Errors
-    /// [`ConfigError`] says which setting, where it stands and what would be right.
+    /// [`ConfigError`] names the setting, its place, and what to write instead.
     pub fn load(
         settings: &Settings,
         file: Option<&Path>,

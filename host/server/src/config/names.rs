@@ -1,18 +1,21 @@
-//! How settings are spelt: the path of a setting, its environment variable, and how both were spelt before there were sections.
+//! How settings are spelled: the path of a setting, its environment variable, and the old spelling
+//! of both, from before there were sections.
 //!
-//! The old spellings are read as the new ones, with a hint. Both at once are refused: nobody could say which is meant.
+//! Old spellings still work, with a hint. Both spellings at once are refused, because it would be
+//! unclear which one is meant.
 
 use std::path::Path;
 
 use serde::Serializer;
 
-/// The variable that may hold encryption keys instead of a file. No flag: a command line is seen by everybody.
+/// The variable that may hold encryption keys instead of a file. There is no flag, because every
+/// user can see a command line.
 pub(crate) const KEY_VARIABLE: &str = "MILLRACE_ENCRYPTION_KEY";
 
-/// What the names of the host's variables begin with.
+/// The prefix of the host's variables.
 pub(super) const PREFIX: &str = "MILLRACE_";
 
-/// Keys as they were spelt before there were sections, and their paths now.
+/// Keys from before there were sections, and their current paths.
 pub(super) const RETIRED: [(&str, &str); 29] = [
     ("listen", "listen.http.address"),
     ("allowed_hosts", "listen.http.allowed_hosts"),
@@ -62,21 +65,21 @@ pub(super) fn variable(path: &str) -> String {
     format!("{PREFIX}{}", path.replace('.', "_").to_ascii_uppercase())
 }
 
-/// The variable by which a setting was given before, if it had another one.
+/// The old variable of a setting, if its name was different.
 pub(super) fn old_variable(path: &str) -> Option<String> {
     let (old, _) = RETIRED.iter().find(|(_, new)| *new == path)?;
     let old = variable(old);
     (old != variable(path)).then_some(old)
 }
 
-/// Every variable of a setting, as it is spelt and as it was.
+/// Every variable of a setting, in the current and the old spelling.
 pub(super) fn variables(path: &str) -> impl Iterator<Item = String> {
     [Some(variable(path)), old_variable(path)]
         .into_iter()
         .flatten()
 }
 
-/// The variable of a setting that is read: as it is spelt, unless only the old one is there.
+/// The variable that is read for a setting: the current one, unless only the old one is set.
 pub(super) fn variable_read(path: &str, is_set: impl Fn(&str) -> bool) -> String {
     let new = variable(path);
     match old_variable(path) {
@@ -90,7 +93,7 @@ pub(super) fn is_set(name: &str) -> bool {
     std::env::var_os(name).is_some()
 }
 
-/// A path as it is shown where settings are listed: some are not text.
+/// Serializes a path for lists of settings; it need not be valid text.
 pub(crate) fn shown<S: Serializer>(
     path: impl AsRef<Path>,
     serializer: S,

@@ -1,4 +1,4 @@
-//! All sections of the configuration together, and what holds between them.
+//! All sections of the configuration, and the rules between them.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use crate::memory::MemorySettings;
 use crate::modules::ModuleSettings;
 use crate::telemetry::LogSettings;
 
-/// All that a host is started with: what concerns it as a whole, and its sections.
+/// The whole configuration of a host: general settings, and its sections.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -25,25 +25,27 @@ pub struct Config {
     #[arg(long, id = "data_dir", value_name = "DIR")]
     #[serde(serialize_with = "names::shown")]
     pub data_dir: PathBuf,
-    /// How long a stop may take: requests under way have all of it, guests' calls half [default: 10000]
+    /// How long a stop may take; running requests get all of it, calls of components half [default:
+    /// 10000]
     #[arg(long, id = "stop_deadline_ms", value_name = "MS")]
     pub stop_deadline_ms: u64,
-    /// Where data is kept.
+    /// How data is stored.
     #[command(flatten)]
     pub engine: EngineSettings,
-    /// What the data directory is encrypted with.
+    /// How the data directory is encrypted.
     #[command(flatten)]
     pub encryption: EncryptionSettings,
     /// What is logged.
     #[command(flatten)]
     pub log: LogSettings,
-    /// What may be held in memory.
+    /// Bounds of memory.
     #[command(flatten)]
     pub limits: MemorySettings,
-    /// What modules may have.
+    /// Limits of modules.
     #[command(flatten)]
     pub modules: ModuleSettings,
-    /// The `millrace` binary that compiles uploads in a child process; this process's own by default. No setting: for tests.
+    /// The `millrace` binary that compiles uploads in a child process; by default this process's
+    /// own. Not a setting, only for tests.
     #[arg(skip)]
     #[serde(skip)]
     pub compile_program: Option<PathBuf>,
@@ -65,14 +67,14 @@ impl Default for Config {
     }
 }
 
-/// `[listen]`: what holds for every door, and the doors.
+/// `[listen]`: the settings of every door, and those of all doors together.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenSettings {
     /// The door for HTTP.
     #[command(flatten)]
     pub http: HttpSettings,
-    /// Listen beyond this machine although anybody who connects may do everything
+    /// Accept connections from other machines, although anyone who can connect may do everything
     #[arg(
         long = "insecure-no-auth",
         id = "listen.insecure_no_auth",
@@ -85,7 +87,8 @@ pub struct ListenSettings {
 }
 
 impl Config {
-    /// Checks what can be checked before anything is opened; also what keeps strangers out.
+    /// Checks everything that can be checked before anything is opened, and that the host is not
+    /// exposed by mistake.
     ///
     /// # Errors
     /// [`ConfigError::Value`], [`ConfigError::Exposed`].

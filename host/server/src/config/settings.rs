@@ -1,6 +1,7 @@
-//! What is set by flags and variables: every field of every section has its flag, and by the path of its setting its variable.
+//! Settings from flags and variables: every field of every section has a flag, and a variable named
+//! after its path.
 //!
-//! How they are laid over the file is nobody's work: clap updates those fields that were given, and no other.
+//! No code merges them with the file: clap updates only the fields that were given.
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
@@ -10,7 +11,7 @@ use super::names::{
 };
 use super::sections::Config;
 
-/// What a command line and its environment set.
+/// The settings of a command line and its environment.
 #[derive(Clone, Debug)]
 pub struct Settings {
     given: ArgMatches,
@@ -32,7 +33,7 @@ impl Args for Settings {
                 false => argument,
             }
         };
-        // For an update nothing has to be given.
+        // Nothing is required for an update.
         Config::augment_args_for_update(command).mut_args(with_variable)
     }
 
@@ -53,7 +54,7 @@ impl FromArgMatches for Settings {
     }
 }
 
-/// Every setting there is, by its path.
+/// The paths of all settings.
 pub(super) fn paths() -> Vec<String> {
     let command = Config::augment_args_for_update(Command::new("settings"));
     let ids = command.get_arguments().map(|argument| argument.get_id());
@@ -63,7 +64,7 @@ pub(super) fn paths() -> Vec<String> {
 /// Hints about the old variables that are set.
 ///
 /// # Errors
-/// [`ConfigError::VariablesTwice`] where the new one is set as well.
+/// [`ConfigError::VariablesTwice`] if the new one is set as well.
 pub(super) fn check_variables(is_set: impl Fn(&str) -> bool) -> Result<Vec<String>, ConfigError> {
     let mut hints = Vec::new();
     for (_, path) in RETIRED {
@@ -81,8 +82,8 @@ pub(super) fn check_variables(is_set: impl Fn(&str) -> bool) -> Result<Vec<Strin
     Ok(hints)
 }
 
-/// Variables that begin with `MILLRACE_` and mean nothing here. They are warned about, not refused: container platforms
-/// set such variables by themselves for a service of that name.
+/// Variables that begin with `MILLRACE_` but are not settings. The host warns about them instead of
+/// refusing them, because container platforms set such variables for a service of that name.
 pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let others = ["MILLRACE_CONFIG", "MILLRACE_HOST", KEY_VARIABLE];
     let of_settings = paths();

@@ -1,4 +1,4 @@
-//! What is known of the host from its start on.
+//! Facts about the host that are known from its start on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::config::{Config, EngineKind};
 
-/// What is known from the start of the host on.
+/// Facts that do not change while the host runs.
 pub(super) struct About {
     pub(super) started_at: Timestamp,
     pub(super) started: Duration,
@@ -30,8 +30,8 @@ impl About {
     }
 }
 
-/// The settings by their paths in the configuration file. Keys of the encryption are no setting that is told; those of modules stand
-/// under the limits.
+/// The settings, by their paths in the configuration file. Encryption keys are never shown;
+/// settings of modules are shown as limits.
 fn settings(config: &Config) -> BTreeMap<String, Value> {
     let mut settings = BTreeMap::new();
     let config = serde_json::to_value(config).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Answers with messages: held in memory within one common bound, however many readers there are and however slowly they read.
+//! Answers with messages: one bound for all of them in memory, however many readers there are and
+//! however slowly they read.
 //!
 //! Room is taken before messages are read, and goes back when the last byte of the answer is sent or its connection is gone.
 

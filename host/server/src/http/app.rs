@@ -1,4 +1,4 @@
-//! What every request to the HTTP door needs, and what requests have in common whatever they are about.
+//! What every request to the HTTP door needs, whatever its subject.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub(crate) struct App {
     pub(crate) broker: Broker,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Option<Registry>,
-    /// Cancelled when the host stops: whoever waits, answers.
+    /// Cancelled when the host stops; waiting requests are then answered.
     pub(super) stopping: CancellationToken,
     pub(super) callers: Callers,
     /// Memory that all doors share.
@@ -36,11 +36,11 @@ pub(crate) struct App {
     pub(super) waiting: Arc<Semaphore>,
     waiting_max: usize,
     places: Arc<Places>,
-    /// How long a connection is kept, as answers say it.
+    /// The `Keep-Alive` header of answers: how long an idle connection is kept.
     pub(super) keep_alive: HeaderValue,
     pub(super) request_ids: Arc<RequestIds>,
     pub(super) told_of: Mutex<ToldOf>,
-    /// Held while what is measured anew for each reader of metrics is written down.
+    /// Held while the values that are computed for each reader of metrics are updated.
     pub(super) measuring: Mutex<()>,
     pub(super) about: About,
 }
@@ -75,7 +75,7 @@ impl App {
         })
     }
 
-    /// What takes its time and may be left at any moment, unless the host stops meanwhile.
+    /// Runs work that may be dropped at any moment, and ends it if the host stops.
     pub(crate) async fn unless_stopping<T, E: Into<ApiError>>(
         &self,
         work: impl Future<Output = Result<T, E>>,
@@ -104,12 +104,12 @@ impl App {
     }
 }
 
-/// A bound that leaves connections for those who do not wait.
+/// How many fetches may wait, so that connections remain for other requests.
 fn waiting_max(connections_max: usize) -> usize {
     (connections_max.saturating_mul(bounds::WAITING_PERCENT_MAX) / 100).max(1)
 }
 
-/// What is said is a little less than what is kept: a request may be on its way.
+/// The announced time is a little shorter than the real one, because a request may be on its way.
 fn keep_alive(idle: Duration) -> HeaderValue {
     let seconds = idle.as_secs().saturating_sub(1).max(1);
     let said = HeaderValue::from_str(&format!("timeout={seconds}"));

@@ -1,4 +1,5 @@
-//! Whoever calls: each handler is given the broker's verbs for the caller of its request, and nothing else of the broker.
+//! The caller: each handler gets the broker's verbs for the caller of its request, and nothing else
+//! of the broker.
 
 use std::convert::Infallible;
 use std::ops::Deref;
@@ -13,7 +14,7 @@ use super::app::App;
 use super::by::by_of;
 use super::modules::Peer;
 
-/// The id that a request is traced by, once it has one.
+/// The id of a request in logs and answers, once it has one.
 #[derive(Clone)]
 pub(super) struct RequestId(pub(super) HeaderValue);
 
@@ -25,7 +26,7 @@ pub(crate) struct Called {
 }
 
 impl Called {
-    /// The host itself, which asks for nobody.
+    /// For the host itself, without a caller.
     pub(crate) fn of_host(app: &Arc<App>) -> Self {
         Self {
             app: Arc::clone(app),

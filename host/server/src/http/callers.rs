@@ -1,4 +1,5 @@
-//! Whose requests are taken: by which names this host may be called, and from pages of which sites.
+//! Which requests are accepted: by which names this host may be called, and from pages of which
+//! sites.
 //!
 //! The host trusts everyone who can connect, and a browser on this machine can. So a request sent by a page of another site (Origin,
 //! Sec-Fetch-Site) is refused, and so is one with a foreign Host name, which is a sign of DNS rebinding.

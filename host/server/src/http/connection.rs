@@ -1,5 +1,5 @@
-//! Conversations over HTTP: requests and answers one after the other, no patience for slow heads, and a refusal in our shape of what is
-//! no request.
+//! One HTTP connection: requests and answers one after the other, a timeout for slow heads, and
+//! refusals in our own shape for malformed requests.
 //!
 //! A request may make its connection a session of something else (an upgrade); then the connection keeps its place until that has
 //! ended. A session ends by itself when its door is stopping.
@@ -79,12 +79,13 @@ impl Door {
         })
     }
 
-    /// A refusal of what no route has seen, as it goes over the connection.
+    /// The bytes of a refusal that comes before any route.
     async fn words(&self, refusal: ApiError) -> Vec<u8> {
         as_bytes(finished(refusal.into_response(), self.request_ids.next())).await
     }
 
-    /// Answers requests until either side has had enough. Gives the stream back, and what is still to be said on it.
+    /// Answers requests until either side ends the connection. Returns the stream and the bytes
+    /// still to be written to it.
     async fn answer_requests(
         &self,
         stream: Impatient,
@@ -96,7 +97,7 @@ impl Door {
             line.enter(Phase::Busy, self.now());
             request.extensions_mut().insert(Peer(seat.peer()));
             request.extensions_mut().insert(line.clone());
-            // Which work is done for those only who wait for it.
+            // Whether the work is useful only to a caller who waits for it.
             let for_its_caller = request.uri().path().ends_with("/redrive")
                 || request.uri().path().ends_with("/dry-run");
             let answer = router.call(request);
@@ -165,7 +166,8 @@ impl Door {
     }
 }
 
-/// Returns when a caller who sends no more has waited long enough: most have gone altogether, and the two look alike.
+/// Returns when a caller that closed its sending side has waited long enough: most such callers
+/// have disconnected, and the two cases look alike.
 async fn given_up(line: &Line, for_its_caller: bool) {
     line.gone().cancelled().await;
     if !for_its_caller {
@@ -173,7 +175,7 @@ async fn given_up(line: &Line, for_its_caller: bool) {
     }
 }
 
-/// A whole answer as it goes over a connection that ends with it, for what no route has seen.
+/// The bytes of a whole answer that comes before any route and ends its connection.
 async fn as_bytes(answer: Response<Body>) -> Vec<u8> {
     let (parts, body) = answer.into_parts();
     // It is in memory already.
@@ -200,7 +202,7 @@ async fn as_bytes(answer: Response<Body>) -> Vec<u8> {
     bytes
 }
 
-/// Of a head that the HTTP library refuses.
+/// The error for a head that the HTTP library refuses.
 fn of_a_head(status: StatusCode, why: &str) -> ApiError {
     let (code, message, hint) = match status {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
@@ -233,7 +235,7 @@ fn slow_head() -> ApiError {
     ApiError::new(StatusCode::REQUEST_TIMEOUT, "too-slow", message, hint)
 }
 
-/// An answer's body, which tells its connection when it has left.
+/// An answer's body, which reports to its connection when it has been sent.
 struct Sent {
     body: Body,
     line: Arc<Line>,

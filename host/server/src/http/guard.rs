@@ -4,7 +4,7 @@
 //! A request without a certain end (unknown transfer codings, two Host lines, none) is refused before anything else. After any refusal
 //! the rest of the body is consumed ([`super::rest`]), and an answer that ends its connection says so.
 //!
-//! [`super::callers`] says whose requests are taken.
+//! [`super::callers`] decides which requests are accepted.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -86,7 +86,7 @@ pub(super) fn finished(mut response: Response, id: HeaderValue) -> Response {
     response
 }
 
-/// Said to whom there is no room for; there is for administration.
+/// The refusal for requests other than administration when there is no room for them.
 pub(super) fn no_place() -> ApiError {
     let message = "there are too many connections";
     let hint =

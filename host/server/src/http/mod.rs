@@ -1,7 +1,8 @@
-//! The front door for HTTP: routes, bounds, and the one shape of every answer that is not what was asked for.
+//! The HTTP door: routes, bounds, and the one shape of all errors.
 //!
-//! A request comes in on a [`connection`], passes [`guard`] (who may call, what is left of bodies, request ids, panics) and arrives at
-//! the file of the noun that it is about. What comes out of the broker is turned into JSON here and nowhere else.
+//! A request arrives on a [`connection`], passes [`guard`] (callers, unread bodies, request ids,
+//! panics) and reaches the file of its noun. The broker's answers are turned into JSON here and
+//! nowhere else.
 
 mod about;
 mod answers;
@@ -97,7 +98,7 @@ fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Every route there is; the OpenAPI document has the same ones, a test says so.
+/// Every route. A test checks that the OpenAPI document has the same ones.
 fn routes() -> Vec<Route> {
     const TOPIC: &str = "/v1/topics/{topic}";
     const PARTITION: &str = "/v1/topics/{topic}/partitions/{partition}/messages";

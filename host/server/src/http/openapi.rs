@@ -1,4 +1,5 @@
-//! The OpenAPI document. Tests hold it to the truth: it has every route, and every one of its [`super::shapes`] the fields of its noun.
+//! The OpenAPI document. Tests compare it with the code: it has every route, and each of its
+//! [`super::shapes`] has the fields of its noun.
 
 mod finish;
 

@@ -27,7 +27,8 @@ pub struct HttpSettings {
         value_name = "ADDRESS:PORT"
     )]
     pub address: String,
-    /// Further names by which this host may be called (in Host and Origin headers), separated by commas
+    /// Other names by which clients may address this host (in Host and Origin headers), separated
+    /// by commas
     #[arg(
         long = "allowed-host",
         id = "listen.http.allowed_hosts",
@@ -35,10 +36,11 @@ pub struct HttpSettings {
         value_delimiter = ','
     )]
     pub allowed_hosts: Vec<String>,
-    /// Connections at once, as far as the limit of open files goes [default: 1024]
+    /// Maximum number of connections, as far as the limit of open files allows [default: 1024]
     #[arg(long, id = "listen.http.connections_max", value_name = "COUNT")]
     pub connections_max: usize,
-    /// How long a connection is kept between two requests; longer than the pools of clients and proxies keep it [default: 180000]
+    /// How long an idle connection is kept; should be longer than clients and proxies keep theirs
+    /// [default: 180000]
     #[arg(long, id = "listen.http.idle_ms", value_name = "MS")]
     pub idle_ms: u64,
 }

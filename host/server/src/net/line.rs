@@ -1,7 +1,7 @@
 //! What a connection is doing and since when: the sweep closes connections that idle too long, and at the bound the least active one
 //! makes room for a new one.
 //!
-//! [`super::stream`] and whoever serves the connection say what happens on it. A request is under way from its whole head until the
+//! [`super::stream`] and the door that serves the connection report what happens on it. A request is under way from its whole head until the
 //! last byte of its answer has left.
 
 use std::sync::Mutex;
@@ -26,7 +26,7 @@ pub(crate) enum Phase {
     Answered = 3,
     /// It is being closed; incoming data is discarded.
     Ending = 4,
-    /// Both sides say what they like, for as long as they like.
+    /// Both sides may send anything, for any time.
     Session = 5,
 }
 
@@ -87,7 +87,7 @@ impl Line {
         }
     }
 
-    /// For how long it has been in its present state.
+    /// How long it has been in its current phase.
     pub(crate) fn for_how_long(&self, now: Duration) -> Duration {
         let since = self.since_ms.load(Relaxed);
         Duration::from_millis(ms(now).saturating_sub(since))

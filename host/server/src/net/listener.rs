@@ -1,6 +1,8 @@
-//! Where connections come in: one at a time is accepted, gets its place, and is served; what is silent for too long is swept out.
+//! Accepts connections one at a time, gives each a place, has it served, and closes those that are
+//! silent for too long.
 //!
-//! [`super::places`] says who may have one. Where the process may open no more files, one that idles makes room, and accepting pauses.
+//! [`super::places`] decides which connections get a place. If the process cannot open more files,
+//! an idle connection makes room, and accepting pauses.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,12 +19,12 @@ use super::places::{DoorLimits, Places};
 
 /// After an accept that failed (too many open files, say): long enough to let some close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Failed accepts are said so often, and counted in between.
+/// Failed accepts are logged at most this often, with their number.
 const ACCEPT_SAID_EVERY: Duration = Duration::from_secs(10);
 /// How often silent connections are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A socket that is bound, with places for those who connect. It accepts nobody until it is served.
+/// A bound socket with places for connections. It accepts nothing until it is served.
 pub(crate) struct Listener {
     socket: TcpListener,
     address: SocketAddr,
@@ -30,7 +32,7 @@ pub(crate) struct Listener {
     clock: Arc<dyn Clock>,
     stopping: CancellationToken,
     closed: CancellationToken,
-    /// Tells that it is closed, also where it is dropped before it serves.
+    /// Signals that it is closed, also if it is dropped before it serves.
     open: DropGuard,
 }
 
@@ -60,7 +62,7 @@ impl Listener {
         self.places.clone()
     }
 
-    /// Cancelled to have it accept nothing more: whoever waits on one of its connections, answers.
+    /// Cancelled to stop accepting; requests that wait on its connections are then answered.
     pub(crate) fn stopping(&self) -> CancellationToken {
         self.stopping.clone()
     }
@@ -70,7 +72,8 @@ impl Listener {
         self.closed.clone()
     }
 
-    /// Serves until it is to stop; returns when the last connection is closed. Dropping it cuts them off.
+    /// Serves until it is told to stop, and returns when the last connection is closed. Dropping it
+    /// cuts off its connections.
     pub(super) async fn serve<Served>(self, serve: impl Fn(Connection) -> Served)
     where
         Served: Future<Output = ()> + Send + 'static,
@@ -87,7 +90,7 @@ impl Listener {
                 }
                 () = self.stopping.cancelled() => break,
             };
-            // Finished connections are taken out, so that the set stays as small as the places say.
+            // Finished connections are removed, so the set never has more than there are places.
             while connections.try_join_next().is_some() {}
             match accepted {
                 Ok((stream, _)) => {
@@ -122,7 +125,7 @@ impl Listener {
     }
 }
 
-/// Accepts that failed, said now and then: while files are short there are twenty a second.
+/// Failed accepts, logged only now and then: while files are scarce there are twenty a second.
 #[derive(Default)]
 struct Failures {
     count: u64,

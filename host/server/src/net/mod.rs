@@ -1,9 +1,10 @@
-//! What every front door stands on, whatever it speaks: so many connections at once, patience within bounds, memory that all doors
-//! share, and a polite end.
+//! What every door has in common, whatever its protocol: a bound on connections, timeouts, memory
+//! shared by all doors, and an orderly end.
 //!
-//! A connection comes in at the [`Listener`], gets one of its [`places`](Places), and is handed to whoever serves it as a
-//! [`Connection`]. What happens on it stands in its [`Line`], by which others judge it. [`Doors`] holds the listeners of one host,
-//! and [`Budgets`] the memory that is theirs together. Nothing here knows a protocol.
+//! The [`Listener`] accepts a connection, gives it one of its [`places`](Places), and hands it to
+//! the door as a [`Connection`]. Its [`Line`] shows what is happening on it; timeouts and evictions
+//! go by that. [`Doors`] holds the listeners of one host, and [`Budgets`] the memory that they
+//! share. Nothing here knows a protocol.
 
 pub(crate) mod bounds;
 mod budgets;

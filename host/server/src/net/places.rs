@@ -28,13 +28,13 @@ const STOPPING_GRACE: Duration = Duration::from_secs(1);
 enum Kind {
     Regular,
     Reserved,
-    /// It makes room, and is nearly gone.
+    /// It is being closed to make room.
     Leaving,
-    /// It is told that there is no place.
+    /// It gets only the answer that there is no place.
     Refused,
 }
 
-/// How many connections a door has, and for how long it keeps one.
+/// How many connections a door has, and how long it keeps an idle one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DoorLimits {
     /// Connections at once.
@@ -64,7 +64,7 @@ pub(super) struct Place {
     places: Arc<Places>,
     id: u64,
     pub(super) line: Arc<Line>,
-    /// Whether it is only told that there is no place.
+    /// Whether it gets only the answer that there is no place.
     pub(super) refused: bool,
 }
 

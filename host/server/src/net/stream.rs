@@ -1,7 +1,9 @@
-//! A connection whose other side must take what it is sent: silence for too long ends it, and frees what waits for it.
+//! A connection whose other side must read what it is sent: if it reads nothing for too long, the
+//! connection ends, and what it holds is freed.
 //!
-//! It tells its [`Line`] what comes and goes. An end of what the other side sends is kept from whoever serves it while a request is
-//! under way: a client may close its sending side and wait for the answer.
+//! It reports incoming and outgoing data to its [`Line`]. While a request is running, the door does
+//! not see that the other side has closed its sending side: a client may do that and wait for the
+//! answer.
 
 use std::future::Future;
 use std::io::{Error, ErrorKind, IoSlice, Result};
@@ -16,12 +18,12 @@ use tokio::time::{Sleep, sleep};
 
 use super::line::{Line, Phase};
 
-/// Both directions of a connection: a socket, or what speaks through one.
+/// Both directions of a connection: a socket, or a stream on top of one.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// A stream that gives up writing after some time in which nothing was taken.
+/// A stream whose writes fail if the other side reads nothing for some time.
 pub(crate) struct Impatient {
     stream: Box<dyn Duplex>,
     patience: Duration,
@@ -47,7 +49,7 @@ impl Impatient {
         }
     }
 
-    /// Passes on what a write came to; one that waits too long has failed.
+    /// Passes on the result of a write; a write that waits too long fails.
     fn timed(&mut self, written: Poll<Result<usize>>, cx: &mut Context<'_>) -> Poll<Result<usize>> {
         if written.is_ready() {
             self.waiting = None;

@@ -1,15 +1,20 @@
-//! What an engine does with the tables of state that it keeps. The verbs are in a trait of their own, so that nobody comes across them who
-//! reads state, or writes it by transactions, as everybody else does.
+//! The verbs with which an engine maintains its tables of state. They are in a separate trait, so
+//! that code that only reads state, or writes it with transactions, does not see them.
 //!
-//! 1. **Made** empty in the host's room ([`KeepTable::in_room`]), or from what was stored ([`KeepTable::insert_stored`],
-//!    [`KeepTable::paged`]) and then moved into that room ([`KeepTable::into_room`]).
-//! 2. **Judged** before anything is written: whether a table can take writes over ([`KeepTable::can_apply`]), and what it costs and
-//!    stores more then ([`KeepTable::growth`], [`KeepTable::stores`]).
-//! 3. **Changed** with each commit, in the order of commits ([`KeepTable::apply`]). What is read shows it from then on.
-//! 4. **Written down** whenever the engine sees fit: [`KeepTable::take_step`] says what changed since the last time. A paged table reads
-//!    from what is stored ([`Stored`]) as soon as that is durable and it is told ([`KeepTable::install`]).
+//! 1. **Created** empty within the host's room ([`KeepTable::in_room`]), or from stored data
+//!    ([`KeepTable::insert_stored`], [`KeepTable::paged`]) and then moved into that room
+//!    ([`KeepTable::into_room`]).
+//! 2. **Checked** before anything is written: whether a table can apply writes
+//!    ([`KeepTable::can_apply`]), and how much more memory and storage it then takes
+//!    ([`KeepTable::growth`], [`KeepTable::stores`]).
+//! 3. **Changed** with each commit, in the order of commits ([`KeepTable::apply`]). Reads see the
+//!    change from then on.
+//! 4. **Stored** whenever the engine chooses: [`KeepTable::take_step`] returns the changes since
+//!    the last time. A paged table reads from stored data ([`Stored`]) once that is durable and
+//!    [`KeepTable::install`] was called.
 //!
-//! An engine that keeps tables in memory and nowhere else stops after the third, and drops what [`KeepTable::take_changes`] hands out.
+//! An engine that keeps tables only in memory needs only the first three, and drops what
+//! [`KeepTable::take_changes`] returns.
 
 use std::sync::Arc;
 
@@ -28,30 +33,30 @@ use super::super::{StateEntry, StatePage, StateQuery, StateWrites};
 use super::{Form, StateSize, StateTable, foretold};
 use crate::room::{Counted, Room, Share};
 
-/// What memory holds of a table beyond the next checkpoint.
+/// How much of a table stays in memory after the next checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Footing {
-    /// All of it, at this many bytes.
+    /// All of it: this many bytes.
     Resident(usize),
-    /// What leads to its stored entries, so many bytes; it can be made again.
+    /// Only indexes of its stored entries: this many bytes, which can be rebuilt.
     Paged(usize),
 }
 
 /// Entries of a table, or where to read them.
 #[derive(Debug)]
 pub enum Reading {
-    /// They were in memory.
+    /// Entries that were in memory.
     Page(StatePage),
-    /// They are read from there, perhaps from the disk.
+    /// A picture to read them from, perhaps from the disk.
     Picture(Picture),
 }
 
-/// What a checkpoint has to write of a table.
+/// What a checkpoint must write of a table.
 #[derive(Clone, Debug)]
 pub enum TableStep {
-    /// Rows, of one that is in memory.
+    /// Rows, for a table in memory.
     Rows(TableChanges),
-    /// What is stored nowhere yet, of one that is paged.
+    /// Changes that are not stored yet, for a paged table.
     Layers(LayersStep),
 }
 
@@ -60,21 +65,21 @@ impl TableStep {
     pub fn says_all(&self) -> bool {
         match self {
             Self::Rows(changes) => changes.empties,
-            // Each has all that is stored nowhere yet.
+            // Each step has all changes that are not stored yet.
             Self::Layers(_) => true,
         }
     }
 }
 
-/// The verbs of whoever keeps tables.
+/// The verbs of engines that maintain tables.
 pub trait KeepTable: Sized {
-    /// An empty one, which counts for the host's room.
+    /// An empty table that counts for the host's room.
     fn in_room(room: &Arc<Room>, group: &GroupName) -> Self;
 
     /// The same table, which counts for the host's room from now on.
     fn into_room(self, room: &Arc<Room>, group: &GroupName) -> Self;
 
-    /// A paged one, of which all is stored.
+    /// A paged table whose whole content is stored.
     fn paged(stored: Arc<dyn Stored>, size: StateSize) -> Self;
 
     /// Whether it can apply these writes: for a paged table they must say how the size changes, and it must not become negative.
@@ -95,7 +100,7 @@ pub trait KeepTable: Sized {
     /// Like [`StateTable::page`], but leaves reading from the disk to the caller; the page shows this moment, whenever it is read.
     fn reading(&self, query: &StateQuery) -> Reading;
 
-    /// An entry of the checkpoint.
+    /// Adds an entry from the checkpoint.
     fn insert_stored(&self, slot: u64, entry: &StateEntry);
 
     /// The changes since the last call, as rows; none for a paged table.
@@ -104,7 +109,8 @@ pub trait KeepTable: Sized {
     /// What a checkpoint must write; `None` if nothing. A table that should be paged, and is not empty, becomes so.
     fn take_step(self: &Arc<Self>, is_to_be_paged: bool) -> Option<TableStep>;
 
-    /// From now on this is stored, durably, for what was `before` and the layers. Nothing is done if the table has other ones by now.
+    /// Says that this durable stored data now replaces `before` and the layers. Does nothing if the
+    /// table has others by now.
     fn install(
         &self,
         layers: &[Arc<Layer>],
@@ -112,19 +118,19 @@ pub trait KeepTable: Sized {
         stored: Arc<dyn Stored>,
     );
 
-    /// What is stored of a paged table; `None` of one that is in memory.
+    /// The stored part of a paged table; `None` for one in memory.
     fn stored(&self) -> Option<Arc<dyn Stored>>;
 
-    /// In how many parts it is stored.
+    /// The number of parts in which it is stored.
     fn part_count(&self) -> usize;
 
-    /// Whether memory has something of it that is to be stored, and is not yet.
+    /// Whether it has changes that must still be stored.
     fn has_unwritten(&self) -> bool;
 
-    /// What memory holds of it in the long run.
+    /// How much of it stays in memory.
     fn footing(&self) -> Footing;
 
-    /// Gives back what memory has to find its stored entries; it is made again when somebody asks for one.
+    /// Frees the memory for finding its stored entries, which is rebuilt on demand.
     fn forget_cost(&self);
 }
 
@@ -181,7 +187,7 @@ impl KeepTable for StateTable {
                 let after = self.size_after(writes);
                 after.map_or(before, |after| after.bytes as i64)
             }
-            // It is refused.
+            // The writes are refused.
             None => before,
         };
         after.saturating_sub(before)

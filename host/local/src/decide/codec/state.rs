@@ -1,4 +1,5 @@
-//! Changes of state as bytes, for the journal and, an entry at a time, for the checkpoint: a key's length has 16 bits, a value's 32.
+//! Changes of state as bytes, for the journal and, entry by entry, for the checkpoint. The length
+//! of a key has 16 bits, that of a value 32.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use millrace_model::Timestamp;
 const FORM_CHANGES: u8 = 0;
 /// The table is emptied, then keys change.
 const FORM_RESET: u8 = 1;
-/// Like the first two, and what is added stands before the keys.
+/// Like the first two, with the added entries and bytes before the keys.
 const FORM_CHANGES_ADDING: u8 = 2;
 const FORM_RESET_ADDING: u8 = 3;
 
@@ -35,14 +36,14 @@ pub(super) fn put(out: &mut Vec<u8>, writes: &StateWrites) {
     }
 }
 
-/// An entry, as the checkpoint has it.
+/// An entry as bytes for the checkpoint.
 pub(crate) fn entry_bytes(entry: &StateEntry) -> Vec<u8> {
     let mut out = Vec::with_capacity(entry.key.len() + entry.value.as_bytes().len() + 16);
     put_change(&mut out, &entry.key, Some(&entry.value), entry.ends_at);
     out
 }
 
-/// An entry of the checkpoint.
+/// An entry from the checkpoint's bytes.
 pub(crate) fn entry_of(mut bytes: Bytes) -> Option<StateEntry> {
     let change = take_change(&mut bytes)?;
     let value = change.value.filter(|_| bytes.is_empty())?;

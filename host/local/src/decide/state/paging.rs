@@ -1,5 +1,6 @@
-//! When memory asks for a checkpoint, so that state stands in files: how much of it changed, and how much of it there is altogether.
-//! Which tables go into files the checkpoint decides ([`State::to_be_paged`](super::State)).
+//! Decides when memory requires a checkpoint that moves state to files: by how much state changed,
+//! and by how much there is in total. The checkpoint decides which tables move
+//! ([`State::to_be_paged`](super::State)).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -9,16 +10,16 @@ use millrace_engine::room::{Kept, Room};
 use super::tables::of_all;
 use crate::ground::options::LocalOptions;
 
-/// Which part of the memory for state is to be taken more before the next checkpoint is made for it.
+/// State must grow by this fraction of its memory before the next checkpoint is made for it.
 const STEP_PART: usize = 8;
 
 pub(crate) struct Paging {
     room: Arc<Room>,
-    /// Bytes of memory of what changed in tables that stand in files, and is not in one yet, at the most.
+    /// Maximum bytes of memory for changes in paged tables that are not in a file yet.
     changes_bytes_max: usize,
-    /// As much of it as the checkpoint under way writes down.
+    /// The part of these changes that the running checkpoint writes.
     handed: AtomicUsize,
-    /// What state takes of memory before a checkpoint is made for it.
+    /// The memory of state at which a checkpoint is made for it.
     due_at: AtomicUsize,
 }
 
@@ -34,7 +35,7 @@ impl Paging {
         paging
     }
 
-    /// Whether a checkpoint is to be made for what memory has, beside the one that may be under way.
+    /// Whether memory requires another checkpoint besides one that may be running.
     pub(crate) fn is_due(&self) -> bool {
         let fresh = self.room.unwritten();
         let fresh = fresh.saturating_sub(self.handed.load(Relaxed));
@@ -42,21 +43,22 @@ impl Paging {
             || self.room.held(Kept::State) > self.due_at.load(Relaxed)
     }
 
-    /// Whether nobody is to bring values of state before a checkpoint is made: too much changed, or memory has more of it than there is
-    /// for it, and the checkpoint under way takes some out.
+    /// Whether additions of state must wait for a checkpoint: too much has changed, or state takes
+    /// more memory than it may and the running checkpoint will free some.
     pub(crate) fn is_full(&self) -> bool {
         let is_under_way = self.due_at.load(Relaxed) == usize::MAX;
         self.room.unwritten() > self.changes_bytes_max
             || is_under_way && self.room.held(Kept::State) > self.room.state_budget()
     }
 
-    /// A checkpoint is decided: it writes down all that changed until now, and what is large.
+    /// Notes that a checkpoint was decided: it writes all changes until now, and large tables.
     pub(crate) fn note_begun(&self) {
         self.handed.store(self.room.unwritten(), Relaxed);
         self.due_at.store(usize::MAX, Relaxed);
     }
 
-    /// It is over, whatever came of it. What is left in memory it could not do anything about, so only more asks for another one.
+    /// Notes that the checkpoint ended, whether it succeeded or not. It could not move what is left
+    /// in memory, so only further growth requests another one.
     pub(crate) fn note_over(&self) {
         self.handed.store(0, Relaxed);
         let step = self.room.bounds().state_bytes / STEP_PART;

@@ -1,4 +1,4 @@
-//! The tables of groups' state among what is committed.
+//! The tables of groups' state, as part of the committed state.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,19 +12,20 @@ use millrace_model::{GroupName, Timestamp, TopicPartition};
 
 use super::{Changes, Contradiction, Group, State};
 
-/// Which part of the memory for state one table may cost before it stands in files.
+/// The fraction of the memory for state that one table may cost before it moves to files.
 const TABLE_PART: usize = 8;
-/// How many parts, of how many, all together may cost before the largest ones do.
+/// The fraction, as numerator and denominator, that all tables together may cost before the largest
+/// ones move.
 const ALL_PARTS: [usize; 2] = [3, 4];
 
-/// What has to be free on the disk for a table to be paged, as a multiple of what it costs in memory: its file, and the database's own
-/// journal of the rows that go.
+/// Free disk space that paging a table requires, as a multiple of its memory cost: for its file,
+/// and for the database's own journal of the deleted rows.
 const PAGED_ROOM: u64 = 2;
 
-/// Ended entries that a checkpoint removes, of all state together; the next one goes on.
+/// Expired entries that one checkpoint removes from all state; the next one continues.
 const SWEPT_ENTRIES_MAX: usize = 100_000;
 
-/// Whether a group's tables may be paged: those of processors, and no others.
+/// Whether a group's tables may be paged: only those of processors.
 pub(crate) fn may_be_paged(group: &GroupName) -> bool {
     Kept::of_group(group) == Kept::State
 }
@@ -44,7 +45,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether each table can take over what is written to it.
+    /// Checks that each table has room for its writes.
     pub(super) fn check_state(&self, writes: &[StateWrite]) -> Result<(), CommitError> {
         for write in writes {
             let group = self.group(write.partition, &write.group);
@@ -114,14 +115,14 @@ impl State {
         }
         let mut growth = decided;
         growth.store(more);
-        // Nobody is kept from making it smaller.
+        // Making state smaller is always allowed.
         if keeps_values && more > 0 {
             self.room.check(&growth)?;
         }
         Ok(growth)
     }
 
-    /// Removes entries that have ended, where nobody is at work with them.
+    /// Removes expired entries from tables that are not in use.
     pub(crate) fn sweep(&mut self, now: Timestamp) {
         let mut swept = Vec::new();
         let mut left = SWEPT_ENTRIES_MAX;
@@ -142,7 +143,7 @@ impl State {
         }
     }
 
-    /// The tables that stand in files, in order.
+    /// The paged tables, in order.
     pub(crate) fn paged_tables(&self) -> Vec<(TopicPartition, GroupName, Arc<StateTable>)> {
         let groups = self.groups.iter();
         let groups = groups.flat_map(|(at, groups)| groups.iter().map(move |(n, g)| (at, n, g)));
@@ -155,7 +156,8 @@ impl State {
         paged
     }
 
-    /// The next checkpoint has to look at the table, if it is still there, for what was found out about its places of ends.
+    /// Makes the next checkpoint look at the table, if it still exists, to record what is known
+    /// about its places of expiry.
     pub(crate) fn note_places(&mut self, partition: TopicPartition, name: &GroupName) {
         let groups = self.groups.get(&partition);
         if groups.is_some_and(|groups| groups.contains_key(name)) {
@@ -163,7 +165,7 @@ impl State {
         }
     }
 
-    /// What the next checkpoint has to look at.
+    /// Makes the next checkpoint look at the table.
     fn note_table(&mut self, partition: TopicPartition, name: GroupName) {
         let groups = self.groups.entry(partition).or_default();
         let group = groups.entry(name.clone()).or_default();
@@ -172,7 +174,7 @@ impl State {
         }
     }
 
-    /// A table of the checkpoint, of a group in a partition that is there.
+    /// Adds a table from the checkpoint, of a group in an existing partition.
     pub(crate) fn insert_table(
         &mut self,
         partition: TopicPartition,
@@ -186,7 +188,7 @@ impl State {
         table
     }
 
-    /// The state of a group in a partition that is there.
+    /// The state of a group in an existing partition.
     pub(crate) fn table(&mut self, partition: TopicPartition, name: &GroupName) -> Arc<StateTable> {
         let groups = self.groups.entry(partition).or_default();
         let group = match groups.get_mut(name) {
@@ -209,7 +211,7 @@ impl State {
         found
     }
 
-    /// What a checkpoint has to write of these, and of tables that are to be paged from now on.
+    /// What a checkpoint must write of these tables, and of tables that become paged now.
     pub(super) fn take_tables(
         &mut self,
         mut changed: Vec<(TopicPartition, GroupName)>,
@@ -221,7 +223,7 @@ impl State {
             group.is_some_and(|group| !group.state_changed)
         };
         changed.extend(large.iter().filter(is_unnoted).cloned());
-        // The disk sees the same work in the same order again.
+        // Sorted, so that the disk always sees the same work in the same order.
         changed.sort_unstable();
         let mut taken = Vec::with_capacity(changed.len());
         for at in changed {
@@ -237,7 +239,7 @@ impl State {
         taken
     }
 
-    /// Tables that nobody wrote to and that have something for a file all the same: places at which nothing ends any more.
+    /// Tables without writes that still have something for a file: vacant places of expiry.
     fn unwritten(&self) -> Vec<(TopicPartition, GroupName)> {
         if self.room.unwritten() == 0 {
             return Vec::new();
@@ -251,14 +253,15 @@ impl State {
         unwritten.map(|(at, name, _)| (*at, name.clone())).collect()
     }
 
-    /// Tables that memory is not to have whole any more: each that costs more than its share of what there is for state, and the largest
-    /// ones as long as all together are more than most of it. What leads to entries in files is given back if that is not enough.
+    /// Tables that should no longer be completely in memory: each one that costs more than its
+    /// fraction of the memory for state, and the largest ones while all together take too much. If
+    /// that is not enough, filters and indexes of files are released.
     fn to_be_paged(&self) -> BTreeSet<(TopicPartition, GroupName)> {
         let of_one = self.room.bounds().state_bytes / TABLE_PART;
         let of_one = self.store.state_resident_bytes.unwrap_or(of_one);
         let of_all = of_all(&self.room);
         let mut large = BTreeSet::new();
-        // No table is more than all.
+        // A single table cannot cost more than all together.
         if self.room.held(Kept::State) <= of_one.min(of_all) {
             return large;
         }
@@ -279,7 +282,8 @@ impl State {
         let mut free = self.store.free_bytes();
         for (cost, partition, name) in resident.into_iter().rev() {
             if cost > of_one || stays > of_all {
-                // A checkpoint that cannot write it makes nothing durable, and gives nothing back.
+                // A checkpoint that cannot write the table makes nothing durable, and frees
+                // nothing.
                 let needs = cost as u64 * PAGED_ROOM;
                 if needs > free {
                     tracing::warn!(%partition, group = %name, needs, free, "the disk has no space for a file of state: the state stays in memory. Free some space");
@@ -301,14 +305,14 @@ impl State {
     }
 }
 
-/// What all tables together may cost of memory before the largest ones stand in files.
+/// The memory that all tables together may cost before the largest ones move to files.
 pub(super) fn of_all(room: &Room) -> usize {
     let [parts, of_parts] = ALL_PARTS;
     room.state_budget() / of_parts * parts
 }
 
 impl Changes {
-    /// Adds steps of tables after those that are there, and drops of those what does not count any more.
+    /// Adds later steps of tables, and drops the parts of earlier ones that they replace.
     pub(super) fn merge_tables(&mut self, later: Vec<(TopicPartition, GroupName, TableStep)>) {
         let say_all = later.iter().filter(|(_, _, step)| step.says_all());
         let say_all: HashSet<_> = say_all.map(|(at, name, _)| (*at, name.clone())).collect();

@@ -1,4 +1,4 @@
-//! Topics: made, changed, given more partitions, deleted.
+//! Creating, changing, growing and deleting topics.
 
 use millrace_engine::contract::{
     CommitError, Expectation, TopicChange, TopicError, changed, check_partitions,
@@ -11,7 +11,7 @@ use super::{Contradiction, Pending, Removed, State};
 use crate::decide::codec::Operation;
 
 impl State {
-    /// Gives the topic an identity. Must be alone in its group, as a deletion must.
+    /// Assigns an identity to the topic. Must be alone in its group, like a deletion.
     pub(crate) fn decide_create(
         &self,
         pending: &mut Pending,
@@ -52,7 +52,7 @@ impl State {
         Ok(id)
     }
 
-    /// What the topics are from then on. Must be alone in its group.
+    /// Decides the new descriptions of the topics. Must be alone in its group.
     pub(crate) fn decide_change(
         &self,
         pending: &mut Pending,
@@ -74,7 +74,7 @@ impl State {
         Ok(topics)
     }
 
-    /// Whether everything is as it is expected to be, with nothing under way that is not applied yet.
+    /// Checks expectations when no decided change is still unapplied.
     pub(crate) fn check_as_applied(&self, expects: &[Expectation]) -> Result<(), CommitError> {
         let entry = |kind, key: &str| self.entries.get(kind, key).map(|entry| entry.version);
         let newest = |kind| self.entries.version(kind);
@@ -99,7 +99,7 @@ impl State {
         self.insert_topic(topic);
     }
 
-    /// Partitions that are new begin without files; what a crash left of them is replayed.
+    /// New partitions begin without files; after a crash, their content is replayed.
     pub(super) fn apply_change(&mut self, topic: Topic) -> Result<(), Contradiction> {
         let known = self.topics.get(&topic.spec.name);
         let Some(known) = known.filter(|known| known.id == topic.id) else {

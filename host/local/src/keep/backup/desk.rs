@@ -1,4 +1,4 @@
-//! Where a backup is ordered, and what the checkpoint does for it.
+//! The place where a backup is ordered, and what a checkpoint does for the order.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,36 +13,37 @@ use super::CHECKPOINT;
 use crate::ground::tail::Partition;
 use crate::keep::checkpoint::StoredRun;
 
-/// Where the next checkpoint finds what is ordered of it.
+/// The order for the next checkpoint, if there is one.
 #[derive(Default)]
 pub(crate) struct Desk(Mutex<Option<Order>>);
 
-/// Somebody wants the files of the next checkpoint to stay.
+/// A backup's order to preserve the files of the next checkpoint.
 pub(crate) struct Order {
-    /// The directory that they get second names in; it is there.
+    /// The existing directory for their hard links.
     pub(super) staging: PathBuf,
     pub(super) answer: mpsc::Sender<io::Result<Staged>>,
 }
 
-/// An order taken on by a checkpoint. If it is dropped, whoever ordered knows that nothing comes.
+/// An order accepted by a checkpoint. If it is dropped, the backup learns that it will not be
+/// carried out.
 pub(crate) struct Errand {
     order: Order,
     partitions: Vec<(Arc<Partition>, Mark)>,
 }
 
-/// What stands under second names.
+/// The files that have hard links.
 pub(super) struct Staged {
     /// The transaction that it is as of.
     pub(super) sequence: u64,
     pub(super) files: Vec<StagedFile>,
-    /// Segments that should be there and are not, as seen from the data directory.
+    /// Missing segments, relative to the data directory.
     pub(super) lost: Vec<String>,
 }
 
 pub(super) struct StagedFile {
     /// Its path in the data directory.
     pub(super) path: String,
-    /// Where it stands now.
+    /// Where it is now.
     pub(super) stands_at: PathBuf,
     pub(super) kind: Kind,
 }
@@ -61,19 +62,21 @@ impl Desk {
         *self.0.lock() = Some(order);
     }
 
-    /// Takes back what no checkpoint has taken on.
+    /// Withdraws an order that no checkpoint has accepted.
     pub(super) fn withdraw(&self) {
         self.0.lock().take();
     }
 
-    /// To be called before the checkpoint's moment: what was acknowledged when the order was left is in it.
+    /// Takes the order. Call it before the checkpoint's moment, so that the checkpoint has
+    /// everything that was acknowledged when the order was placed.
     pub(crate) fn take(&self) -> Option<Order> {
         self.0.lock().take()
     }
 }
 
 impl Order {
-    /// Notes how far the files of all partitions count, when everything up to the checkpoint's moment is in them and nothing later.
+    /// Notes how far the files of all partitions count. Call it when they contain everything up to
+    /// the checkpoint's moment, and nothing later.
     pub(crate) fn of(self, partitions: Vec<Arc<Partition>>) -> Errand {
         let marked = partitions.into_iter().map(|partition| {
             let mark = partition.files.read().mark();
@@ -87,8 +90,8 @@ impl Order {
 }
 
 impl Errand {
-    /// Does it, on the thread of the checkpoint that has just been made, and before the next one is decided.
-    /// `runs` are all that it names.
+    /// Carries out the order, on the thread of the checkpoint that was just made and before the
+    /// next one is decided. `runs` are all runs that the checkpoint names.
     pub(crate) fn run(
         self,
         disk: &dyn Disk,
@@ -101,11 +104,12 @@ impl Errand {
             self.stage_runs(disk, database, runs, &mut staged)?;
             Ok(staged)
         });
-        // If nobody waits any more, the next backup or the next start sweeps.
+        // If the backup no longer waits, the next backup or the next start removes the links.
         let _ = self.order.answer.send(staged);
     }
 
-    /// A run never changes, so a second name is as good as a copy, and it stays whatever the checkpoints after this one let go.
+    /// A run never changes, so a hard link is as good as a copy, and it remains even if later
+    /// checkpoints drop the run.
     fn stage_runs(
         &self,
         disk: &dyn Disk,
@@ -134,7 +138,7 @@ impl Errand {
             files: Vec::new(),
             lost: Vec::new(),
         };
-        // Between two transactions of the database nothing else writes to its file.
+        // Safe because nothing writes to the database's file between two of its transactions.
         let stands_at = staging.join(CHECKPOINT);
         std::fs::create_dir_all(staging)?;
         std::fs::copy(database, &stands_at)?;
@@ -167,7 +171,7 @@ impl Errand {
     }
 }
 
-/// A path as seen from the data directory.
+/// A path relative to the data directory.
 fn below(dir: &Path, path: &Path) -> String {
     let below = path.strip_prefix(dir).unwrap_or(path);
     below.display().to_string()

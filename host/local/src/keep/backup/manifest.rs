@@ -1,5 +1,5 @@
-//! The manifest of a backup: what it is of, and each file with its length and its SHA-256. It is written last, and without it there is no
-//! backup.
+//! The manifest of a backup: its origin, and each file with its length and SHA-256. It is written
+//! last; without it there is no backup.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,13 @@ use sha2::{Digest as _, Sha256};
 
 /// The file's name.
 pub const MANIFEST: &str = "backup.json";
-/// What is written where there is state in files; those before are read, too.
+/// The format of backups with state in files; earlier formats can be read.
 pub(crate) const FORMAT_RUNS: u32 = 2;
-/// A larger manifest is none of ours.
+/// Bytes of a manifest; a larger file is refused.
 pub(crate) const MANIFEST_BYTES_MAX: u64 = 512 << 20;
 
-/// The format of a backup: an older version knows of no files of state, and reads all others.
+/// The format of a backup: older versions do not know files of state, but can read all other
+/// backups.
 pub(crate) fn format_of(has_runs: bool) -> u32 {
     match has_runs {
         true => FORMAT_RUNS,
@@ -26,31 +27,32 @@ pub(crate) fn format_of(has_runs: bool) -> u32 {
     }
 }
 
-/// Where the manifest's own digest stands.
+/// The field of the manifest's own digest.
 const DIGEST: &str = "sha256";
 
-/// What a backup is, and what it is made of.
+/// Describes a backup and lists its files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Of the backup itself.
+    /// The format of the backup.
     pub format: u32,
     /// The version of the host.
     pub millrace: String,
-    /// The data directory that it is of: one that was restored is another one.
+    /// The identity of the backed-up data directory; a restored directory has another one.
     pub directory: String,
-    /// When it was begun, by the host's clock.
+    /// When it began, by the host's clock.
     pub begun_at: Timestamp,
-    /// Everything up to this transaction is in it, and nothing after it.
+    /// It contains everything up to this transaction, and nothing later.
     pub sequence: u64,
-    /// The key that it is encrypted with, whose file is not in it; absent if what is in it is plain.
+    /// The id of its encryption key, which is not part of the backup; absent if it is not
+    /// encrypted.
     pub encryption_key: Option<u32>,
-    /// What could not be copied as it was written.
+    /// Parts that could not be copied as they were written.
     pub damage: Vec<Flaw>,
     /// All files.
     pub files: Vec<BackupFile>,
 }
 
-/// Something that is not as it should be.
+/// A problem with a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flaw {
     /// The file, relative to the data directory.
@@ -62,16 +64,17 @@ pub struct Flaw {
 /// One file of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupFile {
-    /// Where it belongs in a data directory.
+    /// Its path in a data directory.
     pub path: String,
     /// Its length.
     pub bytes: u64,
     /// The SHA-256 of its bytes.
     pub sha256: Digest,
-    /// By what the host knows whether it has changed since.
+    /// How the host recognises whether the file has changed since: its inode number and time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// The directory beside the manifest in which it stands under its path; beside the manifest itself if that is empty.
+    /// The directory beside the manifest that contains it under its path; if empty, it is beside
+    /// the manifest itself.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub run: String,
 }
@@ -79,13 +82,13 @@ pub struct BackupFile {
 /// Why a manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// There is none.
+    /// There is no manifest.
     #[error("there is no finished backup in {}: it has no {MANIFEST}", dir.display())]
     Missing {
-        /// Where one was looked for.
+        /// The directory that was searched.
         dir: PathBuf,
     },
-    /// It was made by another version.
+    /// Another version wrote it.
     #[error(
         "the backup has format {found}; this version of millrace reads up to {FORMAT_RUNS}. Use the version that made it, or a newer one"
     )]
@@ -93,7 +96,7 @@ pub enum ManifestError {
         /// Its format.
         found: u64,
     },
-    /// It is not as it was written.
+    /// It differs from what was written.
     #[error("the manifest is damaged: {0}")]
     Damaged(String),
     /// It cannot be read.
@@ -102,7 +105,7 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    /// The bytes of its file.
+    /// The manifest as a file.
     pub(crate) fn encode(&self) -> io::Result<Vec<u8>> {
         let mut value = serde_json::to_value(self)?;
         let digest = digest_of(&serde_json::to_vec(&value)?);
@@ -114,7 +117,7 @@ impl Manifest {
         Ok(bytes)
     }
 
-    /// What the bytes of a file say.
+    /// Reads a manifest from the bytes of its file.
     ///
     /// # Errors
     /// [`ManifestError`].
@@ -167,7 +170,7 @@ impl Manifest {
         Self::decode(&bytes[..count])
     }
 
-    /// What need not be copied again.
+    /// The files that need not be copied again.
     pub(crate) fn known(&self) -> Vec<KnownFile> {
         let known = self.files.iter().filter_map(|file| {
             Some(KnownFile {
@@ -188,7 +191,7 @@ impl Manifest {
 }
 
 impl BackupFile {
-    /// Where it stands in the backup's directory.
+    /// Its path in the backup's directory.
     pub(crate) fn stands_at(&self, dir: &Path) -> PathBuf {
         match self.run.is_empty() {
             true => dir.join(&self.path),
@@ -201,7 +204,7 @@ fn is_sound(file: &BackupFile) -> bool {
     is_of_backup(&file.path) && (file.run.is_empty() || run_number(&file.run).is_some())
 }
 
-/// The number of a run, by the name of its directory.
+/// The number of a backup run, from the name of its directory.
 pub(crate) fn run_number(name: &str) -> Option<u32> {
     let number = name.strip_prefix("run-")?.parse().ok()?;
     (run_name(number) == name).then_some(number)
@@ -211,7 +214,8 @@ pub(crate) fn run_name(number: u32) -> String {
     format!("run-{number:06}")
 }
 
-/// Whether a file of a data directory belongs into a backup; nothing else is ever written by its name.
+/// Whether a path of a data directory may be in a backup. Files with other paths are never written,
+/// so a malicious archive cannot write elsewhere.
 pub(crate) fn is_of_backup(path: &str) -> bool {
     let plain = |part: &str| {
         let letters = part.bytes();
@@ -233,7 +237,7 @@ pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
     Digest(Sha256::digest(bytes).into())
 }
 
-/// Whether a directory holds a backup, and so is no data directory.
+/// Whether a directory contains a backup, and so is not a data directory.
 pub(crate) fn is_backup(dir: &Path) -> bool {
     dir.join(MANIFEST).exists()
 }
@@ -268,7 +272,7 @@ mod tests {
         let told = (0..bytes.len() * 8).filter(|bit| {
             let mut changed = bytes.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
-            // A space more or less at the end says the same.
+            // White space at the end does not change the meaning.
             Manifest::decode(&changed).is_ok_and(|found| found != manifest())
         });
         assert_eq!(told.count(), 0);

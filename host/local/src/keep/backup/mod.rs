@@ -1,11 +1,12 @@
-//! Backups of a directory that a host works on, and what is done with them.
+//! Backups of a directory while a host uses it.
 //!
 //! ```text
 //!   flusher: checkpoint at S ──► checkpoint's thread: copies the database, links the files ──► backup's thread: reads, sends
 //! ```
-//! The instant is a checkpoint's: everything up to its transaction stands in the database and in the files that it counts. Those get
-//! second names in [`STAGING`] before the next checkpoint is decided; so retention, compaction and deletions go on as ever, and take
-//! nothing from the copy. Only what they would give back to the disk they give back when the backup is over.
+//! A backup is as of a checkpoint: everything up to its transaction is in the database and in the
+//! files that it counts. These get hard links in [`STAGING`] before the next checkpoint is decided,
+//! so retention, compaction and deletions continue and remove nothing from the copy. The space that
+//! they free becomes available when the backup ends.
 
 pub(crate) mod desk;
 pub(crate) mod manifest;
@@ -17,19 +18,20 @@ use std::path::Path;
 
 /// The database's file, in a data directory and in a backup.
 pub(crate) const CHECKPOINT: &str = "checkpoint.sqlite";
-/// The directory in the data directory in which files stand under second names while a backup is made.
+/// The directory in the data directory for hard links while a backup runs.
 pub(crate) const STAGING: &str = "backup";
-/// The file that tells this data directory from all others. A backup does not hold it: what is restored is another directory.
+/// The file that identifies this data directory. A backup does not contain it, because a restored
+/// directory is a different one.
 pub(crate) const IDENTITY: &str = "identity";
-/// Bytes that a backup reads in a second at the most, so that the disk is left to others.
+/// Maximum bytes per second that a backup reads, so that the disk stays available to other work.
 const BACKUP_BYTES_PER_SECOND_MAX: u64 = 64 << 20;
-/// Bytes of one piece of the archive, about.
+/// Approximate bytes of one piece of the archive.
 pub(crate) const PIECE_BYTES: usize = 256 << 10;
-/// Pieces that wait to be taken; at the bound the reading waits.
+/// Pieces queued for the client; when the queue is full, reading waits.
 const PIECES_WAITING_MAX: usize = 16;
 
-/// Makes a directory that only its owner reads: what is in it is what nobody else may read where it came from. One that is there stays as
-/// it is.
+/// Creates a directory that only its owner can read, because its content comes from files with the
+/// same protection. An existing directory keeps its permissions.
 pub(crate) fn make_private(dir: &Path) -> std::io::Result<()> {
     let mut private = std::fs::DirBuilder::new();
     private.recursive(true).mode(0o700).create(dir)

@@ -1,4 +1,5 @@
-//! The thread of a backup: orders a checkpoint, reads what it kept, and sends it as an archive.
+//! The thread of a backup: orders a checkpoint, reads the preserved files, and sends them as an
+//! archive.
 
 use std::collections::HashMap;
 use std::io;
@@ -31,16 +32,16 @@ use crate::keep::modules::{self, ModuleFiles};
 use crate::keep::pause::Pause;
 use crate::write::commits::Commits;
 
-/// How long to sleep until it is looked again whether anybody took a piece, or a checkpoint is made.
+/// How long to sleep before checking again whether a piece was taken or a checkpoint was made.
 const LOOK_DELAY: Duration = Duration::from_millis(5);
-/// What is read at once where a larger piece cannot be: the rest of it may be readable.
+/// Bytes read at once where a larger piece failed, because the rest of it may be readable.
 const BLOCK_BYTES: u64 = 4 << 10;
-/// A file that names the directory has no more than this.
+/// Bytes of the file that identifies the directory; a larger file is invalid.
 const IDENTITY_BYTES_MAX: usize = 64;
 
 type Begun = oneshot::Sender<Result<BackupStream, BackupError>>;
 
-/// The backups of an engine, of which one is made at a time.
+/// The backups of an engine, one at a time.
 pub(crate) struct Backups {
     commits: Arc<Commits>,
     checkpoints: Arc<Checkpoints>,
@@ -72,7 +73,7 @@ impl Backups {
         })
     }
 
-    /// Begins one; its archive when the checkpoint that it is of is made.
+    /// Begins a backup; returns its archive once its checkpoint is made.
     pub(crate) async fn begin(
         self: &Arc<Self>,
         request: BackupRequest,
@@ -89,7 +90,7 @@ impl Backups {
             backups.make(request, begun);
         });
         match thread {
-            // The one before is over.
+            // The previous one has ended.
             Ok(thread) => drop(self.thread.lock().replace(thread)),
             Err(error) => {
                 self.is_under_way.store(false, Ordering::Release);
@@ -100,12 +101,12 @@ impl Backups {
         answered.await.unwrap_or_else(closed)
     }
 
-    /// Ends the one that is under way, and waits for that.
+    /// Ends the running backup and waits for it.
     pub(crate) fn end(&self) {
         self.pause.end();
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
-            // What a thread that panicked left is swept by the next start.
+            // The next start removes what a panicked thread left.
             let _ = thread.join();
         }
     }
@@ -120,7 +121,7 @@ impl Backups {
             Err(error) => {
                 self.sweep();
                 drop(under_way);
-                // Whoever asked may be gone.
+                // The caller may have gone.
                 let _ = begun.send(Err(error));
                 return;
             }
@@ -147,7 +148,7 @@ impl Backups {
         let (files, bytes) = (sending.manifest.files.len(), sending.out.lock().sent_bytes);
         drop(sending);
         self.sweep();
-        // Before anybody knows that it is over.
+        // Before the end of the backup becomes visible.
         drop(under_way);
         let took = self.commits.clock.monotonic().saturating_sub(began_at);
         match sent {
@@ -163,13 +164,13 @@ impl Backups {
             }
             Err(error) => {
                 tracing::warn!(%error, "a backup failed");
-                // Where nobody takes anything nobody hears it either.
+                // If no client reads, none will see this error either.
                 let _ = pieces.pieces.try_send(Err(error.to_string().into()));
             }
         }
     }
 
-    /// Has a checkpoint made and its files kept under second names.
+    /// Orders a checkpoint and hard links for its files.
     fn stage(
         &self,
         request: &BackupRequest,
@@ -186,7 +187,7 @@ impl Backups {
         made.map_err(|error| failed(&error))?;
         let commits = &self.commits;
         let begun_at = commits.clock.wall();
-        // None that the checkpoint names is forgotten until it has its second name.
+        // No module that the checkpoint names is removed before it has its hard link.
         let modules = self.modules.hold();
         let (answer, answered) = std::sync::mpsc::channel();
         let order = Order {
@@ -204,7 +205,8 @@ impl Backups {
             }
             let is_over = self.pause.is_ended() || begun.is_closed();
             if is_over || commits.poisoned().is_some() {
-                // One that a checkpoint has taken on is waited for: it keeps files where the next one would.
+                // If a checkpoint has accepted the order, wait for it: it creates links in the same
+                // place as the next backup would.
                 desk.withdraw();
                 if answered.recv().is_ok() {
                     return Err(CommitError::Closed.into());
@@ -244,7 +246,7 @@ impl Backups {
         }
     }
 
-    /// What tells this directory from others; made the first time.
+    /// The identity of this directory; created the first time.
     fn identity(&self) -> io::Result<String> {
         let path = self.dir.join(IDENTITY);
         let file = match self.disk.open(&path) {
@@ -255,7 +257,7 @@ impl Backups {
             let mut text = [0; IDENTITY_BYTES_MAX];
             let count = file.read_at(&mut text, 0)?;
             let text = String::from_utf8_lossy(&text[..count]).trim().to_owned();
-            // A crash may have left it empty: then nobody has been told.
+            // A crash may have left it empty; no identity was given out then.
             if !text.is_empty() {
                 return Ok(text);
             }
@@ -273,7 +275,7 @@ impl Backups {
     }
 }
 
-/// As long as a backup is under way, however it ends.
+/// Exists while a backup is running, and ends it however it ends.
 struct UnderWay<'a>(&'a Backups);
 
 impl Drop for UnderWay<'_> {
@@ -282,21 +284,21 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// Removes what a backup left under second names.
+/// Removes the hard links that a backup left.
 pub(crate) fn sweep(disk: &dyn Disk, dir: &Path) {
     let staging = dir.join(STAGING);
     let swept = match disk.list(&staging) {
         Ok(names) if names.is_empty() => Ok(()),
         _ => disk.remove_dir_all(&staging),
     };
-    // The database's copy stands on the machine's own disk, whatever the others stand on.
+    // The database's copy is on the machine's own disk, wherever the other files are.
     let swept = swept.and_then(|()| RealDisk.remove_dir_all(&staging));
     if let Err(error) = swept {
         tracing::warn!(%error, "files that a backup kept could not be removed; the next start tries again");
     }
 }
 
-/// Thirty-two digits that nobody else has.
+/// Thirty-two random digits, unique in practice.
 fn random_text() -> String {
     use std::hash::{BuildHasher, RandomState};
     let half = || RandomState::new().hash_one("directory");
@@ -310,7 +312,7 @@ fn failed(error: &io::Error) -> BackupError {
     }
 }
 
-/// Files got no second names.
+/// The hard links could not be created.
 fn not_kept(error: &io::Error) -> BackupError {
     match error.kind() {
         io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied => {
@@ -379,7 +381,7 @@ impl Sending {
         Ok(())
     }
 
-    /// Sends a file's bytes, and notes what is wrong with them.
+    /// Sends a file's bytes, and records problems with them.
     fn copy(
         &mut self,
         staged: &StagedFile,
@@ -428,7 +430,7 @@ impl Sending {
     fn flaw_of_run(&self, path: &Path, stored: &StoredRun) -> Option<String> {
         let backups = &self.backups;
         let cipher = backups.commits.options.encryption.clone();
-        // One of before the encryption is plain.
+        // A module from before encryption is plain.
         let cipher = cipher.filter(|_| stored.key.is_some());
         let run = match Run::open(&*backups.disk, path, stored.number, cipher) {
             Ok(run) => run,
@@ -447,7 +449,7 @@ impl Sending {
 
     fn flaw_of_module(&self, path: &str) -> Option<String> {
         let name = path.rsplit('/').next()?.strip_suffix(modules::SUFFIX)?;
-        // One that was forgotten meanwhile is none that a processor needs.
+        // A module that was removed meanwhile is not needed by any processor.
         let read = self.backups.modules.read(name.parse().ok()?);
         let changed = "its bytes are not those that were uploaded";
         match read {
@@ -465,7 +467,7 @@ fn words(damage: &Damage) -> String {
     )
 }
 
-/// A file that is sent while it is looked at: each byte once, in order.
+/// A file that is sent while it is examined: each byte once, in order.
 struct Copying {
     file: Arc<dyn DiskFile>,
     /// How many bytes of it count.
@@ -482,7 +484,7 @@ impl Copying {
         self.out.lock().push(bytes)
     }
 
-    /// Sends what comes before `until` and has not been sent; what cannot be read as zeros, and says so.
+    /// Sends the unsent bytes before `until`. Unreadable bytes are sent as zeros and reported.
     fn copy_until(&self, copied: &mut (u64, Sha256), until: u64) -> io::Result<Option<String>> {
         let mut unread = None;
         let mut piece = vec![0; PIECE_BYTES];
@@ -523,7 +525,7 @@ impl DiskFile for Copying {
             let new = (copied.0 - at) as usize..(end - at) as usize;
             self.push(copied, &buffer[new])?;
         } else if copied.0 < end {
-            // Something in between was passed over.
+            // Some bytes in between were skipped.
             self.copy_until(copied, end)?;
         }
         Ok(count)
@@ -554,13 +556,13 @@ impl DiskFile for Copying {
     }
 }
 
-/// The way to whoever asked, at a pace.
+/// The stream to the client, at a bounded rate.
 struct Out {
     backups: Arc<Backups>,
     pieces: mpsc::Sender<Result<Bytes, Arc<str>>>,
     piece: BytesMut,
     sent_bytes: u64,
-    /// Why nothing more is sent.
+    /// Why sending has ended, if it has.
     over: Option<&'static str>,
 }
 
@@ -582,7 +584,8 @@ impl Out {
         }
     }
 
-    /// Sends what there is when there is room for it, and rests as long as its reading should have taken.
+    /// Sends the collected bytes when there is room, and then rests as long as reading them should
+    /// have taken.
     fn flush(&mut self) -> io::Result<()> {
         let mut piece = self.piece.split().freeze();
         let bytes = piece.len() as u64;
@@ -609,7 +612,7 @@ impl Out {
         if !self.backups.pause.wait(duration) {
             self.over = Some("the host stops");
         } else if self.backups.commits.reserve.is_full() {
-            // What it keeps from being removed may be what others need now.
+            // The space that it preserves may be needed by others now.
             self.over = Some("the disk is full");
         }
     }

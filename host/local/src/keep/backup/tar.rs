@@ -1,19 +1,20 @@
-//! As much of the tar format as a backup needs: regular files by short names, written and read piece by piece, so that any tar program
-//! unpacks what comes out of here and packs what goes in again.
+//! The part of the tar format that a backup needs: regular files with short names, written and read
+//! piece by piece. Any tar program can unpack these archives, and create archives that can be read
+//! here.
 
 use std::io;
 
-/// Everything is a multiple of this.
+/// The block size: headers and contents are padded to it.
 pub(crate) const BLOCK_BYTES: usize = 512;
-/// Longer names have no place in a header.
+/// Maximum length of a file's name in a header.
 const NAME_BYTES_MAX: usize = 100;
-/// The largest size that stands there in octal digits.
+/// The largest size that fits into a header in octal digits.
 const OCTAL_MAX: u64 = 0o777_7777_7777;
 const SIZE: std::ops::Range<usize> = 124..136;
 const CHECKSUM: std::ops::Range<usize> = 148..156;
 const KIND: usize = 156;
 
-/// What stands before a file.
+/// The header before a file.
 pub(crate) fn header(name: &str, bytes: u64, at_ms: u64) -> io::Result<[u8; BLOCK_BYTES]> {
     if name.len() > NAME_BYTES_MAX {
         return Err(io::Error::other(format!("the name {name} is too long")));
@@ -52,14 +53,14 @@ fn checksum(header: &[u8; BLOCK_BYTES]) -> u32 {
     header.iter().enumerate().map(counted).sum()
 }
 
-/// What comes out of an archive.
+/// A piece of an archive's content.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Piece<'a> {
     /// A file begins.
     Begin { name: &'a str, bytes: u64 },
-    /// The next bytes of it.
+    /// The file's next bytes.
     Data(&'a [u8]),
-    /// It is over.
+    /// The file ends.
     End,
 }
 
@@ -67,21 +68,21 @@ pub(crate) enum Piece<'a> {
 #[derive(Default)]
 pub(crate) struct Reader {
     header: Vec<u8>,
-    /// Bytes of the present file that are to come, and zeros after them.
+    /// Remaining bytes of the current file, and zeros after them.
     left: u64,
     padding: usize,
-    /// Whether the present file is none that anybody is told of.
+    /// Whether the current entry is skipped.
     passes_over: bool,
     is_over: bool,
 }
 
 impl Reader {
-    /// Whether the archive came to its end.
+    /// Whether the archive has ended.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// Takes the next bytes in.
+    /// Reads the next bytes.
     pub(crate) fn take(
         &mut self,
         mut bytes: &[u8],
@@ -132,7 +133,7 @@ impl Reader {
         self.padding = padding(bytes);
         self.passes_over = match header[KIND] {
             b'0' | 0 => false,
-            // Directories, and what other programs note beside files.
+            // Directories, and metadata that other programs add.
             b'5' | b'x' | b'g' => true,
             _ => return Err(invalid("it holds something that is no file")),
         };
@@ -229,7 +230,7 @@ mod tests {
             .arg("-C")
             .arg(dir.path())
             .status();
-        // A machine without it shows nothing.
+        // A machine without tar skips this test.
         if run.is_ok_and(|status| status.success()) {
             let read = std::fs::read(dir.path().join("topics/1/file")).unwrap();
             assert_eq!(read, b"kept");

@@ -1,4 +1,5 @@
-//! How the care thread commits what it noted: as entries of the catalogue, by the way that everybody's transactions take.
+//! Commits the care thread's records, as entries of the catalogue, through the same queue as all
+//! transactions.
 
 use std::sync::Arc;
 
@@ -9,17 +10,18 @@ use super::register::Register;
 use crate::decide::requests::Request;
 use crate::decide::requests::commit_own;
 
-/// Entries of one transaction; the rest comes with the next.
+/// Entries per transaction; the rest follows in the next one.
 const ENTRIES_MAX: usize = 100;
 
-/// The right to commit.
+/// Access to the commit queue.
 pub(crate) struct Keep {
     pub(crate) queue: mpsc::Sender<Request>,
     pub(crate) room: Arc<Semaphore>,
 }
 
 impl Keep {
-    /// Writes down what is not written yet. What fails is tried again the next time; the record in memory serves meanwhile.
+    /// Commits records that are not committed yet. Failures are retried the next time; meanwhile
+    /// the record in memory is used.
     pub(super) fn write(&self, register: &Register) {
         let mut entries = register.dirty();
         entries.truncate(ENTRIES_MAX);

@@ -1,4 +1,5 @@
-//! Which messages, modules and files of state are known to be damaged, in memory; what of it is not written down yet is `dirty`.
+//! The known damage of messages, modules and files of state, in memory. Records that are not
+//! committed yet are `dirty`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -10,10 +11,10 @@ use millrace_log::partition::verify::Damage;
 use millrace_model::{Digest, Offset, Timestamp, TopicPartition};
 use parking_lot::Mutex;
 
-/// Ranges that are kept; of a disk that lost everything the first ones say enough.
+/// Maximum number of recorded ranges: if a disk lost everything, the first ones say enough.
 const RANGES_MAX: usize = 10_000;
 
-/// A damage, as met.
+/// Damage as a reader met it.
 pub(crate) struct Met {
     pub(super) partition: TopicPartition,
     pub(super) from: Offset,
@@ -24,7 +25,7 @@ pub(crate) struct Met {
     pub(super) found_by: FoundBy,
 }
 
-/// What is known.
+/// All known damage.
 #[derive(Default)]
 pub(crate) struct Register(Mutex<Known>);
 
@@ -33,16 +34,17 @@ struct Known {
     /// By partition and first offset.
     ranges: BTreeMap<(TopicPartition, Offset), DamagedRange>,
     modules: BTreeSet<Digest>,
-    /// By file. The host is told again by the next search: there are few, and it reads them all.
+    /// By file. Not stored: the next search finds them again, because there are few and it reads
+    /// them all.
     state: BTreeMap<String, DamagedState>,
-    /// Where a reader met damage and nobody looked yet how far it goes.
+    /// Places where a reader met damage whose extent is not known yet.
     suspects: BTreeSet<(TopicPartition, Offset)>,
-    /// Keys of entries to be written, or removed where there is no such range any more.
+    /// Keys of entries to write, or to remove if the range no longer exists.
     dirty: BTreeSet<(TopicPartition, Offset)>,
 }
 
 impl Register {
-    /// What was written down before. An entry that cannot be read is left alone.
+    /// The stored records. Entries that cannot be read are left alone.
     pub(super) fn of<'a>(stored: impl Iterator<Item = &'a Bytes>) -> Self {
         let read = |value: &Bytes| serde_json::from_slice::<DamagedRange>(value).ok();
         let ranges = stored.filter_map(read);
@@ -66,7 +68,7 @@ impl Register {
         self.0.lock().ranges.is_empty()
     }
 
-    /// A reader met damage; true if it is news.
+    /// Records damage that a reader met; true if it was unknown.
     pub(super) fn suspect(&self, met: Met) -> bool {
         let mut known = self.0.lock();
         let mut meeting = known.meeting(met.partition, met.from..met.to);
@@ -84,7 +86,8 @@ impl Register {
         std::mem::take(&mut self.0.lock().suspects)
     }
 
-    /// A segment with these offsets was read through: what of it is damaged is this, and nothing else.
+    /// Replaces the records of a segment with these offsets, which was read completely, by the
+    /// damage that was found.
     pub(super) fn replace(
         &self,
         partition: TopicPartition,
@@ -108,7 +111,7 @@ impl Register {
         known.measure();
     }
 
-    /// Notes a module's state; says so once.
+    /// Records whether a module is damaged, and logs a change once.
     pub(super) fn note_module(&self, digest: Digest, damaged: bool) {
         let mut known = self.0.lock();
         let changed = match damaged {
@@ -123,7 +126,7 @@ impl Register {
         known.measure();
     }
 
-    /// A file of state was read through: it is damaged, or not; says so once.
+    /// Records whether a completely read file of state is damaged, and logs a change once.
     pub(super) fn note_state(&self, file: String, damaged: Option<DamagedState>) {
         let mut known = self.0.lock();
         match (known.state.get(&file), damaged) {
@@ -144,7 +147,7 @@ impl Register {
         self.0.lock().state.values().cloned().collect()
     }
 
-    /// Forgets files of state that are no longer there.
+    /// Forgets files of state that no longer exist.
     pub(super) fn keep_state_only(&self, files: &BTreeSet<String>) {
         let mut known = self.0.lock();
         known.state.retain(|file, _| files.contains(file));
@@ -164,7 +167,7 @@ impl Register {
         }
     }
 
-    /// Accepts the loss of the ranges that lie within the offsets; gives them.
+    /// Accepts the loss of the ranges within the offsets, and returns them.
     pub(crate) fn accept(
         &self,
         partition: TopicPartition,
@@ -184,7 +187,7 @@ impl Register {
         accepted
     }
 
-    /// Takes that back: it could not be made durable.
+    /// Takes an acceptance back that could not be made durable.
     pub(crate) fn reject(&self, ranges: &[DamagedRange], accepted_at: Timestamp) {
         let mut known = self.0.lock();
         for range in ranges {
@@ -196,7 +199,7 @@ impl Register {
         }
     }
 
-    /// What is to be written now; [`Register::written`] says that it was.
+    /// The records to write now; confirm them with [`Register::written`].
     pub(super) fn dirty(&self) -> Vec<EntryWrite> {
         let known = self.0.lock();
         let entry = |key: &(TopicPartition, Offset)| entry(*key, known.ranges.get(key));
@@ -211,7 +214,7 @@ impl Register {
             .map(|key| entry(*key, known.ranges.get(key)))
             .map(|write| (write.key, write.value))
             .collect();
-        // What changed meanwhile stays dirty.
+        // Records that changed meanwhile stay dirty.
         let same = |write: &&EntryWrite| now.get(&write.key) == Some(&write.value);
         let done: BTreeSet<&str> = writes.iter().filter(same).map(|w| &*w.key).collect();
         known.dirty.retain(|key| !done.contains(&*key_text(*key)));
@@ -239,7 +242,7 @@ impl Known {
             .filter(move |range| range.meets(offsets.start, offsets.end))
     }
 
-    /// Adds a range; those that it meets become one with it. One that is new is told to the log, once.
+    /// Adds a range and merges it with ranges that it touches. A new one is logged once.
     fn add(&mut self, met: Met, bytes: Option<Range<u64>>) {
         let met_before = self.meeting(met.partition, met.from..met.to);
         let old: Vec<DamagedRange> = met_before.cloned().collect();
@@ -266,7 +269,7 @@ impl Known {
                 range.to = range.to.max(old.to);
             }
         }
-        // What was accepted stays so, if nothing is added to it.
+        // An accepted range stays accepted if nothing is added to it.
         let covers = |old: &&DamagedRange| old.from <= range.from && range.to <= old.to;
         range.accepted_at = old.iter().find(covers).and_then(|old| old.accepted_at);
         if old.is_empty() {

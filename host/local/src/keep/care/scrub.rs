@@ -1,4 +1,5 @@
-//! Reading through: one segment that somebody found damaged, or everything, round after round.
+//! Searches for damage: in one segment in which a reader met some, or in everything, round after
+//! round.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -14,17 +15,18 @@ use super::Care;
 use super::register::Met;
 use crate::keep::runs::set::runs_of;
 
-/// What opening a file is counted as: a thousand small segments are work, too.
+/// Bytes that opening a file counts as, because a thousand small segments are work too.
 const OPEN_BYTES: u64 = 64 << 10;
 
-/// A round through everything: what is left of it.
+/// The remaining work of a round through everything.
 #[derive(Default)]
 pub(super) struct Round {
     began_at: Option<Timestamp>,
     partitions: VecDeque<TopicPartition>,
     partition_count: usize,
     segments: VecDeque<(TopicPartition, KeptSegment)>,
-    /// Files of state, and whose they are. Those that are gone by then were merged into others, or let go.
+    /// Files of state with their owners. Files that no longer exist when their turn comes were
+    /// merged or dropped.
     runs: VecDeque<(TopicPartition, GroupName, Weak<Run>)>,
     /// The names of all of them.
     run_files: BTreeSet<String>,
@@ -42,13 +44,13 @@ impl Care {
         partition.map_or_else(Vec::new, |partition| partition.files.read().kept())
     }
 
-    /// A path as seen from the data directory.
+    /// A path relative to the data directory.
     pub(super) fn name(&self, path: &Path) -> String {
         let inside = path.strip_prefix(&self.dir).unwrap_or(path);
         inside.display().to_string()
     }
 
-    /// Reads through the segments in which readers met damage.
+    /// Reads the segments in which readers met damage.
     pub(super) fn look_at_suspects(&self, pace: &Pace) {
         for (partition, from) in self.register.take_suspects() {
             let segments = self.segments(partition).into_iter();
@@ -59,7 +61,8 @@ impl Care {
         }
     }
 
-    /// Reads the round's next segment, or begins a round if it is time; false if there is nothing to do.
+    /// Reads the round's next segment, or begins a round when it is due; false if there is nothing
+    /// to do.
     pub(super) fn go_on(&self, round: &mut Round, pace: &Pace) -> bool {
         if let Some((partition, segment)) = round.segments.pop_front() {
             self.look_at(partition, &segment, FoundBy::Scrub, pace);
@@ -127,7 +130,7 @@ impl Care {
         true
     }
 
-    /// The modules come last, and then it is done.
+    /// Checks the modules, which come last, and ends the round.
     fn finish(&self, began_at: Timestamp, pace: &Pace) {
         match self.modules.verify(pace) {
             Ok(found) => found
@@ -152,7 +155,7 @@ impl Care {
             verify(&*self.disk, segment, pace)
         };
         let found = match read() {
-            // Once more: files may have changed place under the first look.
+            // Reads it again, because files may have changed places during the first read.
             Ok(found) if !found.is_empty() && self.stands(partition, segment) => read(),
             found => found,
         };
@@ -207,7 +210,7 @@ impl Care {
         mut found: Vec<Damage>,
         found_by: FoundBy,
     ) {
-        // What is no longer kept is nobody's loss.
+        // Messages that are no longer kept are not a loss.
         let start = self.start_of(partition);
         found.retain(|damage| damage.offsets.end > start);
         let file = self.name(&segment.path);
@@ -226,7 +229,8 @@ impl Care {
     }
 }
 
-/// It may be readable the next time; if not, readers meet the error as well.
+/// Logs a file that could not be read. It may be readable next time; if not, readers get the error
+/// as well.
 fn unread(file: &str, error: &std::io::Error) {
     metrics::counter!("millrace_scrub_errors_total").increment(1);
     tracing::error!(file, %error, "a file could not be read");

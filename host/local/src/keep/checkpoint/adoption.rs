@@ -1,4 +1,5 @@
-//! Another active key: everything that is encrypted is, from one step on, with that one, so that the key before can be given up.
+//! Changes the active key: in one step, all encrypted values are re-encrypted with it, so that the
+//! previous key can be removed.
 
 use millrace_log::Cipher;
 use sqlx::Row;
@@ -10,7 +11,8 @@ use super::{CheckpointStore, in_one_step, partition, state, unusable};
 use crate::ground::open_error::OpenError;
 
 impl CheckpointStore {
-    /// Notes the active key, and encrypts with it what is not: values are few, and another key can then be given up.
+    /// Records the active key and re-encrypts values with it. They are few, and other keys can then
+    /// be removed.
     pub(crate) fn adopt_keys(&mut self) -> Result<(), OpenError> {
         let Some(cipher) = self.cipher.clone() else {
             return Ok(());
@@ -31,7 +33,7 @@ async fn adopt(on: &mut SqliteConnection, cipher: &Cipher) -> Result<(), sqlx::E
     let meta = [
         (ACTIVE.to_owned(), active),
         (format!("{CHECK_PREFIX}{active}"), check),
-        // Older versions would take encrypted values for plain ones.
+        // Older versions would read encrypted values as plain ones.
         ("format".to_owned(), super::format_of(on).await? as i64),
     ];
     let meta = meta.map(|(key, value)| vec![key.into(), value.into()]);

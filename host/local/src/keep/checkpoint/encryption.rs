@@ -1,7 +1,8 @@
 //! Encrypted values of the checkpoint, and the keys that the data directory has been used with.
 //!
-//! Names, offsets and topics are plain; values of entries and progress of groups are encrypted, each for its place. In `meta` stand
-//! the active key's id, and of every key a number that tells a wrong key from the right one before anything is read with it.
+//! Names, offsets and topics are plain; values of entries and progress of groups are encrypted,
+//! each bound to its place. `meta` has the active key's id, and for every key a check value by
+//! which a wrong key is detected before it is used.
 
 use std::borrow::Cow;
 
@@ -16,10 +17,10 @@ use crate::ground::open_error::OpenError;
 
 /// The name of the active key's id in `meta`.
 pub(super) const ACTIVE: &str = "encryption_key";
-/// Before the id of a key whose check value it names.
+/// The prefix of the name of a key's check value, before the key's id.
 pub(super) const CHECK_PREFIX: &str = "encryption_key:";
 
-/// Columns that the first format did not have.
+/// Adds columns that the first format did not have.
 pub(super) async fn add_columns(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     for table in ["groups", "entries"] {
         add_column(connection, table, "encryption_key", "INTEGER").await?;
@@ -27,17 +28,17 @@ pub(super) async fn add_columns(connection: &mut SqliteConnection) -> Result<(),
     Ok(())
 }
 
-/// What a group's progress belongs to.
+/// The place that a group's progress is bound to.
 pub(super) fn group(id: TopicPartition, name: &str) -> Vec<u8> {
     format!("group/{}/{}/{name}", id.topic, id.partition).into_bytes()
 }
 
-/// What an entry's value belongs to.
+/// The place that an entry's value is bound to.
 pub(super) fn entry(kind: &str, key: &str) -> Vec<u8> {
     format!("entry/{kind}/{key}").into_bytes()
 }
 
-/// As it is stored.
+/// A value in its stored form.
 pub(super) fn stored<'a>(
     value: &'a [u8],
     cipher: Option<&Cipher>,
@@ -49,7 +50,8 @@ pub(super) fn stored<'a>(
     }
 }
 
-/// What was stored. Without any key, as it lies there: that is for those who only look.
+/// A stored value, decrypted. Without any key it is returned as stored, for code that only
+/// examines.
 pub(super) fn plain(
     stored: Vec<u8>,
     key: Option<i64>,
@@ -67,7 +69,7 @@ pub(super) fn plain(
 }
 
 impl CheckpointStore {
-    /// Whether the keys are those that this directory needs. Changes nothing.
+    /// Checks that the keys are those that this directory needs. Changes nothing.
     pub(crate) fn check_keys(&mut self) -> Result<(), OpenError> {
         let known = self.keys()?;
         match (active(&known), &self.cipher) {
@@ -109,7 +111,7 @@ impl CheckpointStore {
         OpenError::Encryption { dir, reason }
     }
 
-    /// What is known about keys: names in `meta`, and their numbers.
+    /// The recorded keys: names in `meta`, and their check values.
     fn keys(&mut self) -> Result<Vec<(String, u64)>, OpenError> {
         let read = self.runtime.block_on(async {
             let (rows, _) = read_meta(&mut self.connection).await?;

@@ -1,4 +1,4 @@
-//! A checkpoint in which bits flipped is refused, or says what it said.
+//! Tests that a checkpoint with flipped bits is refused, or has its original content.
 
 use fastrand::Rng;
 use millrace_engine::conformance::named as group_named;
@@ -12,7 +12,7 @@ use millrace_model::{Attempt, Durability, Parked, ProducerId, TopicName, TopicSp
 use super::*;
 use crate::decide::state::Group;
 
-/// As many rows as fill some pages of each table, with a value that takes pages of its own.
+/// Enough rows to fill some pages of each table, and a value that takes pages of its own.
 fn changes() -> Changes {
     let at = |partition| TopicPartition {
         topic: TopicId(1),
@@ -180,7 +180,7 @@ fn contents_with(path: &Path, cipher: Option<Arc<Cipher>>) -> Result<Vec<String>
     all.map_err(|error| unusable(path, &error))
 }
 
-/// The bytes of a checkpoint that SQLite uses, and what it says.
+/// The bytes of a checkpoint that SQLite uses, and its content.
 fn filled(dir: &Path) -> (Vec<u8>, Vec<String>) {
     let path = dir.join("whole.sqlite");
     let mut store = CheckpointStore::open(&path, None).unwrap();
@@ -215,7 +215,7 @@ fn a_flipped_bit_never_changes_what_a_checkpoint_says() {
     let mut random = Rng::with_seed(11);
     let mut places: Vec<(usize, u8)> = (0..100).map(|at| (at, random.u8(..8))).collect();
     for page in (0..whole.len()).step_by(4096) {
-        // Where a page says what is in it, and then anywhere.
+        // First in the header of a page, then anywhere.
         places.extend((0..24).map(|at| (page + at, random.u8(..8))));
         places.extend((0..60).map(|_| (page + random.usize(..4096), random.u8(..8))));
     }
@@ -293,7 +293,7 @@ fn a_value_that_changed_is_refused_by_the_name_of_its_table() {
         ("note 5 ", "requests"),
     ] {
         let mut bytes = whole.clone();
-        // It may stand in a page's unused part as well.
+        // It may also be in the unused part of a page.
         let places = whole.windows(value.len()).enumerate();
         for (at, _) in places.filter(|(_, found)| *found == value.as_bytes()) {
             bytes[at + value.len() - 2] ^= 1;
@@ -342,7 +342,7 @@ fn rows_of_an_earlier_format_get_their_checksums_with_the_next_step() {
     store.save(&step(&nothing, &[], &runs)).unwrap();
     drop(store);
     assert_eq!(contents(&path).unwrap(), said);
-    // From then on a row without one is damage.
+    // From then on, a row without a checksum is damage.
     let mut store = CheckpointStore::open(&path, None).unwrap();
     let made = sqlx::raw_sql("UPDATE groups SET checksum = NULL WHERE name = 'group-7'");
     store

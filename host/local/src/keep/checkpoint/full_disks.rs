@@ -1,4 +1,4 @@
-//! A checkpoint that finds no room, again and again.
+//! Tests checkpoints that repeatedly find the disk full.
 
 use super::*;
 

@@ -1,6 +1,7 @@
-//! The database's file is longer than what SQLite uses of it, by zeros that were written and synced before: so a commit writes over
-//! blocks that are there, and a sync of it changes nothing but their bytes. Of blocks that are new a file system has to note that
-//! they are written now, and ext4 may fail to without telling (see docs/reliability.md).
+//! Keeps the database's file longer than the part that SQLite uses, by zeros that were written and
+//! synced before. So a commit overwrites existing blocks, and a sync changes nothing but their
+//! bytes. For new blocks a file system must also record that they are now written, and ext4 may
+//! fail to do so without an error (see docs/reliability.md).
 //!
 //! SQLite takes the number of pages from the database's header, not from the file's length.
 
@@ -11,11 +12,11 @@ use std::path::Path;
 
 use millrace_log::disk;
 
-/// Bytes beyond what is used, at least; below half of it the file is made longer.
+/// Bytes beyond the used part; when less than half of this is left, the file is extended.
 const AHEAD_BYTES: u64 = 1 << 20;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// What the database's header tells (the database file format, section 1.3).
+/// The database's header (database file format, section 1.3).
 struct Header([u8; 40]);
 
 impl Header {
@@ -32,37 +33,37 @@ impl Header {
         }
     }
 
-    /// The bytes of so many pages as stand at this place.
+    /// A page count at this position of the header, in bytes.
     fn bytes_at(&self, at: usize) -> u64 {
         let pages = self.0[at..].first_chunk::<4>();
         pages.map_or(0, |pages| u64::from(u32::from_be_bytes(*pages))) * self.page_bytes()
     }
 
-    /// Where the database ends.
+    /// The length of the part that the database uses.
     fn used_bytes(&self) -> u64 {
         self.bytes_at(28)
     }
 
-    /// Within that, what holds nothing.
+    /// The free bytes within the used part.
     fn free_bytes(&self) -> u64 {
         self.bytes_at(36)
     }
 }
 
-/// Bytes of the database that hold anything. To be called between two transactions, as [`grow_ahead`].
+/// Bytes of the database with content. Call it between two transactions, like [`grow_ahead`].
 pub(super) fn held_bytes_of(path: &Path) -> io::Result<u64> {
     sizes_of(path).map(|(held, _)| held)
 }
 
-/// Bytes of the database that hold anything, and those that do not.
+/// Bytes of the database with content, and free bytes.
 pub(super) fn sizes_of(path: &Path) -> io::Result<(u64, u64)> {
     let header = Header::of(&File::open(path)?)?;
     let free = header.free_bytes();
     Ok((header.used_bytes().saturating_sub(free), free))
 }
 
-/// Makes the file longer, if it is time. To be called between two transactions: to close the file gives up locks on it. A full disk is
-/// no error, the commit will meet it.
+/// Extends the file if needed. Call it between two transactions, because closing the file releases
+/// all locks on it. A full disk is not an error here: the commit will meet it.
 pub(super) fn grow_ahead(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let (length, used) = (file.metadata()?.len(), Header::of(&file)?.used_bytes());

@@ -1,4 +1,4 @@
-//! What a checkpoint keeps of producers and of requests that carry a key.
+//! Rows of a checkpoint for producers, and for requests with an idempotency key.
 
 use bytes::Bytes;
 use millrace_engine::idempotence::Idempotence;
@@ -26,7 +26,7 @@ pub(super) const SCHEMA: &str = "
         at INTEGER NOT NULL, offsets BLOB NOT NULL, note BLOB NOT NULL,
         PRIMARY KEY (topic, position)) WITHOUT ROWID;";
 
-/// Bytes of one batch in a producer's row: its first and last sequence, its offset.
+/// Bytes of one batch in a producer's row: its first and last sequence, and its offset.
 const SENT_BYTES: usize = 16;
 
 pub(super) async fn load(

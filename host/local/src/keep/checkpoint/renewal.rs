@@ -1,4 +1,5 @@
-//! A checkpoint that was copied becomes one of another directory: what the first one gave to producers since is not given here again.
+//! Turns a copied checkpoint into one of a different directory: producer ids that the original
+//! directory issued since are not issued here again.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -10,15 +11,17 @@ use super::rows::{self, Value};
 use super::{CheckpointStore, in_one_step, number, read_meta, unusable};
 use crate::ground::open_error::OpenError;
 
-/// Producers' ids that are passed over, at least and at most: more than a host gives in its life, at a place that two copies do not
-/// share. Thousands of copies of copies stay below what a number in JSON can say.
+/// The range of the number of skipped producer ids. It is more than a host issues in its life, and
+/// random, so that two copies do not continue at the same id. Even thousands of copies of copies
+/// stay below the largest exact number in JSON.
 const IDS_PASSED_OVER: std::ops::Range<u64> = (1 << 32)..(1 << 33);
-/// Epochs of a producer's name that are passed over. Where they end it gets a new id.
+/// Skipped epochs of each producer name. A name whose epochs run out gets a new id.
 const EPOCHS_PASSED_OVER: i64 = 1 << 8;
 const NEXT_PRODUCER: &str = "next_producer";
 
 impl CheckpointStore {
-    /// Makes it so, durable on return; the topics by name, with how many partitions each has. Needs no keys.
+    /// Makes the change, durable on return; returns the topics by name, with their partition
+    /// counts. Needs no keys.
     pub(crate) fn renew(&mut self) -> Result<Vec<(String, u32)>, OpenError> {
         let renewing = in_one_step(&mut self.connection, self.is_sealed, renew);
         let renewed = self.runtime.block_on(renewing);

@@ -1,7 +1,8 @@
-//! The checkpoint's tables, row by row, each with a checksum of its own: SQLite has none, and believes a value of which a bit flipped.
+//! The checkpoint's tables, row by row, each with its own checksum: SQLite has none, and trusts a
+//! value with a flipped bit.
 //!
-//! The checksum is a CRC-32C over the table's name and all other columns. Since format 3 every row has one; those of earlier versions
-//! get theirs with the first step that is written ([`seal`]).
+//! The checksum is a CRC-32C over the table's name and all other columns. Since format 3 every row
+//! has one; rows of earlier versions get theirs with the first step ([`seal`]).
 
 use std::borrow::Cow;
 
@@ -12,14 +13,15 @@ use sqlx::{QueryBuilder, Row, Sqlite, TypeInfo, ValueRef};
 
 use super::{add_column, has_column, malformed};
 
-/// Rows that one statement writes: each statement is a way to the database's thread and back.
+/// Rows written by one statement, because each statement costs a round trip to the database's
+/// thread.
 pub(super) const ROWS_AT_ONCE_MAX: usize = 500;
-/// Bytes of them, about, but for the last row.
+/// Approximate bytes of these rows, not counting the last one.
 const ROW_BYTES_AT_ONCE_MAX: usize = 1 << 20;
 
 const CHECKSUM: &str = "checksum";
 
-/// A table, and its columns but for the checksum; the key's come first.
+/// A table and its columns except the checksum, those of the key first.
 pub(super) struct Table {
     pub(super) name: &'static str,
     columns: &'static [&'static str],
@@ -122,7 +124,7 @@ pub(super) const REQUESTS: Table = Table {
     ],
 };
 
-/// All of them.
+/// All tables.
 pub(super) const ALL: [&Table; 12] = [
     &META,
     &TOPICS,
@@ -138,7 +140,7 @@ pub(super) const ALL: [&Table; 12] = [
     &REQUESTS,
 ];
 
-/// What stands in a column.
+/// The value of a column.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value<'a> {
     Null,
@@ -148,7 +150,8 @@ pub(super) enum Value<'a> {
 }
 
 impl From<u64> for Value<'_> {
-    /// SQLite's numbers are signed; all that a checkpoint holds fit, or are read back the same way.
+    /// SQLite's numbers are signed. All numbers of a checkpoint fit, or are converted back in the
+    /// same way.
     fn from(number: u64) -> Self {
         Self::Number(number as i64)
     }
@@ -254,7 +257,7 @@ impl Table {
         crc.into()
     }
 
-    /// Writes rows, in the order of the columns, over those with the same keys.
+    /// Writes rows, with values in the order of the columns, replacing those with the same keys.
     pub(super) async fn put(
         &self,
         on: &mut SqliteConnection,
@@ -285,7 +288,7 @@ impl Table {
         Ok(())
     }
 
-    /// All rows, each as it was written; `sealed` if every row has a checksum.
+    /// All rows, verified; `sealed` if every row has a checksum.
     pub(super) async fn read(
         &self,
         on: &mut SqliteConnection,
@@ -298,7 +301,7 @@ impl Table {
         Ok(rows)
     }
 
-    /// As [`Table::read`], one row after the other: memory holds a few of them.
+    /// Like [`Table::read`], but one row after the other, so that only a few are in memory.
     pub(super) async fn each(
         &self,
         on: &mut SqliteConnection,
@@ -357,7 +360,7 @@ impl Table {
     }
 }
 
-/// Gives each row a checksum that has none.
+/// Adds checksums to rows without one.
 pub(super) async fn seal(on: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     for table in ALL {
         add_column(on, table.name, CHECKSUM, "INTEGER").await?;

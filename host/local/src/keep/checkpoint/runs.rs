@@ -1,4 +1,5 @@
-//! What a checkpoint says of paged tables: how much each holds, and in which runs (docs/adr/0020). The runs are files beside it.
+//! Rows of a checkpoint for paged tables: the size of each and its runs (docs/adr/0020). The runs
+//! are separate files.
 
 use std::collections::BTreeMap;
 
@@ -24,29 +25,29 @@ pub(super) const SCHEMA: &str = "
         encryption_key INTEGER, checksum INTEGER,
         PRIMARY KEY (topic, partition, name, position)) WITHOUT ROWID;";
 
-/// A paged table, as a checkpoint has it.
+/// A paged table in a checkpoint.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PagedTable {
     pub(crate) size: StateSize,
     /// The oldest first.
     pub(crate) runs: Vec<StoredRun>,
-    /// Whether the checkpoint may have rows of it, of which nothing counts any more.
+    /// Whether the checkpoint may still have rows of it, which no longer count.
     pub(crate) replaces_rows: bool,
 }
 
-/// A run, as a checkpoint names it.
+/// A run in a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StoredRun {
     pub(crate) number: u64,
     pub(crate) file_bytes: u64,
     pub(crate) entries: u64,
     pub(crate) removals: u64,
-    /// The key that it is encrypted with.
+    /// The id of its encryption key.
     pub(crate) key: Option<u32>,
 }
 
 impl StoredRun {
-    /// One that was just written.
+    /// A run that was just written.
     pub(crate) fn of(facts: &RunFacts, cipher: Option<&Cipher>) -> Self {
         Self {
             number: facts.number,
@@ -58,10 +59,10 @@ impl StoredRun {
     }
 }
 
-/// What changes in it with a step.
+/// The changes of runs in a step.
 #[derive(Debug, Default)]
 pub(crate) struct RunsStep {
-    /// What tables are then; `None` if not paged.
+    /// The new state of tables; `None` if not paged.
     pub(crate) tables: Vec<(TableKey, Option<PagedTable>)>,
     /// The number of the next run.
     pub(crate) next_run: u64,
@@ -107,7 +108,7 @@ pub(super) async fn load(
     for (key, runs) in runs {
         let table = loaded.paged.get_mut(&key);
         let table = table.ok_or_else(|| malformed("run of no table"))?;
-        // A row that is gone was not written over, so only this tells.
+        // The checksums do not show a missing row, so this checks for one.
         if runs.keys().copied().ne(0..runs.len() as u64) {
             return Err(malformed("list of runs"));
         }
@@ -167,7 +168,7 @@ pub(super) async fn save(on: &mut SqliteConnection, step: &RunsStep) -> Result<(
     Ok(())
 }
 
-/// Whether the checkpoint names any table that is paged.
+/// Whether the checkpoint has any paged table.
 pub(super) async fn has_paged(on: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
     let any = sqlx::query("SELECT EXISTS (SELECT 1 FROM state_tables)");
     Ok(number(&any.fetch_one(on).await?, 0)? > 0)

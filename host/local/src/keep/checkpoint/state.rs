@@ -1,5 +1,5 @@
-//! What a checkpoint keeps of groups' state: a row per entry, under the number that its table gave it. Keys are not to be read off
-//! an encrypted checkpoint, so they stand in the value.
+//! Rows of a checkpoint for groups' state: one per entry, under a number that its table assigned.
+//! The key is part of the value, so that an encrypted checkpoint does not reveal it.
 
 use millrace_engine::state::keeper::{KeepTable as _, TableChanges, TableStep};
 use millrace_log::Cipher;
@@ -18,10 +18,10 @@ pub(super) const SCHEMA: &str = "
         entry BLOB NOT NULL, encryption_key INTEGER,
         PRIMARY KEY (topic, partition, name, slot)) WITHOUT ROWID;";
 
-/// Rows that are read at once to be encrypted anew: they may be large, and there may be many.
+/// Rows read at once for re-encryption, because they may be large and many.
 const ADOPTED_AT_ONCE: i64 = 50;
 
-/// What an entry belongs to.
+/// The place that an entry is bound to.
 fn place(id: TopicPartition, name: &str, slot: u64) -> Vec<u8> {
     format!("state/{}/{}/{name}/{slot}", id.topic, id.partition).into_bytes()
 }
@@ -32,14 +32,14 @@ pub(super) async fn load(
     sealed: bool,
     loaded: &mut Checkpoint,
 ) -> Result<(), sqlx::Error> {
-    // What was read is not held twice: a start is to load what the run before it could hold.
+    // Read rows are not held twice, so that a start needs no more memory than the previous run.
     let reading = rows::STATE.each(on, sealed, |row| {
         let (id, name): (_, String) = (partition(&row)?, row.try_get(2)?);
         let slot = number(&row, 3)?;
         let belongs_to = place(id, &name, slot);
         let key: Option<i64> = row.try_get(5)?;
         if key.is_some() && cipher.is_none() {
-            // That is for those who only look: they are told of no entries.
+            // Without a key, which is only for examining, no entries are returned.
             return Ok(());
         }
         let entry = encryption::plain(row.try_get(4)?, key, cipher, &belongs_to)?;
@@ -113,7 +113,7 @@ async fn save_table(
     rows::STATE.put(on, entries).await
 }
 
-/// Encrypts what is not encrypted with the active key.
+/// Re-encrypts values that are not encrypted with the active key.
 pub(super) async fn adopt(on: &mut SqliteConnection, cipher: &Cipher) -> Result<(), sqlx::Error> {
     let active = i64::from(cipher.active());
     let mut after = (0, 0, String::new(), -1);

@@ -1,23 +1,25 @@
-//! What was large once shrinks again: pages that hold nothing go back to the file system, a bounded number at a time.
+//! Shrinks the database: free pages are returned to the file system, a bounded number at a time.
 //!
-//! Databases of earlier versions do not know where their pages are referred to, and cannot be cut in pieces. They are written anew at a
-//! start, if they hold less than they would free by it.
+//! Databases of earlier versions have no back references to pages and cannot be shrunk step by
+//! step. A start rewrites them if that frees more than they contain.
 
 use sqlx::sqlite::SqliteConnection;
 
 use super::{CheckpointStore, growth, number, unusable};
 use crate::ground::open_error::OpenError;
 
-/// Bytes that hold nothing and stay: what grows again soon grows into them. Of a large database a quarter of what it holds.
+/// Free bytes that are kept, for content that soon grows again; in a large database a quarter of
+/// its content.
 const FREE_BYTES_LEFT: u64 = 4 << 20;
-/// Pages that one step gives back. A step is one transaction, with its syncs.
+/// Pages that one step returns. A step is one transaction, with its syncs.
 const PAGES_AT_ONCE_MAX: u32 = 2_048;
 
-/// `PRAGMA auto_vacuum` of a database that can be cut in pieces.
+/// `PRAGMA auto_vacuum` of a database that can be shrunk step by step.
 const INCREMENTAL: u64 = 2;
 
 impl CheckpointStore {
-    /// Gives back some of what holds nothing, if that is much; whether there is more. Between two checkpoints, and nobody waits for it.
+    /// Returns some free pages if there are many, and says whether there are more. Runs between two
+    /// checkpoints; nothing waits for it.
     pub(crate) fn give_back(&mut self) -> Result<bool, sqlx::Error> {
         if !self.has_much_free() {
             return Ok(false);
@@ -33,7 +35,8 @@ impl CheckpointStore {
         })
     }
 
-    /// Writes a database of an earlier version anew, if it holds less than it frees by that. Where there is no room it stays as it is.
+    /// Rewrites a database of an earlier version if that frees more than it contains. If there is
+    /// no space it stays as it is.
     pub(crate) fn compact(&mut self) -> Result<(), OpenError> {
         let (held, free) = growth::sizes_of(&self.path).unwrap_or_default();
         if free < held.max(FREE_BYTES_LEFT) {

@@ -1,5 +1,6 @@
-//! Runs of a table become one, beside everything else: which ones is decided after a checkpoint, and the result counts with a later
-//! one, so that only whoever makes checkpoints changes what a table has. A merge changes no content, so it can be broken off anywhere.
+//! Merges runs of a table in the background. The runs are chosen after a checkpoint, and the result
+//! counts from a later checkpoint on, so that only checkpoints change which runs a table has. A
+//! merge changes no content, so it can be interrupted anywhere.
 
 use std::io;
 use std::ops::Range;
@@ -18,17 +19,20 @@ use crate::decide::state::TableKey;
 use crate::keep::checkpoint::StoredRun;
 use crate::write::commits::{Commits, PoisonOnPanic};
 
-/// Fewer runs are not worth a merge.
+/// Minimum number of runs that are worth a merge.
 const MERGED_RUNS_MIN: usize = 4;
-/// Runs of a table from which on all of them are merged, whatever their sizes, if there are not enough of like size.
+/// If a table has more runs than this, and not enough of similar size, all of them are merged,
+/// whatever their sizes.
 const RUNS_MAX: usize = 24;
-/// Which part of what a merge may write has to be free on the disk beside that for it to begin.
+/// A merge begins only if the disk has room for its result and this fraction of it more.
 const FREE_PART: u64 = 4;
-/// Runs that are merged at once, for each is read ahead of; of more the oldest ones, and the next merge goes on.
+/// Runs merged at once, because each has a read buffer. Of more runs the oldest are merged, and the
+/// next merge continues.
 const MERGED_RUNS_MAX: usize = 32;
 
-/// Which runs are worth to be merged, of runs with these sizes, the oldest first: the newest ones, as long as each is no larger than
-/// twice all that are newer. So each entry is written a few times and no more.
+/// Chooses the runs to merge, from the sizes of a table's runs, oldest first: the newest ones, as
+/// long as each is at most twice as large as all newer ones together. So each entry is written only
+/// a few times.
 fn choose(bytes: &[u64]) -> Option<Range<usize>> {
     let runs = bytes.len();
     let (mut from, mut newer) = (runs, 0_u64);
@@ -49,7 +53,8 @@ fn choose(bytes: &[u64]) -> Option<Range<usize>> {
     Some(from..runs.min(from + MERGED_RUNS_MAX))
 }
 
-/// As many of the chosen runs as the disk has room for, the newest ones, and the bytes of them; `None` if those are too few for a merge.
+/// The newest of the chosen runs for which the disk has room, and their bytes; `None` if they are
+/// too few for a merge.
 fn fitting(bytes: &[u64], chosen: Range<usize>, free: u64) -> Option<(Range<usize>, u64)> {
     let mut sum = bytes[chosen.clone()].iter().sum::<u64>();
     for from in chosen.clone() {
@@ -67,30 +72,31 @@ fn fitting(bytes: &[u64], chosen: Range<usize>, free: u64) -> Option<(Range<usiz
 /// One merge.
 pub(super) struct Job {
     pub(super) key: TableKey,
-    /// The numbers of the runs, as the table has them next to each other, the oldest first.
+    /// The numbers of the runs, which are neighbours in the table, oldest first.
     pub(super) inputs: Vec<u64>,
     runs: Vec<Arc<Run>>,
     are_oldest: bool,
-    /// The table has so many runs that the next merge is not to wait for the time of a checkpoint.
+    /// Whether the table has so many runs that the next merge should not wait for the next regular
+    /// checkpoint.
     is_pressing: bool,
-    /// What the result is called.
+    /// The number of the result.
     pub(super) number: u64,
     bytes: u64,
-    /// It is no longer wanted.
+    /// Whether the result is no longer needed.
     cancelled: AtomicBool,
 }
 
-/// What became of a job.
+/// The result of a job.
 pub(super) enum Outcome {
-    /// The runs are one, which is durable; `None` if nothing is left of them.
+    /// The merged, durable run; `None` if nothing is left.
     Merged(Option<RunFacts>),
-    /// It was broken off, or there was no room; it may be tried again.
+    /// It was interrupted, or the disk was full; it may be retried.
     GivenUp,
-    /// One of the runs cannot be read: they are left as they are.
+    /// One of the runs cannot be read; all are left as they are.
     Unreadable,
 }
 
-/// Between whoever decides about merges and the thread that makes them.
+/// The link between the code that decides about merges and the thread that makes them.
 #[derive(Default)]
 pub(crate) struct Merges {
     desk: Mutex<Desk>,
@@ -118,7 +124,7 @@ impl Merges {
         }
     }
 
-    /// A job that is over; then another one can be left.
+    /// Takes a finished job; then another one can be given.
     fn take_over(&self) -> Option<(Arc<Job>, Outcome)> {
         let mut desk = self.desk.lock();
         let outcome = desk.outcome.take()?;
@@ -130,7 +136,7 @@ impl Merges {
         matches!(self.desk.lock().outcome, Some(Outcome::Merged(_)))
     }
 
-    /// Breaks off a merge of this table.
+    /// Interrupts a merge of this table.
     fn cancel(&self, key: &TableKey) {
         if let Some(job) = self.desk.lock().job.as_ref().filter(|job| job.key == *key) {
             job.cancelled.store(true, Ordering::Relaxed);
@@ -151,7 +157,7 @@ impl Merges {
         }
     }
 
-    /// Ends the thread; what it is at is broken off.
+    /// Ends the thread and interrupts its current merge.
     pub(crate) fn stop(&self) {
         let mut desk = self.desk.lock();
         desk.stops = true;
@@ -180,7 +186,7 @@ pub(crate) struct Merger {
 }
 
 impl Merger {
-    /// Works until it is stopped, or until the disk fails.
+    /// Runs until it is stopped, or until the disk fails.
     pub(crate) fn run(self) {
         let _poison = PoisonOnPanic(&self.commits);
         lower_priority();
@@ -200,7 +206,7 @@ impl Merger {
         if let Ok(Some(facts)) = merged {
             return Outcome::Merged(Some(facts));
         }
-        // A file that no checkpoint names; what cannot be removed goes at the next start.
+        // No checkpoint names this file; if it cannot be removed, the next start removes it.
         if let Err(error) = self.disk.remove(&path) {
             tracing::warn!(%error, "leftovers of a merge could not be removed");
         }
@@ -228,7 +234,7 @@ impl Merger {
         }
     }
 
-    /// Merges the runs into the file, durable on return; `None` if nothing is left of them.
+    /// Merges the runs into the file, durable on return; `None` if nothing is left.
     fn merge(&self, job: &Arc<Job>, path: &std::path::Path) -> Result<Option<RunFacts>, RunError> {
         let io = |path: &std::path::Path| {
             let path = path.to_owned();
@@ -252,25 +258,25 @@ impl Merger {
     }
 }
 
-/// What came of a merge, until a checkpoint says so.
+/// The result of a merge, until a checkpoint names it.
 pub(super) struct Merged {
     pub(super) job: Arc<Job>,
     pub(super) facts: Option<RunFacts>,
 }
 
 impl RunFiles {
-    /// Has runs merged from now on, by whoever works for this.
+    /// Enables merges, made by the thread that works for `merges`.
     pub(crate) fn merge_with(&mut self, merges: Arc<Merges>) {
         self.merges = Some(merges);
     }
 
-    /// Whether the next checkpoint has a merge to tell of.
+    /// Whether the next checkpoint must record a merge.
     pub(crate) fn has_merged(&self) -> bool {
         let merges = self.merges.as_ref();
         self.merged.is_some() || merges.is_some_and(|merges| merges.has_result())
     }
 
-    /// Begins the next merge, if one is worth it, none is under way, and the disk has room for it.
+    /// Begins the next merge, if one is worthwhile, none is running, and the disk has room for it.
     pub(crate) fn begin_merge(&mut self) {
         let Some(merges) = self.merges.clone() else {
             return;
@@ -280,7 +286,7 @@ impl RunFiles {
             return;
         }
         let worth = self.tables.iter().filter_map(|(key, known)| {
-            // What is newer than a run that cannot be read is merged beside it.
+            // Runs newer than an unreadable one are merged beside it.
             let is_unreadable = |run: &StoredRun| self.unreadable.contains(&run.number);
             let from = known.stored.iter().rposition(is_unreadable);
             let from = from.map_or(0, |place| place + 1);
@@ -288,7 +294,7 @@ impl RunFiles {
             let chosen = choose(&bytes.collect::<Vec<_>>())?;
             Some((key, known, chosen.start + from..chosen.end + from))
         });
-        // Where most stand in the way first.
+        // The table with the most runs first.
         let mut worth: Vec<_> = worth.collect();
         worth.sort_by_key(|(_, known, _)| std::cmp::Reverse(known.stored.len()));
         if worth.is_empty() {
@@ -324,14 +330,15 @@ impl RunFiles {
         merges.leave(job);
     }
 
-    /// Breaks off a merge of a table that is emptied or gone.
+    /// Interrupts a merge of a table that was emptied or deleted.
     pub(super) fn cancel_merge(&self, key: &TableKey) {
         if let Some(merges) = &self.merges {
             merges.cancel(key);
         }
     }
 
-    /// Takes what the last merge gave, if it is over, and forgets it if the table has other runs by now.
+    /// Takes the result of the last merge if it has ended, and drops it if the table's runs have
+    /// changed meanwhile.
     pub(super) fn take_merged(&mut self) {
         let over = self.merges.as_ref().and_then(|merges| merges.take_over());
         match over {
@@ -349,7 +356,7 @@ impl RunFiles {
         }
     }
 
-    /// The runs of a table with the merge's result in the place of its inputs.
+    /// The runs of a table, with the merge's result in place of its inputs.
     pub(super) fn with_merged(
         &self,
         key: &TableKey,
@@ -373,7 +380,7 @@ impl RunFiles {
     }
 }
 
-/// Where the inputs stand among the runs of their table, if they all do.
+/// The position of the inputs among the runs of their table, if all are there.
 fn place_of(job: &Job, stored: &[StoredRun]) -> Option<Range<usize>> {
     let first = job.inputs.first()?;
     let from = stored.iter().position(|run| run.number == *first)?;
@@ -399,7 +406,7 @@ mod tests {
         assert_eq!(choose(&[100, 9, 1, 1, 1, 1]), Some(2..6));
         assert_eq!(choose(&[1, 1, 1, 1, 9]), Some(0..5));
         assert_eq!(choose(&[64, 16, 4, 1]), None);
-        // One that is large is not written again and again while others come.
+        // A large run is not rewritten for each new small one.
         let beside: Vec<u64> = [1_000].into_iter().chain([1; 40]).collect();
         assert_eq!(choose(&beside), Some(1..33));
         assert_eq!(choose(&beside[..30]), Some(1..30));

@@ -1,8 +1,9 @@
-//! The files of paged tables: which runs the last durable checkpoint names, and what the next one writes and lets go. Used by
-//! whoever makes checkpoints, one after the other, so that it is decided in one place what stands in them (docs/adr/0020).
+//! The files of paged tables: which runs the last durable checkpoint names, and what the next one
+//! adds and drops. Used only by checkpoints, which run one after the other, so that this is decided
+//! in one place (docs/adr/0020).
 //!
-//! A file that no durable checkpoint names does not count. So it is written and synced before the checkpoint that names it, and
-//! removed after the first one that does not.
+//! A file that no durable checkpoint names does not count. So it is written and synced before the
+//! checkpoint that names it, and removed after the first checkpoint that does not.
 
 mod merging;
 mod saving;
@@ -33,34 +34,34 @@ use crate::keep::checkpoint::{Checkpoint, StoredRun};
 pub(crate) const DIRECTORY: &str = "state";
 const EXTENSION: &str = "run";
 
-/// A table that a checkpoint says is paged.
+/// A table that is paged in the checkpoint.
 struct Known {
     set: Arc<RunSet>,
-    /// As the checkpoint has them, in the same order.
+    /// Its runs, in the checkpoint's order.
     stored: Vec<StoredRun>,
-    /// How much the table holds there.
+    /// The size of their content.
     size: StateSize,
-    /// Who reads them.
+    /// The table that reads them.
     table: Weak<StateTable>,
 }
 
-/// What the last durable checkpoint says of runs.
+/// The runs of the last durable checkpoint.
 pub(crate) struct RunFiles {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     cipher: Option<Arc<Cipher>>,
     tables: BTreeMap<TableKey, Known>,
-    /// Tables of partitions that are not there; the next checkpoint forgets them.
+    /// Tables of partitions that do not exist; the next checkpoint drops them.
     strange: Vec<TableKey>,
-    /// No file has had it, ever.
+    /// The next number; no file has ever had it.
     next_number: u64,
-    /// Files that no checkpoint names, and that could not be removed so far.
+    /// Files that no checkpoint names and that could not be removed yet.
     leaving: Vec<u64>,
-    /// Who merges runs; nobody during a recovery.
+    /// The link to the merging thread; none during a recovery.
     merges: Option<Arc<Merges>>,
-    /// The result of a merge, durable, that no checkpoint names yet.
+    /// The durable result of a merge that no checkpoint names yet.
     merged: Option<Merged>,
-    /// Runs of merges in which one could not be read, until the next start.
+    /// Runs of merges in which one could not be read; remembered until the next start.
     unreadable: BTreeSet<u64>,
 }
 
@@ -77,10 +78,10 @@ pub(crate) fn number_of(name: &str) -> Option<u64> {
 }
 
 impl RunFiles {
-    /// Opens the runs that the checkpoint names, in its data directory. Only their ends are read.
+    /// Opens the runs that the checkpoint names. Only their trailers are read.
     ///
     /// # Errors
-    /// [`OpenError::State`] if one of them is not there whole; nothing was changed.
+    /// [`OpenError::State`] if one of them is missing or incomplete; nothing was changed.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         data_dir: &Path,
@@ -139,7 +140,7 @@ impl RunFiles {
         };
         let run = Run::open(&*self.disk, &path, stored.number, cipher.cloned());
         let run = run.map_err(|error| match &error {
-            // No damage: too many files are open.
+            // Not damage: too many files are open.
             RunError::Io { source, .. } if is_full(source) => OpenError::Io {
                 dir: self.dir.clone(),
                 reason: error.to_string(),
@@ -156,12 +157,12 @@ impl RunFiles {
         Ok(Arc::new(run))
     }
 
-    /// Whether any table stands in files.
+    /// Whether any table is paged.
     pub(crate) fn any(&self) -> bool {
         !self.tables.is_empty()
     }
 
-    /// How many runs there are.
+    /// The number of runs.
     pub(crate) fn count(&self) -> usize {
         self.tables.values().map(|known| known.stored.len()).sum()
     }
@@ -171,19 +172,20 @@ impl RunFiles {
         self.tables.get(key).map(|known| Arc::clone(&known.set))
     }
 
-    /// Who reads the runs of a table.
+    /// Registers the table that reads these runs.
     pub(crate) fn register(&mut self, key: &TableKey, table: &Arc<StateTable>) {
         if let Some(known) = self.tables.get_mut(key) {
             known.table = Arc::downgrade(table);
         }
     }
 
-    /// A table of the checkpoint whose partition is not there: the next one forgets it.
+    /// Notes a table of the checkpoint whose partition does not exist; the next checkpoint drops
+    /// it.
     pub(crate) fn note_strange(&mut self, key: TableKey) {
         self.strange.push(key);
     }
 
-    /// All runs that the last checkpoint names, and where they are.
+    /// All runs that the last checkpoint names, and their paths.
     pub(crate) fn files(&self) -> impl Iterator<Item = (StoredRun, PathBuf)> {
         let stored = self.tables.values().flat_map(|known| &known.stored);
         stored.map(|run| (*run, self.path(run.number)))
@@ -193,7 +195,8 @@ impl RunFiles {
         self.dir.join(file_name(number))
     }
 
-    /// Removes runs that no checkpoint names: what a crash left. To be called after one was made by this process.
+    /// Removes runs that no checkpoint names, which a crash left. Call it after this process has
+    /// made a checkpoint.
     pub(crate) fn sweep(&mut self) {
         let listed = match self.disk.list(&self.dir) {
             Ok(listed) => listed,
@@ -214,7 +217,8 @@ impl RunFiles {
         stored.map(|stored| stored.number)
     }
 
-    /// What cannot be removed stays for the next time; whoever reads a file goes on reading it.
+    /// Files that cannot be removed stay for the next time; current readers of a removed file can
+    /// continue.
     fn remove_leaving(&mut self) {
         let leaving = std::mem::take(&mut self.leaving);
         let remove = |number: &u64| match self.remove(*number) {

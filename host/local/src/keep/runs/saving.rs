@@ -1,4 +1,4 @@
-//! What changed in paged tables becomes runs, and the checkpoint's word of them.
+//! Writes the changes of paged tables as runs, and says which runs the checkpoint must name.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,14 +15,14 @@ use crate::decide::state::{Changes, TableKey};
 use crate::ground::keep_error::KeepError;
 use crate::keep::checkpoint::{PagedTable, RunsStep, StoredRun};
 
-/// Runs that are written and synced, and count once the checkpoint's step is durable.
+/// Written and synced runs, which count once the checkpoint's step is durable.
 pub(crate) struct Plan {
     pub(crate) step: RunsStep,
     installs: Vec<Install>,
     written: Vec<u64>,
 }
 
-/// What a table has then.
+/// The new runs of a table.
 struct Install {
     key: TableKey,
     table: Weak<StateTable>,
@@ -37,7 +37,7 @@ impl RunFiles {
     /// Writes the runs of a checkpoint, durable on return.
     ///
     /// # Errors
-    /// [`KeepError`]; what was written is removed again, unless the disk failed.
+    /// [`KeepError`]; the written files are removed again, unless the disk failed.
     pub(crate) fn write(&mut self, changes: &Changes) -> Result<Plan, KeepError> {
         let mut plan = Plan {
             step: RunsStep::default(),
@@ -84,7 +84,7 @@ impl RunFiles {
         Ok(())
     }
 
-    /// Of a table that nothing else is said of, what a merge made of its runs.
+    /// Installs the result of a merge for a table without other changes.
     fn install_merged(&self, plan: &mut Plan) -> io::Result<()> {
         let merged = self.merged.as_ref().map(|merged| &merged.job.key);
         let Some((key, known)) = merged.and_then(|key| self.tables.get_key_value(key)) else {
@@ -115,7 +115,7 @@ impl RunFiles {
 
     fn write_table(&mut self, key: TableKey, from: &LayersStep, plan: &mut Plan) -> io::Result<()> {
         let is_whole = from.is_whole();
-        // A whole layer has nothing below it, whatever the checkpoint before says.
+        // A complete layer replaces everything below it, whatever the previous checkpoint says.
         let known = self.tables.get(&key).filter(|_| !is_whole);
         let (before, mut stored) = match known {
             Some(known) => (Some(Arc::clone(&known.set)), known.stored.clone()),
@@ -152,7 +152,7 @@ impl RunFiles {
         Ok(())
     }
 
-    /// Writes the layers into a run; `None` if they say nothing.
+    /// Writes the layers as a run; `None` if they are empty.
     fn write_run(
         &self,
         number: u64,
@@ -173,7 +173,8 @@ impl RunFiles {
         opened.map_err(io::Error::other)
     }
 
-    /// The checkpoint that names these runs is durable: tables read from them, and what it does not name any more goes.
+    /// Call it when the checkpoint that names these runs is durable: tables now read from them, and
+    /// files that are no longer named are removed.
     pub(crate) fn commit(&mut self, plan: Plan) {
         let before: BTreeSet<u64> = self.named().collect();
         let gone = plan.step.tables.into_iter();
@@ -204,7 +205,7 @@ impl RunFiles {
             };
             self.tables.insert(key, known);
         }
-        // It is in there, or its table has other runs now.
+        // The merge is included, or its table has other runs now.
         let merged = self.merged.take();
         let after: BTreeSet<u64> = self.named().collect();
         let merged = merged.filter(|merged| merged.facts.is_some());
@@ -215,7 +216,7 @@ impl RunFiles {
         self.remove_leaving();
     }
 
-    /// The checkpoint was not made, and never will be.
+    /// Call it when the checkpoint was not made and never will be.
     pub(crate) fn abandon(&mut self, plan: Plan) {
         self.leaving.extend(plan.written);
         self.remove_leaving();

@@ -1,4 +1,5 @@
-//! The runs of one paged table, as one: what is stored of it below the layers in memory (docs/adr/0020), and how layers become a run.
+//! The runs of one paged table, read as one: its stored part below the layers in memory
+//! (docs/adr/0020), and how layers become a run.
 //!
 //! A key in a run begins with a type byte: 0 for an entry, followed by its key; 1 for the place of an expiry, followed by the expiry as
 //! a big-endian number and the entry's key. A place has an empty value, or none if it is vacant, because a merge drops keys without a
@@ -18,14 +19,14 @@ use millrace_model::Timestamp;
 const ENTRY: u8 = 0;
 const END: u8 = 1;
 
-/// Runs, the oldest first. They never change; a table gets another set.
+/// Runs, oldest first. A set never changes; a table gets a new one.
 #[derive(Debug, Default)]
 pub(crate) struct RunSet {
     runs: Vec<Arc<Run>>,
 }
 
 impl RunSet {
-    /// In this order, the oldest first.
+    /// A set of these runs, oldest first.
     pub(crate) fn of(runs: Vec<Arc<Run>>) -> Arc<Self> {
         Arc::new(Self { runs })
     }
@@ -81,7 +82,7 @@ impl RunSet {
         Ok(unread)
     }
 
-    /// The size of their content. Reads all of it.
+    /// The size of the content. Reads all of it.
     ///
     /// # Errors
     /// [`RunError`].
@@ -103,7 +104,7 @@ impl RunSet {
         self.walk_from(&[&[ENTRY][..], from].concat())
     }
 
-    /// All places of ends from this one on, in order.
+    /// All places of expiry from this time on, in order.
     fn walk_places(&self, from: Timestamp) -> Result<RunsWalk<'_>, RunError> {
         self.walk_from(&[&[END][..], &from.0.to_be_bytes()].concat())
     }
@@ -115,7 +116,7 @@ impl RunSet {
     }
 }
 
-/// Somewhere among the entries of all runs, or among their places of ends.
+/// A position among the entries of all runs, or among their places of expiry.
 struct RunsWalk<'a> {
     merged: Merged<'a>,
 }
@@ -200,7 +201,7 @@ fn unreadable(error: RunError) -> StateError {
     StateError::Unreadable(error.to_string().into())
 }
 
-/// The runs that a table reads from; none of one that is in memory.
+/// The runs that a table reads from; none if it is in memory.
 pub(crate) fn runs_of(table: &StateTable) -> Vec<Arc<Run>> {
     let stored = table.stored();
     let set = stored.as_deref().map(|stored| stored as &dyn Any);
@@ -218,15 +219,16 @@ pub(crate) fn entry_key(key: &[u8]) -> &[u8] {
     entry.unwrap_or_default()
 }
 
-/// How many items [`write`] writes at the most.
+/// The maximum number of items that [`write`] writes.
 pub(super) fn items_max(step: &LayersStep) -> u64 {
     2 * step.said_max() as u64
 }
 
-/// Writes what the layers say into a run; `are_oldest` if there is no run below them. Says whether there was anything.
+/// Writes the layers as a run; `are_oldest` if there is no run below them. Returns whether anything
+/// was written.
 ///
 /// # Errors
-/// The disk's.
+/// Errors of the disk.
 pub(super) fn write(
     step: &LayersStep,
     are_oldest: bool,

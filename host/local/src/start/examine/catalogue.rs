@@ -1,4 +1,4 @@
-//! What should be in the directory: as the checkpoint says, and then as the journal after it changes that.
+//! The expected content of the directory: from the checkpoint, and then from the journal after it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,31 +15,31 @@ use millrace_model::{Offset, PartitionId, TopicId, TopicPartition};
 use crate::decide::codec::Operation;
 use crate::keep::checkpoint::{Checkpoint, StoredRun};
 
-/// Topics, how far their partitions reach, and modules.
+/// Topics, the ends of their partitions, and modules.
 #[derive(Default)]
 pub(super) struct Catalogue {
     pub(super) topics: BTreeMap<TopicId, Known>,
-    /// Topics that are deleted, and whose files may still be there.
+    /// Deleted topics whose files may still exist.
     pub(super) removed: BTreeSet<TopicId>,
-    /// How far the files reach.
+    /// The ends of the files.
     pub(super) marks: BTreeMap<TopicPartition, Mark>,
-    /// How far files and journal reach together.
+    /// The ends of files and journal together.
     ends: BTreeMap<TopicPartition, Offset>,
-    /// Digests of known modules, as text; `None` where nobody can tell.
+    /// Digests of known modules, as text; `None` if they are unknown.
     pub(super) modules: Option<BTreeSet<String>>,
-    /// Tables of state that stand in files, as the checkpoint has them.
+    /// Paged tables of state in the checkpoint.
     pub(super) tables: Vec<Table>,
     /// Whether marks are known.
     pub(super) is_guessed: bool,
 }
 
-/// A table of state that stands in files.
+/// A paged table of state.
 pub(super) struct Table {
     pub(super) partition: TopicPartition,
     pub(super) group: String,
     /// The oldest first.
     pub(super) runs: Vec<StoredRun>,
-    /// What they hold together.
+    /// The size of their content.
     pub(super) size: StateSize,
 }
 
@@ -79,7 +79,7 @@ impl Catalogue {
         }
     }
 
-    /// Without a checkpoint the directories tell which topics there are.
+    /// Without a checkpoint, guesses the topics from the directories.
     pub(super) fn guessed(dir: &Path) -> io::Result<Self> {
         let mut topics = BTreeMap::new();
         for topic in numbers_in(&dir.join("topics"))? {
@@ -98,7 +98,7 @@ impl Catalogue {
         })
     }
 
-    /// A replayed change. The error is what a start would refuse.
+    /// Applies a replayed change. The error is the reason for which a start would refuse it.
     pub(super) fn apply(&mut self, operation: &Operation) -> Result<(), String> {
         match operation {
             Operation::Append { partition, batch } => {
@@ -154,7 +154,7 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Where the partition ends, the journal included.
+    /// The partition's end, including the journal.
     pub(super) fn end(&self, id: TopicPartition) -> Result<Offset, String> {
         let topic = self.topics.get(&id.topic);
         if topic.is_none_or(|topic| id.partition.0 >= topic.partitions) {
@@ -181,7 +181,7 @@ impl Catalogue {
         })
     }
 
-    /// Messages of a topic that only the journal has.
+    /// The number of a topic's messages that are only in the journal.
     pub(super) fn in_journal(&self, topic: TopicId) -> u64 {
         let only = |id: TopicPartition| {
             let filed = self.marks.get(&id).map_or(0, |mark| mark.end.0);
@@ -191,7 +191,7 @@ impl Catalogue {
         self.partitions(topic).map(only).sum()
     }
 
-    /// What the partition's files are held to; `None` where only they can tell.
+    /// The mark that the partition's files must match; `None` if there is none to compare with.
     pub(super) fn mark(&self, id: TopicPartition) -> Option<Mark> {
         (!self.is_guessed).then(|| self.marks.get(&id).copied().unwrap_or_default())
     }

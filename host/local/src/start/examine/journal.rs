@@ -1,4 +1,5 @@
-//! The journal in words: what would be replayed, what cut, what refused, and which offsets are behind a damage.
+//! Describes the journal: what would be replayed, cut or refused, and which offsets are lost behind
+//! damage.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -118,7 +119,7 @@ fn replay(
     Ok(())
 }
 
-/// The journal ends whole, and too early.
+/// Reports a journal that is intact but ends too early.
 fn missing_end(dir: &Path, last_sequence: u64, durable: u64) -> Finding {
     let meaning = format!(
         "transactions {} to {durable} were durable and are not there: a file was removed, cut or replaced while no host ran, or \
@@ -159,7 +160,7 @@ fn add_damage(
             let Operation::Append { partition, batch } = operation else {
                 continue;
             };
-            // The first append after the damage tells where the partition was by then.
+            // The first append after the damage shows where the partition was by then.
             if !seen.insert(partition) {
                 continue;
             }

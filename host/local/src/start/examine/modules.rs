@@ -1,4 +1,5 @@
-//! Module files: each holds the bytes that its name is the digest of, and each known module has one.
+//! Checks module files: the name of each must be the digest of its bytes, and each known module
+//! must have one.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -43,7 +44,8 @@ pub(super) fn examine(
             let key = key_of(&path);
             report.note_key(key, "modules");
             let found = match (key, cipher) {
-                // Nobody can tell without a key; the segments' checksums have no counterpart here.
+                // Cannot be checked without a key: unlike segments, modules have no checksum of the
+                // encrypted form.
                 (Some(_), None) => Ok(digest),
                 (Some(_), Some(cipher)) => decrypted_digest(&path, digest, cipher, read),
                 (None, _) => digest_of(&path, read),
@@ -106,7 +108,8 @@ fn look_at(
     }
 }
 
-/// The key that a file is encrypted with. A file that cannot be read is told of when its bytes are.
+/// The id of the key that a file is encrypted with. A file that cannot be read is reported when its
+/// bytes are read.
 fn key_of(path: &Path) -> Option<u32> {
     let mut beginning = [0; 16];
     File::open(path).ok()?.read_exact(&mut beginning).ok()?;

@@ -1,4 +1,4 @@
-//! Every partition's files against what the checkpoint says of them, and what stands beside them.
+//! Compares every partition's files with the checkpoint, and reports foreign files beside them.
 
 use std::ffi::OsString;
 use std::fs;
@@ -81,7 +81,8 @@ fn examine_topic(
     report.add(Finding::ok(&dir, meaning).of_topic(name));
 }
 
-/// Directories that are no topic's, and in a topic's directory those that are no partition's.
+/// Reports directories that belong to no topic, and files in a topic's directory that belong to no
+/// partition.
 fn look_at_strangers(report: &mut Report, catalogue: &Catalogue) -> io::Result<()> {
     let topics = report.dir.join("topics");
     for name in names(&topics)? {

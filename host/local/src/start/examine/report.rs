@@ -1,4 +1,4 @@
-//! What an examination found, for people and programs.
+//! The findings of an examination, for people and programs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use millrace_log::partition::examine::{Fault, FaultKind};
 use millrace_model::{Offset, PartitionId};
 
-/// Findings that are kept; more are only counted. A disk that lost everything should not fill memory as well.
+/// Maximum number of findings in a report; more are only counted, so that a disk that lost
+/// everything does not fill the memory.
 pub const FINDINGS_MAX: usize = 10_000;
 
 /// How bad a finding is.
@@ -34,20 +35,20 @@ impl Severity {
     }
 }
 
-/// One thing that was found.
+/// A single finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
-    /// The file or directory, as seen from the data directory.
+    /// The file or directory, relative to the data directory.
     pub place: PathBuf,
-    /// Where in the file, if it is about a part of it.
+    /// The position in the file, if the finding is about a part of it.
     pub bytes: Option<Range<u64>>,
-    /// The topic's name, or its number where the name is not known.
+    /// The topic's name, or its number if the name is unknown.
     pub topic: Option<String>,
-    /// Which of its partitions.
+    /// The topic's partition.
     pub partition: Option<PartitionId>,
-    /// The offsets affected. The end is [`Offset::MAX`] where nothing tells it.
+    /// The affected offsets. The end is [`Offset::MAX`] if it is unknown.
     pub offsets: Option<Range<Offset>>,
     /// What it means.
     pub meaning: String,
@@ -57,26 +58,29 @@ pub struct Finding {
     pub repair: Option<Repair>,
 }
 
-/// What a repair does about a finding. Nothing is ever removed: what has to make way is moved to `quarantine/`.
+/// What a repair does about a finding. Nothing is ever removed: files that are in the way are moved
+/// to `quarantine/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repair {
-    /// Moves the file there.
+    /// Moves the file to `quarantine/`.
     Quarantine,
-    /// Puts a copy of the file there, if another repair gives up transactions: the next start would write over it.
+    /// Puts a copy of the file into `quarantine/` if another repair gives up transactions, because
+    /// the next start would overwrite it.
     KeepCopy,
-    /// Goes on with the journal up to this byte of the file: what stands there and in later files is moved away.
+    /// Keeps the journal up to this byte of the file; the rest of it and later files are moved
+    /// away.
     CutJournal {
         /// Where the sound part ends.
         position: u64,
         /// The last transaction that is kept.
         last_sequence: u64,
     },
-    /// Takes the journal's end for its end, though more was durable.
+    /// Accepts the journal's end, although more was durable.
     AcceptMissing {
         /// The last transaction that is kept.
         last_sequence: u64,
     },
-    /// Builds the checkpoint again from the topics' copy, the segments and the journal.
+    /// Rebuilds the checkpoint from the copy of the topics, the segments and the journal.
     RebuildCheckpoint,
 }
 
@@ -143,7 +147,7 @@ impl Finding {
         self
     }
 
-    /// A fault in a partition's files, in words.
+    /// The finding for a fault in a partition's files.
     pub(super) fn of_fault(fault: Fault) -> Self {
         let range = fault.offsets.as_ref().map_or_else(String::new, range);
         let reads_fail = || match &fault.offsets {
@@ -235,7 +239,7 @@ fn range(offsets: &Range<Offset>) -> String {
     }
 }
 
-/// All that was found.
+/// All findings.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The data directory.
@@ -245,7 +249,8 @@ pub struct Report {
     /// Findings over [`FINDINGS_MAX`]: counted, not kept.
     pub findings_dropped: usize,
     worst: Severity,
-    /// The keys that something is encrypted with, and what; without a key, what is plain.
+    /// For each encryption key, the kinds of data encrypted with it; under `None`, the kinds of
+    /// plain data.
     keys: BTreeMap<Option<u32>, BTreeSet<&'static str>>,
 }
 
@@ -260,17 +265,17 @@ impl Report {
         }
     }
 
-    /// Something of this kind is encrypted with the key, or plain.
+    /// Notes that data of this kind is encrypted with the key, or plain.
     pub(super) fn note_key(&mut self, key: Option<u32>, kind: &'static str) {
         self.keys.entry(key).or_default().insert(kind);
     }
 
-    /// A key that something is encrypted with.
+    /// A key that is needed to read the data.
     pub(crate) fn key_needed(&self) -> Option<u32> {
         self.keys.keys().find_map(|key| *key)
     }
 
-    /// Which keys are still needed, in words; nothing where none is.
+    /// Adds a finding that names the keys still needed, if any.
     pub(super) fn conclude_keys(&mut self) {
         let words = |kinds: &BTreeSet<_>| kinds.iter().copied().collect::<Vec<_>>().join(", ");
         let needed: Vec<String> = self
@@ -308,7 +313,7 @@ impl Report {
         self.findings.push(finding);
     }
 
-    /// What could not be read may hold anything; the rest is examined all the same.
+    /// Reports a read that failed; the rest is examined anyway.
     pub(super) fn expect_read(&mut self, place: &str, result: io::Result<()>) {
         if let Err(error) = result {
             let meaning = format!("it was not examined, or not to the end: {error}");

@@ -1,5 +1,5 @@
-//! Files of state against what the checkpoint says of them: each is there, every block of it as it was written, and together they hold
-//! what the tables are said to hold.
+//! Compares files of state with the checkpoint: each must exist, every block must be as it was
+//! written, and together they must have the recorded sizes of their tables.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,7 +19,7 @@ use crate::keep::checkpoint::StoredRun;
 use crate::keep::runs::set::{RunSet, entry_key};
 use crate::keep::runs::{DIRECTORY, file_name, number_of};
 
-/// Bytes of a key that are shown.
+/// Bytes of a key shown in a finding.
 const SHOWN_BYTES_MAX: usize = 64;
 const PUT_BACK: &str =
     "put the file back while no host runs, or restore the data directory from a backup";
@@ -60,11 +60,11 @@ struct Examination<'a> {
     read: &'a mut dyn FnMut(u64),
     cipher: Option<&'a Arc<Cipher>>,
     dir: PathBuf,
-    /// Keys that were not given.
+    /// Ids of needed keys that were not given.
     unread: BTreeSet<u32>,
 }
 
-/// Whose a file is.
+/// The owner of a file.
 #[derive(Clone, Copy)]
 struct Owner<'a> {
     partition: TopicPartition,
@@ -100,14 +100,15 @@ impl Examination<'_> {
         }
     }
 
-    /// Opens a run that a checkpoint names; `None` if it cannot be looked into without its key. The error is what is wrong.
+    /// Opens a run that a checkpoint names; `None` if it cannot be examined without its key. The
+    /// error says what is wrong.
     fn open(&mut self, path: &Path, stored: &StoredRun) -> Result<Option<Run>, String> {
         let cipher = match (stored.key, self.cipher) {
             (None, _) => None,
             (Some(key), Some(cipher)) if cipher.check_value(key).is_some() => Some(cipher),
             (Some(key), _) => {
                 self.unread.insert(key);
-                // Whether it is there, and whole, can be told without.
+                // Existence and length can be checked without the key.
                 None
             }
         };
@@ -121,7 +122,7 @@ impl Examination<'_> {
         Ok((stored.key.is_none() || cipher.is_some()).then_some(run))
     }
 
-    /// Reads all of a run; says how bad it is.
+    /// Reads a whole run; returns the severity of its worst problem.
     fn look_at_run(&mut self, path: &Path, run: &Run, owner: Option<Owner<'_>>) -> Severity {
         let pace: Pace = Arc::new(|_| Ok(()));
         let mut findings = Vec::new();
@@ -141,7 +142,7 @@ impl Examination<'_> {
         worst.unwrap_or(Severity::Ok)
     }
 
-    /// Whether the runs, which are sound, hold what the table is said to hold.
+    /// Checks that the intact runs have the recorded size of their table.
     fn count(&mut self, table: &Table, owner: Owner<'_>, runs: Vec<Arc<Run>>) {
         let (files, dir) = (runs.len(), self.dir.clone());
         let (partition, group) = (owner.partition, owner.group);
@@ -169,7 +170,7 @@ impl Examination<'_> {
         self.report.add(finding);
     }
 
-    /// Files that no checkpoint names.
+    /// Reports files that no checkpoint names.
     fn look_at_others(&mut self, named: &BTreeSet<u64>) -> io::Result<()> {
         for name in names(&self.dir)? {
             let path = self.dir.join(&name);
@@ -189,7 +190,7 @@ impl Examination<'_> {
         Ok(())
     }
 
-    /// Without a checkpoint nobody can tell whose it is, nor with which key it was written.
+    /// Reports a file without a checkpoint: its owner and its key are unknown.
     fn look_at_ownerless(&mut self, path: &Path, number: u64) {
         let opened = Run::open(&ReadOnlyDisk, path, number, self.cipher.cloned());
         match opened {
@@ -241,7 +242,7 @@ fn finding_of(path: &Path, fault: Fault) -> Finding {
     }
 }
 
-/// Which entry a run's key is about, for people.
+/// The entry that a run's key belongs to, for people.
 fn shown(key: &[u8]) -> String {
     let key = entry_key(key);
     let key = &key[..key.len().min(SHOWN_BYTES_MAX)];

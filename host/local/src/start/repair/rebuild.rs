@@ -1,7 +1,9 @@
-//! A new checkpoint where the old one is lost: topics from their copy, how far the partitions reach from segments and journal.
+//! Rebuilds a lost checkpoint: topics from their copy, the ends of partitions from segments and
+//! journal.
 //!
-//! The new one is as of the beginning of a journal file, from which on the journal is whole; the next start replays from there. A
-//! partition's mark is where the journal's first append to it goes on, or the end of its files.
+//! The new checkpoint is as of the beginning of a journal file, from which on the journal is
+//! complete; the next start replays from there. A partition's mark is the offset of the journal's
+//! first append to it, or the end of its files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,7 +24,7 @@ use crate::keep::evidence::{self, Evidence, EvidenceFile};
 use crate::keep::names::{self, Names};
 use crate::keep::runs;
 
-/// What nothing but the checkpoint knew.
+/// Data that only the checkpoint had.
 pub(super) const LOST: &str = "deployed processors, their progress and their state, what is known of modules, and the numbers and request keys of \
      producers, as far as the journal does not tell them; messages that were trimmed come back where their segment is there still. \
      Upload the modules and deploy the processors again, with --reset-state those that keep state: they begin with the first \
@@ -48,7 +50,8 @@ pub(super) fn rebuild(work: &Work<'_>) -> Result<(), RepairError> {
     for file in [CHECKPOINT, "checkpoint.sqlite-journal"] {
         work.move_away(Path::new(file)).map_err(failed)?;
     }
-    // Only the checkpoint knew whose they are, and a start removes files of state that none names.
+    // Only the checkpoint knew their owners, and a start removes files of state that no checkpoint
+    // names.
     let state = Path::new(runs::DIRECTORY);
     let unlisted = |source| RepairError::Io {
         path: work.dir.join(state),
@@ -97,14 +100,14 @@ pub(super) fn rebuild(work: &Work<'_>) -> Result<(), RepairError> {
     .map_err(failed)
 }
 
-/// The part of the journal that is whole and reaches to its end.
+/// The complete part of the journal up to its end.
 struct Tail {
     first_file: u64,
     after_sequence: u64,
     last_sequence: u64,
-    /// The first offset that it appends to a partition.
+    /// The first offset that it appends to each partition.
     first_offsets: BTreeMap<TopicPartition, Offset>,
-    /// Topics that are made in it.
+    /// Topics that it creates.
     created: BTreeSet<TopicId>,
 }
 
@@ -122,7 +125,7 @@ impl Tail {
         };
         for (number, first_sequence) in files {
             let after = first_sequence.saturating_sub(1);
-            // Before that, topics were made or deleted that the copy does not tell.
+            // Before that, topics may have been created or deleted that the copy does not know.
             if after < names.sequence {
                 continue;
             }
@@ -131,7 +134,7 @@ impl Tail {
                 return Self::of(&found, number, after, work.cipher.as_deref());
             }
         }
-        // The last checkpoint had everything, so the segments have, and the journal tells nothing that is not there.
+        // The last checkpoint had everything, so the segments do too, and the journal adds nothing.
         if known.is_closed && known.checkpoint >= known.durable.max(names.sequence) {
             let next = known.journal_file.max(newest + 1);
             return Ok(Self::none(next, known.checkpoint));
@@ -205,7 +208,7 @@ fn inside<'a>(work: &Work<'_>, path: &'a Path) -> &'a Path {
     path.strip_prefix(work.dir).unwrap_or(path)
 }
 
-/// Above every number that was ever given.
+/// A topic number above every number ever assigned.
 fn next_topic(dir: &Path, names: &Names) -> io::Result<TopicId> {
     let mut next = names.next_topic;
     for entry in fs::read_dir(dir.join("topics"))? {

@@ -1,4 +1,5 @@
-//! What a backup is worth: each file against the manifest, and then all of them as `doctor` looks at a data directory.
+//! Verifies a backup: compares each file with the manifest, and then examines all of them as
+//! `doctor` examines a data directory.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,27 +17,27 @@ use crate::keep::backup::PIECE_BYTES;
 use crate::keep::backup::manifest::{BackupFile, Flaw, Manifest, ManifestError};
 use crate::start::examine::{ExamineError, Report, examine_with};
 
-/// What a data directory has and a backup has not.
+/// Names in a data directory that a backup does not have.
 const BESIDE_A_BACKUP: [&str; 2] = ["lock", "journal"];
 
-/// What was found.
+/// The result of verifying a backup.
 #[derive(Debug)]
 pub struct Verified {
     /// The backup.
     pub manifest: Manifest,
-    /// Files that are not as they were backed up.
+    /// Files that differ from what was backed up.
     pub flaws: Vec<Flaw>,
-    /// What a data directory made of it is like, as it is.
+    /// The examination of a data directory made from it.
     pub report: Report,
 }
 
-/// Why nothing can be said.
+/// Why a backup cannot be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// There is no backup, or one that cannot be told of.
+    /// There is no backup, or its manifest is unusable.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// The disk, or a directory that is to be looked at.
+    /// An error of the disk.
     #[error("the files of the backup cannot be assembled for examination: {0}")]
     Io(#[from] io::Error),
     /// It could not be examined.
@@ -44,18 +45,19 @@ pub enum VerifyError {
     Examine(#[from] ExamineError),
 }
 
-/// Reads all of a backup in a directory. Blocks, and must not be called from within an async runtime. With the keys of an encrypted one its modules are looked into, too. `progress` is told of bytes
-/// that were read, and of how many there are.
+/// Reads a whole backup in a directory. Blocks, and must not be called within an async runtime.
+/// With the keys of an encrypted backup, its modules are examined too. `progress` gets the bytes
+/// read and the total.
 ///
 /// # Errors
-/// [`VerifyError`]; what is wrong with the files is none.
+/// [`VerifyError`]. Problems with the files are not errors.
 pub fn verify(
     dir: &Path,
     cipher: Option<Arc<Cipher>>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Verified, VerifyError> {
     let manifest = Manifest::read(&ReadOnlyDisk, dir)?;
-    // Everything is read twice: for its digest, and by whom it is examined.
+    // Everything is read twice: for its digest, and by the examination.
     let (mut read, total) = (0, 2 * manifest.byte_count());
     let mut flaws = Vec::new();
     for file in &manifest.files {
@@ -83,7 +85,7 @@ pub fn verify(
         progress(halfway + reached.bytes, total);
     })?;
     report.dir = dir.to_owned();
-    // A backup has neither, and needs none.
+    // A backup has neither and needs neither.
     report.findings.retain(|found| {
         !BESIDE_A_BACKUP
             .iter()
@@ -111,7 +113,8 @@ fn sum(path: &Path, told: &mut dyn FnMut(u64)) -> io::Result<(u64, Digest)> {
     }
 }
 
-/// A data directory of the same files: by second names beside them, or where there can be none, of copies.
+/// A data directory of the same files: of hard links beside them, or of copies if there can be no
+/// links.
 fn put_together(dir: &Path, manifest: &Manifest) -> io::Result<TempDir> {
     let beside = tempfile::Builder::new().prefix(LOOKED_AT).tempdir_in(dir);
     let together = match beside {
@@ -133,7 +136,7 @@ fn put(file: &BackupFile, dir: &Path, together: &Path) -> io::Result<()> {
     }
     let put = fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop));
     match put {
-        // It has been found missing, or unreadable.
+        // The file was already reported as missing or unreadable.
         Err(_) if !from.exists() => Ok(()),
         put => put,
     }

@@ -1,4 +1,4 @@
-//! What is done with backups on the other side: they are received, looked at, and made data directories again.
+//! The client's half of backups: receiving, verifying and restoring them.
 
 pub(crate) mod checking;
 pub(crate) mod receiving;

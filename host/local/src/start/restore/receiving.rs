@@ -1,7 +1,8 @@
-//! A backup on its way into a directory, beside the one that is there: that one stays whole until the new one is.
+//! Receives a backup into a directory. An existing backup stays complete until the new one is.
 //!
-//! Files of one run stand in a directory of their own, `run-NUMBER`. What has not changed stays where an earlier run put it. When all is
-//! durable the manifest takes the place of the old one, and then goes what the new one does not name.
+//! The files of each run are in their own directory, `run-NUMBER`. Unchanged files stay where an
+//! earlier run put them. When everything is durable, the new manifest replaces the old one, and
+//! then files that it does not name are removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,71 +25,72 @@ use crate::keep::backup::{CHECKPOINT, make_private};
 use crate::start::lock::{DirLock, lock_file};
 
 const UNFINISHED: &str = "backup.json.unfinished";
-/// Held by who writes a backup here. Also what tells a directory for backups from any other.
+/// The lock file of a backup being written. It also marks the directory as one for backups.
 const LOCK: &str = "backup.lock";
-/// What directories begin with in which a backup is put together to be looked at; one that is left is of nobody.
+/// The prefix of temporary directories in which a backup is assembled for verification; leftover
+/// ones can be removed.
 pub(crate) const LOOKED_AT: &str = ".verify-";
-/// Files that may be told to be known; what is beyond is copied again.
+/// Maximum number of files that a request lists as known; further ones are copied again.
 const KNOWN_FILES_MAX: usize = 250_000;
 
-/// Why no backup came into the directory. The one that was there is as it was.
+/// Why no backup was received. An existing backup is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
-    /// Something else is in it.
+    /// The directory contains other files.
     #[error("{} contains files that are not part of a backup", dir.display())]
     NotOurs {
         /// The directory.
         dir: PathBuf,
     },
-    /// It belongs to a host.
+    /// The directory belongs to a host.
     #[error("{} is in the data directory {}", dir.display(), data_dir.display())]
     InDataDirectory {
-        /// Where the backup was to go.
+        /// The requested directory.
         dir: PathBuf,
-        /// That module.
+        /// The host's data directory.
         data_dir: PathBuf,
     },
-    /// Another one is being written there.
+    /// Another backup is being written there.
     #[error("another backup is being written to {}", dir.display())]
     InUse {
         /// The directory.
         dir: PathBuf,
     },
-    /// The one that is there cannot be gone on from.
+    /// The existing backup cannot be continued.
     #[error(transparent)]
     Earlier(ManifestError),
-    /// It ended before its manifest.
+    /// The archive ended before its manifest.
     #[error("the backup was interrupted")]
     BrokenOff,
-    /// What came is not what its manifest says.
+    /// The archive does not match its manifest.
     #[error("the received data is not a backup, or was changed on its way: {0}")]
     Malformed(String),
     /// The directory's disk failed, or is full.
     #[error("{} cannot be written: {source}", path.display())]
     Io {
-        /// Where.
+        /// The file or directory in question.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// What came.
+/// A received backup.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// The backup that is there now.
+    /// The manifest of the backup that is there now.
     pub manifest: Manifest,
-    /// Files that were sent, and their bytes.
+    /// The number of files that were sent, and their bytes.
     pub copied: (usize, u64),
 }
 
-/// A directory that a backup is being written to.
+/// A directory into which a backup is being written.
 pub struct Receiver {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     run: String,
     earlier: Option<Manifest>,
-    /// Known to the host; the earlier ones beyond are copied again.
+    /// Whether the backup continues an earlier one.
     goes_on: bool,
     unpacking: Unpacking,
     reader: Reader,
@@ -97,18 +99,19 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Makes the directory, if it is not there, and looks what is in it. With `anew` everything is copied again, whatever is there.
+    /// Creates the directory if it does not exist, and checks its content. With `anew`, everything
+    /// is copied again.
     ///
     /// # Errors
-    /// [`ReceiveError`]; nothing that was there is changed.
+    /// [`ReceiveError`]; existing files are unchanged.
     pub fn begin(dir: &Path, anew: bool) -> Result<Self, ReceiveError> {
         Self::begin_on(Arc::new(RealDisk), dir, anew)
     }
 
-    /// As [`Receiver::begin`], with the files on `disk`; the lock is on the machine's own.
+    /// Like [`Receiver::begin`], with the files on `disk`; the lock is on the machine's own disk.
     ///
     /// # Errors
-    /// [`ReceiveError`]; nothing that was there is changed.
+    /// [`ReceiveError`]; existing files are unchanged.
     pub fn begin_on(disk: Arc<dyn Disk>, dir: &Path, anew: bool) -> Result<Self, ReceiveError> {
         refuse_data_directory(dir)?;
         let io = |source| ReceiveError::Io {
@@ -146,14 +149,14 @@ impl Receiver {
             file_system,
             _lock: lock,
         };
-        // What one that broke off left takes room.
+        // Files left by an interrupted backup take space.
         if let Some(earlier) = &receiver.earlier {
             receiver.sweep(earlier).map_err(io)?;
         }
         Ok(receiver)
     }
 
-    /// What to ask the host for.
+    /// The request for the host.
     #[must_use]
     pub fn request(&self) -> BackupRequest {
         let earlier = self.earlier.as_ref();
@@ -184,7 +187,7 @@ impl Receiver {
         }
     }
 
-    /// Takes the next bytes of the archive.
+    /// Receives the next bytes of the archive.
     ///
     /// # Errors
     /// [`ReceiveError`].
@@ -194,14 +197,14 @@ impl Receiver {
         taken.map_err(|error| unpacking.explain(error))
     }
 
-    /// Puts the new backup in the place of the old one, when all of it is durable.
+    /// Replaces the old backup with the new one, once all of it is durable.
     ///
     /// # Errors
-    /// [`ReceiveError`]; the old one is as it was.
+    /// [`ReceiveError`]; the old backup is unchanged.
     pub fn finish(mut self) -> Result<Received, ReceiveError> {
         let finished = self.try_finish();
         if finished.is_err() {
-            // What is left of it takes room; the next one sweeps, too.
+            // Its remains take space; the next backup would remove them too.
             let _ = self.disk.remove_dir_all(&self.dir.join(&self.run));
         }
         finished
@@ -236,7 +239,7 @@ impl Receiver {
             file.run.clone_from(&known.run);
             stayed.insert(file.path.clone());
         }
-        // What was not copied again is as damaged as it was.
+        // Files that were not copied again are still as damaged as before.
         let flaws = earlier.iter().flat_map(|earlier| &earlier.damage);
         let flaws = flaws.filter(|flaw| stayed.contains(&flaw.path)).cloned();
         manifest.damage.extend(flaws);
@@ -244,13 +247,13 @@ impl Receiver {
             path: self.dir.join(MANIFEST),
             source,
         })?;
-        // It is finished; what is left of others only takes room.
+        // The backup is finished; remains of others only take space.
         let _ = self.sweep(&manifest);
         Ok(Received { manifest, copied })
     }
 
     fn put(&self, manifest: &Manifest) -> io::Result<()> {
-        // All files and their names, before anything names them.
+        // All files and their names must be durable before the manifest names them.
         self.file_system.sync().map_err(final_error)?;
         let unfinished = self.dir.join(UNFINISHED);
         let file = self.disk.create(&unfinished)?;
@@ -260,7 +263,7 @@ impl Receiver {
         self.disk.sync_dir(&self.dir).map_err(final_error)
     }
 
-    /// Removes what a manifest does not name.
+    /// Removes files that the manifest does not name.
     fn sweep(&self, manifest: &Manifest) -> io::Result<()> {
         let named: BTreeSet<PathBuf> = manifest
             .files
@@ -272,7 +275,7 @@ impl Receiver {
                 sweep_under(&*self.disk, &self.dir.join(name), &named, RUN_DEPTH)?;
             }
         }
-        // Of a backup that was unpacked here by a tar program.
+        // From a backup that a tar program unpacked here.
         for name in [CHECKPOINT, "topics", "modules", "state"] {
             sweep_under(&*self.disk, &self.dir.join(name), &named, RUN_DEPTH - 1)?;
         }
@@ -280,10 +283,10 @@ impl Receiver {
     }
 }
 
-/// A run's directory holds directories of directories of directories of files.
+/// The depth of files in a run's directory.
 const RUN_DEPTH: usize = 4;
 
-/// Removes files that are not named, and directories that hold none that are; whether anything is left.
+/// Removes files that are not named, and directories without named files; true if anything is left.
 fn sweep_under(
     disk: &dyn Disk,
     path: &Path,
@@ -295,7 +298,7 @@ fn sweep_under(
     }
     let first = named.range(path.to_owned()..).next();
     if first.is_none_or(|first| !first.starts_with(path)) {
-        // A file, or a directory with nothing in it that is named.
+        // A file, or a directory without named files.
         return match disk.open(path) {
             Ok(_) => disk.remove(path).map(|()| false),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -314,13 +317,14 @@ fn changed(path: &str) -> ReceiveError {
     ReceiveError::Malformed(format!("{path} is not as its SHA-256 says"))
 }
 
-/// A backup inside of what it is a copy of would grow with every copy, and go with it.
+/// Refuses a destination inside a data directory: the backup would be lost together with the
+/// original, and would grow with every copy.
 fn refuse_data_directory(dir: &Path) -> Result<(), ReceiveError> {
     let absolute = std::path::absolute(dir).map_err(|source| ReceiveError::Io {
         path: dir.to_owned(),
         source,
     })?;
-    // Names may lead elsewhere; what is there counts.
+    // Paths may contain symbolic links; the resolved path counts.
     let there = absolute.ancestors().find(|path| path.exists());
     let real = there.and_then(|there| there.canonicalize().ok());
     let real = real.unwrap_or(absolute);
@@ -337,14 +341,15 @@ fn refuse_data_directory(dir: &Path) -> Result<(), ReceiveError> {
     }
 }
 
-/// A directory without a finished backup is one for backups only if it is empty, or was begun as one.
+/// Refuses a directory with other files: without a finished backup it must be empty, or an earlier
+/// backup must have begun in it.
 fn refuse_other_files(disk: &dyn Disk, dir: &Path) -> Result<(), ReceiveError> {
     let names = disk.list(dir).map_err(|source| ReceiveError::Io {
         path: dir.to_owned(),
         source,
     })?;
     let ours = |name: &String| {
-        // What a file system makes by itself in its uppermost directory is no matter.
+        // Directories that a file system creates in its root do not count.
         [LOCK, UNFINISHED, "lost+found"].contains(&&**name)
             || run_number(name).is_some()
             || name.starts_with(LOOKED_AT)
@@ -357,7 +362,7 @@ fn refuse_other_files(disk: &dyn Disk, dir: &Path) -> Result<(), ReceiveError> {
     }
 }
 
-/// An archive on its way through here to somebody else: looked at, not kept.
+/// An archive that is checked while it is passed on, not stored.
 #[derive(Default)]
 pub struct Passing {
     reader: Reader,
@@ -366,7 +371,7 @@ pub struct Passing {
 }
 
 impl Passing {
-    /// Looks at the next bytes.
+    /// Checks the next bytes.
     ///
     /// # Errors
     /// [`ReceiveError::Malformed`].
@@ -387,10 +392,10 @@ impl Passing {
         taken.map_err(|error| ReceiveError::Malformed(error.to_string()))
     }
 
-    /// What passed.
+    /// The manifest of the archive.
     ///
     /// # Errors
-    /// [`ReceiveError`], if it was no whole backup.
+    /// [`ReceiveError`] if it was not a complete backup.
     pub fn finish(self) -> Result<Manifest, ReceiveError> {
         match self.reader.is_over() && !self.manifest.is_empty() {
             true => decoded(&self.manifest),
@@ -411,16 +416,16 @@ fn decoded(manifest: &[u8]) -> Result<Manifest, ReceiveError> {
 pub(crate) struct Unpacking {
     disk: Arc<dyn Disk>,
     root: PathBuf,
-    /// What the database is called there.
+    /// The name of the database's file there.
     checkpoint_name: &'static str,
-    /// The directories that are there.
+    /// The directories created so far.
     made: BTreeSet<PathBuf>,
     present: Present,
-    /// What came, with its length and its hash.
+    /// The received files with their lengths and digests.
     pub(crate) came: BTreeMap<String, (u64, Digest)>,
     manifest: Vec<u8>,
     has_manifest: bool,
-    /// Where writing failed.
+    /// The path at which writing failed.
     failed_at: Option<PathBuf>,
 }
 
@@ -450,7 +455,7 @@ impl Unpacking {
         }
     }
 
-    /// The manifest that came.
+    /// The received manifest.
     pub(crate) fn manifest(&self) -> Result<Manifest, ReceiveError> {
         match self.has_manifest {
             true => decoded(&self.manifest),

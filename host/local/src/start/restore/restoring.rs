@@ -1,7 +1,7 @@
-//! A data directory made of a backup. Until all is there a host refuses to start on it.
+//! Restores a data directory from a backup. Until it is complete, a host refuses to start on it.
 //!
-//! What is restored is another directory than the one that was backed up: the old one may have gone on, and have given ids to producers
-//! that nobody knows here. So those that are given from now on are others.
+//! A restored directory is a different one from the original, which may have continued and issued
+//! producer ids that are unknown here. So ids issued here from now on are different ones.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,36 +20,36 @@ use crate::keep::checkpoint::CheckpointStore;
 use crate::keep::runs;
 use crate::start::lock::{DirLock, lock};
 
-/// Where the database stands until it takes its place.
+/// The name of the database until the restore is complete.
 const UNFINISHED: &str = "checkpoint.restored";
-/// What stands in its place until then; a host refuses it as no database.
+/// The content of its final path until then; a host refuses this, because it is not a database.
 const PLACEHOLDER: &[u8] = b"A backup was being restored here, and that did not come to its end. Remove this directory and restore again.\n";
 
 /// Why nothing was restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// Something is there, and is not written over.
+    /// The directory is not empty; existing files are not overwritten.
     #[error("{} is not empty", dir.display())]
     NotEmpty {
         /// The directory.
         dir: PathBuf,
     },
-    /// Another process is at it.
+    /// Another process uses the directory.
     #[error("{} is used by another millrace process", dir.display())]
     InUse {
         /// The directory.
         dir: PathBuf,
     },
-    /// It is none, or cannot be read.
+    /// There is no backup, or it cannot be read.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// It is not whole.
+    /// The backup is incomplete.
     #[error("this is not a complete backup: {0}")]
     Malformed(String),
-    /// Without it the rest is of no use.
+    /// The checkpoint is unusable; the rest is useless without it.
     #[error("the backup's checkpoint is damaged: {0}")]
     Checkpoint(String),
-    /// No room for it.
+    /// The disk is full.
     #[error("the disk under {} is full", dir.display())]
     DiskFull {
         /// The directory.
@@ -58,9 +58,9 @@ pub enum RestoreError {
     /// A disk failed.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Where.
+        /// The file or directory in question.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -68,15 +68,15 @@ pub enum RestoreError {
 /// What was restored.
 #[derive(Clone, Debug)]
 pub struct Restored {
-    /// Of which backup.
+    /// The manifest of the backup.
     pub manifest: Manifest,
-    /// What is damaged in it; all else is as it was.
+    /// Damaged files; all others are as they were.
     pub flaws: Vec<Flaw>,
-    /// Topics by name, with how many partitions each has.
+    /// Topics by name, with their partition counts.
     pub topics: Vec<(String, u32)>,
 }
 
-/// A data directory that is being made of an archive, or of a backup's directory.
+/// A data directory that is being restored from an archive or a backup's directory.
 pub struct Restorer {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
@@ -86,7 +86,8 @@ pub struct Restorer {
     _lock: DirLock,
 }
 
-/// Makes a data directory of the backup in a directory. Blocks, and must not be called from within an async runtime. `progress` is told of bytes that were read, and of how many there are.
+/// Restores a data directory from a backup's directory. Blocks, and must not be called within an
+/// async runtime. `progress` gets the bytes read and the total.
 ///
 /// # Errors
 /// [`RestoreError`].
@@ -123,7 +124,7 @@ pub fn restore(
         let Err(error) = copy() else { continue };
         match restorer.unpacking.explain(error) {
             ReceiveError::Io { path, source } => return Err(restorer.failed(path, source)),
-            // It could not be read.
+            // The file could not be read.
             error => flaws.push(Flaw {
                 path: entry.path.clone(),
                 what: format!("it is missing, or cannot be read ({error})"),
@@ -134,12 +135,12 @@ pub fn restore(
 }
 
 impl Restorer {
-    /// Begins with an empty directory, or makes one.
+    /// Begins in an empty directory, or creates one.
     ///
     /// # Errors
-    /// [`RestoreError`]; nothing that was there is changed.
+    /// [`RestoreError`]; existing files are unchanged.
     pub fn begin(dir: &Path) -> Result<Self, RestoreError> {
-        // The database is on the machine's own disk in any case.
+        // The database is always on the machine's own disk.
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let io = |source| RestoreError::Io {
             path: dir.to_owned(),
@@ -178,7 +179,7 @@ impl Restorer {
         self.disk.sync_dir(&self.dir)
     }
 
-    /// Takes the next bytes of an archive.
+    /// Receives the next bytes of an archive.
     ///
     /// # Errors
     /// [`RestoreError`].
@@ -192,10 +193,10 @@ impl Restorer {
         }
     }
 
-    /// Makes a data directory of what came. Blocks, and must not be called from within an async runtime.
+    /// Completes the data directory. Blocks, and must not be called within an async runtime.
     ///
     /// # Errors
-    /// [`RestoreError`]; a host refuses to start on what is there.
+    /// [`RestoreError`]; a host refuses to start on the incomplete directory.
     pub fn finish(self) -> Result<Restored, RestoreError> {
         let manifest = match self.reader.is_over() {
             true => self.unpacking.manifest(),
@@ -240,7 +241,7 @@ impl Restorer {
         })
     }
 
-    /// Makes the database one of another directory; its topics.
+    /// Turns the database into one of a different directory; returns its topics.
     fn renew(&self) -> Result<Vec<(String, u32)>, RestoreError> {
         let path = self.dir.join(UNFINISHED);
         let mut store = CheckpointStore::open(&path, None);

@@ -106,7 +106,7 @@ impl Story {
         self.say("  millrace serve                your own host; see millrace --help")?;
         self.say("  guests/README.md              write a processor in two minutes")?;
         self.say("  guests/quake-classifier*      the two revisions of this story")?;
-        self.say("  docs/ARCHITECTURE.md          the walk of one message")?;
+        self.say("  docs/ARCHITECTURE.md          the path of one message")?;
         self.say("")
     }
 }
