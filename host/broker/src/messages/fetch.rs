@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use millrace_engine::{Ends, ReadError};
 use millrace_model::{
-    BatchError, Message, Offset, PartitionId, RecordBatch, TopicName, TopicPartition,
+    Advice, Advised, BatchError, Code, Message, Offset, PartitionId, RecordBatch, TopicName,
+    TopicPartition,
 };
 
+use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 use crate::ground::packing;
 use crate::messages::handle::Messages;
 
@@ -54,18 +56,11 @@ pub struct FetchResult {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// No such topic.
-    #[error("topic {0} does not exist")]
-    UnknownTopic(TopicName),
+    #[error(transparent)]
+    UnknownTopic(#[from] UnknownTopic),
     /// The topic has fewer partitions.
-    #[error("topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
-    UnknownPartition {
-        /// The topic's name.
-        topic: TopicName,
-        /// The requested partition.
-        partition: PartitionId,
-        /// The number of partitions.
-        partitions: u32,
-    },
+    #[error(transparent)]
+    UnknownPartition(#[from] UnknownPartition),
     /// The engine could not read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -79,6 +74,17 @@ pub enum FetchError {
         /// What is wrong with it.
         error: BatchError,
     },
+}
+
+impl Advised for FetchError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::UnknownTopic(error) => error.advice(),
+            Self::UnknownPartition(error) => error.advice(),
+            Self::Read(error) => error.advice(),
+            Self::Malformed { next, .. } => Code::Unreadable.advice().next(*next),
+        }
+    }
 }
 
 impl Messages {
@@ -119,14 +125,8 @@ impl Messages {
     }
 
     fn partition_of(&self, request: &FetchRequest) -> Result<TopicPartition, FetchError> {
-        let topic = self.inner.catalogue.topic(&request.topic);
-        let topic = topic.ok_or_else(|| FetchError::UnknownTopic(request.topic.clone()))?;
-        let partition = topic.partition(request.partition);
-        partition.ok_or_else(|| FetchError::UnknownPartition {
-            topic: request.topic.clone(),
-            partition: request.partition,
-            partitions: topic.spec.partitions,
-        })
+        let topic = self.inner.catalogue.known_topic(&request.topic)?;
+        Ok(known_partition(&topic, request.partition)?)
     }
 
     /// Messages from `from` on as far as there is room, and where to continue.
