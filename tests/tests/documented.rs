@@ -1,11 +1,13 @@
-//! Holds two documents to the source: every bound of the host stands in `docs/bounds.md`, every metric in `docs/metrics.md`. They
-//! are written from the source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
+//! Holds three documents to the source: every bound of the host stands in `docs/bounds.md`, every metric in `docs/metrics.md`, every
+//! code of an error in `docs/errors.md`. They are written from the source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 
+use millrace::{ErrorCode, error_codes};
+use millrace_model::Kind;
 use millrace_tests::tree::{Source, repository, sources};
 
 /// The variable that has the documents written instead of compared.
@@ -57,6 +59,18 @@ fn every_metric_is_described_and_documented() {
         "described, and never measured"
     );
     hold("docs/metrics.md", &metrics_page(&described));
+}
+
+#[test]
+fn every_code_of_an_error_is_documented() {
+    let codes = error_codes();
+    assert!(codes.len() > 80, "the codes were found");
+    let page = errors_page(&codes);
+    for code in &codes {
+        let row = format!("| `{}` |", code.code);
+        assert!(page.contains(&row), "{} has no row", code.code);
+    }
+    hold("docs/errors.md", &page);
 }
 
 /// The host's sources without its tests.
@@ -214,6 +228,60 @@ fn metrics_page(described: &BTreeMap<String, (String, String)>) -> String {
         let _ = writeln!(page, "| `{name}` | {kind} | {text} |");
     }
     page
+}
+
+const ERRORS: &str = r#"# Errors
+
+Every error has a code for programs, a message that says what went wrong, and a hint that says what to do now. Over HTTP:
+
+```json
+{"error": {"code": "unknown-topic", "message": "topic orders does not exist",
+  "hint": "GET /v1/topics or `millrace topic list` shows the topics that exist"}}
+```
+
+Codes are stable; messages and hints are for people, and may change. Each code has a kind, which is all that most programs need, and over HTTP a status
+for each kind. `next` says where to continue after messages that cannot be read. With 429 and 503, `Retry-After` says when to repeat the request.
+
+One code has two kinds: `busy` is 429 where the caller helps to fill the bound (produce, dry runs) and 503 where it only waits for what is in use (compiling,
+bodies and answers in memory, a running batch). Both mean to come back. Written from the source by `tests/tests/documented.rs`.
+
+| kind | HTTP | what to do |
+|---|---|---|
+"#;
+
+fn errors_page(codes: &[ErrorCode]) -> String {
+    let of_kind = |kind: Option<Kind>| codes.iter().filter(move |code| code.kind == kind);
+    let mut page = ERRORS.to_owned();
+    for kind in Kind::ALL {
+        let status = of_kind(Some(kind)).map(|code| code.status.as_str()).next();
+        let status = status.unwrap_or_default();
+        let _ = writeln!(page, "| {kind:?} | {status} | {} |", kind.remedy());
+    }
+    for kind in Kind::ALL {
+        let _ = write!(
+            page,
+            "\n## {kind:?}\n\n| code | meaning | what to do |\n|---|---|---|\n"
+        );
+        for code in of_kind(Some(kind)) {
+            let remedy = cell(code.remedy);
+            let _ = writeln!(page, "| `{}` | {} | {remedy} |", code.code, code.meaning);
+        }
+    }
+    page += "\n## Only over HTTP\n\n| code | HTTP | meaning | what to do |\n|---|---|---|---|\n";
+    for code in of_kind(None) {
+        let (status, remedy) = (&code.status, cell(code.remedy));
+        let _ = writeln!(
+            page,
+            "| `{}` | {status} | {} | {remedy} |",
+            code.code, code.meaning
+        );
+    }
+    page
+}
+
+/// Text in a cell of a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub use catalogue::left_behind::LeftBehind;
 pub use catalogue::lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
 pub use catalogue::modules::{Module, ModuleError};
 pub use catalogue::topics::{Loss, NewTopic, TopicCreateError, TopicDeleteError};
+pub use catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 pub use dead_letters::audit::{AuditAction, AuditEntry, AuditPage, Digests, EditDigests};
 pub use dead_letters::dry_run::{DryRun, DryRunOutcome, DryRunOutput, DryRunRequest};
 pub use dead_letters::edit::LetterEdit;

@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod advice;
 pub mod batch;
 pub mod bounds;
 pub mod calendar;
 pub mod clock;
+pub mod codes;
 pub mod coding;
 pub mod columns;
 pub mod compression;
@@ -34,8 +36,10 @@ pub mod topic;
 pub mod unit;
 pub mod varint;
 
+pub use advice::{Advice, Advised, Kind};
 pub use batch::{BatchBuilder, BatchError, RecordBatch, Stamp};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
+pub use codes::Code;
 pub use coding::Coding;
 pub use columns::{Answer, ColumnBatch};
 pub use compression::Compression;

@@ -15,6 +15,7 @@ use millrace_model::{
 };
 
 use crate::catalogue::deciding::decided;
+use crate::catalogue::unknown::known_partition;
 use crate::groups::error::ConsumerError;
 use crate::groups::handle::{Groups, Inner};
 use crate::groups::position_entry::{self, PositionEntry, read_key};
@@ -77,8 +78,8 @@ impl Groups {
                     bytes: new.note.len(),
                 });
             }
-            let topic = self.consumed(&new.topic)?;
-            self.consumed_place(&topic, new.partition)?;
+            let topic = self.inner.catalogue.known_topic(&new.topic)?;
+            known_partition(&topic, new.partition)?;
             let entry = PositionEntry {
                 offset: new.offset,
                 leader_epoch: new.leader_epoch,
@@ -107,7 +108,7 @@ impl Groups {
     ) -> Result<Vec<GroupPosition>, ConsumerError> {
         check_name(group)?;
         let topics = match topic {
-            Some(topic) => vec![self.consumed(topic)?],
+            Some(topic) => vec![self.inner.catalogue.known_topic(topic)?],
             None => self.topics_with_entries().await?,
         };
         let prefix = position_entry::prefix(group);
@@ -163,7 +164,7 @@ impl Groups {
             if places.is_some_and(|places| !places.contains(&place)) {
                 continue;
             }
-            let topic = self.consumed(&place.0)?;
+            let topic = self.inner.catalogue.known_topic(&place.0)?;
             let change = StateChange {
                 key: position_entry::key(group, place.1).into(),
                 value: None,

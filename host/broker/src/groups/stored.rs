@@ -10,6 +10,7 @@ use millrace_model::{
     Consumer, ConsumerName, Durability, Offset, PartitionId, Topic, TopicPartition,
 };
 
+use crate::catalogue::unknown::UnknownTopic;
 use crate::groups::error::{ConsumerError, unknown};
 use crate::groups::handle::Groups;
 use crate::hosts::holding::Share;
@@ -150,10 +151,14 @@ impl Groups {
     }
 }
 
+fn gone(topic: &Topic) -> ConsumerError {
+    UnknownTopic(topic.spec.name.clone()).into()
+}
+
 /// The topic may be deleted meanwhile.
 pub(super) fn explained(error: CommitError, topic: &Topic) -> ConsumerError {
     match error {
-        CommitError::UnknownPartition(_) => ConsumerError::UnknownTopic(topic.spec.name.clone()),
+        CommitError::UnknownPartition(_) => gone(topic),
         error => error.into(),
     }
 }
@@ -161,7 +166,7 @@ pub(super) fn explained(error: CommitError, topic: &Topic) -> ConsumerError {
 /// The topic may be deleted meanwhile.
 pub(super) fn unread(error: ReadError, topic: &Topic) -> ConsumerError {
     match error {
-        ReadError::UnknownPartition(_) => ConsumerError::UnknownTopic(topic.spec.name.clone()),
+        ReadError::UnknownPartition(_) => gone(topic),
         error => error.into(),
     }
 }

@@ -9,6 +9,7 @@ use millrace_model::{
 
 use millrace_model::batch::RecordView;
 
+use crate::catalogue::unknown::known_partition;
 use crate::ground::packing;
 use crate::messages::handle::Messages;
 use crate::messages::produce::{
@@ -50,8 +51,7 @@ impl Messages {
             batches,
             durability,
         } = request;
-        let unknown = || ProduceError::UnknownTopic(topic.clone());
-        let topic = self.inner.catalogue.topic(&topic).ok_or_else(unknown)?;
+        let topic = self.inner.catalogue.known_topic(&topic)?;
         let messages = batches.iter().map(|(_, batch)| batch.message_count()).sum();
         check_count(&topic, messages)?;
         let bytes = batches.iter().map(|(_, batch)| batch.byte_count()).sum();
@@ -61,13 +61,9 @@ impl Messages {
         let mut appends = Vec::with_capacity(batches.len());
         let mut first = 0;
         for (index, (partition, batch)) in batches.into_iter().enumerate() {
-            let unknown = || ProduceError::UnknownPartition {
-                index,
-                topic: topic.spec.name.clone(),
-                partition,
-                partitions: topic.spec.partitions,
-            };
-            let partition = topic.partition(partition).ok_or_else(unknown)?;
+            let known = known_partition(&topic, partition);
+            let partition =
+                known.map_err(|unknown| ProduceError::UnknownPartition { index, unknown })?;
             let place = (index, first);
             first += batch.message_count();
             let batch = checked(&topic, place, batch, now).await?;

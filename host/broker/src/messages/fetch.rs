@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use millrace_engine::{Ends, ReadError};
 use millrace_model::{
-    BatchError, Message, Offset, PartitionId, RecordBatch, TopicName, TopicPartition,
+    Advice, Advised, BatchError, Code, Message, Offset, PartitionId, RecordBatch, TopicName,
+    TopicPartition,
 };
 
+use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 use crate::ground::packing;
 use crate::messages::handle::Messages;
 
@@ -54,18 +56,11 @@ pub struct FetchResult {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// No such topic.
-    #[error("topic {0} does not exist")]
-    UnknownTopic(TopicName),
+    #[error(transparent)]
+    UnknownTopic(#[from] UnknownTopic),
     /// The topic has fewer partitions.
-    #[error("topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
-    UnknownPartition {
-        /// The topic's name.
-        topic: TopicName,
-        /// The requested partition.
-        partition: PartitionId,
-        /// The number of partitions.
-        partitions: u32,
-    },
+    #[error(transparent)]
+    UnknownPartition(#[from] UnknownPartition),
     /// The engine could not read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -79,6 +74,17 @@ pub enum FetchError {
         /// What is wrong with it.
         error: BatchError,
     },
+}
+
+impl Advised for FetchError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::UnknownTopic(error) => error.advice(),
+            Self::UnknownPartition(error) => error.advice(),
+            Self::Read(error) => error.advice(),
+            Self::Malformed { next, .. } => Code::Unreadable.advice().next(*next),
+        }
+    }
 }
 
 impl Messages {
@@ -120,17 +126,11 @@ impl Messages {
 
     pub(super) fn partition_of(
         &self,
-        name: &TopicName,
+        topic: &TopicName,
         partition: PartitionId,
     ) -> Result<TopicPartition, FetchError> {
-        let topic = self.inner.catalogue.topic(name);
-        let topic = topic.ok_or_else(|| FetchError::UnknownTopic(name.clone()))?;
-        let found = topic.partition(partition);
-        found.ok_or_else(|| FetchError::UnknownPartition {
-            topic: name.clone(),
-            partition,
-            partitions: topic.spec.partitions,
-        })
+        let topic = self.inner.catalogue.known_topic(topic)?;
+        Ok(known_partition(&topic, partition)?)
     }
 
     /// Messages from `from` on as far as there is room, and where to continue.

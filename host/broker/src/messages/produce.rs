@@ -13,12 +13,13 @@ use millrace_model::bounds::{
 };
 use millrace_model::unit::{OtherUnit, check_ms};
 use millrace_model::{
-    BatchBuilder, BatchError, ColumnBatch, Compression, Header, Message, Offset, PartitionId,
-    ProcessorName, Timestamp, Topic, TopicName,
+    Advice, Advised, BatchBuilder, BatchError, Code, ColumnBatch, Compression, Header, Message,
+    Offset, PartitionId, ProcessorName, Timestamp, Topic, TopicName,
 };
 use tokio::sync::SemaphorePermit;
 
 use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::unknown::{CREATE_TOPIC, UnknownPartition, UnknownTopic, known_partition};
 use crate::ground::partitioner::{Partitioner, PartitionerError};
 use crate::ground::{columns, headers, packing};
 use crate::handler::{AdmitError, CallError};
@@ -97,19 +98,15 @@ pub struct Produced {
 #[derive(Debug, thiserror::Error)]
 pub enum ProduceError {
     /// No such topic.
-    #[error("topic {0} does not exist; create it first")]
-    UnknownTopic(TopicName),
+    #[error(transparent)]
+    UnknownTopic(#[from] UnknownTopic),
     /// The topic has fewer partitions.
-    #[error("message {index}: topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
+    #[error("message {index}: {unknown}")]
     UnknownPartition {
         /// The message's index.
         index: usize,
-        /// The topic's name.
-        topic: TopicName,
-        /// The requested partition.
-        partition: PartitionId,
-        /// The number of partitions.
-        partitions: u32,
+        /// Its partition.
+        unknown: UnknownPartition,
     },
     /// The topic belongs to a processor.
     #[error(
@@ -280,6 +277,42 @@ decision_errors! {
     ProduceError: ProduceError::Commit;
 }
 
+impl Advised for ProduceError {
+    fn advice(&self) -> Advice {
+        let code = match self {
+            Self::UnknownTopic(error) => return error.advice().hint(CREATE_TOPIC),
+            Self::UnknownPartition { unknown, .. } => {
+                let hint = "omit the partition to let the topic's partitioner choose";
+                return unknown.advice().hint(hint);
+            }
+            Self::DelaysFull(error) => return error.advice(),
+            Self::NothingToSend => return Code::Malformed.hint("send at least one message"),
+            Self::Batch { .. } => {
+                let hint = "send complete record batches in Kafka's format, magic 2";
+                return Code::Malformed.hint(hint);
+            }
+            Self::Commit(error) => return error.advice(),
+            Self::Owned { .. } => Code::OwnedTopic,
+            Self::KeyMissing { .. } => Code::KeyMissing,
+            Self::TooLarge { .. }
+            | Self::TooManyHeaders { .. }
+            | Self::DelayedTooLarge { .. }
+            | Self::TooMany { .. }
+            | Self::CallTooLarge { .. }
+            | Self::Scattered { .. } => Code::TooLarge,
+            Self::ReservedHeader { .. } => Code::ReservedHeader,
+            Self::TooFar { .. } => Code::TooFarAway,
+            Self::Ahead { .. } => Code::TimestampAhead,
+            Self::OtherUnit { .. } => Code::OtherUnit,
+            Self::Busy { .. } => Code::Busy,
+            Self::Partitioner(CallError::Interrupted) => Code::Stopping,
+            Self::PartitionerGone(_) | Self::Partitioner(_) => Code::PartitionerFailed,
+            Self::PlacesLost => Code::Internal,
+        };
+        code.advice()
+    }
+}
+
 impl Messages {
     /// Appends messages to a topic: all of them, or none. Returns the position of each one, in order. A message without a timestamp (0)
     /// gets the time of its arrival, and a delayed one that of its delivery.
@@ -317,8 +350,7 @@ impl Messages {
         key: Option<CallKey>,
     ) -> Result<Produced, ProduceError> {
         let before = self.inner.clock.monotonic();
-        let unknown = || ProduceError::UnknownTopic(topic.clone());
-        let topic = self.inner.catalogue.topic(topic).ok_or_else(unknown)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let now = self.inner.clock.wall();
         let bytes = check(&topic, &messages, now, self.call_bytes_max())?;
         let _room = self.room(bytes)?;
@@ -367,8 +399,7 @@ impl Messages {
         topic: &TopicName,
         messages: &[NewMessage],
     ) -> Result<(), ProduceError> {
-        let unknown = || ProduceError::UnknownTopic(topic.clone());
-        let topic = self.inner.catalogue.topic(topic).ok_or_else(unknown)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let now = self.inner.clock.wall();
         check(&topic, messages, now, self.call_bytes_max()).map(drop)
     }
@@ -381,8 +412,7 @@ impl Messages {
         headers: Vec<Header>,
         transaction: Transaction,
     ) -> Result<Receipt, ProduceError> {
-        let unknown = || ProduceError::UnknownTopic(topic.clone());
-        let topic = self.inner.catalogue.topic(topic).ok_or_else(unknown)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let now = self.inner.clock.wall();
         let mut messages = vec![message];
         let bytes = check(&topic, &messages, now, self.call_bytes_max())?;
@@ -519,15 +549,11 @@ fn check_message(topic: &Topic, index: usize, new: &NewMessage) -> Result<usize,
     let bytes = message.byte_count();
     let bytes = check_content(topic, index, message.key.is_some(), bytes, names)?;
     match new.partition {
-        Some(partition) if topic.partition(partition).is_none() => {
-            Err(ProduceError::UnknownPartition {
-                index,
-                topic: topic.spec.name.clone(),
-                partition,
-                partitions: topic.spec.partitions,
-            })
-        }
-        _ => Ok(bytes),
+        None => Ok(bytes),
+        Some(partition) => match known_partition(topic, partition) {
+            Ok(_) => Ok(bytes),
+            Err(unknown) => Err(ProduceError::UnknownPartition { index, unknown }),
+        },
     }
 }
 

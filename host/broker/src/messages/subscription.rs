@@ -11,8 +11,11 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use millrace_engine::{Ends, ReadError};
 use millrace_model::bounds::SUBSCRIPTION_PARTITIONS_MAX;
-use millrace_model::{Offset, PartitionId, RecordBatch, TopicName, TopicPartition};
+use millrace_model::{
+    Advice, Advised, Code, Offset, PartitionId, RecordBatch, TopicName, TopicPartition,
+};
 
+use crate::catalogue::unknown::UnknownTopic;
 use crate::messages::fetch::FetchError;
 use crate::messages::handle::Messages;
 
@@ -76,6 +79,21 @@ pub enum SubscribeError {
     /// No such topic or partition.
     #[error(transparent)]
     Fetch(#[from] FetchError),
+}
+
+impl Advised for SubscribeError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::TooMany => Code::TooLarge.hint("open another subscription"),
+            Self::Fetch(error) => error.advice(),
+        }
+    }
+}
+
+impl Advised for SubscriptionError {
+    fn advice(&self) -> Advice {
+        self.error.advice()
+    }
 }
 
 impl Messages {
@@ -261,7 +279,7 @@ impl Subscription {
 
 fn failed(topic: TopicName, partition: PartitionId, error: FetchError) -> SubscriptionError {
     let error = match error {
-        FetchError::Read(ReadError::UnknownPartition(_)) => FetchError::UnknownTopic(topic.clone()),
+        FetchError::Read(ReadError::UnknownPartition(_)) => UnknownTopic(topic.clone()).into(),
         error => error,
     };
     SubscriptionError {

@@ -173,8 +173,7 @@ impl Processors {
     }
 
     fn existing(&self, topic: &TopicName) -> Result<Topic, ProcessorError> {
-        let found = self.inner.catalogue.topic(topic);
-        found.ok_or_else(|| ProcessorError::UnknownTopic(topic.clone()))
+        Ok(self.inner.catalogue.known_topic(topic)?)
     }
 
     /// Loads a revision's modules.

@@ -12,6 +12,7 @@ mod dead_letters;
 mod delays;
 mod doors;
 mod dry_runs;
+mod errors;
 mod faults;
 mod follow_ups;
 mod growth;

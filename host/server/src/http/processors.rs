@@ -11,7 +11,7 @@ use millrace_broker::{
 use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
 };
-use millrace_model::{Processor, ProcessorName, ProcessorSpec, TopicName};
+use millrace_model::{Code, Processor, ProcessorName, ProcessorSpec, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -236,7 +236,7 @@ impl DeployParams {
             _ => return Ok(()),
         };
         let hint = "omit one of them, or deploy the revision without a trial";
-        Err(ApiError::refused("invalid-spec", problem, hint))
+        Err(ApiError::new(Code::InvalidSpec, problem, hint))
     }
 }
 
