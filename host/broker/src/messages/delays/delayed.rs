@@ -122,10 +122,7 @@ decision_errors! {
 
 impl Advised for DelaysFull {
     fn advice(&self) -> Advice {
-        match self {
-            Self::Partition { .. } => Code::DelaysFull.advice(),
-            Self::Host(error) => error.advice(),
-        }
+        Code::DelaysFull.advice()
     }
 }
 
