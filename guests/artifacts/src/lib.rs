@@ -1,11 +1,11 @@
-//! The shipped guests as components, built with the host: for the demo, the tests and the bench. Each guest's own first lines
-//! say what it does.
+//! The bundled guests as components, built with the host, for the demo, the tests and the bench.
+//! The first lines of each guest say what it does.
 #![forbid(unsafe_code)]
 
 /// A guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guest {
-    /// Its package's name, as `quake-classifier`.
+    /// Its package's name, such as `quake-classifier`.
     pub name: &'static str,
     /// Its component.
     pub bytes: &'static [u8],
@@ -17,7 +17,7 @@ pub fn all() -> &'static [Guest] {
     ALL
 }
 
-/// The guest of that name.
+/// The guest with this name.
 #[must_use]
 pub fn find(name: &str) -> Option<Guest> {
     ALL.iter().copied().find(|guest| guest.name == name)
@@ -42,7 +42,7 @@ guests! {
     FILTER = "filter";
     /// Sends each message to the topic that its header names.
     ROUTE = "route";
-    /// Sends each message on as its headers say.
+    /// Forwards each message as its headers say.
     FORWARD = "forward";
     /// Emits every message unchanged.
     PASSTHROUGH = "passthrough";
@@ -54,9 +54,9 @@ guests! {
     QUAKE_CLASSIFIER = "quake-classifier";
     /// Classifies earthquakes, revision 2.
     QUAKE_CLASSIFIER_2 = "quake-classifier-2";
-    /// Places earthquakes by the region of their seismic network.
+    /// Chooses partitions for earthquakes by the region of their seismic network.
     REGION_PARTITIONER = "region-partitioner";
-    /// An error handler that is patient with what is busy.
+    /// An error handler that waits patiently for busy services.
     PATIENT_ERRORS = "patient-errors";
     /// Counts the messages of each key, in state.
     COUNTER = "counter";

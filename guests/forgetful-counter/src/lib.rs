@@ -1,4 +1,5 @@
-//! What `counter` does, without state: the counts are in the instance's memory and gone with it. For comparison.
+//! Like `counter`, but without state: the counts are in the instance's memory and lost with it. For
+//! comparison.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -1,5 +1,6 @@
-//! An error handler: patient with what is busy, however long it takes; gives up at once what was rejected; forgets what says
-//! that it may be forgotten; leaves the rest to the processor's policy.
+//! An error handler: it retries failures of busy services for as long as it takes, gives up
+//! rejected messages at once, drops messages that say that they may be dropped, and leaves the rest
+//! to the processor's policy.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Seismic events as the U.S. Geological Survey publishes them, and what both revisions of the classifier say of them.
+//! Seismic events as the U.S. Geological Survey publishes them, and the common code of both
+//! revisions of the classifier.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -7,20 +8,20 @@ use std::time::Duration;
 use millrace_guest::{Message, Outcome};
 use serde::Deserialize;
 
-/// An event, as far as the demo looks at it; a GeoJSON feature.
+/// The part of an event, a GeoJSON feature, that the demo uses.
 #[derive(Debug, Deserialize)]
 pub struct Quake<'a> {
     /// Network and code.
     #[serde(borrow)]
     pub id: Cow<'a, str>,
-    /// What was measured.
+    /// The measurements.
     #[serde(borrow)]
     pub properties: Properties<'a>,
-    /// Where.
+    /// The location.
     pub geometry: Geometry,
 }
 
-/// What was measured.
+/// The measurements.
 #[derive(Debug, Deserialize)]
 pub struct Properties<'a> {
     /// Magnitude; small ones can be negative.
@@ -33,7 +34,7 @@ pub struct Properties<'a> {
     pub net: Cow<'a, str>,
 }
 
-/// Where.
+/// The location.
 #[derive(Debug, Deserialize)]
 pub struct Geometry {
     /// Longitude, latitude, depth in kilometres.
@@ -45,8 +46,9 @@ pub fn parse<'a>(message: &Message<'a>) -> Result<Quake<'a>, serde_json::Error> 
     serde_json::from_slice(message.value().unwrap_or_default())
 }
 
-/// Strong events go to `alerts`, the others to the default output, each with more fields at its end; what is no earthquake is
-/// rejected, and one in ten has to ask a busy service twice.
+/// Sends strong events to `alerts` and the others to the default output, each with more fields at
+/// its end. Rejects events that are not earthquakes. One event in ten fails once because of a busy
+/// service.
 pub fn classify(message: &Message, revision: u32, more: fn(&Quake) -> String) -> Outcome {
     let quake = match parse(message) {
         Ok(quake) => quake,
@@ -79,7 +81,7 @@ pub fn classify(message: &Message, revision: u32, more: fn(&Quake) -> String) ->
     })
 }
 
-/// The usual words.
+/// The usual word for a magnitude.
 #[must_use]
 pub fn magnitude_class(magnitude: f64) -> &'static str {
     match magnitude {
@@ -93,7 +95,7 @@ pub fn magnitude_class(magnitude: f64) -> &'static str {
     }
 }
 
-/// The usual words, by kilometres.
+/// The usual word for a depth in kilometres.
 #[must_use]
 pub fn depth_class(depth_km: f64) -> &'static str {
     match depth_km {

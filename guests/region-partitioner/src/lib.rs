@@ -1,4 +1,5 @@
-//! A partitioner: events of one region, by the seismic network that reports them, stay together and in order.
+//! A partitioner that keeps events of one region together and in order, by the seismic network that
+//! reported them.
 
 use millrace_guest::{Message, partitioner};
 
@@ -7,7 +8,7 @@ partitioner!(choose);
 fn choose(message: &Message, partitions: u32) -> u32 {
     let region = match quakes::parse(message) {
         Ok(quake) => quakes::region(&quake.properties.net),
-        // Not an event: anywhere will do, as long as it is the same place for the same key.
+        // Not an event: any partition is fine if it is always the same for a key.
         Err(_) => quakes::hash(message.key().unwrap_or_default()),
     };
     region % partitions

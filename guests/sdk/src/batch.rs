@@ -1,4 +1,5 @@
-//! A batch as its handler sees it: messages. The columns are in the scratch, where outputs refer to them.
+//! A batch as its handler sees it: as messages. Its columns are in the scratch, where outputs refer
+//! to them.
 
 use std::rc::Rc;
 
@@ -21,7 +22,7 @@ impl Batch {
         }
     }
 
-    /// How many messages.
+    /// The number of messages.
     #[must_use]
     pub fn len(&self) -> usize {
         self.scratch.input.offsets.len()
@@ -33,13 +34,13 @@ impl Batch {
         self.len() == 0
     }
 
-    /// The topic that the messages came in on.
+    /// The topic that the messages come from.
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.scratch.input.topic
     }
 
-    /// Its partition.
+    /// The partition that the messages come from.
     #[must_use]
     pub fn partition(&self) -> u32 {
         self.scratch.input.partition

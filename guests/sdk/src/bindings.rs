@@ -1,4 +1,5 @@
-//! The generated bindings of the three worlds, and the moves between their types and ours. Only the macros name these.
+//! The generated bindings of the three worlds, and the conversions between their types and ours.
+//! Only the macros use them.
 #![allow(missing_docs, reason = "generated from wit/, where it is documented")]
 #![allow(unsafe_code, reason = "wit-bindgen writes the canonical ABI")]
 #![allow(

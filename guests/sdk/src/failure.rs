@@ -1,4 +1,4 @@
-//! What an error handler is asked, and what it may decide.
+//! The input of an error handler, and its decisions.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use crate::message::Message;
 /// How an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The processor said: not now.
+    /// The processor asked for a retry.
     Retry,
-    /// The processor said: never.
+    /// The processor rejected the message.
     Reject,
     /// It trapped.
     Trap,
@@ -21,22 +21,22 @@ pub enum Cause {
     BadAnswer,
 }
 
-/// The facts of a failure, as the host hands them over.
+/// The facts of a failure, as the host passes them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailureFacts {
-    /// The message's place in the batch that comes along.
+    /// The message's index in the batch that is passed with the failures.
     pub message: u32,
     /// The revision that failed.
     pub revision: u32,
-    /// Attempts so far, of all revisions, this one included.
+    /// The number of attempts so far, under all revisions, including this one.
     pub attempt: u32,
     /// Milliseconds since the Unix epoch.
     pub first_failed_at: u64,
-    /// How.
+    /// How it failed.
     pub cause: Cause,
-    /// A short word to group by.
+    /// A short word by which failures are grouped.
     pub class: String,
-    /// For people.
+    /// An explanation for people.
     pub reason: String,
 }
 
@@ -60,7 +60,7 @@ impl<'a> Failure<'a> {
         self.facts.revision
     }
 
-    /// Attempts so far, of all revisions, this one included.
+    /// The number of attempts so far, under all revisions, including this one.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.facts.attempt
@@ -78,28 +78,28 @@ impl<'a> Failure<'a> {
         self.facts.cause
     }
 
-    /// The short word that failures are grouped by.
+    /// The short word by which failures are grouped.
     #[must_use]
     pub fn class(&self) -> &'a str {
         &self.facts.class
     }
 
-    /// The text for people.
+    /// The explanation for people.
     #[must_use]
     pub fn reason(&self) -> &'a str {
         &self.facts.reason
     }
 }
 
-/// What becomes of a failed message.
+/// What the host does with a failed message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Try again after so long.
+    /// Try again after this time.
     RetryAfter(Duration),
-    /// Give it up into the dead-letter topic.
+    /// Give it up: it becomes a dead letter.
     DeadLetter,
-    /// Forget it; the host counts it and logs this reason.
+    /// Drop it; the host counts it and logs this reason.
     Drop(String),
-    /// What the processor's retry policy says.
+    /// Do what the processor's retry policy says.
     Policy,
 }

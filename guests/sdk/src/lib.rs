@@ -1,4 +1,4 @@
-//! Write Millrace modules in Rust: a function of one message, and a macro that exports it.
+//! Write Millrace modules in Rust: a function of one message, exported by a macro.
 //!
 //! ```
 //! use millrace_guest::{Message, Outcome, processor};
@@ -17,13 +17,16 @@
 //! }
 //! ```
 //!
-//! The host hands messages over in batches, in columns (`wit/types.wit`); [`Batch`] and [`Outcomes`] are the only ones who
-//! see these. An output starts as its message and says only what differs: what it keeps is not copied.
+//! The host passes messages in batches, in columns (`wit/types.wit`), which [`Batch`] and
+//! [`Outcomes`] hide. An output starts as a copy of its message and states only the differences:
+//! unchanged parts are not copied.
 //!
-//! Tests of a handler need neither WASM nor a host: [`testing`] hands it messages and shows what it says of them.
+//! Tests of a handler need neither WASM nor a host: [`testing`] passes messages to it and shows its
+//! outcomes.
 //!
-//! A panic is a trap: the host finds the message at fault and tries it again, then makes it a dead letter. So nothing here
-//! hides a mistake: what cannot be answered soundly panics with a line that says why.
+//! A panic is a trap: the host finds the failing message, tries it again, and finally makes it a
+//! dead letter. So this crate hides no mistakes: if it cannot give a valid answer, it panics with a
+//! line that says why.
 
 mod batch;
 mod columns;
@@ -199,7 +202,7 @@ macro_rules! export_error_handler {
     };
 }
 
-/// Off WASM nothing is exported; the function is still checked for its shape.
+/// Without WASM nothing is exported, but the function's signature is still checked.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]
@@ -209,7 +212,7 @@ macro_rules! export_processor {
     };
 }
 
-/// Off WASM nothing is exported; the function is still checked for its shape.
+/// Without WASM nothing is exported, but the function's signature is still checked.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]
@@ -219,7 +222,7 @@ macro_rules! export_partitioner {
     };
 }
 
-/// Off WASM nothing is exported; the function is still checked for its shape.
+/// Without WASM nothing is exported, but the function's signature is still checked.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]

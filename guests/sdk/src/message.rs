@@ -1,4 +1,4 @@
-//! One message of a batch: a cheap view, nothing is copied.
+//! One message of a batch: a cheap view without copies.
 
 use std::rc::Rc;
 
@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::columns::{Columns, span};
 use crate::output::Output;
 
-/// A message. What it returns lives as long as its batch.
+/// A message. The returned bytes live as long as its batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
     pub(crate) batch: &'a Batch,
@@ -20,13 +20,13 @@ impl<'a> Message<'a> {
         span(&self.columns().data, &self.columns().keys, self.index)
     }
 
-    /// The value, if it has one: a message without is Kafka's tombstone.
+    /// The value, if it has one. A message without a value is a tombstone, as in Kafka.
     #[must_use]
     pub fn value(&self) -> Option<&'a [u8]> {
         span(&self.columns().data, &self.columns().values, self.index)
     }
 
-    /// The value of the last header of that name, if there is one and it is not null.
+    /// The value of the last header with this name, if there is one and it is not null.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         let named = self
@@ -53,37 +53,37 @@ impl<'a> Message<'a> {
         self.columns().timestamps[self.index]
     }
 
-    /// Its place in the partition. A partitioner is asked before there is one.
+    /// Its offset in the partition. Not yet known when a partitioner is called.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.columns().offsets[self.index]
     }
 
-    /// Which attempt this is, from 1. Those of earlier revisions count.
+    /// The number of this attempt, from 1, including attempts of earlier revisions.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.columns().attempts[self.index]
     }
 
-    /// The topic that it came in on.
+    /// The topic that it comes from.
     #[must_use]
     pub fn topic(&self) -> &'a str {
         self.batch.topic()
     }
 
-    /// The partition that it came in on.
+    /// The partition that it comes from.
     #[must_use]
     pub fn partition(&self) -> u32 {
         self.batch.partition()
     }
 
-    /// Its place in the batch, from 0.
+    /// Its index in the batch, from 0.
     #[must_use]
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// An output that is this message, unchanged; say on it what is to differ.
+    /// An output that is this message unchanged; call its methods to change parts of it.
     pub fn output(&self) -> Output {
         Output::unchanged(Rc::clone(&self.batch.scratch), self.index as u32)
     }

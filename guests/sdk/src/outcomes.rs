@@ -1,5 +1,6 @@
-//! Gathers outcomes into the answer's columns. A column stays empty, which means "as the input", until the first output that
-//! differs in it; so a batch that is passed through costs one number per message.
+//! Collects outcomes in the answer's columns. A column stays empty, which means "as in the input",
+//! until the first output that differs in it, so passing a batch through costs one number per
+//! message.
 
 use crate::batch::Batch;
 use crate::columns::{Answer, Detail, NO_TIME, NONE};
@@ -33,7 +34,8 @@ impl<'a> Outcomes<'a> {
         }
     }
 
-    /// The outcome of the next message. Panics when all have theirs, or when an output belongs to another message.
+    /// Sets the outcome of the next message. Panics if all messages have their outcome, or if an
+    /// output belongs to another message.
     #[inline]
     pub fn push(&mut self, outcome: Outcome) {
         assert!(
@@ -82,7 +84,7 @@ impl<'a> Outcomes<'a> {
         self.answer.outcomes.push(outcome);
     }
 
-    /// One more output of the message whose turn it is.
+    /// Adds an output of the current message.
     #[inline]
     fn add(&mut self, output: &Output) {
         let scratch: &Scratch = &self.batch.scratch;
@@ -122,7 +124,7 @@ impl<'a> Outcomes<'a> {
         answer.sources.push(output.source);
     }
 
-    /// The answer. Panics unless every message has its outcome.
+    /// The answer. Panics if a message has no outcome.
     #[must_use]
     pub fn into_answer(mut self) -> Answer {
         let (given, wanted) = (self.answer.outcomes.len(), self.batch.len());

@@ -1,5 +1,5 @@
-//! One output: its message, except for what is said to differ. Bytes are written to the batch's scratch as they are given, so
-//! an output itself is a few numbers.
+//! An output: its message, with some parts changed. Bytes are written to the batch's scratch as
+//! they are given, so an output itself is only a few numbers.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -7,7 +7,8 @@ use std::rc::Rc;
 use crate::columns::{NO_TIME, NONE};
 use crate::scratch::{Scratch, Span};
 
-/// What a message is answered with; made by [`crate::Message::output`]. Bytes that are part of the input are not copied.
+/// An output of a message; created by [`crate::Message::output`]. Bytes that are part of the input
+/// are not copied.
 #[derive(Debug)]
 #[must_use = "an output is sent by returning it: Outcome::Emit(output)"]
 pub struct Output {
@@ -21,7 +22,8 @@ pub struct Output {
     pub(crate) headers: Option<Range<usize>>,
     pub(crate) topic: u32,
     pub(crate) partition: u32,
-    /// Timestamp and time of delivery; [`NO_TIME`] keeps the message's, and is at once.
+    /// Timestamp and time of delivery; [`NO_TIME`] keeps the message's timestamp, and delivers at
+    /// once.
     pub(crate) times: [u64; 2],
 }
 
@@ -57,8 +59,9 @@ impl Output {
         self
     }
 
-    /// Keeps it with the host until then, in milliseconds since the Unix epoch; what has passed is at once. It appears in its topic
-    /// at that time and not before, with that timestamp unless another one is given.
+    /// Delays it until this time, in milliseconds since the Unix epoch; a time in the past means at
+    /// once. The host stores it, and it appears in its topic at that time, never before, with that
+    /// timestamp unless another one is given.
     ///
     /// ```
     /// use millrace_guest::{Message, Outcome};
@@ -80,7 +83,7 @@ impl Output {
         self
     }
 
-    /// Leaves the key out.
+    /// Removes the key.
     pub fn without_key(mut self) -> Self {
         self.key = Some(Span::NULL);
         self
@@ -92,27 +95,28 @@ impl Output {
         self
     }
 
-    /// Replaces the value by what `build` appends to the buffer: the quickest way, for the buffer is the answer.
+    /// Replaces the value by the bytes that `build` appends to the buffer. This is the fastest way,
+    /// because the buffer is part of the answer.
     #[inline]
     pub fn build_value(mut self, build: impl FnOnce(&mut Vec<u8>)) -> Self {
         self.value = Some(self.scratch.write(build));
         self
     }
 
-    /// Leaves the value out.
+    /// Removes the value.
     pub fn without_value(mut self) -> Self {
         self.value = Some(Span::NULL);
         self
     }
 
-    /// Leaves out all headers that it has so far.
+    /// Removes all headers that it has so far.
     pub fn without_headers(mut self) -> Self {
         let end = self.scratch.headers.borrow().len();
         self.headers = Some(end..end);
         self
     }
 
-    /// Adds a header to those that it has so far: at first the message's.
+    /// Adds a header to those that it has so far, which are initially the message's.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let (name, value) = (
             self.scratch.place(name.as_bytes()),
@@ -129,7 +133,8 @@ impl Output {
         self
     }
 
-    /// Brings this output's headers to the end of the scratch's, where they can grow, and says where they start.
+    /// Moves this output's headers to the end of the scratch, where they can grow; returns their
+    /// start.
     fn open_headers(&self) -> usize {
         let mut headers = self.scratch.headers.borrow_mut();
         let end = headers.len();

@@ -1,4 +1,5 @@
-//! From columns to columns through the author's function: what the macros export, and what a test or a bench calls natively.
+//! Calls the author's function with columns and returns columns: exported by the macros, and called
+//! natively by tests and benchmarks.
 
 use crate::batch::Batch;
 use crate::columns::{Answer, Columns};
@@ -9,7 +10,7 @@ use crate::outcomes::Outcomes;
 
 /// What a function of one message may return: an outcome, or that the batch cannot be processed now.
 pub trait Verdict {
-    /// As a result.
+    /// Converts it to a result.
     fn into_result(self) -> Result<Outcome, Unavailable>;
 }
 
@@ -29,7 +30,7 @@ impl Verdict for Result<Outcome, Unavailable> {
 
 /// What a function of a batch may return: nothing, or that the batch cannot be processed now.
 pub trait Finished {
-    /// As a result.
+    /// Converts it to a result.
     fn into_result(self) -> Result<(), Unavailable>;
 }
 
@@ -45,7 +46,7 @@ impl Finished for Result<(), Unavailable> {
     }
 }
 
-/// Answers a batch by a function of one message.
+/// Answers a batch with a function of one message.
 #[inline]
 pub fn process<V: Verdict>(
     columns: Columns,
@@ -59,7 +60,7 @@ pub fn process<V: Verdict>(
     })
 }
 
-/// Answers a batch by a function of the batch.
+/// Answers a batch with a function of the batch.
 #[inline]
 pub fn process_batch<F: Finished>(
     columns: Columns,
@@ -71,7 +72,7 @@ pub fn process_batch<F: Finished>(
     Ok(outcomes.into_answer())
 }
 
-/// The partition of each message, by a function of one.
+/// The partition of each message, from a function of one message.
 #[must_use]
 pub fn assign(
     columns: Columns,
@@ -85,7 +86,7 @@ pub fn assign(
         .collect()
 }
 
-/// A decision for each failure, by a function of one.
+/// A decision for each failure, from a function of one failure.
 #[must_use]
 pub fn decide(
     columns: Columns,

@@ -1,8 +1,11 @@
-//! State: keys and values of the processor in the partition that its batch comes from. What is written counts when the batch's
-//! outcomes do, and only if the message that writes succeeds; give each write its message, or one failure repeats the whole batch.
+//! State: keys and values of the processor in the partition that its batch comes from. Writes are
+//! committed together with the batch's outputs, and only if their message succeeds. Name the
+//! message of each write; otherwise one failure repeats the whole batch.
 //!
-//! Calls of the host cost most, not keys: [`Sums`] adds for a whole batch at once, [`get_many`] reads for one, [`Writes`] sets for one. Off WASM the state is a map in the thread's
-//! memory, for tests: see [`testing`](crate::testing), which gives a handler state of its own and tells what became of it.
+//! The cost is in the number of calls to the host, not of keys: [`Sums`], [`get_many`] and
+//! [`Writes`] add, read and write for a whole batch at once. Without WASM the state is a map in the
+//! thread's memory, for tests: [`testing`](crate::testing) gives a handler its own state and shows
+//! the changes.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) mod memory;
@@ -15,15 +18,16 @@ use crate::message::Message;
 #[cfg(not(target_arch = "wasm32"))]
 use memory as host;
 
-/// Keys that one call of the host takes.
+/// Keys that one call to the host accepts.
 const CALL_KEYS_MAX: usize = 10_000;
-/// Bytes that [`Writes`] gives to one call: half of what it takes, so that there is room for a last large value.
+/// Bytes that [`Writes`] passes to one call: half of the maximum, so that there is room for a last
+/// large value.
 const CALL_BYTES: usize = 4 << 20;
 
 /// There is no room for more; nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Full {
-    /// What there is too much of.
+    /// Says which bound was reached.
     pub reason: String,
 }
 
@@ -63,7 +67,7 @@ pub fn set(message: &Message, key: &[u8], value: &[u8]) -> Result<(), Full> {
     write(message, key, Some(value), None)
 }
 
-/// Sets a key, for this message, to a value that ends by itself after so many milliseconds.
+/// Sets a key, for this message, to a value that expires after this many milliseconds.
 ///
 /// # Errors
 /// [`Full`].
@@ -90,8 +94,8 @@ fn write(
     host::set(&data, &keys, &values, &ttl_ms, &[message.index() as u32])
 }
 
-/// Adds to the number of a key, for this message; the sum. What is absent counts as 0; a value of [`set`] that has not eight bytes
-/// is a trap.
+/// Adds to the number of a key, for this message; returns the sum. An absent key counts as 0; a
+/// value of [`set`] that does not have eight bytes is a trap.
 ///
 /// # Errors
 /// [`Full`].
@@ -101,7 +105,8 @@ pub fn add(message: &Message, key: &[u8], delta: i64) -> Result<i64, Full> {
     Ok(sums.first().copied().unwrap_or_default())
 }
 
-/// Keys that begin with the prefix and come after one, in order, with their values: at most so many. An empty answer is the end.
+/// Keys that begin with `prefix` and come after `after`, in order, with their values: at most
+/// `max`. An empty answer is the end.
 #[must_use]
 pub fn scan(prefix: &[u8], after: Option<&[u8]>, max: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
     let (data, keys, values) = host::scan(prefix, after, max);
@@ -116,7 +121,7 @@ fn append(data: &mut Vec<u8>, bytes: &[u8]) -> [u32; 2] {
     [start, bytes.len() as u32]
 }
 
-/// Keys to set and to delete, each for its message, in as few calls of the host as they fit in.
+/// Keys to set and to delete, each for its message, in as few calls to the host as possible.
 #[derive(Debug, Default)]
 pub struct Writes {
     calls: Vec<Call>,
@@ -159,7 +164,7 @@ impl Writes {
     /// Writes, in the order in which they were added.
     ///
     /// # Errors
-    /// [`Full`]; what earlier calls of the host took is written for its messages.
+    /// [`Full`]; writes of earlier calls to the host are kept for their messages.
     pub fn write(self) -> Result<(), Full> {
         self.calls.iter().try_for_each(|call| {
             let Call {
@@ -173,7 +178,7 @@ impl Writes {
     }
 }
 
-/// Sums of a whole batch, in one call of the host: each message adds 1 to its own key, or what is said.
+/// Sums for a whole batch, in one call to the host: each message adds to its own key, 1 by default.
 pub struct Sums<'a> {
     batch: &'a Batch,
     deltas: Vec<i64>,
@@ -181,7 +186,7 @@ pub struct Sums<'a> {
 }
 
 impl<'a> Sums<'a> {
-    /// Each message adds 1 to its key; one without a key to the empty one.
+    /// Each message adds 1 to its key, or to the empty key if it has none.
     #[must_use]
     pub fn of_keys(batch: &'a Batch) -> Self {
         Self {
@@ -191,7 +196,7 @@ impl<'a> Sums<'a> {
         }
     }
 
-    /// What each message adds.
+    /// Sets how much each message adds.
     #[must_use]
     pub fn deltas(mut self, delta: impl Fn(&Message) -> i64) -> Self {
         self.deltas = self
@@ -202,8 +207,9 @@ impl<'a> Sums<'a> {
         self
     }
 
-    /// After how many milliseconds the sum ends by itself, counted from this message; never for those that say nothing, even if it
-    /// was to end before. Without this call a sum ends when it was to end.
+    /// Sets after how many milliseconds the sum expires, counted from this message. For a message
+    /// with `None` it never expires, even if it had an expiry before. Without this call a sum keeps
+    /// its expiry.
     #[must_use]
     pub fn ttl_ms(mut self, ttl_ms: impl Fn(&Message) -> Option<u64>) -> Self {
         let ttl = |message: Message| ttl_ms(&message).unwrap_or(u64::MAX);
@@ -211,7 +217,7 @@ impl<'a> Sums<'a> {
         self
     }
 
-    /// Adds; the sum after each message.
+    /// Adds; returns the sum after each message.
     ///
     /// # Errors
     /// [`Full`].

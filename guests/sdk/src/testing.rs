@@ -1,4 +1,5 @@
-//! Tests of a handler, in a plain `cargo test`: messages in, and what it says of each of them out, as messages.
+//! Tests a handler in a plain `cargo test`: messages go in, and the outcome of each comes out, as
+//! messages.
 //!
 //! ```
 //! use millrace_guest::testing::{Said, Sent, Tester};
@@ -43,8 +44,9 @@
 //! # }
 //! ```
 //!
-//! A handler that panics takes its test down, as it would take its batch down on a host: `#[should_panic]` is the test for it. Error
-//! handlers and partitioners answer plain values: [`decide`](crate::decide) and [`assign`](crate::assign) call them natively.
+//! A handler that panics fails its test, as it would fail its batch on a host: test that with
+//! `#[should_panic]`. Error handlers and partitioners return plain values: call them natively with
+//! [`decide`](crate::decide) and [`assign`](crate::assign).
 
 mod reading;
 mod said;
@@ -82,19 +84,19 @@ impl fmt::Debug for Tester<'_> {
 }
 
 impl<'a> Tester<'a> {
-    /// Of a function of one message, as `processor!(process)` exports it.
+    /// Tests a function of one message, as `processor!(process)` exports it.
     #[must_use]
     pub fn new<V: Verdict>(process: impl Fn(&Message) -> V + 'a) -> Self {
         Self::of_columns(move |columns| crate::process(columns, &process))
     }
 
-    /// Of a function of a batch, as `processor!(batch process)` exports it.
+    /// Tests a function of a batch, as `processor!(batch process)` exports it.
     #[must_use]
     pub fn of_batches<F: Finished>(process: impl Fn(&Batch, &mut Outcomes) -> F + 'a) -> Self {
         Self::of_columns(move |columns| crate::process_batch(columns, &process))
     }
 
-    /// Of a function of columns, as `processor!(columns process)` exports it.
+    /// Tests a function of columns, as `processor!(columns process)` exports it.
     #[must_use]
     pub fn of_columns(process: impl Fn(Columns) -> Result<Answer, Unavailable> + 'a) -> Self {
         Self {
@@ -103,7 +105,7 @@ impl<'a> Tester<'a> {
         }
     }
 
-    /// With a key of state that is there already.
+    /// Starts with this key in state.
     #[must_use]
     pub fn with_state(mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         let entry = Entry {
@@ -114,15 +116,16 @@ impl<'a> Tester<'a> {
         self
     }
 
-    /// With the number of a key that is there already, as [`state::add`](crate::state::add) keeps it.
+    /// Starts with this number in state, as [`state::add`](crate::state::add) stores it.
     #[must_use]
     pub fn with_number(self, key: impl AsRef<[u8]>, number: i64) -> Self {
         self.with_state(key, number.to_le_bytes())
     }
 
-    /// Has the batch processed; what was said of each message, and what became of state. A message that fails leaves no trace in state:
-    /// where one that wrote to it is retried or rejected, it is called again alone, and those before and after it without it, as a host
-    /// does. Panics if the handler says that the batch cannot be processed now; [`try_run`](Self::try_run) gives that back.
+    /// Processes the batch; returns the outcome of each message, and the changes of state. A failed
+    /// message leaves no trace in state: if a message that wrote is retried or rejected, it is
+    /// called again alone, and the messages before and after it without it, as on a host. Panics if
+    /// the handler returns `Unavailable`; [`try_run`](Self::try_run) returns it instead.
     #[track_caller]
     pub fn run(&mut self, batch: Sample) -> Run {
         match self.try_run(batch) {
@@ -134,10 +137,10 @@ impl<'a> Tester<'a> {
         }
     }
 
-    /// As [`run`](Self::run).
+    /// Like [`run`](Self::run), for handlers that may return `Unavailable`.
     ///
     /// # Errors
-    /// [`Unavailable`] as the handler said it; state is as it was.
+    /// [`Unavailable`] from the handler; state is unchanged.
     pub fn try_run(&mut self, batch: Sample) -> Result<Run, Unavailable> {
         let columns = batch.columns();
         let before = self.entries.clone();
@@ -148,21 +151,21 @@ impl<'a> Tester<'a> {
         Ok(Run { said, changes })
     }
 
-    /// The value of a key of state now.
+    /// The current value of a key in state.
     #[must_use]
     pub fn state(&self, key: impl AsRef<[u8]>) -> Option<Text> {
         let entry = self.entries.get(key.as_ref())?;
         Some(Text::from(entry.value.as_slice()))
     }
 
-    /// The number of a key of state now. Panics where the value is none.
+    /// The current number of a key in state. Panics if the value is not a number.
     #[must_use]
     #[track_caller]
     pub fn number(&self, key: impl AsRef<[u8]>) -> Option<i64> {
         Some(self.state(key)?.number())
     }
 
-    /// All of the state now, by key.
+    /// The whole current state, by key.
     #[must_use]
     pub fn all_state(&self) -> Vec<(Text, Text)> {
         let text = |bytes: &[u8]| Text::from(bytes);
@@ -172,7 +175,8 @@ impl<'a> Tester<'a> {
             .collect()
     }
 
-    /// Calls with all of the messages, and where one failed that wrote to state, with the parts that count.
+    /// Calls the handler with all messages, and if a message that wrote to state failed, again with
+    /// the parts whose writes are kept.
     fn settle(&mut self, columns: &Columns) -> Result<Vec<Said>, Unavailable> {
         let (said, store) = self.call_with(columns.clone())?;
         let failed: Vec<usize> = (0..said.len())
@@ -184,7 +188,7 @@ impl<'a> Tester<'a> {
             return Ok(said);
         }
         if columns.offsets.len() == 1 {
-            // Alone, and nothing of it counts.
+            // Alone, and all its writes are discarded.
             return Ok(said);
         }
         let mut said = Vec::with_capacity(said.len());
@@ -209,7 +213,7 @@ impl<'a> Tester<'a> {
         }
     }
 
-    /// One call, on state of its own.
+    /// One call, with its own state.
     fn call_with(&self, columns: Columns) -> Result<(Vec<Said>, Store), Unavailable> {
         let mut lent = Lent::of(Store {
             entries: self.entries.clone(),
@@ -221,7 +225,8 @@ impl<'a> Tester<'a> {
     }
 }
 
-/// The thread's state, while a handler is called on another one; it is put back however the call ends.
+/// The thread's state while a handler is called with another one; it is restored however the call
+/// ends.
 struct Lent {
     own: Store,
     is_back: bool,
@@ -270,7 +275,7 @@ fn changes(before: &BTreeMap<Vec<u8>, Entry>, after: &BTreeMap<Vec<u8>, Entry>) 
     changes
 }
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     said: Vec<Said>,
@@ -278,7 +283,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// What was said of the `index`th message, from 0. Panics if there is none.
+    /// The outcome of the `index`th message, from 0. Panics if there is none.
     #[must_use]
     #[track_caller]
     pub fn said(&self, index: usize) -> &Said {
@@ -287,7 +292,7 @@ impl Run {
         said.unwrap_or_else(|| panic!("a batch of {count} has no message {index}"))
     }
 
-    /// What was said of each message, in order.
+    /// The outcome of each message, in order.
     #[must_use]
     pub fn all(&self) -> &[Said] {
         &self.said
@@ -316,7 +321,7 @@ impl Run {
         }
     }
 
-    /// Keys of state that are other than before, in their order.
+    /// Keys of state that changed, in order.
     #[must_use]
     pub fn changes(&self) -> &[Change] {
         &self.changes

@@ -1,4 +1,4 @@
-//! What handlers say, as the columns that the host reads: looked at here as the host does, span by span.
+//! Tests the columns of handlers' answers, reading them as the host does, span by span.
 
 use std::time::Duration;
 
@@ -180,7 +180,7 @@ fn bytes_of_the_input_are_not_copied() {
 fn a_message_may_have_several_outputs_or_none() {
     let (answer, seen) = answer(&three_orders(), |message| match message.index() {
         0 => {
-            // Built in turns, so that their headers lie mixed.
+            // Built alternately, so that their headers are interleaved.
             let (one, two) = (
                 message.output().header("n", "1"),
                 message.output().header("n", "2"),

@@ -1,4 +1,4 @@
-//! State as a handler's test sees it: a map in the thread's memory.
+//! Tests of state without WASM: a map in the thread's memory.
 
 use millrace_guest::{Batch, Sample, state};
 

@@ -1,6 +1,7 @@
-//! Who takes backups while everything goes on, faults included. Of each that is whole a data directory is made, a host starts on it, and
-//! the checker judges what it shows: by what clients had written down when the backup began, and by what they may have been about
-//! until it ended. One that breaks off, because the host was hit, must leave the one before it whole.
+//! Backups while everything goes on, faults included. Each complete backup is restored, a host
+//! starts on it, and the checker judges what it shows: everything that clients had written down
+//! when the backup began must be there, and whatever they did until it ended may be. A backup that
+//! breaks off because the host was hit must leave the one before it whole.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,11 +20,11 @@ use super::history::{self, Copied, Event, Fault, History};
 use super::times;
 use crate::Host;
 
-/// Longer than any backup of a world takes, on any machine: a command that has not ended then does not end.
+/// Longer than any backup of a world takes, on any machine: a command that runs for longer is hung.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
 /// What `millrace` says of a backup that holds damage.
 const DAMAGED: &str = "damaged data";
-/// Findings of one restored copy that are told.
+/// Findings that are reported of one restored copy.
 const FINDINGS_MAX: usize = 20;
 
 /// What a keeper of backups works with.
@@ -34,16 +35,17 @@ pub(super) struct Keeper<'a> {
     pub(super) sizes: &'a [String],
     /// The world's directory, which no fault hits.
     pub(super) directory: &'a Path,
-    /// Code that was compiled; a copy of it saves compiling it again.
+    /// Compiled code; copying it saves compiling it again.
     pub(super) code: PathBuf,
     pub(super) counter: &'a str,
     pub(super) places: &'a [(String, u32)],
-    /// Whether the files of the world may be damaged by what is done to it: then there are backups, and nobody judges them.
+    /// Whether the faults of this world may damage its files: then backups are taken, but not
+    /// judged.
     pub(super) may_damage: bool,
 }
 
 impl Keeper<'_> {
-    /// Takes backups now and then, until nobody sends anything any more.
+    /// Takes backups now and then, until the clients have stopped sending.
     pub(super) fn keep(&self, seed: u64) {
         let mut random = Rng::with_seed(seed);
         let mut number = 0;
@@ -69,11 +71,11 @@ impl Keeper<'_> {
 
     fn keep_code(&self) {
         let to = self.directory.join("code");
-        // Without it a start takes longer, and that is all.
+        // Without it a start only takes longer.
         let _ = copy_all(&self.code, &to);
     }
 
-    /// One backup, and what has to be so afterwards.
+    /// Takes one backup, and checks what must hold afterwards.
     fn take(&self, number: u32, random: &mut Rng) -> Result<()> {
         let dir = self.directory.join("backup");
         let archive = self.directory.join("backup.tar");
@@ -109,7 +111,7 @@ impl Keeper<'_> {
         self.judge(number, from, (began, ended))
     }
 
-    /// What broke off has left the one before as it was.
+    /// Checks that a backup that broke off left the one before it unchanged.
     fn earlier_is_whole(&self, dir: &Path) -> Result<()> {
         if self.may_damage || !dir.join("backup.json").exists() {
             return Ok(());
@@ -125,7 +127,7 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Makes a data directory of a backup, and judges what a host shows of it.
+    /// Restores a backup into a data directory, and judges what a host shows of it.
     fn judge(&self, number: u32, from: &Path, lines: (u64, u64)) -> Result<()> {
         let place = self.directory.join(format!("restored-{number}"));
         std::fs::create_dir(&place)?;
@@ -167,7 +169,7 @@ impl Keeper<'_> {
         let sizes: Vec<&str> = self.sizes.iter().map(String::as_str).collect();
         let mut host = Host::in_directory(self.binary, data, &sizes);
         host.log_to(&place.join("host.log"));
-        // The host that the copy is of is gone, as far as the copy can tell.
+        // For the copy, the host that was backed up is gone.
         shared.history.write(Event::Fault {
             kind: Fault::Kill,
             how: "a backup is restored".to_owned(),
@@ -207,7 +209,8 @@ impl Keeper<'_> {
     }
 }
 
-/// What clients knew when a backup began, and what they had begun when it ended: of that nobody knows whether it is in it.
+/// Writes a history for the copy: what clients knew when the backup began, and what they had begun
+/// before it ended, which may or may not be in it.
 fn copy_history(from: &Path, to: &History, began: u64, ended: u64) -> Result<()> {
     let mut open: BTreeMap<(u32, u64), u32> = BTreeMap::new();
     let unknown = |producer, first| Event::Info {
@@ -242,11 +245,11 @@ fn copy_history(from: &Path, to: &History, began: u64, ended: u64) -> Result<()>
                     _ => to.write(event.clone()),
                 }
             }
-            // What may go is not said to be there.
+            // Messages that may have been removed are not claimed to be there.
             Event::Rules(_) | Event::Due { .. } | Event::Scheduled { .. } | Event::Trim { .. } => {
                 to.write(event)
             }
-            // What other copies were found to be is nothing to this one.
+            // Verdicts on other copies do not concern this one.
             Event::Backup { .. } | Event::Unexpected { .. } => {}
             _ if is_known => to.write(event),
             _ => {}
@@ -293,7 +296,7 @@ impl InTime for Command {
     }
 }
 
-/// What it says on standard error fits the pipe.
+/// Its standard error must fit the pipe.
 fn wait(mut child: Child) -> Result<Output> {
     let began = Instant::now();
     while child.try_wait()?.is_none() {
@@ -313,7 +316,7 @@ mod tests {
     use super::*;
     use crate::torture::checker::Kind;
 
-    /// What is found of a copy that holds nothing, of which a message was sent in line 2 and acknowledged in line 3.
+    /// The verdict on an empty copy, when a message was sent in line 2 and acknowledged in line 3.
     fn verdict(began: u64, ended: u64) -> Result<Verdict> {
         let dir = tempfile::tempdir()?;
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));

@@ -1,4 +1,5 @@
-//! The end of a world, or of a copy of one: nothing is sent any more, all that was taken gets through, and everything is read once more.
+//! The end of a world, or of a copy of one: clients send nothing more, everything accepted is
+//! processed, and everything is read once more.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,10 +13,11 @@ use super::times;
 use super::world::WORKER;
 use crate::Client;
 
-/// How long everything may take to get through once it is calm: far longer than the slowest retry, for a machine that others use, too.
+/// How long processing the rest may take once it is calm: far longer than the slowest retry, also
+/// on a shared machine.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(240);
 
-/// A host that nobody sends anything to any more, and where it is written down what it does.
+/// A host that receives nothing more, and the history of what it does.
 pub(super) struct Calm<'a> {
     pub(super) shared: &'a Shared,
     pub(super) client: Client,
@@ -25,7 +27,8 @@ pub(super) struct Calm<'a> {
 }
 
 impl Calm<'_> {
-    /// Waits until the processors have nothing left, also of their dead letters that are sent again.
+    /// Waits until the processors have nothing left, including the dead letters that are sent
+    /// again.
     pub(super) fn drain(&self) -> Result<()> {
         let history = &self.shared.history;
         history.write(Event::Calm);
@@ -56,7 +59,7 @@ impl Calm<'_> {
         counting::write_standing(self.shared, &self.client)
     }
 
-    /// Whether these have nothing left in time.
+    /// Whether these processors have nothing left within the patience.
     fn gets_through(&self, began: Instant, processors: &[&str]) -> Result<bool> {
         for processor in processors {
             let path = format!("/v1/processors/{processor}");
@@ -73,7 +76,8 @@ impl Calm<'_> {
         self.comes_to_none(began, &path, times::waiting)
     }
 
-    /// Whether there is none in time; if not, the history says what the host says of it.
+    /// Whether the number falls to zero within the patience; if not, what the host reports is noted
+    /// in the history.
     fn comes_to_none(
         &self,
         began: Instant,

@@ -1,4 +1,5 @@
-//! Never returns on the value `endless`, and says so in its log before; passes everything else through.
+//! Never returns on the value `endless`, after logging that it will not; passes everything else
+//! through.
 
 use std::hint::black_box;
 

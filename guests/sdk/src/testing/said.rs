@@ -1,37 +1,37 @@
-//! What a handler said, as its author thinks of it: outcomes, outputs, changes of state. Made by a run, or written down in a test as
-//! what is expected.
+//! The results of a handler in the author's terms: outcomes, outputs, changes of state. Returned by
+//! a run, or written in a test as the expectation.
 
 use std::time::Duration;
 
 use super::text::Text;
 
-/// What was said of a message.
+/// The outcome of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// Done, and nothing is sent on: the message is dropped.
+    /// Done, without outputs.
     Acked,
-    /// Done, and these are sent on.
+    /// Done, with these outputs.
     Sent(Vec<Sent>),
-    /// Not now.
+    /// To be tried again later.
     Retried {
-        /// Try again after so long; `None` leaves it to the processor's policy.
+        /// The delay; `None` leaves it to the processor's policy.
         after: Option<Duration>,
-        /// The short word that failures are grouped by.
+        /// The short word by which failures are grouped.
         class: String,
-        /// The text for people.
+        /// The explanation for people.
         reason: String,
     },
-    /// Never: a dead letter.
+    /// Given up: it becomes a dead letter.
     Rejected {
-        /// The short word that failures are grouped by.
+        /// The short word by which failures are grouped.
         class: String,
-        /// The text for people.
+        /// The explanation for people.
         reason: String,
     },
 }
 
 impl Said {
-    /// Try again when the policy says.
+    /// A retry with the delay of the policy.
     #[must_use]
     pub fn retried(class: &str, reason: &str) -> Self {
         Self::Retried {
@@ -41,7 +41,7 @@ impl Said {
         }
     }
 
-    /// Try again after so long.
+    /// A retry after this time.
     #[must_use]
     pub fn retried_after(after: Duration, class: &str, reason: &str) -> Self {
         Self::Retried {
@@ -60,7 +60,7 @@ impl Said {
         }
     }
 
-    /// What is sent on.
+    /// The outputs.
     #[must_use]
     pub fn outputs(&self) -> &[Sent] {
         match self {
@@ -69,7 +69,7 @@ impl Said {
         }
     }
 
-    /// The short word of a failure; `None` if it is none.
+    /// The class of a failure; `None` for other outcomes.
     #[must_use]
     pub fn class(&self) -> Option<&str> {
         match self {
@@ -78,7 +78,7 @@ impl Said {
         }
     }
 
-    /// The text of a failure; `None` if it is none.
+    /// The reason of a failure; `None` for other outcomes.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
@@ -128,7 +128,7 @@ impl Sent {
         Self::nullable(Some(key.as_ref()), Some(value.as_ref()))
     }
 
-    /// The same, which may lack a key or a value.
+    /// Like [`new`](Self::new), for an output that may have no key or no value.
     #[must_use]
     pub fn nullable(key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
         Self {
@@ -174,19 +174,19 @@ impl Sent {
         self
     }
 
-    /// The topic that it names; `None` is the processor's default output.
+    /// Its topic; `None` is the processor's default output.
     #[must_use]
     pub fn topic(&self) -> Option<&str> {
         self.topic.as_deref()
     }
 
-    /// The partition that it names; `None` leaves it to the topic's partitioner.
+    /// Its partition; `None` leaves it to the topic's partitioner.
     #[must_use]
     pub fn partition(&self) -> Option<u32> {
         self.partition
     }
 
-    /// The key as text. Panics if it is none; see [`key_bytes`](Self::key_bytes).
+    /// The key as text. Panics if it is not text; see [`key_bytes`](Self::key_bytes).
     #[must_use]
     #[track_caller]
     pub fn key(&self) -> Option<&str> {
@@ -199,7 +199,7 @@ impl Sent {
         self.key.as_ref().map(Text::bytes)
     }
 
-    /// The value as text. Panics if it is none; see [`value_bytes`](Self::value_bytes).
+    /// The value as text. Panics if it is not text; see [`value_bytes`](Self::value_bytes).
     #[must_use]
     #[track_caller]
     pub fn value(&self) -> Option<&str> {
@@ -212,7 +212,8 @@ impl Sent {
         self.value.as_ref().map(Text::bytes)
     }
 
-    /// The value of the last header of that name, as text; `None` if there is none, or it is null.
+    /// The value of the last header with this name, as text; `None` if there is none, or it is
+    /// null.
     #[must_use]
     #[track_caller]
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -227,13 +228,13 @@ impl Sent {
         &self.headers
     }
 
-    /// The timestamp that it was given; `None` keeps the message's, or is the time of delivery.
+    /// Its timestamp; `None` means the message's, or the time of delivery if there is one.
     #[must_use]
     pub fn timestamp(&self) -> Option<u64> {
         self.timestamp
     }
 
-    /// When it is delivered, in milliseconds since the Unix epoch; `None` is at once.
+    /// Its time of delivery, in milliseconds since the Unix epoch; `None` is at once.
     #[must_use]
     pub fn deliver_at(&self) -> Option<u64> {
         self.deliver_at
@@ -246,7 +247,8 @@ impl PartialEq<Sent> for &Sent {
     }
 }
 
-/// A key of state that is other than before. It equals a pair of key and value, as text or number, if it was not said to end.
+/// A changed key of state. It equals a pair of key and value, as text or number, if it has no time
+/// to live.
 ///
 /// ```
 /// use millrace_guest::testing::{Change, Tester};
@@ -270,11 +272,11 @@ impl PartialEq<Sent> for &Sent {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Which key.
+    /// The key.
     pub key: Text,
     /// Its value now; `None` if it was removed.
     pub value: Option<Text>,
-    /// After how many milliseconds it ends; `None` is never.
+    /// Its time to live in milliseconds; `None` is forever.
     pub ttl_ms: Option<u64>,
 }
 
@@ -295,7 +297,7 @@ impl Change {
         Self::set(key, number.to_le_bytes())
     }
 
-    /// A key that is gone.
+    /// A key that was removed.
     #[must_use]
     pub fn removed(key: impl AsRef<[u8]>) -> Self {
         Self {
@@ -305,7 +307,7 @@ impl Change {
         }
     }
 
-    /// The same, which ends by itself after so many milliseconds.
+    /// The same change, with this time to live in milliseconds.
     #[must_use]
     pub fn ending_after_ms(mut self, ttl_ms: u64) -> Self {
         self.ttl_ms = Some(ttl_ms);

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// The first wait when something around it is down.
 const DELAY_FIRST: Duration = Duration::from_millis(50);
 
-/// The longest wait.
+/// The longest wait between two tries.
 const DELAY_MAX: Duration = Duration::from_secs(10);
 
 /// A worker's own delays, which spend no attempts.

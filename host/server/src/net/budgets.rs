@@ -1,7 +1,8 @@
-//! Memory for what is on its way through the doors: one budget for what comes and one for what goes, however many doors there are.
+//! Memory for data that passes through the doors: one budget for incoming and one for outgoing
+//! data, however many doors there are.
 //!
-//! Room is taken before the bytes are there, and goes back when the last of them is gone: it belongs to the bytes themselves, so what
-//! waits in a connection's buffer counts too.
+//! Room is taken before the bytes exist, and returned when the last of them is dropped: it belongs
+//! to the bytes themselves, so bytes in a connection's buffer count too.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +11,10 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// What all doors may hold in memory together. Each door has the same one.
+/// The memory that all doors may use together. Each door has a clone.
 #[derive(Clone)]
 pub(crate) struct Budgets {
-    /// For what is being received.
+    /// For incoming data.
     pub(crate) received: Budget,
     /// For answers that carry messages.
     pub(crate) sent: Budget,
@@ -28,7 +29,7 @@ impl Budgets {
     }
 }
 
-/// So many bytes for everybody who shares it, counted in KiB.
+/// A number of bytes that all holders share, counted in KiB.
 #[derive(Clone)]
 pub(crate) struct Budget {
     kib: Arc<Semaphore>,
@@ -44,12 +45,12 @@ impl Budget {
         }
     }
 
-    /// All that there is.
+    /// All bytes of the budget.
     pub(crate) fn bytes_max(&self) -> usize {
         self.kib_max << 10
     }
 
-    /// A share that begins with nothing.
+    /// An empty share.
     pub(crate) fn nothing(&self) -> Room {
         Room {
             budget: self.clone(),
@@ -57,22 +58,22 @@ impl Budget {
         }
     }
 
-    /// A share of so many bytes; `None` if it cannot be had within `wait`.
+    /// A share of this many bytes; `None` if it is not available within `wait`.
     pub(crate) async fn take(&self, bytes: usize, wait: Duration) -> Option<Room> {
         let mut room = self.nothing();
         room.grow_within(bytes, wait).await.then_some(room)
     }
 
-    /// Nothing takes more than all there is.
+    /// Nothing takes more than the whole budget.
     fn kib(&self, bytes: usize) -> usize {
         bytes.div_ceil(1 << 10).min(self.kib_max)
     }
 }
 
-/// A share of a budget; given back when it is dropped.
+/// A share of a budget; returned when it is dropped.
 pub(crate) struct Room {
     budget: Budget,
-    /// None is nothing.
+    /// `None` for an empty share.
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -95,8 +96,8 @@ impl Room {
         }
     }
 
-    /// Holds room for `bytes` if that can be had at once; what is held already counts. Whoever holds room that others wait for must not
-    /// wait for more: they might do the same.
+    /// Grows to `bytes` in total, if that is available at once. A holder must not wait for more
+    /// room, because others may do the same and all would wait forever.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         let missing = self.missing(bytes);
         if missing == 0 {
@@ -106,7 +107,8 @@ impl Room {
         more.map(|more| self.hold(more)).is_ok()
     }
 
-    /// Holds room for `bytes` as soon as it can be had; false if that takes longer than `wait`.
+    /// Grows to `bytes` in total, as soon as that is available; false if it takes longer than
+    /// `wait`.
     pub(crate) async fn grow_within(&mut self, bytes: usize, wait: Duration) -> bool {
         let missing = self.missing(bytes);
         if missing == 0 {
@@ -120,12 +122,12 @@ impl Room {
         true
     }
 
-    /// The bytes that it is for.
+    /// The size of the share.
     pub(crate) fn byte_count(&self) -> usize {
         self.kib() << 10
     }
 
-    /// The bytes, which keep the room that they need as long as any of them is there.
+    /// The bytes, which keep the room that they need until the last of them is dropped.
     pub(crate) fn keep(mut self, bytes: Vec<u8>) -> Bytes {
         let spare = self.kib().saturating_sub(self.budget.kib(bytes.len()));
         if let Some(permit) = &mut self.permit {

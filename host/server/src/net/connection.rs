@@ -1,6 +1,8 @@
-//! One connection as whoever serves it has it: its stream, its place, and an end by which its other side reads the last answer.
+//! A connection as a door sees it: its stream, its place, and a way to end it so that the other
+//! side can read the last answer.
 //!
-//! Closing on unread bytes would tear that answer up. So whatever is still being sent is taken and thrown away for a while.
+//! Closing with unread bytes would destroy that answer. So incoming data is read and discarded for
+//! a while.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,16 +21,17 @@ use super::line::{Line, Phase};
 use super::places::Place;
 use super::stream::Impatient;
 
-/// What is read at once of what is thrown away.
+/// Bytes of discarded data read at once.
 const THROWN_AWAY_BYTES: usize = 64 << 10;
 
-/// A connection under way.
+/// A connection that is being served.
 pub(crate) struct Connection {
     pub(crate) stream: Impatient,
     pub(crate) seat: Seat,
 }
 
-/// All of a connection but its stream, which may be lent to a library meanwhile. Its place is given back when it is dropped.
+/// A connection without its stream, which may be lent to a library meanwhile. Its place is returned
+/// when it is dropped.
 pub(crate) struct Seat {
     place: Place,
     peer: Option<IpAddr>,
@@ -37,31 +40,31 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    /// What happens on it.
+    /// What is happening on it.
     pub(crate) fn line(&self) -> &Arc<Line> {
         &self.place.line
     }
 
-    /// Whether there is no place for it, and it is only told so.
+    /// Whether there is no place for it, so that it only gets a refusal.
     pub(crate) fn is_refused(&self) -> bool {
         self.place.refused
     }
 
-    /// Who is at the other side.
+    /// The address of the other side.
     pub(crate) fn peer(&self) -> Option<IpAddr> {
         self.peer
     }
 }
 
 impl Connection {
-    /// A connection that was accepted; `None` where its other side is gone already.
+    /// An accepted connection; `None` if the other side has already disconnected.
     pub(super) fn accepted(
         stream: TcpStream,
         place: Place,
         clock: Arc<dyn Clock>,
         stopping: CancellationToken,
     ) -> Option<Self> {
-        // Answers are written whole; waiting for more to send would only add delay.
+        // Answers are written as a whole; waiting for more data would only add delay.
         stream.set_nodelay(true).ok()?;
         let peer = stream.peer_addr().ok().map(|address| address.ip());
         let patience = Duration::from_millis(WRITE_SILENCE_MS_MAX);
@@ -77,7 +80,7 @@ impl Connection {
         })
     }
 
-    /// Says what is still to be said, and closes so that it is read.
+    /// Writes the remaining bytes, and closes so that the other side can read them.
     pub(crate) async fn end(mut self, last_words: Option<&[u8]>) {
         let line = self.seat.line().clone();
         let lingers = last_words.is_some() || line.is_unfinished();
@@ -104,7 +107,7 @@ async fn stops(stopping: &CancellationToken) {
     sleep(Duration::from_millis(STOPPING_LINGER_MS_MAX)).await;
 }
 
-/// Takes what still comes until nothing does.
+/// Reads incoming data until there is no more.
 async fn throw_away(stream: &mut Impatient) {
     let mut buffer = vec![0; THROWN_AWAY_BYTES];
     let silence = Duration::from_millis(LINGER_SILENCE_MS_MAX);

@@ -1,4 +1,4 @@
-//! The checker: judges a history by itself. It looks at nothing else: neither at the host nor at its files.
+//! The checker: judges by the history alone. It looks neither at the host nor at its files.
 //!
 //! | finding | what it means |
 //! |---|---|
@@ -17,13 +17,16 @@
 //! | stuck | the host does not start, or what was taken does not get through |
 //! | unexpected | a fault did not lead to what it has to lead to |
 //!
-//! A topic that is not durable may lose a tail when the power fails, or the medium under the file system: what was acknowledged after the last durable acknowledgement
-//! was asked for, and nothing else. What a topic's rule lets go ([`Ages`](super::history::Ages)) is not lost: messages below the partition's start,
-//! which never goes back; of a compacted topic those that a later message with the same key stands for, and messages that remove their key, once nothing
-//! older of it is there.
+//! When the power or the medium under the file system fails, a topic that is not durable may lose
+//! its tail: whatever was acknowledged after the last durable request was sent, and nothing else.
+//! Messages that the topic's rule removes ([`Ages`](super::history::Ages)) are not lost: those
+//! below the partition's start, which never goes back; in a compacted topic those with a later
+//! message of the same key, and messages that remove their key, once no older message of the key is
+//! left.
 //!
-//! Delayed messages stand in the order of their times, as far as they waited together. A schedule's times are one message's each, or one
-//! of those that a message stands for because the host was not up: none is missing, none is there twice.
+//! Delayed messages that waited at the same time stand in the order of their times. Each time of a
+//! schedule belongs to exactly one message: the message made for it, or, if the host was down, a
+//! later one that stands for the missed times. No time is missing, and none is there twice.
 
 mod counts;
 mod state;
@@ -53,7 +56,7 @@ pub fn check_file(path: &Path) -> Result<Verdict> {
     Ok(checker.finish())
 }
 
-/// Takes a history in, event by event.
+/// Reads a history event by event.
 #[derive(Default)]
 pub struct Checker {
     line: u64,
@@ -65,11 +68,12 @@ pub struct Checker {
     progress: BTreeMap<(String, String, u32), u64>,
     processors: BTreeMap<String, Processor>,
     times: Times,
-    /// The line at which the youngest durable send began that was acknowledged later.
+    /// The line at which the latest durable request began that has since been acknowledged.
     synced_line: u64,
-    /// Whether the power failed, or the medium, since the last start.
+    /// Whether the power or the medium failed since the last start.
     forgot: bool,
-    /// Whether everything was read in the end; without that nothing is said about what is there.
+    /// Whether everything was read at the end; without that the checker says nothing about what is
+    /// there.
     read_to_the_end: bool,
     verdict: Verdict,
 }
@@ -158,7 +162,7 @@ impl Checker {
         }
     }
 
-    /// All that there is to say.
+    /// The verdict over the whole history.
     #[must_use]
     pub fn finish(mut self) -> Verdict {
         if self.read_to_the_end {
@@ -279,7 +283,8 @@ impl Checker {
         }
     }
 
-    /// What was acknowledged and is sent again stands where it stood, unless the power took it.
+    /// A request that was acknowledged and is sent again must get the same places, unless a power
+    /// failure took its messages.
     fn placed_once(
         &mut self,
         topic: &str,
@@ -318,7 +323,8 @@ impl Checker {
         }
     }
 
-    /// A partition begins there: not earlier than before, nor later than is right.
+    /// Notes where a partition begins: it must not be earlier than before, nor later than anything
+    /// allows.
     fn begins(&mut self, topic: &str, partition: u32, start: u64) {
         let Some(found) = self.topics.get_mut(topic) else {
             return;
@@ -376,7 +382,7 @@ impl Checker {
         }
     }
 
-    /// Notes what stands at an offset; it must be what stood there before.
+    /// Notes which message stands at an offset; it must be the one that stood there before.
     fn know(&mut self, topic: &str, partition: u32, offset: u64, new: Known) {
         let Some(found) = self.topics.get_mut(topic) else {
             return;
@@ -422,7 +428,8 @@ impl Checker {
         self.begins(topic, partition, start);
     }
 
-    /// A relaxed topic came back shorter after the power failed: what stood there is forgotten, if it was young enough.
+    /// A relaxed topic is shorter after a power failure: the lost tail is forgotten, if all of it
+    /// was recent enough to be lost.
     fn cut_tail(&mut self, topic: &str, partition: u32, end: u64) {
         let Some(found) = self.topics.get_mut(topic) else {
             return;

@@ -1,4 +1,4 @@
-//! What the checker knows while a history goes by.
+//! What the checker knows while it reads a history.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +16,9 @@ pub(super) struct Topic {
 #[derive(Default)]
 pub(super) struct Partition {
     pub(super) start: u64,
-    /// The latest start that anybody asked for.
+    /// The largest start that a trim asked for.
     pub(super) asked_start: u64,
-    /// The largest end that anybody saw.
+    /// The largest end that a client saw.
     pub(super) end: u64,
     /// What was acknowledged or read, by offset.
     pub(super) known: BTreeMap<u64, Known>,
@@ -26,12 +26,12 @@ pub(super) struct Partition {
     pub(super) last: BTreeMap<u64, Id>,
 }
 
-/// What somebody knows of an offset.
+/// What clients know of an offset.
 pub(super) struct Known {
     pub(super) id: Id,
-    /// Only a reader knows it.
+    /// Known only once the message was read.
     hash: Option<u64>,
-    /// The line of the first who knew.
+    /// The line at which it first became known.
     pub(super) line: u64,
     /// The line of the acknowledgement.
     pub(super) acknowledged: Option<u64>,
@@ -46,9 +46,9 @@ pub(super) struct Request {
     pub(super) unanswered: u32,
     pub(super) invoked_line: u64,
     pub(super) acknowledged_line: Option<u64>,
-    /// It had been taken when it was this late.
+    /// The time by which it had been accepted.
     pub(super) taken_ms: Option<u64>,
-    /// Where its messages were said to be.
+    /// The places that the host reported for its messages.
     pub(super) placed: Vec<(u32, u64)>,
 }
 
@@ -63,7 +63,7 @@ impl Topic {
         }
     }
 
-    /// How late a partition may begin at most, as far as is known.
+    /// The largest start that a partition may have, as far as is known.
     pub(super) fn start_max(&self, partition: &Partition) -> u64 {
         match self.ages {
             Ages::Never | Ages::ByCompaction { .. } => 0,
@@ -123,7 +123,7 @@ impl Request {
         }
     }
 
-    /// How often it may be there.
+    /// How many copies of it there may be.
     pub(super) fn copies_max(&self) -> u32 {
         let sent = self.attempts - self.refused.min(self.attempts);
         if self.once { sent.min(1) } else { sent }

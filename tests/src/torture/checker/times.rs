@@ -1,25 +1,27 @@
-//! Messages with a time: delayed ones come once and not before it; of a schedule each time is made once, or stood for once.
+//! Messages with a time: a delayed message is delivered once and not before its time; each time of
+//! a schedule is covered by exactly one message.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::history::{DELAYED, Tick};
 use super::{Checker, Id, Kind};
 
-/// How late a schedule may be while the host is up, in its own intervals; a machine that others use has pauses.
+/// How late a schedule may be while the host is up, in intervals of the schedule; a shared machine
+/// has pauses.
 const LATE_INTERVALS_MAX: u64 = 3;
 
-/// Clients look at the clock more often, unless the machine stands still.
+/// Clients note the time more often than this, unless the machine stood still.
 const PAUSE_MS: u64 = 500;
 
 /// What is known of times.
 #[derive(Default)]
 pub(super) struct Times {
-    /// What is seen was there at this time.
+    /// Whatever a client sees now was there by this time.
     pub(super) now_ms: u64,
     /// When each delayed message is due.
     due_ms: HashMap<Id, u64>,
     schedule: Option<Schedule>,
-    /// Since when the host has been up, and not been hit.
+    /// Since when the host has been up without a fault.
     up_since_ms: Option<u64>,
     /// Times from start to fault.
     up: Vec<(u64, u64)>,
@@ -36,7 +38,7 @@ struct Schedule {
 impl Times {
     pub(super) fn is(&mut self, now_ms: u64) {
         if now_ms > self.now_ms + PAUSE_MS {
-            // Nobody here ran either: of that time nothing is known.
+            // The clients did not run either: nothing is known of that time.
             let was_up = self.up_since_ms.is_some();
             self.hit();
             self.up_since_ms = was_up.then_some(now_ms);
@@ -67,13 +69,13 @@ impl Times {
         self.due_ms.extend(ids.zip(due_ms.iter().copied()));
     }
 
-    /// How much too early it is for a message.
+    /// By how much a message is too early.
     pub(super) fn early_ms(&self, id: Id) -> Option<u64> {
         let due_ms = *self.due_ms.get(&id)?;
         (due_ms > self.now_ms).then(|| due_ms - self.now_ms)
     }
 
-    /// Whether the host was up from a time on for as long as a schedule may be late.
+    /// Whether the host was up, from this time on, for at least as long as a schedule may be late.
     fn was_up(&self, from_ms: u64, every_ms: u64) -> bool {
         let until_ms = from_ms + LATE_INTERVALS_MAX * every_ms;
         let is_within = |(since, until): &(u64, u64)| *since <= from_ms && until_ms <= *until;
@@ -109,7 +111,7 @@ impl Checker {
     }
 
     pub(super) fn check_times(&mut self) {
-        // After a fault without a start, as a full disk, schedules may wait for longer.
+        // After a fault without a restart, such as a full disk, schedules may wait for longer.
         let is_up = self.times.up_since_ms.is_some();
         // The calm before the last reading counts as well.
         self.times.hit();
@@ -121,7 +123,8 @@ impl Checker {
         }
     }
 
-    /// What was taken to be delivered later is there. That it is not there twice is seen as of any request.
+    /// Checks that accepted delayed messages are there. That they are not there twice is checked as
+    /// for any request.
     fn delayed_lost(&mut self) -> Vec<(Kind, String)> {
         let mut findings = Vec::new();
         let partitions = self.topics.values().flat_map(|topic| &topic.partitions);
@@ -147,12 +150,13 @@ impl Checker {
         findings
     }
 
-    /// Of two that wait at the same time the one that is due first comes first: at the time of the other it had been taken.
+    /// Checks that of two messages that waited at the same time the one due first comes first: it
+    /// had been accepted before the other was due.
     fn delayed_out_of_order(&self) -> Vec<(Kind, String)> {
         let mut findings = Vec::new();
         for (name, topic) in self.topics.iter().filter(|(_, topic)| topic.delays) {
             for (number, partition) in &topic.partitions {
-                // The one that is due last of those so far.
+                // The message so far that is due last.
                 let mut latest: Option<(Id, u64)> = None;
                 for (offset, id) in &partition.last {
                     let Some((due_ms, taken_ms)) = self.waited(*id) else {
@@ -173,7 +177,7 @@ impl Checker {
         findings
     }
 
-    /// When a message that was taken to wait was due, and when it had been taken.
+    /// When a delayed message was due, and the time by which it had been accepted.
     fn waited(&self, id: Id) -> Option<(u64, u64)> {
         let mut before = self.requests.range(..=(id.producer, id.sequence));
         let ((_, first), request) = before.next_back()?;
@@ -183,7 +187,8 @@ impl Checker {
         Some((*self.times.due_ms.get(&id)?, request.taken_ms?))
     }
 
-    /// Each time is one message's, or one of those that a message stands for because the host was not up.
+    /// Checks that each time belongs to one message: the one made for it, or one that stands for
+    /// times missed while the host was down.
     fn schedule_wrong(&mut self, is_up: bool) -> Vec<(Kind, String)> {
         let Some(schedule) = &self.times.schedule else {
             return Vec::new();
@@ -197,7 +202,7 @@ impl Checker {
         for tick in schedule.ticks.values().filter(|tick| !last.contains(tick)) {
             findings.push((Kind::Lost, format!("schedule: {tick:?}")));
         }
-        // The first time after it was made; which one that is its own clock says.
+        // The first time after the schedule was made; its messages tell which one that is.
         let mut next_ms = None;
         for tick in last {
             let from_ms = tick.due_ms.saturating_sub(tick.missed * every_ms);

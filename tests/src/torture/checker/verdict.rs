@@ -1,4 +1,4 @@
-//! What the checker says in the end.
+//! The checker's verdict.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use super::super::history::{Copied, Fault, Step, Trial};
 /// Findings that are kept; further ones are only counted.
 const FINDINGS_MAX: usize = 100;
 
-/// What kind of wrong.
+/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Acknowledged or shown, and not there.
@@ -59,7 +59,7 @@ pub struct Tally {
     pub faults: BTreeMap<Fault, u64>,
     /// Mediums that broke under a file system.
     pub mediums_broken: u64,
-    /// Those that were aimed at a step and met it, by step and kind.
+    /// Faults that were aimed at a step and met it, by step and kind.
     pub steps: BTreeMap<(Step, Fault), u64>,
     /// Dead letters that were sent again.
     pub redriven: u64,
@@ -75,9 +75,9 @@ pub struct Tally {
     pub acknowledged: u64,
     /// Requests refused.
     pub refused: u64,
-    /// Requests of which nobody knows.
+    /// Requests whose outcome is unknown.
     pub unanswered: u64,
-    /// Messages read, again and again.
+    /// Messages read, each counted as often as it was read.
     pub read: u64,
     /// Acknowledged messages that a topic without durability lost to power cuts.
     pub tail_lost: u64,
@@ -87,17 +87,17 @@ pub struct Tally {
     pub removed: u64,
     /// Dead letters.
     pub dead_letters: u64,
-    /// Messages that were delivered later than they were taken.
+    /// Messages that were accepted with a later time of delivery.
     pub delayed: u64,
     /// Messages that schedules made.
     pub ticks: u64,
-    /// Times that such a message stands for beside its own.
+    /// Missed times that such messages stand for.
     pub ticks_missed: u64,
     /// What became of revisions on trial.
     pub trials: BTreeMap<Trial, u64>,
     /// What became of backups.
     pub backups: BTreeMap<Copied, u64>,
-    /// How long it took at most until everything was through.
+    /// The longest time until everything was processed, in milliseconds.
     pub drained_ms_max: u64,
 }
 
@@ -113,7 +113,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether there is nothing to complain about.
+    /// Whether there are no findings.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.findings_count == 0
@@ -175,7 +175,7 @@ impl Tally {
         here.map(|(_, count)| count).sum()
     }
 
-    /// How many backups became that.
+    /// How many backups ended that way.
     #[must_use]
     pub fn copied(&self, what: Copied) -> u64 {
         self.backups.get(&what).copied().unwrap_or(0)
@@ -193,7 +193,7 @@ impl Tally {
         format!("{} {}{kinds}", self.met(step), step.words())
     }
 
-    /// The time within which that share of the starts served again.
+    /// The time within which that share of the starts was ready.
     #[must_use]
     pub fn start_ms_at(&self, share: f64) -> u64 {
         let mut sorted = self.start_ms.clone();

@@ -1,4 +1,4 @@
-//! What can only be said at the end, when everything was read once more.
+//! Checks that are possible only at the end, when everything was read once more.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -31,7 +31,7 @@ impl Checker {
         }
     }
 
-    /// What was acknowledged or read is still there.
+    /// Checks that what was acknowledged or read is still there.
     fn check_kept(&mut self) {
         let mut findings = Vec::new();
         for (name, topic) in &self.topics {
@@ -40,7 +40,7 @@ impl Checker {
                     partition.known.range(..partition.start).count() as u64;
                 let kept = Kept::of(topic.ages, partition);
                 for (offset, known) in partition.known.range(partition.start..) {
-                    // Another value there has been found divergent when it was read.
+                    // Another value at that offset was already found divergent when it was read.
                     if partition.last.contains_key(offset) {
                         continue;
                     }
@@ -68,7 +68,8 @@ impl Checker {
         }
     }
 
-    /// Whether a message that nobody knows to be there may have removed the key after this one, and be gone as well.
+    /// Whether an unacknowledged message may have removed the key after this one, and be gone as
+    /// well.
     fn may_be_removed(&self, topic: &str, ages: Ages, id: Id) -> bool {
         let Ages::ByCompaction {
             keys,
@@ -89,7 +90,7 @@ impl Checker {
         })
     }
 
-    /// What is there was sent, and its sender was not told otherwise.
+    /// Checks that every message was sent, and that its sender was not told that it was refused.
     fn check_senders(&mut self, counts: &BTreeMap<String, Counts>) {
         let mut findings = Vec::new();
         for (name, counts) in counts {
@@ -121,7 +122,7 @@ impl Checker {
         inside.then_some(request)
     }
 
-    /// Each request is there whole, and not more often than it was sent.
+    /// Checks that each request is there as a whole, and not more often than it was sent.
     fn check_requests(&mut self, counts: &BTreeMap<String, Counts>) {
         let mut findings = Vec::new();
         for ((producer, first), request) in &self.requests {
@@ -142,7 +143,8 @@ impl Checker {
                 request.unanswered,
                 request.acknowledged_line,
             );
-            // What may go by itself may also go in parts; what of it must be there is looked for by its offset.
+            // Where messages may be removed, parts of a request may be; those that must stay are
+            // looked up by their offsets.
             let goes = |topic: &Topic| topic.ages != Ages::Never;
             let goes = self.topics.get(&request.topic).is_some_and(goes);
             if !goes && copies.iter().any(|copies| *copies != most) {
@@ -158,8 +160,8 @@ impl Checker {
         }
     }
 
-    /// A producer's messages stand in the order in which it sent them. Those whose request went unanswered may have arrived
-    /// after it gave up.
+    /// Checks that a producer's messages stand in the order in which it sent them. Unanswered
+    /// requests are exempt: they may have arrived after the producer gave up on them.
     fn check_sent_order(&mut self) {
         let mut findings = Vec::new();
         let in_order = |(_, topic): &(&String, &Topic)| topic.produced && !topic.delays;
@@ -187,7 +189,7 @@ impl Checker {
         }
     }
 
-    /// Each input is in exactly one of outputs and dead letters, once.
+    /// Checks that each input is exactly once in either the outputs or the dead letters.
     fn check_pipeline(&mut self, pipeline: &Pipeline, counts: &BTreeMap<String, Counts>) {
         let none = Counts::new();
         let of = |name: &str| counts.get(name).unwrap_or(&none);
@@ -196,7 +198,7 @@ impl Checker {
         let sum = |counts: &Counts| counts.values().map(|n| u64::from(*n)).sum::<u64>();
         self.verdict.tally.dead_letters += sum(dead);
         let processor = &pipeline.processor;
-        // What was sent again is no longer where it ended.
+        // A letter that was sent again does not count as the end of its input.
         let standing = match self.standing(pipeline) {
             Ok(standing) => standing,
             Err(text) => return self.find(Kind::Unexpected, text),
@@ -227,7 +229,7 @@ impl Checker {
         }
     }
 
-    /// The dead letters that count as such, if they are not all of them.
+    /// The dead letters that have not been sent again; `None` if all count.
     fn standing(&self, pipeline: &Pipeline) -> Result<Option<Counts>, String> {
         if !pipeline.redrives {
             return Ok(None);
@@ -241,7 +243,8 @@ impl Checker {
         standing.map(Some).ok_or_else(unknown)
     }
 
-    /// A key's outputs stand in the order of its inputs, but for those that were dead meanwhile.
+    /// Checks that the outputs of a key stand in the order of its inputs, except for those that
+    /// were dead letters in between.
     fn check_output_order(&mut self, pipeline: &Pipeline, counts: &BTreeMap<String, Counts>) {
         let (Some(inputs), Some(outputs)) = (
             self.topics.get(&pipeline.input),
@@ -289,20 +292,21 @@ fn key(id: Id, keys: u64) -> (u32, u64) {
     (id.producer, id.sequence % keys.max(1))
 }
 
-/// What is there of each key of a compacted topic; nothing of other topics.
+/// What a compacted topic holds of each key; empty for other topics.
 struct Kept {
     ages: Ages,
-    /// Where the latest message stands that is there.
+    /// The offset of the latest message that is there.
     latest: HashMap<(u32, u64), u64>,
-    /// Where the latest message stood that removed the key.
+    /// The offset of the latest message that removed the key.
     removed: HashMap<(u32, u64), u64>,
 }
 
 /// Why a message is not there.
 enum Missing {
-    /// Something later stands for it, or it removed its key and nothing of that is left.
+    /// A later message of the key replaced it, or it removed its key and nothing older of the key
+    /// is left.
     Superseded,
-    /// It removed its key, and this older message is there.
+    /// It removed its key, and the older message at this offset is there.
     Behind(u64),
     Lost,
 }
