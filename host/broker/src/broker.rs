@@ -33,7 +33,7 @@ use crate::messages::delays::delayed::Delays;
 use crate::messages::delays::delivering;
 use crate::messages::handle::Messages;
 use crate::processors::error::ProcessorError;
-use crate::processors::going_back::take_back;
+use crate::processors::going_back::heed_alarms;
 use crate::processors::handle::{Processors, SendsAgain};
 use crate::schedules::firing;
 use crate::schedules::handle::Schedules;
@@ -165,7 +165,7 @@ impl Broker {
         processors.start_processors().await?;
         dead_letters.redrive_what_is_due();
         broker.start_tasks();
-        tokio::spawn(take_back(processors.downgrade(), heard));
+        tokio::spawn(heed_alarms(processors.downgrade(), heard));
         Ok(broker)
     }
 

@@ -5,22 +5,20 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use millrace_engine::{CommitError, EntryKind, Expectation, Version};
-use millrace_model::{
-    ChangeKind, Processor, ProcessorName, ProcessorSpec, Revision, Topic, TopicId, TopicPartition,
-};
+use millrace_model::{Processor, ProcessorName, Revision, Topic, TopicId, TopicPartition};
 
 use crate::catalogue::deciding::as_read;
 use crate::catalogue::deployed::Deployed;
 use crate::dispatch::input::Input;
 use crate::dispatch::prepared::Prepared;
 use crate::dispatch::standing::{Standing, State};
-use crate::messages::beginning::BeginAt;
-use crate::processors::canary::check_no_replay;
 use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
 use crate::processors::loading::check_patience;
 use crate::processors::next_spec::NextSpec;
-use crate::processors::revisions::{end_trials, on_trial, told_of_records, tried_already};
+use crate::processors::revisions::{
+    Beginning, create, deploy, deploy_anew, pause, resume, told_of_records,
+};
 
 /// How long a pause waits for running batches; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
@@ -89,9 +87,11 @@ impl Processors {
     ) -> Result<(Prepared, Option<String>), ProcessorError> {
         match self.prepare(processor).await {
             // A running trial continues.
-            Err(error) if on_trial(processor).is_some() && !self.has_trial(&processor.name) => {
-                let mut alone = processor.clone();
-                end_trials(&mut alone);
+            Err(error) if processor.trial.is_some() && !self.is_trying(&processor.name) => {
+                let alone = Processor {
+                    trial: None,
+                    ..processor.clone()
+                };
                 let prepared = self.prepare(&alone).await?;
                 tracing::error!(processor = %processor.name, %error, "the revision on trial cannot be started; the current one runs alone");
                 Ok((prepared, Some(error.to_string())))
@@ -100,7 +100,8 @@ impl Processors {
         }
     }
 
-    fn has_trial(&self, name: &ProcessorName) -> bool {
+    /// Whether a revision on trial runs on this host.
+    fn is_trying(&self, name: &ProcessorName) -> bool {
         let supervisor = &self.inner.supervisor;
         supervisor.canary(name).is_some() || supervisor.shadow(name).is_some()
     }
@@ -116,42 +117,44 @@ impl Processors {
         name: &ProcessorName,
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
-        let next: NextSpec = spec.into();
-        self.inner
-            .catalogue
-            .decide(|| self.deploy_next(name, next.clone()))
-            .await
+        self.deploy_as(name, spec.into(), Beginning::Current).await
     }
 
-    async fn deploy_next(
+    /// Deploys a revision, which begins in this way.
+    pub(super) async fn deploy_as(
         &self,
         name: &ProcessorName,
         next: NextSpec,
+        beginning: Beginning,
     ) -> Result<Processor, ProcessorError> {
-        let known = self.inner.catalogue.deployed(name);
-        let begin_at = next.begin_at();
-        let spec = next.over(name, known.as_ref().map(|known| &known.processor))?;
-        let processor = match known {
-            Some(known) if known.processor.current().is_some_and(|r| r.spec == spec) => {
-                return self.refresh(known).await;
+        self.inner
+            .catalogue
+            .decide(|| self.deploy_now(name, next.clone(), beginning))
+            .await
+    }
+
+    async fn deploy_now(
+        &self,
+        name: &ProcessorName,
+        next: NextSpec,
+        beginning: Beginning,
+    ) -> Result<Processor, ProcessorError> {
+        let known = match self.inner.catalogue.deployed(name) {
+            Some(known) => known,
+            None if beginning == Beginning::Current => {
+                let processor = self.first_deployment(name, next).await?;
+                return self.change(processor).await;
             }
-            Some(known) => {
-                check_patience(&spec)?;
-                let mut processor = known.processor;
-                check_no_replay(&processor)?;
-                self.check_limits(&spec)?;
-                match tried_already(&processor, &spec) {
-                    Some(number) => self.promote_to(&mut processor, number, false)?,
-                    None => processor = self.next_revision(processor, spec),
-                }
-                processor
-            }
-            None => {
-                check_patience(&spec)?;
-                self.check_limits(&spec)?;
-                self.first_deployment(name, spec, begin_at).await?
-            }
+            None => return Err(ProcessorError::Unknown(name.clone())),
         };
+        let spec = next.over(name, Some(&known.processor))?;
+        let mut processor = known.processor.clone();
+        let (asked, seen) = (self.asked(), self.seen(&known));
+        if !deploy(&mut processor, asked, seen, spec.clone(), beginning)? {
+            return self.refresh(known).await;
+        }
+        check_patience(&spec)?;
+        self.check_limits(&spec)?;
         self.check_chains(&processor)?;
         self.change(processor).await
     }
@@ -179,18 +182,18 @@ impl Processors {
         next: NextSpec,
     ) -> Result<Processor, ProcessorError> {
         let before = self.inner.catalogue.deployed(name);
-        let begin_at = next.begin_at();
-        let spec = next.over(name, before.as_ref().map(|known| &known.processor))?;
-        check_patience(&spec)?;
-        self.check_limits(&spec)?;
-        if let Some(known) = &before {
-            check_no_replay(&known.processor)?;
-        }
-        let processor = match before.clone() {
-            Some(known) => self.next_revision(known.processor, spec),
-            None => self.first_deployment(name, spec, begin_at).await?,
+        let processor = match &before {
+            Some(known) => {
+                let spec = next.over(name, Some(&known.processor))?;
+                check_patience(&spec)?;
+                self.check_limits(&spec)?;
+                let mut processor = known.processor.clone();
+                deploy_anew(&mut processor, self.asked(), self.seen(known), spec)?;
+                self.check_chains(&processor)?;
+                processor
+            }
+            None => self.first_deployment(name, next).await?,
         };
-        self.check_chains(&processor)?;
         let mut expects = self.stands_on(&processor);
         let prepared = self.prepare(&processor).await?;
         expects.extend(read_by(&prepared));
@@ -220,17 +223,22 @@ impl Processors {
     async fn first_deployment(
         &self,
         name: &ProcessorName,
-        spec: ProcessorSpec,
-        begin_at: Option<BeginAt>,
+        next: NextSpec,
     ) -> Result<Processor, ProcessorError> {
+        let begin_at = next.begin_at();
+        let spec = next.over(name, None)?;
+        check_patience(&spec)?;
+        self.check_limits(&spec)?;
         if name.as_str().starts_with('-') {
             return invalid(format!(
                 "a new processor cannot be named {name}: the command line would take it for a flag"
             ));
         }
         let start = self.start_of(name, &spec, begin_at).await?;
-        let processor = self.first_revision(name, spec);
-        Ok(Processor { start, ..processor })
+        let mut processor = create(name, spec, self.asked());
+        processor.start = start;
+        self.check_chains(&processor)?;
+        Ok(processor)
     }
 
     /// Nothing changes, but lost workers, and a processor that could not be loaded before, are started again.
@@ -290,10 +298,7 @@ impl Processors {
     async fn pause_now(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
         let known = self.known(name)?;
         let mut processor = known.processor;
-        if !std::mem::replace(&mut processor.paused, true) {
-            let current = processor.current;
-            self.record(&mut processor, ChangeKind::Pause, current, None);
-        }
+        pause(&mut processor, self.asked());
         let version = self.keep(&processor).await?;
         self.inner.supervisor.pause(name);
         self.know_with(
@@ -328,15 +333,7 @@ impl Processors {
         accept_dead_letters: Option<u64>,
     ) -> Result<Processor, ProcessorError> {
         let mut processor = self.known(name)?.processor;
-        let was_paused = std::mem::replace(&mut processor.paused, false);
-        if was_paused || accept_dead_letters.is_some() {
-            let text = accept_dead_letters.map(|count| format!("{count} dead letters accepted"));
-            let current = processor.current;
-            self.record(&mut processor, ChangeKind::Resume, current, text);
-        }
-        // This tells other hosts of it, even if nothing else differs.
-        let accepted = accept_dead_letters.unwrap_or(0);
-        processor.resumes.again(processor.current, accepted);
+        resume(&mut processor, self.asked(), accept_dead_letters);
         // A trial that cannot be loaded must not keep the current revision from running.
         let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor).await?;
         let version = self.keep(&processor).await?;
@@ -474,7 +471,8 @@ impl Processors {
     /// What a change of a processor depends on: itself, all others, and the topics and modules of its revisions that should run.
     fn stands_on(&self, processor: &Processor) -> Vec<Expectation> {
         let engine = &self.inner.engine;
-        let trial = on_trial(processor).and_then(|number| processor.revision(number));
+        let trial = processor.on_trial();
+        let trial = trial.and_then(|number| processor.revision(number));
         let mut expects = vec![
             self.inner.catalogue.as_known(&processor.name),
             self.inner.catalogue.all_as_known(),

@@ -10,14 +10,14 @@ use millrace_model::bounds::{
 };
 use millrace_model::{
     Digest, Processor, ProcessorName, ProcessorSpec, Replay, Revision, Timestamp, Topic, TopicName,
-    TopicSpec,
+    TopicSpec, Trial,
 };
 
 use crate::catalogue::deciding::heard_of;
 use crate::dispatch::breaker::Back;
 use crate::dispatch::input::Input;
 use crate::dispatch::live::{Live, OutputTopic, OutputTopics};
-use crate::dispatch::prepared::Prepared;
+use crate::dispatch::prepared::{Prepared, PreparedTrial};
 use crate::ground::chains::endless_cycle;
 use crate::ground::own_topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX, own_name};
 use crate::ground::partitioner::PartitionerError;
@@ -42,20 +42,20 @@ impl Processors {
         let (topics, live) = self
             .prepare_one(processor, processor.current, owner)
             .await?;
-        let canary = match &processor.canary {
+        let trial = match processor.trial {
             None => None,
-            Some(canary) => {
-                let (_, live) = self.prepare_one(processor, canary.revision, owner).await?;
-                Some((live, canary.percent))
+            Some(Trial::Canary {
+                revision, percent, ..
+            }) => {
+                let (_, live) = self.prepare_one(processor, revision, owner).await?;
+                Some(PreparedTrial::Canary { live, percent })
             }
-        };
-        let shadow = match &processor.shadow {
-            None => None,
-            Some(shadow) => {
+            Some(Trial::Shadow { revision, .. }) => {
                 // A shadow's log lines do not count, and take no room from others.
                 let owner = format!("{name}/shadow");
-                let (_, live) = self.prepare_one(processor, shadow.revision, &owner).await?;
-                Some((live, self.inner.clock.wall()))
+                let (_, live) = self.prepare_one(processor, revision, &owner).await?;
+                let since = self.inner.clock.wall();
+                Some(PreparedTrial::Shadow { live, since })
             }
         };
         let mut inputs = Vec::new();
@@ -64,8 +64,7 @@ impl Processors {
         }
         Ok(Prepared {
             live,
-            canary,
-            shadow,
+            trial,
             inputs,
         })
     }
@@ -364,13 +363,20 @@ fn limit(inputs: &mut Vec<Input>, replay: &Replay) {
 
 /// The revisions that the processor's messages reach: the current one, and the canary.
 fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, ProcessorSpec)> {
-    let canary = processor.canary.as_ref().map(|canary| canary.revision);
-    let numbers = [Some(processor.current), canary];
+    let numbers = [Some(processor.current), canary_of(processor)];
     let revisions = numbers.into_iter().flatten();
     let revisions = revisions.filter_map(|number| processor.revision(number));
     // A replay ends by itself.
     let revisions = revisions.filter(|_| processor.replay.is_none());
     revisions.map(|revision| (processor.name.clone(), revision.spec.clone()))
+}
+
+/// The number of the canary.
+fn canary_of(processor: &Processor) -> Option<u32> {
+    match processor.trial {
+        Some(Trial::Canary { revision, .. }) => Some(revision),
+        Some(Trial::Shadow { .. }) | None => None,
+    }
 }
 
 /// The revision to go back to from this one. From a canary it is the current one.
@@ -385,8 +391,7 @@ fn back_among(
     number: u32,
     can_run: impl Fn(&Revision) -> bool,
 ) -> Option<Back> {
-    let canary = processor.canary.as_ref();
-    let back = match canary.is_some_and(|canary| canary.revision == number) {
+    let back = match canary_of(processor) == Some(number) {
         true => processor.current(),
         false if planted!(BackToTheOneBefore) => processor.revision(number - 1),
         false => processor.way_back_among(number, can_run),

@@ -8,14 +8,14 @@ use std::ops::Range;
 use millrace_model::batch::RecordView;
 use millrace_model::bounds::{REPLAY_NAMES_MAX, REPLAY_PARTITIONS_MAX};
 use millrace_model::{
-    ChangeKind, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec, Replay, ReplayRange,
-    Timestamp, Topic, TopicName, TopicPartition,
+    Offset, PartitionId, Processor, ProcessorName, ProcessorSpec, Replay, ReplayRange, Timestamp,
+    Topic, TopicName, TopicPartition,
 };
 
 use crate::ground::packing;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
-use crate::processors::revisions::kept;
+use crate::processors::revisions::{create_replay, kept};
 
 /// Maximum bytes read to check whether there is anything to replay; beyond that the replay finds out.
 const LOOKED_AT_BYTES_MAX: usize = 64 << 20;
@@ -74,23 +74,15 @@ impl Processors {
             Some(name) => self.unused(name, &topics).await?,
             None => self.next_name(of, &topics).await?,
         };
-        let mut processor = self.first_revision(&name, spec);
-        // Guests know the original's number.
-        processor.current = number;
-        for revision in processor.revisions.iter_mut() {
-            revision.number = number;
-        }
-        processor.changes.clear();
-        let text = format!("revision {number} of {of} into {}", request.into);
-        self.record(&mut processor, ChangeKind::Replay, number, Some(text));
-        processor.replay = Some(Replay {
+        let replay = Replay {
             of: of.clone(),
             revision: number,
             from: request.from,
             until: request.until,
             into: request.into.clone(),
             ranges,
-        });
+        };
+        let processor = create_replay(&name, spec, replay, self.asked());
         self.change(processor).await
     }
 

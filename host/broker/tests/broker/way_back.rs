@@ -181,7 +181,7 @@ async fn after_a_withdrawal_by_the_host_a_rollback_says_where_to() {
         .await;
     canary.unwrap();
     flood(&rig).await;
-    until(&rig, |p| p.canary.is_none()).await;
+    until(&rig, |p| p.trial.is_none()).await;
     let refused = rig
         .session
         .processors()
@@ -239,7 +239,7 @@ async fn a_rollback_to_the_current_revision_only_ends_a_trial() {
         .rollback(&name, Some(1))
         .await
         .unwrap();
-    assert_eq!((after.current, &after.canary), (1, &None));
+    assert_eq!((after.current, &after.trial), (1, &None));
     let last = after.changes.last().unwrap();
     assert_eq!((last.what, last.revision), (ChangeKind::Withdraw, 2));
 }
