@@ -312,7 +312,9 @@ impl Broker {
         } = &*self.inner;
         let rested = async {
             rooms.processors.supervisor().stop_all(patience).await;
-            // A change may be loading a component; changes queued behind it are refused by the engine or were too late.
+            // A change may be loading a component; those that begin now are refused by the engine or were too late.
+            rooms.processors.changes_rest().await;
+            // Another may be taking over what another host changed.
             drop(rooms.catalogue.change().await);
         };
         let too_late = async {

@@ -7,8 +7,10 @@ use serde::Serialize;
 use crate::dispatch::sides::{Side, SideStatus};
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
+use crate::processors::loaded::Loaded;
 use crate::processors::next_spec::NextSpec;
 use crate::processors::revisions::{Beginning, change_share, promote, withdraw_failing};
+use crate::processors::turns::TurnError;
 
 /// How a canary compares with the current revision.
 #[derive(Clone, Debug, Serialize)]
@@ -49,20 +51,21 @@ impl Processors {
         name: &ProcessorName,
         percent: u32,
     ) -> Result<Processor, ProcessorError> {
-        self.inner
-            .catalogue
-            .decide(|| self.set_canary_now(name, percent))
-            .await
+        self.decide(name, async |loaded| {
+            self.set_canary_now(name, percent, &loaded).await
+        })
+        .await
     }
 
     async fn set_canary_now(
         &self,
         name: &ProcessorName,
         percent: u32,
-    ) -> Result<Processor, ProcessorError> {
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let mut processor = self.known(name)?.processor;
         change_share(&mut processor, self.asked(), percent)?;
-        self.change(processor).await
+        self.change(processor, loaded).await
     }
 
     /// Makes the revision on trial current. The history records the results of its trial.
@@ -70,10 +73,7 @@ impl Processors {
     /// # Errors
     /// [`ProcessorError::TrialFails`] if it is about to be withdrawn, and [`ProcessorError`].
     pub async fn promote(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        self.inner
-            .catalogue
-            .decide(|| self.promote_on_trial(name, false))
-            .await
+        self.promote_on_trial(name, false).await
     }
 
     /// Like [`promote`](Self::promote), even if the revision is about to be withdrawn.
@@ -81,10 +81,7 @@ impl Processors {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn promote_anyway(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        self.inner
-            .catalogue
-            .decide(|| self.promote_on_trial(name, true))
-            .await
+        self.promote_on_trial(name, true).await
     }
 
     async fn promote_on_trial(
@@ -92,11 +89,23 @@ impl Processors {
         name: &ProcessorName,
         anyway: bool,
     ) -> Result<Processor, ProcessorError> {
+        self.decide(name, async |loaded| {
+            self.promote_now(name, anyway, &loaded).await
+        })
+        .await
+    }
+
+    async fn promote_now(
+        &self,
+        name: &ProcessorName,
+        anyway: bool,
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let known = self.known(name)?;
         let mut processor = known.processor.clone();
         promote(&mut processor, self.asked(), self.seen(&known), anyway)?;
         self.check_chains(&processor)?;
-        self.change(processor).await
+        self.change(processor, loaded).await
     }
 
     /// Withdraws a canary whose breaker has opened, if it is still the one.
@@ -106,10 +115,10 @@ impl Processors {
         revision: u32,
         why: String,
     ) -> Result<(), ProcessorError> {
-        self.inner
-            .catalogue
-            .decide(|| self.withdraw_now(name, revision, &why))
-            .await
+        self.decide(name, async |loaded| {
+            self.withdraw_now(name, revision, &why, &loaded).await
+        })
+        .await
     }
 
     async fn withdraw_now(
@@ -117,12 +126,13 @@ impl Processors {
         name: &ProcessorName,
         revision: u32,
         why: &str,
-    ) -> Result<(), ProcessorError> {
+        loaded: &Loaded,
+    ) -> Result<(), TurnError> {
         let mut processor = self.known(name)?.processor;
         if !withdraw_failing(&mut processor, self.asked(), revision, why) {
             return Ok(());
         }
-        self.change(processor).await?;
+        self.change(processor, loaded).await?;
         counter!("millrace_canaries_withdrawn_total", "processor" => name.to_string()).increment(1);
         tracing::error!(processor = %name, revision, why, "a canary was withdrawn; its messages go to the current revision");
         Ok(())

@@ -2,6 +2,7 @@
 //! then passed to the workers, which adopt it at their next batch.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::{CommitError, EntryKind, Expectation, Version};
@@ -14,11 +15,13 @@ use crate::dispatch::prepared::Prepared;
 use crate::dispatch::standing::{Standing, State};
 use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
+use crate::processors::loaded::Loaded;
 use crate::processors::loading::check_patience;
 use crate::processors::next_spec::NextSpec;
 use crate::processors::revisions::{
     Beginning, create, deploy, deploy_anew, pause, resume, told_of_records,
 };
+use crate::processors::turns::{Lacking, TurnError, without_trial};
 
 /// How long a pause waits for running batches; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
@@ -48,7 +51,7 @@ impl Processors {
     }
 
     pub(crate) async fn start_processor(&self, processor: Processor, version: Version) {
-        let (problem, trial_problem) = match self.prepare_alone_if_need_be(&processor).await {
+        let (problem, trial_problem) = match self.load_and_prepare(&processor).await {
             Ok((prepared, trial_problem)) => {
                 self.run(&processor, prepared).await;
                 (None, trial_problem)
@@ -71,7 +74,7 @@ impl Processors {
         else {
             return;
         };
-        match self.prepare_alone_if_need_be(&known.processor).await {
+        match self.load_and_prepare(&known.processor).await {
             Ok((prepared, _)) => self.run(&known.processor, prepared).await,
             Err(error) => {
                 tracing::error!(processor = %name, %error, "a processor continues unchanged");
@@ -79,25 +82,43 @@ impl Processors {
         }
     }
 
+    /// Loads and prepares a processor for which nothing is decided: it runs as it is. Whoever calls holds the lock of changes.
+    async fn load_and_prepare(
+        &self,
+        processor: &Processor,
+    ) -> Result<(Prepared, Option<String>), ProcessorError> {
+        let prepare =
+            async |loaded: Arc<Loaded>| self.prepare_alone_if_need_be(processor, &loaded).await;
+        self.load_between(&processor.name, prepare).await
+    }
+
     /// Prepares the revision on trial. If it cannot be loaded, the current one still runs; the second value says why the trial does
     /// not.
     async fn prepare_alone_if_need_be(
         &self,
         processor: &Processor,
-    ) -> Result<(Prepared, Option<String>), ProcessorError> {
-        match self.prepare(processor).await {
-            // A running trial continues.
-            Err(error) if processor.trial.is_some() && !self.is_trying(&processor.name) => {
-                let alone = Processor {
-                    trial: None,
-                    ..processor.clone()
-                };
-                let prepared = self.prepare(&alone).await?;
-                tracing::error!(processor = %processor.name, %error, "the revision on trial cannot be started; the current one runs alone");
-                Ok((prepared, Some(error.to_string())))
+        loaded: &Loaded,
+    ) -> Result<(Prepared, Option<String>), TurnError> {
+        // A running trial continues.
+        let runs_alone = processor.trial.is_some() && !self.is_trying(&processor.name);
+        let why = match (
+            loaded.trial_problem(processor),
+            self.prepare(processor, loaded).await,
+        ) {
+            (Some(why), _) if runs_alone => why.to_owned(),
+            (_, Ok(prepared)) => return Ok((prepared, None)),
+            (_, Err(TurnError::Refused(error))) if runs_alone => error.to_string(),
+            (_, Err(TurnError::NotLoaded(lacking))) => {
+                return Err(TurnError::NotLoaded(Box::new(Lacking {
+                    runs_alone,
+                    ..*lacking
+                })));
             }
-            prepared => Ok((prepared?, None)),
-        }
+            (_, Err(refused)) => return Err(refused),
+        };
+        let prepared = self.prepare(&without_trial(processor), loaded).await?;
+        tracing::error!(processor = %processor.name, error = why, "the revision on trial cannot be started; the current one runs alone");
+        Ok((prepared, Some(why)))
     }
 
     /// Whether a revision on trial runs on this host.
@@ -127,10 +148,11 @@ impl Processors {
         next: NextSpec,
         beginning: Beginning,
     ) -> Result<Processor, ProcessorError> {
-        self.inner
-            .catalogue
-            .decide(|| self.deploy_now(name, next.clone(), beginning))
-            .await
+        self.decide(name, async |loaded| {
+            let next = next.clone();
+            self.deploy_now(name, next, beginning, &loaded).await
+        })
+        .await
     }
 
     async fn deploy_now(
@@ -138,25 +160,26 @@ impl Processors {
         name: &ProcessorName,
         next: NextSpec,
         beginning: Beginning,
-    ) -> Result<Processor, ProcessorError> {
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let known = match self.inner.catalogue.deployed(name) {
             Some(known) => known,
             None if beginning == Beginning::Current => {
                 let processor = self.first_deployment(name, next).await?;
-                return self.change(processor).await;
+                return self.change(processor, loaded).await;
             }
-            None => return Err(ProcessorError::Unknown(name.clone())),
+            None => return Err(ProcessorError::Unknown(name.clone()).into()),
         };
         let spec = next.over(name, Some(&known.processor))?;
         let mut processor = known.processor.clone();
         let (asked, seen) = (self.asked(), self.seen(&known));
         if !deploy(&mut processor, asked, seen, spec.clone(), beginning)? {
-            return self.refresh(known).await;
+            return self.refresh(known, loaded).await;
         }
         check_patience(&spec)?;
         self.check_limits(&spec)?;
         self.check_chains(&processor)?;
-        self.change(processor).await
+        self.change(processor, loaded).await
     }
 
     /// Like [`deploy`](Self::deploy), with empty state: the workers stop after their batch, one commit makes the revision current and
@@ -170,17 +193,19 @@ impl Processors {
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
         let next: NextSpec = spec.into();
-        self.inner
-            .catalogue
-            .decide(|| self.deploy_next_and_reset(name, next.clone()))
-            .await
+        self.decide(name, async |loaded| {
+            let next = next.clone();
+            self.deploy_and_reset_now(name, next, &loaded).await
+        })
+        .await
     }
 
-    async fn deploy_next_and_reset(
+    async fn deploy_and_reset_now(
         &self,
         name: &ProcessorName,
         next: NextSpec,
-    ) -> Result<Processor, ProcessorError> {
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let before = self.inner.catalogue.deployed(name);
         let processor = match &before {
             Some(known) => {
@@ -195,7 +220,7 @@ impl Processors {
             None => self.first_deployment(name, next).await?,
         };
         let mut expects = self.stands_on(&processor);
-        let prepared = self.prepare(&processor).await?;
+        let prepared = self.prepare(&processor, loaded).await?;
         expects.extend(read_by(&prepared));
         self.inner.supervisor.stop(name).await;
         if self.inner.supervisor.is_closed() {
@@ -242,13 +267,15 @@ impl Processors {
     }
 
     /// Nothing changes, but lost workers, and a processor that could not be loaded before, are started again.
-    async fn refresh(&self, known: Deployed) -> Result<Processor, ProcessorError> {
+    async fn refresh(&self, known: Deployed, loaded: &Loaded) -> Result<Processor, TurnError> {
         let standings = self.inner.supervisor.standings(&known.processor.name);
         let lost = |(_, standing): &(Input, Standing)| matches!(standing.state, State::Stopped(_));
         if known.problem.is_none() && !standings.iter().any(lost) {
             return Ok(known.processor);
         }
-        let (prepared, trial_problem) = self.prepare_alone_if_need_be(&known.processor).await?;
+        let (prepared, trial_problem) = self
+            .prepare_alone_if_need_be(&known.processor, loaded)
+            .await?;
         self.run(&known.processor, prepared).await;
         self.know_with(known.processor.clone(), known.version, None, trial_problem);
         Ok(known.processor)
@@ -321,21 +348,22 @@ impl Processors {
         name: &ProcessorName,
         accept_dead_letters: Option<u64>,
     ) -> Result<Processor, ProcessorError> {
-        self.inner
-            .catalogue
-            .decide(|| self.resume_now(name, accept_dead_letters))
-            .await
+        self.decide(name, async |loaded| {
+            self.resume_now(name, accept_dead_letters, &loaded).await
+        })
+        .await
     }
 
     async fn resume_now(
         &self,
         name: &ProcessorName,
         accept_dead_letters: Option<u64>,
-    ) -> Result<Processor, ProcessorError> {
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let mut processor = self.known(name)?.processor;
         resume(&mut processor, self.asked(), accept_dead_letters);
         // A trial that cannot be loaded must not keep the current revision from running.
-        let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor).await?;
+        let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor, loaded).await?;
         let version = self.keep(&processor).await?;
         self.run(&processor, prepared).await;
         self.know_with(processor.clone(), version, None, trial_problem);
@@ -490,10 +518,14 @@ impl Processors {
         expects
     }
 
-    /// Load first, then one commit, then tell the workers: a failure before the commit changes nothing.
-    pub(crate) async fn change(&self, processor: Processor) -> Result<Processor, ProcessorError> {
+    /// The end of a turn: one commit, then the workers are told. A failure before the commit changes nothing.
+    pub(crate) async fn change(
+        &self,
+        processor: Processor,
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let mut expects = self.stands_on(&processor);
-        let prepared = self.prepare(&processor).await?;
+        let prepared = self.prepare(&processor, loaded).await?;
         expects.extend(read_by(&prepared));
         let version = self.keep_on(&processor, expects).await?;
         self.run(&processor, prepared).await;

@@ -1,7 +1,10 @@
 //! Going back to a revision that worked: on an operator's request, or automatically after a bad deploy or a bad canary.
 
+use std::collections::HashSet;
 use std::sync::Weak;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use metrics::counter;
 use millrace_model::{Processor, ProcessorName};
 use tokio::sync::mpsc;
@@ -9,29 +12,58 @@ use tokio::sync::mpsc;
 use crate::dispatch::gate::{Alarm, Wanted};
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::{Inner, Processors};
+use crate::processors::loaded::Loaded;
 use crate::processors::revisions::{Asks, roll_back, take_back};
+use crate::processors::turns::TurnError;
 
-/// Rolls bad deploys back if they ask for it, while the broker exists.
+/// Does what gates want of revisions, while the broker exists. A processor whose components load slowly delays no other one.
 pub(crate) async fn heed_alarms(processors: Weak<Inner>, mut alarms: mpsc::Receiver<Alarm>) {
-    while let Some(alarm) = alarms.recv().await {
-        let Some(inner) = processors.upgrade() else {
-            return;
+    // At most two for each processor, by [`which`].
+    let mut under_way = FuturesUnordered::new();
+    let mut busy = HashSet::new();
+    loop {
+        let alarm = tokio::select! {
+            Some(done) = under_way.next() => {
+                busy.remove(&done);
+                continue;
+            }
+            alarm = alarms.recv() => alarm,
+        };
+        let (Some(alarm), Some(inner)) = (alarm, processors.upgrade()) else {
+            break;
         };
         let processors = Processors::of(inner).by_itself();
+        let which = which(&alarm);
+        if busy.insert(which.clone()) {
+            under_way.push(async move {
+                processors.heed(alarm).await;
+                which
+            });
+        } else if let Wanted::Note = alarm.wanted {
+            // Told again with the next news. All else is told again in any case, as long as it is wanted.
+            processors.not_noted(&alarm.processor);
+        }
+    }
+    while under_way.next().await.is_some() {}
+}
+
+/// Of what there is one at a time: a processor's records to store, or its revisions to take away.
+fn which(alarm: &Alarm) -> (ProcessorName, bool) {
+    let is_note = matches!(alarm.wanted, Wanted::Note);
+    (alarm.processor.clone(), is_note)
+}
+
+impl Processors {
+    async fn heed(&self, alarm: Alarm) {
         let (name, revision) = (&alarm.processor, alarm.revision);
         let (done, is_new) = match alarm.wanted {
             Wanted::TakeBack { to, why } => {
-                let done = processors
-                    .roll_back_by_itself(name, revision, to, why)
-                    .await;
-                let is_new = processors.note_way_back_problem(name, revision, done.as_ref().err());
+                let done = self.roll_back_by_itself(name, revision, to, why).await;
+                let is_new = self.note_way_back_problem(name, revision, done.as_ref().err());
                 (done, is_new)
             }
-            Wanted::Withdraw { why } => (
-                processors.withdraw_by_itself(name, revision, why).await,
-                true,
-            ),
-            Wanted::Note => (processors.note_record(name, revision).await, true),
+            Wanted::Withdraw { why } => (self.withdraw_by_itself(name, revision, why).await, true),
+            Wanted::Note => (self.note_record(name, revision).await, true),
         };
         // A rollback is tried again with each failed probe, and the status shows its problem.
         if let Err(error) = done
@@ -40,9 +72,7 @@ pub(crate) async fn heed_alarms(processors: Weak<Inner>, mut alarms: mpsc::Recei
             tracing::error!(processor = %name, revision, %error, "an action on a revision failed; trying again");
         }
     }
-}
 
-impl Processors {
     /// Rolls back to `revision`, or to the last one that worked. Without a number, or with that of the current one, it withdraws a
     /// revision on trial, and the current one stays.
     ///
@@ -71,17 +101,18 @@ impl Processors {
             to: revision,
             from: expected,
         };
-        self.inner
-            .catalogue
-            .decide(|| self.roll_back_now(name, asks))
-            .await
+        self.decide(name, async |loaded| {
+            self.roll_back_now(name, asks, &loaded).await
+        })
+        .await
     }
 
     async fn roll_back_now(
         &self,
         name: &ProcessorName,
         asks: Asks,
-    ) -> Result<Processor, ProcessorError> {
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let known = self.known(name)?;
         let mut processor = known.processor.clone();
         let can_run = |revision: &_| self.inner.catalogue.can_run(revision);
@@ -99,7 +130,7 @@ impl Processors {
         if processor.current != known.processor.current {
             self.check_chains(&processor)?;
         }
-        self.change(processor).await
+        self.change(processor, loaded).await
     }
 
     /// Takes a bad deploy back, if it is still the one.
@@ -110,32 +141,35 @@ impl Processors {
         back_to: u32,
         why: String,
     ) -> Result<(), ProcessorError> {
-        let take_back = || self.roll_back_by_itself_now(name, bad, back_to, &why);
-        self.inner.catalogue.decide(take_back).await
+        self.decide(name, async |loaded| {
+            let which = (bad, back_to);
+            self.roll_back_by_itself_now(name, which, &why, &loaded)
+                .await
+        })
+        .await
     }
 
     async fn roll_back_by_itself_now(
         &self,
         name: &ProcessorName,
-        bad: u32,
-        back_to: u32,
+        which: (u32, u32),
         why: &str,
-    ) -> Result<(), ProcessorError> {
+        loaded: &Loaded,
+    ) -> Result<(), TurnError> {
         let known = self.known(name)?;
         let mut processor = known.processor.clone();
         let can_run = |revision: &_| self.inner.catalogue.can_run(revision);
         let (asked, seen) = (self.asked(), self.seen(&known));
-        let which = (bad, back_to);
         let Some(taken_back) = take_back(&mut processor, asked, seen, which, why, &can_run)? else {
             return Ok(());
         };
         self.check_chains(&processor)?;
-        self.change(processor).await?;
+        self.change(processor, loaded).await?;
         counter!("millrace_auto_rollbacks_total", "processor" => name.to_string()).increment(1);
         if taken_back.redrives {
             self.have_sent_what_is_due(name);
         }
-        let back_to = taken_back.to;
+        let (bad, back_to) = (which.0, taken_back.to);
         tracing::error!(processor = %name, revision = bad, back_to, why, "a bad deploy was rolled back; `millrace dlq redrive {name} --failed-revision {bad}` sends again what it gave up");
         Ok(())
     }

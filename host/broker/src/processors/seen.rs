@@ -53,9 +53,14 @@ impl Processors {
             .decide(|| self.note_record_now(name, revision))
             .await;
         if noted.is_err() {
-            self.gates_of(name).for_each(|gate| gate.not_written());
+            self.not_noted(name);
         }
         noted
+    }
+
+    /// The record of a running revision was not stored: its gate tells of it again.
+    pub(super) fn not_noted(&self, name: &ProcessorName) {
+        self.gates_of(name).for_each(|gate| gate.not_written());
     }
 
     /// The gates of the current revision and of the canary.

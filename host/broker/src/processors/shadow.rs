@@ -8,8 +8,10 @@ use millrace_model::{Processor, ProcessorName, Trial};
 use crate::dispatch::comparison::ShadowReport;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
+use crate::processors::loaded::Loaded;
 use crate::processors::next_spec::NextSpec;
 use crate::processors::revisions::{Beginning, end_shadow};
+use crate::processors::turns::TurnError;
 
 impl Processors {
     /// Creates a revision that is called with the current one's settled batches. An existing trial ends; a revision on trial with the
@@ -30,16 +32,20 @@ impl Processors {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn end_shadow(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        self.inner
-            .catalogue
-            .decide(|| self.end_shadow_now(name))
-            .await
+        self.decide(name, async |loaded| {
+            self.end_shadow_now(name, &loaded).await
+        })
+        .await
     }
 
-    async fn end_shadow_now(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+    async fn end_shadow_now(
+        &self,
+        name: &ProcessorName,
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let mut processor = self.known(name)?.processor;
         end_shadow(&mut processor, self.asked())?;
-        self.change(processor).await
+        self.change(processor, loaded).await
     }
 
     /// The report of the processor's shadow, since it began on this host.
