@@ -181,7 +181,7 @@ fn size(bytes: u64) -> String {
 
 fn bounds_page(bounds: &[Bound]) -> String {
     let mut page = String::from(
-        "# Bounds\n\nEverything that could grow has a named bound; the last column says what happens there. Generated from the source by \
+        "# Bounds\n\nEverything that could grow has a named bound; the tables say what happens there. Generated from the source by \
          `tests/tests/documented.rs`.\n",
     );
     let mut room = "";
