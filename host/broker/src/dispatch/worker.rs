@@ -3,7 +3,6 @@
 //!
 //! A batch is processed entirely by the revision that was current when it was cut, and its commit records that revision.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use crate::dispatch::gate::{Alarms, Entry, Gate, Probe};
 use crate::dispatch::input::Input;
 use crate::dispatch::meters::Meters;
 use crate::dispatch::orders::Orders;
-use crate::dispatch::pace::Pace;
+use crate::dispatch::plan::{Came, Plan, Take};
 use crate::dispatch::remembered::{Part, Remembered};
 use crate::dispatch::shadow::Echo;
 use crate::dispatch::sides::{Canary, Side};
@@ -39,18 +38,16 @@ mod cutting;
 mod delaying;
 mod gating;
 mod hopping;
+mod marking;
 mod opening;
 mod parking;
 mod settling;
 mod shadowing;
 mod stateful;
-mod suspects;
 mod trouble;
 
-use cutting::Take;
 pub(crate) use opening::run;
 use stateful::Home;
-use suspects::Suspects;
 use trouble::{End, Trouble};
 
 /// The longest sleep, because the wall clock may be set meanwhile.
@@ -81,9 +78,6 @@ enum HeldUp {
     /// Something is in the way.
     Trouble(String),
 }
-
-/// A failure that the breaker knows of: the message, whose batch, the class.
-type Reported = (Offset, Side, String);
 
 /// What a step did.
 enum Step {
@@ -127,37 +121,20 @@ struct Worker {
     remembered: Part,
     /// The end of the partition when the last batch was cut: waiting starts from here.
     seen: Offset,
-    /// The running revisions and the canary's share.
-    revisions: (u32, Option<(u32, u32)>),
-    /// The side of the last batch.
+    /// What to cut next.
+    plan: Plan,
+    /// The side of the current batch.
     side: Side,
-    /// Messages whose failures the breaker knows of, and which are called again because they could not be committed.
-    reported: HashSet<Reported>,
-    /// The longest recent times of the current revision, for a call and for a message; zero if it made no call.
-    longest: [Duration; 2],
     /// The canary while there is one, for its breaker and the counts of both sides.
     canary: Option<Arc<Canary>>,
     /// The queue to the shadow while there is one.
     echo: Option<Echo>,
     /// Number of committed batches.
     commits: u64,
-    /// Sizes of the pieces of a batch that failed as a whole, the next one last.
-    pieces: Vec<usize>,
-    pace: [Pace; 2],
-    /// Whether the previous batch was one message that runs alone: then new ones have their turn.
-    alone: bool,
-    /// Bytes of the previous batch, a guess for the next.
-    bytes_before: usize,
-    backoff: Backoff,
     rng: fastrand::Rng,
     meters: Meters,
-    suspects: Suspects,
-    /// Suspects that were called since the worker started.
-    cleared: HashSet<Offset>,
     /// Whether the running call was interrupted: nothing happened.
     interrupted: bool,
-    /// Whether the current batch leaves expired state in place, because there was no room to remove it.
-    leaves_ended: bool,
     /// The place of its state; `None` until a revision has used any.
     home: Option<Home>,
     /// The right to write state, exclusive from the first read of a batch to its commit.
@@ -210,7 +187,7 @@ impl Worker {
     /// Works until it is told to stop, must stop, or should leave; then its hold is released.
     async fn work(mut self: Box<Self>, beginning: &mut Backoff) -> End {
         let end = self.work_on().await;
-        if self.commits > 0 {
+        if self.plan.has_settled() {
             // It was able to work, so the next start is immediate.
             beginning.reset();
         }
@@ -286,14 +263,7 @@ impl Worker {
                 }
             }
             if !command.paused {
-                if command.revisions() != self.revisions {
-                    // A new revision may succeed where the previous one failed.
-                    self.revisions = command.revisions();
-                    self.pieces.clear();
-                    self.pace = Default::default();
-                    self.backoff.reset();
-                    self.reported.clear();
-                    self.longest = Default::default();
+                if self.plan.run(command.revisions()) {
                     self.let_go(&command);
                 }
                 return Ok(command);
@@ -318,8 +288,9 @@ impl Worker {
         if let Some(canary) = &self.canary {
             canary.gate.remind();
         }
-        if let Some(offset) = self.suspects.convicted() {
+        if let Some(offset) = self.plan.suspects.convicted() {
             self.side = Side::Current;
+            self.plan.pick();
             Box::pin(self.bury(&command.live, offset)).await?;
             return Ok(Step::Done);
         }
@@ -356,7 +327,7 @@ impl Worker {
         if batch.len() == 0 {
             return self.pass(command, batch, take, probe.is_some()).await;
         }
-        self.bytes_before = batch.columns.data.len();
+        self.plan.cut(&batch);
         self.side = batch.side;
         let live = match (&command.canary, batch.side) {
             (Some(canary), Side::Canary) => &canary.live,
@@ -364,7 +335,7 @@ impl Worker {
         };
         if !wants(&self.commands.borrow(), &self.input.origin) {
             // A command came while it waited for a fuller batch: no new batch is started.
-            self.discard();
+            self.put_back(&batch, Came::Discarded);
             return Ok(Step::Done);
         }
         let spent = chains::spent(live.spec.hops_max, &batch.columns);
@@ -405,10 +376,10 @@ impl Worker {
             progress.parked.extend(batch.skipped);
             self.remembered.set(&self.progress);
         }
-        if passes || take == Take::Suspect && self.suspects.end_at(next) {
+        if passes || take == Take::Suspect && self.plan.suspects.end_at(next) {
             return Ok(Step::Done);
         }
-        self.pieces.clear();
+        self.plan.join();
         self.source.rest();
         if !is_probe {
             let state = self.resting(&command.live);
@@ -420,14 +391,13 @@ impl Worker {
         Ok(Step::Idle)
     }
 
-    /// The batch is repeated in halves, each committed separately; no attempts are spent.
-    fn split(&mut self, messages: usize) {
-        self.pieces.pop();
-        self.pieces.extend([messages - messages / 2, messages / 2]);
+    /// The batch has no effect: it is cut again, as this demands.
+    fn put_back(&mut self, batch: &Batch, came: Came<'_>) {
+        self.plan.on(batch, came);
         self.rewind();
     }
 
-    /// The batch has no effect: it is cut again.
+    /// What was read ahead is read again.
     fn rewind(&mut self) {
         self.source.rewind(self.progress.next);
     }
@@ -473,7 +443,7 @@ impl Worker {
 
     /// Waits with growing delays, but never through a command.
     async fn back_off(&mut self, reason: String) {
-        let delay = self.backoff.next(&mut self.rng);
+        let delay = self.plan.back_off(&mut self.rng);
         let until = self.now().after(delay);
         self.show(State::Waiting(reason, Some(until)));
         changed_within(&mut self.commands, delay).await;

@@ -13,6 +13,7 @@ use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::gate::Probe;
 use crate::dispatch::live::Live;
+use crate::dispatch::plan::{Call, Came};
 use crate::dispatch::sides::Side;
 use crate::dispatch::{at_hand, placing};
 use crate::ground::chains::Hops;
@@ -39,7 +40,8 @@ impl Worker {
         }
         let before = self.context.clock.monotonic();
         let end = self.end_of_call(live);
-        let most = self.call_max(live, batch.len());
+        let time_max = Duration::from_millis(live.spec.limits.call_ms_max);
+        let most = self.plan.call_max(batch.side, batch.len(), time_max);
         let (called, used) = tokio::select! {
             biased;
             called = self.call(live, batch, home.as_ref()) => called,
@@ -52,14 +54,24 @@ impl Worker {
         if matches!(called, Err(CallError::Interrupted)) {
             return self.interrupt(live, batch, took);
         }
-        if called.is_ok() {
-            self.took(batch.len(), took);
+        match &called {
+            Ok(_) => self.plan.answered(&Call {
+                side: batch.side,
+                messages: batch.len(),
+                took,
+                guest_time: used.as_ref().map_or(took, CallUse::guest_time),
+                time_max,
+            }),
+            Err(CallError::Timeout(_)) => self.plan.timed_out(batch.side, batch.len()),
+            Err(_) => {}
         }
-        let guest_time = used.as_ref().map_or(took, CallUse::guest_time);
-        self.learn(live, batch.len(), guest_time, called.as_ref().err());
         let error = match called {
             Ok((failed, ..)) if !failed.is_empty() => {
-                self.isolate(&failed, batch.len());
+                let came = match self.breaker().is_open() {
+                    true => Came::Discarded,
+                    false => Came::Isolated(&failed),
+                };
+                self.put_back(batch, came);
                 return Ok(());
             }
             Ok((_, mut verdict, places)) => {
@@ -74,7 +86,7 @@ impl Worker {
                 {
                     // The engine's limit is not the component's fault, so no attempt is spent. Smaller batches need less.
                     Err(CommitError::TooLarge { .. }) if batch.len() > 1 => {
-                        self.split(batch.len());
+                        self.put_back(batch, Came::Failed);
                         return Ok(());
                     }
                     Err(CommitError::TooLarge { bytes, max }) => {
@@ -122,7 +134,7 @@ impl Worker {
     ) -> Result<(), Trouble> {
         self.interrupted = true;
         tracing::warn!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, revision = live.revision, messages = batch.len(), after_ms = took.as_millis() as u64, "a call was interrupted because its result was no longer useful; its messages are unchanged and no attempt is spent");
-        self.discard();
+        self.put_back(batch, Came::Discarded);
         let goes_on = wants(&self.commands.borrow(), &self.input.origin)
             && self.commands.borrow().runs(live.revision);
         match goes_on {
@@ -144,7 +156,7 @@ impl Worker {
         match error {
             CallError::Unavailable(reason) => {
                 self.breaker().unavailable(live.revision, &reason, probe);
-                self.discard();
+                self.put_back(batch, Came::Discarded);
                 Ok(())
             }
             CallError::Interrupted => self.interrupt(live, batch, took),
@@ -154,12 +166,12 @@ impl Worker {
                 Err(Trouble::Wait(error.to_string()))
             }
             _ if batch.len() > 1 && self.breaker().is_open() => {
-                self.discard();
+                self.put_back(batch, Came::Discarded);
                 Ok(())
             }
             _ if batch.len() > 1 => {
                 tracing::debug!(processor = %live.processor, messages = batch.len(), %error, "a batch failed; bisecting");
-                self.split(batch.len());
+                self.put_back(batch, Came::Failed);
                 Ok(())
             }
             _ => {

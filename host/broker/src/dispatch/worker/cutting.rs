@@ -1,117 +1,91 @@
 //! How the worker gets its next batch: it reads and waits, [`batcher`] decides.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_engine::Engine;
 use millrace_model::Offset;
-use millrace_model::processor::BatchPolicy;
+use millrace_model::processor::Order;
 
 use super::{Trouble, Worker};
 use crate::dispatch::at_hand;
 use crate::dispatch::batcher::{self, Batch, Cut, Due};
 use crate::dispatch::command::Command;
 use crate::dispatch::live::Live;
-use crate::dispatch::sides::{Canary, Side, Split};
-use crate::handler::CallError;
+use crate::dispatch::plan::{Choice, Most, Take, Want};
 
-/// The kind of batch wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Take {
-    /// As much as there is.
-    Batch,
-    /// One message, to see whether others might succeed.
-    Probe,
-    /// One message during which the host may have ended.
-    Suspect,
+/// The most that a batch of a revision has: at most half of the bytes of one engine commit, because its results are committed at
+/// once.
+fn most(engine: &dyn Engine, live: &Live) -> Most {
+    let policy = &live.spec.batch;
+    Most {
+        messages: policy.messages_max as usize,
+        bytes: (policy.bytes_max as usize).min(engine.limits().transaction_bytes_max / 2),
+    }
 }
-
-/// A canary's call is ended after this many times the longest of the current revision's recent calls.
-const CANARY_SLOWNESS_MAX: u32 = 20;
-/// A canary's call is never ended sooner than this for being slower than the current revision: a machine may be busy.
-const CANARY_CALL_MIN: Duration = Duration::from_secs(3);
-/// With each call, the longest earlier one decays by this fraction.
-const LONGEST_FADES: f64 = 0.99;
 
 impl Worker {
     /// The next batch, cut from due and new messages; empty if there is nothing to do, and `None` if a command came while it waited for
     /// room.
-    ///
-    /// A probe is one message: new and parked ones alternate, so that no message at the front is tried forever.
     pub(super) async fn next_batch(
         &mut self,
         command: &Command,
         take: Take,
     ) -> Result<Option<Batch>, Trouble> {
         let live = &command.live;
-        let policy = &live.spec.batch;
-        let piece = match take {
-            Take::Probe | Take::Suspect => 1,
-            Take::Batch => self.pieces.last().copied().unwrap_or(usize::MAX),
-        };
-        // It is not known yet which side the batch is for.
-        let paced = match command.canary() {
-            None => self.paced(Side::Current),
-            Some(_) => self.paced(Side::Current).max(self.paced(Side::Canary)),
-        };
-        let messages_max = piece.min(policy.messages_max as usize).min(paced);
-        let bytes_max = self.batch_bytes_max(policy);
-        let mut cut = self.empty_cut(messages_max, bytes_max);
-        if let Some(canary) = command.canary() {
-            cut.split(self.sharing(live, canary, piece));
-        }
         self.seen = self.source.end();
         let room = self.room_for_new(live.spec.order);
-        let reads = room > 0 && self.source.has_more();
-        if reads {
-            cut.share();
+        let canary = command.canary();
+        let want = self.plan.next(&Choice {
+            take,
+            order: live.spec.order,
+            parked: &self.progress.parked,
+            has_new: room > 0 && self.source.has_more(),
+            current: most(&*self.context.engine, live),
+            canary: canary
+                .map(|canary| (canary.percent, most(&*self.context.engine, &canary.live))),
+            now: self.now(),
+        });
+        if want.lingers {
+            self.linger(live, want.most.messages).await;
         }
-        let due_max = cut.retried_messages_max();
-        let parked = &self.progress.parked;
-        let due = match take {
-            Take::Suspect => match batcher::oldest_due(parked, self.now(), &self.cleared) {
-                // The next suspect waits behind one that was called before: that one continues first.
-                due if due.offsets.is_empty() && !reads => {
-                    batcher::oldest_due(parked, self.now(), &HashSet::new())
-                }
-                due => due,
-            },
-            _ if self.alone && reads => Due::default(),
-            Take::Probe => batcher::oldest_due(parked, self.now(), &HashSet::new()),
-            // In turns, or retries would keep new messages out.
-            Take::Batch if messages_max == 1 && reads => {
-                batcher::oldest_due(parked, self.now(), &HashSet::new())
-            }
-            Take::Batch => batcher::due(parked, self.now(), due_max),
-        };
-        self.alone = due.alone;
-        let lingers = due.offsets.is_empty() && reads;
-        if lingers && take == Take::Batch {
-            self.linger(live, messages_max).await;
-        }
-        if (lingers || !due.offsets.is_empty()) && !self.make_room(command).await {
+        if !want.is_nothing() && !self.make_room(command).await {
             return Ok(None);
         }
-        self.take_due(&due, &mut cut).await?;
+        let batch = self.cut(want, live.spec.order, room).await?;
+        let new = batch.len() - batch.retried + batch.skipped.len();
+        self.remembered.expect(new);
+        Ok(Some(batch))
+    }
+
+    /// Reads and cuts what is wanted; at most `room` new messages are taken or passed over.
+    async fn cut(&mut self, want: Want, order: Order, room: usize) -> Result<Batch, Trouble> {
+        let Most { messages, bytes } = want.most;
+        let mut cut = self.empty_cut(messages, bytes);
+        if let Some(split) = want.split {
+            cut.split(split);
+        }
+        if want.has_new {
+            cut.share();
+        }
+        self.take_due(&want.due, &mut cut).await?;
         // Other workers may have used the room for records meanwhile.
-        let room = self.room_for_new(live.spec.order).min(room);
-        if reads && room > 0 && !due.alone && !cut.is_full() {
-            match self.source.fill(messages_max, bytes_max).await {
+        let room = self.room_for_new(order).min(room);
+        if want.has_new && room > 0 && !cut.is_full() {
+            match self.source.fill(messages, bytes).await {
                 // Retries continue, whatever is in the way of new messages.
                 Err(_) if !cut.is_empty() => {}
                 filled => filled?,
             }
-            cut.reserve(messages_max.min(self.source.at_hand()), self.bytes_before);
+            let bytes = self.plan.bytes_before();
+            cut.reserve(messages.min(self.source.at_hand()), bytes);
             let parked = &self.progress.parked;
-            if let Some(split) = cut.split_mut().filter(|_| take == Take::Batch) {
-                split.begin_new(parked, !self.pieces.is_empty());
+            if let Some(split) = cut.split_mut().filter(|_| want.take == Take::Batch) {
+                split.begin_new(parked, want.is_part);
             }
-            cut.take_new(&mut self.source, live.spec.order, parked, room);
+            cut.take_new(&mut self.source, order, parked, room);
         }
-        let batch = cut.finish(self.source.position());
-        let new = batch.len() - batch.retried + batch.skipped.len();
-        self.remembered.expect(new);
-        Ok(Some(batch))
+        Ok(cut.finish(self.source.position()))
     }
 
     /// Reserves room for the next batch; false if a command came first. Nothing is held while waiting.
@@ -132,76 +106,6 @@ impl Worker {
             };
         }
         self.in_hand.is_some()
-    }
-
-    /// What a call reveals about the guest's speed.
-    pub(super) fn learn(
-        &mut self,
-        live: &Live,
-        messages: usize,
-        took: Duration,
-        error: Option<&CallError>,
-    ) {
-        let time_max = Duration::from_millis(live.spec.limits.call_ms_max);
-        match error {
-            None => self.pace[self.side as usize].answered(messages, took, time_max),
-            Some(CallError::Timeout(_)) => self.pace[self.side as usize].timed_out(messages),
-            Some(_) => {}
-        }
-    }
-
-    /// A call of the current revision took this long, including its waits.
-    pub(super) fn took(&mut self, messages: usize, took: Duration) {
-        if self.side == Side::Current {
-            let each = took / messages.max(1) as u32;
-            let [longest, longest_each] = &mut self.longest;
-            *longest = took.max(longest.mul_f64(LONGEST_FADES));
-            *longest_each = each.max(longest_each.mul_f64(LONGEST_FADES));
-        }
-    }
-
-    /// How long the running call may keep the partition waiting, if that is shorter than its limit: a canary's call must not take many
-    /// times as long as the current revision's.
-    pub(super) fn call_max(&self, live: &Live, messages: usize) -> Option<Duration> {
-        let [longest, each] = self.longest;
-        if self.side != Side::Canary || longest.is_zero() {
-            return None;
-        }
-        let longest = longest.max(each.saturating_mul(messages as u32));
-        let most = CANARY_CALL_MIN.max(longest.saturating_mul(CANARY_SLOWNESS_MAX));
-        (most < Duration::from_millis(live.spec.limits.call_ms_max)).then_some(most)
-    }
-
-    fn paced(&self, side: Side) -> usize {
-        self.pace[side as usize].messages_max()
-    }
-
-    /// How the next batch is divided.
-    fn sharing(&self, live: &Live, canary: &Canary, piece: usize) -> Split {
-        let bounds = |of: &Live, side| {
-            let policy = &of.spec.batch;
-            let messages_max = piece.min(policy.messages_max as usize);
-            (
-                messages_max.min(self.paced(side)),
-                self.batch_bytes_max(policy),
-            )
-        };
-        Split::new(
-            canary.percent,
-            live.spec.order,
-            self.side,
-            !self.pieces.is_empty(),
-            [
-                bounds(live, Side::Current),
-                bounds(&canary.live, Side::Canary),
-            ],
-        )
-    }
-
-    /// Bytes of a batch: at most half of one engine commit, because its results are committed at once.
-    fn batch_bytes_max(&self, policy: &BatchPolicy) -> usize {
-        let limits = self.context.engine.limits();
-        (policy.bytes_max as usize).min(limits.transaction_bytes_max / 2)
     }
 
     pub(super) fn empty_cut(&self, messages_max: usize, bytes_max: usize) -> Cut {
@@ -269,7 +173,7 @@ impl Worker {
     /// while it lingers.
     async fn linger(&mut self, live: &Live, messages_max: usize) {
         let policy = &live.spec.batch;
-        if policy.linger_ms == 0 || !self.pieces.is_empty() {
+        if policy.linger_ms == 0 {
             return;
         }
         let over = tokio::time::sleep(Duration::from_millis(policy.linger_ms));

@@ -1,13 +1,12 @@
 //! What the worker asks its processor's gate: whether it may continue, what a batch means for the whole processor, and whether more
 //! dead letters are allowed.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use millrace_engine::CommitError;
-use millrace_model::{GivenUp, Offset};
+use millrace_model::GivenUp;
 
-use super::{HeldUp, Reported, SLEEP_MAX, Worker, changed_within};
+use super::{HeldUp, SLEEP_MAX, Worker, changed_within};
 use crate::dispatch::allowance::Granted;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
@@ -16,6 +15,7 @@ use crate::dispatch::delivery::{Effects, contradictions, parked_before};
 use crate::dispatch::failed::Failed;
 use crate::dispatch::gate::{Gate, NotLookedUp, Probe};
 use crate::dispatch::live::Live;
+use crate::dispatch::plan::Came;
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
 use crate::dispatch::word::{Left, Word};
@@ -56,7 +56,7 @@ impl Worker {
         let says: Vec<Says> = failed
             .map(|(index, failed)| match decisions.get(index) {
                 Some(Decision::Drop(_)) => Says::Settled,
-                _ if self.reported.contains(&self.reported_as(batch, failed)) => Says::Nothing,
+                _ if self.plan.has_reported(batch, failed) => Says::Nothing,
                 _ => {
                     let before = parked_before(batch, &self.progress, failed.message);
                     whose.says(before, failed)
@@ -73,29 +73,16 @@ impl Worker {
         };
         match self.breaker().report(&report, probe) {
             Judgement::Discard => {
-                self.reported.clear();
-                self.discard();
+                self.plan.forget_reports();
+                self.put_back(batch, Came::Discarded);
                 Ok(())
             }
             judgement => {
-                let failed = verdict.failed.iter();
-                let reported: Vec<_> = failed.map(|one| self.reported_as(batch, one)).collect();
-                self.reported.extend(reported);
-                let commits = self.commits;
+                self.plan.report(batch, &verdict.failed);
                 self.settle(live, batch, verdict, places, &decisions, judgement)
-                    .await?;
-                if self.commits > commits && !self.reported.is_empty() {
-                    let here: HashSet<Offset> = batch.offsets.iter().copied().collect();
-                    self.reported.retain(|(offset, ..)| !here.contains(offset));
-                }
-                Ok(())
+                    .await
             }
         }
-    }
-
-    fn reported_as(&self, batch: &Batch, failed: &Failed) -> Reported {
-        let offset = batch.offsets[failed.message];
-        (offset, self.side, failed.class.clone())
     }
 
     /// The breaker of the current batch's side.
@@ -141,12 +128,6 @@ impl Worker {
         contradictions(canary.live.revision, batch, verdict, &self.progress)
     }
 
-    /// The batch has no effect, and the next one starts from scratch.
-    pub(super) fn discard(&mut self) {
-        self.pieces.clear();
-        self.rewind();
-    }
-
     /// Takes the dead letters of a batch from the processor's allowance. If there are too many (`None`), the messages before the first
     /// excess one are next; if that is the first message of all, the worker waits.
     pub(super) fn take_dead_letters(
@@ -164,14 +145,10 @@ impl Worker {
             return Some(granted);
         };
         self.gate.give_back(granted);
-        if excess > 0 {
-            self.pieces.pop();
-            self.pieces.extend([batch.len() - excess, excess]);
-        } else {
-            self.pieces.clear();
+        if excess == 0 {
             self.held_up = Some(self.too_many_dead_letters(live, granted.more_in));
         }
-        self.rewind();
+        self.put_back(batch, Came::Excess(excess));
         None
     }
 

@@ -7,7 +7,7 @@ use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
 use crate::dispatch::live::Live;
-use crate::ground::chains::runs;
+use crate::dispatch::plan::Came;
 
 impl Worker {
     /// Gives up a batch whose messages are all out of hops; a batch with some of them is cut into parts. The breaker is not told,
@@ -24,10 +24,7 @@ impl Worker {
                 .settle(live, batch, &verdict, &[], &[], Judgement::Settle)
                 .await;
         }
-        self.pieces.pop();
-        self.pieces
-            .extend(runs(spent, batch.len()).into_iter().rev());
-        self.rewind();
+        self.put_back(batch, Came::Spent(spent));
         Ok(())
     }
 }

@@ -1,7 +1,6 @@
 //! How a worker starts and leaves: if this host should work on the partition, it takes the hold first and then reads the previous
 //! worker's progress. It starts again for as long as it is wanted.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,6 @@ use millrace_engine::{Engine, EntryKind, Expectation, HostInfo};
 use millrace_model::{Offset, Processor, Progress, SteadyClock, TopicPartition};
 use tokio::sync::watch;
 
-use super::suspects::{self, Suspects};
 use super::trouble::{End, Trouble};
 use super::{Context, SLEEP_MAX, Worker, changed_within, wants};
 use crate::dispatch::command::Command;
@@ -18,11 +16,13 @@ use crate::dispatch::input::Input;
 use crate::dispatch::live::Live;
 use crate::dispatch::meters::Meters;
 use crate::dispatch::orders::Orders;
+use crate::dispatch::plan::Plan;
 use crate::dispatch::remembered::Part;
 use crate::dispatch::retry;
 use crate::dispatch::sides::Side;
 use crate::dispatch::source::Source;
 use crate::dispatch::standing::{State, Window};
+use crate::dispatch::suspects::{self, Suspects};
 use crate::ground::backoff::Backoff;
 use crate::hosts::holding::{Holdings, Share};
 
@@ -239,25 +239,15 @@ impl Worker {
                 first_call: None,
                 ..progress
             }),
-            suspects,
-            cleared: HashSet::new(),
+            plan: Plan::new(suspects),
             interrupted: false,
-            leaves_ended: false,
             home: None,
             turn: None,
             seen: Offset::default(),
-            revisions: (0, None),
             side: Side::default(),
-            reported: HashSet::new(),
-            longest: Default::default(),
             canary: None,
             echo: None,
             commits: 0,
-            pieces: Vec::new(),
-            pace: Default::default(),
-            alone: false,
-            bytes_before: 0,
-            backoff: Backoff::default(),
             rng: fastrand::Rng::new(),
         };
         let is_paused = commands.borrow().paused;

@@ -42,7 +42,7 @@ impl Worker {
         let state = self.window.lock().state.clone();
         while let Some(order) = self.orders.take() {
             // The current batch is cut again afterwards.
-            self.pieces.clear();
+            self.plan.join();
             let Order {
                 action,
                 meant,
@@ -158,6 +158,7 @@ impl Worker {
             if batch.len() > 0 {
                 let verdict = self.given_up(&batch, by);
                 self.side = Side::Current;
+                self.plan.pick();
                 let before = self.commits;
                 self.settle(live, &batch, &verdict, &[], &[], Judgement::Settle)
                     .await?;

@@ -15,6 +15,7 @@ use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
 use crate::dispatch::delivery::{self, Effects, Settling};
 use crate::dispatch::live::Live;
+use crate::dispatch::plan::Came;
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
 use crate::dispatch::word::Word;
@@ -145,11 +146,10 @@ impl Worker {
                     }
                     // Removing expired state may be what exceeds the limit: the batch is called again, and leaves that to another one.
                     Err(CommitError::TooLarge { .. })
-                        if verdict.removes_ended && !self.leaves_ended =>
+                        if verdict.removes_ended && !self.plan.leaves_ended() =>
                     {
                         give_back(granted);
-                        self.leaves_ended = true;
-                        self.rewind();
+                        self.put_back(batch, Came::TooMuchEnded);
                         return Ok(());
                     }
                     Err(CommitError::RoomFull(full)) => {
@@ -225,7 +225,6 @@ impl Worker {
         self.beginning = None;
         self.stored = Arc::clone(progress);
         self.context.delays.expect(&delayed).await;
-        self.suspects.answered();
         Ok(self.context.clock.monotonic().saturating_sub(before))
     }
 
@@ -250,18 +249,12 @@ impl Worker {
             tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, reason, "a message was dropped");
         }
         self.remembered.settle();
-        self.leaves_ended = false;
         self.progress = progress;
-        if let Some(piece) = self.pieces.pop()
-            && piece > batch.len()
-        {
-            self.pieces.push(piece - batch.len());
-        }
+        self.plan.on(batch, Came::Settled);
         if self.source.position() != self.progress.next {
             // The commit came after a rewind: messages that it settled must not be read again.
             self.rewind();
         }
-        self.backoff.reset();
         self.show(State::Running);
     }
 }

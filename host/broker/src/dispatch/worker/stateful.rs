@@ -111,7 +111,7 @@ impl Worker {
         home.table.sweep(now, SWEPT_ENTRIES_MAX);
         let table = Arc::clone(&home.table);
         let mut attempt = Box::new(StateAttempt::new(table, now, batch.len()));
-        if home.table.may_have_ended(now) && !self.leaves_ended {
+        if home.table.may_have_ended(now) && !self.plan.leaves_ended() {
             attempt.remove_ended(self.ended(home, now).await);
         }
         attempt
@@ -128,23 +128,6 @@ impl Worker {
         };
         tracing::warn!(processor = %self.lease.group, partition = %home.partition, reason, "expired state could not be looked for and stays for now");
         Ended::default()
-    }
-
-    /// The batch is repeated in parts: each failed message is one, and so are the messages between two; no attempts are spent.
-    pub(super) fn isolate(&mut self, failed: &[usize], messages: usize) {
-        if self.breaker().is_open() {
-            self.discard();
-            return;
-        }
-        self.pieces.pop();
-        let mut end = messages;
-        for &message in failed.iter().rev() {
-            self.pieces.extend([end - message - 1, 1]);
-            end = message;
-        }
-        self.pieces.push(end);
-        self.pieces.retain(|&piece| piece > 0);
-        self.rewind();
     }
 
     /// Lets others write while it waits.
