@@ -9,6 +9,7 @@
 
 pub(crate) mod allowance;
 pub(crate) mod answer;
+pub(crate) mod answered;
 pub(crate) mod at_hand;
 pub(crate) mod batcher;
 pub(crate) mod breaker;
@@ -38,3 +39,4 @@ pub(crate) mod supervisor;
 pub(crate) mod suspects;
 pub(crate) mod word;
 pub(crate) mod worker;
+pub(crate) mod writes;

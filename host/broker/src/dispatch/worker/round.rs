@@ -1,0 +1,443 @@
+//! A round: one batch from its cut to its end. It is called, its answer is checked, the error handler and the breaker are asked, and
+//! everything that follows is settled in one commit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::CommitError;
+use millrace_model::{Progress, TopicName};
+use tokio::sync::watch;
+
+use super::settling::Settled;
+use super::state::{Home, Writing};
+use super::{SLEEP_MAX, Step, Trouble, Worker, changed_within, wants};
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::answered::{Answered, Asked, Unusable};
+use crate::dispatch::at_hand::{self, InHand};
+use crate::dispatch::batcher::Batch;
+use crate::dispatch::command::Command;
+use crate::dispatch::gate::{Gate, Probe};
+use crate::dispatch::live::Live;
+use crate::dispatch::plan::{Call, Came, Take};
+use crate::dispatch::shadow;
+use crate::dispatch::sides::{Canary, Side};
+use crate::dispatch::suspects;
+use crate::ground::chains;
+use crate::handler::{CallError, CallUse, Called};
+
+/// One batch, and all that is held for it.
+pub(super) struct Round {
+    /// The revision that is called: the current one or the canary.
+    pub(super) live: Arc<Live>,
+    /// The canary while there is one, for the counts of both sides.
+    pub(super) canary: Option<Arc<Canary>>,
+    /// The breaker of the revision that is called.
+    pub(super) breaker: Arc<Gate>,
+    /// The right to call while the breaker is open.
+    pub(super) probe: Option<Probe>,
+    pub(super) batch: Batch,
+    /// Held while the batch is in memory.
+    pub(super) in_hand: Option<InHand>,
+    pub(super) writing: Writing,
+    /// How long the call kept the partition waiting.
+    pub(super) took: Duration,
+    /// Whether the call was interrupted: nothing happened.
+    interrupted: bool,
+}
+
+impl Round {
+    /// Nothing is called yet.
+    pub(super) fn new(command: &Command, gate: &Arc<Gate>, batch: Batch) -> Self {
+        let canary = command.canary.clone();
+        let called = canary.as_ref().filter(|_| batch.side == Side::Canary);
+        Self {
+            live: Arc::clone(called.map_or(&command.live, |canary| &canary.live)),
+            breaker: Arc::clone(called.map_or(gate, |canary| &canary.gate)),
+            canary,
+            probe: None,
+            batch,
+            in_hand: None,
+            writing: Writing::default(),
+            took: Duration::ZERO,
+            interrupted: false,
+        }
+    }
+
+    /// This much memory is enough from now on.
+    fn keep(&mut self, bytes: usize) {
+        if let Some(in_hand) = &mut self.in_hand {
+            in_hand.keep(bytes);
+        }
+    }
+
+    /// The answer is known: room for a larger one is not needed.
+    fn keep_answer(&mut self, verdict: &Verdict) {
+        let outputs = &verdict.outputs;
+        let bytes = at_hand::answered(&self.batch, outputs.byte_count(), outputs.len());
+        self.keep(bytes);
+    }
+}
+
+/// Ends when a call of this revision is no longer useful and has had its time to end by itself.
+async fn pointless(
+    mut commands: watch::Receiver<Command>,
+    clock: Arc<dyn millrace_model::Clock>,
+    origin: TopicName,
+    revision: u32,
+) {
+    let mut until: Option<Duration> = None;
+    loop {
+        {
+            let command = commands.borrow_and_update();
+            until = match wants(&command, &origin) && command.runs(revision) {
+                true => None,
+                // A second command does not extend the time.
+                false => Some(until.unwrap_or(Duration::MAX).min(command.patience)),
+            };
+        }
+        let now = clock.monotonic();
+        let wait = match until {
+            Some(until) if until <= now => return,
+            Some(until) => (until - now).min(SLEEP_MAX),
+            None => SLEEP_MAX,
+        };
+        if !changed_within(&mut commands, wait).await {
+            return;
+        }
+    }
+}
+
+impl Worker {
+    /// Processes the next batch to its end.
+    pub(super) async fn advance(
+        &mut self,
+        command: &Command,
+        probe: Option<Probe>,
+    ) -> Result<Step, Trouble> {
+        let take = match &probe {
+            _ if self.has_suspects() => Take::Suspect,
+            Some(_) => Take::Probe,
+            None => Take::Batch,
+        };
+        let Some(mut round) = self.next_round(command, take, probe).await? else {
+            // A command came while it waited for room.
+            return Ok(Step::Done);
+        };
+        self.meters.lost(self.source.take_lost());
+        if round.batch.len() == 0 {
+            return self.pass(command, round).await;
+        }
+        self.plan.cut(&round.batch);
+        if !self.outside.wants(&self.input.origin) {
+            // A command came while it waited for a fuller batch: no new batch is started.
+            self.put_back(&round, Came::Discarded);
+            return Ok(Step::Done);
+        }
+        let spent = chains::spent(round.live.spec.hops_max, &round.batch.columns);
+        if !spent.is_empty() {
+            return self.end_of_chain(round, &spent).await;
+        }
+        round.keep(at_hand::called(&round.live.spec, &round.batch));
+        self.mark(&mut round).await?;
+        self.outside.window.lock().calling = Some(self.context.clock.monotonic());
+        self.hold.share.calls();
+        let processed = self.process(&mut round).await;
+        self.hold.share.answered();
+        self.outside.window.lock().calling = None;
+        round.writing = Writing::default();
+        self.unmark(&round).await;
+        processed
+    }
+
+    /// There is nothing to call: any messages read wait behind others.
+    async fn pass(&mut self, command: &Command, round: Round) -> Result<Step, Trouble> {
+        let Round { batch, probe, .. } = round;
+        let (next, passes) = (batch.next, batch.next != self.ledger.progress.next);
+        if passes {
+            // Kept in memory and committed with the next batch; they are not read again.
+            let progress = Arc::make_mut(&mut self.ledger.progress);
+            progress.next = next;
+            progress.parked.extend(batch.skipped);
+            self.ledger.count();
+        }
+        if passes || self.plan.suspects.end_at(next) {
+            return Ok(Step::Done);
+        }
+        self.plan.join();
+        self.source.rest();
+        if probe.is_none() {
+            let state = self.resting(&command.live);
+            self.show(state);
+        }
+        // Another revision may be the first to use state, and others may have written it.
+        self.home(&command.live).await?;
+        self.show_state();
+        Ok(Step::Idle)
+    }
+
+    /// Gives up a batch whose messages are all out of hops; a batch with some of them is cut into parts. The breaker is not told,
+    /// because there was no call.
+    async fn end_of_chain(&mut self, mut round: Round, spent: &[usize]) -> Result<Step, Trouble> {
+        round.probe = None;
+        let messages = round.batch.len();
+        if spent.len() < messages {
+            self.put_back(&round, Came::Spent(spent));
+            return Ok(Step::Done);
+        }
+        let hops_max = round.live.spec.hops_max.unwrap_or_default();
+        let verdict = Verdict::spent(messages, hops_max);
+        self.settle(&mut round, &verdict.into()).await?.step()
+    }
+
+    /// Calls the component with the batch, and sees the result through to its end.
+    async fn process(&mut self, round: &mut Round) -> Result<Step, Trouble> {
+        let home = self.take_turn(round).await?;
+        let (side, messages) = (round.batch.side, round.batch.len());
+        let time_max = Duration::from_millis(round.live.spec.limits.call_ms_max);
+        let most = self.plan.call_max(side, messages, time_max);
+        let before = self.context.clock.monotonic();
+        let end = self.end_of_call(&round.live);
+        let (called, used) = tokio::select! {
+            biased;
+            called = self.call(round, home.as_ref()) => called,
+            () = end => (Err(CallError::Interrupted.into()), None),
+            () = tokio::time::sleep(most.unwrap_or_default()), if most.is_some() => {
+                (Err(CallError::Timeout(most.unwrap_or_default()).into()), None)
+            }
+        };
+        round.took = self.context.clock.monotonic().saturating_sub(before);
+        match &called {
+            Err(Unusable::Failed(CallError::Interrupted)) => {
+                return self.interrupt(round, round.took);
+            }
+            Err(Unusable::Failed(CallError::Timeout(_))) => self.plan.timed_out(side, messages),
+            Err(Unusable::Failed(_)) => {}
+            Ok(_) | Err(Unusable::Mixed(_)) => self.plan.answered(&Call {
+                side,
+                messages,
+                took: round.took,
+                guest_time: used.as_ref().map_or(round.took, CallUse::guest_time),
+                time_max,
+            }),
+        }
+        match called {
+            Ok(mut answered) => {
+                round.keep_answer(&answered.verdict);
+                if !answered.verdict.failed.is_empty() {
+                    answered.verdict.used = used;
+                }
+                match self.conclude(round, answered).await {
+                    // The engine's limit is not the component's fault, so no attempt is spent. Smaller batches need less.
+                    Err(CommitError::TooLarge { .. }) if messages > 1 => {
+                        self.put_back(round, Came::Failed);
+                        Ok(Step::Done)
+                    }
+                    Err(CommitError::TooLarge { bytes, max }) => Err(Trouble::Wait(format!(
+                        "the handler's result for one message needs a commit of {bytes} bytes, and this engine takes {max}: deploy a revision that emits less"
+                    ))),
+                    concluded => concluded?.step(),
+                }
+            }
+            Err(Unusable::Mixed(failed)) => {
+                let came = match round.breaker.is_open() {
+                    true => Came::Discarded,
+                    false => Came::Isolated(&failed),
+                };
+                self.put_back(round, came);
+                Ok(Step::Done)
+            }
+            Err(Unusable::Failed(error)) => self.failed(round, error, used).await,
+        }
+    }
+
+    /// Calls the component and has its answer checked; also returns what the call used.
+    async fn call(
+        &self,
+        round: &Round,
+        home: Option<&Home>,
+    ) -> (Result<Answered, Unusable>, Option<CallUse>) {
+        let Round { live, batch, .. } = round;
+        let clock = &self.context.clock;
+        let before = clock.monotonic();
+        let attempt = match home {
+            Some(home) => Some(self.attempt(batch, home).await),
+            None => None,
+        };
+        let Called { outcome, used } = live.handler.call(&batch.columns, attempt).await;
+        let monotonic = clock.monotonic();
+        self.meters
+            .called(monotonic.saturating_sub(before), batch.len());
+        let asked = Asked {
+            live,
+            batch,
+            lease: &self.hold.lease,
+            origin: self.hold.origin,
+            now: self.now(),
+            monotonic,
+        };
+        let answered = match outcome {
+            Ok(answer) => Answered::check(&asked, answer).await,
+            Err(error) => Err(error.into()),
+        };
+        (answered, used)
+    }
+
+    /// An answer is decided about with all who have a say; once that is committed, the shadow has its turn.
+    async fn conclude(
+        &mut self,
+        round: &mut Round,
+        mut answered: Answered,
+    ) -> Result<Settled, CommitError> {
+        let end = self.end_of_call(&round.live);
+        let glance = tokio::select! {
+            biased;
+            glance = self.glance(round) => glance,
+            // The current revision's result for the batch stands.
+            () = end => None,
+        };
+        if !self.judge(round, &mut answered).await {
+            return Ok(Settled::PutBack);
+        }
+        let settled = self.settle(round, &answered).await?;
+        if let (Settled::Committed, Some(echo)) = (&settled, &self.echo) {
+            let Round { live, batch, .. } = round;
+            echo.offer(shadow::Settled {
+                topic: self.input.topic.spec.name.clone(),
+                partition: self.input.partition,
+                columns: Arc::clone(&batch.columns),
+                offsets: batch.offsets.clone(),
+                live: Arc::clone(live),
+                verdict: Verdict {
+                    state: None,
+                    ..answered.verdict
+                },
+                glance,
+            });
+        }
+        Ok(settled)
+    }
+
+    /// Calls a shadow that uses state, while nobody else can write any.
+    async fn glance(&mut self, round: &Round) -> shadow::Glance {
+        let shadow = &self.echo.as_ref()?.shadow;
+        let live = Arc::clone(&shadow.live);
+        let home = self.home(&live).await.ok()??;
+        let now = self.now();
+        let echo = self.echo.as_mut()?;
+        echo.glance(&round.batch.columns, home.table, now, round.took)
+            .await
+    }
+
+    /// The meaning of a call that failed as a whole: for the processor, for the batch, or for its only message.
+    async fn failed(
+        &mut self,
+        round: &mut Round,
+        error: CallError,
+        used: Option<CallUse>,
+    ) -> Result<Step, Trouble> {
+        self.meters.call_failed(&error);
+        let (side, messages, revision) = (round.batch.side, round.batch.len(), round.live.revision);
+        if let Some(canary) = &round.canary {
+            canary.tally.call_failed(side);
+            if side == Side::Canary && matches!(error, CallError::Timeout(_)) {
+                canary.gate.timed_out(revision);
+            }
+        }
+        let processor = &round.live.processor;
+        let came = match error {
+            CallError::Unavailable(reason) => {
+                let probe = round.probe.as_mut();
+                round.breaker.unavailable(revision, &reason, probe);
+                Came::Discarded
+            }
+            CallError::Interrupted => return self.interrupt(round, round.took),
+            CallError::Host(_) => {
+                tracing::error!(%processor, revision, %error, "a call could not be made");
+                self.rewind();
+                return Err(Trouble::Wait(error.to_string()));
+            }
+            _ if messages > 1 && round.breaker.is_open() => Came::Discarded,
+            _ if messages > 1 => {
+                tracing::debug!(%processor, messages, %error, "a batch failed; bisecting");
+                Came::Failed
+            }
+            _ => {
+                let verdict = Verdict::alone(&error, used);
+                round.keep_answer(&verdict);
+                return self.conclude(round, verdict.into()).await?.step();
+            }
+        };
+        self.put_back(round, came);
+        Ok(Step::Done)
+    }
+
+    /// Ends when the running call must be interrupted.
+    pub(super) fn end_of_call(&self, live: &Live) -> impl Future<Output = ()> + Send + 'static {
+        let commands = self.outside.commands.clone();
+        let clock = Arc::clone(&self.context.clock);
+        pointless(commands, clock, self.input.origin.clone(), live.revision)
+    }
+
+    /// A call was interrupted after this time: the batch has no effect, and this says nothing about its messages.
+    pub(super) fn interrupt(&mut self, round: &mut Round, took: Duration) -> Result<Step, Trouble> {
+        round.interrupted = true;
+        let Round { live, batch, .. } = &*round;
+        tracing::warn!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, revision = live.revision, messages = batch.len(), after_ms = took.as_millis() as u64, "a call was interrupted because its result was no longer useful; its messages are unchanged and no attempt is spent");
+        self.put_back(round, Came::Discarded);
+        let commands = self.outside.commands.borrow();
+        match wants(&commands, &self.input.origin) && commands.runs(round.live.revision) {
+            false => Ok(Step::Done),
+            true => Err(Trouble::Wait(CallError::Interrupted.to_string())),
+        }
+    }
+
+    /// Whether messages are called alone, because the host may have ended during one of them.
+    pub(super) fn has_suspects(&mut self) -> bool {
+        if self.plan.suspects.end(&self.ledger.progress, self.now()) {
+            tracing::info!(topic = %self.input.topic.spec.name, partition = %self.input.partition, "every message in flight at the host's last end has been called alone; continuing with batches");
+        }
+        self.plan.suspects.are_there()
+    }
+
+    /// Writes a mark before the call if this is the first one or the message is a suspect.
+    async fn mark(&mut self, round: &mut Round) -> Result<(), Trouble> {
+        if self.plan.suspects.are_there() {
+            return self.mark_suspect(round).await;
+        }
+        if self.plan.suspects.is_first_call() {
+            let mut marked = Progress::clone(&self.ledger.progress);
+            marked.first_call = Some(round.batch.next);
+            self.keep(marked).await?;
+            self.plan.suspects.mark();
+        }
+        Ok(())
+    }
+
+    /// The suspect is parked with the mark, so that it is found again wherever it was.
+    async fn mark_suspect(&mut self, round: &mut Round) -> Result<(), Trouble> {
+        let Round { live, batch, .. } = round;
+        let (offset, at) = (batch.offsets[0], self.now());
+        let progress = suspects::parked(&self.ledger.progress, live.spec.order, batch, at);
+        let marked = self
+            .plan
+            .suspects
+            .marked(&progress, offset, live.revision, at);
+        let (share, partition) = (Arc::clone(&self.hold.share), self.hold.partition);
+        // If the commit is in doubt, this worker ends without a call, and the next one on this host must not take the mark for an end.
+        share.marks(partition, (offset, at));
+        self.keep(marked).await?;
+        share.marked(partition);
+        self.plan.suspects.mark();
+        self.ledger.progress = progress.into();
+        Ok(())
+    }
+
+    /// The call has returned. Its commit has removed the mark; otherwise that is done now.
+    async fn unmark(&mut self, round: &Round) {
+        let suspects = &mut self.plan.suspects;
+        if suspects.called(&round.batch.offsets, round.interrupted) {
+            // If this fails, the mark stays until the next commit, which will not succeed before the disk works again.
+            let _ = self.keep(Progress::clone(&self.ledger.progress)).await;
+        }
+    }
+}
