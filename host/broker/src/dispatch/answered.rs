@@ -1,5 +1,5 @@
-//! An answer on its way to its commit: checked, with a partition for each output and the writes to state; then with what the error
-//! handler and the breaker say of it.
+//! An answer on its way to its commit: checked, with a partition for each output and the writes to state; then with what a shadow, the
+//! error handler and the breaker say of it.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
 use crate::dispatch::live::Live;
+use crate::dispatch::shadow::Glance;
 use crate::dispatch::{placing, writes};
 use crate::ground::chains::Hops;
 use crate::handler::{CallError, Decision};
@@ -20,6 +21,8 @@ pub(crate) struct Answered {
     pub(crate) verdict: Verdict,
     /// The partition of each output.
     pub(crate) places: Vec<u32>,
+    /// The answer of a shadow that uses state.
+    pub(crate) glance: Glance,
     /// The error handler's decision on each failure; empty without an error handler.
     pub(crate) decisions: Vec<Decision>,
     /// What the breaker says.
@@ -46,6 +49,7 @@ impl From<Verdict> for Answered {
         Self {
             verdict,
             places: Vec::new(),
+            glance: None,
             decisions: Vec::new(),
             judgement: Judgement::Settle,
         }

@@ -37,6 +37,7 @@ pub(crate) mod source;
 pub(crate) mod standing;
 pub(crate) mod supervisor;
 pub(crate) mod suspects;
+pub(crate) mod taken;
 pub(crate) mod word;
 pub(crate) mod worker;
 pub(crate) mod writes;

@@ -15,7 +15,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::dispatch::answer::Verdict;
+use crate::dispatch::answered::Answered;
+use crate::dispatch::batcher::Batch;
 use crate::dispatch::comparison::{Compared, ShadowReport};
+use crate::dispatch::input::Input;
 use crate::dispatch::live::Live;
 use crate::ground::columns;
 use crate::handler::CallError;
@@ -107,9 +110,21 @@ impl Echo {
     }
 
     /// Passes a settled batch to the shadow if it has time for it.
-    pub(crate) fn offer(&self, settled: Settled) {
-        let messages = settled.offsets.len();
-        let unseen = self.shadow.uses_state() && settled.glance.is_none();
+    pub(crate) fn offer(&self, input: &Input, live: &Arc<Live>, batch: &Batch, answered: Answered) {
+        let messages = batch.len();
+        let unseen = self.shadow.uses_state() && answered.glance.is_none();
+        let settled = Settled {
+            topic: input.topic.spec.name.clone(),
+            partition: input.partition,
+            columns: Arc::clone(&batch.columns),
+            offsets: batch.offsets.clone(),
+            live: Arc::clone(live),
+            verdict: Verdict {
+                state: None,
+                ..answered.verdict
+            },
+            glance: answered.glance,
+        };
         if unseen || self.queue.try_send(settled).is_err() {
             self.shadow.report.lock().skip(messages);
         }

@@ -27,6 +27,7 @@ use crate::ground::backoff::Backoff;
 use crate::hosts::living::Hosts;
 use crate::messages::delays::delayed::Delays;
 
+mod judging;
 mod opening;
 mod parking;
 mod round;

@@ -19,11 +19,13 @@ use crate::dispatch::command::Command;
 use crate::dispatch::gate::{Gate, Probe};
 use crate::dispatch::live::Live;
 use crate::dispatch::plan::{Call, Came, Take};
-use crate::dispatch::shadow;
 use crate::dispatch::sides::{Canary, Side};
 use crate::dispatch::suspects;
 use crate::ground::chains;
 use crate::handler::{CallError, CallUse, Called};
+
+/// The result of a call, and what it used.
+type Outcome = (Result<Answered, Unusable>, Option<CallUse>);
 
 /// One batch, and all that is held for it.
 pub(super) struct Round {
@@ -191,6 +193,44 @@ impl Worker {
 
     /// Calls the component with the batch, and sees the result through to its end.
     async fn process(&mut self, round: &mut Round) -> Result<Step, Trouble> {
+        let (called, used) = self.call_in_time(round).await?;
+        let returned = called.is_ok();
+        let answered = match called {
+            Ok(answered) => Some(answered),
+            Err(Unusable::Mixed(failed)) => self.set_apart(round, &failed),
+            Err(Unusable::Failed(error)) => self.failed(round, error)?,
+        };
+        let Some(mut answered) = answered else {
+            return Ok(Step::Done);
+        };
+        round.keep_answer(&answered.verdict);
+        if !answered.verdict.failed.is_empty() {
+            answered.verdict.used = used;
+        }
+        if !self.judge(round, &mut answered).await {
+            return Ok(Step::Done);
+        }
+        let settled = match self.settle(round, &answered).await {
+            // The engine's limit is not the component's fault, so no attempt is spent. Smaller batches need less.
+            Err(CommitError::TooLarge { .. }) if round.batch.len() > 1 => {
+                self.put_back(round, Came::Failed);
+                Settled::PutBack
+            }
+            Err(CommitError::TooLarge { bytes, max }) if returned => {
+                return Err(Trouble::Wait(format!(
+                    "the handler's result for one message needs a commit of {bytes} bytes, and this engine takes {max}: deploy a revision that emits less"
+                )));
+            }
+            settled => settled?,
+        };
+        if let (Settled::Committed, Some(echo)) = (&settled, &self.echo) {
+            echo.offer(&self.input, &round.live, &round.batch, answered);
+        }
+        settled.step()
+    }
+
+    /// The call, unless it takes too long or is interrupted; what it says of the component's speed is learnt.
+    async fn call_in_time(&mut self, round: &mut Round) -> Result<Outcome, Trouble> {
         let home = self.take_turn(round).await?;
         let (side, messages) = (round.batch.side, round.batch.len());
         let time_max = Duration::from_millis(round.live.spec.limits.call_ms_max);
@@ -207,9 +247,6 @@ impl Worker {
         };
         round.took = self.context.clock.monotonic().saturating_sub(before);
         match &called {
-            Err(Unusable::Failed(CallError::Interrupted)) => {
-                return self.interrupt(round, round.took);
-            }
             Err(Unusable::Failed(CallError::Timeout(_))) => self.plan.timed_out(side, messages),
             Err(Unusable::Failed(_)) => {}
             Ok(_) | Err(Unusable::Mixed(_)) => self.plan.answered(&Call {
@@ -220,42 +257,11 @@ impl Worker {
                 time_max,
             }),
         }
-        match called {
-            Ok(mut answered) => {
-                round.keep_answer(&answered.verdict);
-                if !answered.verdict.failed.is_empty() {
-                    answered.verdict.used = used;
-                }
-                match self.conclude(round, answered).await {
-                    // The engine's limit is not the component's fault, so no attempt is spent. Smaller batches need less.
-                    Err(CommitError::TooLarge { .. }) if messages > 1 => {
-                        self.put_back(round, Came::Failed);
-                        Ok(Step::Done)
-                    }
-                    Err(CommitError::TooLarge { bytes, max }) => Err(Trouble::Wait(format!(
-                        "the handler's result for one message needs a commit of {bytes} bytes, and this engine takes {max}: deploy a revision that emits less"
-                    ))),
-                    concluded => concluded?.step(),
-                }
-            }
-            Err(Unusable::Mixed(failed)) => {
-                let came = match round.breaker.is_open() {
-                    true => Came::Discarded,
-                    false => Came::Isolated(&failed),
-                };
-                self.put_back(round, came);
-                Ok(Step::Done)
-            }
-            Err(Unusable::Failed(error)) => self.failed(round, error, used).await,
-        }
+        Ok((called, used))
     }
 
     /// Calls the component and has its answer checked; also returns what the call used.
-    async fn call(
-        &self,
-        round: &Round,
-        home: Option<&Home>,
-    ) -> (Result<Answered, Unusable>, Option<CallUse>) {
+    async fn call(&self, round: &Round, home: Option<&Home>) -> Outcome {
         let Round { live, batch, .. } = round;
         let clock = &self.context.clock;
         let before = clock.monotonic();
@@ -282,93 +288,52 @@ impl Worker {
         (answered, used)
     }
 
-    /// An answer is decided about with all who have a say; once that is committed, the shadow has its turn.
-    async fn conclude(
-        &mut self,
-        round: &mut Round,
-        mut answered: Answered,
-    ) -> Result<Settled, CommitError> {
-        let end = self.end_of_call(&round.live);
-        let glance = tokio::select! {
-            biased;
-            glance = self.glance(round) => glance,
-            // The current revision's result for the batch stands.
-            () = end => None,
+    /// Failed messages wrote to state that others may have seen: each is called alone.
+    fn set_apart(&mut self, round: &Round, failed: &[usize]) -> Option<Answered> {
+        let came = match round.breaker.is_open() {
+            true => Came::Discarded,
+            false => Came::Isolated(failed),
         };
-        if !self.judge(round, &mut answered).await {
-            return Ok(Settled::PutBack);
-        }
-        let settled = self.settle(round, &answered).await?;
-        if let (Settled::Committed, Some(echo)) = (&settled, &self.echo) {
-            let Round { live, batch, .. } = round;
-            echo.offer(shadow::Settled {
-                topic: self.input.topic.spec.name.clone(),
-                partition: self.input.partition,
-                columns: Arc::clone(&batch.columns),
-                offsets: batch.offsets.clone(),
-                live: Arc::clone(live),
-                verdict: Verdict {
-                    state: None,
-                    ..answered.verdict
-                },
-                glance,
-            });
-        }
-        Ok(settled)
+        self.put_back(round, came);
+        None
     }
 
-    /// Calls a shadow that uses state, while nobody else can write any.
-    async fn glance(&mut self, round: &Round) -> shadow::Glance {
-        let shadow = &self.echo.as_ref()?.shadow;
-        let live = Arc::clone(&shadow.live);
-        let home = self.home(&live).await.ok()??;
-        let now = self.now();
-        let echo = self.echo.as_mut()?;
-        echo.glance(&round.batch.columns, home.table, now, round.took)
-            .await
-    }
-
-    /// The meaning of a call that failed as a whole: for the processor, for the batch, or for its only message.
-    async fn failed(
-        &mut self,
-        round: &mut Round,
-        error: CallError,
-        used: Option<CallUse>,
-    ) -> Result<Step, Trouble> {
+    /// The meaning of a call that failed as a whole: for the processor, for the batch, or for its only message, which is then decided
+    /// about.
+    fn failed(&mut self, round: &mut Round, error: CallError) -> Result<Option<Answered>, Trouble> {
+        if matches!(error, CallError::Interrupted) {
+            let took = round.took;
+            return self.interrupt(round, took).map(|()| None);
+        }
         self.meters.call_failed(&error);
-        let (side, messages, revision) = (round.batch.side, round.batch.len(), round.live.revision);
+        let (side, messages) = (round.batch.side, round.batch.len());
+        let (revision, processor) = (round.live.revision, &round.live.processor);
         if let Some(canary) = &round.canary {
             canary.tally.call_failed(side);
             if side == Side::Canary && matches!(error, CallError::Timeout(_)) {
                 canary.gate.timed_out(revision);
             }
         }
-        let processor = &round.live.processor;
         let came = match error {
             CallError::Unavailable(reason) => {
                 let probe = round.probe.as_mut();
                 round.breaker.unavailable(revision, &reason, probe);
                 Came::Discarded
             }
-            CallError::Interrupted => return self.interrupt(round, round.took),
             CallError::Host(_) => {
                 tracing::error!(%processor, revision, %error, "a call could not be made");
                 self.rewind();
                 return Err(Trouble::Wait(error.to_string()));
             }
-            _ if messages > 1 && round.breaker.is_open() => Came::Discarded,
-            _ if messages > 1 => {
+            _ if messages == 1 => return Ok(Some(Verdict::alone(&error, None).into())),
+            _ if round.breaker.is_open() => Came::Discarded,
+            _ => {
                 tracing::debug!(%processor, messages, %error, "a batch failed; bisecting");
                 Came::Failed
             }
-            _ => {
-                let verdict = Verdict::alone(&error, used);
-                round.keep_answer(&verdict);
-                return self.conclude(round, verdict.into()).await?.step();
-            }
         };
         self.put_back(round, came);
-        Ok(Step::Done)
+        Ok(None)
     }
 
     /// Ends when the running call must be interrupted.
@@ -378,15 +343,16 @@ impl Worker {
         pointless(commands, clock, self.input.origin.clone(), live.revision)
     }
 
-    /// A call was interrupted after this time: the batch has no effect, and this says nothing about its messages.
-    pub(super) fn interrupt(&mut self, round: &mut Round, took: Duration) -> Result<Step, Trouble> {
+    /// A call was interrupted after this time: the batch has no effect, and this says nothing about its messages. If the host continues
+    /// with this revision, the next round does not follow at once.
+    pub(super) fn interrupt(&mut self, round: &mut Round, took: Duration) -> Result<(), Trouble> {
         round.interrupted = true;
         let Round { live, batch, .. } = &*round;
         tracing::warn!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, revision = live.revision, messages = batch.len(), after_ms = took.as_millis() as u64, "a call was interrupted because its result was no longer useful; its messages are unchanged and no attempt is spent");
         self.put_back(round, Came::Discarded);
         let commands = self.outside.commands.borrow();
         match wants(&commands, &self.input.origin) && commands.runs(round.live.revision) {
-            false => Ok(Step::Done),
+            false => Ok(()),
             true => Err(Trouble::Wait(CallError::Interrupted.to_string())),
         }
     }

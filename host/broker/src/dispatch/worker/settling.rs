@@ -1,5 +1,5 @@
-//! The end of a round: the error handler and the breaker are asked, everything is decided, and the decision is committed in one
-//! transaction; it is made again for as long as there is no room for it.
+//! The end of a round: everything is decided, and the decision is committed in one transaction; it is made again for as long as there
+//! is no room for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,20 +12,18 @@ use millrace_model::{
 
 use super::round::Round;
 use super::{Step, Trouble, Worker};
-use crate::dispatch::allowance::Granted;
-use crate::dispatch::answer::Verdict;
 use crate::dispatch::answered::Answered;
-use crate::dispatch::breaker::{Judgement, Report, Says};
+use crate::dispatch::breaker::Judgement;
 use crate::dispatch::delivery::{self, Effects, Settling};
 use crate::dispatch::failed::Failed;
-use crate::dispatch::gate::{Gate, NotLookedUp};
+use crate::dispatch::gate::NotLookedUp;
 use crate::dispatch::live::{Live, OutputTopic};
 use crate::dispatch::plan::Came;
 use crate::dispatch::sides::Side;
 use crate::dispatch::standing::State;
+use crate::dispatch::taken::{Short, Taken};
 use crate::dispatch::word::{Left, Word};
-use crate::ground::{columns, packing};
-use crate::handler::{CallError, Cause, Decision};
+use crate::ground::packing;
 use crate::messages::delays::delayed::DelaysFull;
 use crate::messages::delays::stored::Additions;
 
@@ -76,111 +74,7 @@ impl From<CommitError> for Refused {
     }
 }
 
-/// What was taken from the processor's allowances for one decision.
-struct Taken {
-    dead_letters: Granted,
-    /// The run of unproven revisions, and how many messages it gives up.
-    unproven: (u32, u32),
-}
-
-impl Taken {
-    /// The decision is not carried out.
-    fn give_back(self, gate: &Gate) {
-        gate.give_back(self.dead_letters);
-        let (run, messages) = self.unproven;
-        gate.give_back_unproven(run, messages);
-    }
-}
-
 impl Worker {
-    /// Asks the error handler and then the breaker about an answer; false if that is the end of the round.
-    pub(super) async fn judge(&mut self, round: &mut Round, answered: &mut Answered) -> bool {
-        // First of all, because a failure settled here is no failure.
-        match self.ask_error_handler(round, &answered.verdict).await {
-            Some(decisions) => answered.decisions = decisions,
-            // The call was interrupted: the batch has no effect.
-            None => return false,
-        }
-        let Round {
-            live,
-            batch,
-            breaker,
-            probe,
-            ..
-        } = &mut *round;
-        let failed = &answered.verdict.failed;
-        let whose = live.whose(self.now());
-        let says =
-            failed
-                .iter()
-                .enumerate()
-                .map(|(index, failed)| match answered.decisions.get(index) {
-                    Some(Decision::Drop(_)) => Says::Settled,
-                    _ if self.plan.has_reported(batch, failed) => Says::Nothing,
-                    _ => {
-                        let progress = &self.ledger.progress;
-                        let before = delivery::parked_before(batch, progress, failed.message);
-                        whose.says(before, failed)
-                    }
-                });
-        let report = Report {
-            revision: live.revision,
-            partition: self.hold.partition,
-            offsets: &batch.offsets,
-            retried: batch.retried,
-            failed,
-            says: &Vec::from_iter(says),
-        };
-        answered.judgement = breaker.report(&report, probe.as_mut());
-        if answered.judgement == Judgement::Discard {
-            self.plan.forget_reports();
-            self.put_back(round, Came::Discarded);
-            return false;
-        }
-        self.plan.report(batch, failed);
-        true
-    }
-
-    /// The error handler's decisions. `None` if the call was interrupted: the batch has no effect.
-    async fn ask_error_handler(
-        &mut self,
-        round: &mut Round,
-        verdict: &Verdict,
-    ) -> Option<Vec<Decision>> {
-        let Round { live, batch, .. } = &*round;
-        let failed = &verdict.failed;
-        let asks = !failed.is_empty()
-            && !verdict.is_final
-            && failed.iter().all(|f| f.cause != Cause::HostDied);
-        let Some(handler) = live.failures.as_ref().filter(|_| asks) else {
-            return Some(Vec::new());
-        };
-        let progress = &self.ledger.progress;
-        let failures = delivery::failures(batch, verdict, progress, live.revision, self.now());
-        let messages = failed.iter().map(|failed| failed.message);
-        let columns = Arc::new(columns::select(&batch.columns, messages));
-        let before = self.context.clock.monotonic();
-        let end = self.end_of_call(live);
-        let decided = tokio::select! {
-            biased;
-            decided = handler.handle(&failures, &columns) => decided,
-            () = end => Err(CallError::Interrupted),
-        };
-        let problem = match decided {
-            Ok(decisions) if decisions.len() == failures.len() => return Some(decisions),
-            Ok(given) => format!("{} decisions for {} failures", given.len(), failures.len()),
-            Err(CallError::Interrupted) => {
-                let took = self.context.clock.monotonic().saturating_sub(before);
-                // If the host continues with this revision, the next round does not follow at once.
-                let _ = self.interrupt(round, took);
-                return None;
-            }
-            Err(error) => error.to_string(),
-        };
-        tracing::warn!(processor = %live.processor, revision = live.revision, problem, "the error handler failed; the retry policy decides");
-        Some(Vec::new())
-    }
-
     /// Decides about the batch and commits the decision; waits while the disk is full, or there is no room for delayed outputs.
     pub(super) async fn settle(
         &mut self,
@@ -194,30 +88,21 @@ impl Worker {
                 false => self.word(round).await,
             };
             let mut effects = self.decide(round, answered, word);
-            let unproven = (round.live.unproven_run, effects.given_up_unproven);
-            if unproven.1 > 0 && !self.gate.take_unproven(unproven.0, unproven.1) {
-                // Another partition was faster, or another revision runs by now: the allowance shrinks, eventually to nothing.
-                tokio::task::yield_now().await;
-                continue;
-            }
-            effects.count_unproven(unproven.0);
+            let run = round.live.unproven_run;
+            let taken = match Taken::take(&self.gate, run, &effects, is_by_hand) {
+                Ok(taken) => taken,
+                Err(Short::Outrun) => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Err(Short::DeadLetters { first, more_in }) => {
+                    return Ok(self.cut_short(round, first, more_in));
+                }
+            };
+            effects.count_unproven(run);
             let progress = Arc::new(std::mem::take(&mut effects.progress));
             // Before the commit, so that other workers' decisions account for it.
             self.ledger.records.propose(&progress);
-            let dead_letters = match is_by_hand {
-                true => Ok(Granted::default()),
-                false => self.take_dead_letters(round, &effects),
-            };
-            let taken = match dead_letters {
-                Ok(dead_letters) => Taken {
-                    dead_letters,
-                    unproven,
-                },
-                Err(settled) => {
-                    self.gate.give_back_unproven(unproven.0, unproven.1);
-                    return Ok(settled);
-                }
-            };
             let refused = match self.commit(round, &mut effects, &progress).await {
                 Ok(took) => {
                     self.committed(round, answered, effects, progress, took);
@@ -293,36 +178,26 @@ impl Worker {
         }
     }
 
-    /// Takes the dead letters of a batch from the processor's allowance. If there are too many, the messages before the first excess one
-    /// are next; if that is the first message of all, the worker waits.
-    fn take_dead_letters(&mut self, round: &Round, effects: &Effects) -> Result<Granted, Settled> {
-        let wanted = effects.given_up.len();
-        if wanted == 0 {
-            return Ok(Granted::default());
+    /// No more dead letters are allowed than those before this message: the messages before it are next. If there are none, the worker
+    /// waits.
+    fn cut_short(&mut self, round: &Round, first: usize, more_in: Duration) -> Settled {
+        self.put_back(round, Came::Excess(first));
+        if first > 0 {
+            return Settled::PutBack;
         }
-        let granted = self.gate.take(wanted as u32);
-        let Some(&excess) = effects.given_up.get(granted.count as usize) else {
-            return Ok(granted);
-        };
-        self.gate.give_back(granted);
-        self.put_back(round, Came::Excess(excess));
-        Err(match excess {
-            0 => self.too_many_dead_letters(&round.live, granted.more_in),
-            _ => Settled::PutBack,
-        })
-    }
-
-    fn too_many_dead_letters(&self, live: &Live, wait: Duration) -> Settled {
-        let policy = &live.spec.dead_letters;
-        tracing::warn!(processor = %live.processor, max = policy.max, per_ms = policy.per_ms, "a partition waits: the maximum number of dead letters is reached");
+        let Live {
+            spec, processor, ..
+        } = &*round.live;
+        let policy = &spec.dead_letters;
+        tracing::warn!(%processor, max = policy.max, per_ms = policy.per_ms, "a partition waits: the maximum number of dead letters is reached");
         self.meters.dead_letters_held();
         let reason = format!(
             "poison flood: {} dead letters in {} ms, the maximum of dead_letters; continuing in {} s, or resume with --accept-dead-letters",
             policy.max,
             policy.per_ms,
-            wait.as_secs_f64().ceil(),
+            more_in.as_secs_f64().ceil(),
         );
-        Settled::Held(reason, wait)
+        Settled::Held(reason, more_in)
     }
 
     /// One transaction: outputs, dead letters, progress; returns how long it took.
