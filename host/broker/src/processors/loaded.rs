@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use millrace_model::processor::Limits;
-use millrace_model::{Digest, Processor, Revision, TopicId};
+use millrace_model::{Digest, Processor, Revision, Timestamp, TopicId};
 
 use crate::ground::partitioner::Partitioner;
 use crate::handler::{BatchHandler, FailureHandler};
@@ -12,6 +12,8 @@ use crate::handler::{BatchHandler, FailureHandler};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Purpose {
     owner: String,
+    /// When the processor was created; `None` if it did not exist. What is stored for its components, as their log, goes with it.
+    made_at: Option<Timestamp>,
     revision: u32,
     digest: Digest,
     limits: Limits,
@@ -19,9 +21,15 @@ pub(super) struct Purpose {
 
 impl Purpose {
     /// To process messages, or to decide about failures, as part of a revision.
-    pub(super) fn of(revision: &Revision, owner: &str, digest: Digest) -> Self {
+    pub(super) fn of(
+        revision: &Revision,
+        owner: &str,
+        made_at: Option<Timestamp>,
+        digest: Digest,
+    ) -> Self {
         Self {
             owner: owner.to_owned(),
+            made_at,
             revision: revision.number,
             digest,
             limits: revision.spec.limits.clone(),

@@ -190,20 +190,23 @@ impl Processors {
             .flatten()
         {
             let (revision, owner) = (kept(processor, number)?, owner_of(processor, number));
-            self.load_one(revision, &owner, before, &mut loaded).await?;
+            let name = &processor.name;
+            self.load_one(name, revision, &owner, before, &mut loaded)
+                .await?;
         }
         Ok(loaded)
     }
 
     async fn load_one(
         &self,
+        name: &ProcessorName,
         revision: &Revision,
         owner: &str,
         before: &Loaded,
         loaded: &mut Loaded,
     ) -> Result<(), ProcessorError> {
-        let spec = &revision.spec;
-        let purpose = Purpose::of(revision, owner, spec.module);
+        let (spec, made_at) = (&revision.spec, self.made_at(name));
+        let purpose = Purpose::of(revision, owner, made_at, spec.module);
         let handler = match before.processor(&purpose) {
             Some(handler) => handler,
             None => {
@@ -211,18 +214,22 @@ impl Processors {
                 let request = self
                     .load_request(owner, revision, spec.module, needs)
                     .await?;
-                self.inner.modules.processor(request).await?
+                let handler = self.inner.modules.processor(request).await?;
+                self.check_still_there(spec.module)?;
+                handler
             }
         };
         loaded.add_processor(purpose, handler);
         if let Some(digest) = spec.error_handler {
-            let purpose = Purpose::of(revision, owner, digest);
+            let purpose = Purpose::of(revision, owner, made_at, digest);
             let handler = match before.error_handler(&purpose) {
                 Some(handler) => handler,
                 None => {
                     let needs = Interface::ErrorHandler;
                     let request = self.load_request(owner, revision, digest, needs).await?;
-                    self.inner.modules.error_handler(request).await?
+                    let handler = self.inner.modules.error_handler(request).await?;
+                    self.check_still_there(digest)?;
+                    handler
                 }
             };
             loaded.add_error_handler(purpose, handler);
@@ -248,7 +255,7 @@ impl Processors {
         owner: &str,
     ) -> Result<Live, ProcessorError> {
         let mut loaded = Loaded::default();
-        self.load_one(revision, owner, &Loaded::default(), &mut loaded)
+        self.load_one(name, revision, owner, &Loaded::default(), &mut loaded)
             .await?;
         // An output topic was deleted and created again meanwhile.
         let changed = || CommitError::Conflict(Arc::new(self.inner.catalogue.as_known(name)));
@@ -264,15 +271,16 @@ impl Processors {
         owner: &str,
         loaded: &Loaded,
     ) -> Result<Option<Live>, ProcessorError> {
-        let spec = &revision.spec;
+        let (spec, made_at) = (&revision.spec, self.made_at(name));
+        let purpose = |digest| Purpose::of(revision, owner, made_at, digest);
         self.check_module(spec.module, Interface::MessageProcessor)?;
-        let Some(handler) = loaded.processor(&Purpose::of(revision, owner, spec.module)) else {
+        let Some(handler) = loaded.processor(&purpose(spec.module)) else {
             return Ok(None);
         };
         let mut failures = None;
         if let Some(digest) = spec.error_handler {
             self.check_module(digest, Interface::ErrorHandler)?;
-            failures = loaded.error_handler(&Purpose::of(revision, owner, digest));
+            failures = loaded.error_handler(&purpose(digest));
             if failures.is_none() {
                 return Ok(None);
             }
@@ -302,6 +310,21 @@ impl Processors {
                 takes_all: false,
             },
         }))
+    }
+
+    /// When the processor was created that exists now.
+    fn made_at(&self, name: &ProcessorName) -> Option<Timestamp> {
+        let known = self.inner.catalogue.processors();
+        known.get(name).map(|known| known.processor.made_at)
+    }
+
+    /// Checks that a module still exists after it was loaded. If it was deleted meanwhile, what the load stored of it goes as well.
+    fn check_still_there(&self, digest: Digest) -> Result<(), ProcessorError> {
+        if self.inner.catalogue.module_of(digest).is_none() {
+            self.inner.modules.forget(digest);
+            return Err(ProcessorError::UnknownModule(digest));
+        }
+        Ok(())
     }
 
     /// Checks that a module exists and can be used like this.

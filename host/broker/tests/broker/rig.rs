@@ -243,15 +243,19 @@ impl Clock for SetClock {
 
 /// Modules whose bytes are their names.
 #[derive(Default)]
-pub(crate) struct Modules(Mutex<HashMap<Digest, Export>>);
+pub(crate) struct Modules {
+    exports: Mutex<HashMap<Digest, Export>>,
+    /// Those of which nothing is to be stored any more, each time that it was said.
+    pub(crate) forgotten: Mutex<Vec<Digest>>,
+}
 
 impl Modules {
     pub(crate) fn know(&self, name: &str, export: Export) {
-        self.0.lock().insert(digest(name), export);
+        self.exports.lock().insert(digest(name), export);
     }
 
     fn export(&self, digest: Digest) -> Result<Export, AdmitError> {
-        let export = self.0.lock().get(&digest).cloned();
+        let export = self.exports.lock().get(&digest).cloned();
         export.ok_or_else(|| AdmitError::NotAComponent("nobody knows it".to_owned()))
     }
 }
@@ -311,7 +315,9 @@ impl ModuleHost for Modules {
         }
     }
 
-    fn forget(&self, _: Digest) {}
+    fn forget(&self, digest: Digest) {
+        self.forgotten.lock().push(digest);
+    }
 
     fn logs(&self, _processor: &ProcessorName) -> Vec<GuestLine> {
         Vec::new()

@@ -7,11 +7,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use millrace_broker::{ModuleError, NextSpec, ProcessorError};
-use millrace_engine::CommitError;
-use millrace_model::{Digest, Processor, ProcessorSpec, Trial};
+use millrace_engine::{CommitError, MemoryEngine};
+use millrace_model::{Clock, Digest, Processor, ProcessorSpec, Trial};
 use tokio::task::JoinHandle;
 
-use crate::rig::{Export, Rig, Say, SlowLoad, per_message, processor, spec, topic, trap};
+use crate::rig::{Export, Rig, Say, SetClock, SlowLoad, per_message, processor, spec, topic, trap};
 
 /// For so long a change may wait that waits for no load.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -209,6 +209,33 @@ async fn a_processor_that_is_deleted_meanwhile_is_made_anew_if_nothing_is_expect
 }
 
 #[tokio::test]
+async fn what_was_loaded_for_a_deleted_processor_is_not_for_one_of_the_same_name() {
+    let clock = Arc::new(SetClock::default());
+    let engine = MemoryEngine::new(Arc::clone(&clock) as Arc<dyn Clock>);
+    let rig = Rig::by(Arc::clone(&clock) as _, engine, Arc::default()).await;
+    rig.topic("in", 1).await;
+    rig.topic("out", 1).await;
+    rig.deploy(spec(upload(&rig, "a").await)).await;
+    let slow = slow();
+    let module = rig.upload("slow", Export::Slow(Arc::clone(&slow))).await;
+    let deploying = deploying(&rig, spec(module), None);
+    slow.begins().await;
+    let processors = rig.session.processors();
+    soon(processors.delete_processor(&processor("p")))
+        .await
+        .unwrap();
+    clock.step(1_000);
+    rig.deploy(spec(upload(&rig, "b").await)).await;
+    slow.end();
+    // Its next revision is 2 as well.
+    soon(slow.begins()).await;
+    slow.end();
+    let deployed = soon(deploying).await.unwrap().unwrap();
+    assert_eq!((deployed.current, deployed.revisions.len()), (2, 2));
+    assert_eq!(slow.held(), 1);
+}
+
+#[tokio::test]
 async fn a_module_that_is_deleted_meanwhile_is_not_deployed() {
     let rig = Rig::start(1).await;
     let slow = slow();
@@ -228,6 +255,8 @@ async fn a_module_that_is_deleted_meanwhile_is_not_deployed() {
     );
     assert_eq!((current(&rig), slow.held()), (None, 0));
     assert_eq!(rig.session.catalogue().topics(), topics, "none of its own");
+    // When it was deleted, and when it was loaded all the same.
+    assert_eq!(*rig.modules.forgotten.lock(), [module, module]);
 }
 
 #[tokio::test]
