@@ -1,19 +1,16 @@
 //! `kill -9` under load, again and again: what was acknowledged is there, and every message took effect once.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::Result;
 use guest_artifacts as guests;
-use millrace_tests::{Client, Deploy, Host, Message};
+use millrace_tests::{Deploy, Message};
 use serde_json::{Value, json};
 
 use crate::host;
+use crate::load::Load;
 
 const KILLS: u32 = 20;
-const BATCH: u32 = 20;
 /// One in this many messages fails for good and becomes a dead letter.
 const FAILING_EVERY: u32 = 37;
 
@@ -25,36 +22,6 @@ fn message(number: u32) -> Value {
         json!({})
     };
     json!({"key": format!("k{}", number % 50), "value": number.to_string(), "headers": headers})
-}
-
-/// Produces batches until the host has ended; notes what was acknowledged.
-fn produce_until_refused(client: &Client, next: &AtomicU32, acknowledged: &Mutex<Vec<u32>>) {
-    loop {
-        let first = next.fetch_add(BATCH, Ordering::Relaxed);
-        let batch: Vec<Value> = (first..first + BATCH).map(message).collect();
-        if client.produce("in", &batch).is_err() {
-            return;
-        }
-        if let Ok(mut acknowledged) = acknowledged.lock() {
-            acknowledged.extend(first..first + BATCH);
-        }
-    }
-}
-
-fn killed_under_load(
-    host: &mut Host,
-    next: &AtomicU32,
-    acknowledged: &Mutex<Vec<u32>>,
-) -> Result<()> {
-    let clients = [host.client(), host.client()];
-    std::thread::scope(|scope| {
-        for client in &clients {
-            scope.spawn(|| produce_until_refused(client, next, acknowledged));
-        }
-        std::thread::sleep(Duration::from_millis(50 + fastrand::u64(0..250)));
-        host.kill()
-    })?;
-    host.start_again()
 }
 
 fn numbers(messages: &[Message]) -> BTreeMap<u32, usize> {
@@ -86,15 +53,15 @@ fn survives(durability: &str) -> Result<()> {
         }),
     })?;
 
-    let (next, acknowledged) = (AtomicU32::new(0), Mutex::new(Vec::new()));
+    let load = Load::of(message);
     for _ in 0..KILLS {
-        killed_under_load(&mut host, &next, &acknowledged)?;
+        load.kill(&mut host)?;
     }
 
     let client = host.client();
     client.wait_until_idle("worker")?;
     let stored = numbers(&client.read("in")?);
-    let acknowledged = acknowledged.into_inner().unwrap_or_default();
+    let acknowledged = load.acknowledged();
     assert!(
         acknowledged.len() > 1_000,
         "only {} messages: no load",

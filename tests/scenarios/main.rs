@@ -18,6 +18,7 @@ mod hostile;
 mod kill;
 mod letters;
 mod lifetime;
+mod load;
 mod old_directories;
 mod once;
 mod orders;

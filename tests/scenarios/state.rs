@@ -4,9 +4,6 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Stdio;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use guest_artifacts as guests;
@@ -14,9 +11,9 @@ use millrace_tests::{Client, Deploy, Host, Message};
 use serde_json::{Value, json};
 
 use crate::host;
+use crate::load::Load;
 
 const KILLS: u32 = 12;
-const BATCH: u32 = 40;
 const KEYS: u32 = 50;
 const PARTITIONS: u32 = 2;
 
@@ -30,35 +27,6 @@ fn message(number: u32) -> Value {
         _ => {}
     }
     json!({"key": format!("k{}", number % KEYS), "value": "x", "headers": headers})
-}
-
-fn produce_until_refused(client: &Client, next: &AtomicU32, acknowledged: &Mutex<Vec<u32>>) {
-    loop {
-        let first = next.fetch_add(BATCH, Ordering::Relaxed);
-        let batch: Vec<Value> = (first..first + BATCH).map(message).collect();
-        if client.produce("in", &batch).is_err() {
-            return;
-        }
-        if let Ok(mut acknowledged) = acknowledged.lock() {
-            acknowledged.extend(first..first + BATCH);
-        }
-    }
-}
-
-fn killed_under_load(
-    host: &mut Host,
-    next: &AtomicU32,
-    acknowledged: &Mutex<Vec<u32>>,
-) -> Result<()> {
-    let clients = [host.client(), host.client()];
-    std::thread::scope(|scope| {
-        for client in &clients {
-            scope.spawn(|| produce_until_refused(client, next, acknowledged));
-        }
-        std::thread::sleep(Duration::from_millis(80 + fastrand::u64(0..250)));
-        host.kill()
-    })?;
-    host.start_again()
 }
 
 fn counting(client: &Client, durability: &str) -> Result<String> {
@@ -112,9 +80,9 @@ fn ids(messages: &[Message]) -> BTreeMap<String, usize> {
 fn survives(durability: &str) -> Result<()> {
     let mut host = host()?;
     counting(&host.client(), durability)?;
-    let (next, acknowledged) = (AtomicU32::new(0), Mutex::new(Vec::new()));
+    let load = Load::of(message);
     for _ in 0..KILLS {
-        killed_under_load(&mut host, &next, &acknowledged)?;
+        load.kill(&mut host)?;
     }
     let client = host.client();
     client.wait_until_idle("count")?;
@@ -136,7 +104,7 @@ fn survives(durability: &str) -> Result<()> {
         dead.iter()
             .all(|m| m.header("trap").is_some() || m.header("reject").is_some())
     );
-    let acknowledged = acknowledged.into_inner().unwrap_or_default();
+    let acknowledged = load.acknowledged();
     for number in &acknowledged {
         assert!(
             effects.contains_key(&number.to_string()),

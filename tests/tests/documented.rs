@@ -1,12 +1,14 @@
-//! Compares two documents with the source: `docs/bounds.md` must have every bound of the host,
-//! `docs/metrics.md` every metric. To write them from the source: `MILLRACE_WRITE_DOCS=1 cargo test
-//! -p millrace-tests --test documented`.
+//! Compares three documents with the source: `docs/bounds.md` must have every bound of the host,
+//! `docs/metrics.md` every metric, and `docs/errors.md` every error code. To write them from the
+//! source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 
+use millrace::{ErrorCode, error_codes};
+use millrace_model::Kind;
 use millrace_tests::tree::{Source, repository, sources};
 
 /// The variable that makes this test write the documents instead of comparing them.
@@ -60,6 +62,18 @@ fn every_metric_is_described_and_documented() {
     hold("docs/metrics.md", &metrics_page(&described));
 }
 
+#[test]
+fn every_code_of_an_error_is_documented() {
+    let codes = error_codes();
+    assert!(codes.len() > 80, "the codes were found");
+    let page = errors_page(&codes);
+    for code in &codes {
+        let row = format!("| `{}` |", code.code);
+        assert!(page.contains(&row), "{} has no row", code.code);
+    }
+    hold("docs/errors.md", &page);
+}
+
 /// The host's sources without its tests.
 fn product() -> Vec<Source> {
     let is_product = |source: &Source| {
@@ -90,6 +104,8 @@ struct Bound {
     name: String,
     value: String,
     meaning: String,
+    /// Where it stands, within the crate's sources: several parts have a bound of the same name.
+    file: String,
 }
 
 /// Constants whose names end in `MAX`, with their comments.
@@ -125,6 +141,12 @@ fn bounds_of(source: &Source) -> Vec<Bound> {
         meaning.reverse();
         Some(Bound {
             room: source.path.split('/').nth(1).unwrap_or_default().to_owned(),
+            file: source
+                .path
+                .split("/src/")
+                .nth(1)
+                .unwrap_or_default()
+                .to_owned(),
             value: readable(&name, value.trim().trim_end_matches(';')),
             name,
             meaning: meaning.join(" "),
@@ -160,7 +182,7 @@ fn size(bytes: u64) -> String {
 
 fn bounds_page(bounds: &[Bound]) -> String {
     let mut page = String::from(
-        "# Bounds\n\nEverything that could grow has a named bound; the last column says what happens there. Written from the source by \
+        "# Bounds\n\nEverything that could grow has a named bound; the tables say what happens there. Generated from the source by \
          `tests/tests/documented.rs`.\n",
     );
     let mut room = "";
@@ -169,11 +191,12 @@ fn bounds_page(bounds: &[Bound]) -> String {
             room = &bound.room;
             let _ = write!(
                 page,
-                "\n## host/{room}\n\n| name | value | what it bounds, and what happens there |\n|---|---|---|\n"
+                "\n## host/{room}\n\n| name | value | what it bounds, and what happens there | in |\n|---|---|---|---|\n"
             );
         }
         let meaning = bound.meaning.replace('|', "\\|");
-        let _ = writeln!(page, "| `{}` | {} | {meaning} |", bound.name, bound.value);
+        let (name, value, file) = (&bound.name, &bound.value, &bound.file);
+        let _ = writeln!(page, "| `{name}` | {value} | {meaning} | {file} |");
     }
     page
 }
@@ -208,13 +231,67 @@ fn described(text: &str) -> BTreeMap<String, (String, String)> {
 
 fn metrics_page(described: &BTreeMap<String, (String, String)>) -> String {
     let mut page = String::from(
-        "# Metrics\n\nServed for Prometheus at `/metrics`. Written from the source by `tests/tests/documented.rs`.\n\n\
+        "# Metrics\n\nServed for Prometheus at `/metrics`. Generated from the source by `tests/tests/documented.rs`.\n\n\
          | name | kind | what it says |\n|---|---|---|\n",
     );
     for (name, (kind, text)) in described {
         let _ = writeln!(page, "| `{name}` | {kind} | {text} |");
     }
     page
+}
+
+const ERRORS: &str = r#"# Errors
+
+Every error has a code for programs, a message that says what went wrong, and a hint that says what to do now. Over HTTP:
+
+```json
+{"error": {"code": "unknown-topic", "message": "topic orders does not exist",
+  "hint": "GET /v1/topics or `millrace topic list` shows the topics that exist"}}
+```
+
+Codes are stable; messages and hints are for people, and may change. Each code has a kind, which is all that most programs need, and over HTTP a status
+for each kind. `next` says where to continue after messages that cannot be read. With 429 and 503, `Retry-After` says when to repeat the request.
+
+One code has two kinds: `busy` is 429 where the caller helps to fill the bound (produce, dry runs) and 503 where it only waits for what is in use (compiling,
+bodies and answers in memory, a running batch). Both mean to come back. Generated from the source by `tests/tests/documented.rs`.
+
+| kind | HTTP | what to do |
+|---|---|---|
+"#;
+
+fn errors_page(codes: &[ErrorCode]) -> String {
+    let of_kind = |kind: Option<Kind>| codes.iter().filter(move |code| code.kind == kind);
+    let mut page = ERRORS.to_owned();
+    for kind in Kind::ALL {
+        let status = of_kind(Some(kind)).map(|code| code.status.as_str()).next();
+        let status = status.unwrap_or_default();
+        let _ = writeln!(page, "| {kind:?} | {status} | {} |", kind.remedy());
+    }
+    for kind in Kind::ALL {
+        let _ = write!(
+            page,
+            "\n## {kind:?}\n\n| code | meaning | what to do |\n|---|---|---|\n"
+        );
+        for code in of_kind(Some(kind)) {
+            let remedy = cell(code.remedy);
+            let _ = writeln!(page, "| `{}` | {} | {remedy} |", code.code, code.meaning);
+        }
+    }
+    page += "\n## Only over HTTP\n\n| code | HTTP | meaning | what to do |\n|---|---|---|---|\n";
+    for code in of_kind(None) {
+        let (status, remedy) = (&code.status, cell(code.remedy));
+        let _ = writeln!(
+            page,
+            "| `{}` | {status} | {} | {remedy} |",
+            code.code, code.meaning
+        );
+    }
+    page
+}
+
+/// Text in a cell of a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub use catalogue::left_behind::LeftBehind;
 pub use catalogue::lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
 pub use catalogue::modules::{Module, ModuleError};
 pub use catalogue::topics::{Loss, NewTopic, TopicCreateError, TopicDeleteError};
+pub use catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 pub use dead_letters::audit::{AuditAction, AuditEntry, AuditPage, Digests, EditDigests};
 pub use dead_letters::dry_run::{DryRun, DryRunOutcome, DryRunOutput, DryRunRequest};
 pub use dead_letters::edit::LetterEdit;
@@ -50,12 +51,14 @@ pub use ground::caller::Caller;
 pub use groups::consumers::HeldConsumer;
 pub use groups::error::ConsumerError;
 pub use groups::handle::Groups;
+pub use groups::positions::{GroupPosition, NewPosition};
 pub use groups::shapes::{
     ConsumerCommit, ConsumerPlace, ConsumerStatus, HoldRequest, ReaderStatus,
 };
 pub use handler::{
     AdmitError, CallError, CallUse, Cause, GuestLine, Interface, ModuleFacts, ModuleHost, Uploader,
 };
+pub use messages::append::{AppendRequest, Appended};
 pub use messages::beginning::BeginAt;
 pub use messages::delays::delayed::{
     DelayedError, DelayedMessage, DelayedPage, DelayedQuery, DelaysFull,
@@ -65,6 +68,8 @@ pub use messages::fetch::{FetchError, FetchRequest, FetchResult, Fetched};
 pub use messages::handle::Messages;
 pub use messages::place::MessagePlace;
 pub use messages::produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
+pub use messages::read::{ReadRequest, ReadResult};
+pub use messages::subscription::{Delivery, SubscribeError, Subscription, SubscriptionError};
 /// What a processor keeps beside its progress.
 pub use millrace_engine::state;
 pub use processors::canary::CanaryStatus;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use millrace_model::Digest;
+use millrace_model::{Advice, Advised, Code, Digest};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -67,6 +67,22 @@ pub enum BackupError {
     /// The disk failed.
     #[error("the backup failed: {0}")]
     Failed(Arc<str>),
+}
+
+impl Advised for BackupError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Unsupported => Code::CannotBackUp.hint("run the host with --engine local"),
+            Self::UnderWay => Code::BackupUnderWay.advice(),
+            Self::OtherDirectory { .. } => Code::OtherDirectory.advice(),
+            Self::DiskFull => Code::DiskFull.hint(
+                "free some space, or delete or trim topics; or stop the host and copy its directory",
+            ),
+            Self::NoLinks(_) => Code::CannotBackUp.advice(),
+            Self::Engine(error) => error.advice(),
+            Self::Failed(_) => Code::BackupFailed.advice(),
+        }
+    }
 }
 
 /// The archive, piece by piece. If it is dropped the backup ends.

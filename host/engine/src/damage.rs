@@ -1,9 +1,9 @@
 //! The damage that an engine knows of, and the progress of the search for more. Damaged data is
 //! reported and kept, never removed.
 
-use std::fmt;
 use std::ops::Range;
 
+pub use millrace_model::damage::DamageKind;
 use millrace_model::{Digest, GroupName, Offset, Timestamp, TopicPartition};
 use serde::{Deserialize, Serialize};
 
@@ -71,29 +71,6 @@ pub struct DamagedState {
     pub reason: String,
     /// When it was first found.
     pub found_at: Timestamp,
-}
-
-/// What is in place of the written messages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DamageKind {
-    /// Something else, or nothing.
-    #[default]
-    Changed,
-    /// Messages of another topic or partition: files were swapped or restored to the wrong place,
-    /// or a write was misdirected.
-    Misplaced,
-}
-
-impl fmt::Display for DamageKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Changed => "are damaged on disk",
-            Self::Misplaced => {
-                "are misplaced: the data in their place belongs to another topic or partition"
-            }
-        })
-    }
 }
 
 /// What found the damage.

@@ -17,6 +17,8 @@ pub mod conformance;
 pub mod contract;
 pub mod damage;
 pub mod entries;
+#[cfg(any(test, feature = "conformance"))]
+pub mod hooked;
 pub mod idempotence;
 pub mod memory;
 pub mod room;

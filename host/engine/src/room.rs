@@ -8,11 +8,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 
-use millrace_model::GroupName;
 use millrace_model::bounds::{
     HOST_DELAYED_BYTES_MAX, HOST_KEPT_BYTES_MAX, HOST_PARTITIONS_MAX, HOST_STATE_BYTES_MAX,
     REQUESTS_BYTES_MAX, STATE_BYTES_MAX, STATE_ENTRIES_MAX,
 };
+use millrace_model::{Advice, Advised, Code, GroupName};
 
 use crate::state::{Adds, StateSize};
 
@@ -114,6 +114,16 @@ pub struct RoomFull {
     pub held: usize,
     /// The bound.
     pub max: usize,
+}
+
+impl Advised for RoomFull {
+    /// The host's bound is answered like a partition's; the text says which one it is.
+    fn advice(&self) -> Advice {
+        match self.kept {
+            Kept::Delayed => Code::DelaysFull.advice(),
+            Kept::Consumers | Kept::State => Code::StateBound.advice(),
+        }
+    }
 }
 
 impl RoomFull {

@@ -11,13 +11,13 @@
 
 pub mod examine;
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_model::batch::HEADER_BYTES;
+pub use millrace_model::damage::DamageKind;
 use millrace_model::{BatchError, Offset, RecordBatch, Stamp};
 
 use crate::disk::DiskFile;
@@ -45,27 +45,6 @@ pub enum SegmentError {
     /// The disk failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-}
-
-/// What is in place of the written messages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DamageKind {
-    /// Other bytes, or nothing.
-    #[default]
-    Changed,
-    /// Data of another topic or partition.
-    Misplaced,
-}
-
-impl fmt::Display for DamageKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Changed => "are damaged",
-            Self::Misplaced => {
-                "are not there: what stands in their place was written for another topic or partition"
-            }
-        })
-    }
 }
 
 /// The source of a segment's bytes.

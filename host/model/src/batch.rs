@@ -33,6 +33,8 @@ const LENGTH_AT: usize = 8;
 const STAMP_AT: usize = LENGTH_END;
 const STAMP_END: usize = 16;
 const ATTRIBUTES_AT: usize = 21;
+const BASE_TIMESTAMP_AT: usize = 27;
+const MAX_TIMESTAMP_AT: usize = 35;
 const CODEC_MASK: i16 = 0b111;
 const CONTROL_FLAG: i16 = 0b10_0000;
 /// Kafka's values for a producer that does not number its batches.
@@ -265,7 +267,7 @@ impl RecordBatch {
     /// The latest timestamp in it.
     #[must_use]
     pub fn max_timestamp(&self) -> Timestamp {
-        Timestamp(u64::from_be_bytes(self.field(35)))
+        Timestamp(u64::from_be_bytes(self.field(MAX_TIMESTAMP_AT)))
     }
 
     /// Kafka's number of the compression codec; 0 is none.
@@ -423,8 +425,14 @@ impl Records<'_> {
         if header_count > RECORD_HEADERS_MAX || offset >= self.batch.end_offset() {
             return None;
         }
-        let base_timestamp = i64::from_be_bytes(self.batch.field(27));
-        let timestamp = base_timestamp.checked_add(timestamp_delta)?.max(0);
+        let timestamp = match self.batch.attributes() & produced::APPEND_TIME_FLAG {
+            0 => {
+                let base = i64::from_be_bytes(self.batch.field(BASE_TIMESTAMP_AT));
+                base.checked_add(timestamp_delta)?
+            }
+            _ => i64::from_be_bytes(self.batch.field(MAX_TIMESTAMP_AT)),
+        };
+        let timestamp = timestamp.max(0);
         let view = RecordView {
             offset,
             timestamp: Timestamp(timestamp as u64),
@@ -619,6 +627,7 @@ fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
 
 mod encrypted;
 mod inflating;
+mod produced;
 mod stamp;
 mod thinning;
 

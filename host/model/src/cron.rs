@@ -8,8 +8,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::advice::{Advice, Advised};
 use crate::calendar::date;
 use crate::clock::Timestamp;
+use crate::codes::Code;
 
 const SECONDS_OF_DAY: u64 = 86_400;
 /// The longest time until a matching day: 29 February on a given day of the week, across a year that is no leap year.
@@ -37,6 +39,12 @@ const NICKNAMES: [(&str, &str); 7] = [
 pub struct CronError {
     text: String,
     why: String,
+}
+
+impl Advised for CronError {
+    fn advice(&self) -> Advice {
+        Code::BadCron.advice()
+    }
 }
 
 /// A pattern that some second matches.

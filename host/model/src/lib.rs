@@ -5,18 +5,22 @@
 
 #![forbid(unsafe_code)]
 
+pub mod advice;
 pub mod batch;
 pub mod bounds;
 pub mod calendar;
 pub mod clock;
+pub mod codes;
 pub mod coding;
 pub mod columns;
 pub mod compression;
 pub mod consumer;
 pub mod cron;
+pub mod damage;
 pub mod digest;
 pub mod group;
 pub mod guests;
+pub mod hash;
 pub mod message;
 pub mod name;
 pub mod offset;
@@ -32,8 +36,10 @@ pub mod topic;
 pub mod unit;
 pub mod varint;
 
+pub use advice::{Advice, Advised, Kind};
 pub use batch::{BatchBuilder, BatchError, RecordBatch, Stamp};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
+pub use codes::Code;
 pub use coding::Coding;
 pub use columns::{Answer, ColumnBatch};
 pub use compression::Compression;
@@ -46,8 +52,8 @@ pub use message::{Header, Message};
 pub use name::{ConsumerName, NameError, ProcessorName, ScheduleName, Tenant, TopicName};
 pub use offset::{Offset, PartitionId};
 pub use processor::{
-    Canary, Change, ChangeKind, Processor, ProcessorSpec, Record, RedriveDue, Rejections, Replay,
-    ReplayRange, Resumes, Revision, Shadow, Stopped, TopicStart,
+    Change, ChangeKind, Processor, ProcessorSpec, Record, RedriveDue, Rejections, Replay,
+    ReplayRange, Resumes, Revision, Stopped, TopicStart, Trial,
 };
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, GivenUp, Parked, Progress, ProgressChange};

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::advice::{Advice, Advised};
 use crate::bounds::{
     CONSUMER_NAME_CHARS_MAX, PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX,
     TENANT_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX,
 };
+use crate::codes::Code;
 
 /// Why a text is not a valid name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +47,12 @@ pub enum NameError {
         /// The name that was given.
         name: String,
     },
+}
+
+impl Advised for NameError {
+    fn advice(&self) -> Advice {
+        Code::BadName.advice()
+    }
 }
 
 fn check(kind: &'static str, name: &str, max: usize) -> Result<(), NameError> {

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::advice::{Advice, Advised};
 use crate::bounds::{SEGMENT_BYTES_SETTING_MAX, SEGMENT_BYTES_SETTING_MIN, SETTING_MS_MAX};
+use crate::codes::Code;
 use crate::compression::Compression;
 
 /// Default time for which a compacted topic keeps a tombstone, in milliseconds: one day.
@@ -104,6 +106,12 @@ pub struct SettingError {
     pub min: u64,
     /// The maximum.
     pub max: u64,
+}
+
+impl Advised for SettingError {
+    fn advice(&self) -> Advice {
+        Code::BadSetting.advice()
+    }
 }
 
 impl TopicSettings {

@@ -26,3 +26,4 @@ mod units;
 
 pub use config::Config;
 pub use host::{Host, StartError};
+pub use http::{ErrorCode, error_codes};

@@ -4,18 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use millrace_engine::state::{StatePage, StateQuery, StateTable};
-use millrace_engine::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
-    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
-};
+use millrace_engine::hooked::Hooks;
+use millrace_engine::{CommitError, Ends, Engine, ReadError, Receipt, Transaction, TrimError};
 use millrace_local::LocalEngine;
-use millrace_model::{
-    Digest, GroupName, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId,
-    TopicName, TopicPartition, TopicSpec,
-};
-use tokio::sync::watch;
+use millrace_model::{GroupName, Offset, Progress, RecordBatch, TopicPartition};
 
 /// What the engine does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +125,11 @@ impl BentEngine {
 }
 
 #[async_trait]
-impl Engine for BentEngine {
+impl Hooks for BentEngine {
+    fn engine(&self) -> &dyn Engine {
+        &*self.inner
+    }
+
     async fn commit(&self, mut transaction: Transaction) -> Result<Receipt, CommitError> {
         if transaction.progress.is_empty() {
             return self.commit_requests(transaction).await;
@@ -187,14 +183,6 @@ impl Engine for BentEngine {
         }
     }
 
-    async fn change_topics(
-        &self,
-        changes: Vec<(TopicName, TopicChange)>,
-        expects: Vec<Expectation>,
-    ) -> Result<Vec<Topic>, TopicError> {
-        self.inner.change_topics(changes, expects).await
-    }
-
     async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
         let before = match self.bug {
             EngineBug::TrimsNothing => return Ok(before),
@@ -205,14 +193,6 @@ impl Engine for BentEngine {
             _ => before,
         };
         self.inner.trim(partition, before).await
-    }
-
-    async fn offset_at(
-        &self,
-        partition: TopicPartition,
-        at: Timestamp,
-    ) -> Result<Option<Offset>, ReadError> {
-        self.inner.offset_at(partition, at).await
     }
 
     async fn read(
@@ -235,48 +215,12 @@ impl Engine for BentEngine {
         Ok(batches)
     }
 
-    fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
-        self.inner.watch(partition)
-    }
-
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
         let mut ends = self.inner.ends(partition)?;
         if self.bug == EngineBug::BeginsLater && ends.end.0 > 20 {
             ends.start.0 += 3;
         }
         Ok(ends)
-    }
-
-    async fn claim(
-        &self,
-        group: &GroupName,
-        partition: TopicPartition,
-    ) -> Result<Hold, CommitError> {
-        self.inner.claim(group, partition).await
-    }
-
-    async fn hold(
-        &self,
-        group: &GroupName,
-        partition: TopicPartition,
-    ) -> Result<Option<Hold>, CommitError> {
-        self.inner.hold(group, partition).await
-    }
-
-    async fn health(&self) -> Result<(), CommitError> {
-        self.inner.health().await
-    }
-
-    async fn release(&self, hold: Hold) -> Result<(), CommitError> {
-        self.inner.release(hold).await
-    }
-
-    fn host(&self) -> HostId {
-        self.inner.host()
-    }
-
-    fn hosts(&self) -> watch::Receiver<Arc<[HostInfo]>> {
-        self.inner.hosts()
     }
 
     async fn progress(
@@ -291,118 +235,5 @@ impl Engine for BentEngine {
             progress.next.0 = progress.next.0.saturating_sub(1);
         }
         Ok(progress)
-    }
-
-    async fn state(
-        &self,
-        group: &GroupName,
-        partition: TopicPartition,
-    ) -> Result<Arc<StateTable>, ReadError> {
-        self.inner.state(group, partition).await
-    }
-
-    fn watch_state(&self, group: &GroupName) -> watch::Receiver<u64> {
-        self.inner.watch_state(group)
-    }
-
-    async fn count(
-        &self,
-        partition: TopicPartition,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, ReadError> {
-        self.inner.count(partition, from, to).await
-    }
-
-    fn limits(&self) -> Limits {
-        self.inner.limits()
-    }
-
-    async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
-        self.inner.groups(partition).await
-    }
-
-    async fn progress_partitions(
-        &self,
-        group: &GroupName,
-    ) -> Result<Vec<TopicPartition>, ReadError> {
-        self.inner.progress_partitions(group).await
-    }
-
-    async fn state_partitions(&self, group: &GroupName) -> Result<Vec<TopicPartition>, ReadError> {
-        self.inner.state_partitions(group).await
-    }
-
-    async fn read_state(
-        &self,
-        group: &GroupName,
-        partition: TopicPartition,
-        query: &StateQuery,
-    ) -> Result<StatePage, ReadError> {
-        self.inner.read_state(group, partition, query).await
-    }
-
-    async fn create_topic(
-        &self,
-        spec: TopicSpec,
-        expects: Vec<Expectation>,
-    ) -> Result<Topic, TopicError> {
-        self.inner.create_topic(spec, expects).await
-    }
-
-    async fn delete_topic(
-        &self,
-        name: &TopicName,
-        expects: Vec<Expectation>,
-    ) -> Result<TopicId, TopicError> {
-        self.inner.delete_topic(name, expects).await
-    }
-
-    fn topics(&self) -> Vec<Topic> {
-        self.inner.topics()
-    }
-
-    fn topic(&self, name: &TopicName) -> Option<Topic> {
-        self.inner.topic(name)
-    }
-
-    fn entries(&self, kind: EntryKind) -> Vec<(String, Entry)> {
-        self.inner.entries(kind)
-    }
-
-    fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry> {
-        self.inner.entry(kind, key)
-    }
-
-    fn version(&self, kind: EntryKind) -> Version {
-        self.inner.version(kind)
-    }
-
-    fn watch_catalogue(&self) -> watch::Receiver<u64> {
-        self.inner.watch_catalogue()
-    }
-
-    async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
-        self.inner.put_module(digest, bytes).await
-    }
-
-    async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
-        self.inner.module(digest).await
-    }
-
-    async fn delete_module(
-        &self,
-        digest: Digest,
-        expects: Vec<Expectation>,
-    ) -> Result<(), CommitError> {
-        self.inner.delete_module(digest, expects).await
-    }
-
-    async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
-        self.inner.init_producer(name).await
-    }
-
-    async fn close(&self) {
-        self.inner.close().await;
     }
 }

@@ -29,6 +29,7 @@ use millrace_tests::torture::value::{self, Id};
 
 use crate::bent_disk::{BentDisk, DiskBug};
 use crate::bent_engine::{BentEngine, EngineBug};
+use millrace_engine::hooked::Hooked;
 
 const PARTITIONS: u32 = 2;
 /// Power cuts of one world.
@@ -198,11 +199,11 @@ impl World {
         let engine = open(disk, self.dir.path()).await?;
         Ok(match self.bugs.engine {
             None => engine,
-            Some(bug) => Arc::new(BentEngine {
+            Some(bug) => Arc::new(Hooked(Arc::new(BentEngine {
                 inner: engine,
                 bug,
                 calls: AtomicU64::new(0),
-            }),
+            }))),
         })
     }
 

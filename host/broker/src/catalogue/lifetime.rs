@@ -1,14 +1,15 @@
 //! How long messages are kept: changing topics in use, trimming partitions, finding messages by time.
 
-use millrace_engine::{CommitError, ReadError, TopicChange, TopicError, TrimError};
+use millrace_engine::{ReadError, TopicChange, TopicError, TrimError};
 use millrace_model::{
-    Durability, Offset, PartitionId, ProcessorName, SettingError, SettingsPatch, Timestamp, Topic,
-    TopicName,
+    Advice, Advised, Code, Durability, Offset, PartitionId, ProcessorName, SettingError,
+    SettingsPatch, Timestamp, Topic, TopicName,
 };
 
 use crate::catalogue::deciding::{as_read, decision_errors};
 use crate::catalogue::growth::{ChangedTopic, KeyedUse, listed};
 use crate::catalogue::handle::Catalogue;
+use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 
 /// The changes to a topic.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +75,22 @@ decision_errors! {
     TopicChangeError: TopicChangeError::Topic;
 }
 
+impl Advised for TopicChangeError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Setting(error) => error.advice(),
+            Self::Compacted { .. } => {
+                Code::OwnedTopic.hint("bound it with retention_ms or retention_bytes instead")
+            }
+            Self::Follows { .. } => {
+                Code::OwnedTopic.hint("add partitions to that topic; this one follows")
+            }
+            Self::KeysMove { .. } => Code::KeysWouldMove.advice(),
+            Self::Topic(error) => error.advice(),
+        }
+    }
+}
+
 /// What a trim removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
@@ -87,29 +104,24 @@ pub enum Before {
 #[derive(Debug, thiserror::Error)]
 pub enum TopicTrimError {
     /// No such topic.
-    #[error("topic {0} does not exist")]
-    Unknown(TopicName),
-    /// The topic has fewer partitions.
-    #[error("topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
-    UnknownPartition {
-        /// The topic's name.
-        topic: TopicName,
-        /// The requested partition.
-        partition: PartitionId,
-        /// The number of partitions.
-        partitions: u32,
-    },
-    /// The offset is past the end.
-    #[error("nothing before offset {requested} can be removed: the partition ends at {end}")]
-    PastEnd {
-        /// The requested offset.
-        requested: Offset,
-        /// The end.
-        end: Offset,
-    },
-    /// It could not be made durable.
     #[error(transparent)]
-    Commit(#[from] CommitError),
+    UnknownTopic(#[from] UnknownTopic),
+    /// The topic has fewer partitions.
+    #[error(transparent)]
+    UnknownPartition(#[from] UnknownPartition),
+    /// The offset is past the end, or it could not be made durable.
+    #[error(transparent)]
+    Trim(#[from] TrimError),
+}
+
+impl Advised for TopicTrimError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::UnknownTopic(error) => error.advice(),
+            Self::UnknownPartition(error) => error.advice(),
+            Self::Trim(error) => error.advice(),
+        }
+    }
 }
 
 impl Catalogue {
@@ -164,30 +176,22 @@ impl Catalogue {
         partition: Option<PartitionId>,
         before: Before,
     ) -> Result<Vec<(PartitionId, Offset)>, TopicTrimError> {
-        let topic = self.topic(name);
-        let topic = topic.ok_or_else(|| TopicTrimError::Unknown(name.clone()))?;
+        let topic = self.known_topic(name)?;
         let partitions = match partition {
             None => topic.partitions().collect(),
-            Some(partition) => {
-                let unknown = || TopicTrimError::UnknownPartition {
-                    topic: name.clone(),
-                    partition,
-                    partitions: topic.spec.partitions,
-                };
-                vec![topic.partition(partition).ok_or_else(unknown)?]
-            }
+            Some(partition) => vec![known_partition(&topic, partition)?],
         };
         let engine = &self.inner.engine;
         let mut starts = Vec::with_capacity(partitions.len());
         for at in partitions {
-            let gone = |_| TopicTrimError::Unknown(name.clone());
+            let gone = |_| UnknownTopic(name.clone());
             let end = engine.ends(at).map_err(gone)?.end;
             let before = match before {
                 Before::End => end,
                 Before::Offset(offset) if partition.is_none() => offset.min(end),
                 Before::Offset(offset) => offset,
             };
-            let start = engine.trim(at, before).await.map_err(refused)?;
+            let start = engine.trim(at, before).await?;
             starts.push((at.partition, start));
         }
         // Removed parked messages have nothing to wait for.
@@ -215,12 +219,5 @@ impl Catalogue {
         let end = self.inner.engine.ends(partition)?.end;
         let found = self.inner.engine.offset_at(partition, at).await?;
         Ok(Some(found.unwrap_or(end)))
-    }
-}
-
-fn refused(error: TrimError) -> TopicTrimError {
-    match error {
-        TrimError::PastEnd { requested, end } => TopicTrimError::PastEnd { requested, end },
-        TrimError::Commit(error) => TopicTrimError::Commit(error),
     }
 }

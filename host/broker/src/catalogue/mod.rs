@@ -9,4 +9,5 @@ pub(crate) mod left_behind;
 pub(crate) mod lifetime;
 pub(crate) mod modules;
 pub(crate) mod topics;
+pub(crate) mod unknown;
 pub(crate) mod way_back;

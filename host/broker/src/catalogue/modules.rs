@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use millrace_engine::{CommitError, Entry, EntryKind, Expectation, Transaction};
-use millrace_model::{Digest, Durability, GuestLimits, Revision, Timestamp};
+use millrace_model::{Advice, Advised, Code, Digest, Durability, GuestLimits, Revision, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::deciding::decision_errors;
@@ -81,6 +81,20 @@ pub enum ModuleError {
 
 decision_errors! {
     ModuleError: ModuleError::Commit;
+}
+
+impl Advised for ModuleError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Admit(error) => error.advice(),
+            Self::Unknown(_) => Code::UnknownModule.advice(),
+            Self::Tag(_) => Code::BadTag.advice(),
+            Self::TagTaken { .. } => Code::TagTaken.advice(),
+            Self::TooManyTags(_) => Code::TooManyTags.advice(),
+            Self::InUse { .. } => Code::InUse.hint("stop using it first"),
+            Self::Commit(error) => error.advice(),
+        }
+    }
 }
 
 impl Catalogue {

@@ -7,12 +7,14 @@ use millrace_engine::{
     CommitError, DamageReport, DamagedRange, Ends, ReadError, TopicError, Transaction,
 };
 use millrace_model::{
-    Digest, Durability, GroupName, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec,
-    SettingError, Topic, TopicId, TopicName, TopicPartition, TopicSettings, TopicSpec,
+    Advice, Advised, Code, Digest, Durability, GroupName, Offset, PartitionId, Processor,
+    ProcessorName, ProcessorSpec, SettingError, Topic, TopicId, TopicName, TopicPartition,
+    TopicSettings, TopicSpec,
 };
 
 use crate::catalogue::deciding::{as_read, decision_errors};
 use crate::catalogue::handle::Catalogue;
+use crate::catalogue::unknown::UnknownTopic;
 use crate::ground::own_topics::{AUDIT_SUFFIX, DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 use crate::ground::partitioner::{PartitionerError, load_component};
 use crate::handler::{AdmitError, Interface};
@@ -76,12 +78,25 @@ decision_errors! {
     TopicCreateError: TopicCreateError::Topic;
 }
 
+impl Advised for TopicCreateError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Topic(error) => error.advice(),
+            Self::Reserved { .. } | Self::LooksLikeFlag(_) => Code::ReservedName.advice(),
+            Self::Setting(error) => error.advice(),
+            Self::UnknownModule(_) => Code::UnknownModule.advice(),
+            Self::WrongInterface { .. } => Code::WrongInterface.advice(),
+            Self::Partitioner(error) => error.advice(),
+        }
+    }
+}
+
 /// Why a topic was not deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicDeleteError {
     /// No such topic.
-    #[error("topic {0} does not exist")]
-    Unknown(TopicName),
+    #[error(transparent)]
+    UnknownTopic(#[from] UnknownTopic),
     /// Processors read it, write to it or own it.
     #[error("topic {topic} is used by {}; delete or change them first", names(.processors))]
     InUse {
@@ -109,6 +124,43 @@ pub enum TopicDeleteError {
 decision_errors! {
     TopicDeleteError: TopicDeleteError::Commit;
 }
+
+impl Advised for TopicDeleteError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::UnknownTopic(error) => error.advice(),
+            Self::InUse { .. } => Code::InUse.advice(),
+            Self::Missed { losses, .. } => instead(losses),
+            Self::Read(error) => error.advice(),
+            Self::Commit(error) => error.advice(),
+        }
+    }
+}
+
+/// What can be done instead of deleting a topic that is still needed, and how to delete it anyway.
+fn instead(losses: &[Loss]) -> Advice {
+    let is_way_back = |loss: &Loss| matches!(loss, Loss::WayBack { .. });
+    let code = match losses.iter().any(is_way_back) {
+        true => Code::WayBack,
+        false => Code::MessagesWait,
+    };
+    let readers = losses.iter().filter_map(|loss| match loss {
+        Loss::WayBack { .. } => None,
+        Loss::Waiting { processor, .. } => Some(processor.as_str()),
+    });
+    let mut readers: Vec<&str> = readers.collect();
+    readers.dedup();
+    match readers.is_empty() {
+        true => code.advice(),
+        false => code.hint(format!(
+            "keep it; the messages are processed once {} reads them (deploy it with this topic as input), {ANYWAY}",
+            readers.join(", ")
+        )),
+    }
+}
+
+/// How a topic is deleted although it is still needed.
+const ANYWAY: &str = "or delete it anyway with accept_loss=true (`millrace topic delete NAME --accept-loss`): then all of that is lost";
 
 /// What is lost with a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,8 +313,7 @@ impl Catalogue {
         accept_loss: bool,
         of: Option<&ProcessorName>,
     ) -> Result<Vec<Loss>, TopicDeleteError> {
-        let unknown = || TopicDeleteError::Unknown(name.clone());
-        let topic = self.topic(name).ok_or_else(unknown)?;
+        let topic = self.known_topic(name)?;
         let expects = vec![self.all_as_known(), as_read(&topic)];
         let processors = self.users_of(&topic);
         if !processors.is_empty() {
@@ -277,7 +328,7 @@ impl Catalogue {
         let deleted = self.inner.engine.delete_topic(name, expects).await;
         let id = deleted.map_err(|error| match error {
             TopicError::Commit(error) => TopicDeleteError::Commit(error),
-            _ => unknown(),
+            _ => UnknownTopic(name.clone()).into(),
         })?;
         self.forget_topic(id);
         let dependents = self.dependents();

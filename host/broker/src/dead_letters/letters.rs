@@ -3,7 +3,9 @@
 
 use millrace_engine::CommitError;
 use millrace_model::bounds::DRY_RUNS_MAX;
-use millrace_model::{Message, Offset, PartitionId, ProcessorName, Timestamp, TopicName};
+use millrace_model::{
+    Advice, Advised, Code, Message, Offset, PartitionId, ProcessorName, Timestamp, TopicName,
+};
 use serde::Serialize;
 
 use crate::catalogue::deciding::decision_errors;
@@ -132,6 +134,27 @@ pub enum DeadLetterError {
 
 decision_errors! {
     DeadLetterError: DeadLetterError::Commit;
+}
+
+impl Advised for DeadLetterError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::UnknownProcessor(_) => Code::UnknownProcessor.advice(),
+            Self::Deleted(_) => Code::NotDeployed.advice(),
+            Self::NoSuchDeadLetter { .. } => Code::UnknownDeadLetter.advice(),
+            Self::NotAnInput { .. } => Code::NotAnInput.advice(),
+            Self::AlreadySent(_) => Code::AlreadySent.advice(),
+            Self::Edit(_) => Code::InvalidEdit.advice(),
+            Self::Busy => Code::Busy
+                .hint("try again when one of them has ended; nothing was done")
+                .after_s(5),
+            Self::Audit(_) => Code::NoAuditTrail.advice(),
+            Self::Catalogue(_) => Code::Internal.advice(),
+            Self::Revision(error) => error.advice(),
+            Self::Fetch(error) => error.advice(),
+            Self::Commit(error) => error.advice(),
+        }
+    }
 }
 
 impl DeadLetters {

@@ -142,7 +142,12 @@ impl DeadLetters {
             messages: LETTERS_MAX,
             bytes: LETTERS_BYTES,
         };
-        match self.inner.messages.read(shelf.partition, from, room).await {
+        match self
+            .inner
+            .messages
+            .messages_from(shelf.partition, from, room)
+            .await
+        {
             // An unreadable range must not hide what comes after it.
             Err(
                 FetchError::Read(ReadError::Damaged { to: next, .. })
@@ -176,7 +181,7 @@ impl DeadLetters {
         let (messages, _) = self
             .inner
             .messages
-            .read(shelf.partition, offset, room)
+            .messages_from(shelf.partition, offset, room)
             .await?;
         let fetched = messages
             .into_iter()

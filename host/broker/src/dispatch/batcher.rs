@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millrace_model::batch::RecordView;
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
+use millrace_model::hash::fnv1a;
 use millrace_model::processor::Order;
 use millrace_model::{ColumnBatch, Offset, Parked, Timestamp};
 
@@ -47,16 +48,12 @@ impl Batch {
 /// The order key of every message if the whole partition keeps its order.
 pub(super) const WHOLE_PARTITION: u64 = 0;
 
-/// The order key of a message. It is stored with progress, so it must never change: FNV-1a, 64 bits.
+/// The order key of a message. It is stored with progress, so it must never change.
 pub(crate) fn ordering(order: Order, key: Option<&[u8]>) -> Option<u64> {
     match order {
         Order::None => None,
         Order::Partition => Some(WHOLE_PARTITION),
-        Order::Key => key.map(|key| {
-            key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            })
-        }),
+        Order::Key => key.map(|key| fnv1a(key.iter().copied())),
     }
 }
 
@@ -179,6 +176,14 @@ pub(crate) fn new_messages_max(order: Order, parked: &[Parked]) -> usize {
     PARKED_MESSAGES_MAX.saturating_sub(parked.len())
 }
 
+/// How many of a batch's messages may be retries: half, if new ones wait.
+pub(crate) fn retried_messages_max(messages_max: usize, has_new: bool) -> usize {
+    match has_new {
+        true => messages_max.div_ceil(2),
+        false => messages_max,
+    }
+}
+
 /// A batch in the making.
 pub(crate) struct Cut {
     columns: ColumnBatch,
@@ -234,17 +239,9 @@ impl Cut {
         self.split.as_mut()
     }
 
-    /// Leaves half of the batch to new messages.
+    /// Leaves half of the batch's bytes to new messages.
     pub(crate) fn share(&mut self) {
         self.shared = true;
-    }
-
-    /// How many retried messages it may take.
-    pub(crate) fn retried_messages_max(&self) -> usize {
-        match self.shared {
-            true => self.messages_max.div_ceil(2),
-            false => self.messages_max,
-        }
     }
 
     /// Whether a bound is reached.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use metrics::{Counter, counter};
 use millrace_model::bounds::CANARY_ASIDE_MESSAGES_MAX;
+use millrace_model::hash::fnv1a;
 use millrace_model::processor::Order;
 use millrace_model::{Offset, Parked, ProcessorName};
 use serde::Serialize;
@@ -143,9 +144,7 @@ impl Count {
 /// Whether a message is in the canary's share: by its key, or without a key by its offset.
 pub(crate) fn side_of(percent: u32, key: Option<&[u8]>, offset: Offset) -> Side {
     let hash = match key {
-        Some(key) => key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        }),
+        Some(key) => fnv1a(key.iter().copied()),
         None => offset.0,
     };
     match scattered(hash) % 100 < u64::from(percent) {

@@ -17,6 +17,7 @@ use millrace_model::{
 };
 
 use crate::catalogue::deciding::decided;
+use crate::catalogue::unknown::known_partition;
 use crate::groups::error::{ConsumerError, lost, unknown};
 use crate::groups::handle::{Groups, Inner};
 use crate::groups::rules;
@@ -78,7 +79,7 @@ impl Groups {
         name: &ConsumerName,
         begin_at: Option<BeginAt>,
     ) -> Result<(ConsumerStatus, bool), ConsumerError> {
-        let topic = self.consumed(topic)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let topic = &topic;
         self.in_right(topic, name, |share| async move {
             let known = self.stored_consumer(topic, name).await?;
@@ -134,7 +135,11 @@ impl Groups {
         let with = self.inner.engine.state_partitions(&CONSUMERS_GROUP).await?;
         let topics = self.inner.catalogue.topics().into_iter();
         for topic in topics.filter(|topic| with.contains(&home(topic))) {
-            if let Err(error) = self.recover_consumers_of(&topic).await {
+            let recovered = async {
+                self.recover_consumers_of(&topic).await?;
+                self.recover_positions_of(&topic).await
+            };
+            if let Err(error) = recovered.await {
                 tracing::error!(topic = %topic.spec.name, %error, "positions of consumers past the end could not be moved back after lost messages, so they may miss new ones; restart the host when there is space");
             }
         }
@@ -168,7 +173,7 @@ impl Groups {
     /// # Errors
     /// [`ConsumerError`].
     pub async fn consumers(&self, topic: &TopicName) -> Result<Vec<ConsumerStatus>, ConsumerError> {
-        let topic = self.consumed(topic)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let ends = self.all_ends(&topic);
         let mut listed = Vec::new();
         // One at a time: decoded positions of all consumers take many times the stored size.
@@ -210,7 +215,7 @@ impl Groups {
         topic: &TopicName,
         name: &ConsumerName,
     ) -> Result<ConsumerStatus, ConsumerError> {
-        let topic = self.consumed(topic)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let consumer = self.known_consumer(&topic, name).await?;
         let ends = self.all_ends(&topic);
         self.consumer_status(&topic, name, &consumer, &ends).await
@@ -320,9 +325,9 @@ impl Groups {
         name: &ConsumerName,
         commit: ConsumerCommit,
     ) -> Result<Option<Timestamp>, ConsumerError> {
-        let topic = self.consumed(topic)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         for &partition in commit.positions.keys() {
-            self.consumed_place(&topic, partition)?;
+            known_partition(&topic, partition)?;
         }
         let (topic, commit) = (&topic, &commit);
         self.in_right(topic, name, |share| async move {
@@ -345,7 +350,7 @@ impl Groups {
         let mut consumer = self.known_consumer(topic, name).await?;
         let mut known = BTreeMap::new();
         for (&partition, &position) in &commit.positions {
-            let place = self.consumed_place(topic, partition)?;
+            let place = known_partition(topic, partition)?;
             known.insert(
                 partition,
                 self.inner.catalogue.ends_about(place, position).await?,
@@ -388,10 +393,10 @@ impl Groups {
         partition: Option<PartitionId>,
         begin_at: BeginAt,
     ) -> Result<ConsumerStatus, ConsumerError> {
-        let topic = self.consumed(topic)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let places: &[TopicPartition] = &match partition {
             None => topic.partitions().collect::<Vec<_>>(),
-            Some(partition) => vec![self.consumed_place(&topic, partition)?],
+            Some(partition) => vec![known_partition(&topic, partition)?],
         };
         let topic = &topic;
         self.in_right(topic, name, |share| async move {
@@ -421,7 +426,7 @@ impl Groups {
         topic: &TopicName,
         name: &ConsumerName,
     ) -> Result<(), ConsumerError> {
-        let topic = self.consumed(topic)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let topic = &topic;
         self.in_right(topic, name, |share| async move {
             match self.stored_consumer(topic, name).await {
@@ -447,24 +452,6 @@ impl Groups {
             at: self.inner.clock.wall(),
             by: self.asker().to_owned(),
         }
-    }
-
-    fn consumed(&self, name: &TopicName) -> Result<Topic, ConsumerError> {
-        let topic = self.inner.catalogue.topic(name);
-        topic.ok_or_else(|| ConsumerError::UnknownTopic(name.clone()))
-    }
-
-    fn consumed_place(
-        &self,
-        topic: &Topic,
-        partition: PartitionId,
-    ) -> Result<TopicPartition, ConsumerError> {
-        let place = topic.partition(partition);
-        place.ok_or_else(|| ConsumerError::UnknownPartition {
-            topic: topic.spec.name.clone(),
-            partition,
-            partitions: topic.spec.partitions,
-        })
     }
 
     fn all_ends(&self, topic: &Topic) -> Vec<Ends> {

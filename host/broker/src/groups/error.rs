@@ -1,29 +1,27 @@
 //! Why a consumer could not be created, read or moved.
 
 use millrace_engine::{CommitError, ReadError};
-use millrace_model::bounds::CONSUMERS_MAX;
+use millrace_model::bounds::{
+    CONSUMERS_MAX, GROUP_COMMIT_POSITIONS_MAX, GROUP_NAME_BYTES_MAX, POSITION_NOTE_BYTES_MAX,
+};
 use millrace_model::calendar::utc;
-use millrace_model::{ConsumerName, Offset, PartitionId, Timestamp, Topic, TopicName};
+use millrace_model::{
+    Advice, Advised, Code, ConsumerName, Offset, PartitionId, Timestamp, Topic, TopicName,
+};
 
 use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::unknown::{UnknownPartition, UnknownTopic};
 use crate::ground::caller::UNKNOWN;
 
 /// Why a consumer could not be created, read or moved.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
     /// No such topic.
-    #[error("topic {0} does not exist")]
-    UnknownTopic(TopicName),
+    #[error(transparent)]
+    UnknownTopic(#[from] UnknownTopic),
     /// The topic has fewer partitions.
-    #[error("topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
-    UnknownPartition {
-        /// The topic's name.
-        topic: TopicName,
-        /// The requested partition.
-        partition: PartitionId,
-        /// The number of partitions.
-        partitions: u32,
-    },
+    #[error(transparent)]
+    UnknownPartition(#[from] UnknownPartition),
     /// No such consumer.
     #[error("topic {topic} has no consumer {name}")]
     Unknown {
@@ -85,6 +83,23 @@ pub enum ConsumerError {
         /// The end.
         end: Offset,
     },
+    /// A name that no consumer group can have.
+    #[error("a consumer group's name has at most {} bytes", GROUP_NAME_BYTES_MAX - 1)]
+    GroupName,
+    /// More positions than one commit may carry.
+    #[error(
+        "{count} positions are too many for one commit; the maximum is {GROUP_COMMIT_POSITIONS_MAX}: commit them in several calls"
+    )]
+    TooManyPositions {
+        /// How many.
+        count: usize,
+    },
+    /// The text of a position is too long.
+    #[error("the text of a position has {bytes} bytes; the maximum is {POSITION_NOTE_BYTES_MAX}")]
+    NoteTooLarge {
+        /// Its size.
+        bytes: usize,
+    },
     /// The stored entry has another version.
     #[error(
         "the stored entry of consumer {name} of topic {topic} cannot be read; delete the consumer and create it again"
@@ -105,6 +120,32 @@ pub enum ConsumerError {
 
 decision_errors! {
     ConsumerError: ConsumerError::Commit;
+}
+
+const SEE_POSITIONS: &str =
+    "GET /v1/topics/{topic}/consumers/{name} or `millrace consumer show` shows its positions";
+
+impl Advised for ConsumerError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::UnknownTopic(error) => error.advice(),
+            Self::UnknownPartition(error) => error.advice().hint(SEE_POSITIONS),
+            Self::Unknown { .. } => Code::UnknownConsumer.advice(),
+            Self::TooMany(_) => Code::TooManyConsumers.advice(),
+            Self::Busy { left_ms, .. } => {
+                let seconds = u32::try_from(left_ms.div_ceil(1_000)).unwrap_or(u32::MAX);
+                Code::ConsumerBusy.advice().after_s(seconds)
+            }
+            Self::Lost { .. } => Code::LeaseLost.advice(),
+            Self::Backwards { .. } => Code::PositionBehind.advice(),
+            Self::PastEnd { .. } => Code::PositionPastEnd.hint(SEE_POSITIONS),
+            Self::GroupName => Code::BadName.hint("choose a shorter name"),
+            Self::TooManyPositions { .. } | Self::NoteTooLarge { .. } => Code::TooLarge.advice(),
+            Self::Unreadable { .. } => Code::Internal.advice(),
+            Self::Read(error) => error.advice(),
+            Self::Commit(error) => error.advice(),
+        }
+    }
 }
 
 /// Names the reader in a sentence, even if it did not name itself.

@@ -10,6 +10,7 @@ use millrace_model::{
     Consumer, ConsumerName, Durability, Offset, PartitionId, Topic, TopicPartition,
 };
 
+use crate::catalogue::unknown::UnknownTopic;
 use crate::groups::error::{ConsumerError, unknown};
 use crate::groups::handle::Groups;
 use crate::hosts::holding::Share;
@@ -105,10 +106,7 @@ impl Groups {
         let page = engine
             .read_state(&CONSUMERS_GROUP, home(topic), query)
             .await;
-        let page = page.map_err(|error| match error {
-            ReadError::UnknownPartition(_) => ConsumerError::UnknownTopic(topic.spec.name.clone()),
-            error => error.into(),
-        })?;
+        let page = page.map_err(|error| unread(error, topic))?;
         let entries = page.entries.into_iter();
         Ok(entries.map(|entry| (entry.key, entry.value)).collect())
     }
@@ -153,10 +151,22 @@ impl Groups {
     }
 }
 
+fn gone(topic: &Topic) -> ConsumerError {
+    UnknownTopic(topic.spec.name.clone()).into()
+}
+
 /// The topic may be deleted meanwhile.
 pub(super) fn explained(error: CommitError, topic: &Topic) -> ConsumerError {
     match error {
-        CommitError::UnknownPartition(_) => ConsumerError::UnknownTopic(topic.spec.name.clone()),
+        CommitError::UnknownPartition(_) => gone(topic),
+        error => error.into(),
+    }
+}
+
+/// The topic may be deleted meanwhile.
+pub(super) fn unread(error: ReadError, topic: &Topic) -> ConsumerError {
+    match error {
+        ReadError::UnknownPartition(_) => gone(topic),
         error => error.into(),
     }
 }

@@ -12,7 +12,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::state::StateAttempt;
 use millrace_model::processor::Limits;
-use millrace_model::{Answer, ColumnBatch, Digest, GuestLimits, ProcessorName, Timestamp};
+use millrace_model::{
+    Advice, Advised, Answer, Code, ColumnBatch, Digest, GuestLimits, ProcessorName, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 pub use called::{CallLog, CallUse, Called};
@@ -126,6 +128,28 @@ pub enum AdmitError {
     /// An internal error.
     #[error("admission itself failed: {0}; try again, and see the host's log")]
     Host(String),
+}
+
+impl Advised for AdmitError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::TooLarge { .. } => Code::TooLarge.hint(
+                "strip debug information or reduce its size, or start the host with a larger --module-bytes-max",
+            ),
+            Self::NotAComponent(_) => Code::NotAComponent.advice(),
+            Self::Invalid(_) => Code::InvalidComponent.advice(),
+            Self::MissingExport { .. } => Code::MissingExport.advice(),
+            Self::UngrantedImports { .. } => Code::UngrantedImport.advice(),
+            Self::CompileLimit(_) => Code::CompileLimit.advice(),
+            Self::Start(_) => Code::DoesNotStart.advice(),
+            Self::Busy { retry_after_s, .. } => Code::Occupied
+                .hint("send it again after the delay in Retry-After")
+                .after_s(*retry_after_s),
+            Self::DiskFull => Code::DiskFull.advice(),
+            Self::Stopping => Code::Stopping.advice(),
+            Self::Host(_) => Code::Internal.advice(),
+        }
+    }
 }
 
 /// Why a handler could not answer a call. The guest's errors and the host's never share a variant.

@@ -306,15 +306,38 @@ impl Share {
         is_doubtful || self.hold.as_ref().is_none_or(Hold::is_lost)
     }
 
+    /// Commits under the leases of all these shares, as [`Share::commit`] does under one.
+    pub(crate) async fn commit_together(
+        shares: &[Arc<Self>],
+        engine: &dyn Engine,
+        transaction: Transaction,
+    ) -> Result<Receipt, CommitError> {
+        for share in shares {
+            share.check_kept()?;
+        }
+        let committed = engine.commit(transaction).await;
+        if let Err(CommitError::InDoubt(_)) = &committed {
+            for share in shares {
+                share.is_doubtful.store(true, Ordering::SeqCst);
+            }
+        }
+        committed
+    }
+
+    fn check_kept(&self) -> Result<(), CommitError> {
+        match self.lease().filter(|_| self.is_lost()) {
+            None => Ok(()),
+            Some(lease) => Err(CommitError::Fenced {
+                group: lease.group.clone(),
+                partition: lease.partition,
+            }),
+        }
+    }
+
     /// Commits under the lease. Once a commit is in doubt, nothing more is committed under it: this host's view of progress and state
     /// may be outdated.
     pub(crate) async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
-        if let Some(lease) = self.lease().filter(|_| self.is_lost()) {
-            return Err(CommitError::Fenced {
-                group: lease.group.clone(),
-                partition: lease.partition,
-            });
-        }
+        self.check_kept()?;
         // An operator's write does not settle what was left.
         let is_work = self.works && !transaction.progress.is_empty();
         let committed = self.engine.commit(transaction).await;

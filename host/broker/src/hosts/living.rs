@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use millrace_engine::{Engine, HostId, HostInfo};
+use millrace_model::hash::fnv1a;
 use millrace_model::{Clock, GroupName, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -147,14 +148,12 @@ fn wanted<'a>(
         .max_by_key(|host| (weight(host.id, group, at), host.id))
 }
 
-/// The same on every host, whatever its version: FNV-1a (G. Fowler, L. C. Noll and K.-P. Vo) over everything, then the finalizer of
+/// The same on every host, whatever its version: FNV-1a over everything, then the finalizer of
 /// splitmix64 (G. Steele, D. Lea and C. Flood, 2014), because FNV spreads its last bytes badly.
 fn weight(host: HostId, group: &GroupName, at: TopicPartition) -> u64 {
     let place = [at.topic.0, u64::from(at.partition.0), host.0].map(u64::to_le_bytes);
     let bytes = group.as_str().bytes().chain(place.into_iter().flatten());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = fnv1a(bytes);
     let mixed = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use millrace_engine::{Ends, ReadError};
 use millrace_model::{
-    BatchError, Message, Offset, PartitionId, RecordBatch, TopicName, TopicPartition,
+    Advice, Advised, BatchError, Code, Message, Offset, PartitionId, RecordBatch, TopicName,
+    TopicPartition,
 };
 
+use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 use crate::ground::packing;
 use crate::messages::handle::Messages;
 
@@ -54,18 +56,11 @@ pub struct FetchResult {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// No such topic.
-    #[error("topic {0} does not exist")]
-    UnknownTopic(TopicName),
+    #[error(transparent)]
+    UnknownTopic(#[from] UnknownTopic),
     /// The topic has fewer partitions.
-    #[error("topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
-    UnknownPartition {
-        /// The topic's name.
-        topic: TopicName,
-        /// The requested partition.
-        partition: PartitionId,
-        /// The number of partitions.
-        partitions: u32,
-    },
+    #[error(transparent)]
+    UnknownPartition(#[from] UnknownPartition),
     /// The engine could not read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -81,13 +76,24 @@ pub enum FetchError {
     },
 }
 
+impl Advised for FetchError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::UnknownTopic(error) => error.advice(),
+            Self::UnknownPartition(error) => error.advice(),
+            Self::Read(error) => error.advice(),
+            Self::Malformed { next, .. } => Code::Unreadable.advice().next(*next),
+        }
+    }
+}
+
 impl Messages {
     /// Reads messages of one partition.
     ///
     /// # Errors
     /// [`FetchError`].
     pub async fn fetch(&self, request: FetchRequest) -> Result<FetchResult, FetchError> {
-        let partition = self.partition_of(&request)?;
+        let partition = self.partition_of(&request.topic, request.partition)?;
         let engine = &self.inner.engine;
         let ends = self
             .inner
@@ -104,7 +110,7 @@ impl Messages {
             messages: request.messages_max,
             bytes: request.bytes_max,
         };
-        let (messages, next) = self.read(partition, from, room).await?;
+        let (messages, next) = self.messages_from(partition, from, room).await?;
         let ends = engine.ends(partition)?;
         // The messages exist, even if this host's view of the end lags behind.
         let ends = Ends {
@@ -118,19 +124,17 @@ impl Messages {
         })
     }
 
-    fn partition_of(&self, request: &FetchRequest) -> Result<TopicPartition, FetchError> {
-        let topic = self.inner.catalogue.topic(&request.topic);
-        let topic = topic.ok_or_else(|| FetchError::UnknownTopic(request.topic.clone()))?;
-        let partition = topic.partition(request.partition);
-        partition.ok_or_else(|| FetchError::UnknownPartition {
-            topic: request.topic.clone(),
-            partition: request.partition,
-            partitions: topic.spec.partitions,
-        })
+    pub(super) fn partition_of(
+        &self,
+        topic: &TopicName,
+        partition: PartitionId,
+    ) -> Result<TopicPartition, FetchError> {
+        let topic = self.inner.catalogue.known_topic(topic)?;
+        Ok(known_partition(&topic, partition)?)
     }
 
     /// Messages from `from` on as far as there is room, and where to continue.
-    pub(crate) async fn read(
+    pub(crate) async fn messages_from(
         &self,
         partition: TopicPartition,
         from: Offset,
@@ -140,16 +144,17 @@ impl Messages {
         let mut next = from;
         while room.messages > 0 && room.bytes > 0 {
             let bytes_max = room.bytes.min(FETCH_READ_BYTES);
-            let batches = match self.inner.engine.read(partition, next, bytes_max).await {
-                Ok(batches) => batches,
+            let read = match self.read_at(partition, next, bytes_max).await {
+                Ok(read) => read,
                 // Messages before the damage are returned; the next call meets the damage first.
                 Err(_) if !messages.is_empty() => break,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             };
-            if batches.is_empty() {
+            if read.batches.is_empty() {
+                next = read.next;
                 break;
             }
-            for batch in &batches {
+            for batch in &read.batches {
                 let readable = packing::readable(batch).await;
                 let readable = readable.map_err(|error| malformed(batch, error));
                 match readable.and_then(|batch| take(&batch, next, &mut room, &mut messages)) {

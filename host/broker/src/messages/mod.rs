@@ -1,5 +1,6 @@
 //! Messages in and out: producing, choosing places, delaying, and reading.
 
+pub(crate) mod append;
 pub(crate) mod beginning;
 pub(crate) mod delays;
 pub(crate) mod fetch;
@@ -8,3 +9,5 @@ pub(crate) mod handle;
 pub(crate) mod place;
 pub(crate) mod placement;
 pub(crate) mod produce;
+pub(crate) mod read;
+pub(crate) mod subscription;

@@ -13,12 +13,13 @@ use millrace_model::bounds::{
 };
 use millrace_model::unit::{OtherUnit, check_ms};
 use millrace_model::{
-    BatchBuilder, ColumnBatch, Compression, Header, Message, Offset, PartitionId, ProcessorName,
-    Timestamp, Topic, TopicName,
+    Advice, Advised, BatchBuilder, BatchError, Code, ColumnBatch, Compression, Header, Message,
+    Offset, PartitionId, ProcessorName, Timestamp, Topic, TopicName,
 };
 use tokio::sync::SemaphorePermit;
 
 use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::unknown::{CREATE_TOPIC, UnknownPartition, UnknownTopic, known_partition};
 use crate::ground::partitioner::{Partitioner, PartitionerError};
 use crate::ground::{columns, headers, packing};
 use crate::handler::{AdmitError, CallError};
@@ -97,19 +98,15 @@ pub struct Produced {
 #[derive(Debug, thiserror::Error)]
 pub enum ProduceError {
     /// No such topic.
-    #[error("topic {0} does not exist; create it first")]
-    UnknownTopic(TopicName),
+    #[error(transparent)]
+    UnknownTopic(#[from] UnknownTopic),
     /// The topic has fewer partitions.
-    #[error("message {index}: topic {topic} has partitions 0 to {}, not {partition}", .partitions - 1)]
+    #[error("message {index}: {unknown}")]
     UnknownPartition {
         /// The message's index.
         index: usize,
-        /// The topic's name.
-        topic: TopicName,
-        /// The requested partition.
-        partition: PartitionId,
-        /// The number of partitions.
-        partitions: u32,
+        /// Its partition.
+        unknown: UnknownPartition,
     },
     /// The topic belongs to a processor.
     #[error(
@@ -239,6 +236,14 @@ pub enum ProduceError {
         /// The bound.
         max: usize,
     },
+    /// A record batch that producers may not send, or that cannot be read.
+    #[error("batch {index}: {error}")]
+    Batch {
+        /// The batch's index in the call.
+        index: usize,
+        /// What is wrong with it.
+        error: BatchError,
+    },
     /// The partitioner could not be loaded.
     #[error(
         "the topic's partitioner cannot be loaded: {0}; name the partition, or see the host's log"
@@ -270,6 +275,42 @@ pub enum ProduceError {
 
 decision_errors! {
     ProduceError: ProduceError::Commit;
+}
+
+impl Advised for ProduceError {
+    fn advice(&self) -> Advice {
+        let code = match self {
+            Self::UnknownTopic(error) => return error.advice().hint(CREATE_TOPIC),
+            Self::UnknownPartition { unknown, .. } => {
+                let hint = "omit the partition to let the topic's partitioner choose";
+                return unknown.advice().hint(hint);
+            }
+            Self::DelaysFull(error) => return error.advice(),
+            Self::NothingToSend => return Code::Malformed.hint("send at least one message"),
+            Self::Batch { .. } => {
+                let hint = "send complete record batches in Kafka's format, magic 2";
+                return Code::Malformed.hint(hint);
+            }
+            Self::Commit(error) => return error.advice(),
+            Self::Owned { .. } => Code::OwnedTopic,
+            Self::KeyMissing { .. } => Code::KeyMissing,
+            Self::TooLarge { .. }
+            | Self::TooManyHeaders { .. }
+            | Self::DelayedTooLarge { .. }
+            | Self::TooMany { .. }
+            | Self::CallTooLarge { .. }
+            | Self::Scattered { .. } => Code::TooLarge,
+            Self::ReservedHeader { .. } => Code::ReservedHeader,
+            Self::TooFar { .. } => Code::TooFarAway,
+            Self::Ahead { .. } => Code::TimestampAhead,
+            Self::OtherUnit { .. } => Code::OtherUnit,
+            Self::Busy { .. } => Code::Busy,
+            Self::Partitioner(CallError::Interrupted) => Code::Stopping,
+            Self::PartitionerGone(_) | Self::Partitioner(_) => Code::PartitionerFailed,
+            Self::PlacesLost => Code::Internal,
+        };
+        code.advice()
+    }
 }
 
 impl Messages {
@@ -309,8 +350,7 @@ impl Messages {
         key: Option<CallKey>,
     ) -> Result<Produced, ProduceError> {
         let before = self.inner.clock.monotonic();
-        let unknown = || ProduceError::UnknownTopic(topic.clone());
-        let topic = self.inner.catalogue.topic(topic).ok_or_else(unknown)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let now = self.inner.clock.wall();
         let bytes = check(&topic, &messages, now, self.call_bytes_max())?;
         let _room = self.room(bytes)?;
@@ -348,7 +388,7 @@ impl Messages {
     }
 
     /// Maximum bytes of messages in one call: the product's bound, and no more than the engine accepts in one commit.
-    fn call_bytes_max(&self) -> usize {
+    pub(super) fn call_bytes_max(&self) -> usize {
         let limits = self.inner.engine.limits();
         PRODUCE_CALL_BYTES_MAX.min(limits.transaction_bytes_max)
     }
@@ -359,8 +399,7 @@ impl Messages {
         topic: &TopicName,
         messages: &[NewMessage],
     ) -> Result<(), ProduceError> {
-        let unknown = || ProduceError::UnknownTopic(topic.clone());
-        let topic = self.inner.catalogue.topic(topic).ok_or_else(unknown)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let now = self.inner.clock.wall();
         check(&topic, messages, now, self.call_bytes_max()).map(drop)
     }
@@ -373,8 +412,7 @@ impl Messages {
         headers: Vec<Header>,
         transaction: Transaction,
     ) -> Result<Receipt, ProduceError> {
-        let unknown = || ProduceError::UnknownTopic(topic.clone());
-        let topic = self.inner.catalogue.topic(topic).ok_or_else(unknown)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         let now = self.inner.clock.wall();
         let mut messages = vec![message];
         let bytes = check(&topic, &messages, now, self.call_bytes_max())?;
@@ -393,7 +431,7 @@ impl Messages {
     }
 
     /// Reserves this many bytes on their way to the engine.
-    fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, ProduceError> {
+    pub(super) fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, ProduceError> {
         // At least one permit: a flood of empty messages is a flood too.
         let permits = u32::try_from(bytes.max(1)).unwrap_or(u32::MAX);
         let room = self.inner.in_flight.try_acquire_many(permits);
@@ -402,7 +440,7 @@ impl Messages {
         })
     }
 
-    fn received(&self, topic: &Topic) -> Counter {
+    pub(super) fn received(&self, topic: &Topic) -> Counter {
         let mut received = self.inner.received.lock();
         let new = || counter!("millrace_messages_in_total", "topic" => topic.spec.name.to_string());
         received.entry(topic.id).or_insert_with(new).clone()
@@ -467,21 +505,7 @@ fn check(
     now: Timestamp,
     bytes_max: usize,
 ) -> Result<usize, ProduceError> {
-    if let Some(owner) = &topic.spec.owner {
-        return Err(ProduceError::Owned {
-            topic: topic.spec.name.clone(),
-            owner: owner.clone(),
-        });
-    }
-    if messages.is_empty() {
-        return Err(ProduceError::NothingToSend);
-    }
-    if messages.len() > PRODUCE_CALL_MESSAGES_MAX {
-        return Err(ProduceError::TooMany {
-            messages: messages.len(),
-            max: PRODUCE_CALL_MESSAGES_MAX,
-        });
-    }
+    check_count(topic, messages.len())?;
     let mut bytes = 0;
     for (index, new) in messages.iter().enumerate() {
         let message_bytes = check_message(topic, index, new)?;
@@ -489,66 +513,111 @@ fn check(
         check_delay(index, new, message_bytes, now)?;
         bytes += message_bytes;
     }
-    match bytes <= bytes_max {
-        true => Ok(bytes),
-        false => Err(ProduceError::CallTooLarge {
-            bytes,
-            max: bytes_max,
+    check_bytes(bytes, bytes_max)?;
+    Ok(bytes)
+}
+
+/// Whether producers may send to the topic, and this many messages in one call.
+pub(super) fn check_count(topic: &Topic, messages: usize) -> Result<(), ProduceError> {
+    if let Some(owner) = &topic.spec.owner {
+        return Err(ProduceError::Owned {
+            topic: topic.spec.name.clone(),
+            owner: owner.clone(),
+        });
+    }
+    match messages {
+        0 => Err(ProduceError::NothingToSend),
+        1..=PRODUCE_CALL_MESSAGES_MAX => Ok(()),
+        _ => Err(ProduceError::TooMany {
+            messages,
+            max: PRODUCE_CALL_MESSAGES_MAX,
         }),
+    }
+}
+
+/// Whether one call may carry this many bytes.
+pub(super) fn check_bytes(bytes: usize, max: usize) -> Result<(), ProduceError> {
+    match bytes <= max {
+        true => Ok(()),
+        false => Err(ProduceError::CallTooLarge { bytes, max }),
     }
 }
 
 fn check_message(topic: &Topic, index: usize, new: &NewMessage) -> Result<usize, ProduceError> {
     let message = &new.message;
-    if topic.spec.settings.compact && message.key.is_none() {
+    let names = message.headers.iter().map(|header| &header.name[..]);
+    let bytes = message.byte_count();
+    let bytes = check_content(topic, index, message.key.is_some(), bytes, names)?;
+    match new.partition {
+        None => Ok(bytes),
+        Some(partition) => match known_partition(topic, partition) {
+            Ok(_) => Ok(bytes),
+            Err(unknown) => Err(ProduceError::UnknownPartition { index, unknown }),
+        },
+    }
+}
+
+/// Whether the topic takes a message with a key or without, of this many bytes, and with headers of these names. Returns its bytes with
+/// the framing of its headers.
+pub(super) fn check_content<'a>(
+    topic: &Topic,
+    index: usize,
+    has_key: bool,
+    bytes: usize,
+    mut header_names: impl ExactSizeIterator<Item = &'a [u8]>,
+) -> Result<usize, ProduceError> {
+    if topic.spec.settings.compact && !has_key {
         let topic = topic.spec.name.clone();
         return Err(ProduceError::KeyMissing { index, topic });
     }
     // The framing of each header counts too, so that a batch of this many bytes always fits.
-    let bytes = message.byte_count() + message.headers.len() * 10;
+    let bytes = bytes + header_names.len() * 10;
     if bytes > MESSAGE_BYTES_MAX {
         let max = MESSAGE_BYTES_MAX;
         return Err(ProduceError::TooLarge { index, bytes, max });
     }
-    if message.headers.len() > MESSAGE_HEADERS_MAX {
+    if header_names.len() > MESSAGE_HEADERS_MAX {
         return Err(ProduceError::TooManyHeaders {
             index,
-            headers: message.headers.len(),
+            headers: header_names.len(),
             max: MESSAGE_HEADERS_MAX,
         });
     }
-    let reserved = |header: &&Header| headers::is_reserved(&header.name);
-    if let Some(header) = message.headers.iter().find(reserved) {
-        let name = String::from_utf8_lossy(&header.name).into_owned();
-        return Err(ProduceError::ReservedHeader { index, name });
-    }
-    match new.partition {
-        Some(partition) if topic.partition(partition).is_none() => {
-            Err(ProduceError::UnknownPartition {
-                index,
-                topic: topic.spec.name.clone(),
-                partition,
-                partitions: topic.spec.partitions,
-            })
+    match header_names.find(|name| headers::is_reserved(name)) {
+        Some(name) => {
+            let name = String::from_utf8_lossy(name).into_owned();
+            Err(ProduceError::ReservedHeader { index, name })
         }
-        _ => Ok(bytes),
+        None => Ok(bytes),
     }
 }
 
 /// Whether its times are in milliseconds.
 fn check_times(index: usize, new: &NewMessage, now: Timestamp) -> Result<(), ProduceError> {
-    let in_ms = |field, at: Timestamp| {
-        let checked = check_ms(at.0, now);
-        checked.map_err(|unit| ProduceError::OtherUnit { index, field, unit })
-    };
     let due = new
         .deliver_at
         .map_or_else(Timestamp::default, |due| due.time);
-    in_ms("deliver_at", due)?;
-    let timestamp = in_ms("timestamp", new.message.timestamp)?;
-    let max_ms = TIMESTAMP_AHEAD_MS_MAX;
+    let field = "deliver_at";
+    let checked = check_ms(due.0, now);
+    checked.map_err(|unit| ProduceError::OtherUnit { index, field, unit })?;
     // A message's own timestamp may equal its time of delivery.
-    match timestamp <= now.max(due).0.saturating_add(max_ms) {
+    check_timestamp(index, new.message.timestamp, now, now.max(due))
+}
+
+/// Whether a message's timestamp is in milliseconds, and not long after `latest`.
+pub(super) fn check_timestamp(
+    index: usize,
+    timestamp: Timestamp,
+    now: Timestamp,
+    latest: Timestamp,
+) -> Result<(), ProduceError> {
+    let timestamp = check_ms(timestamp.0, now).map_err(|unit| ProduceError::OtherUnit {
+        index,
+        field: "timestamp",
+        unit,
+    })?;
+    let max_ms = TIMESTAMP_AHEAD_MS_MAX;
+    match timestamp <= latest.0.saturating_add(max_ms) {
         true => Ok(()),
         false => Err(ProduceError::Ahead {
             index,
@@ -676,7 +745,7 @@ fn produced(placement: Placement, receipt: &Receipt) -> Result<Produced, Produce
 }
 
 /// Compresses the batches as their topic requires.
-async fn pack(appends: &mut [Append], codec: Compression) {
+pub(super) async fn pack(appends: &mut [Append], codec: Compression) {
     let batches = appends.iter().map(|append| append.batch.clone());
     let packed = packing::packed(batches.collect(), |_| codec).await;
     for (append, batch) in appends.iter_mut().zip(packed) {

@@ -1,9 +1,10 @@
 //! Why a processor did not change.
 
 use millrace_engine::{CommitError, ReadError, TopicError};
-use millrace_model::{Digest, ProcessorName, TopicName};
+use millrace_model::{Advice, Advised, Code, Digest, ProcessorName};
 
 use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::unknown::{CREATE_TOPIC, UnknownTopic};
 use crate::handler::{AdmitError, Interface};
 
 /// Why a processor did not change. It is unchanged.
@@ -13,8 +14,8 @@ pub enum ProcessorError {
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
     /// It names a topic that does not exist.
-    #[error("topic {0} does not exist; create it first")]
-    UnknownTopic(TopicName),
+    #[error(transparent)]
+    UnknownTopic(#[from] UnknownTopic),
     /// It names a module that does not exist.
     #[error("module {0} does not exist; upload it first")]
     UnknownModule(Digest),
@@ -126,6 +127,46 @@ pub enum ProcessorError {
 
 decision_errors! {
     ProcessorError: ProcessorError::Commit, ProcessorError::Topic;
+}
+
+impl Advised for ProcessorError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Unknown(_) => Code::UnknownProcessor.advice(),
+            Self::UnknownTopic(error) => error.advice().hint(CREATE_TOPIC),
+            Self::UnknownModule(_) => Code::UnknownModule.advice(),
+            Self::WrongInterface { .. } => Code::WrongInterface.advice(),
+            Self::OtherRevision { .. } => Code::OtherRevision.advice(),
+            Self::RolledBackAlready { further, .. } => {
+                Code::RolledBackAlready.hint(further_back(*further))
+            }
+            Self::NothingToRollBack(_) => Code::NothingToRollBack.advice(),
+            Self::WayBackGone { .. } => Code::NothingToRollBack.hint(
+                "create the missing topics and upload the missing modules again, or deploy a revision instead",
+            ),
+            Self::TrialFails { .. } => Code::TrialFails.advice(),
+            Self::TrialNotLoaded { .. } => Code::TrialNotLoaded.advice(),
+            Self::NoTrial(_) => Code::NoTrial.advice(),
+            Self::NoSuchRevision { .. } => Code::UnknownRevision.advice(),
+            Self::Replay(_) => Code::InvalidReplay.advice(),
+            Self::InvalidSpec(_) => Code::InvalidSpec.advice(),
+            Self::Admit(error) => error.advice(),
+            Self::Commit(error) => error.advice(),
+            Self::Topic(error) => error.advice(),
+            Self::Read(error) => error.advice(),
+            Self::Catalogue(_) => Code::Internal.advice(),
+        }
+    }
+}
+
+/// How to go back further than the host has gone by itself.
+fn further_back(revision: Option<u32>) -> String {
+    match revision {
+        Some(revision) => format!(
+            "to go further back, name the revision: `millrace processor rollback NAME --to {revision}`; over HTTP {{\"revision\": {revision}}}"
+        ),
+        None => "there is no earlier revision to go back to".to_owned(),
+    }
 }
 
 pub(crate) fn invalid<T>(what: String) -> Result<T, ProcessorError> {

@@ -14,11 +14,13 @@ use millrace_model::bounds::{
     STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
 };
 use millrace_model::{
-    Durability, PartitionId, Processor, ProcessorName, Topic, TopicId, TopicName, TopicPartition,
+    Advice, Advised, Code, Durability, PartitionId, Processor, ProcessorName, Topic, TopicId,
+    TopicName, TopicPartition,
 };
 
 use crate::catalogue::deciding::{decided, decision_errors};
 use crate::catalogue::entries::entry;
+use crate::catalogue::unknown::{UnknownPartition, known_partition};
 use crate::hosts::holding::Share;
 use crate::processors::handle::Processors;
 
@@ -72,14 +74,9 @@ pub enum StateAccessError {
         /// The topics that it reads, or has state for.
         topics: Vec<TopicName>,
     },
-    /// The topic has no such partition.
-    #[error("topic {topic} has no partition {partition}")]
-    UnknownPartition {
-        /// The topic's name.
-        topic: TopicName,
-        /// The requested partition.
-        partition: PartitionId,
-    },
+    /// The topic has fewer partitions.
+    #[error(transparent)]
+    UnknownPartition(#[from] UnknownPartition),
     /// One or all entries exceed a bound; nothing was written.
     #[error("{0}")]
     Bound(String),
@@ -96,6 +93,25 @@ pub enum StateAccessError {
 
 decision_errors! {
     StateAccessError: StateAccessError::Commit;
+}
+
+impl Advised for StateAccessError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Unknown(_) => Code::UnknownProcessor.hint(
+                "GET /v1/processors lists the processors that exist; no deleted processor of this name left state",
+            ),
+            Self::WhichTopic { .. } => Code::WhichTopic.advice(),
+            Self::UnknownPartition(error) => error
+                .advice()
+                .hint("GET /v1/processors/{name} lists the partitions"),
+            Self::Bound(_) => Code::StateBound.advice(),
+            Self::Busy(_) => Code::Occupied
+                .hint("try again, or pause the processor first; nothing was written"),
+            Self::Read(error) => error.advice(),
+            Self::Commit(error) => error.advice(),
+        }
+    }
 }
 
 impl Processors {
@@ -273,11 +289,7 @@ impl Processors {
         place: &StatePlace,
     ) -> Result<TopicPartition, StateAccessError> {
         let topic = self.state_topic(place).await?;
-        let partition = topic.partition(place.partition);
-        partition.ok_or(StateAccessError::UnknownPartition {
-            topic: topic.spec.name,
-            partition: place.partition,
-        })
+        Ok(known_partition(&topic, place.partition)?)
     }
 
     /// A topic that the processor reads or has state for: state stays when another revision reads other topics, and when the processor

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 
 use millrace_engine::{CommitError, Entry, EntryKind, Expectation};
 use millrace_model::bounds::{SCHEDULE_MESSAGE_BYTES_MAX, SCHEDULES_BYTES_MAX, SCHEDULES_MAX};
-use millrace_model::{Header, Message, Schedule, ScheduleName, ScheduleSpec, Timestamp};
+use millrace_model::{
+    Advice, Advised, Code, Header, Message, Schedule, ScheduleName, ScheduleSpec, Timestamp,
+};
 
 use crate::catalogue::deciding::{decided, decision_errors};
 use crate::messages::produce::{NewMessage, ProduceError};
@@ -52,6 +54,19 @@ pub enum ScheduleError {
 
 decision_errors! {
     ScheduleError: ScheduleError::Commit, ScheduleError::Message;
+}
+
+impl Advised for ScheduleError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Unknown(_) => Code::UnknownSchedule.advice(),
+            Self::TooLarge { .. } => Code::TooLarge.hint("make the message smaller"),
+            Self::TooMuch { .. } => Code::TooManySchedules.hint("make messages smaller"),
+            Self::TooMany => Code::TooManySchedules.advice(),
+            Self::Message(error) => error.advice(),
+            Self::Commit(error) => error.advice(),
+        }
+    }
 }
 
 impl Schedules {

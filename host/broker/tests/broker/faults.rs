@@ -5,23 +5,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use millrace_broker::handler::BatchHandler;
 use millrace_broker::{Broker, Caller, ProduceError};
-use millrace_engine::state::{StatePage, StateQuery, StateTable};
+use millrace_engine::hooked::{Hooked, Hooks};
 use millrace_engine::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
-    MemoryEngine, ProgressWrite, ReadError, Receipt, TopicChange, TopicError, Transaction,
-    TrimError, Version, Watch,
+    CommitError, Engine, Hold, Limits, MemoryEngine, ProgressWrite, ReadError, Receipt, Transaction,
 };
 use millrace_model::bounds::PARKED_MESSAGES_MAX;
 use millrace_model::processor::Order;
 use millrace_model::{
-    Clock, Digest, GroupName, Offset, PartitionId, ProcessorSpec, ProducerId, Progress,
-    RecordBatch, SystemClock, Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Clock, GroupName, Offset, PartitionId, ProcessorSpec, Progress, SystemClock, TopicId,
+    TopicPartition,
 };
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use crate::rig::{Modules, Rig, Say, message, per_message, processor, spec, text, topic};
 use crate::schedules;
@@ -50,7 +47,11 @@ enum Mistake {
 }
 
 #[async_trait]
-impl Engine for Moody {
+impl Hooks for Moody {
+    fn engine(&self) -> &dyn Engine {
+        &*self.engine
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
         let mistake = *self.mistake.lock();
         let is_for = |topic| {
@@ -84,33 +85,13 @@ impl Engine for Moody {
         }
         self.engine.commit(transaction).await
     }
-    async fn read(
-        &self,
-        partition: TopicPartition,
-        from: Offset,
-        bytes_max: usize,
-    ) -> Result<Vec<RecordBatch>, ReadError> {
-        self.engine.read(partition, from, bytes_max).await
-    }
-    fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
-        self.engine.watch(partition)
-    }
-    fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
-        self.engine.ends(partition)
-    }
-    async fn count(
-        &self,
-        partition: TopicPartition,
-        from: Offset,
-        to: Offset,
-    ) -> Result<u64, ReadError> {
-        self.engine.count(partition, from, to).await
-    }
+
     fn limits(&self) -> Limits {
         Limits {
             transaction_bytes_max: self.bytes_max.load(Ordering::SeqCst),
         }
     }
+
     async fn claim(
         &self,
         group: &GroupName,
@@ -121,6 +102,7 @@ impl Engine for Moody {
         }
         self.engine.claim(group, partition).await
     }
+
     async fn hold(
         &self,
         group: &GroupName,
@@ -131,39 +113,7 @@ impl Engine for Moody {
         }
         self.engine.hold(group, partition).await
     }
-    async fn health(&self) -> Result<(), CommitError> {
-        self.engine.health().await
-    }
-    async fn release(&self, hold: Hold) -> Result<(), CommitError> {
-        self.engine.release(hold).await
-    }
-    fn host(&self) -> HostId {
-        self.engine.host()
-    }
-    fn hosts(&self) -> watch::Receiver<Arc<[HostInfo]>> {
-        self.engine.hosts()
-    }
-    async fn state(
-        &self,
-        group: &GroupName,
-        partition: TopicPartition,
-    ) -> Result<Arc<StateTable>, ReadError> {
-        self.engine.state(group, partition).await
-    }
-    fn watch_state(&self, group: &GroupName) -> watch::Receiver<u64> {
-        self.engine.watch_state(group)
-    }
-    async fn read_state(
-        &self,
-        group: &GroupName,
-        partition: TopicPartition,
-        query: &StateQuery,
-    ) -> Result<StatePage, ReadError> {
-        self.engine.read_state(group, partition, query).await
-    }
-    async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
-        self.engine.init_producer(name).await
-    }
+
     async fn progress(
         &self,
         group: &GroupName,
@@ -173,83 +123,6 @@ impl Engine for Moody {
             return Err(ReadError::Io(reason.to_string().into()));
         }
         self.engine.progress(group, partition).await
-    }
-    async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
-        self.engine.groups(partition).await
-    }
-    async fn progress_partitions(
-        &self,
-        group: &GroupName,
-    ) -> Result<Vec<TopicPartition>, ReadError> {
-        self.engine.progress_partitions(group).await
-    }
-    async fn state_partitions(&self, group: &GroupName) -> Result<Vec<TopicPartition>, ReadError> {
-        self.engine.state_partitions(group).await
-    }
-    async fn create_topic(
-        &self,
-        spec: TopicSpec,
-        expects: Vec<Expectation>,
-    ) -> Result<Topic, TopicError> {
-        self.engine.create_topic(spec, expects).await
-    }
-    async fn change_topics(
-        &self,
-        changes: Vec<(TopicName, TopicChange)>,
-        expects: Vec<Expectation>,
-    ) -> Result<Vec<Topic>, TopicError> {
-        self.engine.change_topics(changes, expects).await
-    }
-    async fn trim(&self, partition: TopicPartition, before: Offset) -> Result<Offset, TrimError> {
-        self.engine.trim(partition, before).await
-    }
-    async fn offset_at(
-        &self,
-        partition: TopicPartition,
-        at: Timestamp,
-    ) -> Result<Option<Offset>, ReadError> {
-        self.engine.offset_at(partition, at).await
-    }
-    async fn delete_topic(
-        &self,
-        name: &TopicName,
-        expects: Vec<Expectation>,
-    ) -> Result<TopicId, TopicError> {
-        self.engine.delete_topic(name, expects).await
-    }
-    fn topics(&self) -> Vec<Topic> {
-        self.engine.topics()
-    }
-    fn topic(&self, name: &TopicName) -> Option<Topic> {
-        self.engine.topic(name)
-    }
-    fn entries(&self, kind: EntryKind) -> Vec<(String, Entry)> {
-        self.engine.entries(kind)
-    }
-    fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry> {
-        self.engine.entry(kind, key)
-    }
-    fn version(&self, kind: EntryKind) -> Version {
-        self.engine.version(kind)
-    }
-    fn watch_catalogue(&self) -> watch::Receiver<u64> {
-        self.engine.watch_catalogue()
-    }
-    async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
-        self.engine.put_module(digest, bytes).await
-    }
-    async fn module(&self, digest: Digest) -> Result<Option<Bytes>, ReadError> {
-        self.engine.module(digest).await
-    }
-    async fn delete_module(
-        &self,
-        digest: Digest,
-        expects: Vec<Expectation>,
-    ) -> Result<(), CommitError> {
-        self.engine.delete_module(digest, expects).await
-    }
-    async fn close(&self) {
-        self.engine.close().await;
     }
 }
 
@@ -274,7 +147,7 @@ async fn moody_with(handler: impl BatchHandler) -> (Rig, Arc<Moody>) {
         mistake: Mutex::default(),
     });
     let modules = Arc::new(Modules::default());
-    let engine = Arc::clone(&moody) as Arc<dyn Engine>;
+    let engine = Arc::new(Hooked(Arc::clone(&moody)));
     let host = Arc::clone(&modules);
     let broker = Broker::start(clock, engine, host).await.unwrap();
     let rig = Rig {

@@ -257,7 +257,7 @@ async fn a_new_partition_takes_what_names_it_now_later_and_by_schedule() {
     assert!(
         matches!(
             &sent,
-            Err(ProduceError::UnknownPartition { partitions: 2, .. })
+            Err(ProduceError::UnknownPartition { unknown, .. }) if unknown.partitions == 2
         ),
         "{sent:?}"
     );

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace_model::{Digest, GroupName, Offset, TopicName, TopicPartition};
+use millrace_model::{Advice, Advised, Code, Digest, GroupName, Offset, TopicName, TopicPartition};
 
 use super::catalogue::Expectation;
 use crate::damage::DamageKind;
@@ -133,6 +133,36 @@ impl CommitError {
     }
 }
 
+impl Advised for CommitError {
+    fn advice(&self) -> Advice {
+        let code = match self {
+            Self::UnknownPartition(_) => return partition_gone(),
+            Self::RoomFull(full) => return full.advice(),
+            Self::Fenced { .. } => Code::Fenced,
+            Self::Conflict(_) => Code::ChangedMeanwhile,
+            Self::OutOfOrderSequence { .. } => Code::OutOfOrderSequence,
+            Self::ProducerFenced { .. } => Code::ProducerFenced,
+            Self::UnknownProducer(_) => Code::UnknownProducer,
+            Self::PartlyRepeated { .. } => Code::PartlyRepeated,
+            Self::ProducerName { .. } => Code::BadProducerName,
+            Self::RequestReused => Code::IdempotencyKeyReused,
+            Self::TooLarge { .. } => Code::TooLarge,
+            Self::State(_) => Code::StateBusy,
+            Self::DiskFull => Code::DiskFull,
+            Self::Unavailable(_) => Code::StoreUnavailable,
+            Self::InDoubt(_) => Code::InDoubt,
+            Self::Poisoned(_) => Code::EnginePoisoned,
+            Self::Closed => Code::Stopping,
+        };
+        code.advice()
+    }
+}
+
+/// A partition that was there goes with its topic.
+fn partition_gone() -> Advice {
+    Code::UnknownPartition.hint(Code::UnknownTopic.remedy())
+}
+
 /// Why nothing could be read.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
@@ -182,6 +212,25 @@ pub enum ReadError {
     Io(Arc<str>),
 }
 
+impl Advised for ReadError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::UnknownPartition(_) => partition_gone(),
+            Self::BelowStart { start, .. } => Code::OffsetNotKept.advice().next(*start),
+            Self::PastEnd { .. } => Code::OffsetPastEnd.advice(),
+            Self::Damaged { to, .. } => {
+                let hint = format!(
+                    "continue at offset {to}; the rest of the partition is sound. GET /v1/damage or `millrace damage list` shows all damage"
+                );
+                Code::Damaged.hint(hint).next(*to)
+            }
+            Self::ModuleDamaged(_) => Code::ModuleDamaged.advice(),
+            Self::Unavailable(_) => Code::StoreUnavailable.advice(),
+            Self::Io(_) => Code::Internal.advice(),
+        }
+    }
+}
+
 /// Why the catalogue did not change.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TopicError {
@@ -229,6 +278,19 @@ pub enum TopicError {
     Commit(#[from] CommitError),
 }
 
+impl Advised for TopicError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Exists(_) => Code::TopicExists.advice(),
+            Self::Unknown(_) => Code::UnknownTopic.advice(),
+            Self::Partitions { .. } => Code::BadPartitions.advice(),
+            Self::FewerPartitions { .. } => Code::FewerPartitions.advice(),
+            Self::HostPartitions { .. } => Code::PartitionsFull.advice(),
+            Self::Commit(error) => error.advice(),
+        }
+    }
+}
+
 /// Why a partition's start did not move.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TrimError {
@@ -243,6 +305,15 @@ pub enum TrimError {
     /// The partition is unknown, or the change could not be made durable.
     #[error(transparent)]
     Commit(#[from] CommitError),
+}
+
+impl Advised for TrimError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::PastEnd { .. } => Code::PositionPastEnd.hint("use \"end\" to remove everything"),
+            Self::Commit(error) => error.advice(),
+        }
+    }
 }
 
 impl From<StateError> for ReadError {

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use millrace_engine::contract::{Ends, ReadError, Watch};
-use millrace_engine::damage::DamageKind;
 use millrace_engine::time::first_at;
 use millrace_log::partition::counting::Counting;
 use millrace_log::partition::upkeep::Upkeep;
@@ -387,18 +386,10 @@ impl Partition {
                 partition: self.id,
                 from,
                 to,
-                kind: kind_of(kind),
+                kind,
             },
             SegmentError::Io(error) => ReadError::Io(Arc::from(error.to_string())),
         }
-    }
-}
-
-/// The same kind as every engine reports it.
-pub(crate) fn kind_of(kind: millrace_log::DamageKind) -> DamageKind {
-    match kind {
-        millrace_log::DamageKind::Changed => DamageKind::Changed,
-        millrace_log::DamageKind::Misplaced => DamageKind::Misplaced,
     }
 }
 

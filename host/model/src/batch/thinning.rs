@@ -5,6 +5,7 @@
 //! covers them: a control batch, which has no messages and is skipped by everyone, including Kafka's clients. So every batch still
 //! begins where the previous one ended, and every offset is covered by a checksum: a hole in that chain is damage, never compaction.
 
+use super::produced::APPEND_TIME_FLAG;
 use super::{
     BatchBuilder, BatchError, CONTROL_FLAG, CRC_COVERS_FROM, CRC_START, HEADER_BYTES, LENGTH_END,
     RecordBatch, RecordView, Records,
@@ -17,8 +18,6 @@ use crate::offset::Offset;
 const BATCH_OFFSETS_MAX: u64 = 1 << 31;
 /// The key of a gap's only record: version 0 of a control record, with a type of our own.
 const GAP_KEY: [u8; 4] = [0, 0, b'M', b'G'];
-/// Set if the broker timestamped the batch: then its records' own timestamps are ignored.
-const APPEND_TIME_FLAG: i16 = 0b1000;
 
 /// What is left of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]

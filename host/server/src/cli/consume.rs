@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_model::plain::plain;
-use millrace_model::{ConsumerName, TopicName};
+use millrace_model::{Code, ConsumerName, TopicName};
 use serde_json::Value;
 
 use super::client::Client;
@@ -158,7 +158,7 @@ fn check_offset(args: &Args, ends: &BTreeMap<u64, Ends>) -> Result<(), Failure> 
         "no partition of {} has reached offset {offset}: the longest one ends at {furthest}",
         args.topic
     );
-    let failure = Failure::new(Exit::Unknown, "offset-past-end", message);
+    let failure = Failure::new(Exit::Unknown, Code::OffsetPastEnd.as_str(), message);
     Err(failure.with_hint(
         "`millrace topic show` shows the ends; write a time as 2026-11-21T10:00:00Z or timestamp:MILLISECONDS",
     ))

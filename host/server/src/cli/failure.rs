@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use millrace_model::Code;
 use millrace_model::plain::plain;
 use serde_json::{Value, json};
 
@@ -86,13 +87,13 @@ impl Failure {
 
     /// Whether the host was only too busy.
     pub(super) fn asks_to_come_back(&self) -> bool {
-        let busy = ["too-many-waiting", "too-many-connections", "busy"];
-        matches!(self, Self::Told { code, .. } if busy.contains(&code.as_str()))
+        let busy = [Code::TooManyWaiting, Code::TooManyConnections, Code::Busy];
+        busy.into_iter().any(|code| self.has_code(code))
     }
 
     /// Whether it has this error code.
-    pub(super) fn has_code(&self, wanted: &str) -> bool {
-        matches!(self, Self::Told { code, .. } if code == wanted)
+    pub(super) fn has_code(&self, wanted: Code) -> bool {
+        matches!(self, Self::Told { code, .. } if code == wanted.as_str())
     }
 
     /// Adds what the failure was about.
@@ -202,7 +203,7 @@ impl From<StartError> for Failure {
             StartError::Config(_) => (Exit::Usage, "config"),
             StartError::DataDirName(_) => (Exit::Usage, "data-dir-name"),
             StartError::DataDirInUse(_) => (Exit::DataDirInUse, "data-dir-in-use"),
-            StartError::Poisoned(_) => (Exit::Poisoned, "engine-poisoned"),
+            StartError::Poisoned(_) => (Exit::Poisoned, Code::EnginePoisoned.as_str()),
             _ => (Exit::Failed, "failed"),
         };
         Self::new(exit, code, error.to_string())

@@ -9,7 +9,7 @@ use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use millrace_model::{Header, Message};
+use millrace_model::{Code, Header, Message};
 
 use super::app::App;
 use super::bounds::{ANSWER_ROOM_WAIT_MS_MAX, FETCH_BYTES_MAX, FETCHES_LEAST};
@@ -49,7 +49,7 @@ impl App {
 fn busy() -> ApiError {
     let message = "the memory for answers is in use";
     let hint = "try again; ask for fewer bytes at once, and read answers as they arrive";
-    ApiError::unavailable("busy", message, hint, 1)
+    ApiError::new(Code::Occupied, message, hint)
 }
 
 impl Room {

@@ -1,12 +1,12 @@
 //! A backup over HTTP, streamed as an archive.
 
 use axum::body::Body;
+use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use millrace_engine::{BackupError, BackupRequest, BackupStream, KnownFile};
+use millrace_engine::{BackupRequest, BackupStream, KnownFile};
 use millrace_model::Digest;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
@@ -97,45 +97,5 @@ async fn next(rest: Rest) -> Option<(Result<Bytes, std::io::Error>, Rest)> {
     match piece {
         Ok(piece) => Some((Ok(piece), Some((archive, stopping)))),
         Err(why) => Some((Err(std::io::Error::other(why.to_string())), None)),
-    }
-}
-
-impl From<BackupError> for ApiError {
-    fn from(error: BackupError) -> Self {
-        let message = error.to_string();
-        match error {
-            BackupError::Engine(error) => error.into(),
-            BackupError::UnderWay => {
-                let hint = "wait until it has ended; a host makes one backup at a time";
-                Self::conflict("backup-under-way", message, hint)
-            }
-            BackupError::OtherDirectory { .. } => {
-                let hint =
-                    "back up to an empty directory, and keep this backup as long as you need it";
-                Self::conflict("other-directory", message, hint)
-            }
-            BackupError::DiskFull => {
-                let hint = "free some space, or delete or trim topics; or stop the host and copy its directory";
-                Self::unavailable("disk-full", message, hint, 10)
-            }
-            BackupError::Unsupported => {
-                let hint = "run the host with --engine local";
-                Self::refused("cannot-back-up", message, hint)
-            }
-            BackupError::NoLinks(_) => {
-                let hint =
-                    "stop the host and copy its directory, or take a snapshot of the file system";
-                Self::refused("cannot-back-up", message, hint)
-            }
-            BackupError::Failed(_) => {
-                let hint = "see the host's log";
-                Self::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "backup-failed",
-                    message,
-                    hint,
-                )
-            }
-        }
     }
 }

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
+use axum::http::HeaderMap;
 use axum::http::header::CONTENT_LENGTH;
-use axum::http::{HeaderMap, StatusCode};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::Deserialize;
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::app::App;
 use super::bounds::{BODY_MS_MAX, BODY_SILENCE_MS_MAX, JSON_BODY_BYTES_MAX};
 use super::coding::coding_of;
-use super::error::ApiError;
+use super::error::{ApiError, own};
 use super::receiving::{make_room, too_much_received};
 use crate::nearest::{hint_of, in_plain_words};
 use crate::net::Room;
@@ -107,6 +107,19 @@ impl App {
         let taken = self.take_body(headers, body, JSON_BODY_BYTES_MAX).await?;
         json(&taken.bytes)
     }
+
+    /// Reads a body as JSON; an empty one means the defaults.
+    pub(super) async fn take_json_or_default<T: DeserializeOwned + Default>(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<T, ApiError> {
+        let taken = self.take_body(headers, body, JSON_BODY_BYTES_MAX).await?;
+        match taken.bytes.trim_ascii() {
+            b"" => Ok(T::default()),
+            bytes => json(bytes),
+        }
+    }
 }
 
 /// The length according to the head.
@@ -189,10 +202,5 @@ fn too_large(bytes_max: usize) -> ApiError {
 
 fn too_slow() -> ApiError {
     let hint = "send the whole request again without pauses";
-    ApiError::new(
-        StatusCode::REQUEST_TIMEOUT,
-        "too-slow",
-        "the body did not arrive in time",
-        hint,
-    )
+    ApiError::own(&own::TOO_SLOW, "the body did not arrive in time", hint)
 }

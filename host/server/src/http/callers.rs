@@ -7,9 +7,9 @@
 use std::net::IpAddr;
 
 use axum::http::header::{HOST, ORIGIN};
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, Uri};
 
-use super::error::ApiError;
+use super::error::{ApiError, own};
 use super::settings::HttpSettings;
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -89,7 +89,7 @@ fn name_of_bytes(authority: &[u8]) -> &str {
 fn foreign(message: &str) -> ApiError {
     let hint = "call the host by the address that it listens on, from outside a browser; add further names of it with \
                 --allowed-host";
-    ApiError::new(StatusCode::FORBIDDEN, "foreign-caller", message, hint)
+    ApiError::own(&own::FOREIGN_CALLER, message, hint)
 }
 
 #[cfg(test)]

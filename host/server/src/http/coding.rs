@@ -1,14 +1,14 @@
 //! `Content-Encoding`: a compressed body is decompressed on every route that takes one, within the route's own bound and the memory for
 //! bodies. Unknown codings are refused with a list of the known ones.
 
+use axum::http::HeaderMap;
 use axum::http::header::CONTENT_ENCODING;
-use axum::http::{HeaderMap, StatusCode};
 use bytes::{Buf, Bytes, BytesMut};
 use millrace_model::Coding;
 use millrace_model::compression::InflateError;
 
 use super::app::App;
-use super::error::ApiError;
+use super::error::{ApiError, own};
 use super::receiving::make_room;
 use crate::net::Room;
 
@@ -40,13 +40,7 @@ fn unsupported(what: &str) -> ApiError {
     let what: String = what.chars().take(40).collect();
     let message = format!("Content-Encoding: {what} is not supported");
     let hint = format!("send the body uncompressed, or in one of these codings: {ACCEPTED}");
-    ApiError::new(
-        StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        "unsupported-encoding",
-        message,
-        hint,
-    )
-    .accepting(ACCEPTED)
+    ApiError::own(&own::UNSUPPORTED_ENCODING, message, hint).accepting(ACCEPTED)
 }
 
 impl App {

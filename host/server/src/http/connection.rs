@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::app::App;
 use super::bounds::{HALF_CLOSED_MS_MAX, HEAD_BYTES_MAX, HEAD_LINES_MAX};
-use super::error::ApiError;
+use super::error::{ApiError, own};
 use super::guard::{finished, no_place};
 use super::modules::Peer;
 use super::request_ids::RequestIds;
@@ -204,35 +204,40 @@ async fn as_bytes(answer: Response<Body>) -> Vec<u8> {
 
 /// The error for a head that the HTTP library refuses.
 fn of_a_head(status: StatusCode, why: &str) -> ApiError {
-    let (code, message, hint) = match status {
+    match status {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
             let message = format!(
                 "the head is larger than {HEAD_BYTES_MAX} bytes, or has more than {HEAD_LINES_MAX} header lines"
             );
-            ("head-too-large", message, "send fewer or shorter headers")
+            ApiError::own(
+                &own::HEAD_TOO_LARGE,
+                message,
+                "send fewer or shorter headers",
+            )
         }
         StatusCode::URI_TOO_LONG => {
-            let message = "the path and its query are too long".to_owned();
-            ("head-too-large", message, "ask for less at once")
+            let message = "the path and its query are too long";
+            let refused = ApiError::own(&own::HEAD_TOO_LARGE, message, "ask for less at once");
+            refused.with_status(status)
         }
         _ => {
             let message = format!("this is no HTTP/1.1 request: {why}");
-            ("malformed", message, "speak HTTP/1.1, without TLS")
+            let refused = ApiError::malformed(message, "speak HTTP/1.1, without TLS");
+            refused.with_status(status)
         }
-    };
-    ApiError::new(status, code, message, hint)
+    }
 }
 
 fn hung_up() -> Response<Body> {
     let message = "the caller closed its side of the connection while this was being done, and it was stopped";
     let hint = "keep the connection open until the answer comes";
-    ApiError::new(StatusCode::REQUEST_TIMEOUT, "hung-up", message, hint).into_response()
+    ApiError::own(&own::HUNG_UP, message, hint).into_response()
 }
 
 fn slow_head() -> ApiError {
     let message = "the request did not come whole in time";
     let hint = "send its head at once";
-    ApiError::new(StatusCode::REQUEST_TIMEOUT, "too-slow", message, hint)
+    ApiError::own(&own::TOO_SLOW, message, hint)
 }
 
 /// An answer's body, which reports to its connection when it has been sent.

@@ -4,8 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use millrace_broker::{ConsumerError, ConsumerPlace, ConsumerStatus, ReaderStatus};
-use millrace_engine::TopicError;
+use millrace_broker::{ConsumerPlace, ConsumerStatus, ReaderStatus};
 use millrace_model::{ConsumerName, Noted, Offset, PartitionId, Timestamp, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -128,45 +127,6 @@ impl ConsumersBody {
     fn of(consumers: Vec<ConsumerStatus>) -> Self {
         let consumers = consumers.into_iter().map(ConsumerBody::short).collect();
         Self { consumers }
-    }
-}
-
-impl From<ConsumerError> for ApiError {
-    fn from(error: ConsumerError) -> Self {
-        let text = error.to_string();
-        let see = "GET /v1/topics/{topic}/consumers/{name} or `millrace consumer show` shows its positions";
-        match error {
-            ConsumerError::UnknownTopic(name) => TopicError::Unknown(name).into(),
-            ConsumerError::UnknownPartition { .. } => Self::unknown("unknown-partition", text, see),
-            ConsumerError::Unknown { .. } => Self::unknown(
-                "unknown-consumer",
-                text,
-                "GET /v1/consumers or `millrace consumer list` shows the consumers that exist; reading without a lease creates one",
-            ),
-            ConsumerError::TooMany(_) => {
-                Self::conflict("too-many-consumers", text, "delete one that is not needed")
-            }
-            ConsumerError::Busy { left_ms, .. } => Self::conflict(
-                "consumer-busy",
-                text,
-                "only one reader may be active: stop the other one, or try again when its lease has ended; to read the topic independently, use another name",
-            )
-            .retrying_after(left_ms.div_ceil(1_000)),
-            ConsumerError::Lost { .. } => Self::conflict(
-                "lease-lost",
-                text,
-                "this request committed nothing; read again without a lease to continue at the committed positions",
-            ),
-            ConsumerError::Backwards { .. } => Self::conflict(
-                "position-behind",
-                text,
-                "to read messages again, reset the consumer: POST …/reset or `millrace consumer reset`",
-            ),
-            ConsumerError::PastEnd { .. } => Self::refused("offset-past-end", text, see),
-            ConsumerError::Unreadable { .. } => Self::internal(text),
-            ConsumerError::Read(error) => error.into(),
-            ConsumerError::Commit(error) => error.into(),
-        }
     }
 }
 

@@ -13,7 +13,9 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::{Extension, Json};
 use millrace_broker::{ConsumerCommit, HoldRequest};
-use millrace_model::{ConsumerName, LeaseId, Offset, PartitionId, Timestamp, Topic, TopicName};
+use millrace_model::{
+    Code, ConsumerName, LeaseId, Offset, PartitionId, Timestamp, Topic, TopicName,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
@@ -192,7 +194,7 @@ pub(super) async fn messages(
         };
         hold(lost).await?;
         let message = "the lease changed hands meanwhile";
-        return Err(ApiError::unavailable("busy", message, "try again", 1));
+        return Err(ApiError::of(Code::Occupied, message));
     };
     let body = ReadBody {
         messages: found

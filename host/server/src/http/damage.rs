@@ -3,8 +3,9 @@
 use axum::Json;
 use axum::body::Body;
 use axum::http::HeaderMap;
+use millrace_broker::known_partition;
 use millrace_engine::{DamageKind, DamagedRange, DamagedState, FoundBy, ScrubStatus};
-use millrace_model::{Offset, PartitionId, TopicName, TopicPartition};
+use millrace_model::{Code, Offset, PartitionId, TopicName, TopicPartition};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -183,13 +184,7 @@ pub(super) async fn accept(
     let AcceptBody { from, to } = app.take_json(&headers, body).await?;
     let topic = app.known_topic(&topic)?;
     let partition = PartitionId(partition);
-    let known = topic.partition(partition);
-    let unknown = || millrace_broker::FetchError::UnknownPartition {
-        topic: topic.spec.name.clone(),
-        partition,
-        partitions: topic.spec.partitions,
-    };
-    known.ok_or_else(unknown)?;
+    known_partition(&topic, partition)?;
     let name = topic.spec.name.clone();
     let accepted = to_the_end(async move {
         let (from, to) = (Offset(from), Offset(to));
@@ -201,13 +196,10 @@ pub(super) async fn accept(
     });
     let accepted = accepted.await?;
     if accepted.is_empty() {
-        return Err(ApiError::unknown(
-            "no-such-damage",
-            format!(
-                "there is no known damage entirely within offsets {from} to {to} (exclusive) of {name}/{partition}"
-            ),
-            "GET /v1/damage or `millrace damage list` shows the known damage",
-        ));
+        let message = format!(
+            "there is no known damage entirely within offsets {from} to {to} (exclusive) of {name}/{partition}"
+        );
+        return Err(ApiError::of(Code::NoSuchDamage, message));
     }
     let accepted = accepted.into_iter();
     let shown = accepted.map(|range| RangeBody::of(name.as_str(), range));

@@ -2,9 +2,9 @@
 
 use axum::http::StatusCode;
 use axum::response::Response;
-use millrace_broker::{DelayedError, DelayedId, DelayedMessage, DelayedPage, DelayedQuery, DueAt};
+use millrace_broker::{DelayedId, DelayedMessage, DelayedPage, DelayedQuery, DueAt};
 use millrace_model::unit::check_ms;
-use millrace_model::{PartitionId, Timestamp, TopicName};
+use millrace_model::{Code, PartitionId, Timestamp, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -147,39 +147,6 @@ impl<'a> From<&'a DelayedPage> for Listed<'a> {
     }
 }
 
-impl From<DelayedError> for ApiError {
-    fn from(error: DelayedError) -> Self {
-        let text = error.to_string();
-        match error {
-            DelayedError::UnknownTopic(_) => Self::unknown(
-                "unknown-topic",
-                text,
-                "GET /v1/topics or `millrace topic list` shows the topics that exist",
-            ),
-            DelayedError::UnknownPartition { .. } => Self::unknown(
-                "unknown-partition",
-                text,
-                "GET /v1/topics/{topic} or `millrace topic show` shows its partitions",
-            ),
-            DelayedError::Unknown { .. } => unknown(text),
-            DelayedError::Busy(_) => Self::unavailable(
-                "busy",
-                text,
-                "try again; the message may be delivered by then",
-                1,
-            ),
-            DelayedError::Read(error) => error.into(),
-            DelayedError::Commit(error) => error.into(),
-        }
-    }
-}
-
-fn unknown(text: String) -> ApiError {
-    let hint =
-        "GET /v1/topics/{topic}/delayed or `millrace delayed list` shows those that are waiting";
-    ApiError::unknown("unknown-delayed-message", text, hint)
-}
-
 /// Waiting messages, by partition and time: at most 1,000 and 4 MiB of them.
 #[utoipa::path(get, path = "/v1/topics/{topic}/delayed", tag = "messages",
     params(("topic" = String, Path,), DelayedParams), responses(
@@ -224,7 +191,8 @@ pub(super) async fn cancel(
     InPath((topic, id)): InPath<(TopicName, String)>,
 ) -> Result<StatusCode, ApiError> {
     let known = id.parse::<DelayedId>();
-    let known = known.map_err(|error| unknown(format!("{id:?}: {error}")))?;
+    let known = known
+        .map_err(|error| ApiError::of(Code::UnknownDelayedMessage, format!("{id:?}: {error}")))?;
     to_the_end(async move { Ok(app.session.messages().cancel_delayed(&topic, known).await?) })
         .await?;
     Ok(StatusCode::NO_CONTENT)

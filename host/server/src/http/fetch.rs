@@ -7,12 +7,10 @@ use axum::Extension;
 use axum::http::header::CONTENT_DISPOSITION;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use millrace_broker::{FetchRequest, FetchResult};
+use millrace_broker::{FetchRequest, FetchResult, UnknownTopic, known_partition};
 use millrace_engine::{Ends, ReadError};
 use millrace_model::unit::check_ms;
-use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicName};
+use millrace_model::{Code, Offset, PartitionId, Timestamp, Topic, TopicName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
@@ -210,17 +208,9 @@ fn no_offset(message: &str) -> ApiError {
 
 impl Called {
     fn ends(&self, topic: &Topic, partition: PartitionId) -> Result<Ends, ApiError> {
-        self.session
-            .catalogue()
-            .ends(topic, partition)
-            .ok_or_else(|| {
-                let error = millrace_broker::FetchError::UnknownPartition {
-                    topic: topic.spec.name.clone(),
-                    partition,
-                    partitions: topic.spec.partitions,
-                };
-                error.into()
-            })
+        known_partition(topic, partition)?;
+        let ends = self.session.catalogue().ends(topic, partition);
+        ends.ok_or_else(|| UnknownTopic(topic.spec.name.clone()).into())
     }
 
     pub(super) async fn begin(
@@ -288,21 +278,14 @@ impl Called {
         let Ok(_turn) = self.waiting.try_acquire() else {
             return Err(too_many_waiting());
         };
-        let mut waits: FuturesUnordered<_> = places
-            .map(|(partition, from)| {
-                self.session.messages().fetch(FetchRequest {
-                    topic: topic.spec.name.clone(),
-                    partition,
-                    from,
-                    messages_max: 0,
-                    bytes_max: 1,
-                    wait,
-                })
-            })
-            .collect();
+        let mut subscription = self.session.messages().subscribe();
+        for (partition, from) in places {
+            subscription.add(&topic.spec.name, partition, from)?;
+        }
         tokio::select! {
             biased;
-            waited = waits.next() => waited.transpose().map(drop)?,
+            _ = subscription.ready() => {}
+            () = tokio::time::sleep(wait) => {}
             () = self.stopping.cancelled() => {}
             () = line.gone().cancelled() => {}
             _ = growths.changed() => {}
@@ -314,7 +297,7 @@ impl Called {
 pub(super) fn too_many_waiting() -> ApiError {
     let message = "too many fetches are already waiting for messages";
     let hint = "try again in a moment, or without wait_ms; GET /v1/topics/{topic}/messages waits for all partitions at once";
-    ApiError::unavailable("too-many-waiting", message, hint, 1)
+    ApiError::new(Code::TooManyWaiting, message, hint)
 }
 
 fn whole(partition: PartitionId, result: &FetchResult) -> serde_json::Result<Vec<u8>> {
@@ -363,11 +346,7 @@ pub(super) async fn value(
     let value = found.and_then(|fetched| fetched.message.value);
     let value = value.ok_or_else(|| {
         let message = format!("there is no value at offset {offset} of partition {partition}");
-        ApiError::unknown(
-            "unknown-message",
-            message,
-            "a message may have no value; fetch the message to see",
-        )
+        ApiError::of(Code::UnknownMessage, message)
     })?;
     // A copy, because the value is a part of its batch and would keep the whole batch in memory.
     let mut response = room.answer("application/octet-stream", value.to_vec());

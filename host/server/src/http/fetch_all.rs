@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Extension;
 use axum::response::Response;
 use millrace_broker::{FetchRequest, Fetched};
-use millrace_model::{Offset, PartitionId, Topic, TopicName};
+use millrace_model::{Code, Offset, PartitionId, Topic, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -295,7 +295,7 @@ fn wanted(text: Option<&str>, partitions: u32) -> Result<std::ops::Range<u32>, A
             if first > last || last >= partitions {
                 let message = format!("the topic has partitions 0 to {}", partitions - 1);
                 let hint = "request some of these";
-                return Err(ApiError::unknown("unknown-partition", message, hint));
+                return Err(ApiError::new(Code::UnknownPartition, message, hint));
             }
             first..last + 1
         }
@@ -330,7 +330,7 @@ pub(super) fn places(
         if partition >= partitions {
             let message = format!("{what}: the topic has partitions 0 to {}", partitions - 1);
             let hint = "send the value of the last answer for the same topic";
-            return Err(ApiError::unknown("unknown-partition", message, hint));
+            return Err(ApiError::new(Code::UnknownPartition, message, hint));
         }
         if places
             .insert(PartitionId(partition), Offset(offset))

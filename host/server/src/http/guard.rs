@@ -14,16 +14,17 @@ use axum::extract::{Request, State};
 use axum::http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use millrace_model::Code;
 use tracing::Instrument;
 
 use super::app::App;
 use super::bounds::{DISCARD_MS_MAX, REQUEST_ID_CHARS_MAX};
 use super::called::RequestId;
-use super::error::ApiError;
+use super::error::{ApiError, own};
 use super::record::Asked;
 use super::rest;
 use crate::net::Line;
@@ -89,9 +90,7 @@ pub(super) fn finished(mut response: Response, id: HeaderValue) -> Response {
 /// The refusal for requests other than administration when there is no room for them.
 pub(super) fn no_place() -> ApiError {
     let message = "there are too many connections";
-    let hint =
-        "try again; use fewer connections, or have the host take more with --connections-max";
-    ApiError::unavailable("too-many-connections", message, hint, 1)
+    ApiError::of(Code::TooManyConnections, message)
 }
 
 /// Whether it is certain where the request ends, and which host it is for.
@@ -100,8 +99,7 @@ fn framing(version: Version, headers: &HeaderMap) -> Result<(), ApiError> {
     if let Some(other) = codings.iter().find(|coding| *coding != "chunked") {
         let message = format!("the transfer coding {other:?} is not supported");
         let hint = "send the body with a Content-Length, or chunked";
-        let status = StatusCode::NOT_IMPLEMENTED;
-        return Err(ApiError::new(status, "unknown-coding", message, hint));
+        return Err(ApiError::own(&own::UNKNOWN_CODING, message, hint));
     }
     if codings.len() > 1 {
         let hint = "send Transfer-Encoding: chunked once";
@@ -161,7 +159,8 @@ fn shaped(response: Response) -> Response {
     }
     let reason = status.canonical_reason().unwrap_or("refused");
     let hint = "GET /openapi.json describes what is accepted";
-    ApiError::new(status, "refused", reason, hint).into_response()
+    let refused = ApiError::own(&own::REFUSED, reason, hint);
+    refused.with_status(status).into_response()
 }
 
 impl App {
@@ -180,6 +179,8 @@ impl App {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
+
     use super::*;
 
     #[tokio::test]

@@ -4,12 +4,12 @@
 //! The draft requires a quoted string, and many clients send the bare token: both are accepted and mean the same key. A repeat during
 //! the first call waits for it and gets its answer, where the draft would refuse it.
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use millrace_broker::CallKey;
 use millrace_model::bounds::IDEMPOTENCY_KEY_CHARS_MAX;
 use sha2::{Digest, Sha256};
 
-use super::error::ApiError;
+use super::error::{ApiError, own};
 
 const KEY: &str = "idempotency-key";
 /// Marks an answer as that of an earlier call.
@@ -83,12 +83,7 @@ fn bad_key(what: &str) -> ApiError {
     let hint = format!(
         "send one key of 1 to {IDEMPOTENCY_KEY_CHARS_MAX} visible ASCII characters, such as a UUID, preferably in quotes"
     );
-    ApiError::new(
-        StatusCode::BAD_REQUEST,
-        "bad-idempotency-key",
-        message,
-        hint,
-    )
+    ApiError::own(&own::BAD_IDEMPOTENCY_KEY, message, hint)
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 //! Nothing is guessed: a body of another type, or of none, could be any of the three, and a wrong guess would store something
 //! unintended.
 
+use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
 
-use super::error::ApiError;
+use super::error::{ApiError, own};
 
 /// The types for one JSON object.
 const JSON: [&str; 1] = ["application/json"];
@@ -103,12 +103,7 @@ fn is_another_charset(parameter: &str) -> bool {
 }
 
 fn unsupported(message: String) -> ApiError {
-    ApiError::new(
-        StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        "unsupported-type",
-        message,
-        ACCEPTED,
-    )
+    ApiError::own(&own::UNSUPPORTED_TYPE, message, ACCEPTED)
 }
 
 #[cfg(test)]

@@ -62,6 +62,7 @@ use axum::routing::{self as on, MethodRouter};
 pub(crate) use app::App;
 pub(crate) use called::Called;
 pub(crate) use deploying::check_spec;
+pub use error::own::{ErrorCode, error_codes};
 pub(crate) use states::check_entry;
 
 use crate::net::Connection;

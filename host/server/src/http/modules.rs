@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use millrace_broker::{AdmitError, Interface, Module, ModuleError, Uploader};
-use millrace_model::{Digest, Timestamp};
+use millrace_model::{Code, Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -155,7 +155,7 @@ pub(super) async fn upload(
 
 fn too_many_uploads() -> ApiError {
     let message = format!("{UPLOADS_MAX} uploads, the maximum, are being checked and compiled");
-    ApiError::unavailable("busy", message, "send it again; nothing was stored", 1)
+    ApiError::new(Code::Occupied, message, "send it again; nothing was stored")
 }
 
 fn digests(modules: &[Module]) -> Vec<Digest> {

@@ -11,13 +11,11 @@ use millrace_broker::{
 use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
 };
-use millrace_model::{Processor, ProcessorName, ProcessorSpec, TopicName};
+use millrace_model::{Code, Processor, ProcessorName, ProcessorSpec, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::app::to_the_end;
-use super::body::json;
-use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::ByHeader;
 use super::called::Called;
 use super::deploying::{DeployedBody, deployed};
@@ -238,7 +236,7 @@ impl DeployParams {
             _ => return Ok(()),
         };
         let hint = "omit one of them, or deploy the revision without a trial";
-        Err(ApiError::refused("invalid-spec", problem, hint))
+        Err(ApiError::new(Code::InvalidSpec, problem, hint))
     }
 }
 
@@ -300,26 +298,23 @@ pub(super) async fn rollback(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<DeployedBody>, ApiError> {
-    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
-    let body = match taken.bytes.trim_ascii() {
-        b"" => RollbackBody::default(),
-        bytes => json(bytes)?,
+    let body: RollbackBody = app.take_json_or_default(&headers, body).await?;
+    let (session, processor) = (app.session.clone(), name.clone());
+    let RollbackBody {
+        revision,
+        expected_revision,
+    } = body;
+    let change = async move {
+        let processors = session.processors();
+        let rolled_back = processors.rollback_expecting(&name, revision, expected_revision);
+        rolled_back.await
     };
-    let session = app.session.clone();
-    to_the_end(async move {
-        let before = session.processors().deployed_as(&name);
-        let after = session
-            .processors()
-            .rollback_expecting(&name, body.revision, body.expected_revision)
-            .await?;
-        let unchanged = format!(
-            "revision {} is already current; nothing was changed",
-            after.current
-        );
-        let answer = DeployedBody::after(&session, before.as_ref(), after).await;
-        Ok(Json(answer.noting(unchanged)))
-    })
-    .await
+    let answer = DeployedBody::by(&app, processor, change).await?;
+    let unchanged = format!(
+        "revision {} is already current; nothing was changed",
+        answer.current()
+    );
+    Ok(Json(answer.noting(unchanged)))
 }
 
 /// Takes no further batches until it is resumed. Answered when running batches have ended, or after five seconds.
@@ -358,11 +353,7 @@ pub(super) async fn resume(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Processor>, ApiError> {
-    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
-    let body = match taken.bytes.trim_ascii() {
-        b"" => ResumeBody::default(),
-        bytes => json(bytes)?,
-    };
+    let body: ResumeBody = app.take_json_or_default(&headers, body).await?;
     let accept = body.accept_dead_letters;
     let session = app.session.clone();
     to_the_end(async move { Ok(Json(session.processors().resume(&name, accept).await?)) }).await

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use millrace_broker::{NewMessage, Placed};
+use millrace_broker::{NewMessage, Placed, ProduceError};
 use millrace_model::{Header, Message, PartitionId, Timestamp, TopicName};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -117,9 +117,8 @@ pub(super) async fn produce(
     body: Body,
 ) -> Result<Response, ApiError> {
     // Checked before the body is read: megabytes should not be sent to a misspelt topic.
-    if app.session.catalogue().topic(&topic).is_none() {
-        return Err(millrace_broker::ProduceError::UnknownTopic(topic).into());
-    }
+    let known = app.session.catalogue().known_topic(&topic);
+    known.map_err(ProduceError::from)?;
     let kind = Kind::of(&headers)?;
     let key = idempotency::key_of(&headers)?;
     let mut taken = app

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use millrace_model::Code;
+
 use super::bounds::BODY_ROOM_WAIT_MS_MAX;
 use super::error::ApiError;
 use crate::net::Room;
@@ -18,5 +20,5 @@ pub(super) async fn make_room(room: &mut Room, bytes: usize) -> Result<(), ApiEr
 pub(super) fn too_much_received() -> ApiError {
     let message = "the memory for request bodies is in use";
     let hint = "send more slowly, or try again in a moment; nothing of this request was stored";
-    ApiError::unavailable("busy", message, hint, 1)
+    ApiError::new(Code::Occupied, message, hint)
 }

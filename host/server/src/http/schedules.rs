@@ -46,9 +46,7 @@ pub(super) struct ScheduleIn<'a> {
 
 impl ScheduleIn<'_> {
     fn spec(self) -> Result<ScheduleSpec, ApiError> {
-        let hint = "for example \"*/5 * * * *\": every five minutes";
-        let cron = Cron::parse(&self.cron);
-        let cron = cron.map_err(|error| ApiError::refused("bad-cron", error.to_string(), hint))?;
+        let cron = Cron::parse(&self.cron)?;
         let value = value_bytes(self.value)?;
         let text = |bytes: bytes::Bytes| String::from_utf8_lossy(&bytes).into_owned();
         let header = |header: Header| match (str::from_utf8(&header.name), header.value) {
@@ -166,28 +164,6 @@ impl From<ScheduleStatus> for ScheduleBody {
 pub(super) struct SchedulesBody {
     /// By name; at most 1,000.
     schedules: Vec<ScheduleBody>,
-}
-
-impl From<ScheduleError> for ApiError {
-    fn from(error: ScheduleError) -> Self {
-        let text = error.to_string();
-        match error {
-            ScheduleError::Unknown(_) => Self::unknown(
-                "unknown-schedule",
-                text,
-                "GET /v1/schedules or `millrace schedule list` shows the schedules that exist",
-            ),
-            ScheduleError::TooLarge { .. } => Self::too_large(text, "make the message smaller"),
-            ScheduleError::TooMuch { .. } => {
-                Self::conflict("too-many-schedules", text, "make messages smaller")
-            }
-            ScheduleError::TooMany => {
-                Self::conflict("too-many-schedules", text, "delete one that is not needed")
-            }
-            ScheduleError::Message(error) => error.into(),
-            ScheduleError::Commit(error) => error.into(),
-        }
-    }
 }
 
 fn unknown(name: ScheduleName) -> ApiError {

@@ -6,10 +6,10 @@ use axum::Json;
 use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use millrace_broker::StatePlace;
 use millrace_broker::state::{
     NEVER, StateChange, StateEntry, StatePage, StateQuery, StateValue, StateWrites,
 };
-use millrace_broker::{StateAccessError, StatePlace};
 use millrace_model::bounds::STATE_LISTED_BYTES_MAX;
 use millrace_model::{Offset, PartitionId, ProcessorName, Timestamp, TopicName};
 use serde::ser::SerializeMap;
@@ -212,34 +212,6 @@ pub(super) struct StateWriteBody {
 #[derive(Serialize, ToSchema)]
 pub(super) struct StateWrittenBody {
     written: usize,
-}
-
-impl From<StateAccessError> for ApiError {
-    fn from(error: StateAccessError) -> Self {
-        let text = error.to_string();
-        match error {
-            StateAccessError::Unknown(_) => Self::unknown(
-                "unknown-processor",
-                text,
-                "GET /v1/processors lists the processors that exist; no deleted processor of this name left state",
-            ),
-            StateAccessError::WhichTopic { .. } => {
-                Self::refused("which-topic", text, "name one of them in topic")
-            }
-            StateAccessError::UnknownPartition { .. } => Self::unknown(
-                "unknown-partition",
-                text,
-                "GET /v1/processors/{name} lists the partitions",
-            ),
-            StateAccessError::Bound(_) => Self::refused("state-bound", text, "write less"),
-            StateAccessError::Busy(_) => {
-                let hint = "try again, or pause the processor first; nothing was written";
-                Self::unavailable("busy", text, hint, 1)
-            }
-            StateAccessError::Read(error) => error.into(),
-            StateAccessError::Commit(error) => error.into(),
-        }
-    }
 }
 
 /// A processor's state in a partition, as of its committed progress. An answer has at most 10,000 entries and 4 MiB of them, and at

@@ -172,8 +172,7 @@ impl Called {
     }
 
     pub(super) fn known_topic(&self, name: &TopicName) -> Result<Topic, ApiError> {
-        let topic = self.session.catalogue().topic(name);
-        topic.ok_or_else(|| TopicError::Unknown(name.clone()).into())
+        Ok(self.session.catalogue().known_topic(name)?)
     }
 }
 

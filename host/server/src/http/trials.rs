@@ -11,8 +11,6 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::app::to_the_end;
-use super::body::json;
-use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::ByHeader;
 use super::called::Called;
 use super::deploying::DeployedBody;
@@ -118,15 +116,9 @@ pub(super) async fn canary(
     body: Body,
 ) -> Result<Json<DeployedBody>, ApiError> {
     let body: CanaryBody = app.take_json(&headers, body).await?;
-    let session = app.session.clone();
-    to_the_end(async move {
-        let before = session.processors().deployed_as(&name);
-        let after = session.processors().set_canary(&name, body.percent).await?;
-        Ok(Json(
-            DeployedBody::after(&session, before.as_ref(), after).await,
-        ))
-    })
-    .await
+    let (session, processor) = (app.session.clone(), name.clone());
+    let change = async move { session.processors().set_canary(&name, body.percent).await };
+    Ok(Json(DeployedBody::by(&app, processor, change).await?))
 }
 
 /// How to promote.
@@ -154,23 +146,15 @@ pub(super) async fn promote(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<DeployedBody>, ApiError> {
-    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
-    let body = match taken.bytes.trim_ascii() {
-        b"" => PromoteBody::default(),
-        bytes => json(bytes)?,
+    let body: PromoteBody = app.take_json_or_default(&headers, body).await?;
+    let (session, processor) = (app.session.clone(), name.clone());
+    let change = async move {
+        match body.force {
+            true => session.processors().promote_anyway(&name).await,
+            false => session.processors().promote(&name).await,
+        }
     };
-    let session = app.session.clone();
-    to_the_end(async move {
-        let before = session.processors().deployed_as(&name);
-        let after = match body.force {
-            true => session.processors().promote_anyway(&name).await?,
-            false => session.processors().promote(&name).await?,
-        };
-        Ok(Json(
-            DeployedBody::after(&session, before.as_ref(), after).await,
-        ))
-    })
-    .await
+    Ok(Json(DeployedBody::by(&app, processor, change).await?))
 }
 
 /// How the processor's shadow compares with its current revision. The report is in memory, and starts over when the host restarts.

@@ -208,7 +208,7 @@ fn what_is_not_understood_is_refused_and_changes_nothing() {
     let lease = first["commit"]["lease"].clone();
     let refused = |body: Value, status, code| commit(&host, &body).refused(status, code);
     let with = |positions: &str| json!({"lease": lease, "positions": positions});
-    refused(with("0:4"), 422, "offset-past-end");
+    refused(with("0:4"), 422, "position-past-end");
     refused(with("3:1"), 404, "unknown-partition");
     for wrong in ["0", "0:", "0:1,0:2", "a:1", "0:-1", "0:1;1:1"] {
         let told = refused(with(wrong), 400, "malformed");

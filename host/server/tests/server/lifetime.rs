@@ -104,7 +104,7 @@ fn a_trim_says_where_partitions_begin_and_refuses_what_is_not_there() {
     assert_eq!(host.get(FETCH).json()["messages"][0]["offset"], 2);
 
     let beyond = host.post_json(TRIM, r#"{"before":9,"partition":0}"#);
-    assert!(beyond.refused(422, "offset-past-end").contains("end"));
+    assert!(beyond.refused(422, "position-past-end").contains("end"));
     let one = host.post_json(TRIM, r#"{"before":"end","partition":0}"#);
     assert_eq!(one.json()["starts"], json!([{"partition": 0, "start": 3}]));
     host.post_json(TRIM, r#"{"before":1,"partition":7}"#)

@@ -5,9 +5,10 @@ use std::time::Duration;
 use millrace_engine::Transaction;
 use millrace_engine::state::{StateEntry, StateQuery, StateTable};
 use millrace_model::bounds::{DELAYED_LISTED_MAX, STATE_LISTED_BYTES_MAX};
-use millrace_model::{PartitionId, Topic, TopicName, TopicPartition};
+use millrace_model::{Topic, TopicName, TopicPartition};
 
 use crate::catalogue::deciding::decided;
+use crate::catalogue::unknown::known_partition;
 use crate::hosts::holding::Share;
 use crate::messages::delays::delayed::{
     CANCEL_WAIT_MS_MAX, DelayedError, DelayedMessage, DelayedPage, DelayedQuery,
@@ -26,9 +27,9 @@ impl Messages {
         topic: &TopicName,
         query: &DelayedQuery,
     ) -> Result<DelayedPage, DelayedError> {
-        let topic = self.delayed_topic(topic)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
         if let Some(partition) = query.partition {
-            in_topic(&topic, partition)?;
+            known_partition(&topic, partition)?;
         }
         let engine = &self.inner.engine;
         let of_topic = |at: &TopicPartition| {
@@ -81,8 +82,8 @@ impl Messages {
         topic: &TopicName,
         id: DelayedId,
     ) -> Result<(), DelayedError> {
-        let topic = self.delayed_topic(topic)?;
-        let partition = in_topic(&topic, id.partition)?;
+        let topic = self.inner.catalogue.known_topic(topic)?;
+        let partition = known_partition(&topic, id.partition)?;
         let topic = &topic;
         decided(&*self.inner.engine, || async {
             // The lease is this host's own if it delivers there; otherwise the claim ends any other host's delivery.
@@ -122,11 +123,6 @@ impl Messages {
         self.inner.delays.show(partition, &topic.spec.name, &table);
         Ok(())
     }
-
-    fn delayed_topic(&self, name: &TopicName) -> Result<Topic, DelayedError> {
-        let unknown = || DelayedError::UnknownTopic(name.clone());
-        self.inner.catalogue.topic(name).ok_or_else(unknown)
-    }
 }
 
 /// The entry of a delayed message, if it still exists; under another time than its id says, if it moved with the clock.
@@ -141,12 +137,4 @@ fn kept(table: &StateTable, id: DelayedId, may_be_moved: bool) -> Option<StateEn
         moved = moved.or_else(|| other.filter(|other| other.is_same(&id)));
     });
     exactly(table, moved?)
-}
-
-fn in_topic(topic: &Topic, partition: PartitionId) -> Result<TopicPartition, DelayedError> {
-    let found = topic.partition(partition);
-    found.ok_or_else(|| DelayedError::UnknownPartition {
-        topic: topic.spec.name.clone(),
-        partition,
-    })
 }

@@ -13,11 +13,14 @@ use metrics::{Histogram, counter, gauge, histogram};
 use millrace_engine::state::{Adds, StateTable};
 use millrace_engine::{CommitError, Engine, ReadError, RoomFull};
 use millrace_model::bounds::{DELAYED_BYTES_MAX, DELAYED_MESSAGES_MAX};
-use millrace_model::{Clock, Message, PartitionId, TopicName, TopicPartition};
+use millrace_model::{
+    Advice, Advised, Clock, Code, Message, PartitionId, TopicName, TopicPartition,
+};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::unknown::{UnknownPartition, UnknownTopic};
 use crate::hosts::holding::{Holdings, Share};
 use crate::hosts::living::Hosts;
 use crate::messages::delays::agenda::Agenda;
@@ -85,16 +88,11 @@ pub enum DelaysFull {
 #[derive(Debug, thiserror::Error)]
 pub enum DelayedError {
     /// No such topic.
-    #[error("topic {0} does not exist")]
-    UnknownTopic(TopicName),
-    /// The topic has no such partition.
-    #[error("topic {topic} has no partition {partition}")]
-    UnknownPartition {
-        /// The topic's name.
-        topic: TopicName,
-        /// The requested partition.
-        partition: PartitionId,
-    },
+    #[error(transparent)]
+    UnknownTopic(#[from] UnknownTopic),
+    /// The topic has fewer partitions.
+    #[error(transparent)]
+    UnknownPartition(#[from] UnknownPartition),
     /// The message was delivered or cancelled, or never existed.
     #[error(
         "topic {topic} has no delayed message {id}: it was already delivered or cancelled, or never existed"
@@ -120,6 +118,25 @@ pub enum DelayedError {
 
 decision_errors! {
     DelayedError: DelayedError::Commit;
+}
+
+impl Advised for DelaysFull {
+    fn advice(&self) -> Advice {
+        Code::DelaysFull.advice()
+    }
+}
+
+impl Advised for DelayedError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::UnknownTopic(error) => error.advice(),
+            Self::UnknownPartition(error) => error.advice(),
+            Self::Unknown { .. } => Code::UnknownDelayedMessage.advice(),
+            Self::Busy(_) => Code::Occupied.hint("try again; the message may be delivered by then"),
+            Self::Read(error) => error.advice(),
+            Self::Commit(error) => error.advice(),
+        }
+    }
 }
 
 /// Shared by everyone who delays messages and the task that delivers them.

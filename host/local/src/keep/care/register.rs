@@ -390,7 +390,7 @@ mod tests {
         let exact = |offsets: Range<u64>| Damage {
             offsets: Offset(offsets.start)..Offset(offsets.end),
             bytes: 5..6,
-            kind: millrace_log::DamageKind::Changed,
+            kind: DamageKind::Changed,
         };
         let found_again = |damage: &Damage| met(damage.offsets.start.0..damage.offsets.end.0, 10);
         register.replace(PARTITION, &all, vec![exact(12..20)], found_again);

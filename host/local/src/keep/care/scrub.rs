@@ -13,7 +13,6 @@ use millrace_model::{GroupName, Offset, Timestamp, TopicPartition};
 
 use super::Care;
 use super::register::Met;
-use crate::ground::tail::kind_of;
 use crate::keep::runs::set::runs_of;
 
 /// Bytes that opening a file counts as, because a thousand small segments are work too.
@@ -220,7 +219,7 @@ impl Care {
             partition,
             from: damage.offsets.start,
             to: damage.offsets.end,
-            kind: kind_of(damage.kind),
+            kind: damage.kind,
             file: file.clone(),
             found_at,
             found_by,

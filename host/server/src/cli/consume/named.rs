@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
-use millrace_model::{Clock, ConsumerName, SystemClock};
+use millrace_model::{Clock, Code, ConsumerName, SystemClock};
 use serde_json::{Value, json};
 use ureq::http::Method;
 
@@ -191,16 +191,16 @@ impl Reader<'_> {
                 }
                 Some(Err(failure)) => failure,
             };
-            if failure.has_code("lease-lost") && self.lease.is_some() {
+            if failure.has_code(Code::LeaseLost) && self.lease.is_some() {
                 self.lose(&failure);
                 continue;
             }
             let waited = self.clock.monotonic().saturating_sub(began);
             let patience = self.client.patience();
-            let waits = failure.has_code("consumer-busy") && waited < patience;
+            let waits = failure.has_code(Code::ConsumerBusy) && waited < patience;
             let comes_back = self.args.follow && failure.asks_to_come_back();
             if !waits && !comes_back {
-                return Err(match failure.has_code("consumer-busy") {
+                return Err(match failure.has_code(Code::ConsumerBusy) {
                     true => failure.with_hint(
                         "only one reader may be active: stop the other one, wait for its lease to end with --retry-for SECONDS, or read \
                          under another name",
@@ -279,7 +279,7 @@ impl Reader<'_> {
     /// Commits what was written since the last commit, which also renews the lease.
     fn commit(&mut self) -> Result<(), Failure> {
         match self.send(false) {
-            Err(failure) if failure.has_code("lease-lost") => {
+            Err(failure) if failure.has_code(Code::LeaseLost) => {
                 self.lose(&failure);
                 Ok(())
             }

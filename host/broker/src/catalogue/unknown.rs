@@ -1,0 +1,64 @@
+//! What does not exist: one error for each condition, in which every operation on a topic says it alike.
+
+use millrace_model::{Advice, Advised, Code, PartitionId, Topic, TopicName, TopicPartition};
+
+use crate::catalogue::handle::Catalogue;
+
+/// For whoever writes to a topic that does not exist.
+pub(crate) const CREATE_TOPIC: &str = "POST /v1/topics or `millrace topic create` creates it";
+
+/// No such topic.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("topic {0} does not exist")]
+pub struct UnknownTopic(pub TopicName);
+
+/// The topic has fewer partitions.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("topic {topic} has partitions 0 to {}, not {partition}", .partitions.saturating_sub(1))]
+pub struct UnknownPartition {
+    /// The topic's name.
+    pub topic: TopicName,
+    /// The requested partition.
+    pub partition: PartitionId,
+    /// The number of partitions.
+    pub partitions: u32,
+}
+
+impl Advised for UnknownTopic {
+    fn advice(&self) -> Advice {
+        Code::UnknownTopic.advice()
+    }
+}
+
+impl Advised for UnknownPartition {
+    fn advice(&self) -> Advice {
+        Code::UnknownPartition.advice()
+    }
+}
+
+impl Catalogue {
+    /// A topic that must exist.
+    ///
+    /// # Errors
+    /// [`UnknownTopic`].
+    pub fn known_topic(&self, name: &TopicName) -> Result<Topic, UnknownTopic> {
+        let topic = self.topic(name);
+        topic.ok_or_else(|| UnknownTopic(name.clone()))
+    }
+}
+
+/// A partition that the topic must have.
+///
+/// # Errors
+/// [`UnknownPartition`].
+pub fn known_partition(
+    topic: &Topic,
+    partition: PartitionId,
+) -> Result<TopicPartition, UnknownPartition> {
+    let known = topic.partition(partition);
+    known.ok_or_else(|| UnknownPartition {
+        topic: topic.spec.name.clone(),
+        partition,
+        partitions: topic.spec.partitions,
+    })
+}

@@ -1,0 +1,71 @@
+//! Read: record batches out, as they are stored. Doors that speak Kafka's format send these bytes, and [`Messages::fetch`] decodes them.
+
+use millrace_engine::Ends;
+use millrace_model::{Offset, PartitionId, RecordBatch, TopicName, TopicPartition};
+
+use crate::messages::fetch::FetchError;
+use crate::messages::handle::Messages;
+
+/// The batches to read.
+#[derive(Clone, Debug)]
+pub struct ReadRequest {
+    /// The topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The first offset to read.
+    pub from: Offset,
+    /// Stop when the batches have this many bytes; one larger batch is still returned.
+    pub bytes_max: usize,
+}
+
+/// The result of a read.
+#[derive(Clone, Debug)]
+pub struct ReadResult {
+    /// Stored batches in offset order; empty at the end of the partition. The first one may begin before the requested offset, so the
+    /// reader skips records below it. Control batches carry no messages. The leader epoch field holds the host's own stamp:
+    /// [`RecordBatch::unstamped`] replaces it for clients.
+    pub batches: Vec<RecordBatch>,
+    /// Where to continue.
+    pub next: Offset,
+    /// The partition's start and end.
+    pub ends: Ends,
+}
+
+impl Messages {
+    /// Reads the record batches of one partition from an offset on. Returns immediately; [`Messages::subscribe`] waits.
+    ///
+    /// # Errors
+    /// [`FetchError`], with [`ReadError::BelowStart`](millrace_engine::ReadError::BelowStart) and
+    /// [`ReadError::PastEnd`](millrace_engine::ReadError::PastEnd) for an offset that the partition does not have.
+    pub async fn read(&self, request: ReadRequest) -> Result<ReadResult, FetchError> {
+        let partition = self.partition_of(&request.topic, request.partition)?;
+        self.read_at(partition, request.from, request.bytes_max)
+            .await
+    }
+
+    pub(super) async fn read_at(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<ReadResult, FetchError> {
+        let engine = &self.inner.engine;
+        let before = engine.ends(partition)?.end;
+        let batches = engine.read(partition, from, bytes_max).await?;
+        // Offsets may have gaps: where nothing was found, nothing is before the end that was known then.
+        let next = batches
+            .last()
+            .map_or(from.max(before), RecordBatch::end_offset);
+        let ends = engine.ends(partition)?;
+        Ok(ReadResult {
+            batches,
+            next,
+            // The batches exist, even if this host's view of the end lags behind.
+            ends: Ends {
+                end: ends.end.max(next),
+                ..ends
+            },
+        })
+    }
+}
