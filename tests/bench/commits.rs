@@ -16,10 +16,11 @@ use crate::table::{Table, median, percentile};
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_millis(500);
 const WRITERS: usize = 64;
-/// Plain writes and syncs that a round is compared with.
+/// Number of plain writes and syncs that a round is compared with.
 const SYNCS: usize = 400;
 
-/// Rows: one writer that waits for each commit, many at once, and these beside a plain loop that writes and syncs.
+/// Adds rows for one writer that waits for each commit, for many at once, and for these compared
+/// with a plain loop that writes and syncs.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let meter = Meter::install()?;
     let directory = tempfile::tempdir()?;
@@ -56,19 +57,20 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// A round of many writers at `durable`, beside plain writes and syncs.
+/// A round of many writers at `durable`, and the plain writes and syncs that it is compared with.
 struct Groups {
     /// Messages a second.
     rate: f64,
-    /// How many one sync made durable.
+    /// How many messages one sync made durable.
     reached: f64,
-    /// Messages a second of a plain loop with as many at once.
+    /// Messages a second of a plain loop with as many messages in each sync.
     beside_reached: f64,
-    /// And with one of every writer at once, the most that could be.
+    /// Messages a second of a plain loop with one message of every writer in each sync, the most
+    /// that is possible.
     beside_all: f64,
 }
 
-/// Messages a second of a loop that writes so many bytes for so many messages, and syncs.
+/// Messages a second of a loop that writes `bytes` for each `messages` and syncs.
 fn plain_loop(directory: &Path, messages: f64, bytes: usize) -> Result<f64> {
     let times = synced_writes(&directory.join("groups"), bytes, SYNCS)?;
     let seconds = times.iter().sum::<f64>() / 1e6;
@@ -128,7 +130,7 @@ async fn partition(engine: &Arc<dyn Engine>, durability: Durability) -> Result<T
     })
 }
 
-/// Commits a second, and the median time of one in microseconds.
+/// Commits a second, and their median time in microseconds.
 async fn round(
     engine: &Arc<dyn Engine>,
     partition: TopicPartition,

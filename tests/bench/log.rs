@@ -1,5 +1,5 @@
-//! The engine's log beside the bare machine: every figure as a share of what the same bytes cost without it. Before anything is
-//! timed much is written: see [`WARM_ROUNDS`].
+//! The engine's log compared with the bare machine: every figure is a share of what the same bytes
+//! take without the engine. A lot is written before anything is timed: see [`WARM_ROUNDS`].
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -17,15 +17,16 @@ use crate::table::{Table, median, percentile};
 const ROUNDS: usize = 3;
 /// Bytes of messages of one round.
 const ROUND_BYTES: usize = 192 << 20;
-/// Rounds that are not timed: by then files are used again, and memory is as full as it gets, as in a host that has run for a
-/// while.
+/// Rounds that are not timed: after them files are reused and memory is as full as it gets, as in a
+/// host that has run for a while.
 const WARM_ROUNDS: usize = 4;
 /// Bytes of messages of one commit.
 const COMMIT_BYTES: usize = 100_000;
 const WRITERS: usize = 8;
 const SYNCS: usize = 400;
 
-/// Rows: the machine, throughput at `os` by partitions, one commit at `durable` beside a bare sync.
+/// Adds rows for the machine, for the throughput at `os` by partitions, and for one commit at
+/// `durable` compared with a bare sync.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     machine::measure(table)?;
     for bytes in [100, 1_024] {
@@ -57,7 +58,7 @@ async fn throughput(
     }
     let (mut engine, mut plain) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        // Like requests of many producers: no two share their bytes.
+        // As with the requests of many producers, no two batches share their bytes.
         let batches = distinct(&batch, commits)?;
         let pieces = batches.iter().map(|batch| &batch.bytes()[..]);
         let path = directory.path().join(format!("plain-{round}"));
@@ -124,7 +125,8 @@ async fn write_all(
     Ok(())
 }
 
-/// One writer at `durable` beside write + fdatasync of as many bytes into a preallocated file, in turns.
+/// One writer at `durable`, in turns with write and fdatasync of as many bytes into a preallocated
+/// file.
 async fn one_sync(table: &mut Table) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let engine = setup::engine(directory.path()).await?;

@@ -1,4 +1,4 @@
-//! What the bare machine does, beside which everything else is measured.
+//! What the bare machine achieves, as the basis for comparison.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -15,7 +15,7 @@ const BYTES: usize = 256 << 20;
 const PIECE_BYTES: usize = 100_000;
 const SYNCS: usize = 300;
 
-/// Rows: memory, the page cache, and syncs of groups.
+/// Adds rows for memory, the page cache, and syncs of groups.
 pub(crate) fn measure(table: &mut Table) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let piece = vec![7; PIECE_BYTES];

@@ -1,7 +1,8 @@
-//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state shadow commits log reading
-//! restart latency producers storage memory swap neighbours`, and `keys` and `soak`, which take minutes and run only when they are named. One
-//! table, each row a ratio of two things
-//! measured in turns within the same run, because machines differ and are shared. It never gates a test.
+//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path
+//! state shadow commits log reading restart latency producers storage memory swap neighbours`, and
+//! `keys` and `soak`, which take minutes and run only when they are named. It prints one table, in
+//! which each row is a ratio of two things measured in turns within the same run, because machines
+//! differ and are shared. No test depends on it.
 #![forbid(unsafe_code)]
 
 mod calls;
@@ -36,9 +37,9 @@ use crate::table::Table;
 /// The hidden subcommand under which the host compiles components, so that this program can be its own compile child.
 const COMPILE: &str = "compile-module";
 
-/// As which the soak starts this program as a host of its own.
+/// The hidden subcommand with which the soak starts this program as a separate host.
 const SERVE: &str = "serve";
-/// The parts that take too long to run unasked.
+/// The parts that take so long that they run only on request.
 const KEYS: &str = "keys";
 const SOAK: &str = "soak";
 
@@ -61,7 +62,7 @@ const PARTS: [&str; 16] = [
     SOAK,
 ];
 
-/// As the product: how much memory a part takes, and how long, depends on it.
+/// The same allocator as in the product, since memory and time of every part depend on it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

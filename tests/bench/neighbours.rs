@@ -1,5 +1,5 @@
-//! What a guest that misbehaves costs its neighbours: one message at a time through a processor, alone and beside another one whose
-//! guest never returns, or takes all the memory that it can get.
+//! What a misbehaving guest costs its neighbours: one message at a time through a processor, alone
+//! and next to another one whose guest never returns or takes all the memory that it can get.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,13 +17,14 @@ use serde_json::json;
 use crate::setup;
 use crate::table::{Table, median, percentile};
 
-/// Many, and each is compared with itself: what else a shared machine does in between moves a p99 by more than guests do.
+/// Many rounds, each compared with itself: other work of a shared machine moves a p99 by more than
+/// guests do.
 const ROUNDS: usize = 20;
 const WARM_UP: usize = 100;
 const MESSAGES: usize = 1_000;
-/// The other one's partitions: so many of its calls run at once.
+/// Partitions of the other processor, which is how many of its calls run at once.
 const PARTITIONS: u32 = 4;
-/// Messages for it: each takes a call's whole time, and is tried again.
+/// Messages for the other processor: each takes the whole time of a call, and is tried again.
 const MISCHIEF: usize = 1_000;
 
 /// A row for each kind of misbehaviour.
@@ -54,7 +55,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
 struct Rounds {
     alone: Vec<Vec<f64>>,
     beside_guests: Vec<Vec<f64>>,
-    /// Beside native loops that stand behind as far as guests do: what cores that are busy cost by themselves here.
+    /// Next to native loops with the same low priority as guests: what busy cores alone cost here.
     beside_loops: Vec<Vec<f64>>,
 }
 
@@ -102,7 +103,8 @@ impl Rounds {
     }
 }
 
-/// A thread for each core that computes until this is dropped, ten nicer as guests' threads are.
+/// A thread for each core that computes until this is dropped, with the niceness of guests' threads
+/// (10).
 struct Loops(Arc<AtomicBool>);
 
 impl Loops {
@@ -111,7 +113,7 @@ impl Loops {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             let ended = Arc::clone(&ended);
             std::thread::spawn(move || {
-                // Refused, it only competes harder.
+                // If that is refused, the thread only competes harder.
                 let _ = setpriority_process(None, 10);
                 while !ended.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
@@ -160,7 +162,7 @@ impl World {
         Ok(world)
     }
 
-    /// A processor between topics of its own.
+    /// Deploys a processor between its own topics.
     async fn deploy(&self, name: &str, guest: &'static [u8], partitions: u32) -> Result<()> {
         let (input, output) = (format!("{name}-in"), format!("{name}-out"));
         for topic in [&input, &output] {
@@ -172,7 +174,7 @@ impl World {
             .upload_module(Bytes::from_static(guest), None);
         let spec = json!({
             "topics": [input], "output": output, "module": module.await?.facts.digest,
-            // It goes on misbehaving.
+            // It keeps misbehaving.
             "breaker": {"enabled": false}, "order": "none", "batch": {"messages_max": 1},
             "retry": {"attempts_max": 1_000_000, "delay_first_ms": 0, "delay_max_ms": 0},
         });
@@ -184,7 +186,7 @@ impl World {
         Ok(())
     }
 
-    /// The mischief begins, and is under way on return.
+    /// Starts the mischief, and returns when it is under way.
     async fn begin(&self, value: &'static str) -> Result<()> {
         let mischief = |number: usize| NewMessage {
             partition: Some(PartitionId(number as u32 % PARTITIONS)),
@@ -218,7 +220,7 @@ impl World {
         Ok(())
     }
 
-    /// Milliseconds from each message's request until it is out.
+    /// Milliseconds from each message's request until its output is there.
     async fn messages(&self) -> Result<Vec<f64>> {
         let (input, output) = ("good-in".parse()?, "good-out".parse()?);
         let topic = self

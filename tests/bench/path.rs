@@ -20,7 +20,7 @@ const PARTITIONS: u32 = 2;
 const VALUE_BYTES: usize = 100;
 const ROUNDS: usize = 5;
 
-/// One row: through the guest, beside through a native handler.
+/// Adds one row: through the guest, compared with a native handler.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let (mut guest, mut native) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -81,7 +81,8 @@ pub(crate) async fn pipeline(
     Ok(broker)
 }
 
-/// Commits `messages` to `in`, two producers at once, and waits until as many more stand in `out`.
+/// Commits `messages` messages to `in` with two producers at once, and waits until `out` has as
+/// many more.
 pub(crate) async fn through(
     engine: &Arc<dyn Engine>,
     session: &Session,

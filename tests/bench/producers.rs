@@ -1,5 +1,5 @@
-//! Producers over HTTP that wait for their answers: what `durable` costs them beside `os`. The load is cheaper than the host, so it is
-//! the host that is measured.
+//! Producers over HTTP that wait for their answers: what `durable` costs them compared with `os`.
+//! The load is cheaper than the host, so that the host is measured.
 
 use std::time::{Duration, Instant};
 

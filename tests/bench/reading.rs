@@ -1,4 +1,5 @@
-//! Reading back ten million messages: in order beside reading the files, and one offset here and there.
+//! Reading back ten million messages: in order, compared with reading the files, and at scattered
+//! offsets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ const READ_BYTES: usize = 1 << 20;
 const LOOKUPS: usize = 20_000;
 const ROUNDS: usize = 3;
 
-/// Rows: sealed segments in order, and lookups.
+/// Adds rows for sealed segments in order, and for lookups.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let options = LocalOptions {
@@ -115,7 +116,7 @@ async fn lookups(
     partition: TopicPartition,
 ) -> Result<()> {
     let mut times = Vec::with_capacity(LOOKUPS);
-    // A fixed walk over all offsets, far from one to the next.
+    // A fixed walk over all offsets with long steps.
     let offsets = (0..LOOKUPS as u64).map(|n| n * 7_919_317 % MESSAGES);
     for (number, offset) in offsets.enumerate() {
         let began = Instant::now();

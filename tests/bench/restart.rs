@@ -1,4 +1,5 @@
-//! A start after a kill: many topics, and a journal as long as it may get between two checkpoints.
+//! A start after a kill, with many topics, and a journal as long as it can get between two
+//! checkpoints.
 
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use crate::table::Table;
 
 const TOPICS: usize = 1_000;
 
-/// One row.
+/// Adds the one row.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let engine = setup::engine(directory.path()).await?;
@@ -32,7 +33,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
         };
         engine.commit(Transaction::produce(vec![append])).await?;
     }
-    // As a kill would: without closing.
+    // Without closing, as after a kill.
     drop(engine);
     let began = Instant::now();
     let engine = setup::engine(directory.path()).await?;

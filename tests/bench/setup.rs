@@ -61,7 +61,7 @@ pub(crate) async fn topic(
     Ok(())
 }
 
-/// Messages that the topic has.
+/// The number of messages in the topic.
 pub(crate) fn count(session: &Session, topic: &str) -> Result<u64> {
     let topic = session
         .catalogue()
@@ -72,7 +72,7 @@ pub(crate) fn count(session: &Session, topic: &str) -> Result<u64> {
     Ok(ends.map(|ends| ends.end.0 - ends.start.0).sum())
 }
 
-/// A host in this process, with its door on a free port.
+/// A host in this process that listens on a free port.
 pub(crate) async fn host(directory: &Path) -> Result<Host> {
     let mut config = Config {
         data_dir: directory.join("data"),
@@ -82,7 +82,8 @@ pub(crate) async fn host(directory: &Path) -> Result<Host> {
     Ok(Host::start(config).await?)
 }
 
-/// Topics `in` and `out`, made of this beside their names, and the upper-case processor between them, over HTTP.
+/// Creates the topics `in` and `out` with these settings, and the upper-case processor between
+/// them, over HTTP.
 pub(crate) fn uppercase_between(client: &Client, topic: &Value) -> Result<()> {
     for name in ["in", "out"] {
         let mut topic = topic.clone();

@@ -1,5 +1,5 @@
-//! Ten minutes of producing, processing and reading, with many readers that take their answers slowly or not at all: whether the
-//! host's memory stays flat. The host is a process of its own.
+//! Whether the host's memory stays flat during ten minutes of producing, processing and reading,
+//! with many readers that take their answers slowly or not at all. The host is a separate process.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,9 +15,10 @@ use crate::setup;
 use crate::table::{Table, median};
 
 const SOAK: Duration = Duration::from_secs(10 * 60);
-/// What memory takes before this is not compared: files, caches and buffers come to their size.
+/// Memory before this time is not compared, since files, caches and buffers still grow to their
+/// size.
 const WARM_UP: Duration = Duration::from_secs(2 * 60);
-/// As long at the end is compared with as long after the warm-up.
+/// This long after the warm-up is compared with this long at the end.
 const COMPARED: Duration = Duration::from_secs(2 * 60);
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -27,16 +28,17 @@ const PRODUCERS: usize = 2;
 const MESSAGES: usize = 100;
 const VALUE_BYTES: usize = 1_000;
 const PACE: Duration = Duration::from_millis(20);
-/// Each topic's partitions keep so many bytes.
+/// Bytes that each partition keeps.
 const RETENTION_BYTES: u64 = 64 << 20;
 
-/// Those who ask for much and read it slowly, for less and read it slowly, and who ask and never read.
+/// Readers that request a lot and read it slowly, request less and read it slowly, and request but
+/// never read.
 const READERS: [(usize, u64, Option<Duration>); 3] = [
     (16, 4 << 20, Some(Duration::from_millis(100))),
     (32, 256 << 10, Some(Duration::from_millis(100))),
     (8, 4 << 20, None),
 ];
-/// What a slow reader takes at once.
+/// Bytes that a slow reader reads at once.
 const SIP_BYTES: usize = 16 << 10;
 
 #[derive(Default)]
@@ -47,7 +49,7 @@ struct Counts {
     read_bytes: AtomicU64,
 }
 
-/// Two rows: memory of the process's own, and all that is resident (mapped files too).
+/// Adds two rows: the process's own memory, and all resident memory, mapped files included.
 pub(crate) fn measure(table: &mut Table) -> Result<()> {
     let host = Host::start(std::env::current_exe()?)?;
     let topic = json!({
@@ -115,7 +117,7 @@ fn row(table: &mut Table, what: &str, samples: &[(Duration, [f64; 2])], pick: us
     );
 }
 
-/// Memory in MiB by the time since the begin: what the process has of its own, and all that is resident.
+/// The process's own memory and all its resident memory in MiB, by the time since the start.
 fn watch(host: &Host, counts: &Counts) -> Result<Vec<(Duration, [f64; 2])>> {
     let began = Instant::now();
     let mut samples = Vec::new();
@@ -152,7 +154,7 @@ fn produce(client: &Client, counts: &Counts) {
     }
 }
 
-/// Asks again and again; an answer is taken sip by sip, or never.
+/// Sends requests again and again, and reads each answer in sips, or never.
 fn read(url: &str, partition: u32, bytes: u64, pause: Option<Duration>, counts: &Counts) {
     while !counts.over.load(Ordering::Relaxed) {
         if read_once(url, partition, bytes, pause, counts).is_err() {

@@ -1,4 +1,5 @@
-//! State: a guest that counts the messages of 10,000 keys in state, beside one that counts in its own memory and forgets.
+//! State: a guest that counts the messages of 10,000 keys in state, compared with one that counts
+//! in its own memory and loses its counts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

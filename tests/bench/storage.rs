@@ -1,4 +1,4 @@
-//! What it costs to keep messages encrypted, and to compress them.
+//! The cost of encrypting stored messages, and of compressing them.
 
 use std::path::Path;
 use std::sync::Arc;

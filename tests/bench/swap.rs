@@ -1,5 +1,6 @@
-//! How long a swap of revisions holds a partition up: messages at a steady pace, a swap now and then, and the longest silence at the
-//! output around each, beside the longest silences of as long times without a swap.
+//! How long a swap of revisions delays a partition: messages come at a steady pace, with a swap now
+//! and then; the longest silence at the output around each swap is compared with the longest
+//! silences of equally long times without a swap.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,12 +19,12 @@ use crate::setup;
 use crate::table::{Table, percentile};
 
 const SWAPS: usize = 200;
-/// Between two swaps; half of it is looked at as a time without one.
+/// Time between two swaps; half of it counts as time without a swap.
 const BETWEEN: Duration = Duration::from_millis(100);
-/// Between two messages.
+/// Time between two messages.
 const PACE: Duration = Duration::from_micros(500);
 
-/// One row.
+/// Adds the one row.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let components = setup::components(directory.path())?;
@@ -92,7 +93,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds between two arrivals, one of which at least lies within.
+/// The most milliseconds between two arrivals, at least one of which is within the span.
 fn longest_silence(arrivals: &[Instant], (from, to): (Instant, Instant)) -> f64 {
     let first = arrivals.partition_point(|at| *at < from).saturating_sub(1);
     let after = arrivals.partition_point(|at| *at <= to);
@@ -134,7 +135,7 @@ async fn watch(
     let mut arrivals = Vec::new();
     while !over.load(Ordering::Relaxed) {
         let end = watch.end();
-        // None comes any more when it is over.
+        // Nothing more arrives once it is over.
         if let Ok(end) = tokio::time::timeout(BETWEEN, watch.past(end)).await {
             end.context("the topic is gone")?;
             arrivals.push(Instant::now());

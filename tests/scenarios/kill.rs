@@ -11,7 +11,7 @@ use crate::host;
 use crate::load::Load;
 
 const KILLS: u32 = 20;
-/// Every so many messages one fails for good and becomes a dead letter.
+/// One in this many messages fails for good and becomes a dead letter.
 const FAILING_EVERY: u32 = 37;
 
 fn message(number: u32) -> Value {

@@ -1,4 +1,5 @@
-//! Scenarios: what is true of a whole host, asked of the real binary over HTTP and its command line.
+//! Scenarios: properties of a whole host, tested on the real binary over HTTP and with its command
+//! line.
 #![forbid(unsafe_code)]
 
 mod backups;
@@ -44,7 +45,8 @@ fn host() -> Result<Host> {
     Host::start(MILLRACE)
 }
 
-/// Uploads a component and deploys it as a processor from one topic to another; the revision.
+/// Uploads a component and deploys it as a processor from one topic to another; returns the
+/// revision.
 fn deploy_between(
     client: &Client,
     name: &str,
@@ -67,7 +69,8 @@ fn deploy_worker(client: &Client, component: &[u8], more: Value) -> Result<u64> 
     deploy_between(client, "worker", component, ["in", "out"], more)
 }
 
-/// Who the system says runs this: what the host keeps of whoever uses the command line.
+/// The name of the user that runs the tests, which the host records for changes made with the
+/// command line.
 fn user() -> Result<String> {
     let output = std::process::Command::new("id").arg("-un").output()?;
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())

@@ -1,4 +1,5 @@
-//! The three orders on the real binary, through `kill -9` amid retries: what keeps its order, who waits, and who goes on.
+//! The three orders on the real binary, with `kill -9` in the middle of retries: what keeps its
+//! order, which messages wait, and which go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,9 +13,9 @@ use crate::{deploy_worker, host};
 const MESSAGES: u32 = 600;
 const KEYS: u32 = 20;
 const PARTITIONS: u32 = 2;
-/// These fail until somebody mends the processor.
+/// These messages fail until the processor is repaired.
 const STUCK: [u32; 2] = [203, 351];
-/// Every so many messages one fails twice.
+/// One in this many messages fails twice.
 const FAILING_EVERY: u32 = 9;
 
 fn key(number: u32) -> u32 {
@@ -54,10 +55,11 @@ fn numbers(client: &Client, topic: &str) -> Result<BTreeMap<u32, Vec<u32>>> {
     Ok(partitions)
 }
 
-/// A host with the processor, the messages produced in pieces, and the host killed amid the retries of each.
+/// A host with the processor. The messages are produced in pieces, and the host is killed during
+/// the retries of each piece.
 ///
-/// It is killed only when the first call of each partition has come back: a message that is in flight at ends of the host again and
-/// again is rightly given up.
+/// It is killed only once the first call of each partition has returned, since a message that is in
+/// flight again and again when the host ends is rightly given up.
 fn killed_amid_retries(order: &str) -> Result<Host> {
     let mut host = host()?;
     let client = host.client();
@@ -84,7 +86,7 @@ fn killed_amid_retries(order: &str) -> Result<Host> {
     Ok(host)
 }
 
-/// What the processor has come to in a partition.
+/// The processor's position in a partition.
 #[derive(PartialEq)]
 struct Place {
     partition: u64,
@@ -111,8 +113,8 @@ fn come_to(client: &Client) -> Result<Vec<Place>> {
     Ok(partitions.iter().flatten().filter_map(place).collect())
 }
 
-/// Waits until exactly these are out; they stay all that is out over another `kill -9`, until the processor is mended. Gives all that
-/// is out in the end: each message once.
+/// Waits until exactly these messages are in the output, and checks that another `kill -9` adds
+/// none. Then repairs the processor and returns the whole output, each message once.
 fn these_go_on(
     mut host: Host,
     order: &str,
@@ -132,7 +134,7 @@ fn these_go_on(
     host.start_again()?;
     let client = host.client();
     wait_for("the others to be tried again", || {
-        // Not there before the first one.
+        // The topic is missing before the first dead letter.
         let retries = client.metric("millrace_retries_total").unwrap_or(0.0);
         Ok((retries >= 20.0).then_some(()))
     })?;
@@ -176,7 +178,7 @@ fn by_partition_all_of_it_waits_and_keeps_its_order() -> Result<()> {
         numbers.iter().take_while(stuck).copied()
     });
     let these = these.collect();
-    // Both topics place keys alike.
+    // Both topics assign keys to the same partitions.
     assert_eq!(these_go_on(host, "partition", &these)?, produced);
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! Revisions on trial, on the real binary: a canary has its share of the keys and no other, a shadow reports and changes nothing, a replay
-//! takes its range and nothing else, and the history says who did what.
+//! Revisions on trial, on the real binary: a canary gets its share of the keys and no other, a
+//! shadow reports and changes nothing, a replay processes exactly its range, and the history tells
+//! who did what.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,7 +40,7 @@ fn produce(client: &Client) -> Result<()> {
     client.produce("in", &messages)
 }
 
-/// The revisions that each key's outputs name, in order.
+/// The revisions named in each key's outputs, in order.
 fn revisions(client: &Client) -> Result<BTreeMap<String, Vec<String>>> {
     let mut keys: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for message in client.read("out")? {
@@ -95,7 +96,7 @@ fn a_canary_has_its_share_of_the_keys_until_it_is_promoted_and_history_says_who_
     let status = client.get("/v1/processors/worker")?.ok()?;
     assert_eq!(status["canary_status"]["canary"]["messages"], share * 2);
 
-    // A canary stays one over a crash.
+    // A canary remains a canary after a crash.
     host.kill()?;
     host.start_again()?;
     let client = host.client();
@@ -160,7 +161,8 @@ fn a_canary_that_traps_is_withdrawn_by_the_host_and_every_message_is_processed_o
     assert!(keys.values().all(|seen| *seen == ["1"]), "each once");
     assert_eq!(client.dead_letters("worker")?.len(), 0);
     let note = status["revisions"][1]["note"].as_str().context("no note")?;
-    // For what its own breaker has seen, or for what the current revision made of the same messages: whichever came first.
+    // Because of what its own breaker saw, or because of the comparison with the current revision,
+    // whichever came first.
     let is_told = ["trap", "would have given up"];
     assert!(
         note.contains("withdrawn by the host") && is_told.iter().any(|told| note.contains(told)),
@@ -247,7 +249,7 @@ fn a_replay_sends_exactly_its_range_of_time_through_the_revision_asked_for() -> 
     assert_eq!(replayed(&client)?, Vec::from_iter(10..30));
     assert_eq!(client.count("out")?, 100, "the original's, and no more");
 
-    // It is done after a crash as well, and does nothing again.
+    // After a crash it is still done, and repeats nothing.
     host.kill()?;
     host.start_again()?;
     let client = host.client();

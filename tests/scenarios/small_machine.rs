@@ -1,5 +1,7 @@
-//! A host that may use 512 MiB and is attacked by everybody who may do anything with it: who produces, who deploys, and what is deployed.
-//! It refuses what it has no room for, the system never ends it for its memory, and after each `kill -9` it starts again with what it held.
+//! A host with a limit of 512 MiB that is attacked from all sides: by clients that produce, by
+//! clients that deploy, and by deployed modules. It refuses what it has no room for, the system
+//! never kills it for its memory, and after each `kill -9` it starts again with everything that it
+//! held.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,19 +18,19 @@ use serde_json::{Value, json};
 use crate::MILLRACE;
 
 const MEMORY_BYTES: u64 = 512 << 20;
-/// How long each attack goes on before the host is killed.
+/// How long each attack lasts before the host is killed.
 const ROUND: Duration = Duration::from_secs(12);
 const ROUNDS: usize = 3;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// A control group of the system with a limit on memory; gone with the test.
+/// A control group with a limit on memory, removed after the test.
 struct Group {
     dir: PathBuf,
     events: &'static str,
 }
 
 impl Group {
-    /// `None` where none can be made here.
+    /// `None` if this machine cannot create one.
     fn make() -> Option<Self> {
         // Tests of one process run side by side.
         static MADE: AtomicU32 = AtomicU32::new(0);
@@ -54,7 +56,7 @@ impl Group {
         })
     }
 
-    /// The command, run within.
+    /// Wraps the command so that it runs in the group.
     fn holding(&self, command: &Command) -> Command {
         let mut within = Command::new("sh");
         let enter = format!(
@@ -69,7 +71,8 @@ impl Group {
         within
     }
 
-    /// Bytes in memory of all its processes that belong to no file: what the system cannot take back.
+    /// Memory of all its processes that belongs to no file, in bytes: what the system cannot
+    /// reclaim.
     fn own_bytes(&self) -> Result<u64> {
         let stat = fs::read_to_string(self.dir.join("memory.stat"))?;
         let of = |name: &str| {
@@ -79,7 +82,7 @@ impl Group {
         of("rss ").or_else(|| of("anon ")).context("no own memory")
     }
 
-    /// How many processes the system ended in it for want of memory.
+    /// How many of its processes the system killed for lack of memory.
     fn kills(&self) -> Result<u64> {
         let events = fs::read_to_string(self.dir.join(self.events))?;
         let kills = events
@@ -91,18 +94,18 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // It is empty as soon as the system has cleared away after the last process.
+        // It is empty once the system has cleaned up after the last process.
         let gone = || Ok(fs::remove_dir(&self.dir).ok());
         let _ = wait_for("the control group to be empty", gone);
     }
 }
 
-/// What the host was asked for, and the codes that it refused it with.
+/// The error codes with which the host refused requests.
 #[derive(Default)]
 struct Refusals(Mutex<Vec<String>>);
 
 impl Refusals {
-    /// Whether it was refused. A host that is busy is asked again.
+    /// Whether the request was refused. A request to a busy host is repeated.
     fn note(&self, reply: &Reply) -> Result<bool> {
         if reply.status < 300 {
             return Ok(false);
@@ -131,11 +134,11 @@ impl Refusals {
     }
 }
 
-/// One attack: asked for again and again, with a number that grows.
+/// One attack: called again and again, with an increasing number.
 type Attack = fn(&Client, &Refusals, usize) -> Result<()>;
 
 fn delay(client: &Client, refusals: &Refusals, number: usize) -> Result<()> {
-    // Many small ones cost more beside their bytes than in them; large ones are here at once.
+    // Many small messages cost more around their bytes than in them; large ones arrive at once.
     let (count, bytes) = if number.is_multiple_of(4) {
         (2_000, 20)
     } else {
@@ -178,7 +181,7 @@ fn import(client: &Client, refusals: &Refusals, number: usize) -> Result<()> {
 }
 
 fn keys(client: &Client, refusals: &Refusals, number: usize) -> Result<()> {
-    // What has to be remembered of messages that go to partitions in turns is long.
+    // What the host must remember of messages that go to partitions in turn is long.
     let message = |n: usize| json!({"partition": n % 8, "value": "x"});
     let body = json!({"messages": (0..8_000).map(message).collect::<Vec<_>>()});
     let key = format!("key-{number}-{}", fastrand::u64(..));
@@ -250,7 +253,7 @@ fn misbehave(client: &Client, refusals: &Refusals, number: usize) -> Result<()> 
 }
 
 fn upload(client: &Client, refusals: &Refusals, _: usize) -> Result<()> {
-    // A section that says nothing makes it another module.
+    // An empty section makes it a different module.
     let mut component = guests::UPPERCASE.to_vec();
     component.extend([0, 10, 1, b'n']);
     component.extend(fastrand::u64(..).to_le_bytes());
@@ -304,7 +307,8 @@ fn prepare(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// These attacks at once, for a while. The first one that is not answered ends the test.
+/// Runs these attacks at the same time for a while. The first request without an answer ends the
+/// test.
 fn attack(
     host: &Host,
     group: &Group,
@@ -318,7 +322,7 @@ fn attack(
             let (mut of_host, mut of_all) = (0, 0);
             while Instant::now() < deadline {
                 of_all = group.own_bytes()?.max(of_all);
-                // It may have ended; whoever asks it finds out.
+                // It may have ended; the next request finds out.
                 of_host = host.own_bytes().unwrap_or(0).max(of_host);
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -348,21 +352,22 @@ fn attack(
     })
 }
 
-/// A host after all that, and what has to stay until it is gone.
+/// A host after the attacks, and what must exist for as long as it does.
 struct Outlived {
     host: Host,
     _directory: tempfile::TempDir,
     _group: Group,
 }
 
-/// The host in its group, attacked and killed, round after round; it has to be there at the end of each, and to start once more.
+/// Attacks and kills a host in its group, round after round; it must be running at the end of each
+/// round, and start once more.
 fn outlives(attacks: &[(&'static str, Attack)], codes: &[&str]) -> Result<Option<Outlived>> {
     let Some(group) = Group::make() else {
         eprintln!("skipped: no control group with a limit on memory can be made here");
         return Ok(None);
     };
     let directory = tempfile::tempdir()?;
-    // Twice what memory has for it.
+    // Twice what fits in its share of memory.
     let state = ["--state-disk-bytes-max", "100000000"];
     let mut host = Host::in_directory(MILLRACE, &directory.path().join("data"), &state);
     let refusals = Refusals::default();
@@ -380,7 +385,7 @@ fn outlives(attacks: &[(&'static str, Attack)], codes: &[&str]) -> Result<Option
             prepare(&client)?;
         }
         let attacked = attack(&host, &group, attacks, &refusals, round);
-        // A compiler that is short of memory is ended, and its upload refused; the host is not.
+        // A compiler that runs out of memory is killed and its upload refused; the host lives on.
         let (kills, ended) = (group.kills()?, host.ended()?);
         eprintln!("round {round}: {kills} processes ended for memory");
         ensure!(ended.is_none(), "the host ended, {ended:?}: {attacked:?}");

@@ -1,4 +1,4 @@
-//! A host stops within its deadline, whatever its guests do, and says what it waits for.
+//! A host stops within its deadline, whatever its guests do, and logs what it waits for.
 
 use std::time::{Duration, Instant};
 
@@ -72,7 +72,7 @@ fn a_stop_keeps_its_deadline_beside_guests_that_never_return_and_says_what_it_wa
     }
     ensure!(!said.contains("requests were still under way"), "{said}");
 
-    // Nothing of the calls counts: each message is where it was, at its first attempt.
+    // The interrupted calls have no effect: each message is where it was, at its first attempt.
     host.start_again()?;
     let client = host.client();
     for name in ["one", "other"] {

@@ -1,4 +1,4 @@
-//! What a user does over HTTP, in few words.
+//! A small HTTP client with what a user does.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::wait_for;
 
-/// Longer than anything that a host has a bound for, on a machine that others use, too: a compilation that is given up above all.
+/// Longer than anything that a host bounds, even on a shared machine; the longest is a compilation
+/// until it is given up.
 const TIMEOUT: Duration = Duration::from_secs(240);
 const READ_BYTES_MAX: u64 = 64 << 20;
 
@@ -150,7 +151,7 @@ impl Client {
         self.post(path, "application/json", body.to_string().as_bytes())
     }
 
-    /// POST of JSON, under a key: it may be sent again.
+    /// POST of JSON with an idempotency key, so that it may be sent again.
     pub fn post_json_once(&self, path: &str, key: &str, body: &Value) -> Result<Reply> {
         let request = self.agent.post(self.at(path));
         let request = request.header("content-type", "application/json");
@@ -172,7 +173,7 @@ impl Client {
         read(request.send(body.to_string().as_bytes())?)
     }
 
-    /// Makes a topic that is acknowledged from the page cache.
+    /// Creates a topic whose messages are acknowledged from the page cache.
     pub fn topic(&self, name: &str, partitions: u32) -> Result<()> {
         let body = json!({"name": name, "partitions": partitions, "durability": "os"});
         self.post_json("/v1/topics", &body)?.ok().map(drop)
@@ -186,7 +187,8 @@ impl Client {
             .map(drop)
     }
 
-    /// As [`Client::produce`], under a key: it may be tried again. Gives partition and offset of each message.
+    /// As [`Client::produce`], with an idempotency key, so that it may be retried. Returns the
+    /// partition and offset of each message.
     pub fn produce_once(
         &self,
         topic: &str,
@@ -236,7 +238,8 @@ impl Client {
         }
     }
 
-    /// How many messages a topic's partitions hold together, by their ends.
+    /// How many messages a topic's partitions hold together, as the distance from start to end of
+    /// each.
     pub fn count(&self, topic: &str) -> Result<u64> {
         let described = self.get(&format!("/v1/topics/{topic}"))?.ok()?;
         let ends = described["ends"].as_array().context("no ends")?;
@@ -254,7 +257,7 @@ impl Client {
         self.read(topic)
     }
 
-    /// Uploads a component; gives its digest.
+    /// Uploads a component; returns its digest.
     pub fn push(&self, component: &[u8]) -> Result<String> {
         let module = self
             .post("/v1/modules", "application/wasm", component)?
@@ -262,7 +265,7 @@ impl Client {
         digest_of(&module)
     }
 
-    /// Deploys a processor or its next revision; gives the number of the current one.
+    /// Deploys a processor or its next revision; returns the number of the current revision.
     pub fn deploy(&self, deploy: &Deploy<'_>) -> Result<u64> {
         let mut body = json!({
             "module": deploy.module, "topics": [deploy.topic], "output": deploy.output,
@@ -270,7 +273,7 @@ impl Client {
         if let (Some(body), Some(more)) = (body.as_object_mut(), deploy.more.as_object()) {
             body.extend(more.clone());
         }
-        // The defaults wait for minutes, and a scenario for a message's end.
+        // The defaults retry for minutes, and a scenario waits for the last attempt.
         let quick = json!({"attempts_max": 5, "delay_first_ms": 100, "delay_max_ms": 30_000});
         for (field, value) in quick.as_object().into_iter().flatten() {
             let said = &mut body["retry"][field];
@@ -294,7 +297,7 @@ impl Client {
             .sum())
     }
 
-    /// Waits until the processor has nothing left to do; if it never has, the failure tells where it stands.
+    /// Waits until the processor has nothing left to do; the error tells its progress.
     pub fn wait_until_idle(&self, processor: &str) -> Result<()> {
         wait_for(&format!("{processor} to have nothing left"), || {
             Ok((self.backlog(processor)? == 0).then_some(()))

@@ -1,5 +1,6 @@
-//! Holds three documents to the source: every bound of the host stands in `docs/bounds.md`, every metric in `docs/metrics.md`, every
-//! code of an error in `docs/errors.md`. They are written from the source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
+//! Compares three documents with the source: `docs/bounds.md` must have every bound of the host,
+//! `docs/metrics.md` every metric, `docs/errors.md` every code of an error. To write them from the
+//! source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use millrace::{ErrorCode, error_codes};
 use millrace_model::Kind;
 use millrace_tests::tree::{Source, repository, sources};
 
-/// The variable that has the documents written instead of compared.
+/// The variable that makes this test write the documents instead of comparing them.
 const WRITE: &str = "MILLRACE_WRITE_DOCS";
 /// Where metrics are described.
 const TELEMETRY: &str = "host/server/src/telemetry.rs";
@@ -85,7 +86,7 @@ fn product() -> Vec<Source> {
     sources().into_iter().filter(is_product).collect()
 }
 
-/// The document must say what it should, unless it is being written.
+/// Compares a document with its wanted text, or writes it.
 fn hold(path: &str, wanted: &str) {
     let file = repository().join(path);
     if std::env::var_os(WRITE).is_some() {
@@ -107,7 +108,7 @@ struct Bound {
     file: String,
 }
 
-/// Constants whose names end in `MAX`, with what their comments say.
+/// Constants whose names end in `MAX`, with their comments.
 fn bounds_of(source: &Source) -> Vec<Bound> {
     let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
     let declared = |at: &usize| {
@@ -154,7 +155,7 @@ fn bounds_of(source: &Source) -> Vec<Bound> {
     (0..lines.len()).filter_map(bound).collect()
 }
 
-/// `8 << 20` bytes as people write them; whatever else stays as it is in the source.
+/// Writes values such as `8 << 20` bytes as people do; others stay as they are in the source.
 fn readable(name: &str, value: &str) -> String {
     let shifted = value.split_once(" << ").and_then(|(one, by)| {
         let one: u64 = one.trim().parse().ok()?;

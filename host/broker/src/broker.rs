@@ -83,14 +83,14 @@ struct Inner {
     interrupt: Interrupt,
     hosts: Arc<Hosts>,
     rooms: Rooms,
-    /// Told by the catalogue, which knows it only as long as the broker does.
+    /// Notified by the catalogue, which has only a weak reference to it; the broker keeps it alive.
     _upstairs: Arc<dyn Dependents>,
-    /// Sends dead letters again when processors say so; they know it only as long as the broker does.
+    /// Sends dead letters again for processors, which have only a weak reference to it.
     _sends_again: Arc<dyn SendsAgain>,
     tasks: Tasks,
 }
 
-/// Who is told what changes in the catalogue.
+/// Passes changes of the catalogue on to the rooms above it.
 struct Upstairs {
     messages: Messages,
     groups: Groups,
@@ -128,8 +128,8 @@ impl Dependents for Upstairs {
 }
 
 impl Broker {
-    /// Starts: loads the catalogue, then the workers of every processor. A processor that cannot be loaded is stopped and says why; the
-    /// others run.
+    /// Starts: loads the catalogue, then the workers of every processor. A processor that cannot be
+    /// loaded is stopped and reports why; the others run.
     ///
     /// # Errors
     /// [`ProcessorError`] if the catalogue cannot be read.
@@ -144,7 +144,7 @@ impl Broker {
     /// Like [`Broker::start`], with limits set by the host.
     ///
     /// # Errors
-    /// As of [`Broker::start`].
+    /// The same as of [`Broker::start`].
     pub async fn start_within(
         clock: Arc<dyn Clock>,
         engine: Arc<dyn Engine>,
@@ -169,7 +169,7 @@ impl Broker {
         Ok(broker)
     }
 
-    /// The rooms, from the ground up: each is given those that it stands on.
+    /// Builds the rooms, from the lowest up: each gets those below it that it uses.
     async fn build(
         clock: Arc<dyn Clock>,
         engine: Arc<dyn Engine>,

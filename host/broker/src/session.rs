@@ -1,4 +1,4 @@
-//! A session: the broker's verbs, for one caller. Every verb of every door is called through one.
+//! A session: the broker's verbs, for one caller. All doors call verbs through sessions.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -22,12 +22,13 @@ pub(crate) struct Rooms {
     pub(crate) schedules: Schedules,
 }
 
-/// The rooms, open to one caller. Cheap to clone; a door makes one for each request.
+/// The broker's verbs for one caller. Cheap to clone; a door makes one for each request.
 #[derive(Clone)]
 pub struct Session {
     rooms: Rooms,
     caller: Caller,
-    /// The broker: what it does by itself, and what one room tells another, goes on as long as anybody may call a verb.
+    /// Keeps the broker alive, so that its own work and the notifications between rooms continue
+    /// while verbs can be called.
     _broker: Arc<dyn Any + Send + Sync>,
 }
 
@@ -48,7 +49,7 @@ impl Session {
         }
     }
 
-    /// Who calls.
+    /// The caller.
     #[must_use]
     pub fn caller(&self) -> &Caller {
         &self.caller
@@ -60,7 +61,7 @@ impl Session {
         &self.rooms.catalogue
     }
 
-    /// Messages in and out, and those that are delayed.
+    /// Messages in and out, and delayed messages.
     #[must_use]
     pub fn messages(&self) -> &Messages {
         &self.rooms.messages
@@ -78,13 +79,13 @@ impl Session {
         &self.rooms.processors
     }
 
-    /// What was given up.
+    /// Dead letters.
     #[must_use]
     pub fn dead_letters(&self) -> &DeadLetters {
         &self.rooms.dead_letters
     }
 
-    /// Messages that are made at set times.
+    /// Schedules.
     #[must_use]
     pub fn schedules(&self) -> &Schedules {
         &self.rooms.schedules

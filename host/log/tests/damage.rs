@@ -1,5 +1,5 @@
-//! Damage of every kind that can be counted: each prefix, each single bit. What is lost is named exactly, what is not lost is
-//! read, and nothing is ever read that was not written.
+//! Exhaustive damage: each prefix of a file and each single flipped bit. Exactly what is lost is
+//! reported, everything else can be read, and nothing is ever read that was not written.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,7 +51,7 @@ fn scan(disk: &SimDisk) -> Result<JournalScan, JournalError> {
     journal::scan(Arc::new(disk.clone()), journal_dir(), first_file(disk), 0)
 }
 
-/// The first file that was put to use: the others are spares.
+/// The first file in use; the others are spares.
 fn first_file(disk: &SimDisk) -> u64 {
     let used = |path: &&PathBuf| disk.contents(path).unwrap().starts_with(b"MRJRNL");
     let paths = disk.paths();
@@ -59,7 +59,7 @@ fn first_file(disk: &SimDisk) -> u64 {
     name.to_str().unwrap().parse().unwrap()
 }
 
-/// How many transactions there are; each must be the one that was written.
+/// How many transactions are read; each must equal the one that was written.
 fn replayed(scan: &JournalScan) -> u64 {
     let mut count = 0;
     scan.replay(|sequence, found| {
@@ -82,7 +82,8 @@ fn every_prefix_of_the_last_journal_file_keeps_the_transactions_that_are_whole_i
     for length in (0..=FILE_BYTES as usize).rev() {
         disk.corrupt(path, |bytes| bytes.truncate(length));
         let whole = ends.iter().filter(|end| **end <= length).count() as u64;
-        // The number of the first file must be given: nothing of it may be left to tell.
+        // The number of the first file must be passed, since the damage may leave nothing that
+        // tells it.
         let number = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
         let scan = journal::scan(Arc::new(disk.clone()), journal_dir(), number, 0).unwrap();
         assert_eq!(replayed(&scan), whole, "{length} bytes");
@@ -184,7 +185,8 @@ fn a_tail_that_looks_like_frames_is_cut_and_no_frame_inside_a_message_is_ever_re
     let bytes = disk.contents(&path).unwrap();
     let frame = bytes[start..places[2].1].to_vec();
     let end = (places[2].1 + 32 + body(3).len()).next_multiple_of(8);
-    // An old frame once more; the same with another number; one that is cut; a length that leads past the end of the file.
+    // An old frame again; the same with another number; a truncated one; a length that leads past
+    // the end of the file.
     let mut renumbered = frame.clone();
     renumbered[16] = 4;
     let mut endless = frame.clone();
@@ -204,7 +206,8 @@ fn a_tail_that_looks_like_frames_is_cut_and_no_frame_inside_a_message_is_ever_re
         });
         assert_eq!(replayed(&scan(&disk).unwrap()), 3);
     }
-    // A message that holds a frame: whatever happens to the message, the frame in it is not a transaction.
+    // A message that contains a frame: whatever damage the message gets, the frame in it is not a
+    // transaction.
     disk.corrupt(&path, |bytes| bytes[end..].fill(0));
     let scanned = scan(&disk).unwrap();
     let mut journal = Journal::start(scanned, FILE_BYTES).unwrap();
@@ -260,7 +263,8 @@ fn open_one(disk: &SimDisk, partition: u32, segment_bytes: u64, mark: Mark) -> P
     PartitionFiles::open(disk, Arc::default(), files, None, segment_bytes, mark).unwrap()
 }
 
-/// A few segments of a few batches of two messages; the batches, and in which file each begins where.
+/// A few segments of a few batches of two messages each; returns the batches, and the file and
+/// place where each begins.
 fn segments() -> (SimDisk, Mark, Vec<(RecordBatch, PathBuf, usize)>) {
     let disk = SimDisk::default();
     let mut files = open(&disk, Mark::default());
@@ -371,7 +375,7 @@ fn every_prefix_of_a_segment_keeps_the_batches_that_are_whole_in_it() {
 fn an_index_that_is_missing_longer_damaged_or_of_another_segment_changes_nothing() {
     let disk = SimDisk::default();
     let open = |partition, mark| open_one(&disk, partition, 13_000, mark);
-    // Batches of different sizes, and segments that are as long as each other for all that.
+    // Batches of different sizes, in segments that are nevertheless equally long.
     let sizes = [[40, 90, 50], [90, 50, 40], [50, 40, 90], [1, 1, 1]];
     let write = |partition, sizes: &[u64]| {
         let mut files = open(partition, Mark::default());

@@ -1,9 +1,12 @@
-//! A deleted key stays deleted: random lives of a compacted partition on a simulated disk, held against a plain map.
+//! A deleted key stays deleted: random lives of a compacted partition on a simulated disk, compared
+//! with a plain map.
 //!
-//! A life is a sequence of batches, flushes, checkpoints, passes that end or are broken off, restarts, power cuts at any operation, damage
-//! and losses that are made good again, keys of encryption that are not there for a while, trims, and time that passes; producers put any
-//! time on their messages. After each life, once everything can be read again: the last message of each key is the one that was written
-//! last, or none if that was a tombstone; a tombstone that went had its time; and on a partition to which nobody writes all of them go.
+//! A life is a random sequence of batches, flushes, checkpoints, passes that end or are broken off,
+//! restarts, power cuts at any operation, damage and losses that are repaired later, encryption
+//! keys that are missing for a while, trims, and time that passes; producers put any timestamp on
+//! their messages. After each life, once everything can be read again, the last message of each key
+//! is the one that was written last, or none if that was a tombstone; each removed tombstone was
+//! kept for its time; and once nothing more is written, all tombstones are removed.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -24,7 +27,7 @@ use millrace_model::{
     BatchBuilder, Message, Offset, PartitionId, RecordBatch, Timestamp, TopicId, TopicPartition,
 };
 
-/// Lives, unless asked for more.
+/// Default number of lives.
 const LIVES: u64 = 100_000;
 const LIVES_VARIABLE: &str = "MILLRACE_DELETED_KEYS_LIVES";
 const THREADS: u64 = 2;
@@ -54,14 +57,14 @@ struct Life {
     disk: SimDisk,
     files: PartitionFiles,
     upkeep: Upkeep,
-    /// As the last checkpoint has it.
+    /// The partition's mark in the last checkpoint.
     mark: Mark,
-    /// Batches by their first offset; what the files do not hold yet the journal does.
+    /// Batches by their first offset; the journal has those that are not in files yet.
     journal: BTreeMap<u64, RecordBatch>,
     written: Vec<Written>,
     start: u64,
     now: u64,
-    /// Files that are not as they were, and as they were.
+    /// The original contents of damaged or lost files.
     hurt: BTreeMap<PathBuf, Vec<u8>>,
     is_encrypted: bool,
     has_key: bool,
@@ -160,7 +163,7 @@ impl Life {
         }
     }
 
-    /// What is in memory goes to the files.
+    /// Writes what is in memory to the files.
     fn flush(&mut self) {
         self.files
             .configure(Timestamp(self.now), SEGMENT_BYTES, None);
@@ -187,7 +190,7 @@ impl Life {
         self.files.take_below_start().remove().expect("no fault");
     }
 
-    /// What the cleaner does.
+    /// Does what the cleaner does at each look.
     fn look(&mut self) {
         self.files
             .configure(Timestamp(self.now), SEGMENT_BYTES, None);
@@ -250,7 +253,7 @@ impl Life {
         Ok(())
     }
 
-    /// Somewhere in a pass, a checkpoint, or in between.
+    /// Cuts the power somewhere in a pass, in a checkpoint, or between them.
     fn cut_power(&mut self) {
         self.disk.cut_power_after(self.random.u64(..40));
         let _ = match self.random.bool() {
@@ -266,7 +269,7 @@ impl Life {
         self.reopen();
     }
 
-    /// From the checkpoint; the journal has the rest.
+    /// Opens the partition from the checkpoint; the journal has the rest.
     fn reopen(&mut self) {
         self.files = open(&self.disk, self.mark, self.is_encrypted && self.has_key);
         self.upkeep = Upkeep::default();
@@ -284,9 +287,9 @@ impl Life {
         }
     }
 
-    /// A segment is damaged or lost; which is noticed or not.
+    /// Damages or removes a segment, which may or may not be noticed.
     fn hurt(&mut self) {
-        // Those that the checkpoint knows: what came later a start would write again.
+        // Only segments that the checkpoint knows: a start would write later ones again.
         let mut sealed = self.disk.paths();
         sealed.retain(|path| base_of(path).is_some_and(|base| base < self.mark.segment.0));
         if sealed.is_empty() {
@@ -305,19 +308,19 @@ impl Life {
             false => self.lose(&path),
         }
         self.hurt.insert(path, whole);
-        // What is mapped would not show it.
+        // A mapped file would not show the change.
         if self.random.bool() {
             self.restart();
         }
     }
 
-    /// Durably: a power cut does not bring it back.
+    /// Removes a file durably, so that a power cut does not bring it back.
     fn lose(&self, path: &Path) {
         self.disk.remove(path).expect("no fault");
         self.disk.sync_dir(Path::new(TOPIC)).expect("no fault");
     }
 
-    /// Everything is put back as it was.
+    /// Restores all damaged and lost files.
     fn heal(&mut self) {
         for (path, whole) in std::mem::take(&mut self.hurt) {
             self.disk.plant(&path, &whole);
@@ -326,7 +329,7 @@ impl Life {
         self.restart();
     }
 
-    /// Messages by offset as a reader finds them.
+    /// The messages that a reader finds, by offset.
     fn found(&self) -> BTreeMap<u64, Written> {
         let mut found = BTreeMap::new();
         let mut from = Offset(self.start);
@@ -397,7 +400,7 @@ impl Life {
         found
     }
 
-    /// Nobody writes any more; time passes, and the host looks now and then.
+    /// Lets time pass without writes, while the cleaner looks now and then.
     fn rest(&mut self) {
         for _ in 0..2 {
             self.now += TOMBSTONE_MS + 1;
@@ -465,7 +468,7 @@ fn a_deleted_key_stays_deleted_after_any_life_and_no_tombstone_stays_for_ever() 
         }
     });
     let seconds = began_at.elapsed().as_secs();
-    // Also where the output of tests that pass is not shown.
+    // Written so that it is shown also for tests that pass.
     let _ = writeln!(
         std::io::stderr(),
         "{lives} lives of a compacted partition, {seconds} s"

@@ -1,4 +1,4 @@
-//! Everything that was measured, by what and by whom, and the tables made of it.
+//! Everything that was measured, by row and by broker, and the tables made of it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,17 +12,18 @@ use crate::figures::{Figure, median, short};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Column {
     pub(crate) title: &'static str,
-    /// Where a message, or an output, is when it is acknowledged.
+    /// Where a message or an output is stored when it is acknowledged.
     pub(crate) acknowledged: &'static str,
     /// Whether that survives a loss of power.
     pub(crate) is_synced: bool,
 }
 
-/// Figures of rows and columns, several rounds each. Both are named by their place.
+/// Figures by row and column, several rounds each. Rows and columns are identified by their
+/// position.
 pub(crate) struct Board {
     columns: Vec<Column>,
     rows: &'static [&'static str],
-    /// The first one that counts; those before it are for warming.
+    /// The first round that counts; earlier ones are for warming up.
     first_round: u32,
     figures: BTreeMap<(usize, usize), Vec<(u32, Figure)>>,
     failures: BTreeMap<(usize, usize), String>,
@@ -30,7 +31,7 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// With more than one round, the first one does not count.
+    /// Creates an empty board. If there is more than one round, the first does not count.
     pub(crate) fn new(columns: &[Column], rows: &'static [&'static str], rounds: u32) -> Self {
         Self {
             columns: columns.to_vec(),
@@ -42,7 +43,7 @@ impl Board {
         }
     }
 
-    /// Notes a measurement, says it to those who wait, and gives it.
+    /// Records a measurement or its failure, and prints it as progress.
     pub(crate) fn note(&mut self, round: u32, row: usize, column: usize, measured: Result<Figure>) {
         let (what, who) = (self.rows[row], self.columns[column].title);
         let at = self.began.elapsed().as_secs();
@@ -72,7 +73,7 @@ impl Board {
         &self.columns
     }
 
-    /// The place of a column by its title.
+    /// The position of the column with this title.
     pub(crate) fn column(&self, title: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.title == title)
     }
@@ -83,7 +84,7 @@ impl Board {
         figures.filter(|(round, _)| *round >= self.first_round)
     }
 
-    /// A table in Markdown, with each row that has a figure.
+    /// A table in Markdown of the rows that have figures.
     pub(crate) fn table(&self) -> String {
         let titles: Vec<&str> = self.columns.iter().map(|column| column.title).collect();
         let says: Vec<&str> = self
@@ -113,8 +114,8 @@ impl Board {
         }
     }
 
-    /// A table in Markdown of how many times as good as each other one the first of a pair is: the median over the rounds, each of which
-    /// compares what was measured in it.
+    /// A table in Markdown that tells, for each pair of columns, how many times as good the first
+    /// is as the second: the median of the ratios within each round.
     pub(crate) fn ratios(&self, pairs: &[(usize, usize)]) -> String {
         let title = |&(one, other): &(usize, usize)| {
             format!(
@@ -158,7 +159,7 @@ impl Board {
         })
     }
 
-    /// Whether a figure may be the load's and not the server's.
+    /// Whether any figure may be bound by the load and not by the server.
     pub(crate) fn has_bound_by_load(&self) -> bool {
         let cells = self.figures.keys();
         cells
@@ -167,7 +168,7 @@ impl Board {
     }
 }
 
-/// Of what was not measured.
+/// Stands for what was not measured.
 const NOTHING: &str = "–";
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the machine spent: processor time and memory of servers, and of this load itself.
+//! What a measurement used: processor time and memory of the servers, and of this load.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 
-/// A load that keeps one core so busy (share of the time) may be what bounds a figure.
+/// If the load keeps a core busy for this share of the time, the load may be the limit.
 const BUSY: f64 = 0.9;
 
 /// Spans one measurement.
@@ -22,14 +22,14 @@ pub(crate) struct Meter<'a> {
 pub(crate) struct Spent {
     /// Seconds on the wall.
     pub(crate) seconds: f64,
-    /// Processor seconds of the servers, with children that have ended.
+    /// Processor seconds of the servers, including children that have ended.
     pub(crate) server_seconds: f64,
     /// Processor seconds of this program.
     pub(crate) own_seconds: f64,
 }
 
 impl<'a> Meter<'a> {
-    /// Begins; `servers` are process ids.
+    /// Begins a measurement; `servers` are process ids.
     pub(crate) fn start(servers: &'a [u32]) -> Result<Self> {
         Ok(Self {
             servers,
@@ -51,7 +51,7 @@ impl<'a> Meter<'a> {
 }
 
 impl Spent {
-    /// Whether the load, which is one thread, had hardly any time left.
+    /// Whether the load, which is one thread, was almost always busy.
     pub(crate) fn is_bound_by_load(&self) -> bool {
         self.own_seconds / self.seconds > BUSY
     }
@@ -62,7 +62,7 @@ impl Spent {
     }
 }
 
-/// Resident memory of all of them.
+/// Resident memory of all processes together.
 pub(crate) fn resident_bytes(processes: &[u32]) -> Result<u64> {
     let resident = |process: &u32| {
         let status = fs::read_to_string(format!("/proc/{process}/status"))?;
@@ -76,13 +76,13 @@ pub(crate) fn resident_bytes(processes: &[u32]) -> Result<u64> {
     processes.iter().map(resident).sum()
 }
 
-/// Processes that wait for a core, as the system counts them over a minute.
+/// The system's load average over one minute.
 pub(crate) fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or_default().to_owned()
 }
 
-/// What cores there are, by name.
+/// The number of cores, and their model.
 pub(crate) fn cores() -> String {
     let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -107,7 +107,8 @@ fn cpu_seconds(processes: &[u32]) -> Result<f64> {
     Ok(sum as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// User and system time of the process and of its children that have ended. Its name, in parentheses, may hold anything.
+/// User and system time of the process and of its children that have ended. The name in parentheses
+/// before them may contain any character.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let times = rest.split_whitespace().skip(11).take(4);

@@ -1,5 +1,6 @@
-//! Measures Millrace beside the brokers that people would use instead, all in one run, by one load. `tests/peers/run` brings what this
-//! needs and starts it; the README beside that file says what is measured and how.
+//! Compares Millrace with the brokers that people would use instead, all in one run, with one load.
+//! `tests/peers/run` fetches what this needs and starts it; the README next to that file describes
+//! what is measured and how.
 #![forbid(unsafe_code)]
 
 mod board;
@@ -33,7 +34,7 @@ use crate::through::{BesideKafka, Measure, Millrace, Places};
 const PAGE_CACHE: Acknowledged = Acknowledged("in the page cache", false);
 const DISK: Acknowledged = Acknowledged("on the disk", true);
 
-/// Where a message is when it is acknowledged, and whether that survives a loss of power.
+/// Where a message is stored when it is acknowledged, and whether that survives a loss of power.
 #[derive(Clone, Copy)]
 struct Acknowledged(&'static str, bool);
 
@@ -91,7 +92,7 @@ fn run() -> Result<Report> {
 #[derive(Default)]
 struct Field {
     contenders: Vec<Contender>,
-    /// They run as long as this.
+    /// They run until this is dropped.
     servers: Vec<Server>,
     versions: Vec<String>,
     left_out: Vec<String>,
@@ -112,7 +113,7 @@ impl Field {
                 address,
                 durability,
             };
-            // HTTP/1.1 answers one request after the other, and clients wait for each.
+            // HTTP/1.1 answers requests one by one, and clients wait for each answer.
             self.add(title, acknowledged, door, process, false);
         }
         Ok(Millrace {
@@ -213,7 +214,7 @@ impl Field {
         });
     }
 
-    /// Goes on without a peer that cannot be had, and remembers why.
+    /// Continues without a peer that is not available, and remembers why.
     fn perhaps<P, T>(
         &mut self,
         name: &str,

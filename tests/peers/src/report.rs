@@ -1,4 +1,4 @@
-//! What a run says in the end, as Markdown.
+//! The report of a run, as Markdown.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub(crate) struct Report {
     pub(crate) build: String,
     pub(crate) versions: Vec<String>,
     pub(crate) left_out: Vec<String>,
-    /// Of the machine, before anything was measured.
+    /// The machine's load average before anything was measured.
     pub(crate) load_before: String,
     pub(crate) measure: Measure,
     pub(crate) direct: Board,
@@ -85,7 +85,7 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// Ours, which come first, and theirs of the same durability.
+    /// Pairs of one of our columns and one of theirs with the same durability.
     fn pairs(&self) -> Vec<(usize, usize)> {
         let columns = self.direct.columns();
         let pair = |other: usize| {
@@ -106,7 +106,7 @@ impl Report {
         }
     }
 
-    /// What of batches is not ours to boast of, from the figures.
+    /// A sentence from the figures about where batches of the others are better.
     fn sentence(&self) -> Option<String> {
         let kafka = self.direct.column("Kafka, default")?;
         let cost = |row, column| self.direct.median(row, column)?.server_us();

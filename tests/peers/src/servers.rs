@@ -1,4 +1,5 @@
-//! The brokers as processes: started on loopback with free ports and directories of their own, ended when they are dropped.
+//! The brokers as processes: started on loopback with free ports and their own directories, and
+//! ended when they are dropped.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write as _};
@@ -10,30 +11,30 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// A start that takes longer has failed.
+/// A start that takes longer counts as failed.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(50);
-/// Of a server's log, when it does not start.
+/// Lines of a server's log that are shown if it does not start.
 const LOG_LINES: usize = 20;
-/// What Kafka's own start script gives the broker.
+/// The heap that Kafka's own start script gives the broker.
 const HEAP: [&str; 2] = ["-Xms1g", "-Xmx1g"];
 /// Sixteen bytes in Kafka's spelling; any will do.
 const CLUSTER: &str = "millrace-beside-peersQ";
 
-/// A process of ours.
+/// A server process started by this program.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
 }
 
-/// Kafka's jars, and our classes beside them.
+/// Kafka's jars, and our own classes.
 #[derive(Clone)]
 pub(crate) struct Jars {
     pub(crate) libraries: PathBuf,
     pub(crate) classes: PathBuf,
 }
 
-/// A program with Kafka Streams, which does as it is told, line by line.
+/// A program with Kafka Streams that is controlled by lines on its standard input.
 pub(crate) struct Streams {
     child: Child,
     says: BufReader<ChildStdout>,
@@ -46,7 +47,7 @@ pub(crate) struct Topology<'a> {
     pub(crate) function: &'a str,
     /// Kafka Streams' `processing.guarantee`.
     pub(crate) guarantee: &'a str,
-    /// Its other settings that are not the default, as `NAME=VALUE`.
+    /// Other settings that differ from the default, as `NAME=VALUE`.
     pub(crate) settings: &'a [&'a str],
     pub(crate) input: &'a str,
     pub(crate) output: &'a str,
@@ -243,13 +244,13 @@ impl Drop for Streams {
     }
 }
 
-/// What it holds is thrown away, so it need not stop in order. That it has ended already is no matter.
+/// Its data is thrown away, so it need not stop in order, and may have ended already.
 fn end(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();
 }
 
-/// What a program says of its version.
+/// The version that a program prints.
 pub(crate) fn version(binary: &Path) -> Result<String> {
     let output = Command::new(binary).arg("--version").output();
     let output = output.with_context(|| format!("{} cannot be started", binary.display()))?;
@@ -264,7 +265,7 @@ pub(crate) fn version(binary: &Path) -> Result<String> {
     Ok(word.trim_start_matches(['v', '=']).to_owned())
 }
 
-/// A port that nobody listens at now.
+/// An address with a free port.
 fn free_address() -> Result<SocketAddr> {
     let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
     Ok(TcpListener::bind(any)?.local_addr()?)

@@ -21,7 +21,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(240);
 pub(super) struct Calm<'a> {
     pub(super) shared: &'a Shared,
     pub(super) client: Client,
-    /// The module of the processor that counts.
+    /// The module of the counting processor.
     pub(super) counter: &'a str,
     pub(super) places: &'a [(String, u32)],
 }
@@ -76,8 +76,8 @@ impl Calm<'_> {
         self.comes_to_none(began, &path, times::waiting)
     }
 
-    /// Whether the number falls to zero within the patience; if not, what the host reports is noted
-    /// in the history.
+    /// Whether the number falls to zero within the patience; if not, the history gets what the host
+    /// reports.
     fn comes_to_none(
         &self,
         began: Instant,

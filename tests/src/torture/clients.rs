@@ -1,7 +1,7 @@
-//! The clients: producers and a reader that go on through every fault and write down what they see.
+//! The clients: producers and a reader that go on through every fault and note what they see.
 //!
-//! A client holds the address while it asks and until it has written down the answer. Whoever wants to change the address waits for that, so
-//! that nothing of one life of the host is written down in the next.
+//! A client holds the address from before its request until it has noted the answer. A change of
+//! the address waits for that, so that nothing seen in one life of the host is noted in the next.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -21,31 +21,32 @@ use super::value::{self, Id};
 use super::world;
 use crate::{Client, Message, Reply};
 
-/// Shorter than the longest pause of a host that stands still: clients then see no answer, and what they asked may still be done.
+/// Shorter than the longest pause of a host that stands still: clients then get no answer, and
+/// their requests may still be carried out.
 pub(super) const TIMEOUT: Duration = Duration::from_millis(1_500);
-/// How long a fault is put off for a backup.
+/// How long a fault is delayed so that a backup can end.
 const COPY_PATIENCE: Duration = Duration::from_secs(30);
-/// Messages of one request, at most.
+/// Maximum messages of one request.
 const REQUEST_MESSAGES_MAX: u32 = 6;
 const PADDING_BYTES_MAX: usize = 400;
 /// Messages of one producer with equal sequence modulo this share a key.
 pub(super) const KEYS: u64 = 17;
-/// Every so many messages of a key one removes it, where only the latest message of each key stays.
+/// One in this many messages of a key removes it, in a compacted topic.
 pub(super) const REMOVES_EVERY: u64 = 4;
-/// Every so many messages one is rejected by the component and becomes a dead letter.
+/// One in this many messages is rejected by the component and becomes a dead letter.
 pub(super) const REJECTED_EVERY: u64 = 23;
-/// Every so many messages one succeeds at the second attempt only.
+/// One in this many messages succeeds only at its second attempt.
 pub(super) const RETRIED_EVERY: u64 = 19;
-/// One in so many requests under a key is sent again though it was answered.
+/// One in this many requests with an idempotency key is sent again although it was answered.
 const AGAIN_ONE_IN: u8 = 12;
 /// Messages that one reading asks for.
 const PAGE_MESSAGES: u32 = 1_000;
-/// Pages of the last reading of a partition, at most.
+/// Maximum pages of the last reading of a partition.
 const LAST_PAGES_MAX: u32 = 10_000;
-/// Readings between two looks at the progress.
+/// Readings of messages between two readings of the progress.
 const PROGRESS_EVERY: u32 = 16;
 
-/// What clients and the one who injects faults share.
+/// What clients and the injection of faults share.
 pub(super) struct Shared {
     pub(super) history: History,
     target: RwLock<Option<String>>,
@@ -58,19 +59,19 @@ pub(super) struct Shared {
 /// What a producer sends again.
 struct Request {
     first: u64,
-    /// When they are to be delivered, if that is said.
+    /// When they are to be delivered; empty for at once.
     due_ms: Vec<u64>,
     messages: Vec<Value>,
 }
 
-/// What a sender knows then.
+/// What a sender knows after a request.
 enum Sent {
     Taken,
     Refused,
     Unknown,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 enum Outcome {
     Ok(Vec<(u32, u64)>),
     Fail(String),
@@ -88,7 +89,8 @@ impl Shared {
         }
     }
 
-    /// Waits until no client is amid anything, and keeps them out until the address is set and this is dropped.
+    /// Waits until no client is in the middle of a request, and keeps clients out until the
+    /// returned guard, which sets the address, is dropped.
     pub(super) fn shut(&self) -> RwLockWriteGuard<'_, Option<String>> {
         let mut target = self.target.write().unwrap_or_else(PoisonError::into_inner);
         *target = None;
@@ -107,7 +109,7 @@ impl Shared {
         self.reading.store(false, Ordering::Release);
     }
 
-    /// Lets a client ask something, if there is a host.
+    /// Lets a client make a request, if there is a host.
     pub(super) fn with_host(&self, connection: &mut Connection, ask: impl FnOnce(&Client)) {
         let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(url) = &*target {
@@ -118,7 +120,7 @@ impl Shared {
         thread::sleep(Duration::from_millis(2));
     }
 
-    /// As [`Shared::with_host`], for the one who takes backups.
+    /// As [`Shared::with_host`], for backups.
     pub(super) fn with_address(&self, copy: impl FnOnce(&str)) {
         let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(url) = &*target {
@@ -128,7 +130,7 @@ impl Shared {
         }
     }
 
-    /// Lets a backup that is under way come to its end, in good time.
+    /// Waits for a backup that is under way, within [`COPY_PATIENCE`].
     pub(super) fn wait_for_copy(&self) {
         let began = Instant::now();
         while self.copying.load(Ordering::Acquire) && began.elapsed() < COPY_PATIENCE {
@@ -147,19 +149,20 @@ impl Connection {
             self.0 = Some((url.to_owned(), Client::with_timeout(url, TIMEOUT)));
         }
         let (_, client) = self.0.get_or_insert_with(|| {
-            // Not reached: it was set above.
+            // Never taken: it was set above.
             (url.to_owned(), Client::with_timeout(url, TIMEOUT))
         });
         client
     }
 }
 
-/// Who sends where.
+/// A producer, and the topic that it sends to.
 #[derive(Clone, Copy)]
 pub(super) struct Producer {
     pub(super) number: u32,
     pub(super) topic: &'static str,
-    /// Whether its requests carry a key, so that they may be sent again whatever became of them.
+    /// Whether its requests carry an idempotency key, so that they may be sent again whatever their
+    /// outcome.
     pub(super) once: bool,
 }
 
@@ -225,7 +228,7 @@ fn make(producer: Producer, next: &mut u64, random: &mut Rng) -> Request {
     }
 }
 
-/// Sends and writes down what became of it.
+/// Sends a request and notes its outcome.
 fn send(shared: &Shared, client: &Client, producer: Producer, request: &Request) -> Sent {
     let first = request.first;
     let Producer {
@@ -301,7 +304,7 @@ fn outcome(answer: Result<Reply>) -> Outcome {
     }
     let code = reply.error().map(|(code, ..)| code).unwrap_or_default();
     let why = format!("{} {code}", reply.status);
-    // These say that nothing was written; anything else may mean that nobody knows.
+    // These mean that nothing was written; after any other status the outcome is unknown.
     if (400..500).contains(&reply.status) || code == "disk-full" {
         Outcome::Fail(why)
     } else {
@@ -330,7 +333,7 @@ fn placed(reply: &Reply) -> Result<Vec<(u32, u64)>> {
     placed.context("a place without partition or offset")
 }
 
-/// Reads every partition of the topics round and round, and the processor's progress, until told to stop.
+/// Reads every partition of the topics in turns, and the processor's progress, until told to stop.
 pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipeline], seed: u64) {
     let mut random = Rng::with_seed(seed);
     let mut connection = Connection::default();
@@ -339,12 +342,12 @@ pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipel
     while shared.reading.load(Ordering::Acquire) {
         let place = &places[random.usize(..places.len())];
         let position = positions.entry(place).or_default();
-        // Now and then from the start: what was once read must not change.
+        // Now and then from the start, since what was read once must not change.
         if random.u16(..400) == 0 {
             *position = None;
         }
         shared.with_host(&mut connection, |client| {
-            // Where it is refused, what was to come next may be gone.
+            // A refusal may mean that the next message was removed.
             *position = read_page(shared, client, place, *position, false).ok();
             rounds += 1;
             if rounds.is_multiple_of(PROGRESS_EVERY) {
@@ -359,7 +362,7 @@ pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipel
     }
 }
 
-/// Reads from an offset, or from the start; where to read next.
+/// Reads from an offset, or from the start; returns where to read next.
 fn read_page(
     shared: &Shared,
     client: &Client,
@@ -393,7 +396,8 @@ fn seen(messages: &[Message]) -> Vec<Seen> {
     messages.iter().map(one).collect()
 }
 
-/// Waits for what comes next in a partition; the last of it as it was shown. It has to stay, as anything that was read.
+/// Waits for the next messages of a partition and returns the id of the last. They are noted, so
+/// that they must stay like anything that was read.
 pub(super) fn wait_for_next(
     shared: &Shared,
     client: &Client,
@@ -418,7 +422,7 @@ pub(super) fn wait_for_next(
     Ok(last)
 }
 
-/// A component that does not keep the value keeps the header.
+/// A component that changes the value keeps the header.
 fn id_of(message: &Message) -> &str {
     let id = message.header(counting::ID);
     id.unwrap_or_else(|| message.text())
@@ -439,8 +443,8 @@ fn look(shared: &Shared, client: &Client, pipeline: &Pipeline) -> Result<()> {
     Ok(())
 }
 
-/// Reads a partition from its start to its end, for the last time. Where it begins is looked at once more afterwards: it may have
-/// moved on meanwhile.
+/// Reads a partition from its start to its end, for the last time, and then its start once more,
+/// which may have moved meanwhile.
 pub(super) fn read_last(shared: &Shared, client: &Client, place: &(String, u32)) -> Result<()> {
     let end = write_ends(shared, client, place, false)?;
     let mut from = None;
@@ -450,7 +454,7 @@ pub(super) fn read_last(shared: &Shared, client: &Client, place: &(String, u32))
                 return write_ends(shared, client, place, false).map(drop);
             }
             Ok(next) => from = Some(next),
-            // What was to come next is gone by now; anything else is wrong.
+            // The next message has been removed; any other reason is wrong.
             Err(error) if from.is_some() && error.to_string().contains("offset-not-kept") => {
                 from = None;
             }
@@ -464,7 +468,7 @@ pub(super) fn read_last(shared: &Shared, client: &Client, place: &(String, u32))
     bail!("{place:?} is not read to its end in {LAST_PAGES_MAX} pages")
 }
 
-/// Removes the older half of what a partition holds, now and then, until told to stop.
+/// Now and then trims the older half of a partition's messages, until told to stop.
 pub(super) fn trim(shared: &Shared, places: &[(String, u32)], seed: u64) {
     let mut random = Rng::with_seed(seed);
     let mut connection = Connection::default();
@@ -505,7 +509,7 @@ fn trim_once(
     Ok(())
 }
 
-/// Writes down where a partition begins and ends; its end.
+/// Notes where a partition begins and ends; returns its end.
 pub(super) fn write_ends(
     shared: &Shared,
     client: &Client,

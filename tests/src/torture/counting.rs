@@ -1,5 +1,6 @@
-//! The processor that counts: it emits each message under its id, and its state counts those of each key. New revisions come while
-//! it works, some as canaries first, and its dead letters are sent again; some of them die again, those that a patient revision gets do not.
+//! The counting processor: it emits each message with its id, and its state counts the messages of
+//! each key. It gets new revisions while it works, some as canaries first, and its dead letters are
+//! sent again; some become dead letters again, except under a patient revision.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -20,20 +21,20 @@ pub(super) const OUTPUT: &str = "counts";
 pub(super) const DEAD: &str = "counted.count.dlq";
 pub(super) const REDRIVE: &str = "counted.count.redrive";
 pub(super) const PROCESSOR: &str = "count";
-/// Where the id of a message stands whose value the component does not keep.
+/// The header with the id of a message, whose value the component changes.
 pub(super) const ID: &str = "id";
 /// Partitions of all of these topics.
 pub(super) const PARTITIONS: u32 = 2;
-/// Attempts of an impatient and of a patient revision.
+/// Attempts that an impatient and a patient revision make.
 const ATTEMPTS: [u32; 2] = [2, 5];
-/// Every so many messages one needs more attempts than an impatient revision makes.
+/// One in this many messages needs more attempts than an impatient revision makes.
 const NEEDS_PATIENCE_EVERY: u64 = 13;
-/// Dead letters that are asked for at once, and more than there ever are.
+/// Dead letters of one listing, more than there ever are.
 const LETTERS_MAX: usize = 1_000;
-/// Dead letters that are sent again at once.
+/// Dead letters sent again by one request.
 const REDRIVEN_MAX: usize = 20;
 
-/// What a producer to the counted topic sends.
+/// A message of a producer to the counted topic.
 pub(super) fn message(producer: u32, sequence: u64, padding_max: usize, random: &mut Rng) -> Value {
     let id = value::make(Id::new(producer, sequence), padding_max, random);
     let mut headers = json!({ID: id});
@@ -59,7 +60,7 @@ pub(super) fn pipeline() -> Pipeline {
     }
 }
 
-/// Makes the processor's first revision; its module.
+/// Deploys the processor's first revision; returns its module.
 pub(super) fn set_up(client: &Client) -> Result<String> {
     for name in [INPUT, OUTPUT] {
         let topic = json!({"name": name, "partitions": PARTITIONS, "durability": "durable"});
@@ -88,17 +89,18 @@ fn spec(module: &str, is_patient: bool, messages_max: u32) -> Value {
             "delay_max_ms": 20,
         },
         "breaker": {"enabled": false},
-        // Its revisions come so fast that none is ever proven: what they give up would be held for an hour.
+        // Its revisions follow so fast that none is ever proven, and the messages that they give up
+        // would be held for an hour.
         "dead_letters": {"max": 1_000_000, "unproven_max": 1_000_000},
     })
 }
 
-/// Deploys any other revision. A canary that is there is gone then.
+/// Deploys another revision, chosen at random, which ends a running canary.
 pub(super) fn swap(client: &Client, module: &str, random: &mut Rng) -> Result<()> {
     deploy(client, module, random.bool(), random.u32(1..40))
 }
 
-/// Begins a canary, or does something with the one that may be there; only what was done is written down.
+/// Starts a canary, or does something with one that may be running; notes it only if it succeeded.
 fn try_out(shared: &Shared, client: &Client, module: &str, random: &mut Rng) -> Result<()> {
     let path = format!("/v1/processors/{PROCESSOR}");
     let percent = random.u32(1..100);
@@ -163,7 +165,8 @@ fn letters(client: &Client, filter: &str) -> Result<Vec<Value>> {
     letters.context("no dead_letters")
 }
 
-/// Deploys new revisions, tries some as canaries, and sends dead letters again, now and then, until told to stop.
+/// Now and then deploys a new revision, tries one as a canary, or sends dead letters again, until
+/// told to stop.
 pub(super) fn disturb(shared: &Shared, module: &str, seed: u64) {
     let mut random = Rng::with_seed(seed);
     let mut connection = Connection::default();
@@ -182,13 +185,13 @@ pub(super) fn disturb(shared: &Shared, module: &str, seed: u64) {
     }
 }
 
-/// What of the dead letters can succeed does so when this has got through: a patient revision gets all of them again.
+/// Deploys a patient revision and sends all dead letters again, so that those that can succeed do.
 pub(super) fn redrive_for_good(client: &Client, module: &str) -> Result<()> {
     deploy(client, module, true, 32)?;
     redrive_all(client)
 }
 
-/// Writes down what the state counts.
+/// Notes the counts in the state.
 pub(super) fn write_state(shared: &Shared, client: &Client, last: bool) -> Result<()> {
     for partition in 0..PARTITIONS {
         let counts = counts(client, partition)?;
@@ -215,7 +218,7 @@ fn counts(client: &Client, partition: u32) -> Result<BTreeMap<String, i64>> {
     counts.with_context(|| format!("state that is no count: {shown}"))
 }
 
-/// Writes down which dead letters were not sent again.
+/// Notes which dead letters were not sent again.
 pub(super) fn write_standing(shared: &Shared, client: &Client) -> Result<()> {
     let letters = letters(client, "")?;
     ensure!(
@@ -234,15 +237,15 @@ pub(super) fn write_standing(shared: &Shared, client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Requests that somebody made of a host that is about to be hit.
+/// Requests to a host that is about to be hit by a fault.
 #[derive(Default)]
 pub(super) struct Asked(Vec<thread::JoinHandle<()>>);
 
 impl Asked {
-    /// Asks, and does not wait for the answer.
+    /// Makes a request without waiting for the answer.
     pub(super) fn ask(&mut self, ask: impl FnOnce() -> Result<()> + Send + 'static) {
         self.0.retain(|asked| !asked.is_finished());
-        // What comes of it is seen by its effects alone.
+        // Its outcome shows only by its effects.
         self.0.push(thread::spawn(move || drop(ask())));
     }
 
@@ -251,10 +254,10 @@ impl Asked {
         self.0.last().is_some_and(|asked| !asked.is_finished())
     }
 
-    /// Waits until all have been answered or given up.
+    /// Waits until all requests were answered or given up.
     pub(super) fn wait(&mut self) {
         for asked in self.0.drain(..) {
-            // One that panicked asked nothing.
+            // A thread that panicked made no request.
             let _ = asked.join();
         }
     }

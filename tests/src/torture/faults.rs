@@ -1,4 +1,4 @@
-//! What is done to hosts, and what has to follow from it.
+//! The faults, and the effects that each must have.
 
 mod eio;
 mod full;
@@ -19,7 +19,7 @@ use super::times;
 use super::world::World;
 pub(super) use memory::Group;
 
-/// How long something may take that has to follow from a fault.
+/// How long the required effect of a fault may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Whether this machine can inject it; if not, what is missing.
@@ -59,7 +59,8 @@ pub(super) fn start_again(world: &mut World) -> Result<()> {
     world.host.start_again()
 }
 
-/// Injects the fault under load, and brings the host back. How many faults it was; `None` if the host does not come back.
+/// Injects the fault under load and starts the host again. Returns how many faults that were;
+/// `None` if the host does not start.
 pub(super) fn inject(world: &mut World, fault: Fault) -> Result<Option<u32>> {
     match fault {
         Fault::Kill => kill(world),
@@ -77,7 +78,7 @@ fn kill(world: &mut World) -> Result<Option<u32>> {
     world.host.kill()?;
     steps::note_met(world, Fault::Kill, &aim)?;
     let mut faults = 1;
-    // Now and then once more while it starts.
+    // Now and then a second kill while it starts.
     while world.random.u8(..5) == 0 {
         keep_out(world);
         world.host.spawn()?;
@@ -118,10 +119,12 @@ fn cutter(world: &mut World) -> Result<Cutter> {
 
 /// Cuts the power in one of two ways.
 ///
-/// The kernel's shutdown takes a moment, and a sync that is under way in that moment may be answered with success although
-/// its bytes never arrive: ext4 gives up converting preallocated blocks without telling it. No power cut does that, for no
-/// answer comes from a machine without power. So the process stands still while the shutdown lasts: amid its syncs, and then it
-/// is killed and cannot act on their answers; or between them, and then it may go on and see what a dead disk answers.
+/// The kernel's shutdown takes a moment, and a sync that is under way in that moment may return
+/// success although its bytes never arrive: ext4 gives up converting preallocated blocks without
+/// reporting it. A real power cut cannot do that, since a machine without power returns nothing. So
+/// the process is stopped during the shutdown: either during its syncs, and then it is killed and
+/// cannot act on their results; or between them, and then it may go on and see the errors of a dead
+/// disk.
 fn lose_power(world: &mut World, cutter: Cutter, when: &str, goes_on: bool) -> Result<()> {
     stop::stand_still(world, goes_on)?;
     let flag = cutter.flag();
@@ -137,7 +140,7 @@ fn lose_power(world: &mut World, cutter: Cutter, when: &str, goes_on: bool) -> R
     world.disk()?.restore()
 }
 
-/// Nobody is amid anything any more that began with the host that is gone.
+/// Waits until no client is still in a request to the host that has ended.
 fn keep_out(world: &World) {
     drop(world.shared.shut());
 }
@@ -146,7 +149,7 @@ fn note(world: &World, kind: Fault, how: &str) {
     note_as(world, kind, how, kind == Fault::Power);
 }
 
-/// `forgets` says that what was only in the page cache may be gone.
+/// `forgets`: whatever was only in the page cache may be gone.
 fn note_as(world: &World, kind: Fault, how: &str, forgets: bool) {
     times::write_clock(&world.shared);
     world.shared.history.write(Event::Fault {
@@ -160,7 +163,7 @@ fn unexpected(world: &World, what: String) {
     world.shared.history.write(Event::Unexpected { what });
 }
 
-/// Looks until it is so, within [`PATIENCE`]; how long it took.
+/// Waits until the condition holds, at most [`PATIENCE`]; returns how long it took.
 fn within_patience(mut is_so: impl FnMut() -> Result<bool>) -> Result<Option<Duration>> {
     let began = Instant::now();
     while began.elapsed() < PATIENCE {

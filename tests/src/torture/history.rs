@@ -1,5 +1,5 @@
-//! What clients did and saw, in the order in which they wrote it down: one line of JSON each, appended, never changed. The broker
-//! writes nothing here.
+//! What clients did and saw, in the order in which they noted it: one line of JSON each, appended,
+//! never changed. The broker writes nothing here.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::value::{self, FOREIGN, Id};
 
-/// What somebody wrote down.
+/// One note in a history.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
@@ -32,7 +32,8 @@ pub enum Event {
         /// Whether the host was asked to take them once however often they are sent.
         once: bool,
     },
-    /// When these messages are to be delivered, and not before: since the Unix epoch. They are sent after this.
+    /// When these messages are to be delivered, in milliseconds since the Unix epoch. Noted before
+    /// they are sent.
     Due {
         /// Who.
         producer: u32,
@@ -41,35 +42,36 @@ pub enum Event {
         /// When, one by one.
         due_ms: Vec<u64>,
     },
-    /// What time it is. What somebody writes down later may have been seen then.
+    /// The time of day. A client notes it between seeing something and noting what it saw: what
+    /// follows was there by this time.
     Clock {
         /// Since the Unix epoch.
         now_ms: u64,
     },
     /// A schedule was made.
     Scheduled {
-        /// The time between two messages; each is due when it divides the clock.
+        /// The time between two messages. They are due at its multiples since the Unix epoch.
         every_ms: u64,
-        /// When it had been made.
+        /// A time by which it had been made.
         since_ms: u64,
     },
-    /// All that the schedule has made.
+    /// All messages that the schedule has made.
     Ticks {
-        /// When this was asked for.
+        /// When they were asked for.
         asked_ms: u64,
         /// What it made.
         ticks: Vec<Tick>,
         /// Whether this belongs to the last reading of everything.
         last: bool,
     },
-    /// A revision on trial: what was asked for was done.
+    /// Something was done with a revision on trial.
     Trial {
         /// What.
         what: Trial,
     },
     /// A backup was taken while everything went on.
     Backup {
-        /// What became of it.
+        /// How it ended.
         what: Copied,
         /// Why it is not whole, or not judged.
         #[serde(default)]
@@ -93,7 +95,7 @@ pub enum Event {
         /// What the host said.
         why: String,
     },
-    /// Nobody knows what became of the request.
+    /// The outcome of the request is unknown.
     Info {
         /// Who.
         producer: u32,
@@ -123,10 +125,10 @@ pub enum Event {
         start: u64,
         /// The offset that the next message will have.
         end: u64,
-        /// Whether it was read right after a start, before anybody was let in.
+        /// Whether it was read right after a start, before clients were let in.
         recovered: bool,
     },
-    /// Somebody asks that a partition begin there.
+    /// A trim is asked for: the partition is to begin at this offset.
     Trim {
         /// Where.
         topic: String,
@@ -135,7 +137,7 @@ pub enum Event {
         /// The first offset that is to stay.
         before: u64,
     },
-    /// It was done.
+    /// The trim was done.
     Trimmed {
         /// Where.
         topic: String,
@@ -155,7 +157,7 @@ pub enum Event {
         /// The next offset to read.
         next: u64,
     },
-    /// What a processor's state counts of each key, `producer/number`.
+    /// The counts in a processor's state, by key (`producer/number`).
     State {
         /// Which.
         processor: String,
@@ -166,7 +168,7 @@ pub enum Event {
         /// Whether this belongs to the last reading of everything.
         last: bool,
     },
-    /// All dead letters that were not sent again, in the end.
+    /// All dead letters that had not been sent again at the end.
     Standing {
         /// Whose.
         processor: String,
@@ -182,7 +184,7 @@ pub enum Event {
         /// Whether what was only in the page cache may be gone.
         forgets: bool,
     },
-    /// What that fault met, where it was aimed at a step and that is what it hit.
+    /// The last fault was aimed at a step, and met it.
     Met {
         /// Which.
         kind: Fault,
@@ -199,26 +201,27 @@ pub enum Event {
         /// What it said.
         why: String,
     },
-    /// The last fault is over, and no more is sent: all that was taken has to get through now.
+    /// The last fault is over and clients send nothing more: everything accepted must now get
+    /// processed.
     Calm,
-    /// It did.
+    /// Everything was processed.
     Drained {
         /// How long that took.
         after_ms: u64,
     },
-    /// It did not.
+    /// Not everything was processed in time.
     NotDrained {
         /// Where it stands.
         why: String,
     },
-    /// Something that a fault has to lead to did not happen.
+    /// A fault did not have the effect that it must have.
     Unexpected {
         /// What.
         what: String,
     },
 }
 
-/// By which rules a history is judged.
+/// The rules by which a history is judged.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Rules {
     /// The seed of all randomness.
@@ -229,7 +232,7 @@ pub struct Rules {
     pub pipelines: Vec<Pipeline>,
 }
 
-/// In the place of an offset: the message is taken, and has none yet.
+/// Stands in place of an offset for a message that is accepted but not delivered yet.
 pub const DELAYED: u64 = u64::MAX;
 
 /// A message that a schedule made.
@@ -239,7 +242,7 @@ pub struct Tick {
     pub offset: u64,
     /// Its time.
     pub due_ms: u64,
-    /// How many times before that it stands for as well.
+    /// How many earlier times it stands for besides its own.
     pub missed: u64,
 }
 
@@ -247,9 +250,9 @@ pub struct Tick {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trial {
-    /// It takes a share of the keys.
+    /// It gets a share of the keys.
     Begun,
-    /// It takes another share.
+    /// Its share is changed.
     Shared,
     /// It is current.
     Promoted,
@@ -257,7 +260,7 @@ pub enum Trial {
     Withdrawn,
 }
 
-/// What becomes of a backup.
+/// How a backup ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Copied {
@@ -265,9 +268,9 @@ pub enum Copied {
     Taken,
     /// The host was hit, or refused.
     BrokenOff,
-    /// A host showed all that is in it, and it was judged.
+    /// A host started on it, and what that host showed was judged.
     Judged,
-    /// That could not be done, for reasons outside the host.
+    /// It could not be judged, for reasons outside the host.
     Unjudged,
 }
 
@@ -276,35 +279,36 @@ pub enum Copied {
 pub struct TopicRule {
     /// Its name.
     pub name: String,
-    /// Whether what is acknowledged survives a loss of power; otherwise the end of the process.
+    /// Whether acknowledged messages survive a loss of power; otherwise they survive only the end
+    /// of the process.
     pub durable: bool,
     /// Whether producers send here; otherwise a processor does.
     pub produced: bool,
-    /// What may go of it by and by.
+    /// Which of its messages may be removed over time.
     #[serde(default)]
     pub ages: Ages,
-    /// Whether its messages come later than they are sent, each at its time.
+    /// Whether its messages are delayed, each until its own time.
     #[serde(default)]
     pub delays: bool,
 }
 
-/// How a topic's messages may go though nothing is wrong.
+/// How messages of a topic are removed as intended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ages {
-    /// All stay.
+    /// None is removed.
     #[default]
     Never,
-    /// Before the offsets that somebody asked for.
+    /// Those before the offsets that trims asked for.
     WhenTrimmed,
     /// The oldest, by the topic's own settings.
     ByRetention,
-    /// Those whose key has a later message, and in the end those that remove their key. A producer's messages of equal sequence modulo
-    /// `keys` share one.
+    /// Those whose key has a later message, and eventually those that remove their key. A
+    /// producer's messages of equal sequence modulo `keys` share a key.
     ByCompaction {
         /// Keys of one producer.
         keys: u64,
-        /// Every so many messages of a key one removes it; none does where it is 0.
+        /// One in this many messages of a key removes it; 0: none does.
         #[serde(default)]
         removes_every: u64,
     },
@@ -343,7 +347,7 @@ pub struct Pipeline {
 pub struct Seen(pub u64, pub u32, pub u64, pub u64);
 
 impl Seen {
-    /// Of a value at an offset.
+    /// A message read with this value at this offset.
     #[must_use]
     pub fn new(offset: u64, value: &str) -> Self {
         let id = value::parse(value).unwrap_or_else(|| Id::new(FOREIGN, 0));
@@ -366,24 +370,25 @@ pub enum Fault {
     Kill,
     /// The file system stops, and what it had not written is gone.
     Power,
-    /// No room on the disk, for a while.
+    /// The disk is full for a while.
     Full,
     /// A sync fails.
     Eio,
-    /// The process stands still, for a while.
+    /// The process stands still for a while.
     Stop,
-    /// The kernel kills the process for its memory.
+    /// The kernel kills the process because it takes too much memory.
     Memory,
 }
 
-/// What a fault may be aimed at.
+/// A step of the host's work at which a fault may be aimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
-    /// A commit of the processor that counts is in the journal's file, and the sync that makes it count has not come back; or the power
-    /// has taken it from there.
+    /// A commit of the counting processor is in the journal's file, and the sync that makes it
+    /// durable has not returned; or the loss of power has removed the commit.
     BeforeCommit,
-    /// Such a commit is durable, or was even shown to a reader, and the processor's next one has not been written.
+    /// Such a commit is durable, possibly shown to a reader, and the processor's next one has not
+    /// been written.
     AfterCommit,
     /// A new revision is being deployed.
     Swap,
@@ -403,7 +408,7 @@ impl Step {
         Self::Checkpoint,
     ];
 
-    /// Its words.
+    /// Its name in reports.
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
@@ -444,7 +449,7 @@ impl Fault {
 /// One line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
-    /// Since the history began.
+    /// Milliseconds since the history began.
     pub at_ms: u64,
     /// What.
     #[serde(flatten)]
@@ -454,7 +459,7 @@ pub struct Entry {
 /// Writes a history to a file; shared by all clients.
 pub struct History {
     began: Instant,
-    /// And how many lines are in it.
+    /// The file, and how many lines are in it.
     file: Mutex<(BufWriter<File>, u64)>,
 }
 
@@ -475,7 +480,7 @@ impl History {
     /// If the history's own disk fails: without it nothing can be judged.
     pub fn write(&self, event: Event) {
         let (file, lines) = &mut *self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        // The time is taken under the lock: lines stand in its order.
+        // The time is taken under the lock, so that lines stand in order of time.
         let at_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let line = serde_json::to_string(&Entry { at_ms, event });
         let line = line.expect("an event is JSON");
@@ -488,7 +493,7 @@ impl History {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
-    /// Hands everything to the system.
+    /// Passes everything written so far to the system.
     pub fn flush(&self) -> Result<()> {
         let (file, _) = &mut *self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.flush().context("the history is written")

@@ -1,7 +1,9 @@
-//! The host's journal as anybody can read it who may read its files: while the host writes it, and when it is gone.
+//! Reads the host's journal from its files, as any process with access can: while the host writes
+//! it, and after the host has ended.
 //!
-//! A commit of the processor that counts is one frame: outputs, progress and state, and whatever else is in its group. It is known by
-//! the processor's name, which stands in its operations as they are written: its length, then its letters.
+//! A commit of the counting processor is in one frame: outputs, progress and state, and whatever
+//! else is in its group. It is recognized by the processor's name, which its operations hold as the
+//! length of the name and its bytes.
 
 use std::fs::File;
 use std::io;
@@ -13,10 +15,10 @@ use anyhow::{Context, Result};
 use millrace_log::frame::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
 use millrace_log::journal::examine;
 
-/// Bytes before a file's first frame, and where in them its salt stands.
+/// Bytes before a file's first frame, and the place of the salt in them.
 const FILE_HEADER_BYTES: u64 = 64;
 const SALT_AT: usize = 16;
-/// A frame that claims to be longer is none.
+/// Bytes that claim to be a longer frame are not a frame.
 const BODY_BYTES_MAX: usize = 8 << 20;
 
 /// A place from which the journal is read later: its newest file.
@@ -26,7 +28,7 @@ pub(super) struct Mark {
     before_sequence: u64,
 }
 
-/// A frame, by what is looked for in it.
+/// A frame, reduced to what is looked for in it.
 pub(super) struct Found {
     pub(super) sequence: u64,
     /// Whether the processor's commit is in it.
@@ -47,10 +49,10 @@ pub(super) struct Tail {
 }
 
 impl Mark {
-    /// Here and now. `None` of a journal that nothing was written to.
+    /// The present end of the journal; `None` if nothing was ever written.
     pub(super) fn now(directory: &Path) -> io::Result<Option<Self>> {
         let used = examine::used_files(directory)?;
-        // A file that is used again has a number beyond all others.
+        // A file that is reused gets a number above all others.
         let newest = used.into_iter().max();
         Ok(newest.map(|(file, first)| Self {
             file,
@@ -58,7 +60,7 @@ impl Mark {
         }))
     }
 
-    /// The sound frames from there on, when nobody writes.
+    /// The intact frames from the mark on, while no host writes.
     pub(super) fn frames(
         &self,
         directory: &Path,
@@ -99,14 +101,15 @@ impl Tail {
         Ok(tail)
     }
 
-    /// Waits for a frame with the processor's commit: its bytes are being written, or have just been. Its sequence.
+    /// Waits for a frame with the processor's commit, which is being written or has just been, and
+    /// returns its sequence.
     pub(super) fn wait_for_commit(&mut self, patience: Duration) -> Option<u64> {
         let began = Instant::now();
         while began.elapsed() < patience {
             match self.next() {
                 Some(body) if holds(&body, &self.name) => return Some(self.sequence),
                 Some(_) => {}
-                // Not asleep: what is waited for is over within a sync.
+                // Without sleeping: the moment is over within one sync.
                 None => std::thread::yield_now(),
             }
         }
@@ -139,7 +142,8 @@ impl Tail {
         word(&header, SALT_AT)
     }
 
-    /// The body of the frame that follows, not checked: whoever waits for it looks at it again when nobody writes.
+    /// The body of the next frame, unchecked: the caller reads it again once the host has stopped
+    /// writing.
     fn frame(&self, file: &File, salt: u64, at: u64) -> Option<Vec<u8>> {
         let mut header = [0; FRAME_HEADER_BYTES];
         file.read_exact_at(&mut header, at).ok()?;
@@ -156,7 +160,7 @@ impl Tail {
     }
 }
 
-/// A name as operations hold it.
+/// A name as it is encoded in operations.
 fn in_operations(name: &str) -> Vec<u8> {
     let length = u32::try_from(name.len()).unwrap_or(u32::MAX);
     [&length.to_le_bytes()[..], name.as_bytes()].concat()

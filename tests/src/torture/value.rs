@@ -1,4 +1,4 @@
-//! Values that say who sent them, and whether they are whole.
+//! Values that tell who sent them and whether they are intact.
 
 use std::fmt::Write;
 
@@ -13,11 +13,11 @@ pub struct Id {
     pub sequence: u64,
 }
 
-/// The producer of values that no producer sent.
+/// Stands for the producer of values that no producer sent.
 pub const FOREIGN: u32 = u32::MAX;
 
 impl Id {
-    /// Of the producer's `sequence`-th value.
+    /// The id of the producer's `sequence`-th value.
     #[must_use]
     pub fn new(producer: u32, sequence: u64) -> Self {
         Self { producer, sequence }
@@ -48,7 +48,7 @@ pub fn make(id: Id, padding_max: usize, random: &mut Rng) -> String {
     value
 }
 
-/// Who sent it; `None` if it is not whole.
+/// Who sent it; `None` if the value is damaged.
 #[must_use]
 pub fn parse(value: &str) -> Option<Id> {
     let mut parts = value.splitn(4, ':');

@@ -1,5 +1,5 @@
-//! One world: a host on a data directory of its own, clients that never rest, and faults, until enough of them; then calm, a last
-//! reading of everything, and the checker.
+//! One world: a host on its own data directory, clients that never rest, and a number of faults;
+//! then calm, a last reading of everything, and the checker.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,20 +24,20 @@ use super::times;
 use crate::{Client, Deploy, Host};
 
 const PARTITIONS: u32 = 4;
-/// Of topics whose messages go by and by.
+/// Partitions of topics whose messages are removed over time.
 const AGING_PARTITIONS: u32 = 2;
 /// What a partition with retention keeps.
 const RETENTION_BYTES: u64 = 96 << 10;
-/// How long a message stays that removes its key.
+/// How long a message that removes its key is kept.
 const TOMBSTONE_MS: u64 = 400;
 const SAFE: &str = "safe";
 pub(super) const QUICK: &str = "quick";
 const OUT: &str = "out";
 const DEAD: &str = "safe.worker.dlq";
 pub(super) const WORKER: &str = "worker";
-/// Messages go when somebody trims them or, in other worlds, when there are too many.
+/// A topic whose messages are removed by trims or, in other worlds, by retention.
 const AGING: &str = "aging";
-/// Only the latest message of each key stays, and nothing of keys that were removed.
+/// A compacted topic: only the latest message of each key stays, and nothing of removed keys.
 pub(super) const LATEST: &str = "latest";
 const TOPICS: [&str; 11] = [
     SAFE,
@@ -82,12 +82,12 @@ fn partitions(topic: &str) -> u32 {
     }
 }
 
-/// What the system says of a disk that does not answer.
+/// The system's error for a disk that cannot be read.
 const UNREADABLE: &str = "(os error 5)";
-/// How often such a disk is mounted before it is given up.
+/// How often such a disk is mounted before the world is given up.
 const MOUNTS_MAX: u32 = 3;
 
-/// What keeps a world from its end and is not the host's.
+/// An error that ends a world early and is not the host's.
 #[derive(Debug)]
 struct OfTheMachine(String);
 
@@ -106,36 +106,36 @@ pub(super) struct WorldPlan {
     pub(super) seed: u64,
     pub(super) fault: Fault,
     pub(super) count: u32,
-    /// Where a world with findings is kept for those who look into it.
+    /// Where the files of a world with findings are kept for examination.
     pub(super) keep: PathBuf,
 }
 
-/// A world while it lasts. The host is dropped before what it stands on.
+/// A running world. The host is dropped before the disk under it.
 pub(super) struct World {
     pub(super) host: Host,
     pub(super) random: Rng,
     pub(super) shared: Arc<Shared>,
     pub(super) disk: Option<LoopDisk>,
-    /// The group of processes whose memory is limited, if that is what it suffers.
+    /// The group of processes with a memory limit, in a world with that fault.
     pub(super) group: Option<faults::Group>,
     pub(super) seed: u64,
-    /// The module of the processor that counts.
+    /// The module of the counting processor.
     pub(super) counter: String,
     /// The host's options.
     sizes: [String; 4],
-    /// What the host was asked right before a fault.
+    /// Requests made right before a fault.
     pub(super) asked: counting::Asked,
     places: Vec<(String, u32)>,
     directory: TempDir,
 }
 
-/// Lives through a world and judges it. Errors are those of the machine or of this program, not of the host.
+/// Runs a world and judges it. Errors are those of the machine or of this program, not of the host.
 pub(super) fn live(plan: &WorldPlan) -> Result<Verdict> {
     let mut world = World::make(plan)?;
     let lived = world.live(plan);
     world.shared.history.flush()?;
     let verdict = checker::check_file(&world.directory.path().join("history.jsonl"));
-    // Whatever is left of it must not stay; often it has ended.
+    // The process must not outlive its world; usually it has ended already.
     let _ = world.host.kill();
     if lived.is_err() || !verdict.as_ref().is_ok_and(Verdict::is_clean) {
         world.keep(plan);
@@ -224,7 +224,7 @@ impl World {
         let mut done = 0;
         while done < plan.count {
             thread::sleep(Duration::from_millis(self.random.u64(20..350)));
-            // Others are hit.
+            // Half of the faults may hit a backup that is under way.
             if self.random.bool() {
                 self.shared.wait_for_copy();
             }
@@ -236,7 +236,7 @@ impl World {
         }
         self.shared.stop_producing();
         self.asked.wait();
-        // Whoever is amid a request finishes it.
+        // Clients finish the requests that they have begun.
         *self.shared.shut() = Some(self.host.url().to_owned());
         let calm = Calm {
             shared: &self.shared,
@@ -251,7 +251,7 @@ impl World {
         self.end()
     }
 
-    /// A stop in order, and a look at the files by the one whose job that is.
+    /// Stops the host in order, and has `doctor` check the files.
     fn end(&mut self) -> Result<()> {
         let stopped = self.host.stop()?;
         if !stopped.success() {
@@ -268,8 +268,8 @@ impl World {
         Ok(())
     }
 
-    /// After the host is gone: starts again, writes down what was recovered, and lets the
-    /// clients in. False if it does not start.
+    /// After the host has ended: starts it again, notes what was recovered, and lets the clients
+    /// in. False if it does not start.
     pub(super) fn recover(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
         let mut target = shared.shut();
@@ -297,8 +297,9 @@ impl World {
         Ok(true)
     }
 
-    /// Starts again. A disk of the world's own that cannot be read at first, because the machine had not let go of it, is mounted anew; one
-    /// that cannot be read then either is no fault of the host's.
+    /// Starts again. If the world's own disk cannot be read at first, because the machine had not
+    /// released it, it is mounted again; if it still cannot be read, the machine is to blame and
+    /// not the host.
     fn start_again(&mut self) -> Result<()> {
         let mut mounts = 0;
         loop {

@@ -20,39 +20,40 @@ pub(crate) enum EngineBug {
     StateFirst,
     /// State is a commit of its own, after them.
     StateLast,
-    /// Every tenth commit's state is not kept.
+    /// Every tenth commit's state is lost.
     ForgetsState,
     /// Every tenth output is kept twice.
     OutputTwice,
-    /// Every tenth output is not kept.
+    /// Every tenth output is lost.
     OutputForgotten,
-    /// Every tenth request is taken twice.
+    /// Every tenth request is written twice.
     Twice,
     /// A request's second half is a commit of its own.
     Halves,
-    /// Every tenth request's messages are taken from the last to the first.
+    /// Every tenth request's messages are written in reverse order.
     Reversed,
     /// Every tenth reading shows the first message's value at the second one's offset.
     OtherValue,
-    /// Every tenth request is taken, and refused.
+    /// Every tenth request is written, but answered with a refusal.
     RefusedAndTaken,
-    /// Every tenth request is acknowledged and nothing else.
+    /// Every tenth request is acknowledged, but not written.
     NotTaken,
-    /// What is asked for is the progress before the last.
+    /// The progress before the last one is returned.
     OldProgress,
-    /// After a few commits no progress is taken, without a word.
+    /// After a few commits progress is silently dropped.
     StandsStill,
-    /// A request's key is forgotten before it is looked for.
+    /// The idempotency key of a request is forgotten before it is looked up.
     ForgetsKeys,
     /// More is removed than was asked for.
     TrimsMore,
-    /// A trim is acknowledged and nothing else.
+    /// A trim is acknowledged, but not done.
     TrimsNothing,
-    /// A partition begins later than it did, though nobody asked for that.
+    /// A partition begins later than before, without a trim.
     BeginsLater,
-    /// Of a compacted topic the newest message is gone, and an older one with its key is there.
+    /// In a compacted topic the newest message is missing, and an older one with its key is there.
     CompactsLatest,
-    /// Of a compacted topic the messages that remove their key are gone at once, whatever is there of it.
+    /// In a compacted topic messages that remove their key are dropped at once, although older
+    /// messages of the key are there.
     BringsBack,
 }
 

@@ -1,5 +1,6 @@
-//! A world in this process: the engine on a simulated disk, producers, a processor and a reader, and power cuts by seed. What they
-//! write down is what the torture program's clients write down, and the same checker judges it.
+//! A world in this process: the engine on a simulated disk, producers, a processor and a reader,
+//! and power cuts by seed. They note the same events as the torture program's clients, and the same
+//! checker judges them.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -33,7 +34,7 @@ use millrace_engine::hooked::Hooked;
 const PARTITIONS: u32 = 2;
 /// Power cuts of one world.
 const CUTS: u32 = 4;
-/// Disk operations between two cuts, at most.
+/// Maximum disk operations between two cuts.
 const OPERATIONS_MAX: u64 = 900;
 /// Requests of a producer after the last cut.
 const LAST_REQUESTS: u32 = 10;
@@ -42,17 +43,17 @@ const PADDING_BYTES_MAX: usize = 200;
 const TAKEN_MAX: usize = 8;
 const DEAD_EVERY: u64 = 7;
 const READ_BYTES: usize = 4_000;
-/// Looks of a processor that has nothing to do, until it counts as stuck.
+/// How often an idle processor looks for input before it counts as stuck.
 const LOOKS_MAX: u32 = 300;
 
-/// What is planted.
+/// The planted bugs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bugs {
     pub(crate) disk: Option<DiskBug>,
     pub(crate) engine: Option<EngineBug>,
 }
 
-/// Lives through a world and judges it.
+/// Runs a world and judges it.
 pub(crate) fn live(seed: u64, bugs: Bugs) -> Verdict {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -95,15 +96,16 @@ const AGING: usize = 4;
 const LATEST: usize = 5;
 /// Keys of the producer to the compacted topic.
 const KEYS: u64 = 5;
-/// By turns of the seeds. The short one has the engine compact all that stands there at once, so that nothing is left that could
-/// come back; with the long one, what a key's removal hides still stands beside it at the end.
+/// The seeds alternate between them. With the short one the engine compacts everything at once, so
+/// that nothing is left that could come back; with the long one, the messages that a removal hides
+/// are still there at the end.
 const TOMBSTONE_MS: [u64; 2] = [3, 60_000];
-/// Every so many messages of a key one removes it.
+/// One in this many messages of a key removes it.
 const REMOVES_EVERY: u64 = 3;
-/// The header of a message without a value: what its value would be.
+/// The header that stands in for the value of a message without one.
 const ID: &str = "id";
 
-/// A producer's place in its own sequence, and what it sends again.
+/// A producer's position in its own sequence, and the request that it sends again.
 #[derive(Default)]
 struct Producer {
     next: u64,
@@ -188,7 +190,7 @@ impl World {
     async fn open(&self, life: u32) -> Result<Arc<dyn Engine>, OpenError> {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let disk = match self.bugs.disk {
-            // The first start opens nothing that was there before.
+            // The first start finds no earlier data.
             Some(bug) if life > 0 || matches!(bug, DiskBug::NoSync | DiskBug::NoDirectorySync) => {
                 Arc::new(BentDisk { inner: disk, bug })
             }
@@ -303,7 +305,7 @@ impl World {
         goes_on
     }
 
-    /// Removes a part of what is there, now and then, until the power fails.
+    /// Now and then trims a part of the messages, until the power fails.
     async fn trim(&self, life: &Life) {
         let mut random = self.random();
         for _ in 0..6 {
@@ -332,7 +334,8 @@ impl World {
         }
     }
 
-    /// Takes inputs to outputs and dead letters until the power fails, or, in the last life, until all are through.
+    /// Turns inputs into outputs and dead letters until the power fails or, in the last life, until
+    /// all are processed.
     async fn process(&self, life: &Life, partition: u32) {
         let input = at(&life.topics[0], partition);
         let Ok(claimed) = life.engine.claim(&worker(), input).await else {
@@ -403,7 +406,7 @@ impl World {
         life.engine.commit(transaction).await.is_ok()
     }
 
-    /// Whether the stored progress has reached the end, and no producer is left who may move it.
+    /// Whether the stored progress has reached the end, and no producer is left that may extend it.
     async fn is_through(&self, life: &Life, input: TopicPartition) -> bool {
         let nobody_sends = life.producing.load(Ordering::Acquire) == 0;
         let progress = life.engine.progress(&worker(), input).await;
@@ -427,7 +430,7 @@ impl World {
         });
     }
 
-    /// What the processor's state counts.
+    /// Notes the counts in the processor's state.
     async fn write_state(&self, life: &Life, last: bool) {
         for partition in 0..PARTITIONS {
             let all = StateQuery {
@@ -466,7 +469,7 @@ impl World {
         }
     }
 
-    /// Reads here and there.
+    /// Reads at random places.
     async fn read(&self, life: &Life) {
         let mut random = self.random();
         for _ in 0..30 {
@@ -490,7 +493,7 @@ impl World {
                     match life.engine.read(place, from, READ_BYTES).await {
                         Ok(batches) if batches.is_empty() => break,
                         Ok(batches) => {
-                            // Of what compaction left nothing may be a message; there may be more after it.
+                            // Compaction may leave a batch without messages; more may follow it.
                             let more = batches.iter().flat_map(values);
                             found.extend(more.filter(|(offset, _)| *offset >= from));
                             from = batches.last().map_or(from, RecordBatch::end_offset);
@@ -521,7 +524,7 @@ fn is_dead(text: &str) -> bool {
     value::parse(text).is_some_and(|id| id.sequence % DEAD_EVERY == 0)
 }
 
-/// Counts those that do not die, in state.
+/// Counts in state the messages that do not become dead letters.
 async fn count(engine: &dyn Engine, lease: &Lease, taken: &[(Offset, String)]) -> Vec<StateWrite> {
     let Ok(table) = engine.state(&lease.group, lease.partition).await else {
         return Vec::new();
@@ -645,7 +648,7 @@ async fn read_from(
 
 fn values(batch: &RecordBatch) -> Vec<(Offset, String)> {
     if batch.is_control() {
-        // What compaction left of several.
+        // The remains of several batches after compaction.
         return Vec::new();
     }
     let records = batch.records().expect("readable");

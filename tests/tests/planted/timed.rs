@@ -1,4 +1,5 @@
-//! Histories written by hand, of delayed messages and of a schedule: the true one passes, and each lie in it is found.
+//! Handwritten histories of delayed messages and of a schedule: the correct one passes, and each
+//! falsification of it is found.
 
 use millrace_tests::torture::checker::{Checker, Kind, Verdict};
 use millrace_tests::torture::history::{Ages, DELAYED, Event, Fault, Rules, Seen, Tick, TopicRule};
@@ -9,20 +10,20 @@ const BEGAN_MS: u64 = 1_795_000_000_000;
 
 /// Three messages that are due after 900, 300 and 600 ms; a schedule that makes one each second.
 struct Story {
-    /// When they are read, and in which order they stand there.
+    /// When the delayed messages are read, and their order in the partition.
     read_ms: u64,
     there: Vec<u64>,
-    /// What was there before that, and is read at 400 ms.
+    /// The messages that were there earlier, and are read at 400 ms.
     before: Vec<u64>,
-    /// Second and number of those missed before it.
+    /// The second of each message of the schedule, and how many missed times it stands for.
     ticks: Vec<(u64, u64)>,
     /// When the host is hit; it is up again a second later.
     hit_ms: u64,
-    /// Whether it starts again, or goes on as after a full disk.
+    /// Whether it starts again, or continues as after a full disk.
     starts: bool,
-    /// Whether somebody looked at the clock all the time.
+    /// Whether clients noted the time throughout.
     looks: bool,
-    /// When the schedule is looked at for the last time.
+    /// When the schedule is read for the last time.
     end_ms: u64,
 }
 
@@ -60,7 +61,8 @@ impl Story {
         events.extend(self.starts.then_some(Event::Started { after_ms: 1 }));
         self.look(&mut events, self.hit_ms + 1_000, self.end_ms);
         events.push(ticks(self.end_ms, &self.ticks, true));
-        // The checker takes time as it comes: what is read late was read before that.
+        // The checker takes the time from the order of events, so the reading goes right after the
+        // clock of its time.
         let at = events
             .iter()
             .position(|event| is_clock(event, self.read_ms));

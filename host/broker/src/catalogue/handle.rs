@@ -1,4 +1,5 @@
-//! The catalogue's handle: what this host knows of what exists, and the lock under which it decides about it.
+//! The catalogue's handle: what this host knows about topics, modules and processors, and the lock
+//! under which it changes them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock, Weak};
@@ -16,29 +17,32 @@ use crate::handler::ModuleHost;
 use crate::hosts::base::Base;
 use crate::hosts::living::Hosts;
 
-/// What stands on the catalogue, in the rooms above, and is told of its changes. The broker, which builds the rooms, says who that is.
+/// Whatever depends on the catalogue, in the rooms above, and is notified of its changes. The
+/// broker, which builds the rooms, connects them.
 #[async_trait]
 pub(crate) trait Dependents: Send + Sync {
-    /// Takes over what other hosts changed of the processors. Whoever calls holds the lock of changes.
+    /// Applies other hosts' changes of processors. The caller holds the lock of changes.
     async fn catch_up(&self);
 
-    /// A topic has more partitions: whoever reads it is to read the new ones. Whoever calls holds the lock of changes.
+    /// A topic has more partitions, which its readers must read as well. The caller holds the lock
+    /// of changes.
     async fn grown(&self, topic: &Topic);
 
-    /// The revision to which a rollback of the processor led is gone. Whoever calls holds the lock of changes.
+    /// The revision to which a rollback of the processor would lead is gone. The caller holds the
+    /// lock of changes.
     async fn way_back_is_gone(&self, processor: &ProcessorName);
 
-    /// Messages of the topic are no longer there.
+    /// Messages of the topic were removed.
     fn trimmed(&self, topic: &TopicName);
 
-    /// The topic is no longer there.
+    /// The topic was deleted.
     fn deleted(&self, topic: TopicId);
 
-    /// The entries that go with a topic.
+    /// The entries that must be removed with a topic.
     fn entries_about(&self, topic: TopicId) -> Vec<EntryWrite>;
 }
 
-/// What exists: topics, modules, and which processors are deployed. Cheap to clone.
+/// The catalogue: topics, modules, and deployed processors. Cheap to clone.
 #[derive(Clone)]
 pub struct Catalogue {
     pub(super) inner: Arc<Inner>,
@@ -50,13 +54,14 @@ pub(super) struct Inner {
     pub(super) modules: Arc<dyn ModuleHost>,
     pub(super) partitioners: Arc<Partitioners>,
     hosts: Arc<Hosts>,
-    /// The processors, and why those that do not run do not.
+    /// The processors, with the reason for each that does not run.
     pub(super) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
-    /// Which writes of processors in the catalogue are known here.
+    /// Up to which version this host knows the catalogue's entries of processors.
     pub(super) processors_followed: Followed,
     /// Topics and their partition counts as this host last saw them, if there are other hosts.
     topics_followed: Mutex<HashMap<TopicId, u32>>,
-    /// Held by whoever decides. Others may decide on other hosts: what must hold is expected by the commit.
+    /// Locked during each decision of this host. Other hosts may decide at the same time, so each
+    /// commit names what it expects to be unchanged.
     changes: tokio::sync::Mutex<()>,
     /// How often partitions were added to topics.
     pub(super) growths: watch::Sender<u64>,
@@ -90,32 +95,32 @@ impl Catalogue {
         }
     }
 
-    /// From now on these are told. Only the first call counts.
+    /// Sets whom to notify from now on. Only the first call counts.
     pub(crate) fn tell_of_changes(&self, dependents: Weak<dyn Dependents>) {
         let _ = self.inner.dependents.set(dependents);
     }
 
-    /// Who is told; `None` once the broker is gone.
+    /// Whom to notify; `None` once the broker is gone.
     pub(super) fn dependents(&self) -> Option<Arc<dyn Dependents>> {
         self.inner.dependents.get()?.upgrade()
     }
 
-    /// The lock under which everything about the catalogue is decided on this host.
+    /// Takes the lock under which this host makes all decisions about the catalogue.
     pub(crate) async fn change(&self) -> MutexGuard<'_, ()> {
         self.inner.changes.lock().await
     }
 
-    /// The processors as they are known now.
+    /// The processors as this host knows them now.
     pub(crate) fn processors(&self) -> RwLockReadGuard<'_, BTreeMap<ProcessorName, Deployed>> {
         self.inner.processors.read()
     }
 
-    /// Up to which write of a processor they are known.
+    /// Up to which version the entries of processors are known.
     pub(crate) fn followed(&self) -> &Followed {
         &self.inner.processors_followed
     }
 
-    /// Whether all that was written of processors is known.
+    /// Whether all entries of processors that were written are known.
     pub(crate) fn is_followed(&self) -> bool {
         let newest = self.inner.engine.version(EntryKind::Processor);
         self.inner.processors_followed.version() == newest
@@ -126,7 +131,8 @@ impl Catalogue {
         self.inner.hosts.had_others()
     }
 
-    /// A processor is known as `learn` makes it of what was known of it.
+    /// Replaces what is known of a processor by the result of `learn`, which gets what was known
+    /// before.
     pub(crate) fn learn(
         &self,
         name: ProcessorName,
@@ -137,7 +143,7 @@ impl Catalogue {
         all.insert(name, known);
     }
 
-    /// Something else is known of a processor, if it is known at all; what `amend` gives.
+    /// Changes what is known of a processor, if it is known; returns the result of `amend`.
     pub(crate) fn amend<T>(
         &self,
         name: &ProcessorName,
@@ -146,7 +152,7 @@ impl Catalogue {
         self.inner.processors.write().get_mut(name).map(amend)
     }
 
-    /// A processor is known no longer.
+    /// Forgets a processor.
     pub(crate) fn unlearn(&self, name: &ProcessorName) {
         self.inner.processors.write().remove(name);
     }

@@ -147,7 +147,7 @@ impl Catalogue {
         {
             // The stored bytes may be damaged; if not, this writes nothing.
             engine.put_module(digest, bytes.clone()).await?;
-            // If it was deleted meanwhile, it is uploaded anew.
+            // If it was deleted meanwhile, it is uploaded again.
             let is_there = Transaction {
                 expects: vec![as_now],
                 durability: Some(Durability::None),

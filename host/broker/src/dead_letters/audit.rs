@@ -59,9 +59,9 @@ pub struct AuditEntry {
 /// A message before and after an edit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EditDigests {
-    /// As in the dead letter.
+    /// Of the message in the dead letter.
     pub before: Digests,
-    /// As sent.
+    /// Of the message that was sent.
     pub after: Digests,
 }
 
@@ -126,7 +126,8 @@ impl DeadLetters {
         entries_max: usize,
     ) -> Result<AuditPage, DeadLetterError> {
         let max = entries_max.clamp(1, AUDIT_LISTED_MAX);
-        // The dead-letter shelves tell whether the processor exists; the trail has shelves of its own.
+        // The shelves of dead letters tell whether the processor exists; the trail has separate
+        // shelves.
         self.shelves(name)?;
         let mut page = AuditPage::default();
         for shelf in self.own_shelves(name, AUDIT_SUFFIX) {

@@ -1,5 +1,6 @@
-//! What would a revision do with these dead letters? It is loaded beside the current one and called with them as the worker would call
-//! it; nothing is committed, and its writes to state are discarded.
+//! Dry runs: what would a revision do with these dead letters? It is loaded in addition to the
+//! current one and called with them as a worker would call it; nothing is committed, and its writes
+//! to state are discarded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -133,7 +134,8 @@ impl DeadLetters {
                         running.report.next = last.filter(|last| walk.is_more_from(last));
                         break;
                     }
-                    // Few of many may match: reading takes time as well.
+                    // The time counts even if few dead letters match, because reading takes time as
+                    // well.
                     if running.is_over() {
                         running.report.next = walk.next_place();
                         break;

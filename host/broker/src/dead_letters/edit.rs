@@ -14,7 +14,7 @@ use crate::ground::chains::is_trail;
 use crate::ground::headers;
 use crate::messages::place::MessagePlace;
 
-/// The changes to a message; what is not set stays as it is.
+/// The changes to a message; fields that are `None` or empty change nothing.
 #[derive(Clone, Debug, Default)]
 pub struct LetterEdit {
     /// A new key, or none. The message still goes to the partition of its origin.

@@ -195,7 +195,7 @@ impl DeadLetters {
             };
             let (mut letters, next) = self.letters(&shelf, at).await?;
             letters.retain(|letter| letter.offset < end);
-            // Nothing where something should be: a trim is under way.
+            // No messages before the end: a trim is under way.
             let next = if next == at { end } else { next.min(end) };
             walk.on = Some((Arc::clone(&shelf), next, end));
             return Ok(Some((shelf, letters)));

@@ -1,4 +1,4 @@
-//! Who asks: every verb of every door is called in somebody's name.
+//! The caller: every verb is called on behalf of a caller.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use millrace_model::Tenant;
 /// The name under which the host acts by itself.
 pub(crate) const HOST: &str = "host";
 
-/// What is written down of a caller that gives no name.
+/// The name recorded for a caller that gives none.
 pub(crate) const UNKNOWN: &str = "unknown";
 
 /// Who calls a verb. Cheap to clone.
 ///
-/// Today there is one principal, built in, with every right: whoever reaches a door. The name that a caller gives is a claim. It is
-/// written down beside what was changed, and proves nothing.
+/// Today there is one built-in principal, with every right: anyone who can connect. The name that a
+/// caller gives is a claim, which is recorded with each change and proves nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     tenant: Tenant,
@@ -24,7 +24,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The built-in principal, under no name.
+    /// The built-in principal, without a name.
     #[must_use]
     pub fn unnamed() -> Self {
         Self::default()
@@ -36,7 +36,7 @@ impl Caller {
         Self::default().named(HOST)
     }
 
-    /// The same caller, under a name that is written down with each change.
+    /// The same caller, under a name that is recorded with each change.
     #[must_use]
     pub fn named(self, by: &str) -> Self {
         Self {
@@ -63,7 +63,8 @@ impl Caller {
         }
     }
 
-    /// Whose names it speaks. Every caller speaks those of the default tenant, until access gives it others.
+    /// The tenant whose names it uses. Every caller uses those of the default tenant, until access
+    /// control assigns others.
     #[must_use]
     pub fn tenant(&self) -> &Tenant {
         &self.tenant
@@ -75,7 +76,7 @@ impl Caller {
         self.by.as_deref()
     }
 
-    /// What is written down of it: its name, or that it is unknown.
+    /// The name recorded for it: its own, or `unknown`.
     #[must_use]
     pub fn signature(&self) -> &str {
         self.name().unwrap_or(UNKNOWN)

@@ -1,4 +1,5 @@
-//! Headers that the host alone writes, and those of them that stay with a message beyond its death.
+//! Headers that only the host may write, and those of them that stay with a message after it has
+//! failed.
 
 /// Only the host may write headers with this prefix.
 pub(crate) const PREFIX: &str = "millrace-";
@@ -6,7 +7,8 @@ pub(crate) const PREFIX: &str = "millrace-";
 /// How many counting processors a message has passed.
 pub(crate) const HOPS: &str = "millrace-hops";
 
-/// Next to the former: the message was already given up for its hops, and came round again.
+/// In addition to `millrace-hops`: the message was already given up for its hops, and came round
+/// again.
 pub(crate) const ENDED: &str = "millrace-hops-ended";
 
 /// The schedule that created a message.

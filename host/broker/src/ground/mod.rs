@@ -1,5 +1,5 @@
-//! What every room stands on: names of headers and of processors' own topics, columns, packing, partitioners, the rules of chains, tasks,
-//! the caller, and the end of all calls.
+//! What every room uses: names of headers and of processors' own topics, columns, packing,
+//! partitioners, the rules of chains, tasks, the caller, and the signal that ends all calls.
 
 pub(crate) mod backoff;
 pub(crate) mod caller;

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 /// Delay after a panic: its cause may still be there.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// The tasks, and how they are told to end.
+/// The tasks, and the signal that ends them.
 pub(crate) struct Tasks {
     stop: watch::Sender<bool>,
     running: Mutex<Vec<JoinHandle<()>>>,

@@ -1,4 +1,5 @@
-//! What this host keeps of consumers in memory, beside what is stored: leases, rights, and the locks under which they change.
+//! What this host keeps of consumers in memory, besides what is stored: leases, rights, and the
+//! locks under which they change.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;

@@ -65,7 +65,8 @@ pub(super) fn hold(consumer: &Consumer, given: Option<LeaseId>, left: Duration) 
     }
 }
 
-/// An expired lease is still valid while nobody has taken over: nothing was read by others meanwhile.
+/// An expired lease remains valid until another reader takes over, because nobody has read anything
+/// meanwhile.
 fn newest(consumer: &Consumer, given: LeaseId) -> Result<&ReadLease, String> {
     match &consumer.lease {
         Some(lease) if lease.id == given => Ok(lease),
@@ -267,7 +268,7 @@ mod tests {
             assert_eq!(after.positions, before.positions);
             assert_eq!(after.lease.is_some(), goes_on);
         }
-        // What was given back is known to be: its last commit may be sent again.
+        // A released lease stays known, because its last commit may be repeated.
         let mut back = consumer(Some((7, 0)), &[10, 20]);
         after_recovery(&mut back, false, ends);
         assert!(back.lease.is_some());

@@ -1,4 +1,4 @@
-//! A consumer as callers see it: its status, its places, and what is asked of it.
+//! A consumer as callers see it: its status, its places, and the requests about it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -120,7 +120,7 @@ impl Groups {
         consumer: Option<&mut Consumer>,
     ) -> Result<(), ConsumerError> {
         let value = consumer.map(|consumer| {
-            // As long as the next one will be.
+            // With a position for every partition, so that a later entry is not longer.
             let partitions = topic.spec.partitions as usize;
             let length = consumer.positions.len().max(partitions);
             consumer.positions.resize(length, Offset::default());

@@ -385,7 +385,7 @@ async fn give_back(engine: Arc<dyn Engine>, hold: Hold) -> bool {
     false
 }
 
-/// Or lost, or left to the next host.
+/// Whether the release is settled: released, lost, or left to the next host.
 async fn is_given_back(engine: &dyn Engine, hold: &Hold) -> bool {
     let given = engine.release(hold.clone()).await;
     let is_passing = matches!(
@@ -426,7 +426,7 @@ mod tests {
         hosts.holdings(&ProcessorName::parse("p").unwrap().group())
     }
 
-    /// As whoever pauses a processor holds what others are to work at.
+    /// As a pause does, which briefly holds partitions that other hosts should work at.
     #[tokio::test]
     async fn what_was_left_is_told_on_by_whoever_did_nothing_with_it() {
         let dead = MemoryEngine::new(Arc::new(SystemClock::new()));
@@ -463,7 +463,7 @@ mod tests {
         drop(share);
     }
 
-    /// The worker of a partition and the one of what is sent again to it share what they hold.
+    /// The worker of a partition and the worker of its redriven messages share a hold.
     #[tokio::test]
     async fn a_worker_that_ends_in_a_call_leaves_it_to_the_next() {
         let engine = MemoryEngine::new(Arc::new(SystemClock::new()));
@@ -476,7 +476,7 @@ mod tests {
         other.calls();
         one.answered();
         one.leave().await;
-        // It ends without a word, as one that panicked.
+        // It ends without releasing anything, like one that panicked.
         drop(other);
         let next = take().await;
         assert!(next.is_left());

@@ -1,4 +1,5 @@
-//! Where a reader begins, a new processor or a consumer: at the oldest message, at the newest, or where it says.
+//! Where a new processor or consumer begins: at the oldest message, after the newest, or at a given
+//! offset or time.
 
 use millrace_engine::ReadError;
 use millrace_model::{Offset, Timestamp, TopicPartition};

@@ -103,7 +103,7 @@ impl Messages {
         let from = request.from.clamp(ends.start, ends.end);
         if from == ends.end && !request.wait.is_zero() {
             let mut watch = engine.watch(partition)?;
-            // In any case the answer is what is there now.
+            // Whatever ended the wait, the answer is what is there now.
             let _ = tokio::time::timeout(request.wait, watch.past(from)).await;
         }
         let room = Room {
@@ -176,7 +176,7 @@ impl Messages {
     }
 }
 
-/// What still fits.
+/// The remaining room of an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     pub(crate) messages: usize,

@@ -1,4 +1,4 @@
-//! The handle of messages: what is on its way in, and what is delayed.
+//! The handle of messages: produce calls under way, and delayed messages.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -68,12 +68,12 @@ impl Messages {
         }
     }
 
-    /// Messages that are to be delivered later.
+    /// The delayed messages.
     pub(crate) fn delays(&self) -> &Arc<Delays> {
         &self.inner.delays
     }
 
-    /// The topic is gone: nothing is counted of it any more.
+    /// Stops counting the messages of a deleted topic.
     pub(crate) fn forget_topic(&self, id: TopicId) {
         self.inner.received.lock().remove(&id);
     }

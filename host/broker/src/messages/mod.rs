@@ -1,4 +1,4 @@
-//! Messages in and out: produced, placed, delayed, and read again.
+//! Messages in and out: producing, choosing places, delaying, and reading.
 
 pub(crate) mod append;
 pub(crate) mod beginning;

@@ -1,8 +1,9 @@
 //! The positions of a call's messages: stored with the call's key, so that a repeat gets the same answer.
 //!
-//! As bytes: the number of partitions, their numbers, then runs of messages in the same partition (which one, how many). A delayed
-//! message is a run of its own, of the partition after the last one, with its id in place of a length. All numbers are variable-length
-//! integers, so a call to one partition takes a few bytes.
+//! As bytes: the number of partitions, their numbers, then runs of messages in the same partition
+//! (which one, how many). Each delayed message is a separate run in the partition after the last
+//! one, with its id in place of a length. All numbers are variable-length integers, so a call to
+//! one partition takes a few bytes.
 
 use millrace_model::bounds::PRODUCE_CALL_MESSAGES_MAX;
 use millrace_model::{Offset, PartitionId, Timestamp, varint};

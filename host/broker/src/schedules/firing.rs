@@ -221,7 +221,7 @@ impl Schedules {
         Ok(now_known.status(now))
     }
 
-    /// Whether the engine still works.
+    /// Notes the result of creating a message; returns whether the engine still works.
     fn made(&self, before: Schedule, made: Result<(Schedule, Version), Unmade>) -> bool {
         match made {
             Ok((next, version)) => {

@@ -1,8 +1,9 @@
-//! KnownSchedules: a message for a topic, again and again. Kept in the catalogue with the time of the next one; [`firing`] appends a
-//! message and moves that time on in one transaction, so each time makes one message, over crashes as well.
+//! Schedules: each creates a message for a topic repeatedly. The catalogue has each schedule with
+//! its next time; [`firing`] appends a message and advances that time in one transaction, so that
+//! each time creates one message, even through crashes.
 //!
-//! Times missed while the host was down (but not those missed during a pause) are made up for by one message that says how many it
-//! stands for.
+//! Times missed while the host was down (but not those missed during a pause) get one message
+//! together, which tells how many it stands for.
 
 use std::collections::BTreeMap;
 
@@ -159,7 +160,7 @@ impl Schedules {
         }
     }
 
-    /// Expects that there are no schedules beyond those that this host knows.
+    /// Expects that there are no schedules besides those that this host knows.
     fn all_schedules_as_known(&self) -> Expectation {
         Expectation::Kind {
             kind: EntryKind::Schedule,

@@ -1,4 +1,4 @@
-//! The schedules that this host knows, and how each of them does.
+//! The schedules that this host knows, and the status of each.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,11 +29,11 @@ pub struct ScheduleStatus {
 #[derive(Default)]
 pub(crate) struct KnownSchedules {
     pub(super) all: RwLock<BTreeMap<ScheduleName, Known>>,
-    /// Which writes of schedules in the catalogue are known here.
+    /// Up to which version this host knows the catalogue's entries of schedules.
     pub(super) followed: Followed,
     /// Locked while a schedule is changed or creates its message.
     pub(super) changes: tokio::sync::Mutex<()>,
-    /// Something is due earlier than before.
+    /// Notified when something is due earlier than before.
     pub(super) changed: Arc<Notify>,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Known {
     /// The version of its entry.
     pub(super) version: Version,
     pub(super) problem: Option<String>,
-    /// After a temporary failure, not before this, by the monotonic clock.
+    /// After a temporary failure, when to try again, by the monotonic clock.
     pub(super) again_at: Duration,
     /// Whether it was logged that it waits for the clock.
     pub(super) said_waiting: bool,

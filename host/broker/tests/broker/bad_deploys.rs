@@ -1,4 +1,5 @@
-//! What deployments that go wrong cost over the whole host: repairs and starts, calls in flight, processors made again.
+//! What bad deployments cost across a whole host: repairs and starts, calls in flight, recreated
+//! processors.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +48,7 @@ async fn stopped(rig: &Rig, back: u32) {
     panic!("the revision was not stopped");
 }
 
-/// Each repair rejects in a class of its own, so that nothing of it is known.
+/// Each repair rejects with its own class, so that nothing is known of its rejections.
 #[tokio::test]
 async fn repairs_and_starts_together_give_up_four_messages_whoever_goes_back() {
     const CLASSES: [&str; 6] = ["one", "two", "three", "four", "five", "six"];
@@ -68,7 +69,7 @@ async fn repairs_and_starts_together_give_up_four_messages_whoever_goes_back() {
                 ..base.clone()
             })
             .await;
-            // One after the other, as on a quiet topic.
+            // One message after the other, as on a quiet topic.
             let first = 2_000 + repair as u32 * 20;
             for number in first..first + 20 {
                 produce(&rig, number..number + 1).await;
@@ -88,7 +89,7 @@ async fn repairs_and_starts_together_give_up_four_messages_whoever_goes_back() {
     }
 }
 
-/// Answers when it is let, and rejects everything then.
+/// Answers once the test lets it, and then rejects everything.
 struct Held(Arc<Semaphore>);
 
 #[async_trait]

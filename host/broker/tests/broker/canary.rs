@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use crate::revisions::marker;
 use crate::rig::{Rig, Say, per_message, processor, spec, text, topic, trap};
 
-/// Messages `KEY NUMBER`, of so many keys in turn.
+/// Produces messages `KEY NUMBER`, with the keys in turn.
 async fn produce(rig: &Rig, keys: u32, numbers: std::ops::Range<u32>) {
     let all =
         numbers.flat_map(|n| (0..keys).map(move |key| (key.to_string(), format!("{key} {n}"))));
@@ -35,7 +35,7 @@ fn parsed(value: &str) -> (String, u32, String) {
     (key, number, word())
 }
 
-/// For each key, its numbers and the revisions that had them, in order.
+/// For each key, its numbers and the revisions that processed them, in order.
 async fn by_key(rig: &Rig) -> BTreeMap<String, Vec<(u32, String)>> {
     let mut keys: BTreeMap<String, Vec<(u32, String)>> = BTreeMap::new();
     for value in rig.values("out").await {
@@ -115,7 +115,7 @@ async fn a_canary_takes_its_share_of_the_keys_and_no_key_changes_sides() {
     assert_eq!(status.current.messages as usize, of("a") * 5);
     assert_eq!((status.canary.revision, status.current.revision), (2, 1));
 
-    // A larger share keeps what the smaller one had.
+    // A larger share keeps the keys of the smaller one.
     rig.session
         .processors()
         .set_canary(&processor("p"), 60)
@@ -227,7 +227,7 @@ async fn a_canary_that_traps_on_everything_is_withdrawn_and_each_message_is_proc
         "closed",
         "the current revision's"
     );
-    // What was on trial was never current: the one before is not gone back to it.
+    // A revision on trial was never current, so that a rollback does not lead to it.
     let refused = rig
         .session
         .processors()
@@ -400,7 +400,7 @@ async fn a_canary_stays_a_canary_over_a_start_and_one_that_does_not_load_hinders
     canary(&rig, spec(b), 40).await;
     produce(&rig, 100, 0..2).await;
     rig.until(|all| all[0].next.0 > 0).await;
-    // The host goes away without a word, maybe with messages set aside.
+    // The host is killed, possibly with messages set aside.
     let next = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     produce(&next, 100, 2..4).await;
     next.settled().await;

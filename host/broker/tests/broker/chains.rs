@@ -1,4 +1,4 @@
-//! Chains of processors: cycles come to an end, or are refused.
+//! Chains of processors: messages in a cycle come to an end, or the cycle is refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,7 +37,7 @@ async fn passing(rig: &Rig, from: &str, to: &str, hops_max: Option<u32>) -> Proc
     }
 }
 
-/// All hops that a topic's messages have, in order.
+/// The hops of a topic's messages, in order.
 async fn all_hops(rig: &Rig, name: &str) -> Vec<Option<String>> {
     let mut all: Vec<_> = rig.messages(name).await.iter().map(hops).collect();
     all.sort();
@@ -102,7 +102,7 @@ async fn hops_are_carried_through_processors_that_do_not_count() {
 #[tokio::test]
 async fn messages_beside_one_that_came_too_often_are_processed() {
     let rig = Rig::start(1).await;
-    // Those with a number stay for so long.
+    // Messages with the value `once` end here; the others go round until they have too many hops.
     let handler = per_message(|batch, message| match text(batch.value(message)).as_str() {
         "once" => Say::Ack,
         _ => Say::Pass,
@@ -205,7 +205,7 @@ async fn a_cycle_in_which_nobody_counts_is_refused_and_spelled_out() {
             .await
             .is_err()
     );
-    // The revision before it was no part of a cycle, and is none now.
+    // The revision before it was not part of a cycle, and is not now.
     rig.session
         .processors()
         .rollback(&processor("q"), None)
@@ -258,7 +258,7 @@ async fn a_cycle_through_dead_letters_is_refused_and_spelled_out_whoever_closes_
     let refused = deploy("again", again.clone()).await.unwrap_err();
     let cycle = "again -> in -> p -> in.p.dlq -> again";
     assert!(refusal(&refused).contains(cycle), "{refused}");
-    // What only looks at them closes nothing.
+    // A processor that only reads them closes no cycle.
     rig.topic("report", 1).await;
     deploy("look", passing(&rig, "in.p.dlq", "report", None).await)
         .await
@@ -268,7 +268,7 @@ async fn a_cycle_through_dead_letters_is_refused_and_spelled_out_whoever_closes_
         ..again
     };
     deploy("again", counts).await.unwrap();
-    // Nobody may stop counting either, nor come in between.
+    // Nor may a processor stop counting hops, or be inserted into the cycle.
     let refused = deploy("again", passing(&rig, "in.p.dlq", "in", None).await).await;
     assert!(refusal(&refused.unwrap_err()).contains(cycle));
     rig.session

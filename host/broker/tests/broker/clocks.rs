@@ -1,4 +1,4 @@
-//! The wall clock is set, forward or back: what is a span stays one, and what came first stays first.
+//! The wall clock is set forward or back: durations stay the same, and the order of events is kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ async fn rig() -> (Rig, Arc<SetClock>) {
     (rig, clock)
 }
 
-/// Another broker on the same data, by the same clock.
+/// Another broker on the same data, with the same clock.
 async fn again(rig: Rig, clock: &Arc<SetClock>) -> Rig {
     let (engine, modules) = (Arc::clone(&rig.engine), Arc::clone(&rig.modules));
     rig.broker.wind_down(Duration::ZERO).await;
@@ -30,7 +30,8 @@ async fn again(rig: Rig, clock: &Arc<SetClock>) -> Rig {
     Rig::by(clock.clone(), engine, modules).await
 }
 
-/// Fails the first attempt of what begins with `busy`, to be tried again after so long.
+/// Deploys a processor that fails the first attempt of values that begin with `busy`, to be retried
+/// after `after_ms`.
 async fn deploy_busy(rig: &Rig, after_ms: u64) -> Arc<AtomicUsize> {
     let tries = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&tries);
@@ -67,7 +68,7 @@ async fn a_retry_does_not_come_early_when_the_clock_is_set_forward() {
     rig.produce(&[("k", "busy")]).await;
     rig.until(|all| all[0].parked == 1).await;
     clock.step(HOUR_MS);
-    // Another message makes the worker look around.
+    // Another message makes the worker look at the clock.
     rig.produce(&[("j", "another key")]).await;
     rig.hold("out", &["another key"]).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -149,7 +150,8 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
     // Far less than the hour.
     rig.hold("in", &["soon"]).await;
     clock.step(2 * HOUR_MS);
-    // Another message that waits makes the host look at the clock at once; one that is due when it comes would not.
+    // Another delayed message makes the host look at the clock at once; one that is already due
+    // would not.
     send("now", DueAt::after(clock.wall(), 1_000)).await;
     rig.hold("in", &["soon", "fixed", "now"]).await;
     let late = waiting().await.remove(0);

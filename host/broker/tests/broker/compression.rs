@@ -1,5 +1,5 @@
-//! Compressed topics: messages go every way as they would plain, and what cannot be inflated is passed over like what cannot be
-//! read.
+//! Compressed topics: messages are handled exactly like uncompressed ones, and a batch that cannot
+//! be decompressed is skipped like one that cannot be read.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -143,7 +143,7 @@ async fn a_batch_that_cannot_be_inflated_is_named_by_fetch_and_passed_over_by_pr
     );
 }
 
-/// Two messages whose checksum is good, and whose gzip is none.
+/// A batch of two messages with a valid checksum and invalid gzip data.
 fn broken() -> RecordBatch {
     let mut builder = millrace_model::BatchBuilder::with_capacity(0);
     for _ in 0..2 {

@@ -1,4 +1,5 @@
-//! Consumers: one reads at a time, nothing is skipped, and nobody commits over another.
+//! Consumers: one reader at a time, nothing is skipped, and no reader overwrites another's
+//! position.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ async fn hold(rig: &Rig, request: HoldRequest) -> Result<HeldConsumer, ConsumerE
         .await
 }
 
-/// A new reader, who is told of its lease.
+/// A new reader; returns its lease.
 async fn reader(rig: &Rig) -> LeaseId {
     let held = hold(rig, asks(None)).await.expect("nobody reads");
     let lease = held.lease;
@@ -103,7 +104,8 @@ async fn fill(rig: &Rig, count: u32) {
     }
 }
 
-/// What is acknowledged of `in` is on the disk from now on: after a restart a reader may go on.
+/// Makes acknowledged messages of `in` durable from now on, so that a reader may continue after a
+/// restart.
 async fn durable(rig: &Rig) {
     let patch = TopicPatch {
         durability: Some(Durability::Durable),
@@ -236,7 +238,8 @@ async fn where_a_crash_may_lose_messages_a_reader_begins_anew_after_a_start() {
     let lease = reader(&rig).await;
     commit(&rig, positions(lease, &[3, 3])).await.unwrap();
     let again = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
-    // It may hold an answer with messages that are lost, and others have their offsets by now.
+    // The reader may hold an answer with messages that were lost, whose offsets belong to other
+    // messages now.
     let refused = commit(&again, positions(lease, &[10, 10])).await;
     assert!(
         matches!(refused, Err(ConsumerError::Lost { .. })),
@@ -257,7 +260,7 @@ async fn a_lease_that_is_given_back_keeps_nobody_waiting_over_a_restart_as_well(
     };
     assert_eq!(commit(&rig, last.clone()).await.unwrap(), None);
     let again = Rig::by(clock, Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
-    // Its answer was lost: the same once more is no mistake.
+    // Its answer was lost: repeating the same request is not an error.
     assert_eq!(commit(&again, last.clone()).await.unwrap(), None);
     let second = reader(&again).await;
     assert_eq!(committed(&again).await, [7, 2]);
@@ -275,7 +278,7 @@ async fn a_lease_that_nobody_was_told_of_ends() {
     drop(untold);
     let next = hold(&rig, asks(None)).await.expect("nobody knows of it");
     assert!(!next.created);
-    // One that was told is not ended by a request that fails.
+    // A failing request does not end a lease that the reader knows of.
     let lease = next.lease;
     next.kept().expect("nobody came between");
     drop(hold(&rig, asks(Some(lease))).await.expect("its own"));

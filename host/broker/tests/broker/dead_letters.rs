@@ -119,7 +119,7 @@ async fn a_rejected_message_is_dead_at_once_and_listed_by_its_class() {
     assert_eq!(letters.len(), 1);
 }
 
-/// Says what its calls used.
+/// A handler that reports what its calls used.
 struct Measured;
 
 #[async_trait]
@@ -285,7 +285,8 @@ async fn what_is_on_record_as_a_whole_stays_sent() {
     );
 }
 
-/// However many letters were sent before, a redrive writes what is on record of those around its own.
+/// However many letters were sent before, a redrive rewrites only the records around its own
+/// letters.
 #[tokio::test]
 async fn what_was_sent_again_is_on_record_piece_by_piece_and_goes_with_its_letters() {
     let (rig, open) = three_dead().await;

@@ -1,4 +1,4 @@
-//! Delayed messages: there at their time and not before, once, unless they are cancelled.
+//! Delayed messages: delivered once, at their time and not before, unless they are cancelled.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -321,7 +321,7 @@ async fn delayed_messages_go_with_their_topic() {
     assert_eq!(rig.waiting("in").await.total, 0);
 }
 
-/// Emits each message twice: at once with a timestamp of its own, and so much later.
+/// Emits each message twice: at once with its own timestamp, and delayed by `after`.
 fn echo(after: Duration) -> impl Fn(&ColumnBatch) -> Result<Answer, millrace_broker::CallError> {
     move |batch| {
         let count = batch.len() as u32;

@@ -1,5 +1,5 @@
-//! Dry runs go as the real thing does: the same bounds of a batch, the same checks of an answer. Neither they nor counts go on for
-//! ever, nor many of them at once.
+//! Dry runs work like real runs, with the same bounds on a batch and the same checks of an answer.
+//! Neither dry runs nor counts run for ever, and not many run at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,7 +21,8 @@ use tokio::sync::Semaphore;
 use crate::rig::{Rig, processor, spec, whole};
 use crate::workplace::{by_first_word, dead};
 
-/// What another revision than the current one would do with all of them, and the bytes of the largest batch that it was given.
+/// What a revision other than the current one would do with all messages, and the size in bytes of
+/// the largest batch that it got.
 async fn tried(rig: &Rig, change: impl FnOnce(ProcessorSpec) -> ProcessorSpec) -> (DryRun, usize) {
     let name = processor("p");
     let largest = Arc::new(AtomicUsize::new(0));
@@ -108,7 +109,7 @@ impl Clock for Hurried {
     }
 }
 
-/// Another host on the same data, for which time flies.
+/// Another host on the same data, whose clock runs fast.
 async fn in_a_hurry(rig: &Rig) -> Session {
     let clock = Arc::new(Hurried(SystemClock::new(), AtomicU64::new(0)));
     let broker = Broker::start(clock, rig.engine(), Arc::clone(&rig.modules) as _);

@@ -1,4 +1,4 @@
-//! An engine that has bad days: the memory engine, but for what it is told to refuse.
+//! A faulty engine: the memory engine, except for the operations that a test makes it refuse.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,17 +29,17 @@ struct Moody {
     /// What commits of progress, and deliveries of delayed messages, fail with.
     refusal: Mutex<Option<CommitError>>,
     refused: AtomicUsize,
-    /// How much it says that it takes at once.
+    /// The limit that it reports for one transaction.
     bytes_max: AtomicUsize,
-    /// What claims fail with, and if nothing is known any more, the progress, too.
+    /// The error of claims and, if the engine has failed, of reading progress, too.
     claims: Mutex<Option<CommitError>>,
     /// Commits of produce calls wait for a permit.
     gate: Semaphore,
-    /// What ends in a panic.
+    /// Which commit panics.
     mistake: Mutex<Option<Mistake>>,
 }
 
-/// A commit to that topic panics, and has taken effect or not.
+/// A commit to that topic panics, before or after it takes effect.
 #[derive(Clone, Copy)]
 enum Mistake {
     Before(TopicId),
@@ -126,7 +126,7 @@ impl Hooks for Moody {
     }
 }
 
-/// A rig on a moody engine, with processor `p` from `in` to `out`.
+/// A rig on a faulty engine, with processor `p` from `in` to `out`.
 async fn moody(say: impl Fn(&str, u32) -> Say + Send + Sync + 'static) -> (Rig, Arc<Moody>) {
     moody_with(per_message(move |batch, message| {
         say(&text(batch.value(message)), batch.attempts[message])
@@ -259,7 +259,8 @@ async fn outputs_that_do_not_fit_one_commit_are_committed_in_parts_or_wait_and_c
     let small: Vec<&str> = small.iter().map(String::as_str).collect();
     rig.hold("out", &small).await;
     assert_eq!(rig.values("out").await, small);
-    // What a host cannot take is no fault of the message: it waits, however often it is tried.
+    // Something that the host cannot take is not the message's fault: the message waits, however
+    // often it is tried.
     rig.produce(&[("", &large)]).await;
     let waits = "waiting: the handler's result for one message needs a commit of ";
     rig.until(|all| all[0].state.starts_with(waits)).await;

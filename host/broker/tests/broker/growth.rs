@@ -1,5 +1,6 @@
-//! Topics that are given more partitions while they are used: everybody who works by their number learns it, and what depends on it
-//! where the messages of a key are is asked first.
+//! Topics that get more partitions while they are in use: everything that depends on their number
+//! learns of it, and the change needs confirmation if something depends on where the messages of a
+//! key are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,7 +50,7 @@ async fn grow(rig: &Rig, name: &str, partitions: u32) -> Growth {
     changed.grown.expect("it grew")
 }
 
-/// Why it is not done; nothing has changed then.
+/// Why the change is refused; checks that nothing has changed.
 async fn refused(rig: &Rig, name: &str, patch: TopicPatch) -> TopicChangeError {
     let before = rig.session.catalogue().topics();
     let refused = rig
@@ -133,7 +134,7 @@ async fn a_load_and_a_processor_go_on_over_growth_and_each_message_is_done_once(
     const LAST: u32 = 600;
     const MESSAGES: u32 = 3 * EACH + LAST;
     let rig = Arc::new(Rig::deployed(2, |_| {}, |_, _| Say::Pass).await);
-    // Whoever produces would be done before the first growth.
+    // Otherwise the producers would be done before the first growth.
     let (allow, mut allowed) = watch::channel(EACH);
     let producing = tokio::spawn({
         let rig = Arc::clone(&rig);
@@ -169,7 +170,7 @@ async fn a_load_and_a_processor_go_on_over_growth_and_each_message_is_done_once(
     );
     let numbers: Vec<u32> = status.iter().map(|one| one.partition.0).collect();
     assert_eq!(numbers, Vec::from_iter(0..7));
-    // Another broker on the same data goes by the same numbers.
+    // Another broker on the same data uses the same numbers.
     let again = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     produce(&again, MESSAGES..MESSAGES + 100).await;
     hold(&again, "out", 0..MESSAGES + 100).await;
@@ -194,7 +195,7 @@ async fn keys_are_spread_over_the_new_count_from_then_on_and_what_is_there_stays
     }
     let used: BTreeSet<u32> = after.iter().map(|partition| partition.0).collect();
     assert_eq!(used, BTreeSet::from_iter(0..8));
-    // Without a key, full batches go round all of them.
+    // Without a key, full batches go to all partitions in turn.
     let large = "x".repeat(20 << 10);
     let mut used = BTreeSet::new();
     for _ in 0..8 {
@@ -367,7 +368,7 @@ async fn what_depends_on_it_where_the_messages_of_a_key_are_is_asked_first() {
         let both = [KeyedUse::Order(p.clone()), KeyedUse::State(p.clone())];
         assert_eq!(uses(&rig, "in").await, both);
     }
-    // Made again it would go on with its state.
+    // A processor created again would continue with its state.
     rig.session.processors().delete_processor(&p).await.unwrap();
     assert_eq!(uses(&rig, "in").await, [KeyedUse::State(p)]);
 
@@ -444,7 +445,8 @@ async fn counts_that_cannot_be_are_refused_and_the_same_one_changes_nothing() {
     assert!(matches!(setting, TopicChangeError::Setting(_)), "{setting}");
 }
 
-/// As a host that only the engine told: an input made again under its name, or one that another version gave more partitions.
+/// The case of a host that learns of it only from the engine: an input recreated under its name, or
+/// one that got more partitions from another version.
 #[tokio::test]
 async fn topics_that_a_processor_keeps_for_itself_follow_at_its_start() {
     let (rig, _) = by_first_word(1).await;
@@ -636,7 +638,7 @@ async fn a_processor_that_began_at_the_end_reads_new_partitions_from_their_oldes
         .unwrap();
     grow(&rig, "in", 2).await;
     placed(&rig, vec![into(1, "a"), into(1, "b")]).await;
-    // Also when the processor starts with what is there by then.
+    // Also when the processor starts only after the growth.
     let again = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     let resumed = again
         .session

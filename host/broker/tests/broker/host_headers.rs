@@ -1,5 +1,5 @@
-//! Headers that begin with `millrace-`: what the host said of a message goes with it, through components and dead letters alike, and
-//! nobody else says anything in its name.
+//! Headers that begin with `millrace-`: those that the host set stay with the message, through
+//! components and dead letters, and clients and components cannot set them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! What processors do when messages are removed before they came to them.
+//! What processors do when messages are removed before they have read them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,7 +70,7 @@ async fn a_processor_whose_next_messages_were_removed_goes_on_at_the_start() {
         .unwrap();
     rig.hold("out", &["0", "1", "4"]).await;
     rig.settled().await;
-    // And where nothing is left it waits for what comes.
+    // If nothing is left, it waits for new messages.
     rig.session
         .processors()
         .pause(&processor("p"))
@@ -126,7 +126,7 @@ async fn what_a_paused_processor_had_read_ahead_and_was_removed_is_not_processed
     rig.settled().await;
     let processed = rig.values("out").await;
     assert_eq!(processed.last().map(String::as_str), Some("4"));
-    // The pause may have come after one message more.
+    // One more message may have been processed before the pause.
     assert!(
         processed.len() < 4 && !processed.contains(&"3".to_owned()),
         "{processed:?}"

@@ -1,7 +1,8 @@
-//! The three orders, held against chance: whatever the handler answers and wherever the host ends, each message takes effect once,
-//! in the order that its processor asked for.
+//! The three orders under random conditions: whatever the handler answers and whenever the host
+//! ends, each message takes effect once, in the order that its processor's settings ask for.
 //!
-//! A host that ends is a runtime that is dropped amid whatever it was doing; the memory engine is what had been committed.
+//! A host ends when its runtime is dropped in the middle of its work; the memory engine then holds
+//! what was committed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -17,11 +18,11 @@ use tokio::runtime::Runtime;
 
 use crate::rig::{Export, Modules, Rig, Say, per_message, spec, text, trap};
 
-/// Attempts in all; a message that needs more is a dead letter.
+/// Attempts of a message; one that needs more becomes a dead letter.
 const ATTEMPTS_MAX: u32 = 4;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What an attempt comes to.
+/// The outcome of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Turn {
     Retry(Option<u64>),
@@ -29,7 +30,7 @@ enum Turn {
     Reject,
 }
 
-/// A message: its key, and what its attempts come to before it succeeds.
+/// A message: its key, and the outcomes of its attempts before it succeeds.
 type Script = (Option<u8>, Vec<Turn>);
 
 fn turn() -> impl Strategy<Value = Turn> {
@@ -49,7 +50,7 @@ fn scripts() -> impl Strategy<Value = Vec<Script>> {
     proptest::collection::vec((proptest::option::weighted(0.9, 0u8..5), turns), 5..60)
 }
 
-/// Whether the message gets through.
+/// Whether the message succeeds in the end.
 fn passes(script: &Script) -> bool {
     let turns = &script.1;
     turns.len() < ATTEMPTS_MAX as usize && !turns.contains(&Turn::Reject)
@@ -140,7 +141,8 @@ impl World {
         Rig::on(Arc::clone(&self.engine), Arc::clone(&self.modules)).await
     }
 
-    /// Lives until the handler was asked so often, and ends then, amid whatever it does.
+    /// Runs a host until the handler was called `calls` times, and ends it then, in the middle of
+    /// its work.
     fn live_for(&self, calls: u32, begin: impl Future<Output = Rig>) {
         self.fuse.store(calls, Ordering::SeqCst);
         let host = Runtime::new().unwrap();
@@ -151,13 +153,14 @@ impl World {
                     tokio::task::yield_now().await;
                 }
             };
-            // There may be fewer calls left than that.
+            // Fewer calls than that may be left.
             let _ = tokio::time::timeout(Duration::from_millis(100), ended).await;
         });
         host.shutdown_background();
     }
 
-    /// Starts again, and gives what is out and what was given up, in their order, when all is through.
+    /// Starts again and, when everything is processed, returns the outputs and the messages that
+    /// were given up, each in order.
     fn finish(&self) -> (Vec<usize>, Vec<usize>) {
         let host = Runtime::new().unwrap();
         host.block_on(async {
@@ -172,7 +175,7 @@ impl World {
     }
 }
 
-/// Every message is out or given up, once, as its script says.
+/// Checks that every message is in the output or given up, once, as its script demands.
 fn check_once(scripts: &[Script], out: &[usize], dead: &[usize]) {
     let sorted = |numbers: &[usize]| {
         let mut numbers = numbers.to_vec();
@@ -185,7 +188,7 @@ fn check_once(scripts: &[Script], out: &[usize], dead: &[usize]) {
     assert_eq!(sorted(dead), given_up, "what was given up");
 }
 
-/// Of each group the numbers ascend.
+/// Checks that the numbers of each group ascend.
 fn check_order(numbers: &[usize], group: impl Fn(usize) -> Option<u8>) {
     let mut by_group: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
     for &number in numbers {
@@ -198,7 +201,7 @@ fn check_order(numbers: &[usize], group: impl Fn(usize) -> Option<u8>) {
     }
 }
 
-/// No attempt was made before the delay that the one before it asked for had passed.
+/// Checks that each attempt came only after the delay that the previous one had asked for.
 fn check_delays(world: &World) {
     let calls = world.calls.lock();
     for (&(number, attempt), times) in calls.iter() {
@@ -206,7 +209,8 @@ fn check_delays(world: &World) {
         let Some(Turn::Retry(Some(after_ms))) = asked else {
             continue;
         };
-        // An answer that the end of the host took with it was asked for again: the first of them that may have counted.
+        // If the end of the host took an answer, the attempt was repeated: take the first that may
+        // have counted.
         let (Some(asked_at), Some(next)) = (times.first(), calls.get(&(number, attempt + 1)))
         else {
             continue;

@@ -1,4 +1,5 @@
-//! Parked messages: until when each waits and why, none of them for centuries, none a thousand times a second; tried now, given up, let go.
+//! Parked messages: until when and why each waits; none waits for centuries, and none is tried a
+//! thousand times a second; they can be tried now, given up, or released.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +15,8 @@ use millrace_model::{Clock, Offset, PartitionId, SystemClock};
 
 use crate::rig::{Export, Rig, Say, decide, per_message, processor, spec, text, topic, trap};
 
-/// Asks for the end of time, until it is told otherwise; lets values through that begin with `ok`.
+/// A processor that asks to retry at the end of time, until the switch is set; values that begin
+/// with `ok` pass.
 async fn patient() -> (Rig, Arc<AtomicBool>) {
     let open = Arc::new(AtomicBool::new(false));
     let gate = Arc::clone(&open);

@@ -1,4 +1,5 @@
-//! Replays: exactly the range, through the revision asked for, into one topic, also over a start in the middle.
+//! Replays: exactly the range, with the revision asked for, into one topic, also with a restart in
+//! the middle.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ fn request(from: u64, until: u64, into: &str) -> ReplayRequest {
     }
 }
 
-/// Produces messages of these timestamps, whose values say them.
+/// Produces messages with these timestamps, and with the timestamps as values.
 async fn produce(rig: &Rig, timestamps: std::ops::Range<u64>) {
     for at in timestamps {
         let mut new = message(&format!("k{}", at % 7), &at.to_string());
@@ -88,7 +89,8 @@ async fn a_replay_takes_exactly_its_range_through_the_revision_asked_for() {
     };
     let made = replay(&rig, first).await;
     assert_eq!((made.name.as_str(), made.current), ("p-replay-1", 1));
-    // What comes after it was made is not its business, whatever time it says.
+    // Messages that arrive after the replay was created do not belong to it, whatever their
+    // timestamps.
     produce(&rig, 200..210).await;
     done(&rig, &made.name).await;
     let values = rig.values("again").await;
@@ -322,7 +324,7 @@ async fn a_replay_takes_every_message_of_its_time_wherever_it_stands_and_no_othe
     done(&rig, &made.name).await;
     assert_eq!(numbers(&rig.values("again").await), [100, 120, 150, 199]);
 
-    // Messages stand on both sides of it, and none in it.
+    // There are messages on both sides of the range, and none in it.
     let name = processor("p");
     let nothing = rig
         .session

@@ -1,4 +1,4 @@
-//! A broker on the memory engine, with handlers written by hand.
+//! A broker on the memory engine, with handwritten handlers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
-/// What a handler says of one message.
+/// A handler's answer for one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Say {
     Ack,
@@ -165,11 +165,11 @@ pub(crate) enum Export {
     Processor(Arc<dyn BatchHandler>),
     Partitioner(Arc<dyn PartitionHandler>),
     ErrorHandler(Arc<dyn FailureHandler>),
-    /// Exports a processor, and does not load.
+    /// Exports a processor, but fails to load.
     Broken,
     /// Exports a processor, and loads when it may.
     Slow(Arc<SlowLoad>),
-    /// As one that begins and never comes to an end: when it is uploaded, else when it is loaded.
+    /// Like a module whose start never ends, either when it is uploaded or when it is loaded.
     Stuck {
         at_upload: bool,
     },
@@ -361,7 +361,7 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// Topics `in` and `out` of so many partitions.
+    /// A rig with topics `in` and `out` of this many partitions.
     pub(crate) async fn start(partitions: u32) -> Self {
         let clock = Arc::new(SystemClock::new());
         let rig = Self::on(MemoryEngine::new(clock), Arc::new(Modules::default())).await;
@@ -370,12 +370,12 @@ impl Rig {
         rig
     }
 
-    /// A broker on what is there, after a host that went away without a word.
+    /// A broker on existing data, after a host that was killed.
     pub(crate) async fn on(engine: Arc<MemoryEngine>, modules: Arc<Modules>) -> Self {
         Self::by(Arc::new(SystemClock::new()), engine, modules).await
     }
 
-    /// A broker with a clock of its own.
+    /// A broker with its own clock.
     pub(crate) async fn by(
         clock: Arc<dyn Clock>,
         engine: Arc<MemoryEngine>,
@@ -393,7 +393,7 @@ impl Rig {
         Self::beside(clock, engine.restarted(), modules, limits).await
     }
 
-    /// A broker on a host of its own, beside those that are there.
+    /// A broker as another host, beside the existing ones.
     pub(crate) async fn beside(
         clock: Arc<dyn Clock>,
         engine: Arc<MemoryEngine>,
@@ -538,7 +538,7 @@ impl Rig {
         panic!("{name} holds {held:?}, not {wanted:?}");
     }
 
-    /// Waits until a partition of `p` looks so; the status then.
+    /// Waits until a partition of `p` meets the condition; returns the status.
     pub(crate) async fn until(
         &self,
         what: impl Fn(&[PartitionStatus]) -> bool,
@@ -591,7 +591,7 @@ pub(crate) fn spec(module: Digest) -> ProcessorSpec {
     }
 }
 
-/// A batch whose checksum is good, and whose last record nobody can read.
+/// A batch with a valid checksum whose last record is unreadable.
 pub(crate) fn unreadable_after(values: &[&str]) -> RecordBatch {
     let mut builder = BatchBuilder::with_capacity(0);
     for value in values {

@@ -1,4 +1,5 @@
-//! Schedules: each time makes one message, over restarts, and what was missed makes one more.
+//! Schedules: each time makes one message, also through restarts, and missed times together make
+//! one more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -245,7 +246,7 @@ async fn a_schedule_run_by_hand_makes_one_message_and_keeps_its_next_time() {
         );
         assert_eq!(text(message.value.as_deref()), "tick");
     }
-    // It is on record, and stays there.
+    // The run is recorded, and the record survives a restart.
     let (engine, modules) = (Arc::clone(&rig.engine), Arc::clone(&rig.modules));
     drop(rig);
     let rig = Rig::on(engine, modules).await;

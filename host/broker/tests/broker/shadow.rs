@@ -22,7 +22,7 @@ async fn shadow(rig: &Rig, spec: ProcessorSpec) -> Processor {
         .unwrap()
 }
 
-/// The report, as soon as it looks so.
+/// The report, as soon as it meets the condition.
 async fn report(rig: &Rig, what: impl Fn(&ShadowReport) -> bool) -> ShadowReport {
     let mut last = None;
     for _ in 0..5_000 {
@@ -282,7 +282,7 @@ async fn nobody_waits_for_a_shadow_that_does_not_answer() {
     }
 }
 
-/// Adds the message's number to its key, and sends the sum on.
+/// Adds the message's number to the state of its key, and emits the sum.
 struct Summing {
     times: i64,
     late: Arc<AtomicBool>,
@@ -362,7 +362,7 @@ async fn a_shadow_with_state_sees_the_state_that_the_current_revision_saw_and_wr
     let seen = report(&rig, |report| report.compared + report.skipped == 10).await;
     assert_eq!(seen.outputs, seen.compared);
     assert!(seen.compared > 0, "{seen:?}");
-    // One that comes too late holds nobody up.
+    // A shadow that is too late delays nothing.
     late.store(true, Ordering::SeqCst);
     shadow(&rig, spec(same)).await;
     for n in 41..=60 {
@@ -397,7 +397,7 @@ async fn a_shadow_stays_over_a_start_with_a_new_report_and_ends_when_told() {
     assert_eq!((ended.current, ended.trial), (1, None));
     let refused = next.session.processors().end_shadow(&name).await;
     assert!(matches!(refused, Err(ProcessorError::NoTrial(_))));
-    // Tried again, it is another revision; and it may go on as a canary without becoming one more.
+    // Tried again, it is another revision; and it can become a canary without a new revision.
     shadow(&next, spec(b)).await;
     let canary = next
         .session

@@ -1,4 +1,4 @@
-//! State from outside, and what becomes of it with the processors that wrote it.
+//! State accessed from outside, and what happens to it when its processor changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use millrace_model::{Answer, ColumnBatch, PartitionId, SystemClock};
 
 use crate::rig::{Rig, Say, per_message, processor, spec, topic};
 
-/// Adds 1 to the key of each message, and then says what is said of it.
+/// Adds 1 to the state of each message's key, and then answers like the inner handler.
 pub(crate) struct Counting<H>(H);
 
 pub(crate) fn counting<F>(decide: F) -> Counting<impl BatchHandler>
@@ -340,7 +340,8 @@ async fn a_key_is_found_without_its_partition_and_totals_are_of_all() {
             (key.as_bytes(), Some(2))
         );
     }
-    // One that others begin with is another one, and one in several partitions is found in each.
+    // A key that is a prefix of others is a different key, and a key in several partitions is found
+    // in each.
     let found = rig
         .session
         .processors()

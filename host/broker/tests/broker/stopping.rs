@@ -1,4 +1,5 @@
-//! Guests that never answer hold nobody up: what cannot count any more is interrupted, and says nothing of its messages.
+//! Guests that never answer block nothing: a call whose answer can no longer count is interrupted,
+//! and that is not counted against its messages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use millrace_model::{Answer, ColumnBatch, Durability, Timestamp};
 
 use crate::rig::{Export, Rig, Say, message, per_message, processor, spec, topic, trap};
 
-/// Never answers; counts the calls that are under way, and all that there were.
+/// Never answers; counts the calls under way, and all calls.
 #[derive(Clone, Default)]
 struct Endless {
     under_way: Arc<AtomicUsize>,
@@ -78,7 +79,7 @@ impl PartitionHandler for Endless {
 
 const SLACK: Duration = Duration::from_secs(1);
 
-/// Within so long, and a second for a busy machine.
+/// Fails unless the work ends within `time`, plus a second for a busy machine.
 async fn within<T>(time: Duration, work: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(time + SLACK, work).await;
     done.unwrap_or_else(|_| panic!("not within {time:?}"))
@@ -380,7 +381,7 @@ async fn an_upload_and_a_deployment_that_never_end_are_answered_at_a_stop() {
             .upload_module("worse".into(), None)
             .await
     });
-    // Whoever changes something else waits behind the deployment.
+    // Other changes wait behind the deployment.
     let session = rig.session.clone();
     let name = processor("p");
     let deleting = tokio::spawn(async move { session.processors().delete_processor(&name).await });

@@ -1,4 +1,5 @@
-//! Revisions on trial that no longer load when the host starts: shown, in nobody's way, tried again, and ended.
+//! Revisions on trial that no longer load when the host starts: they are shown, block nothing, can
+//! be tried again, and can be ended.
 
 use std::sync::Arc;
 
@@ -48,7 +49,7 @@ async fn a_canary_that_no_longer_loads_is_shown_and_tried_again_and_ended() {
     assert!(problem.contains("it traps"), "{problem}");
     assert!(shown.processor.trial.is_some() && shown.canary.is_none());
 
-    // It is in nobody's way.
+    // It blocks nothing.
     next.session.processors().pause(&name).await.unwrap();
     next.produce(&[("k", "v")]).await;
     next.session.processors().resume(&name, None).await.unwrap();

@@ -1,5 +1,5 @@
-//! Two hosts on one store decide about the same catalogue at once: whatever both do, each decision is made on what is there, and none is lost,
-//! taken twice, or made on what was.
+//! Two hosts on one store change the same catalogue at once: whatever both do, each decision is
+//! based on the current catalogue, and none is lost, made twice, or based on an old one.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -41,7 +41,7 @@ async fn two_hosts() -> (Rig, Rig) {
     (one, other)
 }
 
-/// Both at once, each on a thread of its own.
+/// Runs both at once, each on its own thread.
 async fn both<A, B>(
     one: impl Future<Output = A> + Send + 'static,
     other: impl Future<Output = B> + Send + 'static,
@@ -54,7 +54,7 @@ where
     (one.await.unwrap(), other.await.unwrap())
 }
 
-/// Waits until that is so.
+/// Waits until the condition holds.
 pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     for _ in 0..5_000 {
         if is_so().await {

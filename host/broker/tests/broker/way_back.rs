@@ -1,4 +1,5 @@
-//! The way back: where it leads, what is said of it, what it needs, and what is sent again on it.
+//! Rolling back: to which revision it leads, what is reported about it, what it needs, and which
+//! messages are sent again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,14 +45,14 @@ async fn bad(rig: &Rig) -> Digest {
     rig.upload_handler("bad", per_message(|_, _| trap())).await
 }
 
-/// Gives a bad revision so much to fail at that its breaker opens.
+/// Gives a bad revision enough messages to fail on that its breaker opens.
 async fn flood(rig: &Rig) {
     let values: Vec<String> = (0..30).map(|n| n.to_string()).collect();
     let messages: Vec<(&str, &str)> = values.iter().map(|v| (&v[..], &v[..])).collect();
     rig.produce(&messages).await;
 }
 
-/// What is said of the last change.
+/// The text recorded with the last change.
 fn said(processor: &Processor) -> String {
     processor.changes.last().unwrap().text.clone().unwrap()
 }
@@ -78,7 +79,7 @@ async fn a_rollback_names_the_command_that_sends_again_what_was_given_up() {
         .await
         .unwrap();
     assert_eq!(status.gone_back_from, Some(2));
-    // A further deployment is another matter.
+    // A further deployment clears it.
     let other = marker(&rig, "c").await;
     rig.deploy(spec(other)).await;
     let status = rig
@@ -118,7 +119,7 @@ async fn after_a_rollback_by_the_host_another_one_says_where_to() {
     assert!(text.contains(": from revision 3; `millrace dlq"), "{text}");
     let note = back.revision(3).unwrap().note.clone().unwrap();
     assert!(note.contains("--failed-revision 3`"), "{note}");
-    // A canary in between does not make it forgotten, nor does a pause.
+    // Neither a canary in between nor a pause makes the host forget it.
     let other = marker(&rig, "c").await;
     let canary = rig
         .session
@@ -201,7 +202,7 @@ async fn after_a_withdrawal_by_the_host_a_rollback_says_where_to() {
         ),
         "{refused:?}"
     );
-    // What was only on trial is judged anew, whatever was said of it there.
+    // A revision that was only on trial is judged afresh, whatever its results were there.
     let forward = rig
         .session
         .processors()
@@ -362,7 +363,7 @@ async fn a_revision_that_cannot_run_any_more_is_no_way_back() {
         matches!(&refused, ProcessorError::WayBackGone { revisions, .. } if revisions == &[1]),
         "{refused:?}"
     );
-    // A third one goes back to the second, and says why not to others.
+    // A third revision goes back to the second, and reports why not to others.
     rig.produce(&[("k", "1")]).await;
     rig.hold("out-2", &["1 by b"]).await;
     until(&rig, |p| p.revision(2).unwrap().record.worked_at.is_some()).await;
@@ -385,7 +386,7 @@ async fn why_the_host_cannot_go_back_is_said_in_the_status() {
         ..first
     })
     .await;
-    // With the way back, messages would go round: out is read by one that writes to in.
+    // A rollback would close a cycle: `out` is read by a processor that writes to `in`.
     let other = marker(&rig, "b").await;
     let mut round = spec(other);
     (round.topics, round.output) = (vec![topic("out")], Some(topic("in")));
@@ -410,7 +411,7 @@ async fn why_the_host_cannot_go_back_is_said_in_the_status() {
 #[tokio::test]
 async fn what_a_revision_gave_up_that_was_taken_back_is_sent_again_also_by_the_next_host() {
     let (rig, first) = worked().await;
-    // Nothing can be put on record here, so nothing is sent.
+    // No record can be written here, so nothing is sent.
     let foreign = TopicSpec {
         name: topic("in.p.audit"),
         partitions: 1,
@@ -512,7 +513,7 @@ async fn a_canary_that_is_about_to_be_withdrawn_is_promoted_only_by_force() {
         .deploy_canary(&processor("p"), on_trial, 90)
         .await;
     canary.unwrap();
-    // What is left after a withdrawal does not load: so the host does not get to it.
+    // The withdrawal cannot load the revision that it leaves, so the host does not complete it.
     rig.modules.know("a", Export::Stuck { at_upload: false });
     flood(&rig).await;
     for _ in 0..5_000 {

@@ -1,4 +1,5 @@
-//! Dead letters as a workplace: found, counted, tried with another revision, kept for as long as they are wanted.
+//! Working with dead letters: they are found, counted, tried with another revision, and kept for as
+//! long as they are wanted.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use millrace_model::{Offset, PartitionId, Timestamp};
 use crate::rig::{Rig, Say, message, per_message, processor, spec, text, topic, trap};
 use crate::states::{counting, number, place};
 
-/// A broker whose processor rejects with the value's first word as the class, but for what it is told to let through.
+/// A broker whose processor rejects with the value's first word as the class, except for values
+/// that the test lets pass.
 pub(crate) async fn by_first_word(partitions: u32) -> (Rig, Arc<AtomicBool>) {
     let open = Arc::new(AtomicBool::new(false));
     let gate = Arc::clone(&open);
@@ -30,7 +32,7 @@ pub(crate) async fn by_first_word(partitions: u32) -> (Rig, Arc<AtomicBool>) {
     (rig, open)
 }
 
-/// So many dead letters, `odd 1` and `even 2` and so on.
+/// Makes `count` dead letters, `odd 1`, `even 2` and so on.
 pub(crate) async fn dead(rig: &Rig, count: usize) {
     let word = |n: usize| if n % 2 == 1 { "odd" } else { "even" };
     let messages: Vec<(String, String)> = (0..count)
@@ -417,7 +419,7 @@ async fn a_dry_run_says_what_a_revision_would_do_and_does_nothing() {
         .await
         .unwrap();
     assert!(few.letters == 3 && few.next.is_some());
-    // Nothing has come of any of it.
+    // None of it had an effect.
     assert_eq!(rig.letters().await.len(), 10);
     assert_eq!(rig.messages("out").await, []);
     assert!(
@@ -509,7 +511,7 @@ async fn how_long_dead_letters_are_kept_can_be_changed() {
             Some(86_400_000)
         );
     }
-    // A revision deployed later leaves it so.
+    // A revision deployed later does not change that.
     let passes = per_message(|_, _| Say::Pass);
     rig.deploy(spec(rig.upload_handler("passes", passes).await))
         .await;

@@ -90,7 +90,7 @@ fn lines_come_from_standard_input_in_chunks_and_go_to_a_follower() {
     let told = out(&child.wait_with_output().expect("an end"));
     let commits = told.strip_prefix("12000 messages in ");
     let commits = commits.and_then(|rest| rest.strip_suffix(" commits\n"));
-    // More than that where the writer was kept waiting.
+    // More than that if the writer had to wait.
     let commits: u32 = commits.and_then(|count| count.parse().ok()).expect(&told);
     assert!(commits >= 3, "{told}");
     let followed = ask(

@@ -1,5 +1,6 @@
-//! The door, connection by connection: every complete request is answered so that its client reads it, what ends a connection is said, what
-//! a proxy could read differently is refused, and who takes all connections does not keep administration out.
+//! HTTP connections: every complete request gets an answer that its client can read, the answer
+//! tells when it ends the connection, requests that a proxy could read differently are refused, and
+//! clients that take all connections do not keep administration out.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -10,11 +11,11 @@ use serde_json::{Value, json};
 use crate::support::{TestHost, config};
 
 const MESSAGES: &str = "/v1/topics/t/messages";
-/// More than the buffers of a connection take.
+/// More than the buffers of a connection hold.
 const BODY_BYTES: usize = 12 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a raw body says of itself.
+/// The header of a raw body.
 const PLAIN: &str = "content-type: text/plain\r\n";
 
 fn host() -> TestHost {
@@ -28,7 +29,7 @@ fn connect(host: &TestHost) -> TcpStream {
     stream
 }
 
-/// Status, head in small letters, and body of the one answer that comes.
+/// Status, head in lower case, and body of the only answer.
 fn answer(stream: &mut TcpStream) -> (u16, String, String) {
     let mut bytes = Vec::new();
     let mut piece = [0; 4096];
@@ -66,7 +67,7 @@ fn code(body: &str) -> String {
     text("code")
 }
 
-/// Sends everything, and reads only then.
+/// Sends everything before reading anything.
 fn sent_first(host: &TestHost, head: &str, bytes: usize, chunked: bool) -> (u16, String, String) {
     let mut stream = connect(host);
     let framing = match chunked {
@@ -351,7 +352,7 @@ fn a_silent_connection_makes_room_for_one_that_asks() {
         })
         .collect();
     let end = Instant::now() + PATIENCE;
-    // Whoever has begun is given a moment to go on.
+    // A client that has begun gets a moment to continue.
     while host
         .call("POST", MESSAGES, &[("content-type", "text/plain")], "x")
         .status
@@ -401,7 +402,8 @@ fn where_every_connection_is_at_work_administration_is_served_and_others_are_tol
             break answer;
         }
         assert!(Instant::now() < end, "the bound is not met");
-        // One of them may have come while an idle connection still had its place, and been sent away.
+        // One of them may have arrived while an idle connection still had its place, and been
+        // refused.
         at_work.push(ask(&slow));
     };
     assert_eq!(

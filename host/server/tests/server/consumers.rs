@@ -1,4 +1,5 @@
-//! Consumers over HTTP and by the command line: what is next, what is committed, and who may.
+//! Consumers over HTTP and with the command line: which messages come next, what is committed, and
+//! who may commit.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
@@ -16,7 +17,7 @@ fn host() -> TestHost {
     TestHost::start().with_topic("orders", 3)
 }
 
-/// Messages `FIRST`, … in turns to the three partitions.
+/// Produces messages with these numbers to the three partitions in turn.
 fn produce(host: &TestHost, numbers: std::ops::Range<u32>) {
     let message = |number: u32| json!({"value": number.to_string(), "partition": number % 3});
     let body = json!({"messages": numbers.map(message).collect::<Vec<_>>()});
@@ -64,7 +65,7 @@ fn an_answer_gives_what_to_send_back_and_the_next_one_goes_on_there() {
     assert_eq!(values(&first), (0..10).collect::<Vec<_>>());
     assert_eq!(first["created"], true);
     let lease = first["commit"]["lease"].as_str().expect("a lease");
-    // Until it is committed the same comes again.
+    // Until they are committed the same messages come again.
     let again = read(&host, &format!("max=1000&lease={lease}")).json();
     assert_eq!(values(&again), (0..10).collect::<Vec<_>>());
     assert_eq!(again["created"], false);
@@ -80,7 +81,7 @@ fn an_answer_gives_what_to_send_back_and_the_next_one_goes_on_there() {
     assert_eq!(shown["lag"], 2);
     assert_eq!(shown["reader"]["by"], "unknown");
     assert!(shown["committed_at"].is_u64());
-    // Nothing to read is nothing to commit, which renews the lease.
+    // If there is nothing to read, there is nothing to commit; the commit still renews the lease.
     commit(&host, &next["commit"]);
     let nothing = read(&host, &format!("lease={lease}")).json();
     assert_eq!(nothing["commit"]["positions"], "");
@@ -123,7 +124,7 @@ fn a_second_reader_is_told_until_when_and_takes_over_then() {
     let retry_after = busy.headers["retry-after"].to_str().expect("text");
     let retry_after: u64 = retry_after.parse().expect("seconds");
     assert!((1..=60).contains(&retry_after), "{retry_after}");
-    // Given back, it keeps nobody waiting.
+    // Once the lease is given back, the next reader need not wait.
     let mut last = first["commit"].clone();
     last["release"] = json!(true);
     last["positions"] = json!("0:1");
@@ -132,7 +133,7 @@ fn a_second_reader_is_told_until_when_and_takes_over_then() {
     assert_eq!(values(&second), [1, 2], "nothing is skipped");
     let lost = commit(&host, &first["commit"]).refused(409, "lease-lost");
     assert!(lost.contains("has taken over"), "{lost}");
-    // The second one goes without a word.
+    // The second reader leaves without giving its lease back.
     let mut third = read(&host, "");
     for _ in 0..3_000 {
         if third.status == 200 {
@@ -176,7 +177,7 @@ fn messages_that_were_removed_are_said_to_be_passed_over() {
     };
     trim(json!({"partition": 0, "before": 6}));
     trim(json!({"partition": 1, "before": "end"}));
-    // It does not wait, though nothing may be there.
+    // It does not wait, even if there are no messages.
     let path = format!("max=1000&wait_ms=30000&lease={lease}");
     let answer = read(&host, &path).json();
     let stood = positions(&host);
@@ -391,7 +392,7 @@ fn an_interrupt_amid_printing_leaves_the_rest_to_the_next_one() {
     let path = "/v1/topics/orders/messages";
     assert_eq!(host.post_json(path, body.to_string()).status, 200);
     let mut child = consuming(&host, &[]);
-    // Nobody reads: the pipe is full before all is written.
+    // The pipe is not read, so it is full before everything is written.
     wait_until("a reader", || {
         let shown = host.get(CONSUMER);
         shown.status == 200 && shown.json()["reader"].is_object()
@@ -429,7 +430,7 @@ fn a_closed_pipe_commits_what_it_took_and_no_more() {
     let ended = child.wait_with_output().expect("an end");
     assert!(ended.status.success(), "{ended:?}");
     let committed = positions(&host)[0];
-    // A pipe takes some more than was read of it, and never all.
+    // A pipe takes somewhat more than was read of it, but never everything.
     assert!((5..100).contains(&committed), "{committed}");
     let rest = out(&ask(&host, &["consume", "orders", "--as", "billing"]));
     let first = rest.lines().next().expect("a line");
@@ -499,7 +500,7 @@ fn a_reset_reaches_the_command_that_reads_and_a_deletion_ends_it() {
         &host,
         &["consumer", "reset", "orders", "billing", "--to", "earliest"],
     ));
-    // It waits at the host; a message has it come back.
+    // It waits at the host, and a message makes it return.
     produce(&host, 3..6);
     let mut again = [three(), three()].concat();
     again.sort_unstable();

@@ -1,4 +1,5 @@
-//! Damage in a running host: who meets it is told, processors wait, and somebody says when they go on.
+//! Damage in a running host: a reader that meets it gets an error, and processors wait until an
+//! operator lets them continue.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +14,7 @@ fn host(dir: &Path) -> TestHost {
     TestHost::with(config_in(dir))
 }
 
-/// Flips a bit of the only file under a directory that holds the text.
+/// Flips a bit in the only file under the directory that contains the text.
 fn hurt(dir: &Path, text: &str) {
     for entry in fs::read_dir(dir).expect("a directory") {
         let path = entry.expect("an entry").path();

@@ -1,4 +1,5 @@
-//! Dead letters over HTTP: what is found, what is refused with a reason, and who is said to have asked.
+//! Dead letters over HTTP: which are found, what is refused with a reason, and who is recorded as
+//! the caller.
 
 use millrace_tests::wait_for;
 use serde_json::{Value, json};

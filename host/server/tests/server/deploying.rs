@@ -1,4 +1,4 @@
-//! Deploying over HTTP: what is not said stays, and the answer says what is different.
+//! Deploying over HTTP: omitted settings stay as they were, and the answer lists the differences.
 
 use serde_json::{Value, json};
 
@@ -80,7 +80,7 @@ fn what_a_change_does_not_name_stays_and_the_answer_says_what_is_different() {
     );
     assert_eq!(now["limits"], expected["limits"]);
 
-    // A whole specification is whole.
+    // A full specification replaces all settings.
     let whole = json!({"topics": ["in"], "module": "upper@1.0.0", "output": "out"});
     let answer = host.call("PUT", SHOUT, &[], whole.to_string()).json();
     assert!(

@@ -1,4 +1,5 @@
-//! What comes in: text, types and codings, read in one way at every door; nothing is stored that its sender did not mean.
+//! Input formats: text, content types and codings are read in the same way by every route, and
+//! nothing is stored that its sender did not mean.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -41,7 +42,7 @@ fn millrace(host: &TestHost, arguments: &[&str], input: &[u8]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the binary runs");
-    // It may end without having read all.
+    // It may end before it has read everything.
     let _ = child.stdin.take().expect("an input").write_all(input);
     child.wait_with_output().expect("it ends")
 }
@@ -75,7 +76,7 @@ fn text_as_windows_writes_it_is_read_alike_at_every_door() {
     );
     assert!(blank.status.success(), "{blank:?}");
 
-    // Bytes that are said to be one message stay as they are.
+    // Bytes that are declared as one message stay unchanged.
     assert_eq!(send(&host, "text/plain", b"\xef\xbb\xbff\r\n").status, 200);
     assert_eq!(values(&host, "orders")[8..], ["\u{feff}f\r\n"]);
 }
@@ -217,7 +218,7 @@ fn a_compressed_body_is_inflated_within_the_bound_at_every_route() {
             "the plain bytes were looked at: {told}"
         );
 
-        // Small on the way, and more than any route takes.
+        // Small while compressed, and more than any route accepts.
         let bomb = pack(codec, &vec![0; 65 << 20]);
         assert!(bomb.len() < 1 << 20);
         for path in [MESSAGES, "/v1/topics", "/v1/modules"] {
@@ -274,7 +275,7 @@ fn what_a_fetch_shows_may_be_produced_and_is_the_same_message() {
     );
     assert_eq!(copied.json()["count"], bodies.len());
     assert_eq!(lines("copy"), shown);
-    // As the command line shows it, too.
+    // The command line shows it in the same way.
     let consumed = millrace(&host, &["consume", "orders", "--json"], b"").stdout;
     assert_eq!(
         String::from_utf8_lossy(&consumed),

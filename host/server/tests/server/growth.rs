@@ -1,4 +1,5 @@
-//! More partitions for a topic, over HTTP and on the command line: what is answered, what is refused, and how readers that wait learn it.
+//! More partitions for a topic, over HTTP and on the command line: the answers, what is refused,
+//! and how waiting readers learn of it.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -119,7 +120,7 @@ fn a_reader_that_waits_for_all_partitions_is_answered_when_there_are_more() {
             let began_at = Instant::now();
             (host.get(path).json(), began_at.elapsed())
         });
-        // Nobody sees from outside when it has begun to wait.
+        // It cannot be seen from outside when it begins to wait.
         let mut count = 2;
         while !waiting.is_finished() {
             count += 1;

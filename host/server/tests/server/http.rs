@@ -1,4 +1,4 @@
-//! HTTP over a real host: what is promised, and what is said to those who send nonsense.
+//! HTTP on a real host: what the interface promises, and how nonsense is answered.
 
 use std::time::{Duration, Instant};
 
@@ -167,7 +167,7 @@ fn a_waiting_fetch_is_woken_by_the_message() {
             let answer = host.get(&format!("{FETCH}?wait_ms=30000")).json();
             (answer, Instant::now())
         });
-        // Not waited for to be true: if the message comes first, the fetch finds it; the wait is then not needed.
+        // The wait need not have begun: if the message comes first, the fetch finds it at once.
         std::thread::sleep(Duration::from_millis(100));
         let sent = Instant::now();
         host.post_json(MESSAGES, r#"{"value":"now"}"#);
@@ -310,7 +310,7 @@ fn what_is_too_large_is_refused_and_the_host_goes_on() {
     let raw = [("content-type", "application/octet-stream")];
     let message = host.call("POST", MESSAGES, &raw, vec![b'x'; (8 << 20) + 1]);
     message.refused(413, "too-large");
-    // Only the promise of a body: nobody has to send it to be told.
+    // Only the announcement of a body: the refusal comes before it is sent.
     let head = format!(
         "POST {MESSAGES} HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\ncontent-length: 99999999999\r\n\r\n"
     );
@@ -411,7 +411,7 @@ fn health_metrics_and_openapi_are_there() {
 #[test]
 fn a_timestamp_that_cannot_be_stored_is_refused_not_changed() {
     let host = TestHost::start().with_topic("orders", 1);
-    // It can be stored, and is far from any clock.
+    // It can be stored, although it is far from any real time.
     let largest = r#"{"value":1,"timestamp":9223372036854775807}"#;
     let largest = host.post_json(MESSAGES, largest);
     largest.refused(422, "timestamp-ahead");

@@ -1,4 +1,5 @@
-//! `Idempotency-Key` over a real host: once, the same answer, and what is said to those who use a key twice.
+//! `Idempotency-Key` on a real host: requests take effect once, repeats get the same answer, and a
+//! key that is reused for another request is refused.
 
 use serde_json::{Value, json};
 
@@ -53,7 +54,7 @@ fn a_request_with_a_key_takes_effect_once_and_is_answered_the_same_again() {
         let elsewhere = send(&host, elsewhere, content_type, &key, body);
         assert_eq!((elsewhere.status, is_replayed(&elsewhere)), (200, false));
     }
-    // Without a key, and with a new one, the same body is another request.
+    // Without a key, or with a new one, the same body is another request.
     let plain = host.post_json(MESSAGES, many);
     assert_eq!((plain.status, is_replayed(&plain)), (200, false));
     let new = send(&host, MESSAGES, "application/json", "new", many);
@@ -71,7 +72,7 @@ fn a_key_that_comes_with_something_else_is_refused_and_nothing_is_added() {
     let keyed = format!("{MESSAGES}?key=a");
     assert_eq!(raw(&keyed, "millrace-header-a", "body").status, 200);
     assert!(is_replayed(&raw(&keyed, "millrace-header-a", "body")));
-    // Another header of the message, another key of the message, another body, another form.
+    // A different header of the message, key of the message, body, and form.
     for other in [
         raw(&keyed, "millrace-header-b", "body"),
         raw(&format!("{MESSAGES}?key=b"), "millrace-header-a", "body"),
@@ -93,7 +94,7 @@ fn a_key_that_comes_with_something_else_is_refused_and_nothing_is_added() {
         let refused = send(&host, MESSAGES, "application/json", bad, r#"{"value":1}"#);
         refused.refused(400, "bad-idempotency-key");
     }
-    // A refused request uses no key up.
+    // A refused request does not use its key up.
     let refused = send(&host, MESSAGES, "application/json", "later", "{");
     refused.refused(400, "malformed");
     let taken = send(
@@ -150,7 +151,7 @@ fn a_repeat_says_that_it_is_one_and_what_is_no_longer_there() {
     assert_eq!(gone(&again()), [true; 3]);
     assert_eq!(count(&host, "orders"), 3, "nothing was added");
 
-    // With the topic its keys go: what follows is no repeat.
+    // The keys are removed with the topic: what follows is not a repeat.
     assert_eq!(
         host.call("DELETE", "/v1/topics/orders", &[], "").status,
         204

@@ -1,4 +1,4 @@
-//! How long messages stay, over HTTP: settings, trim, and reading from a moment on.
+//! How long messages are kept, over HTTP: settings, trim, and reading from a time on.
 
 use crate::support::{Answer, TestHost};
 use serde_json::json;
@@ -43,7 +43,7 @@ fn settings_are_given_at_the_start_shown_and_changed_one_by_one() {
     assert_eq!(changed["settings"]["segment_bytes"], 65536);
     assert_eq!(host.get(TOPIC).json()["settings"], changed["settings"]);
 
-    // It holds at once: what has no key has no place in a compacted topic.
+    // The setting applies at once: a compacted topic takes no message without a key.
     let refused = host.post_json(MESSAGES, r#"{"value":"v"}"#);
     assert!(
         refused

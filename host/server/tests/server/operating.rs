@@ -1,4 +1,4 @@
-//! What an operator asks a host: what runs there, what it measures, and what it was told to do.
+//! What an operator asks a host: what runs there, its metrics, and the changes that were made.
 
 use std::process::Command;
 

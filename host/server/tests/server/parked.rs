@@ -1,4 +1,5 @@
-//! Parked messages over HTTP and on the command line: listed with until when and why, tried now, given up.
+//! Parked messages over HTTP and on the command line: listed with the time and the reason, tried
+//! now, given up.
 
 use std::process::Command;
 
@@ -15,7 +16,7 @@ fn with_three() -> TestHost {
     let bytes = guest_artifacts::FLAKY.to_vec();
     let module = host.call("POST", "/v1/modules", &[], bytes).json();
     let hour = 3_600_000;
-    // With full jitter a wait is as good as never short.
+    // With full jitter a wait is almost never short.
     let retry =
         json!({"attempts_max": 9, "delay_first_ms": 240 * hour, "delay_max_ms": 240 * hour});
     let spec =

@@ -1,4 +1,5 @@
-//! The whole way of a message over HTTP: uploaded, deployed, produced, processed, read.
+//! The whole path over HTTP: a module is uploaded and deployed, a message produced, processed and
+//! read.
 
 use std::time::{Duration, Instant};
 
@@ -170,7 +171,7 @@ fn a_message_goes_the_whole_way_without_a_pause() {
         "produce, process, read: p50 {:?}, p99 {:?}",
         times[150], times[297]
     );
-    // A poll or a timer anywhere on the way would show as tens of milliseconds.
+    // A poll or a timer anywhere on the path would show as tens of milliseconds.
     assert!(times[150] < Duration::from_millis(20), "{:?}", times[150]);
 }
 

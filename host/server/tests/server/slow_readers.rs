@@ -1,4 +1,5 @@
-//! Readers that ask for much and take nothing: they cost a bounded share of memory, and others are still served.
+//! Readers that ask for a lot and read nothing: they use a bounded share of memory, and others are
+//! still served.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -35,7 +36,7 @@ fn ask(host: &TestHost, path: &str) -> TcpStream {
     stream
 }
 
-/// Reads as far as the status and no further.
+/// Reads the status and nothing after it.
 fn status(stream: &mut TcpStream) -> u16 {
     let mut line = [0; 12];
     stream.read_exact(&mut line).expect("a status line");
@@ -84,7 +85,8 @@ fn those_who_wait_for_messages_hold_no_room() {
     let host = host().with_topic("later", 1);
     let path = "/v1/topics/later/partitions/0/messages?max_bytes=16777216&wait_ms=30000";
     let mut waiting: Vec<_> = (0..30).map(|_| ask(&host, path)).collect();
-    // Time enough to begin waiting; a test that runs sooner proves less, and fails no more.
+    // Time enough for it to begin waiting; a test that goes on too soon proves less, but does not
+    // fail.
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(status(&mut ask(&host, MUCH)), 200);
     host.post_json("/v1/topics/later/messages", r#"{"value":"now"}"#);

@@ -1,4 +1,4 @@
-//! State of processors over HTTP and from the command line: what is taken out can be put back.
+//! State of processors over HTTP and with the command line: what is exported can be imported.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -25,7 +25,7 @@ fn run(host: &TestHost, arguments: &[&str], input: &[u8]) -> Output {
     let input = input.to_vec();
     let writing = std::thread::spawn(move || stdin.write_all(&input));
     let output = child.wait_with_output().expect("it ends");
-    // Whoever reads nothing of it is heard by its exit code.
+    // A reader that takes nothing shows in the exit code.
     let _ = writing.join().expect("written");
     output
 }
@@ -45,7 +45,8 @@ fn write(host: &TestHost, entries: &[Value]) {
 #[test]
 fn whatever_was_exported_can_be_imported() {
     let host = with_uppercase(TestHost::start());
-    // The worst to write as JSON, each as large as it may be; no text; and more of medium size than one request takes.
+    // Values that are longest as JSON, each of the largest size; values that are not text; and more
+    // of medium size than fit in one request.
     write(
         &host,
         &[json!({"key": "\u{1}".repeat(1 << 10), "value": "\u{1}".repeat(256 << 10)})],
@@ -135,7 +136,7 @@ fn an_answer_is_bounded_in_bytes_however_many_entries_are_asked_for() {
     assert_eq!(exported.iter().filter(|&&byte| byte == b'\n').count(), 40);
 }
 
-/// What a common tool makes of JSON lines; nothing where the machine does not have it.
+/// JSON lines after a common tool; `None` if the machine does not have it.
 fn through(tool: &[&str], lines: &[u8]) -> Option<Vec<u8>> {
     let spawned = Command::new(tool[0])
         .args(&tool[1..])

@@ -20,7 +20,7 @@ pub(crate) struct TestHost {
     pub(crate) address: SocketAddr,
 }
 
-/// What came back.
+/// The answer to a request.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -132,7 +132,7 @@ impl Answer {
         })
     }
 
-    /// Checks status and the one shape, and gives code, message and hint in one text.
+    /// Checks the status and the error shape, and returns code, message and hint as one text.
     pub(crate) fn refused(&self, status: u16, code: &str) -> String {
         let body = self.json();
         let error = &body["error"];

@@ -1,4 +1,5 @@
-//! Times, at every door: one grammar, milliseconds, and whatever looks like another unit is refused with what to write.
+//! Times, on every route: one grammar, in milliseconds; numbers that look like another unit are
+//! refused with a hint.
 
 use std::process::{Command, Output};
 
@@ -152,7 +153,7 @@ fn a_timestamp_far_ahead_is_refused_and_one_of_another_time_zone_is_not() {
         let message = json!({"value": 2, "timestamp": ahead});
         produce(message).refused(422, "timestamp-ahead");
     }
-    // That of its own delivery is not ahead of it.
+    // The time of delivery itself is not in the future.
     let due = now + 100 * hour;
     let later = json!({"value": 3, "deliver_at": due, "timestamp": due});
     assert_eq!(produce(later).status, 200);
@@ -173,7 +174,7 @@ fn an_offset_that_no_partition_has_come_to_is_not_an_empty_answer() {
             "{told}"
         );
     }
-    // Partitions differ: what one of them has come to is fine.
+    // Partitions differ: an offset that one of them has reached is accepted.
     let output = millrace(&host, &["consume", "in", "--from", "1"]);
     assert!(output.status.success(), "{output:?}");
 }

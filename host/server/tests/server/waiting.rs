@@ -1,4 +1,5 @@
-//! Commands that wait: for lines of a pipe, for a host that is not there yet or comes again, and for somebody who interrupts them.
+//! Commands that wait: for lines of a pipe, for a host that is not there yet or restarts, and until
+//! they are interrupted.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -7,13 +8,13 @@ use std::time::{Duration, Instant};
 use crate::cli::{ask, millrace, out};
 use crate::support::TestHost;
 
-/// An address that nobody listens at.
+/// An address without a listener.
 fn free_address() -> String {
     let held = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     held.local_addr().expect("an address").to_string()
 }
 
-/// A host of its own process; the first line that it says comes when it is ready.
+/// A host as a separate process; it prints its first line when it is ready.
 fn serve(address: &str, data: &str) -> Child {
     let mut host = millrace(&["serve", "--listen", address, "--data-dir", data])
         .stdout(Stdio::piped())
@@ -32,7 +33,7 @@ fn end(mut host: Child) {
     host.wait().expect("an end");
 }
 
-/// Produces from a pipe that stays open; the command and the pipe's end.
+/// Produces from a pipe that stays open; returns the command and the writing end.
 fn piping(host: &TestHost, more: &[&str]) -> (Child, std::process::ChildStdin) {
     let url = host.url();
     let arguments = [&["produce", "orders", "--file", "-", "--host", &url], more].concat();
@@ -46,7 +47,7 @@ fn piping(host: &TestHost, more: &[&str]) -> (Child, std::process::ChildStdin) {
     (child, stdin)
 }
 
-/// Waits until the topic holds so many messages.
+/// Waits until the topic holds `count` messages.
 fn holds(host: &TestHost, count: u64) {
     for _ in 0..3_000 {
         if host.get("/v1/topics/orders").json()["ends"][0]["end"] == count {
@@ -92,7 +93,7 @@ fn an_interrupt_under_a_key_of_the_users_says_what_was_not_sent() {
         writeln!(stdin, "line {number}").expect("written");
     }
     holds(&host, 5_000);
-    // The last three are read by then, but for a moment.
+    // The last three will be read within a moment.
     std::thread::sleep(Duration::from_millis(500));
     interrupt(&child, "-INT");
     let ended = child.wait_with_output().expect("an end");

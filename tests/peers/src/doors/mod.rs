@@ -1,4 +1,5 @@
-//! How each broker is spoken to: its protocol in bytes, with no client library between, so that the load costs about the same for all.
+//! Clients of the brokers: each speaks its protocol in bytes, without a client library, so that the
+//! load costs about the same for all.
 
 pub(crate) mod http;
 pub(crate) mod kafka;
@@ -11,30 +12,30 @@ use anyhow::Result;
 
 use crate::line::Line;
 
-/// Messages that a reader asks for at a time.
+/// Messages that a reader requests at a time.
 pub(crate) const FETCH_MESSAGES: u64 = 10_000;
 /// How long a reader's request waits at the server for the next message, in milliseconds.
 pub(crate) const FETCH_WAIT_MS: u64 = 5_000;
 
-/// What stands at the front of the bytes that came.
+/// What is at the front of the received bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Front {
-    /// No more than a part of something.
+    /// Only a part of an answer.
     Part,
-    /// A whole answer to a produce request, of so many bytes.
+    /// A complete answer to a produce request, of this many bytes.
     Answer(usize),
-    /// Something that answers no request, of so many bytes.
+    /// Something that answers no request, of this many bytes.
     Aside(usize),
 }
 
-/// What a reader has read of the bytes that came.
+/// What a reader has read of the received bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Taken {
-    /// These are done with.
+    /// Bytes that have been read.
     pub(crate) bytes: usize,
     /// Messages in them.
     pub(crate) messages: u64,
-    /// Whether the reader has all that it asked for, and has to ask again.
+    /// Whether the reader has everything that it requested, and must send another request.
     pub(crate) is_answered: bool,
 }
 
@@ -53,33 +54,37 @@ pub(crate) trait Door: Send + Sync {
         Line::open(self.address())
     }
 
-    /// Whether many messages may be one request, with one answer; else each message has its own.
+    /// Whether one request can hold many messages and get one answer; otherwise each message has
+    /// its own request.
     fn has_batches(&self) -> bool;
 
-    /// A produce request with these messages, or as many requests; [`Door::addressed`] before it is sent.
+    /// A produce request with these messages, or a request for each; pass it through
+    /// [`Door::addressed`] before sending it.
     fn produce(&self, topic: &str, values: &[&str]) -> Vec<u8>;
 
-    /// Makes a produce request of this connection, where the protocol says in a request where its answer goes.
+    /// Adapts a produce request to this connection, for protocols whose requests name the
+    /// destination of the answer.
     fn addressed(&self, _line: &Line, request: Vec<u8>) -> Vec<u8> {
         request
     }
 
-    /// What is at the front of what came after produce requests. A refusal is an error.
+    /// What is at the front of the bytes received after produce requests. A refusal is an error.
     fn front(&self, came: &[u8]) -> Result<Front>;
 
-    /// Reads a topic from its first message on, by its own count: nothing is acknowledged. `line` is the one that it will be used with.
+    /// A reader of a topic from its first message on, which keeps its own position and acknowledges
+    /// nothing. It must be used with the same `line`.
     fn reader(&self, topic: &str, line: &mut Line) -> Result<Box<dyn Reader>>;
 }
 
-/// Is handed each value that is read.
+/// Receives each value that is read.
 pub(crate) type Each<'a> = &'a mut dyn FnMut(&[u8]);
 
 /// Reads a topic in order.
 pub(crate) trait Reader {
-    /// The next request, which waits at the server if there is nothing yet.
+    /// The next request, which waits at the server if there are no messages yet.
     fn ask(&mut self) -> Vec<u8>;
 
-    /// Reads as far as it goes, and hands each value to `each` where it is given.
+    /// Reads as much as has arrived, and passes each value to `each`, if given.
     fn take(&mut self, came: &[u8], each: Option<Each<'_>>) -> Result<Taken>;
 }
 
@@ -89,17 +94,19 @@ pub(crate) trait PartitionReader: Reader {
     fn position(&self) -> u64;
 }
 
-/// A broker in which functions run, or beside which they do.
+/// A broker with functions that run in it or next to it.
 pub(crate) trait Store: Door {
-    /// Makes an empty topic with so many partitions.
+    /// Makes an empty topic with this many partitions.
     fn make_partitioned(&self, topic: &str, partitions: u32) -> Result<()>;
 
-    /// Where the next message of each partition goes, in order of the partitions. Of transactions, only what is committed counts.
+    /// The offset of the next message of each partition, in order of the partitions. Uncommitted
+    /// transactions do not count.
     fn ends(&self, line: &mut Line, topic: &str, partitions: u32) -> Result<Vec<u64>>;
 
-    /// Reads a partition from an offset on; of transactions, only what is committed.
+    /// A reader of a partition from an offset on, which sees only committed transactions.
     fn reader_at(&self, topic: &str, partition: u32, from: u64) -> Box<dyn PartitionReader>;
 
-    /// Requests that together give each key the value once, evenly over the partitions, and the messages of each.
+    /// Requests, each with its number of messages, that together produce the value once for each
+    /// key, evenly over the partitions.
     fn fill(&self, topic: &str, partitions: u32, keys: usize, value: &str) -> Vec<(Vec<u8>, u64)>;
 }

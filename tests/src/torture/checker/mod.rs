@@ -2,20 +2,20 @@
 //!
 //! | finding | what it means |
 //! |---|---|
-//! | lost | acknowledged, or once shown to a reader, and not there in the end; or a partition begins later than anybody asked for |
-//! | phantom | there although nobody sent it, or although its sender was told that nothing was written; or not whole |
+//! | lost | acknowledged or once read, and not there at the end; or a partition begins later than any trim asked for |
+//! | phantom | there although it was never sent, or although its sender was told that nothing was written; or damaged |
 //! | returned | a key of a compacted topic was removed, and an older value of it is there |
-//! | divergent | one offset, two values, in whatever lives of the host |
-//! | reordered | a producer's messages, or a key's outputs, stand in another order than they were sent in |
-//! | duplicated | there more often than it was sent; or at all twice, or placed anew, where the host promised to take it once |
-//! | torn | a part of a request is there, another is not |
-//! | went-back | progress, a start or an end that was seen is seen smaller |
+//! | divergent | two values at one offset, possibly in different lives of the host |
+//! | reordered | messages of a producer, or outputs of a key, in another order than they were sent in |
+//! | duplicated | there more often than it was sent; or there twice, or at a new place, though the host promised to take it once |
+//! | torn | one part of a request is there, another is not |
+//! | went-back | progress, a start or an end is smaller than it was before |
 //! | missing | an input with neither output nor dead letter |
-//! | twice | an input with more than one of both |
-//! | miscounted | state that is not the count of what is out |
+//! | twice | an input with more than one output or dead letter |
+//! | miscounted | state that differs from the count of the outputs |
 //! | early | shown before its time: a delayed message, or one that a schedule made |
-//! | stuck | the host does not start, or what was taken does not get through |
-//! | unexpected | a fault did not lead to what it has to lead to |
+//! | stuck | the host does not start, or accepted messages do not get processed |
+//! | unexpected | a fault did not have the effect that it must have |
 //!
 //! When the power or the medium under the file system fails, a topic that is not durable may lose
 //! its tail: whatever was acknowledged after the last durable request was sent, and nothing else.

@@ -16,7 +16,7 @@ const PAUSE_MS: u64 = 500;
 /// What is known of times.
 #[derive(Default)]
 pub(super) struct Times {
-    /// Whatever a client sees now was there by this time.
+    /// Whatever the history reports at this point was there by this time.
     pub(super) now_ms: u64,
     /// When each delayed message is due.
     due_ms: HashMap<Id, u64>,

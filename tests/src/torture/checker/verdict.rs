@@ -11,33 +11,33 @@ const FINDINGS_MAX: usize = 100;
 /// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Acknowledged or shown, and not there.
+    /// Acknowledged or read, and not there.
     Lost,
-    /// There, and not sent.
+    /// There, but never sent.
     Phantom,
-    /// A key that was removed, and reads as an older value.
+    /// A removed key that reads as an older value.
     Returned,
-    /// One offset, two values.
+    /// Two values at one offset.
     Divergent,
-    /// In another order than sent.
+    /// In another order than it was sent in.
     Reordered,
-    /// More often there than sent, or than promised.
+    /// There more often than sent, or than promised.
     Duplicated,
-    /// A part of a request.
+    /// Only a part of a request is there.
     Torn,
-    /// Progress, start or end smaller than before.
+    /// Progress, a start or an end is smaller than before.
     WentBack,
-    /// An input without output and dead letter.
+    /// An input with neither output nor dead letter.
     Missing,
-    /// An input with more than one of both.
+    /// An input with more than one output or dead letter.
     Twice,
-    /// State that is not the count of the outputs.
+    /// State that differs from the count of the outputs.
     Miscounted,
     /// Shown before its time.
     Early,
-    /// Does not start, or does not get through.
+    /// The host does not start, or accepted messages do not get processed.
     Stuck,
-    /// A fault did not lead to what it has to lead to.
+    /// A fault did not have the effect that it must have.
     Unexpected,
 }
 

@@ -1,4 +1,5 @@
-//! No room on the disk: produce is refused and may be tried again, all else goes on, and when there is room the host goes on by itself.
+//! A full disk: produce is refused and may be retried, everything else works, and once there is
+//! space the host goes on by itself.
 
 use std::thread;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use super::super::world::{QUICK, WORKER};
 use super::{Fault, World, note, unexpected, within_patience};
 use crate::{Client, Reply};
 
-/// Small: it is filled again and again.
+/// Small, because it is filled again and again.
 const DISK_BYTES: u64 = 64 << 20;
 const PROBE: &str = "probe";
 const DOOMED: &str = "doomed";
@@ -30,9 +31,9 @@ pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     let ballast = world.disk()?.path().join("ballast");
     note(world, Fault::Full, "the file system is filled up");
     fill(&ballast)?;
-    // What is preallocated takes a little more.
+    // Preallocated files still take a little more.
     let full = within_patience(|| {
-        // The host itself may have freed some by a checkpoint.
+        // The host itself may have freed some space by a checkpoint.
         fill(&ballast.with_extension("more"))?;
         Ok(refuses(&client))
     })?;
@@ -63,7 +64,8 @@ pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     Ok(Some(1))
 }
 
-/// Whether a produce is refused as it should be: for want of room, and to be tried again.
+/// Whether a produce request is refused as it should be: for lack of space, and as one that may be
+/// retried.
 fn refuses(client: &Client) -> bool {
     probe(client).is_ok_and(|reply| is_full(&reply))
 }
@@ -72,7 +74,7 @@ fn takes(client: &Client) -> bool {
     probe(client).is_ok_and(|reply| reply.status == 200)
 }
 
-/// Sends to a topic that nobody judges.
+/// Sends to a topic that the checker does not judge.
 fn probe(client: &Client) -> Result<Reply> {
     let value = "x".repeat(2_000);
     client.post_json(
@@ -81,7 +83,7 @@ fn probe(client: &Client) -> Result<Reply> {
     )
 }
 
-/// Whatever frees room or only administers goes on.
+/// Checks that whatever frees space or only administers still works.
 fn expect_the_rest_works(world: &World, client: &Client) {
     let page = format!("/v1/topics/{QUICK}/partitions/0/messages?from=earliest&max=10");
     let doomed = format!("/v1/topics/{DOOMED}");

@@ -1,4 +1,5 @@
-//! A memory limit that the host runs into: the kernel kills it. Needs cgroups, version 1, and the right to make one.
+//! A memory limit that the host reaches, so that the kernel kills it. Needs cgroups of version 1
+//! and the right to create one.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -14,9 +15,9 @@ use super::{Fault, World, note, within_patience};
 use crate::Client;
 
 const CONTROLLER: &str = "/sys/fs/cgroup/memory";
-/// Above what the host uses when the limit is set.
+/// How far above the host's present use the limit is set.
 const ROOM_BYTES: u64 = 2 << 20;
-/// Requests that are larger than the room, at once.
+/// Simultaneous requests that are larger than the room.
 const HUGE_REQUESTS: u32 = 4;
 const HUGE_BYTES: usize = 12 << 20;
 const SIGKILL: i32 = 9;
@@ -44,7 +45,7 @@ pub(super) fn start(world: &mut World) -> Result<()> {
     world.host.wait_until_ready()
 }
 
-/// The limit comes down to what is used, and requests come that need more.
+/// Lowers the limit to the present use, and sends requests that need more.
 pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     let group = group(world);
     let used: u64 = fs::read_to_string(group.join("memory.usage_in_bytes"))?
@@ -79,7 +80,8 @@ pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     Ok(world.recover()?.then_some(1))
 }
 
-/// Sends what no topic takes; the host holds it until it knows.
+/// Sends requests for a partition that does not exist; the host holds each body until it has found
+/// that out.
 fn hog(url: &str) {
     let client = Client::with_timeout(url, TIMEOUT);
     let body = vec![b'x'; HUGE_BYTES];

@@ -1,4 +1,4 @@
-//! Syncs that take long before they begin, by strace: what is written meanwhile is in memory only, for as long as it takes to cut the power.
+//! Delays syncs by strace: what was written stays only in memory for long enough to cut the power.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,10 +10,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::super::disk;
 use super::{World, stop, within_patience};
 
-/// Longer than it takes from a frame that was written to the end of the process.
+/// Longer than the time from the moment when a frame is written until the process has been ended.
 const DELAY_MICROS: u32 = 50_000;
 
-/// While it lasts syncs are slow.
+/// Syncs are slow until this ends.
 pub(super) struct SlowSyncs(Child);
 
 /// Slows them down, if this machine can do it.
@@ -49,7 +49,7 @@ impl SlowSyncs {
 
 impl Drop for SlowSyncs {
     fn drop(&mut self) {
-        // It has often ended with the host.
+        // Usually it has ended with the host.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

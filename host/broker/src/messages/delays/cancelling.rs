@@ -1,4 +1,4 @@
-//! Delayed messages listed and cancelled, for whoever asks.
+//! Lists and cancels delayed messages for callers.
 
 use std::time::Duration;
 

@@ -147,7 +147,7 @@ pub(crate) struct Delays {
     /// The partitions to which this host delivers.
     pub(super) held: Mutex<HashMap<TopicPartition, Arc<Share>>>,
     pub(super) agenda: Mutex<Agenda>,
-    /// A message is due before all others.
+    /// Notified when a message is due before all others.
     pub(super) earlier: Notify,
     pub(super) next_arrival: AtomicU64,
     pub(super) steps: moving::Steps,

@@ -4,14 +4,15 @@ use anyhow::{Context, Result, ensure};
 
 use super::wire::{Fields, Writer};
 
-/// Offset, length and epoch, which the checksum does not cover, come before.
+/// The position of the length. Offset, length and epoch at the front are not covered by the
+/// checksum.
 const LENGTH_AT: usize = 8;
 const MAGIC: i8 = 2;
-/// Up to the first record, from the batch's first byte.
+/// Bytes from the start of the batch to its first record.
 const HEAD_BYTES: usize = 61;
-/// Of the attributes: the batch marks a transaction's end.
+/// Bit of the attributes: the batch marks a transaction's end.
 const CONTROL: i16 = 0x20;
-/// Of the attributes: the codec, 0 for none.
+/// Bits of the attributes: the codec, 0 for none.
 const CODEC: i16 = 0x07;
 
 pub(super) struct Record<'a> {
@@ -25,7 +26,7 @@ pub(super) struct Batch<'a> {
     /// The offset behind its last record.
     pub(super) next: i64,
     pub(super) count: u64,
-    /// Whether it holds no messages but the end of a transaction.
+    /// Whether it marks the end of a transaction instead of holding messages.
     pub(super) is_control: bool,
     records: &'a [u8],
 }
@@ -69,7 +70,7 @@ pub(super) fn record_batch(records: &[Record<'_>]) -> Vec<u8> {
     batch.written().to_vec()
 }
 
-/// The whole batches at the front; a broker cuts the last one where the fetch is full.
+/// The complete batches at the front; a broker cuts the last one off where the fetch is full.
 pub(super) fn batches(mut bytes: &[u8]) -> impl Iterator<Item = Result<Batch<'_>>> {
     std::iter::from_fn(move || {
         let length = bytes.get(LENGTH_AT..)?.first_chunk()?;

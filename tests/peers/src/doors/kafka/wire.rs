@@ -45,7 +45,7 @@ impl Writer {
         self.0.extend(bytes);
     }
 
-    /// One topic with one partition, up to the partition's number.
+    /// Writes one topic with one partition, up to the partition's number.
     pub(super) fn one_partition(&mut self, topic: &str, partition: u32) {
         self.i32(1);
         self.text(topic);
@@ -53,7 +53,7 @@ impl Writer {
         self.i32(partition as i32);
     }
 
-    /// A number whose bytes hold seven bits each, as in records.
+    /// Writes a number in bytes of seven bits each, as in records.
     pub(super) fn varint(&mut self, value: i64) {
         let mut rest = ((value << 1) ^ (value >> 63)) as u64;
         while rest >= 0x80 {
@@ -64,7 +64,7 @@ impl Writer {
     }
 }
 
-/// A request with its length and header. Correlation ids are not looked at: answers come in order.
+/// A request with its length and header. Correlation ids are ignored, since answers come in order.
 pub(super) fn frame((api, version): (i16, i16), body: &Writer) -> Vec<u8> {
     let mut head = Writer::default();
     head.i16(api);
@@ -79,7 +79,7 @@ pub(super) fn frame((api, version): (i16, i16), body: &Writer) -> Vec<u8> {
     whole.0
 }
 
-/// Reads an answer from its front.
+/// Reads the fields of an answer from the front.
 pub(super) struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -126,13 +126,13 @@ impl<'a> Fields<'a> {
         anyhow::bail!("a number without end")
     }
 
-    /// Bytes with their length before them, as in requests and answers; none for null.
+    /// Bytes with a length before them, as in requests and answers; empty for null.
     pub(super) fn rest_of_bytes(&mut self) -> Result<&'a [u8]> {
         let length = self.i32()?;
         self.skip(usize::try_from(length).unwrap_or(0))
     }
 
-    /// The next bytes, passed over.
+    /// Skips the next bytes.
     pub(super) fn skip(&mut self, bytes: usize) -> Result<&'a [u8]> {
         let (skipped, rest) = self
             .0
