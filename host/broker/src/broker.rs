@@ -1,4 +1,4 @@
-//! The broker: it builds the rooms, starts and stops them, and nothing else. Verbs are in the rooms.
+//! The broker builds the rooms, starts them and stops them. The verbs are in the rooms.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -72,7 +72,8 @@ impl Default for BrokerLimits {
 /// How long winding down continues after the last call was interrupted.
 const WIND_DOWN_SLACK: Duration = Duration::from_millis(700);
 
-/// The handle; cheap to clone. What it can do is in its rooms: [`session`](Self::session) leads there.
+/// The handle of the broker; cheap to clone. [`session`](Self::session) leads to the verbs, which
+/// are in the rooms.
 #[derive(Clone)]
 pub struct Broker {
     inner: Arc<Inner>,
@@ -83,14 +84,15 @@ struct Inner {
     interrupt: Interrupt,
     hosts: Arc<Hosts>,
     rooms: Rooms,
-    /// Told by the catalogue, which knows it only as long as the broker does.
+    /// Kept alive here, because the catalogue holds it only weakly.
     _upstairs: Arc<dyn Dependents>,
-    /// Sends dead letters again when processors say so; they know it only as long as the broker does.
+    /// Sends dead letters again when a processor needs that. Kept alive here, because the
+    /// processors hold it only weakly.
     _sends_again: Arc<dyn SendsAgain>,
     tasks: Tasks,
 }
 
-/// Who is told what changes in the catalogue.
+/// Passes changes of the catalogue on to the rooms above it.
 struct Upstairs {
     messages: Messages,
     groups: Groups,
@@ -113,7 +115,7 @@ impl Dependents for Upstairs {
     }
 
     fn trimmed(&self, topic: &TopicName) {
-        // Removed parked messages have nothing to wait for.
+        // Otherwise a worker would keep waiting for parked messages that were removed.
         self.processors.supervisor().nudge(topic);
     }
 
@@ -169,7 +171,7 @@ impl Broker {
         Ok(broker)
     }
 
-    /// The rooms, from the ground up: each is given those that it stands on.
+    /// Builds the rooms from the ground up; each one gets those below it.
     async fn build(
         clock: Arc<dyn Clock>,
         engine: Arc<dyn Engine>,
@@ -244,7 +246,7 @@ impl Broker {
         })
     }
 
-    /// The verbs, for a caller.
+    /// A session for this caller: it has the verbs.
     #[must_use]
     pub fn session(&self, caller: Caller) -> Session {
         let broker = Arc::clone(&self.inner);

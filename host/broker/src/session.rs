@@ -27,7 +27,7 @@ pub(crate) struct Rooms {
 pub struct Session {
     rooms: Rooms,
     caller: Caller,
-    /// The broker: what it does by itself, and what one room tells another, goes on as long as anybody may call a verb.
+    /// Keeps the broker and its background tasks alive as long as a session can call a verb.
     _broker: Arc<dyn Any + Send + Sync>,
 }
 
@@ -48,7 +48,7 @@ impl Session {
         }
     }
 
-    /// Who calls.
+    /// The caller of all verbs of this session.
     #[must_use]
     pub fn caller(&self) -> &Caller {
         &self.caller
@@ -60,31 +60,31 @@ impl Session {
         &self.rooms.catalogue
     }
 
-    /// Messages in and out, and those that are delayed.
+    /// Produced, read and delayed messages.
     #[must_use]
     pub fn messages(&self) -> &Messages {
         &self.rooms.messages
     }
 
-    /// Named readers, and their positions.
+    /// Consumers, consumer groups and their positions.
     #[must_use]
     pub fn consumers(&self) -> &Groups {
         &self.rooms.groups
     }
 
-    /// Processors and their revisions, their state, and what they have parked.
+    /// Processors, their revisions and state, and their parked messages.
     #[must_use]
     pub fn processors(&self) -> &Processors {
         &self.rooms.processors
     }
 
-    /// What was given up.
+    /// Messages that processors gave up.
     #[must_use]
     pub fn dead_letters(&self) -> &DeadLetters {
         &self.rooms.dead_letters
     }
 
-    /// Messages that are made at set times.
+    /// Schedules, which create messages at set times.
     #[must_use]
     pub fn schedules(&self) -> &Schedules {
         &self.rooms.schedules

@@ -62,7 +62,7 @@ impl From<GuestLimits> for ModuleSettings {
 }
 
 impl ModuleSettings {
-    /// The same, as those who hold modules to them know them.
+    /// The limits in the form that the module host takes.
     pub(crate) fn limits(&self) -> GuestLimits {
         GuestLimits {
             module_bytes_max: self.module_bytes_max,
@@ -85,15 +85,16 @@ impl ModuleSettings {
     }
 }
 
-/// What a module host is started with beside its settings.
+/// What a module host needs besides its settings.
 pub(crate) struct Surroundings<'a> {
-    /// Where compiled code is kept.
+    /// Where compiled code is stored.
     pub(crate) cache_dir: PathBuf,
-    /// The `millrace` binary that compiles; this process's own without.
+    /// The `millrace` binary that compiles; if `None`, this process's own.
     pub(crate) program: Option<&'a PathBuf>,
-    /// Whether the data directory is encrypted: compiled code holds what the component holds, and is not.
+    /// Whether the data directory is encrypted. If it is, compiled code is not stored, because it
+    /// would reveal the components unencrypted.
     pub(crate) is_encrypted: bool,
-    /// Whether lines that guests write go to the host's log.
+    /// Whether log lines of guests go to the host's log.
     pub(crate) ships_lines: bool,
 }
 

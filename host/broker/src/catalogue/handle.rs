@@ -1,4 +1,5 @@
-//! The catalogue's handle: what this host knows of what exists, and the lock under which it decides about it.
+//! The handle of the catalogue: the topics, modules and processors that this host knows, and the
+//! lock under which it changes them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock, Weak};
@@ -16,29 +17,32 @@ use crate::handler::ModuleHost;
 use crate::hosts::base::Base;
 use crate::hosts::living::Hosts;
 
-/// What stands on the catalogue, in the rooms above, and is told of its changes. The broker, which builds the rooms, says who that is.
+/// The rooms above the catalogue, as it notifies them of changes. The broker, which builds the
+/// rooms, implements this.
 #[async_trait]
 pub(crate) trait Dependents: Send + Sync {
-    /// Takes over what other hosts changed of the processors. Whoever calls holds the lock of changes.
+    /// Takes over other hosts' changes to processors. The caller holds the lock of changes.
     async fn catch_up(&self);
 
-    /// A topic has more partitions: whoever reads it is to read the new ones. Whoever calls holds the lock of changes.
+    /// A topic has more partitions, and its readers must read the new ones. The caller holds the
+    /// lock of changes.
     async fn grown(&self, topic: &Topic);
 
-    /// The revision to which a rollback of the processor led is gone. Whoever calls holds the lock of changes.
+    /// The revision that a rollback of the processor would lead to is gone. The caller holds the
+    /// lock of changes.
     async fn way_back_is_gone(&self, processor: &ProcessorName);
 
-    /// Messages of the topic are no longer there.
+    /// Messages of the topic were removed.
     fn trimmed(&self, topic: &TopicName);
 
-    /// The topic is no longer there.
+    /// The topic was deleted.
     fn deleted(&self, topic: TopicId);
 
-    /// The entries that go with a topic.
+    /// Writes that remove the entries about a deleted topic.
     fn entries_about(&self, topic: TopicId) -> Vec<EntryWrite>;
 }
 
-/// What exists: topics, modules, and which processors are deployed. Cheap to clone.
+/// All topics, modules and deployed processors. Cheap to clone.
 #[derive(Clone)]
 pub struct Catalogue {
     pub(super) inner: Arc<Inner>,
@@ -50,15 +54,16 @@ pub(super) struct Inner {
     pub(super) modules: Arc<dyn ModuleHost>,
     pub(super) partitioners: Arc<Partitioners>,
     hosts: Arc<Hosts>,
-    /// The processors, and why those that do not run do not.
+    /// The processors, and why those that do not run cannot.
     pub(super) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
-    /// Which writes of processors in the catalogue are known here.
+    /// How far this host knows the catalogue's writes of processors.
     pub(super) processors_followed: Followed,
     /// Topics and their partition counts as this host last saw them, if there are other hosts.
     topics_followed: Mutex<HashMap<TopicId, u32>>,
-    /// Held by whoever decides. Others may decide on other hosts: what must hold is expected by the commit.
+    /// Held while this host decides about a change. It does not exclude other hosts: each commit
+    /// names what it expects unchanged.
     changes: tokio::sync::Mutex<()>,
-    /// How often partitions were added to topics.
+    /// Counts additions of partitions to topics.
     pub(super) growths: watch::Sender<u64>,
     dependents: OnceLock<Weak<dyn Dependents>>,
 }
@@ -90,32 +95,32 @@ impl Catalogue {
         }
     }
 
-    /// From now on these are told. Only the first call counts.
+    /// From now on, `dependents` is notified of changes. Only the first call counts.
     pub(crate) fn tell_of_changes(&self, dependents: Weak<dyn Dependents>) {
         let _ = self.inner.dependents.set(dependents);
     }
 
-    /// Who is told; `None` once the broker is gone.
+    /// Who is notified of changes; `None` once the broker is gone.
     pub(super) fn dependents(&self) -> Option<Arc<dyn Dependents>> {
         self.inner.dependents.get()?.upgrade()
     }
 
-    /// The lock under which everything about the catalogue is decided on this host.
+    /// Locks changes of the catalogue on this host.
     pub(crate) async fn change(&self) -> MutexGuard<'_, ()> {
         self.inner.changes.lock().await
     }
 
-    /// The processors as they are known now.
+    /// The processors that this host knows.
     pub(crate) fn processors(&self) -> RwLockReadGuard<'_, BTreeMap<ProcessorName, Deployed>> {
         self.inner.processors.read()
     }
 
-    /// Up to which write of a processor they are known.
+    /// How far this host knows the catalogue's writes of processors.
     pub(crate) fn followed(&self) -> &Followed {
         &self.inner.processors_followed
     }
 
-    /// Whether all that was written of processors is known.
+    /// Whether this host knows all writes of processors.
     pub(crate) fn is_followed(&self) -> bool {
         let newest = self.inner.engine.version(EntryKind::Processor);
         self.inner.processors_followed.version() == newest
@@ -126,7 +131,7 @@ impl Catalogue {
         self.inner.hosts.had_others()
     }
 
-    /// A processor is known as `learn` makes it of what was known of it.
+    /// Records a processor as `learn` makes it from what was known before.
     pub(crate) fn learn(
         &self,
         name: ProcessorName,
@@ -137,7 +142,7 @@ impl Catalogue {
         all.insert(name, known);
     }
 
-    /// Something else is known of a processor, if it is known at all; what `amend` gives.
+    /// Changes what is known of a processor; `None` if the processor is not known.
     pub(crate) fn amend<T>(
         &self,
         name: &ProcessorName,
@@ -146,7 +151,7 @@ impl Catalogue {
         self.inner.processors.write().get_mut(name).map(amend)
     }
 
-    /// A processor is known no longer.
+    /// Forgets a processor.
     pub(crate) fn unlearn(&self, name: &ProcessorName) {
         self.inner.processors.write().remove(name);
     }
@@ -157,7 +162,7 @@ impl Catalogue {
         self.inner.processors.read().keys().cloned().collect()
     }
 
-    /// What is known of a processor.
+    /// A processor, if it is known.
     pub(crate) fn deployed(&self, name: &ProcessorName) -> Option<Deployed> {
         self.inner.processors.read().get(name).cloned()
     }

@@ -1,5 +1,6 @@
-//! What would a revision do with these dead letters? It is loaded beside the current one and called with them as the worker would call
-//! it; nothing is committed, and its writes to state are discarded.
+//! Dry runs: what would a revision do with these dead letters? The revision is loaded beside the
+//! current one and called as the worker would call it. Nothing is committed, and its writes to
+//! state are discarded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ pub struct DryRunRequest {
     pub letters_max: usize,
 }
 
-/// The result. Nothing of it has happened.
+/// The result of a dry run. None of it has happened.
 #[derive(Clone, Debug, Default)]
 pub struct DryRun {
     /// The revision that was tried.
@@ -133,7 +134,7 @@ impl DeadLetters {
                         trial.report.next = last.filter(|last| walk.is_more_from(last));
                         break;
                     }
-                    // Few of many may match: reading takes time as well.
+                    // The filter may match only a few of many: reading takes time as well.
                     if trial.is_over() {
                         trial.report.next = walk.next_place();
                         break;

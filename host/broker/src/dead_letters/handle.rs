@@ -16,7 +16,7 @@ use crate::hosts::living::Hosts;
 use crate::messages::handle::Messages;
 use crate::processors::handle::Processors;
 
-/// What was given up, and how it is sent again. Cheap to clone.
+/// Messages that processors gave up, and the ways to send them again. Cheap to clone.
 #[derive(Clone)]
 pub struct DeadLetters {
     pub(super) inner: Arc<Inner>,
@@ -64,7 +64,7 @@ impl DeadLetters {
         }))
     }
 
-    /// The room, for what the host does by itself and signs with no name.
+    /// The room for the host's own actions, recorded without a name.
     pub(super) fn of(inner: Arc<Inner>) -> Self {
         Self {
             inner,
@@ -72,7 +72,7 @@ impl DeadLetters {
         }
     }
 
-    /// The same room, for a caller.
+    /// The same room for this caller.
     #[must_use]
     pub(crate) fn called_by(&self, caller: &Caller) -> Self {
         Self {
@@ -81,7 +81,7 @@ impl DeadLetters {
         }
     }
 
-    /// The same room, for what the host does by itself.
+    /// The same room for the host's own actions.
     pub(super) fn by_itself(&self) -> Self {
         self.called_by(&Caller::host())
     }

@@ -1,20 +1,21 @@
-//! Who asks: every verb of every door is called in somebody's name.
+//! The caller: every verb of every door is called in a caller's name.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use millrace_model::Tenant;
 
-/// The name under which the host acts by itself.
+/// The name of the host for its own actions.
 pub(crate) const HOST: &str = "host";
 
-/// What is written down of a caller that gives no name.
+/// Recorded for a caller that gives no name.
 pub(crate) const UNKNOWN: &str = "unknown";
 
 /// Who calls a verb. Cheap to clone.
 ///
-/// Today there is one principal, built in, with every right: whoever reaches a door. The name that a caller gives is a claim. It is
-/// written down beside what was changed, and proves nothing.
+/// Today everyone who reaches a door is the same built-in principal, which has every right. The
+/// name that a caller gives is an unverified claim: it is recorded beside each change and proves
+/// nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     tenant: Tenant,
@@ -24,19 +25,19 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The built-in principal, under no name.
+    /// The built-in principal without a name.
     #[must_use]
     pub fn unnamed() -> Self {
         Self::default()
     }
 
-    /// The host, for what it does by itself.
+    /// The host itself, for its own actions.
     #[must_use]
     pub fn host() -> Self {
         Self::default().named(HOST)
     }
 
-    /// The same caller, under a name that is written down with each change.
+    /// The same caller under this name, which is recorded with each change.
     #[must_use]
     pub fn named(self, by: &str) -> Self {
         Self {
@@ -45,7 +46,7 @@ impl Caller {
         }
     }
 
-    /// The same caller, at the address of its connection.
+    /// The same caller with the address of its connection.
     #[must_use]
     pub fn at(self, address: IpAddr) -> Self {
         Self {
@@ -54,7 +55,7 @@ impl Caller {
         }
     }
 
-    /// The same caller, with the id that its request is traced by.
+    /// The same caller with the id of its request, for tracing.
     #[must_use]
     pub fn asking(self, request: &str) -> Self {
         Self {
@@ -63,25 +64,26 @@ impl Caller {
         }
     }
 
-    /// Whose names it speaks. Every caller speaks those of the default tenant, until access gives it others.
+    /// The tenant whose names the caller uses: the default one for every caller, until there is
+    /// access control.
     #[must_use]
     pub fn tenant(&self) -> &Tenant {
         &self.tenant
     }
 
-    /// The name that it gave; `None` if it gave none.
+    /// The name that the caller gave; `None` if it gave none.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.by.as_deref()
     }
 
-    /// What is written down of it: its name, or that it is unknown.
+    /// What is recorded of the caller: its name, or `unknown`.
     #[must_use]
     pub fn signature(&self) -> &str {
         self.name().unwrap_or(UNKNOWN)
     }
 
-    /// The address of its connection; `None` within the process, or if it is not known.
+    /// The address of its connection; `None` within the process, or if the address is unknown.
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
         self.address

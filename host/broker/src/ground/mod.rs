@@ -1,5 +1,5 @@
-//! What every room stands on: names of headers and of processors' own topics, columns, packing, partitioners, the rules of chains, tasks,
-//! the caller, and the end of all calls.
+//! What every room builds on: header names, names of processors' own topics, columns, packing,
+//! partitioners, the rules of chains, tasks, callers, and the interruption of calls.
 
 pub(crate) mod backoff;
 pub(crate) mod caller;

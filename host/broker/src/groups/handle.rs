@@ -11,7 +11,7 @@ use crate::groups::kept::Consumers;
 use crate::hosts::base::Base;
 use crate::messages::handle::Messages;
 
-/// Readers that have a name, and their positions. Cheap to clone.
+/// Named readers and their positions. Cheap to clone.
 #[derive(Clone)]
 pub struct Groups {
     pub(super) inner: Arc<Inner>,
@@ -47,7 +47,7 @@ impl Groups {
         }
     }
 
-    /// The same room, for a caller.
+    /// The same room for this caller.
     #[must_use]
     pub(crate) fn called_by(&self, caller: &Caller) -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Groups {
         }
     }
 
-    /// The topic is gone, and its consumers with it.
+    /// The topic was deleted, and its consumers with it.
     pub(crate) fn forget_topic(&self, id: TopicId) {
         self.inner.consumers.forget_topic(id);
     }

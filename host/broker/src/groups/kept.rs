@@ -1,4 +1,4 @@
-//! What this host keeps of consumers in memory, beside what is stored: leases, rights, and the locks under which they change.
+//! What this host keeps in memory about consumers: leases, leases to write, and locks for changes.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::hosts::living::Hosts;
 /// Number of locks that consumers share; two consumers with the same lock wait for each other's commits.
 const LOCKS: usize = 64;
 
-/// What the broker knows of consumers besides what is stored.
+/// Consumers as far as the broker keeps them in memory.
 pub(crate) struct Consumers {
     pub(super) leases: Leases,
     /// This host's leases to write them.

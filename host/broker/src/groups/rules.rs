@@ -267,7 +267,7 @@ mod tests {
             assert_eq!(after.positions, before.positions);
             assert_eq!(after.lease.is_some(), goes_on);
         }
-        // What was given back is known to be: its last commit may be sent again.
+        // After a release, a repeat of the last commit must succeed.
         let mut back = consumer(Some((7, 0)), &[10, 20]);
         after_recovery(&mut back, false, ends);
         assert!(back.lease.is_some());

@@ -1,4 +1,5 @@
-//! Where a reader begins, a new processor or a consumer: at the oldest message, at the newest, or where it says.
+//! Where a new processor or consumer starts to read: at the oldest message, after the newest, or at
+//! a given place.
 
 use millrace_engine::ReadError;
 use millrace_model::{Offset, Timestamp, TopicPartition};

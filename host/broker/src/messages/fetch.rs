@@ -12,7 +12,7 @@ use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition}
 use crate::ground::packing;
 use crate::messages::handle::Messages;
 
-/// Bytes that one read asks the engine for.
+/// Bytes per read from the engine.
 const FETCH_READ_BYTES: usize = 1 << 20;
 
 /// What to fetch.
@@ -103,7 +103,7 @@ impl Messages {
         let from = request.from.clamp(ends.start, ends.end);
         if from == ends.end && !request.wait.is_zero() {
             let mut watch = engine.watch(partition)?;
-            // In any case the answer is what is there now.
+            // Whether or not something arrived in time, the answer has what is there now.
             let _ = tokio::time::timeout(request.wait, watch.past(from)).await;
         }
         let room = Room {
@@ -176,7 +176,7 @@ impl Messages {
     }
 }
 
-/// What still fits.
+/// How many more messages and bytes fit into the answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     pub(crate) messages: usize,

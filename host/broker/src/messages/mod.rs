@@ -1,4 +1,4 @@
-//! Messages in and out: produced, placed, delayed, and read again.
+//! Messages: produced, placed in partitions, delayed, and read.
 
 pub(crate) mod append;
 pub(crate) mod beginning;

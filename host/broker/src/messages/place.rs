@@ -1,4 +1,4 @@
-//! Where a message stands.
+//! The place of a message: topic, partition and offset.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use millrace_model::{Offset, PartitionId, TopicName};
 use serde::Serialize;
 
-/// Where a message stands; as text `TOPIC/PARTITION/OFFSET`.
+/// The place of a message; as text `TOPIC/PARTITION/OFFSET`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MessagePlace {
     /// The topic.
@@ -18,7 +18,7 @@ pub struct MessagePlace {
 }
 
 impl MessagePlace {
-    /// The next one in its partition.
+    /// The next place in its partition.
     pub(crate) fn after(mut self) -> Self {
         self.offset = self.offset.next();
         self

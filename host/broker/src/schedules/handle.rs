@@ -12,7 +12,7 @@ use crate::hosts::base::Base;
 use crate::messages::handle::Messages;
 use crate::schedules::known::KnownSchedules;
 
-/// Messages for a topic, again and again. Cheap to clone.
+/// Schedules, which create messages for topics again and again. Cheap to clone.
 #[derive(Clone)]
 pub struct Schedules {
     pub(super) inner: Arc<Inner>,
@@ -39,7 +39,7 @@ impl Schedules {
         }))
     }
 
-    /// The room, for what the host does by itself.
+    /// The room for the host's own actions.
     pub(super) fn of(inner: Arc<Inner>) -> Self {
         Self {
             inner,
@@ -47,7 +47,7 @@ impl Schedules {
         }
     }
 
-    /// The same room, for a caller.
+    /// The same room for this caller.
     #[must_use]
     pub(crate) fn called_by(&self, caller: &Caller) -> Self {
         Self {
@@ -61,7 +61,7 @@ impl Schedules {
         self.inner.known.changed()
     }
 
-    /// As long as nobody else has the room, it goes.
+    /// A weak reference, which does not keep the room alive.
     pub(crate) fn downgrade(&self) -> Weak<Inner> {
         Arc::downgrade(&self.inner)
     }

@@ -1,4 +1,4 @@
-//! The schedules that this host knows, and how each of them does.
+//! The schedules that this host knows, and their status.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,12 +16,13 @@ use crate::catalogue::deciding::Followed;
 /// A schedule and its status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ScheduleStatus {
-    /// The schedule.
+    /// The schedule as it is stored.
     #[serde(flatten)]
     pub schedule: Schedule,
     /// Why its last message could not be created; `None` if it was.
     pub problem: Option<String>,
-    /// Why it creates none at its pattern's times, and until when: the clock was set back. `None` if it follows its pattern.
+    /// Why it creates no messages at its pattern's times, and until when, after the clock was set
+    /// back; `None` if it follows its pattern.
     pub waiting: Option<String>,
 }
 
@@ -29,7 +30,7 @@ pub struct ScheduleStatus {
 #[derive(Default)]
 pub(crate) struct KnownSchedules {
     pub(super) all: RwLock<BTreeMap<ScheduleName, Known>>,
-    /// Which writes of schedules in the catalogue are known here.
+    /// How far this host knows the catalogue's writes of schedules.
     pub(super) followed: Followed,
     /// Locked while a schedule is changed or creates its message.
     pub(super) changes: tokio::sync::Mutex<()>,
@@ -44,7 +45,7 @@ pub(super) struct Known {
     /// The version of its entry.
     pub(super) version: Version,
     pub(super) problem: Option<String>,
-    /// After a temporary failure, not before this, by the monotonic clock.
+    /// The earliest retry after a temporary failure, by the monotonic clock.
     pub(super) again_at: Duration,
     /// Whether it was logged that it waits for the clock.
     pub(super) said_waiting: bool,

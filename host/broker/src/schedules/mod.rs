@@ -1,4 +1,4 @@
-//! KnownSchedules: a message for a topic, again and again.
+//! Schedules: each creates a message for a topic, again and again.
 
 pub(crate) mod firing;
 pub(crate) mod handle;

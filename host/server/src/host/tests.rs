@@ -1,4 +1,5 @@
-//! Several doors on one host: an echo beside HTTP, bound like it, stopped with it, and under the same budget of memory.
+//! Several doors on one host: an echo door beside HTTP, with the same kind of bound, the same end
+//! and the same memory budgets.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const FULL: &[u8] = b"full\n";
 const BYE: &[u8] = b"bye\n";
 
-/// A door that says what it hears, and holds room for as much as it was told to.
+/// A door that returns what it receives. At `hold all` it takes the whole budget for answers.
 #[derive(Clone)]
 struct Echo {
     budgets: Budgets,
     stopping: CancellationToken,
-    /// How long it works on after it is to stop.
+    /// How long a connection continues after the host begins to stop.
     work: Duration,
 }
 
@@ -52,7 +53,7 @@ impl Echo {
     }
 }
 
-/// A host in memory with an echo beside its door for HTTP.
+/// A host in memory with an echo door beside the one for HTTP.
 async fn with_echo(connections_max: usize, work: Duration) -> (Host, SocketAddr) {
     let mut config = Config::default();
     config.listen.http.address = "127.0.0.1:0".to_owned();
@@ -92,7 +93,7 @@ async fn rest_of(stream: &mut TcpStream) -> Vec<u8> {
     rest
 }
 
-/// The status and body of an answer over HTTP.
+/// The status and body of an HTTP answer.
 async fn asked(address: SocketAddr, method: &str, path: &str, body: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     let request = format!(
@@ -119,7 +120,7 @@ async fn a_door_has_its_own_bound_and_others_do_not_notice() {
     assert_eq!(rest_of(&mut beyond).await, FULL);
     let (status, _) = asked(host.address(), "GET", "/health/ready", "").await;
     assert_eq!(status, "200");
-    // Whoever goes makes room.
+    // A closed connection makes room for another.
     drop(served.pop());
     let end = Instant::now() + PATIENCE;
     loop {
@@ -154,7 +155,7 @@ async fn what_one_door_holds_the_other_one_does_not_have() {
         answer.contains("the memory for answers is in use"),
         "{answer}"
     );
-    // What is received has a budget of its own.
+    // Incoming data has a budget of its own.
     assert_eq!(asked(http, "POST", path, messages).await.0, "200");
 
     drop(holder);
@@ -174,7 +175,7 @@ async fn a_stop_closes_every_door_and_waits_for_what_is_under_way_on_each() {
     said(&mut talking, b"a\n").await;
     let began = Instant::now();
     let stopped = tokio::spawn(host.stop());
-    // Both sides of the end: the last words come, and nobody new gets in meanwhile.
+    // The stop refuses new connections at once, but lets the open one send its last words.
     let end = Instant::now() + PATIENCE;
     for address in [echo, http] {
         while TcpStream::connect(address).await.is_ok() {

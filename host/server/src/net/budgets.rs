@@ -1,7 +1,8 @@
-//! Memory for what is on its way through the doors: one budget for what comes and one for what goes, however many doors there are.
+//! Memory for data in transit: one budget for incoming data and one for answers, shared by all
+//! doors.
 //!
-//! Room is taken before the bytes are there, and goes back when the last of them is gone: it belongs to the bytes themselves, so what
-//! waits in a connection's buffer counts too.
+//! Room is taken before data is read and returned when the last reference to the data is dropped.
+//! The room belongs to the bytes, so data in a connection's buffer counts too.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +11,10 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// What all doors may hold in memory together. Each door has the same one.
+/// The memory that all doors share. Each door has a clone.
 #[derive(Clone)]
 pub(crate) struct Budgets {
-    /// For what is being received.
+    /// For incoming data.
     pub(crate) received: Budget,
     /// For answers that carry messages.
     pub(crate) sent: Budget,
@@ -28,7 +29,7 @@ impl Budgets {
     }
 }
 
-/// So many bytes for everybody who shares it, counted in KiB.
+/// A number of bytes shared by all clones, counted in KiB.
 #[derive(Clone)]
 pub(crate) struct Budget {
     kib: Arc<Semaphore>,
@@ -44,12 +45,12 @@ impl Budget {
         }
     }
 
-    /// All that there is.
+    /// The whole budget in bytes.
     pub(crate) fn bytes_max(&self) -> usize {
         self.kib_max << 10
     }
 
-    /// A share that begins with nothing.
+    /// An empty share, which can grow.
     pub(crate) fn nothing(&self) -> Room {
         Room {
             budget: self.clone(),
@@ -57,22 +58,22 @@ impl Budget {
         }
     }
 
-    /// A share of so many bytes; `None` if it cannot be had within `wait`.
+    /// A share of this size; `None` if it does not become free within `wait`.
     pub(crate) async fn take(&self, bytes: usize, wait: Duration) -> Option<Room> {
         let mut room = self.nothing();
         room.grow_within(bytes, wait).await.then_some(room)
     }
 
-    /// Nothing takes more than all there is.
+    /// Rounded up to KiB. No request exceeds the whole budget: it would wait forever.
     fn kib(&self, bytes: usize) -> usize {
         bytes.div_ceil(1 << 10).min(self.kib_max)
     }
 }
 
-/// A share of a budget; given back when it is dropped.
+/// A share of a budget; returned when dropped.
 pub(crate) struct Room {
     budget: Budget,
-    /// None is nothing.
+    /// `None` if the share is empty.
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -95,8 +96,9 @@ impl Room {
         }
     }
 
-    /// Holds room for `bytes` if that can be had at once; what is held already counts. Whoever holds room that others wait for must not
-    /// wait for more: they might do the same.
+    /// Grows to `bytes` if that much is free now. A task that already holds room must use this and
+    /// not [`grow_within`](Self::grow_within): two such tasks could each wait for the other's room
+    /// forever.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         let missing = self.missing(bytes);
         if missing == 0 {
@@ -106,7 +108,8 @@ impl Room {
         more.map(|more| self.hold(more)).is_ok()
     }
 
-    /// Holds room for `bytes` as soon as it can be had; false if that takes longer than `wait`.
+    /// Grows to `bytes`, waiting up to `wait` for others to return room; false if that was too
+    /// short.
     pub(crate) async fn grow_within(&mut self, bytes: usize, wait: Duration) -> bool {
         let missing = self.missing(bytes);
         if missing == 0 {
@@ -120,12 +123,13 @@ impl Room {
         true
     }
 
-    /// The bytes that it is for.
+    /// The size of the share in bytes.
     pub(crate) fn byte_count(&self) -> usize {
         self.kib() << 10
     }
 
-    /// The bytes, which keep the room that they need as long as any of them is there.
+    /// Ties the room to the bytes: it is returned when the last clone of them is dropped. Room that
+    /// the bytes do not need is returned now.
     pub(crate) fn keep(mut self, bytes: Vec<u8>) -> Bytes {
         let spare = self.kib().saturating_sub(self.budget.kib(bytes.len()));
         if let Some(permit) = &mut self.permit {

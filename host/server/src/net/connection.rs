@@ -1,6 +1,8 @@
-//! One connection as whoever serves it has it: its stream, its place, and an end by which its other side reads the last answer.
+//! One connection as a door's protocol sees it: its stream, its place, and a way to close it that
+//! lets the peer read the last answer.
 //!
-//! Closing on unread bytes would tear that answer up. So whatever is still being sent is taken and thrown away for a while.
+//! If a socket is closed while it holds unread data, the system resets the connection, and the peer
+//! may lose that answer. So incoming data is read and discarded for a while first.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,16 +21,17 @@ use super::line::{Line, Phase};
 use super::places::Place;
 use super::stream::Impatient;
 
-/// What is read at once of what is thrown away.
+/// Bytes read at once while discarding.
 const THROWN_AWAY_BYTES: usize = 64 << 10;
 
-/// A connection under way.
+/// An open connection.
 pub(crate) struct Connection {
     pub(crate) stream: Impatient,
     pub(crate) seat: Seat,
 }
 
-/// All of a connection but its stream, which may be lent to a library meanwhile. Its place is given back when it is dropped.
+/// Everything about a connection except its stream, which may be lent to a library. Its place is
+/// returned when this is dropped.
 pub(crate) struct Seat {
     place: Place,
     peer: Option<IpAddr>,
@@ -37,24 +40,24 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    /// What happens on it.
+    /// Records what happens on the connection.
     pub(crate) fn line(&self) -> &Arc<Line> {
         &self.place.line
     }
 
-    /// Whether there is no place for it, and it is only told so.
+    /// Whether there was no place for it, so that it gets only a refusal.
     pub(crate) fn is_refused(&self) -> bool {
         self.place.refused
     }
 
-    /// Who is at the other side.
+    /// The peer's address, if the system knows it.
     pub(crate) fn peer(&self) -> Option<IpAddr> {
         self.peer
     }
 }
 
 impl Connection {
-    /// A connection that was accepted; `None` where its other side is gone already.
+    /// A new connection; `None` if the peer has already gone.
     pub(super) fn accepted(
         stream: TcpStream,
         place: Place,
@@ -77,7 +80,7 @@ impl Connection {
         })
     }
 
-    /// Says what is still to be said, and closes so that it is read.
+    /// Sends `last_words`, if any, and closes the connection so that the peer can read them.
     pub(crate) async fn end(mut self, last_words: Option<&[u8]>) {
         let line = self.seat.line().clone();
         let lingers = last_words.is_some() || line.is_unfinished();
@@ -104,7 +107,7 @@ async fn stops(stopping: &CancellationToken) {
     sleep(Duration::from_millis(STOPPING_LINGER_MS_MAX)).await;
 }
 
-/// Takes what still comes until nothing does.
+/// Reads and discards incoming data until the peer closes, fails or falls silent.
 async fn throw_away(stream: &mut Impatient) {
     let mut buffer = vec![0; THROWN_AWAY_BYTES];
     let silence = Duration::from_millis(LINGER_SILENCE_MS_MAX);

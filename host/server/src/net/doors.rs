@@ -1,4 +1,4 @@
-//! The doors of one host, opened one after the other and stopped in the reverse order.
+//! The doors of one host, opened in turn and stopped in reverse order.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use super::budgets::Budgets;
 use super::connection::Connection;
 use super::listener::Listener;
 
-/// The doors that are open, the first one first, and the memory that they share.
+/// The open doors, in the order in which they were opened, and the memory that they share.
 pub(crate) struct Doors {
     budgets: Budgets,
     open: Vec<Door>,
 }
 
-/// A door that is open.
+/// An open door.
 struct Door {
     name: &'static str,
     address: SocketAddr,
@@ -32,12 +32,12 @@ impl Doors {
         Self { budgets, open }
     }
 
-    /// What each door may hold in memory, together with the others.
+    /// The memory that all doors share.
     pub(crate) fn budgets(&self) -> &Budgets {
         &self.budgets
     }
 
-    /// Opens a door: from here on whoever connects is served.
+    /// Opens a door: from now on `serve` gets its connections.
     pub(crate) fn open<Serve, Served>(
         &mut self,
         name: &'static str,
@@ -56,14 +56,14 @@ impl Doors {
         });
     }
 
-    /// Where a door listens; `None` if there is none of that name.
+    /// The address of the door with this name; `None` if there is no such door.
     pub(crate) fn address(&self, name: &str) -> Option<SocketAddr> {
         let door = self.open.iter().find(|door| door.name == name);
         door.map(|door| door.address)
     }
 
-    /// Accepts nothing more, the last door first, and waits for what is under way on all of them. What is still under way at the deadline
-    /// is cut off.
+    /// Closes the doors to new connections, the last one first, and then waits for the open
+    /// connections of all doors. Connections still open at the deadline are cut off.
     pub(crate) async fn stop(mut self, deadline: Duration) {
         let ended = timeout(deadline, self.wind_down()).await;
         if ended.is_err() {
@@ -77,13 +77,13 @@ impl Doors {
             door.closed.cancelled().await;
         }
         for door in self.open.iter_mut().rev() {
-            // A panic was told where it happened.
+            // A panic was already logged where it happened.
             let _ = (&mut door.serving).await;
         }
     }
 }
 
-/// Doors that are dropped are cut off: nobody is left behind to serve.
+/// Dropping the doors cuts off their connections: no task keeps serving them.
 impl Drop for Doors {
     fn drop(&mut self) {
         for door in self.open.iter().rev() {

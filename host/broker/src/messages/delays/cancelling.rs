@@ -1,4 +1,4 @@
-//! Delayed messages listed and cancelled, for whoever asks.
+//! Lists and cancels delayed messages at a caller's request.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Delayed messages: taken with a time of delivery, kept with the partition that they are for, and in the topic from that time on.
+//! Delayed messages: accepted with a time of delivery, stored with their partition, and in the
+//! topic from that time on.
 
 pub(crate) mod agenda;
 pub(crate) mod cancelling;
