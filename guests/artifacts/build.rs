@@ -1,5 +1,6 @@
-//! Builds the guests' workspace for `wasm32-wasip2` with the cargo that runs this build, and puts the components where the
-//! crate includes them from. They are kept beside the host's own build products, so a second build finds them done.
+//! Builds the guests' workspace for `wasm32-wasip2` with the cargo that runs this build, and copies
+//! the components to where the crate includes them from. The guests' target directory is kept
+//! beside the host's, so a second build has nothing to do.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +20,8 @@ fn main() {
     collect(&target_directory.join(TARGET).join("release"));
 }
 
-/// Names what the components are made of; not the guests' own build products, which somebody may have beside them.
+/// Rebuilds when a source of the guests changes, but not for a target directory that someone may
+/// have beside them.
 fn watch(guests: &Path) {
     println!("cargo::rerun-if-changed=build.rs");
     println!(
@@ -39,7 +41,7 @@ fn watch(guests: &Path) {
     }
 }
 
-/// Adds the WASM target to the toolchain where it is missing.
+/// Installs the WASM target in the toolchain if it is missing.
 fn ensure_target() {
     if has_target() {
         return;
@@ -66,8 +68,8 @@ fn has_target() -> bool {
     libdir.is_some_and(|libdir| fs::read_dir(libdir.trim()).is_ok_and(|files| files.count() > 0))
 }
 
-/// Beside the host's profiles, as `<target>/guests`: shared by all of them, and never the directory that the running cargo has
-/// locked.
+/// The guests' target directory, `<target>/guests`: shared by all profiles of the host, and never
+/// the one that the running cargo has locked.
 fn target_directory() -> PathBuf {
     let out = variable("OUT_DIR");
     // OUT_DIR is <target>/<profile>/build/<package>-<hash>/out.
@@ -85,7 +87,7 @@ fn target_directory() -> PathBuf {
 fn build(guests: &Path, target_directory: &Path) {
     let mut cargo = Command::new(variable("CARGO"));
     cargo
-        // The guests' own .cargo/config.toml counts only from there.
+        // Cargo reads the guests' own .cargo/config.toml only from this directory.
         .current_dir(guests)
         .args([
             "build",
@@ -97,7 +99,8 @@ fn build(guests: &Path, target_directory: &Path) {
             "--target-dir",
         ])
         .arg(target_directory);
-    // What was meant for the host must not reach the guests: flags, wrappers (clippy is one), profiles, targets.
+    // Settings meant for the host's build must not affect the guests: flags, wrappers (clippy is
+    // one), profiles, targets.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(is_for_host) {
             cargo.env_remove(name);
@@ -128,7 +131,7 @@ fn is_for_host(name: &str) -> bool {
         || prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Copies the components into OUT_DIR, each under its package's name.
+/// Copies the components to OUT_DIR, each under the name of its package.
 fn collect(built: &Path) {
     for file in fs::read_dir(built)
         .expect("cargo has built there")

@@ -1,11 +1,12 @@
-//! What the built guests are: components that export an interface of ours and import hardly anything.
+//! Checks the built guests: each exports one of our interfaces and imports almost nothing.
 
 use std::path::Path;
 use std::process::Command;
 
 use wasmparser::{Encoding, Parser, Payload};
 
-/// What every processor is given, for the standard libraries of languages: Rust's wants it for a panic's last words and for hash maps.
+/// Granted to every processor for the standard libraries of languages: Rust's needs these for panic
+/// messages and hash maps.
 const GRANTED: [&str; 4] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:random/"];
 
 #[test]
@@ -46,7 +47,8 @@ fn guests_are_small() {
     }
 }
 
-/// The guests are a workspace of their own; this brings their tests under the one command that runs all tests.
+/// The guests are a workspace of their own; this includes their tests in the one command that runs
+/// all tests.
 #[test]
 fn the_guests_and_the_sdk_pass_their_own_tests() {
     let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -76,7 +78,7 @@ enum Side {
     Exports,
 }
 
-/// Names that the outermost component imports or exports.
+/// The names that the outermost component imports or exports.
 fn names(component: &[u8], side: Side) -> Vec<String> {
     let mut names = Vec::new();
     let mut depth = 0_u32;

@@ -1,28 +1,29 @@
-//! Looks one number up in a JSON object, and checks the rest of it on the way, without building anything. A general parser
-//! took twice as long in WASM as natively, this takes half as long again: its loops are over bytes and 64-bit words, which
-//! are as wide there as here.
+//! Finds one number in a JSON object and validates the rest, without building anything. A general
+//! parser took twice as long in WASM as natively; this one takes one and a half times as long,
+//! because its loops use bytes and 64-bit words, which are as wide in WASM as in native code.
 
-/// Objects and arrays within each other; more is taken for malformed.
+/// Maximum nesting of objects and arrays; deeper JSON counts as malformed.
 const DEPTH_MAX: u32 = 128;
 
-/// What an object says of a field.
+/// The content of an object's field.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Field {
-    /// This number; the last one, should there be several.
+    /// A number; the last one if the name occurs several times.
     Number(f64),
-    /// Nothing, or null.
+    /// Absent or null.
     Missing,
-    /// Something else; or what was asked is JSON, but no object.
+    /// Something else, or the JSON is not an object.
     Other,
 }
 
-/// Where a text stops being JSON, in bytes.
+/// The byte offset at which the text stops being JSON.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Malformed {
     pub(crate) at: usize,
 }
 
-/// The number in a field of an object. The name may be written in any way that JSON knows: what counts is what it says.
+/// The number in a field of an object. Names are compared after unescaping, so every JSON spelling
+/// of the name matches.
 #[inline]
 pub(crate) fn number_field(json: &[u8], name: &str) -> Result<Field, Malformed> {
     let mut scanner = Scanner { json, at: 0 };
@@ -36,7 +37,7 @@ struct Scanner<'a> {
     at: usize,
 }
 
-/// `None` everywhere: malformed at `at`.
+/// Every `None` means: malformed at `at`.
 impl<'a> Scanner<'a> {
     fn document(&mut self, name: &[u8]) -> Option<Field> {
         let mut found = Field::Missing;
@@ -57,7 +58,7 @@ impl<'a> Scanner<'a> {
         (self.at == self.json.len()).then_some(found)
     }
 
-    /// The value that was asked for.
+    /// The value of the requested field.
     fn field(&mut self) -> Option<Field> {
         match self.peek()? {
             b'-' | b'0'..=b'9' => self.number().map(Field::Number),
@@ -66,7 +67,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Any value, passed over.
+    /// Skips any value.
     fn value(&mut self, depth: u32) -> Option<()> {
         match self.peek()? {
             b'"' => self.string().map(drop),
@@ -80,7 +81,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// An object: `member` is called with each key, before its value.
+    /// Reads an object; calls `member` with each key, before its value.
     fn members(&mut self, mut member: impl FnMut(&mut Self, &'a [u8]) -> Option<()>) -> Option<()> {
         self.items(b'}', |scanner| {
             let key = scanner.string()?;
@@ -91,7 +92,7 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// What stands between the bracket here and the closing one, with commas between.
+    /// Reads items separated by commas, up to the closing bracket `close`.
     #[inline]
     fn items(&mut self, close: u8, mut item: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
         self.at += 1;
@@ -112,7 +113,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// A string's bytes, escapes as they stand.
+    /// The bytes of a string, with its escapes unchanged.
     #[inline]
     fn string(&mut self) -> Option<&'a [u8]> {
         self.expect(b'"')?;
@@ -144,7 +145,7 @@ impl<'a> Scanner<'a> {
         let text = self.digits_and_signs()?;
         let exact = text.len() <= 15 && text.iter().all(u8::is_ascii_digit);
         if exact {
-            // So few digits fit a float's mantissa: no need for the general way.
+            // A float represents so few digits exactly, so no general parser is needed.
             let whole = text
                 .iter()
                 .fold(0_u64, |whole, digit| whole * 10 + u64::from(digit - b'0'));
@@ -153,7 +154,7 @@ impl<'a> Scanner<'a> {
         std::str::from_utf8(text).ok()?.parse().ok()
     }
 
-    /// A number as JSON spells them.
+    /// The text of a JSON number.
     #[inline]
     fn digits_and_signs(&mut self) -> Option<&'a [u8]> {
         let start = self.at;
@@ -172,7 +173,7 @@ impl<'a> Scanner<'a> {
         Some(&self.json[start..self.at])
     }
 
-    /// At least one digit; how many.
+    /// Reads digits, at least one; returns how many.
     #[inline]
     fn digits(&mut self) -> Option<usize> {
         let start = self.at;
@@ -209,15 +210,16 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// Whether a string between its quotes says this. Nearly all are written as they are.
+/// Whether a written string, without its quotes, means `text`. Nearly all strings are written
+/// without escapes.
 #[inline]
 fn says(written: &[u8], text: &[u8]) -> bool {
-    // An escape is longer than what it stands for.
+    // An escape is longer than the character that it stands for.
     let may_be_escaped = || written.len() > text.len() && written.contains(&b'\\');
     written == text || may_be_escaped() && says_with_escapes(written, text)
 }
 
-/// Escapes are well-formed where a string was passed over.
+/// Like `says`, for strings with escapes, which were validated when the string was skipped.
 #[cold]
 fn says_with_escapes(mut written: &[u8], mut text: &[u8]) -> bool {
     while let Some((&byte, rest)) = written.split_first() {
@@ -244,7 +246,8 @@ fn says_with_escapes(mut written: &[u8], mut text: &[u8]) -> bool {
     text.is_empty()
 }
 
-/// The character that an escape stands for, without its backslash, and what comes after it; `None` for half a pair.
+/// The character that an escape (without its backslash) stands for, and the rest of the text;
+/// `None` for half a surrogate pair.
 fn unescaped(escape: &[u8]) -> Option<(char, &[u8])> {
     let (&kind, rest) = escape.split_first()?;
     let plain = match kind {
@@ -276,7 +279,8 @@ fn unit(digits: &[u8]) -> Option<(u32, &[u8])> {
     Some((u32::from_str_radix(digits, 16).ok()?, rest))
 }
 
-/// How many bytes stand before the next quote, backslash or control character: eight at a time, for that is most of the work.
+/// The number of bytes before the next quote, backslash or control character: eight at a time,
+/// because most of the time is spent here.
 #[inline]
 fn plain_run(bytes: &[u8]) -> usize {
     let (words, _) = bytes.as_chunks::<8>();

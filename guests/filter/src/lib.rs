@@ -1,5 +1,5 @@
-//! Lets orders through whose JSON field `amount` is at least 100, and drops the others. What passes is not copied. The bench
-//! runs `handle` natively, too.
+//! Passes orders whose JSON field `amount` is at least 100 without copying them, and drops the
+//! others. The bench also runs `handle` natively.
 
 mod json;
 

@@ -1,4 +1,5 @@
-//! What `counter` does, without state: the counts are in the instance's memory and gone with it. For comparison.
+//! Counts like `counter`, but in the instance's memory, so that the counts are lost with the
+//! instance. For comparison.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

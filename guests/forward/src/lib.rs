@@ -1,6 +1,8 @@
-//! Sends each message on as its headers say, and leaves them out: all that a processor may say of an output.
-//! `to: a,b` names topics, an output each (the processor needs the grants); `to-partition: n`, `set-key: k`, `set-header: name=value`
-//! and `set-timestamp: ms` are said of each; `deliver-after-ms: n` has them delivered so long after the message's own timestamp.
+//! Forwards each message as its headers say, without these headers: everything that a processor can
+//! set in an output. `to: a,b` names topics, one output each (the processor needs the grants).
+//! `to-partition: n`, `set-key: k`, `set-header: name=value` and `set-timestamp: ms` apply to each
+//! output. `deliver-after-ms: n` delays delivery until n milliseconds after the message's own
+//! timestamp.
 
 use millrace_guest::{Message, Outcome, Output, processor};
 

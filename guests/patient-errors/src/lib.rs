@@ -1,5 +1,6 @@
-//! An error handler: patient with what is busy, however long it takes; gives up at once what was rejected; forgets what says
-//! that it may be forgotten; leaves the rest to the processor's policy.
+//! An error handler. It retries messages of the class `busy` for as long as that takes, gives up
+//! rejected messages at once, drops those of the class `ignore`, and leaves the others to the
+//! processor's policy.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ fn decide(failure: &Failure) -> Decision {
     }
 }
 
-/// Doubles with each attempt, up to a maximum.
+/// The delay after an attempt: doubles with each attempt, up to a maximum.
 fn delay(attempt: u32) -> Duration {
     let doubled = 2_u32.saturating_pow(attempt.saturating_sub(1));
     DELAY_FIRST.saturating_mul(doubled).min(DELAY_MAX)

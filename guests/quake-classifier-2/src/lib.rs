@@ -1,4 +1,5 @@
-//! Classifies earthquakes by magnitude and depth; revision 2 of the demo's processor. Its outputs say so in a header.
+//! Classifies earthquakes by magnitude and depth: revision 2 of the demo's processor. A header of
+//! its outputs names the revision.
 
 use millrace_guest::{Message, Outcome, processor};
 

@@ -1,4 +1,5 @@
-//! Seismic events as the U.S. Geological Survey publishes them, and what both revisions of the classifier say of them.
+//! Seismic events as the U.S. Geological Survey publishes them, and the parts of the classifier
+//! that both revisions share.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -7,25 +8,25 @@ use std::time::Duration;
 use millrace_guest::{Message, Outcome};
 use serde::Deserialize;
 
-/// An event, as far as the demo looks at it; a GeoJSON feature.
+/// The fields of a seismic event that the demo uses; a GeoJSON feature.
 #[derive(Debug, Deserialize)]
 pub struct Quake<'a> {
-    /// Network and code.
+    /// The id: network and code.
     #[serde(borrow)]
     pub id: Cow<'a, str>,
-    /// What was measured.
+    /// What was measured and by whom.
     #[serde(borrow)]
     pub properties: Properties<'a>,
-    /// Where.
+    /// Where the event was.
     pub geometry: Geometry,
 }
 
-/// What was measured.
+/// What was measured and by whom.
 #[derive(Debug, Deserialize)]
 pub struct Properties<'a> {
     /// Magnitude; small ones can be negative.
     pub mag: f64,
-    /// `earthquake`, `explosion`, `quarry blast`.
+    /// The kind, such as `earthquake`, `explosion` or `quarry blast`.
     #[serde(borrow, rename = "type")]
     pub kind: Cow<'a, str>,
     /// The seismic network that reported it.
@@ -33,20 +34,21 @@ pub struct Properties<'a> {
     pub net: Cow<'a, str>,
 }
 
-/// Where.
+/// Where an event was.
 #[derive(Debug, Deserialize)]
 pub struct Geometry {
     /// Longitude, latitude, depth in kilometres.
     pub coordinates: [f64; 3],
 }
 
-/// Parses a message's value.
+/// Parses the value of a message.
 pub fn parse<'a>(message: &Message<'a>) -> Result<Quake<'a>, serde_json::Error> {
     serde_json::from_slice(message.value().unwrap_or_default())
 }
 
-/// Strong events go to `alerts`, the others to the default output, each with more fields at its end; what is no earthquake is
-/// rejected, and one in ten has to ask a busy service twice.
+/// Adds fields to the end of an event. Strong events go to `alerts`, the others to the default
+/// output. Events that are not earthquakes are rejected, and a tenth of the events is retried once,
+/// as if a service were busy.
 pub fn classify(message: &Message, revision: u32, more: fn(&Quake) -> String) -> Outcome {
     let quake = match parse(message) {
         Ok(quake) => quake,
@@ -79,7 +81,7 @@ pub fn classify(message: &Message, revision: u32, more: fn(&Quake) -> String) ->
     })
 }
 
-/// The usual words.
+/// The usual name for a magnitude.
 #[must_use]
 pub fn magnitude_class(magnitude: f64) -> &'static str {
     match magnitude {
@@ -93,7 +95,7 @@ pub fn magnitude_class(magnitude: f64) -> &'static str {
     }
 }
 
-/// The usual words, by kilometres.
+/// The usual name for a depth in kilometres.
 #[must_use]
 pub fn depth_class(depth_km: f64) -> &'static str {
     match depth_km {
@@ -115,12 +117,12 @@ pub fn region(network: &str) -> u32 {
     }
 }
 
-/// One in ten, always the same ones.
+/// True for a tenth of the events, always the same ones.
 fn is_slow_to_look_up(quake: &Quake) -> bool {
     hash(quake.id.as_bytes()).is_multiple_of(10)
 }
 
-/// FNV-1a.
+/// The FNV-1a hash.
 #[must_use]
 pub fn hash(bytes: &[u8]) -> u32 {
     let mix = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);

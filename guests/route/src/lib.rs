@@ -1,5 +1,5 @@
-//! Sends each message to the topic that its header `route-to` names; one without goes to the default output. The processor
-//! needs a grant for each topic that may be named.
+//! Sends each message to the topic in its header `route-to`, or without that header to the default
+//! output. The processor needs a grant for each of these topics.
 
 use millrace_guest::{Message, Outcome, processor};
 

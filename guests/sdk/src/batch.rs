@@ -1,4 +1,5 @@
-//! A batch as its handler sees it: messages. The columns are in the scratch, where outputs refer to them.
+//! A batch as its handler sees it: messages. The columns are in the scratch, where outputs refer to
+//! them.
 
 use std::rc::Rc;
 
@@ -13,7 +14,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch of columns; for tests see [`crate::Sample`].
+    /// A batch from columns; tests use [`crate::Sample`].
     #[must_use]
     pub fn new(columns: Columns) -> Self {
         Self {
@@ -21,31 +22,31 @@ impl Batch {
         }
     }
 
-    /// How many messages.
+    /// The number of messages.
     #[must_use]
     pub fn len(&self) -> usize {
         self.scratch.input.offsets.len()
     }
 
-    /// Whether there are none.
+    /// Whether the batch has no messages.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The topic that the messages came in on.
+    /// The topic that the messages were read from.
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.scratch.input.topic
     }
 
-    /// Its partition.
+    /// The partition that the messages were read from.
     #[must_use]
     pub fn partition(&self) -> u32 {
         self.scratch.input.partition
     }
 
-    /// The `index`th message, from 0. Panics if there is none.
+    /// The message at this index, from 0. Panics if there is none.
     #[must_use]
     pub fn message(&self, index: usize) -> Message<'_> {
         assert!(

@@ -1,4 +1,5 @@
-//! The generated bindings of the three worlds, and the moves between their types and ours. Only the macros name these.
+//! The generated bindings of the three worlds, and the conversions between their types and ours.
+//! Only the macros use them.
 #![allow(missing_docs, reason = "generated from wit/, where it is documented")]
 #![allow(unsafe_code, reason = "wit-bindgen writes the canonical ABI")]
 #![allow(
@@ -49,7 +50,7 @@ pub mod error_handler {
     });
 }
 
-/// What a processor's function returned, as the component returns it.
+/// Converts the result of a processor's function to that of the component.
 pub fn answered(result: Result<Answer, Unavailable>) -> Result<types::Answer, types::BatchError> {
     match result {
         Ok(answer) => Ok(answer.into()),

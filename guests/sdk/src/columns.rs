@@ -1,26 +1,28 @@
-//! What crosses the border, as it crosses: the batch and the answer in columns, field for field as in `wit/types.wit`,
-//! where they are documented. Authors need them only to answer by hand (`processor!(columns …)`) and to run a handler natively.
+//! The data between host and component in its raw form: batch and answer in columns, field for
+//! field as in `wit/types.wit`, which documents them. Authors need these only to build answers by
+//! hand (`processor!(columns …)`) or to run a handler natively.
 
-/// The length of a span that stands for none, and the "not given" of the other `u32` columns.
+/// The length of a span without a value, and "not set" in the other `u32` columns.
 pub const NONE: u32 = u32::MAX;
 
-/// The "not given" of [`Answer::times`].
+/// "Not set" in [`Answer::times`].
 pub const NO_TIME: u64 = u64::MAX;
 
-/// A batch of messages; [`crate::Batch`] is the way to read it. Its spans are sound: the host built them.
+/// A batch of messages; [`crate::Batch`] reads it. Its spans are valid, because the host built
+/// them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
-    /// The topic that the messages came in on.
+    /// The topic that the messages were read from.
     pub topic: String,
-    /// Its partition.
+    /// The partition that the messages were read from.
     pub partition: u32,
     /// Keys, values and headers of all messages.
     pub data: Vec<u8>,
-    /// One per message.
+    /// The offset of each message.
     pub offsets: Vec<u64>,
-    /// Milliseconds since the Unix epoch.
+    /// The timestamp of each message, in milliseconds since the Unix epoch.
     pub timestamps: Vec<u64>,
-    /// Which attempt this is, from 1. Those of earlier revisions count.
+    /// The number of the attempt at each message, from 1, including attempts of earlier revisions.
     pub attempts: Vec<u32>,
     /// Start and length of each key.
     pub keys: Vec<u32>,
@@ -32,22 +34,22 @@ pub struct Columns {
     pub headers: Vec<u32>,
 }
 
-/// An answer; [`crate::Outcomes`] is the way to write it.
+/// An answer; [`crate::Outcomes`] builds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// One per message, in order: 0 ack, 1 emit, 2 retry, 3 reject.
     pub outcomes: Vec<u8>,
-    /// For retry and reject: at most one per message, ascending.
+    /// Details of retried and rejected messages: at most one each, in ascending order.
     pub details: Vec<Detail>,
-    /// Fresh bytes.
+    /// Bytes that are not in the batch.
     pub data: Vec<u8>,
-    /// For each output the message that it comes from.
+    /// For each output, the message that it comes from.
     pub sources: Vec<u32>,
-    /// Names that `topics` points to.
+    /// The names that `topics` refers to.
     pub topic_names: Vec<String>,
-    /// For each output an index into `topic_names`, or [`NONE`].
+    /// For each output, an index into `topic_names`, or [`NONE`].
     pub topics: Vec<u32>,
-    /// For each output its partition, or [`NONE`].
+    /// For each output, its partition, or [`NONE`].
     pub partitions: Vec<u32>,
     /// Start and length of each output's key.
     pub keys: Vec<u32>,
@@ -61,20 +63,20 @@ pub struct Answer {
     pub times: Vec<u64>,
 }
 
-/// Why a message is to be retried or rejected.
+/// Why a message should be retried or rejected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Detail {
-    /// Which message of the batch, from 0.
+    /// The message's index in the batch, from 0.
     pub message: u32,
-    /// For a retry: wait this long.
+    /// The delay of a retry.
     pub after_ms: Option<u64>,
-    /// A short word to group failures by.
+    /// A short word by which failures are grouped.
     pub class: String,
-    /// For people.
+    /// An explanation for people.
     pub reason: String,
 }
 
-/// The range of bytes that a column's `index`th span stands for; none for null.
+/// The bytes of the span at this index of a column; `None` for null.
 pub(crate) fn span<'a>(data: &'a [u8], column: &[u32], index: usize) -> Option<&'a [u8]> {
     let (start, length) = (column[index * 2], column[index * 2 + 1]);
     (length != NONE).then(|| &data[start as usize..][..length as usize])

@@ -1,4 +1,4 @@
-//! What an error handler is asked, and what it may decide.
+//! Failures, as an error handler sees them, and its decisions.
 
 use std::time::Duration;
 
@@ -7,36 +7,36 @@ use crate::message::Message;
 /// How an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The processor said: not now.
+    /// The processor asked for a retry.
     Retry,
-    /// The processor said: never.
+    /// The processor rejected the message.
     Reject,
-    /// It trapped.
+    /// The processor trapped.
     Trap,
-    /// It did not answer in time.
+    /// The processor did not answer in time.
     Timeout,
-    /// It ran out of memory.
+    /// The processor ran out of memory.
     Memory,
-    /// Its answer was malformed.
+    /// The processor's answer was malformed.
     BadAnswer,
 }
 
-/// The facts of a failure, as the host hands them over.
+/// A failure as the host passes it to the error handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailureFacts {
-    /// The message's place in the batch that comes along.
+    /// The message's index in the batch that is passed along.
     pub message: u32,
     /// The revision that failed.
     pub revision: u32,
-    /// Attempts so far, of all revisions, this one included.
+    /// Attempts so far, of all revisions, including this one.
     pub attempt: u32,
-    /// Milliseconds since the Unix epoch.
+    /// When the first attempt failed, in milliseconds since the Unix epoch.
     pub first_failed_at: u64,
-    /// How.
+    /// How the attempt failed.
     pub cause: Cause,
-    /// A short word to group by.
+    /// A short word by which failures are grouped.
     pub class: String,
-    /// For people.
+    /// An explanation for people.
     pub reason: String,
 }
 
@@ -48,7 +48,7 @@ pub struct Failure<'a> {
 }
 
 impl<'a> Failure<'a> {
-    /// The message itself.
+    /// The message that failed.
     #[must_use]
     pub fn message(&self) -> Message<'a> {
         self.message
@@ -60,46 +60,46 @@ impl<'a> Failure<'a> {
         self.facts.revision
     }
 
-    /// Attempts so far, of all revisions, this one included.
+    /// Attempts so far, of all revisions, including this one.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.facts.attempt
     }
 
-    /// When its first attempt failed, in milliseconds since the Unix epoch.
+    /// When the first attempt failed, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn first_failed_at(&self) -> u64 {
         self.facts.first_failed_at
     }
 
-    /// How it failed.
+    /// How the attempt failed.
     #[must_use]
     pub fn cause(&self) -> Cause {
         self.facts.cause
     }
 
-    /// The short word that failures are grouped by.
+    /// A short word by which failures are grouped.
     #[must_use]
     pub fn class(&self) -> &'a str {
         &self.facts.class
     }
 
-    /// The text for people.
+    /// An explanation for people.
     #[must_use]
     pub fn reason(&self) -> &'a str {
         &self.facts.reason
     }
 }
 
-/// What becomes of a failed message.
+/// What to do with a failed message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Try again after so long.
+    /// Try again after this delay.
     RetryAfter(Duration),
-    /// Give it up into the dead-letter topic.
+    /// Give the message up: it becomes a dead letter.
     DeadLetter,
-    /// Forget it; the host counts it and logs this reason.
+    /// Drop the message; the host counts it and logs this reason.
     Drop(String),
-    /// What the processor's retry policy says.
+    /// Follow the processor's retry policy.
     Policy,
 }

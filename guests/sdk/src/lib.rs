@@ -1,4 +1,4 @@
-//! Write Millrace modules in Rust: a function of one message, and a macro that exports it.
+//! Modules for Millrace in Rust: write a function of one message, and export it with a macro.
 //!
 //! ```
 //! use millrace_guest::{Message, Outcome, processor};
@@ -17,13 +17,16 @@
 //! }
 //! ```
 //!
-//! The host hands messages over in batches, in columns (`wit/types.wit`); [`Batch`] and [`Outcomes`] are the only ones who
-//! see these. An output starts as its message and says only what differs: what it keeps is not copied.
+//! The host passes messages in batches, in columns (`wit/types.wit`), which [`Batch`] and [`Outcomes`]
+//! hide. An output starts as a copy of its message and records only changes: unchanged parts are not
+//! copied.
 //!
-//! Tests of a handler need neither WASM nor a host: [`testing`] hands it messages and shows what it says of them.
+//! Tests need neither WASM nor a host: [`testing`] passes messages to a handler and shows its
+//! outcomes.
 //!
-//! A panic is a trap: the host finds the message at fault and tries it again, then makes it a dead letter. So nothing here
-//! hides a mistake: what cannot be answered soundly panics with a line that says why.
+//! A panic is a trap: the host finds the failing message and tries it again, and finally makes it a
+//! dead letter. So this crate hides no mistakes: it panics with a reason when an answer would be
+//! invalid.
 
 mod batch;
 mod columns;
@@ -55,12 +58,14 @@ pub use output::Output;
 pub use run::{Finished, Verdict, assign, decide, process, process_batch};
 pub use sample::Sample;
 
-/// Exports a function as the module's message processor. Three ways to write it:
+/// Exports a function as the module's message processor. The function has one of three forms:
 ///
-/// - `processor!(process)` with `fn process(message: &Message) -> Outcome`, or `-> Result<Outcome, Unavailable>`
-/// - `processor!(batch process)` with `fn process(batch: &Batch, outcomes: &mut Outcomes)`, or `-> Result<(), Unavailable>`;
-///   for work that is cheaper once per batch
-/// - `processor!(columns process)` with `fn process(columns: Columns) -> Result<Answer, Unavailable>`; nothing is checked
+/// - `processor!(process)` with `fn process(message: &Message) -> Outcome`, or
+///   `-> Result<Outcome, Unavailable>`
+/// - `processor!(batch process)` with `fn process(batch: &Batch, outcomes: &mut Outcomes)`, or
+///   `-> Result<(), Unavailable>`; for work that is cheaper once per batch
+/// - `processor!(columns process)` with
+///   `fn process(columns: Columns) -> Result<Answer, Unavailable>`; the answer is not checked here
 ///
 /// ```
 /// use millrace_guest::{Batch, Outcome, Outcomes, Unavailable, processor};
@@ -91,7 +96,8 @@ macro_rules! processor {
     };
 }
 
-/// Exports a function as a topic's partitioner: the partition of a message, below `partitions`.
+/// Exports a function as a topic's partitioner. It returns the partition of a message, less than
+/// `partitions`.
 ///
 /// ```
 /// use millrace_guest::{Message, partitioner};
@@ -199,7 +205,7 @@ macro_rules! export_error_handler {
     };
 }
 
-/// Off WASM nothing is exported; the function is still checked for its shape.
+/// Nothing is exported outside WASM, but the function's signature is still checked.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]
@@ -209,7 +215,7 @@ macro_rules! export_processor {
     };
 }
 
-/// Off WASM nothing is exported; the function is still checked for its shape.
+/// Nothing is exported outside WASM, but the function's signature is still checked.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]
@@ -219,7 +225,7 @@ macro_rules! export_partitioner {
     };
 }
 
-/// Off WASM nothing is exported; the function is still checked for its shape.
+/// Nothing is exported outside WASM, but the function's signature is still checked.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]

@@ -1,22 +1,22 @@
-//! Log lines; the host adds the processor's name and revision. Long lines are cut and floods are dropped and counted there.
-//! Off WASM they go to standard error.
+//! Writes log lines. The host adds the processor's name and revision, cuts long lines, and drops
+//! and counts lines beyond the rate. Outside WASM, lines go to standard error.
 
-/// Something failed.
+/// Logs a failure.
 pub fn error(line: impl AsRef<str>) {
     write(Level::Error, line.as_ref());
 }
 
-/// Something is odd.
+/// Logs something unusual.
 pub fn warn(line: impl AsRef<str>) {
     write(Level::Warn, line.as_ref());
 }
 
-/// Something happened.
+/// Logs an event.
 pub fn info(line: impl AsRef<str>) {
     write(Level::Info, line.as_ref());
 }
 
-/// For whoever develops the module.
+/// Logs details for the module's developer.
 pub fn debug(line: impl AsRef<str>) {
     write(Level::Debug, line.as_ref());
 }

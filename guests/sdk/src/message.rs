@@ -1,4 +1,4 @@
-//! One message of a batch: a cheap view, nothing is copied.
+//! One message of a batch: a cheap view that copies nothing.
 
 use std::rc::Rc;
 
@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::columns::{Columns, span};
 use crate::output::Output;
 
-/// A message. What it returns lives as long as its batch.
+/// A message. The bytes that it returns live as long as its batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
     pub(crate) batch: &'a Batch,
@@ -14,19 +14,20 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The key, if it has one.
+    /// The key, if there is one.
     #[must_use]
     pub fn key(&self) -> Option<&'a [u8]> {
         span(&self.columns().data, &self.columns().keys, self.index)
     }
 
-    /// The value, if it has one: a message without is Kafka's tombstone.
+    /// The value, if there is one. A message without a value is a tombstone, as in Kafka.
     #[must_use]
     pub fn value(&self) -> Option<&'a [u8]> {
         span(&self.columns().data, &self.columns().values, self.index)
     }
 
-    /// The value of the last header of that name, if there is one and it is not null.
+    /// The value of the last header with this name; `None` if there is no such header, or its value
+    /// is null.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         let named = self
@@ -35,7 +36,7 @@ impl<'a> Message<'a> {
         named.last().and_then(|(_, value)| value)
     }
 
-    /// Names and values of its headers, in order.
+    /// Names and values of all headers, in order.
     pub fn headers(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + use<'a> {
         let columns = self.columns();
         self.batch.scratch.input_headers(self.index).map(|header| {
@@ -47,43 +48,44 @@ impl<'a> Message<'a> {
         })
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// The timestamp, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn timestamp(&self) -> u64 {
         self.columns().timestamps[self.index]
     }
 
-    /// Its place in the partition. A partitioner is asked before there is one.
+    /// The message's offset in its partition. A partitioner sees no meaningful offset, because the
+    /// message has none yet.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.columns().offsets[self.index]
     }
 
-    /// Which attempt this is, from 1. Those of earlier revisions count.
+    /// The number of this attempt, from 1, including attempts of earlier revisions.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.columns().attempts[self.index]
     }
 
-    /// The topic that it came in on.
+    /// The topic that the message was read from.
     #[must_use]
     pub fn topic(&self) -> &'a str {
         self.batch.topic()
     }
 
-    /// The partition that it came in on.
+    /// The partition that the message was read from.
     #[must_use]
     pub fn partition(&self) -> u32 {
         self.batch.partition()
     }
 
-    /// Its place in the batch, from 0.
+    /// The message's index in the batch, from 0.
     #[must_use]
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// An output that is this message, unchanged; say on it what is to differ.
+    /// An output that is a copy of this message. Change what should differ.
     pub fn output(&self) -> Output {
         Output::unchanged(Rc::clone(&self.batch.scratch), self.index as u32)
     }

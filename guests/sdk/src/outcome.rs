@@ -1,40 +1,40 @@
-//! What a handler says of a message, and of a batch when something outside is down.
+//! The outcome of a message, and the failure of a batch when something outside is down.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::output::Output;
 
-/// What became of a message.
+/// The outcome of a message.
 #[derive(Debug)]
 #[must_use = "an outcome is what the handler returns"]
 pub enum Outcome {
-    /// Done, nothing to send on.
+    /// Done, without outputs.
     Ack,
-    /// Done; this is sent on.
+    /// Done, with this output.
     Emit(Output),
-    /// Done; these are sent on, in order. None at all is an ack.
+    /// Done, with these outputs, in order. None is the same as an ack.
     EmitAll(Vec<Output>),
-    /// Not now: try again.
+    /// Not now: try again later.
     Retry {
-        /// Wait this long; `None` leaves it to the processor's policy.
+        /// The delay; `None` leaves it to the processor's policy.
         after: Option<Duration>,
-        /// A short word to group failures by.
+        /// A short word by which failures are grouped.
         class: Cow<'static, str>,
-        /// For people.
+        /// An explanation for people.
         reason: Cow<'static, str>,
     },
-    /// Never: a dead letter.
+    /// Never: the message becomes a dead letter.
     Reject {
-        /// A short word to group failures by.
+        /// A short word by which failures are grouped.
         class: Cow<'static, str>,
-        /// For people.
+        /// An explanation for people.
         reason: Cow<'static, str>,
     },
 }
 
 impl Outcome {
-    /// Try again when the processor's policy says.
+    /// Tries the message again after the delay in the processor's policy.
     pub fn retry(
         class: impl Into<Cow<'static, str>>,
         reason: impl Into<Cow<'static, str>>,
@@ -46,7 +46,7 @@ impl Outcome {
         }
     }
 
-    /// Try again after so long.
+    /// Tries the message again after this delay.
     pub fn retry_after(
         after: Duration,
         class: impl Into<Cow<'static, str>>,
@@ -59,7 +59,7 @@ impl Outcome {
         }
     }
 
-    /// Give it up into the dead-letter topic.
+    /// Gives the message up: it becomes a dead letter.
     pub fn reject(
         class: impl Into<Cow<'static, str>>,
         reason: impl Into<Cow<'static, str>>,
@@ -77,10 +77,11 @@ impl From<Output> for Outcome {
     }
 }
 
-/// Something that the whole processor needs is down: the host pauses, probes, and spends nobody's attempt.
+/// Something that the whole processor needs is down: the host pauses the processor and probes,
+/// without spending attempts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unavailable {
-    /// For people.
+    /// An explanation for people.
     pub reason: String,
 }
 

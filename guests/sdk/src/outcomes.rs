@@ -1,5 +1,6 @@
-//! Gathers outcomes into the answer's columns. A column stays empty, which means "as the input", until the first output that
-//! differs in it; so a batch that is passed through costs one number per message.
+//! Collects outcomes into the columns of the answer. A column stays empty, which means "as in the
+//! input", until an output differs in it. So passing a whole batch through costs one number per
+//! message.
 
 use crate::batch::Batch;
 use crate::columns::{Answer, Detail, NO_TIME, NONE};
@@ -20,7 +21,7 @@ pub struct Outcomes<'a> {
 }
 
 impl<'a> Outcomes<'a> {
-    /// None so far.
+    /// No outcomes yet.
     #[must_use]
     pub fn new(batch: &'a Batch) -> Self {
         let outcomes = Vec::with_capacity(batch.len());
@@ -33,7 +34,8 @@ impl<'a> Outcomes<'a> {
         }
     }
 
-    /// The outcome of the next message. Panics when all have theirs, or when an output belongs to another message.
+    /// Adds the outcome of the next message. Panics if all messages have theirs, or if an output
+    /// belongs to another message.
     #[inline]
     pub fn push(&mut self, outcome: Outcome) {
         assert!(
@@ -82,7 +84,7 @@ impl<'a> Outcomes<'a> {
         self.answer.outcomes.push(outcome);
     }
 
-    /// One more output of the message whose turn it is.
+    /// Adds an output of the message that is next.
     #[inline]
     fn add(&mut self, output: &Output) {
         let scratch: &Scratch = &self.batch.scratch;
@@ -122,7 +124,7 @@ impl<'a> Outcomes<'a> {
         answer.sources.push(output.source);
     }
 
-    /// The answer. Panics unless every message has its outcome.
+    /// The complete answer. Panics unless every message has an outcome.
     #[must_use]
     pub fn into_answer(mut self) -> Answer {
         let (given, wanted) = (self.answer.outcomes.len(), self.batch.len());
@@ -136,7 +138,7 @@ impl<'a> Outcomes<'a> {
     }
 }
 
-/// One allocation per column: most batches have as many outputs as messages.
+/// Allocates each column once: most batches have one output per message.
 #[inline]
 fn reserve(column: &mut Vec<u32>, room: usize) {
     if column.capacity() == 0 {
@@ -144,7 +146,8 @@ fn reserve(column: &mut Vec<u32>, room: usize) {
     }
 }
 
-/// Adds a span, and first those of earlier outputs if this is the first that differs from the input.
+/// Adds a span. Before the first one that differs from the input, adds those of the earlier
+/// outputs.
 #[inline]
 fn add_span(
     column: &mut Vec<u32>,
@@ -175,7 +178,7 @@ fn kept(input: &[u32], source: u32) -> &[u32] {
     &input[source as usize * 2..][..2]
 }
 
-/// Adds a number, and first the "not given" of earlier outputs if this is the first that is given.
+/// Adds a number. Before the first one that is set, adds "not set" for the earlier outputs.
 #[inline]
 fn add_number(column: &mut Vec<u32>, given: u32, earlier: usize, room: usize) {
     if given == NONE && column.is_empty() {
@@ -186,7 +189,8 @@ fn add_number(column: &mut Vec<u32>, given: u32, earlier: usize, room: usize) {
     column.push(given);
 }
 
-/// Adds an output's times, and first the "not given" of earlier outputs if these are the first that are given.
+/// Adds an output's times. Before the first ones that are set, adds "not set" for the earlier
+/// outputs.
 #[inline]
 fn add_times(answer: &mut Answer, given: [u64; 2], room: usize) {
     if given == [NO_TIME; 2] && answer.times.is_empty() {
@@ -199,7 +203,8 @@ fn add_times(answer: &mut Answer, given: [u64; 2], room: usize) {
     answer.times.extend_from_slice(&given);
 }
 
-/// Adds an output's headers, and first those of earlier outputs if this is the first that differs from the input.
+/// Adds an output's headers. Before the first ones that differ from the input, adds those of the
+/// earlier outputs.
 #[inline]
 fn add_headers(answer: &mut Answer, output: &Output, scratch: &Scratch, room: usize) {
     if output.headers.is_none() && answer.header_ends.is_empty() {

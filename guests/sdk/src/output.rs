@@ -1,5 +1,5 @@
-//! One output: its message, except for what is said to differ. Bytes are written to the batch's scratch as they are given, so
-//! an output itself is a few numbers.
+//! An output: a copy of its message with changes. Changed bytes go directly to the batch's scratch,
+//! so an output itself is only a few numbers.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -7,21 +7,23 @@ use std::rc::Rc;
 use crate::columns::{NO_TIME, NONE};
 use crate::scratch::{Scratch, Span};
 
-/// What a message is answered with; made by [`crate::Message::output`]. Bytes that are part of the input are not copied.
+/// An output for a message; created by [`crate::Message::output`] as a copy of the message. Bytes
+/// that are part of the input are not copied.
 #[derive(Debug)]
 #[must_use = "an output is sent by returning it: Outcome::Emit(output)"]
 pub struct Output {
     pub(crate) scratch: Rc<Scratch>,
     pub(crate) source: u32,
-    /// `None` keeps the message's.
+    /// `None` keeps the message's key.
     pub(crate) key: Option<Span>,
-    /// `None` keeps the message's.
+    /// `None` keeps the message's value.
     pub(crate) value: Option<Span>,
-    /// A run of the scratch's headers, counted in numbers; `None` keeps the message's.
+    /// A range of the scratch's headers, counted in numbers; `None` keeps the message's headers.
     pub(crate) headers: Option<Range<usize>>,
     pub(crate) topic: u32,
     pub(crate) partition: u32,
-    /// Timestamp and time of delivery; [`NO_TIME`] keeps the message's, and is at once.
+    /// Timestamp and time of delivery; [`NO_TIME`] keeps the message's timestamp and delivers at
+    /// once.
     pub(crate) times: [u64; 2],
 }
 
@@ -39,31 +41,33 @@ impl Output {
         }
     }
 
-    /// Sends it to this topic instead of the processor's default output; the processor needs the grant.
+    /// Sends the output to this topic instead of the processor's default output; the processor
+    /// needs a grant for it.
     pub fn topic(mut self, name: &str) -> Self {
         self.topic = self.scratch.topic(name);
         self
     }
 
-    /// Sends it to this partition instead of the one that the topic's partitioner chooses.
+    /// Sends the output to this partition instead of letting the topic's partitioner choose.
     pub fn partition(mut self, partition: u32) -> Self {
         self.partition = partition;
         self
     }
 
-    /// Replaces the timestamp: milliseconds since the Unix epoch.
+    /// Replaces the timestamp, in milliseconds since the Unix epoch.
     pub fn timestamp(mut self, ms: u64) -> Self {
         self.times[0] = ms;
         self
     }
 
-    /// Keeps it with the host until then, in milliseconds since the Unix epoch; what has passed is at once. It appears in its topic
-    /// at that time and not before, with that timestamp unless another one is given.
+    /// Delays the output until this time, in milliseconds since the Unix epoch; a time in the past
+    /// means at once. The output appears in its topic only then, with this time as its timestamp
+    /// unless another one is set.
     ///
     /// ```
     /// use millrace_guest::{Message, Outcome};
     ///
-    /// /// Reminds of an order an hour after it was made.
+    /// /// Sends a reminder an hour after each order.
     /// fn process(message: &Message) -> Outcome {
     ///     let in_an_hour = message.timestamp() + 3_600_000;
     ///     Outcome::Emit(message.output().topic("reminders").deliver_at(in_an_hour))
@@ -80,7 +84,7 @@ impl Output {
         self
     }
 
-    /// Leaves the key out.
+    /// Removes the key.
     pub fn without_key(mut self) -> Self {
         self.key = Some(Span::NULL);
         self
@@ -92,27 +96,28 @@ impl Output {
         self
     }
 
-    /// Replaces the value by what `build` appends to the buffer: the quickest way, for the buffer is the answer.
+    /// Replaces the value by what `build` appends to the buffer. This is the fastest way, because
+    /// the buffer becomes part of the answer.
     #[inline]
     pub fn build_value(mut self, build: impl FnOnce(&mut Vec<u8>)) -> Self {
         self.value = Some(self.scratch.write(build));
         self
     }
 
-    /// Leaves the value out.
+    /// Removes the value.
     pub fn without_value(mut self) -> Self {
         self.value = Some(Span::NULL);
         self
     }
 
-    /// Leaves out all headers that it has so far.
+    /// Removes all headers: those of the message and those added so far.
     pub fn without_headers(mut self) -> Self {
         let end = self.scratch.headers.borrow().len();
         self.headers = Some(end..end);
         self
     }
 
-    /// Adds a header to those that it has so far: at first the message's.
+    /// Adds a header to those of the message and those added so far.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let (name, value) = (
             self.scratch.place(name.as_bytes()),
@@ -129,7 +134,8 @@ impl Output {
         self
     }
 
-    /// Brings this output's headers to the end of the scratch's, where they can grow, and says where they start.
+    /// Makes this output's headers the last ones in the scratch, where more can be appended;
+    /// returns where they start.
     fn open_headers(&self) -> usize {
         let mut headers = self.scratch.headers.borrow_mut();
         let end = headers.len();

@@ -1,4 +1,5 @@
-//! From columns to columns through the author's function: what the macros export, and what a test or a bench calls natively.
+//! Runs the author's function on columns: the macros export these functions, and tests and benches
+//! call them natively.
 
 use crate::batch::Batch;
 use crate::columns::{Answer, Columns};
@@ -7,9 +8,10 @@ use crate::message::Message;
 use crate::outcome::{Outcome, Unavailable};
 use crate::outcomes::Outcomes;
 
-/// What a function of one message may return: an outcome, or that the batch cannot be processed now.
+/// What a function of one message may return: an outcome, or that the batch cannot be processed
+/// now.
 pub trait Verdict {
-    /// As a result.
+    /// Converts to a result.
     fn into_result(self) -> Result<Outcome, Unavailable>;
 }
 
@@ -29,7 +31,7 @@ impl Verdict for Result<Outcome, Unavailable> {
 
 /// What a function of a batch may return: nothing, or that the batch cannot be processed now.
 pub trait Finished {
-    /// As a result.
+    /// Converts to a result.
     fn into_result(self) -> Result<(), Unavailable>;
 }
 
@@ -45,7 +47,7 @@ impl Finished for Result<(), Unavailable> {
     }
 }
 
-/// Answers a batch by a function of one message.
+/// Processes a batch with a function of one message.
 #[inline]
 pub fn process<V: Verdict>(
     columns: Columns,
@@ -59,7 +61,7 @@ pub fn process<V: Verdict>(
     })
 }
 
-/// Answers a batch by a function of the batch.
+/// Processes a batch with a function of the batch.
 #[inline]
 pub fn process_batch<F: Finished>(
     columns: Columns,
@@ -71,7 +73,7 @@ pub fn process_batch<F: Finished>(
     Ok(outcomes.into_answer())
 }
 
-/// The partition of each message, by a function of one.
+/// The partition of each message, chosen by a function of one message.
 #[must_use]
 pub fn assign(
     columns: Columns,
@@ -85,7 +87,7 @@ pub fn assign(
         .collect()
 }
 
-/// A decision for each failure, by a function of one.
+/// A decision for each failure, made by a function of one failure.
 #[must_use]
 pub fn decide(
     columns: Columns,

@@ -1,8 +1,9 @@
-//! Batches for tests: the columns that a host would hand over. [`testing`](crate::testing) is where most tests hand them to.
+//! Builds batches for tests, in the columns that a host passes. Most tests give them to
+//! [`testing`](crate::testing).
 
 use crate::columns::{Columns, NONE};
 
-/// Builds a batch, message by message; what is said of a message is said after adding it.
+/// Builds a batch message by message. Methods about a message apply to the last one added.
 ///
 /// ```
 /// use millrace_guest::testing::Tester;
@@ -22,7 +23,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// No messages so far, of partition 0 of a topic.
+    /// An empty batch from partition 0 of this topic.
     #[must_use]
     pub fn new(topic: &str) -> Self {
         Self {
@@ -33,13 +34,13 @@ impl Sample {
         }
     }
 
-    /// A message with key and value, its first attempt.
+    /// Adds a message with key and value, at its first attempt.
     #[must_use]
     pub fn message(self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         self.nullable(Some(key.as_ref()), Some(value.as_ref()))
     }
 
-    /// A message that may lack a key or a value.
+    /// Adds a message that may lack a key or a value.
     #[must_use]
     pub fn nullable(mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
         let (key, value) = (self.place(key), self.place(value));
@@ -53,7 +54,7 @@ impl Sample {
         self
     }
 
-    /// One more header of the last message. Panics if there is none.
+    /// Adds a header to the last message. Panics if there is none.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let header = [
@@ -69,7 +70,8 @@ impl Sample {
         self
     }
 
-    /// When the last message was made, in milliseconds since the Unix epoch; 1,700,000,000,000 without. Panics if there is none.
+    /// Sets the timestamp of the last message, in milliseconds since the Unix epoch; by default
+    /// 1,700,000,000,000. Panics if there is none.
     #[must_use]
     pub fn timestamp(mut self, ms: u64) -> Self {
         *self
@@ -80,14 +82,14 @@ impl Sample {
         self
     }
 
-    /// The partition that the messages came in on; 0 without.
+    /// Sets the partition that the messages were read from; by default 0.
     #[must_use]
     pub fn partition(mut self, partition: u32) -> Self {
         self.columns.partition = partition;
         self
     }
 
-    /// Which attempt the last message is at. Panics if there is none.
+    /// Sets the attempt of the last message. Panics if there is none.
     #[must_use]
     pub fn attempt(mut self, attempt: u32) -> Self {
         *self
@@ -98,7 +100,7 @@ impl Sample {
         self
     }
 
-    /// The batch.
+    /// The batch in columns.
     #[must_use]
     pub fn columns(self) -> Columns {
         self.columns

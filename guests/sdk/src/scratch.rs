@@ -1,12 +1,13 @@
-//! Where the outputs of a batch are written while it is processed: bytes go straight into what becomes the answer's data, so
-//! an output costs no allocation of its own. Shared by a batch and its outputs; one thread, as everything in a guest.
+//! Collects the outputs of a batch while it is processed. Bytes are written directly into the
+//! future answer's data, so an output needs no allocation of its own. A batch and its outputs share
+//! the scratch, in one thread, like everything in a guest.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::columns::{Columns, NONE};
 
-/// Start and length, as the answer spells them.
+/// Start and length, as in the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) start: u32,
@@ -14,7 +15,7 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// Null.
+    /// The span of null.
     pub(crate) const NULL: Self = Self {
         start: 0,
         length: NONE,
@@ -24,7 +25,7 @@ impl Span {
         length: 0,
     };
 
-    /// Puts both numbers into a column.
+    /// Appends both numbers to a column.
     #[inline]
     pub(crate) fn push_to(self, column: &mut Vec<u32>) {
         column.extend_from_slice(&[self.start, self.length]);
@@ -51,7 +52,7 @@ impl Scratch {
         }
     }
 
-    /// A span for these bytes: of the input where they are part of it, otherwise of a copy.
+    /// A span of these bytes: in the input if they are part of it, otherwise of a copy.
     #[inline]
     pub(crate) fn place(&self, bytes: &[u8]) -> Span {
         let input = self.input.data.as_ptr_range();
@@ -68,12 +69,12 @@ impl Scratch {
         }
     }
 
-    /// A span for whatever `build` appends.
+    /// A span of the bytes that `build` appends.
     #[inline]
     pub(crate) fn write(&self, build: impl FnOnce(&mut Vec<u8>)) -> Span {
         let mut data = self.data.borrow_mut();
         if data.capacity() == 0 {
-            // Most handlers answer about as much as they are given.
+            // Most answers are about as large as their input.
             data.reserve(self.input.data.len());
         }
         let start = data.len();
@@ -88,7 +89,7 @@ impl Scratch {
         }
     }
 
-    /// Which headers of the input, four numbers each, are a message's.
+    /// The range of the message's headers in the input, in headers of four numbers each.
     pub(crate) fn input_headers(&self, message: usize) -> Range<usize> {
         let ends = &self.input.header_ends;
         let start = message
@@ -97,10 +98,10 @@ impl Scratch {
         start..ends[message] as usize
     }
 
-    /// The number of a topic's name.
+    /// The index of a topic's name.
     pub(crate) fn topic(&self, name: &str) -> u32 {
         let mut names = self.topic_names.borrow_mut();
-        // Few topics, and mostly the last one again.
+        // There are few topics, and mostly the last one is used again.
         let known = names.iter().rposition(|known| known == name);
         known.unwrap_or_else(|| {
             names.push(name.to_owned());

@@ -1,8 +1,11 @@
-//! State: keys and values of the processor in the partition that its batch comes from. What is written counts when the batch's
-//! outcomes do, and only if the message that writes succeeds; give each write its message, or one failure repeats the whole batch.
+//! State: keys and values of the processor in the partition that its batch comes from. Writes are
+//! committed together with the batch's outcomes, and only if the message that they belong to
+//! succeeds. So name the message of each write: otherwise one failure repeats the whole batch.
 //!
-//! Calls of the host cost most, not keys: [`Sums`] adds for a whole batch at once, [`get_many`] reads for one, [`Writes`] sets for one. Off WASM the state is a map in the thread's
-//! memory, for tests: see [`testing`](crate::testing), which gives a handler state of its own and tells what became of it.
+//! The cost is in the number of calls to the host, not in the number of keys: [`Sums`] adds for a
+//! whole batch in one call, [`get_many`] reads many keys, and [`Writes`] sets many. Outside WASM
+//! the state is a map in the thread's memory, for tests: [`testing`](crate::testing) gives each
+//! handler its own state and shows the changes.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) mod memory;
@@ -15,15 +18,16 @@ use crate::message::Message;
 #[cfg(not(target_arch = "wasm32"))]
 use memory as host;
 
-/// Keys that one call of the host takes.
+/// Maximum number of keys per call to the host.
 const CALL_KEYS_MAX: usize = 10_000;
-/// Bytes that [`Writes`] gives to one call: half of what it takes, so that there is room for a last large value.
+/// Bytes that [`Writes`] collects before it begins the next call: half of what the host accepts, so
+/// that a last large value still fits.
 const CALL_BYTES: usize = 4 << 20;
 
-/// There is no room for more; nothing was written.
+/// There is no room for more state; nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Full {
-    /// What there is too much of.
+    /// The bound that was reached.
     pub reason: String,
 }
 
@@ -42,7 +46,7 @@ pub fn get(key: &[u8]) -> Option<Vec<u8>> {
     span(&data, &values, 0).map(<[u8]>::to_vec)
 }
 
-/// The values of many keys, in the same order.
+/// The values of these keys, in the same order.
 #[must_use]
 pub fn get_many(keys: &[&[u8]]) -> Vec<Option<Vec<u8>>> {
     let mut found = Vec::with_capacity(keys.len());
@@ -55,7 +59,7 @@ pub fn get_many(keys: &[&[u8]]) -> Vec<Option<Vec<u8>>> {
     found
 }
 
-/// Sets a key, for this message.
+/// Sets a key on behalf of this message.
 ///
 /// # Errors
 /// [`Full`].
@@ -63,7 +67,7 @@ pub fn set(message: &Message, key: &[u8], value: &[u8]) -> Result<(), Full> {
     write(message, key, Some(value), None)
 }
 
-/// Sets a key, for this message, to a value that ends by itself after so many milliseconds.
+/// Sets a key on behalf of this message; the value expires after `ttl_ms` milliseconds.
 ///
 /// # Errors
 /// [`Full`].
@@ -71,9 +75,9 @@ pub fn set_for(message: &Message, key: &[u8], value: &[u8], ttl_ms: u64) -> Resu
     write(message, key, Some(value), Some(ttl_ms))
 }
 
-/// Removes a key, for this message.
+/// Removes a key on behalf of this message.
 pub fn delete(message: &Message, key: &[u8]) {
-    // Removing needs no room.
+    // Removing never fails for lack of room.
     let _ = write(message, key, None, None);
 }
 
@@ -90,8 +94,8 @@ fn write(
     host::set(&data, &keys, &values, &ttl_ms, &[message.index() as u32])
 }
 
-/// Adds to the number of a key, for this message; the sum. What is absent counts as 0; a value of [`set`] that has not eight bytes
-/// is a trap.
+/// Adds to the number of a key on behalf of this message; returns the sum. An absent key counts as
+/// 0. A value written by [`set`] that is not eight bytes long causes a trap.
 ///
 /// # Errors
 /// [`Full`].
@@ -101,7 +105,8 @@ pub fn add(message: &Message, key: &[u8], delta: i64) -> Result<i64, Full> {
     Ok(sums.first().copied().unwrap_or_default())
 }
 
-/// Keys that begin with the prefix and come after one, in order, with their values: at most so many. An empty answer is the end.
+/// Keys with this prefix, with their values, in order: at most `max`, starting after the key
+/// `after`. An empty answer is the end.
 #[must_use]
 pub fn scan(prefix: &[u8], after: Option<&[u8]>, max: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
     let (data, keys, values) = host::scan(prefix, after, max);
@@ -116,7 +121,8 @@ fn append(data: &mut Vec<u8>, bytes: &[u8]) -> [u32; 2] {
     [start, bytes.len() as u32]
 }
 
-/// Keys to set and to delete, each for its message, in as few calls of the host as they fit in.
+/// Collects keys to set and remove, each on behalf of a message, to write them with as few calls to
+/// the host as possible.
 #[derive(Debug, Default)]
 pub struct Writes {
     calls: Vec<Call>,
@@ -131,12 +137,12 @@ struct Call {
 }
 
 impl Writes {
-    /// Sets a key, for this message.
+    /// Sets a key on behalf of this message.
     pub fn set(&mut self, message: &Message, key: &[u8], value: &[u8]) {
         self.add(message, key, Some(value));
     }
 
-    /// Removes a key, for this message.
+    /// Removes a key on behalf of this message.
     pub fn delete(&mut self, message: &Message, key: &[u8]) {
         self.add(message, key, None);
     }
@@ -156,10 +162,10 @@ impl Writes {
         call.messages.push(message.index() as u32);
     }
 
-    /// Writes, in the order in which they were added.
+    /// Writes everything, in the order in which it was added.
     ///
     /// # Errors
-    /// [`Full`]; what earlier calls of the host took is written for its messages.
+    /// [`Full`]; the writes of earlier calls to the host remain, on behalf of their messages.
     pub fn write(self) -> Result<(), Full> {
         self.calls.iter().try_for_each(|call| {
             let Call {
@@ -173,7 +179,7 @@ impl Writes {
     }
 }
 
-/// Sums of a whole batch, in one call of the host: each message adds 1 to its own key, or what is said.
+/// Adds to many sums with one call to the host: each message adds 1, or its own number, to its key.
 pub struct Sums<'a> {
     batch: &'a Batch,
     deltas: Vec<i64>,
@@ -181,7 +187,7 @@ pub struct Sums<'a> {
 }
 
 impl<'a> Sums<'a> {
-    /// Each message adds 1 to its key; one without a key to the empty one.
+    /// Each message adds 1 to its key; a message without a key adds to the empty key.
     #[must_use]
     pub fn of_keys(batch: &'a Batch) -> Self {
         Self {
@@ -191,7 +197,7 @@ impl<'a> Sums<'a> {
         }
     }
 
-    /// What each message adds.
+    /// Sets how much each message adds.
     #[must_use]
     pub fn deltas(mut self, delta: impl Fn(&Message) -> i64) -> Self {
         self.deltas = self
@@ -202,8 +208,9 @@ impl<'a> Sums<'a> {
         self
     }
 
-    /// After how many milliseconds the sum ends by itself, counted from this message; never for those that say nothing, even if it
-    /// was to end before. Without this call a sum ends when it was to end.
+    /// Sets when sums expire: this many milliseconds after the message's write. With `None` the sum
+    /// never expires, even if it had an expiry before. Without this call, sums keep the expiry that
+    /// they have.
     #[must_use]
     pub fn ttl_ms(mut self, ttl_ms: impl Fn(&Message) -> Option<u64>) -> Self {
         let ttl = |message: Message| ttl_ms(&message).unwrap_or(u64::MAX);
@@ -211,7 +218,7 @@ impl<'a> Sums<'a> {
         self
     }
 
-    /// Adds; the sum after each message.
+    /// Adds the numbers; returns the sum after each message.
     ///
     /// # Errors
     /// [`Full`].

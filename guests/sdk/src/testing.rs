@@ -1,10 +1,11 @@
-//! Tests of a handler, in a plain `cargo test`: messages in, and what it says of each of them out, as messages.
+//! Tests a handler in a plain `cargo test`: a test passes messages to it and gets the outcome of each
+//! one, with outputs as messages.
 //!
 //! ```
 //! use millrace_guest::testing::{Said, Sent, Tester};
 //! use millrace_guest::{Message, Outcome, Sample, state};
 //!
-//! /// Greets whoever has not been greeted yet.
+//! /// Greets each name once.
 //! fn process(message: &Message) -> Outcome {
 //!     let Some(name) = message.value() else {
 //!         return Outcome::reject("no-value", "there is nobody to greet");
@@ -36,15 +37,16 @@
 //! assert_eq!(run.said(2), &Said::rejected("no-value", "there is nobody to greet"));
 //! assert_eq!(run.changes(), [("Ada", "greeted")]);
 //!
-//! // State stays from one batch to the next.
+//! // The tester keeps state from one batch to the next.
 //! let again = tester.run(Sample::new("names").message("4", "Ada"));
 //! assert!(again.outputs().is_empty());
 //! assert_eq!(tester.state("Ada").unwrap(), "greeted");
 //! # }
 //! ```
 //!
-//! A handler that panics takes its test down, as it would take its batch down on a host: `#[should_panic]` is the test for it. Error
-//! handlers and partitioners answer plain values: [`decide`](crate::decide) and [`assign`](crate::assign) call them natively.
+//! A handler that panics fails its test, as it would fail its batch on a host; `#[should_panic]`
+//! expects that. Error handlers and partitioners return plain values: call them with
+//! [`decide`](crate::decide) and [`assign`](crate::assign).
 
 mod reading;
 mod said;
@@ -82,19 +84,19 @@ impl fmt::Debug for Tester<'_> {
 }
 
 impl<'a> Tester<'a> {
-    /// Of a function of one message, as `processor!(process)` exports it.
+    /// Tests a function of one message, as exported by `processor!(process)`.
     #[must_use]
     pub fn new<V: Verdict>(process: impl Fn(&Message) -> V + 'a) -> Self {
         Self::of_columns(move |columns| crate::process(columns, &process))
     }
 
-    /// Of a function of a batch, as `processor!(batch process)` exports it.
+    /// Tests a function of a batch, as exported by `processor!(batch process)`.
     #[must_use]
     pub fn of_batches<F: Finished>(process: impl Fn(&Batch, &mut Outcomes) -> F + 'a) -> Self {
         Self::of_columns(move |columns| crate::process_batch(columns, &process))
     }
 
-    /// Of a function of columns, as `processor!(columns process)` exports it.
+    /// Tests a function of columns, as exported by `processor!(columns process)`.
     #[must_use]
     pub fn of_columns(process: impl Fn(Columns) -> Result<Answer, Unavailable> + 'a) -> Self {
         Self {
@@ -103,7 +105,7 @@ impl<'a> Tester<'a> {
         }
     }
 
-    /// With a key of state that is there already.
+    /// Starts with this value for a key of the state.
     #[must_use]
     pub fn with_state(mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         let entry = Entry {
@@ -114,15 +116,18 @@ impl<'a> Tester<'a> {
         self
     }
 
-    /// With the number of a key that is there already, as [`state::add`](crate::state::add) keeps it.
+    /// Starts with this number for a key of the state, in the format of
+    /// [`state::add`](crate::state::add).
     #[must_use]
     pub fn with_number(self, key: impl AsRef<[u8]>, number: i64) -> Self {
         self.with_state(key, number.to_le_bytes())
     }
 
-    /// Has the batch processed; what was said of each message, and what became of state. A message that fails leaves no trace in state:
-    /// where one that wrote to it is retried or rejected, it is called again alone, and those before and after it without it, as a host
-    /// does. Panics if the handler says that the batch cannot be processed now; [`try_run`](Self::try_run) gives that back.
+    /// Passes a batch to the handler; returns the outcome of each message and the changes of the
+    /// state. Writes of failed messages are discarded as on a host: if a message that wrote to the
+    /// state is retried or rejected, it is called again alone, and the messages before and after it
+    /// are called again without it. Panics if the handler returns [`Unavailable`];
+    /// [`try_run`](Self::try_run) returns that as an error.
     #[track_caller]
     pub fn run(&mut self, batch: Sample) -> Run {
         match self.try_run(batch) {
@@ -134,10 +139,10 @@ impl<'a> Tester<'a> {
         }
     }
 
-    /// As [`run`](Self::run).
+    /// Like [`run`](Self::run).
     ///
     /// # Errors
-    /// [`Unavailable`] as the handler said it; state is as it was.
+    /// [`Unavailable`] as the handler returned it; the state is unchanged.
     pub fn try_run(&mut self, batch: Sample) -> Result<Run, Unavailable> {
         let columns = batch.columns();
         let before = self.entries.clone();
@@ -148,21 +153,21 @@ impl<'a> Tester<'a> {
         Ok(Run { said, changes })
     }
 
-    /// The value of a key of state now.
+    /// The present value of a key of the state.
     #[must_use]
     pub fn state(&self, key: impl AsRef<[u8]>) -> Option<Text> {
         let entry = self.entries.get(key.as_ref())?;
         Some(Text::from(entry.value.as_slice()))
     }
 
-    /// The number of a key of state now. Panics where the value is none.
+    /// The present number of a key of the state. Panics if the value is not a number.
     #[must_use]
     #[track_caller]
     pub fn number(&self, key: impl AsRef<[u8]>) -> Option<i64> {
         Some(self.state(key)?.number())
     }
 
-    /// All of the state now, by key.
+    /// The whole present state, by key.
     #[must_use]
     pub fn all_state(&self) -> Vec<(Text, Text)> {
         let text = |bytes: &[u8]| Text::from(bytes);
@@ -172,7 +177,8 @@ impl<'a> Tester<'a> {
             .collect()
     }
 
-    /// Calls with all of the messages, and where one failed that wrote to state, with the parts that count.
+    /// Calls the handler with all messages. If a message failed that wrote to the state, calls it
+    /// again with smaller parts and keeps only the writes of the others.
     fn settle(&mut self, columns: &Columns) -> Result<Vec<Said>, Unavailable> {
         let (said, store) = self.call_with(columns.clone())?;
         let failed: Vec<usize> = (0..said.len())
@@ -184,7 +190,7 @@ impl<'a> Tester<'a> {
             return Ok(said);
         }
         if columns.offsets.len() == 1 {
-            // Alone, and nothing of it counts.
+            // The failed message is alone: none of its writes count.
             return Ok(said);
         }
         let mut said = Vec::with_capacity(said.len());
@@ -209,7 +215,7 @@ impl<'a> Tester<'a> {
         }
     }
 
-    /// One call, on state of its own.
+    /// One call, with a copy of the state.
     fn call_with(&self, columns: Columns) -> Result<(Vec<Said>, Store), Unavailable> {
         let mut lent = Lent::of(Store {
             entries: self.entries.clone(),
@@ -221,7 +227,7 @@ impl<'a> Tester<'a> {
     }
 }
 
-/// The thread's state, while a handler is called on another one; it is put back however the call ends.
+/// Replaces the thread's state while a handler is called, and restores it however the call ends.
 struct Lent {
     own: Store,
     is_back: bool,
@@ -270,7 +276,7 @@ fn changes(before: &BTreeMap<Vec<u8>, Entry>, after: &BTreeMap<Vec<u8>, Entry>) 
     changes
 }
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     said: Vec<Said>,
@@ -278,7 +284,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// What was said of the `index`th message, from 0. Panics if there is none.
+    /// The outcome of the message at this index, from 0. Panics if there is none.
     #[must_use]
     #[track_caller]
     pub fn said(&self, index: usize) -> &Said {
@@ -287,7 +293,7 @@ impl Run {
         said.unwrap_or_else(|| panic!("a batch of {count} has no message {index}"))
     }
 
-    /// What was said of each message, in order.
+    /// The outcome of each message, in order.
     #[must_use]
     pub fn all(&self) -> &[Said] {
         &self.said
@@ -316,7 +322,7 @@ impl Run {
         }
     }
 
-    /// Keys of state that are other than before, in their order.
+    /// The changed keys of the state, in order.
     #[must_use]
     pub fn changes(&self) -> &[Change] {
         &self.changes

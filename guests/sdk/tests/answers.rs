@@ -1,4 +1,4 @@
-//! What handlers say, as the columns that the host reads: looked at here as the host does, span by span.
+//! Checks the columns of handlers' answers, span by span, as a host reads them.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use millrace_guest::{
     Outcomes, Sample, Unavailable,
 };
 
-/// An output, as the host would understand it.
+/// An output as a host would understand it.
 #[derive(Debug, PartialEq)]
 struct Seen {
     source: u32,
@@ -180,7 +180,7 @@ fn bytes_of_the_input_are_not_copied() {
 fn a_message_may_have_several_outputs_or_none() {
     let (answer, seen) = answer(&three_orders(), |message| match message.index() {
         0 => {
-            // Built in turns, so that their headers lie mixed.
+            // Built alternately, so that their headers are interleaved.
             let (one, two) = (
                 message.output().header("n", "1"),
                 message.output().header("n", "2"),

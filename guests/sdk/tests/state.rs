@@ -1,4 +1,4 @@
-//! State as a handler's test sees it: a map in the thread's memory.
+//! State in a handler's test: a map in the thread's memory.
 
 use millrace_guest::{Batch, Sample, state};
 

@@ -1,10 +1,11 @@
-//! Values to ASCII upper case; keys and headers stay. The bench runs `handle` natively, too.
+//! Converts values to ASCII upper case; keys and headers stay. The bench also runs `handle`
+//! natively.
 
 use millrace_guest::{Message, Outcome, processor};
 
 processor!(handle);
 
-/// Upper-cases a value, straight into the answer.
+/// Writes the value in upper case directly into the answer.
 #[inline]
 pub fn handle(message: &Message) -> Outcome {
     match message.value() {

@@ -1,5 +1,5 @@
-//! Malformed answers, chosen by the value of any message in the batch; passes everything else through. Written in columns, for
-//! the SDK answers only soundly.
+//! Returns malformed answers, chosen by the value of any message in the batch; passes everything
+//! else through. It builds columns by hand, because the SDK builds only valid answers.
 
 use millrace_guest::{Answer, Batch, Columns, Detail, NONE, Unavailable, processor};
 

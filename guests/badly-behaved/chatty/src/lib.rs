@@ -1,5 +1,5 @@
-//! Floods its log, its standard output and its standard error on the value `chatty`, with lines that are too many, too long and
-//! full of control characters; passes everything through.
+//! On the value `chatty`, floods its log, standard output and standard error with lines that are
+//! too many, too long and full of control characters; passes everything through.
 
 use millrace_guest::{Message, Outcome, log, processor};
 

@@ -13,7 +13,7 @@ fn process(message: &Message) -> Outcome {
     Outcome::Emit(message.output())
 }
 
-/// Something is left to do after each call, so that it stays a call.
+/// Uses the result of the inner call, so that the compiler cannot turn the recursion into a loop.
 #[inline(never)]
 fn descend(depth: u64) -> u64 {
     if black_box(depth) == u64::MAX {

@@ -1,7 +1,7 @@
-//! Fails as its headers say, and passes everything else through:
-//! `fail-times: n` retries until attempt n is over, under the class that `fail-class` names (`flaky` without);
-//! `reject: class` rejects; `unavailable: reason` says that the whole batch cannot be processed, and with `unavailable-calls: n`
-//! only the first n calls of an instance that come to such a message say so.
+//! Fails as its headers say, and passes everything else through. `fail-times: n` retries attempts 1
+//! to n, with the class in `fail-class` (by default `flaky`). `reject: class` rejects.
+//! `unavailable: reason` reports the whole batch as unavailable; with `unavailable-calls: n` only
+//! in the first n such calls of an instance.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -26,7 +26,7 @@ fn process(message: &Message) -> Result<Outcome, Unavailable> {
     Ok(Outcome::Emit(message.output()))
 }
 
-/// Calls of this instance that said that something is down.
+/// How many calls of this instance reported `unavailable`.
 static UNAVAILABLE_CALLS: AtomicU32 = AtomicU32::new(0);
 
 fn is_down(message: &Message) -> bool {

@@ -1,4 +1,5 @@
-//! Writes to standard error and output without line ends, or too much on a line, as the value says; passes everything else through.
+//! Depending on the value, writes to standard error and output without line ends, or lines that are
+//! too long, or ends right after writing; passes everything else through.
 
 use std::iter;
 
@@ -6,7 +7,7 @@ use millrace_guest::{Message, Outcome, log, processor};
 
 processor!(process);
 
-/// Bytes of a line that no log keeps whole.
+/// The length of a line that every log cuts.
 const LONG: usize = 10_000;
 
 fn process(message: &Message) -> Outcome {
@@ -19,12 +20,12 @@ fn process(message: &Message) -> Outcome {
             say(&mut std::io::stderr(), rest);
             std::process::abort();
         }
-        // What a language says of an exception on standard output.
+        // Some languages report an uncaught exception on standard output.
         ("trap-out", rest) => {
             say(&mut std::io::stdout(), rest);
             std::process::abort();
         }
-        // Much, before the one thing that matters.
+        // Many lines before the only important one.
         ("trap-late", rest) => {
             (0..100).for_each(|line| eprintln!("step {line} of many, all of them good so far"));
             say(&mut std::io::stderr(), rest);

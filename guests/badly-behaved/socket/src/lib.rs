@@ -1,4 +1,5 @@
-//! Wants to call home: it imports sockets, which no processor is granted, so admission refuses it.
+//! Tries to open a connection: it imports sockets, which no processor is granted, so admission
+//! refuses it.
 
 use std::net::TcpStream;
 

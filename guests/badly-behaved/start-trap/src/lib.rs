@@ -1,4 +1,4 @@
-//! Traps while it is instantiated: valid in every respect, but it never gets to its first batch.
+//! Traps during instantiation: a valid component that never gets a batch.
 #![allow(
     unsafe_code,
     reason = "only an export of this name runs at instantiation"
@@ -8,7 +8,7 @@ use millrace_guest::{Message, Outcome, processor};
 
 processor!(process);
 
-/// What a component calls of this name it calls while it is instantiated.
+/// A component runs its export of this name during instantiation.
 #[cfg(target_arch = "wasm32")]
 #[unsafe(export_name = "_initialize")]
 extern "C" fn refuse() {

@@ -1,5 +1,6 @@
-//! State off WASM: a map in the thread's memory, for tests of a handler. Nothing ends there by itself; who wrote is remembered, so that
-//! [`testing`](crate::testing) can take back what does not count.
+//! State outside WASM: a map in the thread's memory, for tests of a handler. Entries do not expire.
+//! The store records which messages wrote, so that [`testing`](crate::testing) can discard the
+//! writes of failed messages.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Full;
 use crate::columns::{NONE, span};
 
-/// What is kept, and who wrote since the store was put here.
+/// The entries, and which messages wrote since this store was put in place.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Store {
     pub(crate) entries: BTreeMap<Vec<u8>, Entry>,
-    /// The messages that wrote, by their place in the batch.
+    /// The messages that wrote, by their index in the batch.
     pub(crate) writers: BTreeSet<u32>,
-    /// Whether something was written that names no message, and so belongs to all of them.
+    /// Whether a write named no message, and so belongs to all of them.
     pub(crate) by_all: bool,
 }
 
@@ -21,7 +22,7 @@ pub(crate) struct Store {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) value: Vec<u8>,
-    /// After how many milliseconds it was said to end; `None` is never.
+    /// Time to live in milliseconds; `None` is forever.
     pub(crate) ttl_ms: Option<u64>,
 }
 
@@ -29,7 +30,7 @@ thread_local! {
     static STATE: RefCell<Store> = RefCell::default();
 }
 
-/// Puts a store in place of the thread's.
+/// Exchanges the thread's store with this one.
 pub(crate) fn swap(store: &mut Store) {
     STATE.with_borrow_mut(|state| std::mem::swap(state, store));
 }
@@ -45,7 +46,7 @@ fn key<'a>(data: &'a [u8], keys: &[u32], index: usize) -> &'a [u8] {
     span(data, keys, index).expect("a key is some bytes")
 }
 
-/// What a column says of a key; `u64::MAX` is never.
+/// A key's time to live in a column; `u64::MAX` is forever.
 fn ttl(ttl_ms: &[u64], index: usize) -> Option<u64> {
     ttl_ms.get(index).copied().filter(|ms| *ms != u64::MAX)
 }

@@ -1,4 +1,5 @@
-//! From columns to what was said, as a host reads them. What a host would refuse fails the test, with the rule that it breaks.
+//! Reads outcomes from columns as a host does. An answer that a host would refuse fails the test
+//! and names the broken rule.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use super::text::Text;
 use crate::columns::{Answer, Columns, NO_TIME, NONE};
 use crate::outcomes::{ACK, EMIT, REJECT, RETRY};
 
-/// Some messages of a batch, as a batch.
+/// A part of a batch's messages as a batch of its own.
 pub(super) fn part_of(columns: &Columns, part: Range<usize>) -> Columns {
     let pairs = part.start * 2..part.end * 2;
     let header = |message: usize| match message {
@@ -31,7 +32,7 @@ pub(super) fn part_of(columns: &Columns, part: Range<usize>) -> Columns {
     }
 }
 
-/// What was said of each message.
+/// The outcome of each message.
 pub(super) fn said(columns: &Columns, answer: &Answer) -> Vec<Said> {
     let (given, wanted) = (answer.outcomes.len(), columns.offsets.len());
     assert!(
@@ -46,7 +47,8 @@ pub(super) fn said(columns: &Columns, answer: &Answer) -> Vec<Said> {
         .collect()
 }
 
-/// Outputs are of messages that are sent on, in their order, and each of those has one at the least; details ascend.
+/// Checks the order: outputs belong to emitted messages, in their order and at least one each;
+/// details are in ascending order.
 fn check_sources(answer: &Answer, messages: usize) {
     let sources = &answer.sources;
     assert!(sources.is_sorted(), "sources go back: {sources:?}");
@@ -135,7 +137,7 @@ impl Reader<'_> {
         }
     }
 
-    /// What the answer says, or, where it says nothing of any output, what the message has.
+    /// The answer's span for this output, or the message's own if the answer's column is empty.
     fn either(&self, given: &[u32], output: usize, kept: &[u32], message: usize) -> Option<Text> {
         match given {
             [] => self.text(&kept[message * 2..][..2]),
@@ -161,7 +163,7 @@ impl Reader<'_> {
         own.chunks(4).map(header).collect()
     }
 
-    /// A span: of the batch's bytes first, and of the answer's after them.
+    /// Reads a span, which points into the batch's bytes followed by the answer's.
     fn text(&self, span: &[u32]) -> Option<Text> {
         let (start, length) = (span[0] as usize, span[1]);
         if length == NONE {
@@ -169,7 +171,7 @@ impl Reader<'_> {
         }
         let input = &self.columns.data;
         let (bytes, start) = match start.checked_sub(input.len()) {
-            // Nothing at all may stand anywhere.
+            // An empty span may point anywhere.
             Some(_) if length == 0 => return Some(Text::from(&[][..])),
             Some(start) => (&self.answer.data, start),
             None => (input, start),

@@ -1,37 +1,37 @@
-//! What a handler said, as its author thinks of it: outcomes, outputs, changes of state. Made by a run, or written down in a test as
-//! what is expected.
+//! Outcomes, outputs and changes of state as an author thinks of them: results of a run, and
+//! expectations in a test.
 
 use std::time::Duration;
 
 use super::text::Text;
 
-/// What was said of a message.
+/// The outcome of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// Done, and nothing is sent on: the message is dropped.
+    /// Done without outputs: the message is dropped.
     Acked,
-    /// Done, and these are sent on.
+    /// Done with these outputs.
     Sent(Vec<Sent>),
-    /// Not now.
+    /// Not now: try again later.
     Retried {
-        /// Try again after so long; `None` leaves it to the processor's policy.
+        /// The delay; `None` leaves it to the processor's policy.
         after: Option<Duration>,
-        /// The short word that failures are grouped by.
+        /// A short word by which failures are grouped.
         class: String,
-        /// The text for people.
+        /// An explanation for people.
         reason: String,
     },
-    /// Never: a dead letter.
+    /// Never: the message becomes a dead letter.
     Rejected {
-        /// The short word that failures are grouped by.
+        /// A short word by which failures are grouped.
         class: String,
-        /// The text for people.
+        /// An explanation for people.
         reason: String,
     },
 }
 
 impl Said {
-    /// Try again when the policy says.
+    /// A retry after the delay in the processor's policy.
     #[must_use]
     pub fn retried(class: &str, reason: &str) -> Self {
         Self::Retried {
@@ -41,7 +41,7 @@ impl Said {
         }
     }
 
-    /// Try again after so long.
+    /// A retry after this delay.
     #[must_use]
     pub fn retried_after(after: Duration, class: &str, reason: &str) -> Self {
         Self::Retried {
@@ -51,7 +51,7 @@ impl Said {
         }
     }
 
-    /// A dead letter.
+    /// A rejection: the message becomes a dead letter.
     #[must_use]
     pub fn rejected(class: &str, reason: &str) -> Self {
         Self::Rejected {
@@ -60,7 +60,7 @@ impl Said {
         }
     }
 
-    /// What is sent on.
+    /// The outputs; none unless the outcome is [`Said::Sent`].
     #[must_use]
     pub fn outputs(&self) -> &[Sent] {
         match self {
@@ -69,7 +69,7 @@ impl Said {
         }
     }
 
-    /// The short word of a failure; `None` if it is none.
+    /// The class of a failure; `None` for other outcomes.
     #[must_use]
     pub fn class(&self) -> Option<&str> {
         match self {
@@ -78,7 +78,7 @@ impl Said {
         }
     }
 
-    /// The text of a failure; `None` if it is none.
+    /// The explanation of a failure; `None` for other outcomes.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
@@ -94,7 +94,7 @@ impl Said {
     }
 }
 
-/// An output as a message: with all that it keeps of the message that it was made from.
+/// An output as a message, including everything that it keeps of the message that it was made from.
 ///
 /// ```
 /// use millrace_guest::testing::{Sent, Tester};
@@ -122,13 +122,13 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// With key and value, to the processor's default output, and without headers.
+    /// An output with this key and value to the processor's default output, without headers.
     #[must_use]
     pub fn new(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         Self::nullable(Some(key.as_ref()), Some(value.as_ref()))
     }
 
-    /// The same, which may lack a key or a value.
+    /// Like [`new`](Self::new), for an output that may lack a key or a value.
     #[must_use]
     pub fn nullable(key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
         Self {
@@ -138,21 +138,21 @@ impl Sent {
         }
     }
 
-    /// To this topic.
+    /// The same output to this topic.
     #[must_use]
     pub fn to(mut self, topic: &str) -> Self {
         self.topic = Some(topic.to_owned());
         self
     }
 
-    /// To this partition of it.
+    /// The same output to this partition.
     #[must_use]
     pub fn in_partition(mut self, partition: u32) -> Self {
         self.partition = Some(partition);
         self
     }
 
-    /// With one more header.
+    /// The same output with another header.
     #[must_use]
     pub fn with_header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let value = Text::from(value.as_ref());
@@ -160,33 +160,33 @@ impl Sent {
         self
     }
 
-    /// With this timestamp, in milliseconds since the Unix epoch.
+    /// The same output with this timestamp, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn with_timestamp(mut self, ms: u64) -> Self {
         self.timestamp = Some(ms);
         self
     }
 
-    /// Delivered at this time, in milliseconds since the Unix epoch.
+    /// The same output delivered at this time, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn delivered_at(mut self, ms: u64) -> Self {
         self.deliver_at = Some(ms);
         self
     }
 
-    /// The topic that it names; `None` is the processor's default output.
+    /// The topic that the output names; `None` is the processor's default output.
     #[must_use]
     pub fn topic(&self) -> Option<&str> {
         self.topic.as_deref()
     }
 
-    /// The partition that it names; `None` leaves it to the topic's partitioner.
+    /// The partition that the output names; `None` leaves it to the topic's partitioner.
     #[must_use]
     pub fn partition(&self) -> Option<u32> {
         self.partition
     }
 
-    /// The key as text. Panics if it is none; see [`key_bytes`](Self::key_bytes).
+    /// The key as text. Panics if it is not text; see [`key_bytes`](Self::key_bytes).
     #[must_use]
     #[track_caller]
     pub fn key(&self) -> Option<&str> {
@@ -199,7 +199,7 @@ impl Sent {
         self.key.as_ref().map(Text::bytes)
     }
 
-    /// The value as text. Panics if it is none; see [`value_bytes`](Self::value_bytes).
+    /// The value as text. Panics if it is not text; see [`value_bytes`](Self::value_bytes).
     #[must_use]
     #[track_caller]
     pub fn value(&self) -> Option<&str> {
@@ -212,7 +212,8 @@ impl Sent {
         self.value.as_ref().map(Text::bytes)
     }
 
-    /// The value of the last header of that name, as text; `None` if there is none, or it is null.
+    /// The value of the last header with this name, as text; `None` if there is no such header, or
+    /// its value is null.
     #[must_use]
     #[track_caller]
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -221,19 +222,19 @@ impl Sent {
         value.as_ref().map(Text::text)
     }
 
-    /// Names and values of its headers, in order.
+    /// Names and values of all headers, in order.
     #[must_use]
     pub fn headers(&self) -> &[(Text, Option<Text>)] {
         &self.headers
     }
 
-    /// The timestamp that it was given; `None` keeps the message's, or is the time of delivery.
+    /// The timestamp that was set; `None` keeps the message's, or becomes the time of delivery.
     #[must_use]
     pub fn timestamp(&self) -> Option<u64> {
         self.timestamp
     }
 
-    /// When it is delivered, in milliseconds since the Unix epoch; `None` is at once.
+    /// The time of delivery, in milliseconds since the Unix epoch; `None` is at once.
     #[must_use]
     pub fn deliver_at(&self) -> Option<u64> {
         self.deliver_at
@@ -246,7 +247,8 @@ impl PartialEq<Sent> for &Sent {
     }
 }
 
-/// A key of state that is other than before. It equals a pair of key and value, as text or number, if it was not said to end.
+/// A changed key of the state. A change without an expiry equals a pair of key and value, as text
+/// or number.
 ///
 /// ```
 /// use millrace_guest::testing::{Change, Tester};
@@ -270,16 +272,16 @@ impl PartialEq<Sent> for &Sent {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Which key.
+    /// The key.
     pub key: Text,
     /// Its value now; `None` if it was removed.
     pub value: Option<Text>,
-    /// After how many milliseconds it ends; `None` is never.
+    /// The time to live in milliseconds; `None` is forever.
     pub ttl_ms: Option<u64>,
 }
 
 impl Change {
-    /// A key that has this value now.
+    /// The key has this value now.
     #[must_use]
     pub fn set(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         Self {
@@ -289,13 +291,13 @@ impl Change {
         }
     }
 
-    /// A key that has this number now.
+    /// The key has this number now.
     #[must_use]
     pub fn number(key: impl AsRef<[u8]>, number: i64) -> Self {
         Self::set(key, number.to_le_bytes())
     }
 
-    /// A key that is gone.
+    /// The key was removed.
     #[must_use]
     pub fn removed(key: impl AsRef<[u8]>) -> Self {
         Self {
@@ -305,7 +307,7 @@ impl Change {
         }
     }
 
-    /// The same, which ends by itself after so many milliseconds.
+    /// The same change with a time to live in milliseconds.
     #[must_use]
     pub fn ending_after_ms(mut self, ttl_ms: u64) -> Self {
         self.ttl_ms = Some(ttl_ms);
