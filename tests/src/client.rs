@@ -1,4 +1,4 @@
-//! What a user does over HTTP, in few words.
+//! A short interface to what a user does over HTTP.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,18 +9,18 @@ use serde_json::{Value, json};
 
 use crate::wait_for;
 
-/// Longer than anything that a host has a bound for, on a machine that others use, too: a compilation that is given up above all.
+/// Longer than any bound of a host, above all a compile that is given up, even on a shared machine.
 const TIMEOUT: Duration = Duration::from_secs(240);
 const READ_BYTES_MAX: u64 = 64 << 20;
 
-/// Talks to one host; cheap to clone, one connection pool per clone family.
+/// A client of one host. Cheap to clone: clones share a connection pool.
 #[derive(Clone)]
 pub struct Client {
     url: String,
     agent: ureq::Agent,
 }
 
-/// An answer as it came.
+/// An answer of the host.
 #[derive(Debug)]
 pub struct Reply {
     /// The HTTP status.
@@ -32,9 +32,9 @@ pub struct Reply {
 /// A message as read over HTTP.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Message {
-    /// Where it stands.
+    /// Its partition.
     pub partition: u32,
-    /// Where it stands.
+    /// Its offset.
     pub offset: u64,
     /// Its key, if it is text.
     #[serde(default)]
@@ -51,24 +51,24 @@ pub struct Message {
 pub struct Deploy<'a> {
     /// Its name.
     pub name: &'a str,
-    /// The module's digest.
+    /// The digest of the module.
     pub module: &'a str,
-    /// The topic that it reads.
+    /// The input topic.
     pub topic: &'a str,
-    /// Where its outputs go.
+    /// The output topic.
     pub output: &'a str,
-    /// Merged over the rest of the specification.
+    /// Fields to merge over the rest of the specification.
     pub more: Value,
 }
 
 impl Message {
-    /// A header's text.
+    /// The value of a header that is text.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.as_str()
     }
 
-    /// The value, or an empty text.
+    /// The value, or an empty text if there is none.
     #[must_use]
     pub fn text(&self) -> &str {
         self.value.as_deref().unwrap_or_default()
@@ -82,7 +82,7 @@ impl Reply {
             .with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&self.body)))
     }
 
-    /// The body as JSON if the status says success.
+    /// The body as JSON, if the status is a success.
     pub fn ok(self) -> Result<Value> {
         ensure!(
             (200..300).contains(&self.status),
@@ -96,7 +96,7 @@ impl Reply {
         self.json()
     }
 
-    /// The one error shape's code, message and hint; all three must be there.
+    /// Code, message and hint of an error answer; all three must be present.
     pub fn error(&self) -> Result<(String, String, String)> {
         let json = self.json()?;
         let part = |name: &str| {
@@ -129,28 +129,28 @@ impl Client {
         }
     }
 
-    /// GET.
+    /// Sends a GET.
     pub fn get(&self, path: &str) -> Result<Reply> {
         read(self.agent.get(self.at(path)).call()?)
     }
 
-    /// DELETE.
+    /// Sends a DELETE.
     pub fn delete(&self, path: &str) -> Result<Reply> {
         read(self.agent.delete(self.at(path)).call()?)
     }
 
-    /// POST of bytes of a content type.
+    /// Sends a POST with bytes of a content type.
     pub fn post(&self, path: &str, content_type: &str, body: &[u8]) -> Result<Reply> {
         let request = self.agent.post(self.at(path));
         read(request.header("content-type", content_type).send(body)?)
     }
 
-    /// POST of JSON.
+    /// Sends a POST with JSON.
     pub fn post_json(&self, path: &str, body: &Value) -> Result<Reply> {
         self.post(path, "application/json", body.to_string().as_bytes())
     }
 
-    /// POST of JSON, under a key: it may be sent again.
+    /// Sends a POST with JSON and a key, so that it may be repeated.
     pub fn post_json_once(&self, path: &str, key: &str, body: &Value) -> Result<Reply> {
         let request = self.agent.post(self.at(path));
         let request = request.header("content-type", "application/json");
@@ -158,21 +158,21 @@ impl Client {
         read(request.send(body.to_string().as_bytes())?)
     }
 
-    /// PATCH with JSON.
+    /// Sends a PATCH with JSON.
     pub fn patch_json(&self, path: &str, body: &Value) -> Result<Reply> {
         let request = self.agent.patch(self.at(path));
         let request = request.header("content-type", "application/json");
         read(request.send(body.to_string().as_bytes())?)
     }
 
-    /// PUT of JSON.
+    /// Sends a PUT with JSON.
     pub fn put_json(&self, path: &str, body: &Value) -> Result<Reply> {
         let request = self.agent.put(self.at(path));
         let request = request.header("content-type", "application/json");
         read(request.send(body.to_string().as_bytes())?)
     }
 
-    /// Makes a topic that is acknowledged from the page cache.
+    /// Creates a topic whose messages are acknowledged from the page cache.
     pub fn topic(&self, name: &str, partitions: u32) -> Result<()> {
         let body = json!({"name": name, "partitions": partitions, "durability": "os"});
         self.post_json("/v1/topics", &body)?.ok().map(drop)
@@ -186,7 +186,8 @@ impl Client {
             .map(drop)
     }
 
-    /// As [`Client::produce`], under a key: it may be tried again. Gives partition and offset of each message.
+    /// Like [`Client::produce`] with a key, so that it may be repeated. Returns partition and
+    /// offset of each message.
     pub fn produce_once(
         &self,
         topic: &str,
@@ -207,7 +208,7 @@ impl Client {
         placed.iter().map(place).collect()
     }
 
-    /// All messages of a topic, partition after partition.
+    /// All messages of a topic, partition by partition.
     pub fn read(&self, topic: &str) -> Result<Vec<Message>> {
         let described = self.get(&format!("/v1/topics/{topic}"))?.ok()?;
         let partitions = described["ends"].as_array().context("no ends")?.len();
@@ -236,7 +237,7 @@ impl Client {
         }
     }
 
-    /// How many messages a topic's partitions hold together, by their ends.
+    /// The number of messages in a topic, from its partitions' ends.
     pub fn count(&self, topic: &str) -> Result<u64> {
         let described = self.get(&format!("/v1/topics/{topic}"))?.ok()?;
         let ends = described["ends"].as_array().context("no ends")?;
@@ -246,7 +247,7 @@ impl Client {
             .sum())
     }
 
-    /// Waits until the topic holds at least `count` messages, and reads them.
+    /// Waits until the topic has at least `count` messages, and reads them.
     pub fn wait_for_messages(&self, topic: &str, count: usize) -> Result<Vec<Message>> {
         wait_for(&format!("{count} messages in {topic}"), || {
             Ok((self.count(topic)? >= count as u64).then_some(()))
@@ -254,7 +255,7 @@ impl Client {
         self.read(topic)
     }
 
-    /// Uploads a component; gives its digest.
+    /// Uploads a component; returns its digest.
     pub fn push(&self, component: &[u8]) -> Result<String> {
         let module = self
             .post("/v1/modules", "application/wasm", component)?
@@ -262,7 +263,7 @@ impl Client {
         digest_of(&module)
     }
 
-    /// Deploys a processor or its next revision; gives the number of the current one.
+    /// Deploys a processor or its next revision; returns the number of the current one.
     pub fn deploy(&self, deploy: &Deploy<'_>) -> Result<u64> {
         let mut body = json!({
             "module": deploy.module, "topics": [deploy.topic], "output": deploy.output,
@@ -270,7 +271,7 @@ impl Client {
         if let (Some(body), Some(more)) = (body.as_object_mut(), deploy.more.as_object()) {
             body.extend(more.clone());
         }
-        // The defaults wait for minutes, and a scenario for a message's end.
+        // By default retries take minutes, and a scenario waits for the last one.
         let quick = json!({"attempts_max": 5, "delay_first_ms": 100, "delay_max_ms": 30_000});
         for (field, value) in quick.as_object().into_iter().flatten() {
             let said = &mut body["retry"][field];
@@ -284,7 +285,7 @@ impl Client {
         processor["current"].as_u64().context("no current")
     }
 
-    /// Messages that the processor has not yet read or has parked.
+    /// Messages that the processor has parked or not read yet.
     pub fn backlog(&self, processor: &str) -> Result<u64> {
         let status = self.get(&format!("/v1/processors/{processor}"))?.ok()?;
         let partitions = status["partitions"].as_array().context("no partitions")?;
@@ -294,7 +295,7 @@ impl Client {
             .sum())
     }
 
-    /// Waits until the processor has nothing left to do; if it never has, the failure tells where it stands.
+    /// Waits until the processor has no work left; on failure, reports its status.
     pub fn wait_until_idle(&self, processor: &str) -> Result<()> {
         wait_for(&format!("{processor} to have nothing left"), || {
             Ok((self.backlog(processor)? == 0).then_some(()))
@@ -319,7 +320,7 @@ impl Client {
             .context("no dead_letters")
     }
 
-    /// A metric's value, summed over its labels.
+    /// The value of a metric, summed over its labels.
     pub fn metric(&self, name: &str) -> Result<f64> {
         let reply = self.get("/metrics")?;
         let text = String::from_utf8(reply.body)?;

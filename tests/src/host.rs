@@ -1,4 +1,4 @@
-//! One running host process: start, stop, kill, start again on the same data.
+//! One running host process: starts, stops and kills it, and starts it again on the same data.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
@@ -16,7 +16,8 @@ use crate::{Client, wait_for};
 
 /// What the host prints first, before its address.
 const READY: &str = "millrace is ready at ";
-/// How long a start may take before it counts as hung: a machine at load 30 takes a minute for what it else does in two seconds.
+/// Maximum duration of a start before it counts as stuck: at load 30, a machine takes a minute for
+/// what otherwise takes two seconds.
 const START_PATIENCE: Duration = Duration::from_secs(240);
 
 /// A host process with its own data directory. Dropping it kills the process.
@@ -24,12 +25,12 @@ pub struct Host {
     binary: PathBuf,
     options: Vec<String>,
     directory: PathBuf,
-    /// What the process says besides its first line; this process's own stderr without.
+    /// The file for the process's log; without one it goes to this process's standard error.
     log: Option<PathBuf>,
     child: Option<Child>,
     stdout: Option<ChildStdout>,
     url: String,
-    /// Removed when the host is dropped; none if the directory is somebody else's.
+    /// Removed when the host is dropped; `None` if the directory belongs to the caller.
     _owned: Option<TempDir>,
 }
 
@@ -48,7 +49,7 @@ impl Host {
         Ok(host)
     }
 
-    /// A host that does not run yet, on a data directory that is not its own to remove.
+    /// A host that is not running yet, on a data directory that the caller keeps.
     pub fn in_directory(binary: impl AsRef<Path>, directory: &Path, options: &[&str]) -> Self {
         Self {
             binary: binary.as_ref().to_owned(),
@@ -62,24 +63,24 @@ impl Host {
         }
     }
 
-    /// From the next start on the process's log is appended to this file.
+    /// Appends the process's log to this file from the next start on.
     pub fn log_to(&mut self, file: &Path) {
         self.log = Some(file.to_owned());
     }
 
-    /// Starts it once more on the same data; it must not be running.
+    /// Starts the host again on the same data; it must not be running.
     pub fn start_again(&mut self) -> Result<()> {
         self.spawn()?;
         self.wait_until_ready()
     }
 
-    /// Starts the process without waiting for anything; it must not be running.
+    /// Starts the process without waiting; it must not be running.
     pub fn spawn(&mut self) -> Result<()> {
         let command = self.serve_command();
         self.spawn_as(command)
     }
 
-    /// As [`Host::spawn`], by a command that became of [`Host::serve_command`].
+    /// Like [`Host::spawn`], with a command derived from [`Host::serve_command`].
     pub fn spawn_as(&mut self, mut command: Command) -> Result<()> {
         ensure!(self.child.is_none(), "the host runs already");
         if let Some(log) = &self.log {
@@ -91,11 +92,11 @@ impl Host {
         Ok(())
     }
 
-    /// Waits for the first line of a host that was spawned.
+    /// Waits for the first line of a spawned host.
     pub fn wait_until_ready(&mut self) -> Result<()> {
         let stdout = self.stdout.take().context("the host was not spawned")?;
         let (said, hears) = mpsc::channel();
-        // Ends with the process at the latest.
+        // This thread ends with the process at the latest.
         thread::spawn(move || {
             let mut line = String::new();
             let read = BufReader::new(stdout).read_line(&mut line);
@@ -113,7 +114,7 @@ impl Host {
         Ok(())
     }
 
-    /// The command that `start` runs, for those who expect it to fail.
+    /// The command that `start` runs, for tests that expect it to fail.
     #[must_use]
     pub fn serve_command(&self) -> Command {
         let mut command = Command::new(&self.binary);
@@ -125,7 +126,7 @@ impl Host {
         command
     }
 
-    /// The CLI, pointed at this host.
+    /// A command of the CLI for this host.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
@@ -133,25 +134,25 @@ impl Host {
         command
     }
 
-    /// Where its data is.
+    /// The data directory.
     #[must_use]
     pub fn directory(&self) -> PathBuf {
         self.directory.clone()
     }
 
-    /// Its address.
+    /// The host's URL.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// A client of it.
+    /// A client of the host.
     #[must_use]
     pub fn client(&self) -> Client {
         Client::new(&self.url)
     }
 
-    /// `kill -9`: no chance to write anything.
+    /// `kill -9`: the process cannot write anything more.
     pub fn kill(&mut self) -> Result<()> {
         let mut child = self.child.take().context("the host does not run")?;
         child.kill()?;
@@ -159,13 +160,13 @@ impl Host {
         Ok(())
     }
 
-    /// The process, for signals and what can be attached to it.
+    /// The process id, for signals and tracers.
     pub fn pid(&self) -> Result<Pid> {
         let child = self.child.as_ref().context("the host does not run")?;
         Ok(Pid::from_child(child))
     }
 
-    /// How it ended, if it did by itself.
+    /// The exit status, if the process has ended by itself.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         let child = self.child.as_mut().context("the host does not run")?;
         let status = child.try_wait()?;
@@ -175,19 +176,19 @@ impl Host {
         Ok(status)
     }
 
-    /// Asks it to end and waits until it did.
+    /// Asks the host to stop, and waits until it has.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         let mut child = self.child.take().context("the host does not run")?;
         kill_process(Pid::from_child(&child), Signal::TERM)?;
         wait_for("the host to end", || Ok(child.try_wait()?))
     }
 
-    /// Bytes of memory that the process has resident now.
+    /// Bytes of resident memory.
     pub fn resident_bytes(&self) -> Result<u64> {
         self.memory("VmRSS:")
     }
 
-    /// Bytes of memory resident now that belong to no file.
+    /// Bytes of resident memory that belong to no file.
     pub fn own_bytes(&self) -> Result<u64> {
         self.memory("RssAnon:")
     }

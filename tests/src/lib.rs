@@ -1,5 +1,5 @@
-//! The harness: starts the real `millrace` binary on a free port and a directory of its own, talks to it over HTTP, and
-//! waits for conditions. Scenarios read as what a user does.
+//! The harness: starts the real `millrace` binary on a free port in its own directory, talks to it
+//! over HTTP, and waits for conditions. A scenario reads like what a user does.
 #![forbid(unsafe_code)]
 
 mod client;

@@ -1,6 +1,7 @@
-//! Who takes backups while everything goes on, faults included. Of each that is whole a data directory is made, a host starts on it, and
-//! the checker judges what it shows: by what clients had written down when the backup began, and by what they may have been about
-//! until it ended. One that breaks off, because the host was hit, must leave the one before it whole.
+//! Takes backups while everything continues, faults included. Each complete backup is restored to a
+//! data directory, a host starts on it, and the checker examines what it shows, given what clients
+//! had recorded when the backup began and what they may have been doing until it ended. A backup
+//! that ends early because of a fault must leave the previous one complete.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,31 +20,31 @@ use super::history::{self, Copied, Event, Fault, History};
 use super::times;
 use crate::Host;
 
-/// Longer than any backup of a world takes, on any machine: a command that has not ended then does not end.
+/// Longer than any backup of a world takes on any machine: a command that runs longer is stuck.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
-/// What `millrace` says of a backup that holds damage.
+/// The message of `millrace` for a backup that contains damage.
 const DAMAGED: &str = "damaged data";
-/// Findings of one restored copy that are told.
+/// Maximum number of findings reported for a restored backup.
 const FINDINGS_MAX: usize = 20;
 
-/// What a keeper of backups works with.
+/// What the taker of backups needs.
 pub(super) struct Keeper<'a> {
     pub(super) shared: &'a Shared,
     pub(super) binary: &'a Path,
     /// Options of the host.
     pub(super) sizes: &'a [String],
-    /// The world's directory, which no fault hits.
+    /// The world's directory, which no fault affects.
     pub(super) directory: &'a Path,
-    /// Code that was compiled; a copy of it saves compiling it again.
+    /// Compiled code; copying it saves compiling again.
     pub(super) code: PathBuf,
     pub(super) counter: &'a str,
     pub(super) places: &'a [(String, u32)],
-    /// Whether the files of the world may be damaged by what is done to it: then there are backups, and nobody judges them.
+    /// Whether the world's fault may damage its files: then backups are taken but not checked.
     pub(super) may_damage: bool,
 }
 
 impl Keeper<'_> {
-    /// Takes backups now and then, until nobody sends anything any more.
+    /// Takes backups at random times, until the clients stop sending.
     pub(super) fn keep(&self, seed: u64) {
         let mut random = Rng::with_seed(seed);
         let mut number = 0;
@@ -69,11 +70,11 @@ impl Keeper<'_> {
 
     fn keep_code(&self) {
         let to = self.directory.join("code");
-        // Without it a start takes longer, and that is all.
+        // Without the copy a start only takes longer.
         let _ = copy_all(&self.code, &to);
     }
 
-    /// One backup, and what has to be so afterwards.
+    /// Takes one backup and checks its consequences.
     fn take(&self, number: u32, random: &mut Rng) -> Result<()> {
         let dir = self.directory.join("backup");
         let archive = self.directory.join("backup.tar");
@@ -109,7 +110,7 @@ impl Keeper<'_> {
         self.judge(number, from, (began, ended))
     }
 
-    /// What broke off has left the one before as it was.
+    /// A backup that ended early must not have changed the previous one.
     fn earlier_is_whole(&self, dir: &Path) -> Result<()> {
         if self.may_damage || !dir.join("backup.json").exists() {
             return Ok(());
@@ -125,7 +126,7 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Makes a data directory of a backup, and judges what a host shows of it.
+    /// Restores a backup to a data directory, and checks what a host shows of it.
     fn judge(&self, number: u32, from: &Path, lines: (u64, u64)) -> Result<()> {
         let place = self.directory.join(format!("restored-{number}"));
         std::fs::create_dir(&place)?;
@@ -157,7 +158,7 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Lets a host finish what is in a copy.
+    /// Lets a host finish the work that is in a restored backup.
     fn live(&self, place: &Path, data: &Path, (began, ended): (u64, u64)) -> Result<Verdict> {
         let path = place.join("history.jsonl");
         let shared = Shared::new(History::create(&path)?);
@@ -167,7 +168,7 @@ impl Keeper<'_> {
         let sizes: Vec<&str> = self.sizes.iter().map(String::as_str).collect();
         let mut host = Host::in_directory(self.binary, data, &sizes);
         host.log_to(&place.join("host.log"));
-        // The host that the copy is of is gone, as far as the copy can tell.
+        // As far as the copy can tell, the host that it was taken from has ended.
         shared.history.write(Event::Fault {
             kind: Fault::Kill,
             how: "a backup is restored".to_owned(),
@@ -207,7 +208,9 @@ impl Keeper<'_> {
     }
 }
 
-/// What clients knew when a backup began, and what they had begun when it ended: of that nobody knows whether it is in it.
+/// Copies the history for a restored backup: what clients knew when the backup began, and what they
+/// had requested when it ended. Requests answered in between count as unanswered, because the
+/// backup may or may not contain them.
 fn copy_history(from: &Path, to: &History, began: u64, ended: u64) -> Result<()> {
     let mut open: BTreeMap<(u32, u64), u32> = BTreeMap::new();
     let unknown = |producer, first| Event::Info {
@@ -242,11 +245,11 @@ fn copy_history(from: &Path, to: &History, began: u64, ended: u64) -> Result<()>
                     _ => to.write(event.clone()),
                 }
             }
-            // What may go is not said to be there.
+            // These permit what may be absent, so they also count between begin and end.
             Event::Rules(_) | Event::Due { .. } | Event::Scheduled { .. } | Event::Trim { .. } => {
                 to.write(event)
             }
-            // What other copies were found to be is nothing to this one.
+            // The results of other backups do not concern this one.
             Event::Backup { .. } | Event::Unexpected { .. } => {}
             _ if is_known => to.write(event),
             _ => {}
@@ -272,11 +275,11 @@ fn copy_all(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Running a command that ends.
+/// Runs commands that must end in time.
 trait InTime {
-    /// What it writes.
+    /// The command's output.
     fn output_in_time(&mut self) -> Result<Output>;
-    /// As [`InTime::output_in_time`], with its standard output in a file.
+    /// Like [`InTime::output_in_time`], with standard output in a file.
     fn output_to(&mut self, file: &Path) -> Result<Output>;
 }
 
@@ -293,7 +296,7 @@ impl InTime for Command {
     }
 }
 
-/// What it says on standard error fits the pipe.
+/// Waits for the command. Its standard error must fit into the pipe.
 fn wait(mut child: Child) -> Result<Output> {
     let began = Instant::now();
     while child.try_wait()?.is_none() {
@@ -313,7 +316,8 @@ mod tests {
     use super::*;
     use crate::torture::checker::Kind;
 
-    /// What is found of a copy that holds nothing, of which a message was sent in line 2 and acknowledged in line 3.
+    /// The verdict about an empty copy, when a message was sent in line 2 and acknowledged in line
+    /// 3.
     fn verdict(began: u64, ended: u64) -> Result<Verdict> {
         let dir = tempfile::tempdir()?;
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));

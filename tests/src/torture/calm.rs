@@ -1,4 +1,5 @@
-//! The end of a world, or of a copy of one: nothing is sent any more, all that was taken gets through, and everything is read once more.
+//! The end of a world, or of a copy of one: nothing more is sent, all accepted work is finished,
+//! and everything is read once more.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,20 +13,21 @@ use super::times;
 use super::world::WORKER;
 use crate::Client;
 
-/// How long everything may take to get through once it is calm: far longer than the slowest retry, for a machine that others use, too.
+/// Maximum time until all work is finished once it is calm: far longer than the slowest retry,
+/// because machines are shared.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(240);
 
-/// A host that nobody sends anything to any more, and where it is written down what it does.
+/// A host that no client sends to any more, and the history that records what it shows.
 pub(super) struct Calm<'a> {
     pub(super) shared: &'a Shared,
     pub(super) client: Client,
-    /// The module of the processor that counts.
+    /// The module of the counting processor.
     pub(super) counter: &'a str,
     pub(super) places: &'a [(String, u32)],
 }
 
 impl Calm<'_> {
-    /// Waits until the processors have nothing left, also of their dead letters that are sent again.
+    /// Waits until the processors have no work left, including redriven dead letters.
     pub(super) fn drain(&self) -> Result<()> {
         let history = &self.shared.history;
         history.write(Event::Calm);
@@ -56,7 +58,7 @@ impl Calm<'_> {
         counting::write_standing(self.shared, &self.client)
     }
 
-    /// Whether these have nothing left in time.
+    /// Whether these processors finish their work in time.
     fn gets_through(&self, began: Instant, processors: &[&str]) -> Result<bool> {
         for processor in processors {
             let path = format!("/v1/processors/{processor}");
@@ -73,7 +75,7 @@ impl Calm<'_> {
         self.comes_to_none(began, &path, times::waiting)
     }
 
-    /// Whether there is none in time; if not, the history says what the host says of it.
+    /// Whether the number becomes zero in time; if not, the history records the host's status.
     fn comes_to_none(
         &self,
         began: Instant,

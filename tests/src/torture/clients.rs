@@ -1,7 +1,9 @@
-//! The clients: producers and a reader that go on through every fault and write down what they see.
+//! The clients: producers and readers that continue through every fault and record what they
+//! observe.
 //!
-//! A client holds the address while it asks and until it has written down the answer. Whoever wants to change the address waits for that, so
-//! that nothing of one life of the host is written down in the next.
+//! A client holds the address from its request until it has recorded the answer. Changing the
+//! address waits for that, so that an answer from one life of the host is never recorded in the
+//! next.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -21,56 +23,57 @@ use super::value::{self, Id};
 use super::world;
 use crate::{Client, Message, Reply};
 
-/// Shorter than the longest pause of a host that stands still: clients then see no answer, and what they asked may still be done.
+/// Shorter than the longest pause of a stopped host: clients then get no answer, although their
+/// request may still be executed.
 pub(super) const TIMEOUT: Duration = Duration::from_millis(1_500);
-/// How long a fault is put off for a backup.
+/// How long a fault waits for a backup.
 const COPY_PATIENCE: Duration = Duration::from_secs(30);
-/// Messages of one request, at most.
+/// Maximum number of messages in a request.
 const REQUEST_MESSAGES_MAX: u32 = 6;
 const PADDING_BYTES_MAX: usize = 400;
-/// Messages of one producer with equal sequence modulo this share a key.
+/// A producer's messages of equal sequence modulo this have the same key.
 pub(super) const KEYS: u64 = 17;
-/// Every so many messages of a key one removes it, where only the latest message of each key stays.
+/// In compacted topics, one in this many messages of a key removes it.
 pub(super) const REMOVES_EVERY: u64 = 4;
-/// Every so many messages one is rejected by the component and becomes a dead letter.
+/// The component rejects one in this many messages, which becomes a dead letter.
 pub(super) const REJECTED_EVERY: u64 = 23;
-/// Every so many messages one succeeds at the second attempt only.
+/// One in this many messages succeeds only at the second attempt.
 pub(super) const RETRIED_EVERY: u64 = 19;
-/// One in so many requests under a key is sent again though it was answered.
+/// One in this many answered requests with a key is sent again.
 const AGAIN_ONE_IN: u8 = 12;
-/// Messages that one reading asks for.
+/// Maximum number of messages per read.
 const PAGE_MESSAGES: u32 = 1_000;
-/// Pages of the last reading of a partition, at most.
+/// Maximum number of pages in the last reading of a partition.
 const LAST_PAGES_MAX: u32 = 10_000;
-/// Readings between two looks at the progress.
+/// Number of reads between two checks of the progress.
 const PROGRESS_EVERY: u32 = 16;
 
-/// What clients and the one who injects faults share.
+/// Shared by the clients and the injector of faults.
 pub(super) struct Shared {
     pub(super) history: History,
     target: RwLock<Option<String>>,
     producing: AtomicBool,
     reading: AtomicBool,
-    /// Whether a backup is being taken.
+    /// Whether a backup is running.
     copying: AtomicBool,
 }
 
-/// What a producer sends again.
+/// A request that a producer can repeat.
 struct Request {
     first: u64,
-    /// When they are to be delivered, if that is said.
+    /// The times of delivery; empty if the messages are not delayed.
     due_ms: Vec<u64>,
     messages: Vec<Value>,
 }
 
-/// What a sender knows then.
+/// What a producer knows about a request.
 enum Sent {
     Taken,
     Refused,
     Unknown,
 }
 
-/// What became of a request.
+/// The result of a request.
 enum Outcome {
     Ok(Vec<(u32, u64)>),
     Fail(String),
@@ -88,7 +91,8 @@ impl Shared {
         }
     }
 
-    /// Waits until no client is amid anything, and keeps them out until the address is set and this is dropped.
+    /// Waits until no client has a request under way, and keeps clients out until the guard is
+    /// dropped, with a new address set.
     pub(super) fn shut(&self) -> RwLockWriteGuard<'_, Option<String>> {
         let mut target = self.target.write().unwrap_or_else(PoisonError::into_inner);
         *target = None;
@@ -107,7 +111,7 @@ impl Shared {
         self.reading.store(false, Ordering::Release);
     }
 
-    /// Lets a client ask something, if there is a host.
+    /// Lets a client send requests, if there is a host.
     pub(super) fn with_host(&self, connection: &mut Connection, ask: impl FnOnce(&Client)) {
         let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(url) = &*target {
@@ -118,7 +122,7 @@ impl Shared {
         thread::sleep(Duration::from_millis(2));
     }
 
-    /// As [`Shared::with_host`], for the one who takes backups.
+    /// Like [`Shared::with_host`], for backups.
     pub(super) fn with_address(&self, copy: impl FnOnce(&str)) {
         let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(url) = &*target {
@@ -128,7 +132,7 @@ impl Shared {
         }
     }
 
-    /// Lets a backup that is under way come to its end, in good time.
+    /// Waits for a running backup to end, up to a maximum time.
     pub(super) fn wait_for_copy(&self) {
         let began = Instant::now();
         while self.copying.load(Ordering::Acquire) && began.elapsed() < COPY_PATIENCE {
@@ -137,7 +141,7 @@ impl Shared {
     }
 }
 
-/// One client's connections, to the host at its present address.
+/// A client's connections to the host at its present address.
 #[derive(Default)]
 pub(super) struct Connection(Option<(String, Client)>);
 
@@ -147,19 +151,19 @@ impl Connection {
             self.0 = Some((url.to_owned(), Client::with_timeout(url, TIMEOUT)));
         }
         let (_, client) = self.0.get_or_insert_with(|| {
-            // Not reached: it was set above.
+            // Never runs: the value was set above.
             (url.to_owned(), Client::with_timeout(url, TIMEOUT))
         });
         client
     }
 }
 
-/// Who sends where.
+/// A producer and its topic.
 #[derive(Clone, Copy)]
 pub(super) struct Producer {
     pub(super) number: u32,
     pub(super) topic: &'static str,
-    /// Whether its requests carry a key, so that they may be sent again whatever became of them.
+    /// Whether its requests have a key, so that they can be repeated whatever happened to them.
     pub(super) once: bool,
 }
 
@@ -225,7 +229,7 @@ fn make(producer: Producer, next: &mut u64, random: &mut Rng) -> Request {
     }
 }
 
-/// Sends and writes down what became of it.
+/// Sends a request and records its result.
 fn send(shared: &Shared, client: &Client, producer: Producer, request: &Request) -> Sent {
     let first = request.first;
     let Producer {
@@ -301,7 +305,7 @@ fn outcome(answer: Result<Reply>) -> Outcome {
     }
     let code = reply.error().map(|(code, ..)| code).unwrap_or_default();
     let why = format!("{} {code}", reply.status);
-    // These say that nothing was written; anything else may mean that nobody knows.
+    // These answers mean that nothing was written; with any other the result may be unknown.
     if (400..500).contains(&reply.status) || code == "disk-full" {
         Outcome::Fail(why)
     } else {
@@ -309,7 +313,7 @@ fn outcome(answer: Result<Reply>) -> Outcome {
     }
 }
 
-/// Whether the request cannot have left this machine.
+/// Whether the request certainly never left this machine.
 fn was_refused(error: &anyhow::Error) -> bool {
     match error.downcast_ref() {
         Some(ureq::Error::Io(error)) => error.kind() == ErrorKind::ConnectionRefused,
@@ -330,7 +334,8 @@ fn placed(reply: &Reply) -> Result<Vec<(u32, u64)>> {
     placed.context("a place without partition or offset")
 }
 
-/// Reads every partition of the topics round and round, and the processor's progress, until told to stop.
+/// Reads random partitions of the topics again and again, and the processors' progress, until told
+/// to stop.
 pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipeline], seed: u64) {
     let mut random = Rng::with_seed(seed);
     let mut connection = Connection::default();
@@ -339,16 +344,16 @@ pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipel
     while shared.reading.load(Ordering::Acquire) {
         let place = &places[random.usize(..places.len())];
         let position = positions.entry(place).or_default();
-        // Now and then from the start: what was once read must not change.
+        // Sometimes from the start: messages that were read once must not change.
         if random.u16(..400) == 0 {
             *position = None;
         }
         shared.with_host(&mut connection, |client| {
-            // Where it is refused, what was to come next may be gone.
+            // After a refused read, the position may be gone.
             *position = read_page(shared, client, place, *position, false).ok();
             rounds += 1;
             if rounds.is_multiple_of(PROGRESS_EVERY) {
-                // A host that has just been killed does not answer.
+                // A host that was just killed does not answer.
                 let _ = pipelines
                     .iter()
                     .try_for_each(|pipeline| look(shared, client, pipeline))
@@ -359,7 +364,7 @@ pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipel
     }
 }
 
-/// Reads from an offset, or from the start; where to read next.
+/// Reads from an offset, or from the start; returns where to continue.
 fn read_page(
     shared: &Shared,
     client: &Client,
@@ -393,7 +398,8 @@ fn seen(messages: &[Message]) -> Vec<Seen> {
     messages.iter().map(one).collect()
 }
 
-/// Waits for what comes next in a partition; the last of it as it was shown. It has to stay, as anything that was read.
+/// Waits for the next messages of a partition; returns the last one as it was shown. These messages
+/// must persist, like all that were read.
 pub(super) fn wait_for_next(
     shared: &Shared,
     client: &Client,
@@ -418,7 +424,7 @@ pub(super) fn wait_for_next(
     Ok(last)
 }
 
-/// A component that does not keep the value keeps the header.
+/// A component that does not keep the value keeps this header.
 fn id_of(message: &Message) -> &str {
     let id = message.header(counting::ID);
     id.unwrap_or_else(|| message.text())
@@ -439,8 +445,8 @@ fn look(shared: &Shared, client: &Client, pipeline: &Pipeline) -> Result<()> {
     Ok(())
 }
 
-/// Reads a partition from its start to its end, for the last time. Where it begins is looked at once more afterwards: it may have
-/// moved on meanwhile.
+/// Reads a partition from start to end for the last time. Its start is checked again afterwards,
+/// because it may have advanced meanwhile.
 pub(super) fn read_last(shared: &Shared, client: &Client, place: &(String, u32)) -> Result<()> {
     let end = write_ends(shared, client, place, false)?;
     let mut from = None;
@@ -450,7 +456,7 @@ pub(super) fn read_last(shared: &Shared, client: &Client, place: &(String, u32))
                 return write_ends(shared, client, place, false).map(drop);
             }
             Ok(next) => from = Some(next),
-            // What was to come next is gone by now; anything else is wrong.
+            // The next message was removed meanwhile; any other error is wrong.
             Err(error) if from.is_some() && error.to_string().contains("offset-not-kept") => {
                 from = None;
             }
@@ -464,14 +470,14 @@ pub(super) fn read_last(shared: &Shared, client: &Client, place: &(String, u32))
     bail!("{place:?} is not read to its end in {LAST_PAGES_MAX} pages")
 }
 
-/// Removes the older half of what a partition holds, now and then, until told to stop.
+/// Sometimes trims the older half of a partition, until told to stop.
 pub(super) fn trim(shared: &Shared, places: &[(String, u32)], seed: u64) {
     let mut random = Rng::with_seed(seed);
     let mut connection = Connection::default();
     while shared.producing.load(Ordering::Acquire) && !places.is_empty() {
         let place = &places[random.usize(..places.len())];
         shared.with_host(&mut connection, |client| {
-            // A host that has just been killed does not answer.
+            // A host that was just killed does not answer.
             let _ = trim_once(shared, client, place, &mut random);
         });
         thread::sleep(Duration::from_millis(random.u64(20..400)));
@@ -505,7 +511,7 @@ fn trim_once(
     Ok(())
 }
 
-/// Writes down where a partition begins and ends; its end.
+/// Records a partition's start and end; returns the end.
 pub(super) fn write_ends(
     shared: &Shared,
     client: &Client,

@@ -1,5 +1,7 @@
-//! The processor that counts: it emits each message under its id, and its state counts those of each key. New revisions come while
-//! it works, some as canaries first, and its dead letters are sent again; some of them die again, those that a patient revision gets do not.
+//! The counting processor: it emits each message under its id and counts the messages of each key
+//! in state. New revisions are deployed while it works, some first as canaries, and its dead
+//! letters are redriven. Some of them fail again; those that only need more attempts succeed under
+//! a patient revision.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -20,20 +22,20 @@ pub(super) const OUTPUT: &str = "counts";
 pub(super) const DEAD: &str = "counted.count.dlq";
 pub(super) const REDRIVE: &str = "counted.count.redrive";
 pub(super) const PROCESSOR: &str = "count";
-/// Where the id of a message stands whose value the component does not keep.
+/// The header with the message's id, for a component that does not keep the value.
 pub(super) const ID: &str = "id";
-/// Partitions of all of these topics.
+/// The number of partitions of all these topics.
 pub(super) const PARTITIONS: u32 = 2;
 /// Attempts of an impatient and of a patient revision.
 const ATTEMPTS: [u32; 2] = [2, 5];
-/// Every so many messages one needs more attempts than an impatient revision makes.
+/// One in this many messages needs more attempts than an impatient revision makes.
 const NEEDS_PATIENCE_EVERY: u64 = 13;
-/// Dead letters that are asked for at once, and more than there ever are.
+/// Dead letters listed at once, more than there ever are.
 const LETTERS_MAX: usize = 1_000;
-/// Dead letters that are sent again at once.
+/// Maximum number of dead letters redriven at once.
 const REDRIVEN_MAX: usize = 20;
 
-/// What a producer to the counted topic sends.
+/// A message to the counted topic.
 pub(super) fn message(producer: u32, sequence: u64, padding_max: usize, random: &mut Rng) -> Value {
     let id = value::make(Id::new(producer, sequence), padding_max, random);
     let mut headers = json!({ID: id});
@@ -59,7 +61,7 @@ pub(super) fn pipeline() -> Pipeline {
     }
 }
 
-/// Makes the processor's first revision; its module.
+/// Deploys the processor's first revision; returns its module.
 pub(super) fn set_up(client: &Client) -> Result<String> {
     for name in [INPUT, OUTPUT] {
         let topic = json!({"name": name, "partitions": PARTITIONS, "durability": "durable"});
@@ -88,17 +90,19 @@ fn spec(module: &str, is_patient: bool, messages_max: u32) -> Value {
             "delay_max_ms": 20,
         },
         "breaker": {"enabled": false},
-        // Its revisions come so fast that none is ever proven: what they give up would be held for an hour.
+        // Revisions follow each other so fast that none is ever proven: what they give up would be
+        // held for an hour.
         "dead_letters": {"max": 1_000_000, "unproven_max": 1_000_000},
     })
 }
 
-/// Deploys any other revision. A canary that is there is gone then.
+/// Deploys a different revision, which ends any canary.
 pub(super) fn swap(client: &Client, module: &str, random: &mut Rng) -> Result<()> {
     deploy(client, module, random.bool(), random.u32(1..40))
 }
 
-/// Begins a canary, or does something with the one that may be there; only what was done is written down.
+/// Starts a canary, or changes, promotes or withdraws the one that may exist. Only what succeeded
+/// is recorded.
 fn try_out(shared: &Shared, client: &Client, module: &str, random: &mut Rng) -> Result<()> {
     let path = format!("/v1/processors/{PROCESSOR}");
     let percent = random.u32(1..100);
@@ -128,7 +132,7 @@ fn try_out(shared: &Shared, client: &Client, module: &str, random: &mut Rng) -> 
     Ok(())
 }
 
-/// Sends all dead letters again.
+/// Redrives all dead letters.
 pub(super) fn redrive_all(client: &Client) -> Result<()> {
     redrive(client, &json!({"all": true}))
 }
@@ -138,7 +142,7 @@ fn redrive(client: &Client, which: &Value) -> Result<()> {
     client.post_json(&path, which)?.ok().map(drop)
 }
 
-/// Sends some dead letters again that may succeed then.
+/// Redrives some dead letters that may succeed now.
 fn redrive_some(client: &Client, random: &mut Rng) -> Result<()> {
     let letters = letters(client, "&class=flaky")?;
     let some = random.usize(1..=REDRIVEN_MAX);
@@ -155,7 +159,7 @@ fn redrive_some(client: &Client, random: &mut Rng) -> Result<()> {
     redrive(client, &json!({"dead_letters": places}))
 }
 
-/// Dead letters that were not sent again.
+/// Dead letters that were not redriven.
 fn letters(client: &Client, filter: &str) -> Result<Vec<Value>> {
     let path = format!("/v1/processors/{PROCESSOR}/dead-letters?max={LETTERS_MAX}{filter}");
     let answer = client.get(&path)?.ok()?;
@@ -163,13 +167,14 @@ fn letters(client: &Client, filter: &str) -> Result<Vec<Value>> {
     letters.context("no dead_letters")
 }
 
-/// Deploys new revisions, tries some as canaries, and sends dead letters again, now and then, until told to stop.
+/// Deploys new revisions, tries some as canaries, and redrives dead letters, at random times, until
+/// told to stop.
 pub(super) fn disturb(shared: &Shared, module: &str, seed: u64) {
     let mut random = Rng::with_seed(seed);
     let mut connection = Connection::default();
     while shared.is_producing() {
         shared.with_host(&mut connection, |client| {
-            // A host that has just been killed does not answer.
+            // A host that was just killed does not answer.
             let _ = match random.u8(..10) {
                 _ if !shared.is_producing() => Ok(()),
                 0 => swap(client, module, &mut random),
@@ -182,13 +187,14 @@ pub(super) fn disturb(shared: &Shared, module: &str, seed: u64) {
     }
 }
 
-/// What of the dead letters can succeed does so when this has got through: a patient revision gets all of them again.
+/// Redrives all dead letters to a patient revision. Once this is done, every dead letter that can
+/// succeed has succeeded.
 pub(super) fn redrive_for_good(client: &Client, module: &str) -> Result<()> {
     deploy(client, module, true, 32)?;
     redrive_all(client)
 }
 
-/// Writes down what the state counts.
+/// Records the counts in the state.
 pub(super) fn write_state(shared: &Shared, client: &Client, last: bool) -> Result<()> {
     for partition in 0..PARTITIONS {
         let counts = counts(client, partition)?;
@@ -215,7 +221,7 @@ fn counts(client: &Client, partition: u32) -> Result<BTreeMap<String, i64>> {
     counts.with_context(|| format!("state that is no count: {shown}"))
 }
 
-/// Writes down which dead letters were not sent again.
+/// Records the dead letters that were not redriven.
 pub(super) fn write_standing(shared: &Shared, client: &Client) -> Result<()> {
     let letters = letters(client, "")?;
     ensure!(
@@ -234,27 +240,27 @@ pub(super) fn write_standing(shared: &Shared, client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Requests that somebody made of a host that is about to be hit.
+/// Requests to a host that is about to suffer a fault.
 #[derive(Default)]
 pub(super) struct Asked(Vec<thread::JoinHandle<()>>);
 
 impl Asked {
-    /// Asks, and does not wait for the answer.
+    /// Sends a request without waiting for the answer.
     pub(super) fn ask(&mut self, ask: impl FnOnce() -> Result<()> + Send + 'static) {
         self.0.retain(|asked| !asked.is_finished());
-        // What comes of it is seen by its effects alone.
+        // Its result shows only in its effects.
         self.0.push(thread::spawn(move || drop(ask())));
     }
 
-    /// Whether the last one has no answer yet.
+    /// Whether the last request has no answer yet.
     pub(super) fn is_open(&self) -> bool {
         self.0.last().is_some_and(|asked| !asked.is_finished())
     }
 
-    /// Waits until all have been answered or given up.
+    /// Waits until all requests were answered or given up.
     pub(super) fn wait(&mut self) {
         for asked in self.0.drain(..) {
-            // One that panicked asked nothing.
+            // A thread that panicked sent no request.
             let _ = asked.join();
         }
     }

@@ -1,8 +1,9 @@
-//! A disk of our own whose power can be cut: ext4 in a file, mounted by a loop device, in a directory that nobody else knows. The
-//! file is in memory (a tmpfs of its own): what a cut loses is decided by the kernel's journal, not by the medium.
+//! A disk whose power can be cut: ext4 in a file, mounted through a loop device in a private
+//! directory. The file is in memory (a tmpfs of its own), so the kernel's journal decides what a
+//! cut loses, not the medium.
 //!
-//! The cut is the ioctl `EXT4_IOC_SHUTDOWN`, which is not reachable without unsafe code: `xfs_io` (package xfsprogs) issues
-//! it, or python3.
+//! The cut is the ioctl `EXT4_IOC_SHUTDOWN`, which cannot be issued here without unsafe code:
+//! `xfs_io` (package xfsprogs) or python3 issues it.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,13 +16,13 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use fastrand::Rng;
 use tempfile::TempDir;
 
-/// Enough for a world of small files.
+/// Large enough for a world of small files.
 const IMAGE_BYTES: u64 = 192 << 20;
-/// How long a mount point, or the device under it, may be busy: a process that was killed is not gone altogether before it was given a
-/// core once more.
+/// How long a mount point or its device may stay busy: a killed process exists until it has run
+/// once more.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(120);
 const LOOK_DELAY: Duration = Duration::from_millis(20);
-/// Cuts when it is told so by a line.
+/// Cuts the power when it reads a line.
 const CUT_BY_PYTHON: &str = "import fcntl, os, struct, sys
 file = os.open(sys.argv[1], os.O_RDONLY)
 sys.stdin.readline()
@@ -35,14 +36,14 @@ pub(super) struct LoopDisk {
     mounted: Vec<PathBuf>,
 }
 
-/// A process that stands ready to cut the power: until it runs, a moment has passed.
+/// A process that is ready to cut the power, because starting it would take too long.
 pub(super) struct Cutter {
     process: Child,
     flag: u8,
     line: &'static str,
 }
 
-/// Whether this machine can do it; if not, why.
+/// Whether this machine can have such disks; if not, why.
 pub(super) fn available() -> Result<(), String> {
     static TRIED: OnceLock<Result<(), String>> = OnceLock::new();
     TRIED.get_or_init(attempt).clone()
@@ -68,7 +69,7 @@ fn attempt() -> Result<(), String> {
 }
 
 impl LoopDisk {
-    /// Makes and mounts it, in one of several ways of ordering data and metadata.
+    /// Makes and mounts a disk, with a random ordering of data and metadata.
     pub(super) fn new(random: &mut Rng) -> Result<Self> {
         let options = [
             "loop",
@@ -83,7 +84,7 @@ impl LoopDisk {
         )
     }
 
-    /// With an image of that size in a memory file system of that size.
+    /// Makes a disk with an image of this size, in a memory file system of that size.
     pub(super) fn of(image_bytes: u64, memory_bytes: u64, options: &'static str) -> Result<Self> {
         let mut disk = Self {
             directory: tempfile::Builder::new()
@@ -121,17 +122,17 @@ impl LoopDisk {
         self.mount()
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub(super) fn path(&self) -> PathBuf {
         self.directory.path().join("disk")
     }
 
-    /// What can cut the power in a moment: 2 loses what is not in the file system's journal on disk, 1 writes the journal out first, 0
-    /// all.
+    /// Prepares a power cut with this flag: 2 loses everything that is not in the file system's
+    /// journal on disk, 1 writes the journal out first, 0 writes out everything.
     pub(super) fn cutter(&self, flag: u8) -> Result<Cutter> {
         let path = self.path();
         let path = text(&path)?;
-        // xfs_io knows no 0.
+        // xfs_io has no 0.
         let (by_tool, line) = match flag {
             1 => (spawn("xfs_io", &["-x", path]), "shutdown -f\n"),
             2 => (spawn("xfs_io", &["-x", path]), "shutdown\n"),
@@ -146,18 +147,20 @@ impl LoopDisk {
         })
     }
 
-    /// The power is back: mounts again, which replays the file system's journal. Nobody may use the disk meanwhile.
+    /// Restores the power: mounts the disk again, which replays the file system's journal. Nothing
+    /// may use the disk meanwhile.
     pub(super) fn restore(&mut self) -> Result<()> {
         self.unmount_last()?;
         self.mount()
     }
 
-    /// Takes all that is left of the memory under the file system: what it writes now fails, as on a disk that breaks.
+    /// Takes the rest of the memory from under the file system, so that its writes fail as on a
+    /// broken disk.
     pub(super) fn break_down(&self) -> Result<()> {
         fill(&self.directory.path().join("memory/ballast"))
     }
 
-    /// The medium is whole again; call [`LoopDisk::restore`] then.
+    /// Repairs the medium; [`LoopDisk::restore`] must follow.
     pub(super) fn mend(&self) -> Result<()> {
         Ok(std::fs::remove_file(
             self.directory.path().join("memory/ballast"),
@@ -190,14 +193,14 @@ impl LoopDisk {
 }
 
 impl LoopDisk {
-    /// Waits until no device is on the image any more: it lasts longer than the mount where somebody else has it open, and two of them on
-    /// one image do not see each other's bytes.
+    /// Waits until no loop device uses the image. A device can outlive its mount while another
+    /// process has it open, and two devices on one image do not see each other's writes.
     fn wait_for_device(&self) -> Result<()> {
         let image = self.image();
         let began = Instant::now();
         while image.exists() && began.elapsed() < UNMOUNT_PATIENCE {
             let devices = Command::new("losetup").arg("-j").arg(&image).output();
-            // Where nobody can tell there is nothing to wait for.
+            // Without loop devices to list, there is nothing to wait for.
             if devices.is_ok_and(|devices| devices.stdout.is_empty()) || !knows_devices() {
                 return Ok(());
             }
@@ -208,19 +211,19 @@ impl LoopDisk {
     }
 }
 
-/// Whether the system tells of its devices.
+/// Whether the system can list loop devices.
 fn knows_devices() -> bool {
     static KNOWS: OnceLock<bool> = OnceLock::new();
     *KNOWS.get_or_init(|| tool("losetup", &["-a"]).is_ok())
 }
 
 impl Cutter {
-    /// How it cuts.
+    /// The flag of the cut.
     pub(super) fn flag(&self) -> u8 {
         self.flag
     }
 
-    /// The power fails.
+    /// Cuts the power.
     pub(super) fn cut(mut self) -> Result<()> {
         let told = self.process.stdin.take().context("told before")?;
         (&told).write_all(self.line.as_bytes())?;
@@ -238,7 +241,7 @@ impl Cutter {
 
 impl Drop for Cutter {
     fn drop(&mut self) {
-        // One that has cut is gone.
+        // A cutter that has cut has usually ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -254,7 +257,7 @@ impl Drop for LoopDisk {
     }
 }
 
-/// Writes a file until there is no room.
+/// Writes a file until the disk is full.
 pub(super) fn fill(path: &Path) -> Result<()> {
     let file = std::fs::File::create(path)?;
     for bytes in [1 << 20, 64 << 10, 4 << 10, 512] {
@@ -271,7 +274,7 @@ fn spawn(name: &str, arguments: &[&str]) -> Result<Child> {
     spawned.with_context(|| format!("{name} does not run"))
 }
 
-/// Runs a tool of the system; its complaints are the error.
+/// Runs a system tool; what it prints on standard error becomes the error.
 pub(super) fn tool(name: &str, arguments: &[&str]) -> Result<()> {
     let output = Command::new(name)
         .args(arguments)

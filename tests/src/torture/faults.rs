@@ -1,4 +1,4 @@
-//! What is done to hosts, and what has to follow from it.
+//! The faults, and what must follow from each.
 
 mod eio;
 mod full;
@@ -19,10 +19,10 @@ use super::times;
 use super::world::World;
 pub(super) use memory::Group;
 
-/// How long something may take that has to follow from a fault.
+/// Maximum wait for an effect that must follow from a fault.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Whether this machine can inject it; if not, what is missing.
+/// Whether this machine can inject the fault; if not, what is missing.
 pub(super) fn available(fault: Fault) -> Result<(), String> {
     match fault {
         Fault::Kill | Fault::Stop => Ok(()),
@@ -32,7 +32,7 @@ pub(super) fn available(fault: Fault) -> Result<(), String> {
     }
 }
 
-/// The disk that the fault needs, if it needs one.
+/// The disk for the fault, if it needs one.
 pub(super) fn disk(fault: Fault, random: &mut Rng) -> Result<Option<LoopDisk>> {
     match fault {
         Fault::Power => LoopDisk::new(random).map(Some),
@@ -42,7 +42,7 @@ pub(super) fn disk(fault: Fault, random: &mut Rng) -> Result<Option<LoopDisk>> {
     }
 }
 
-/// The first start of a host that is to suffer the fault.
+/// The first start of a host that will suffer the fault.
 pub(super) fn start(world: &mut World, fault: Fault) -> Result<()> {
     if fault == Fault::Memory {
         return memory::start(world);
@@ -59,7 +59,8 @@ pub(super) fn start_again(world: &mut World) -> Result<()> {
     world.host.start_again()
 }
 
-/// Injects the fault under load, and brings the host back. How many faults it was; `None` if the host does not come back.
+/// Injects the fault under load, and brings the host back. Returns the number of injected faults;
+/// `None` if the host does not come back.
 pub(super) fn inject(world: &mut World, fault: Fault) -> Result<Option<u32>> {
     match fault {
         Fault::Kill => kill(world),
@@ -77,7 +78,7 @@ fn kill(world: &mut World) -> Result<Option<u32>> {
     world.host.kill()?;
     steps::note_met(world, Fault::Kill, &aim)?;
     let mut faults = 1;
-    // Now and then once more while it starts.
+    // Sometimes hits it again while it starts.
     while world.random.u8(..5) == 0 {
         keep_out(world);
         world.host.spawn()?;
@@ -106,7 +107,7 @@ fn cut_power(world: &mut World) -> Result<Option<u32>> {
     Ok(world.recover()?.then_some(faults))
 }
 
-/// One of several ways to cut the power.
+/// A random way to cut the power.
 fn cutter(world: &mut World) -> Result<Cutter> {
     let flag = match world.random.u8(..16) {
         0 => 0,
@@ -118,10 +119,11 @@ fn cutter(world: &mut World) -> Result<Cutter> {
 
 /// Cuts the power in one of two ways.
 ///
-/// The kernel's shutdown takes a moment, and a sync that is under way in that moment may be answered with success although
-/// its bytes never arrive: ext4 gives up converting preallocated blocks without telling it. No power cut does that, for no
-/// answer comes from a machine without power. So the process stands still while the shutdown lasts: amid its syncs, and then it
-/// is killed and cannot act on their answers; or between them, and then it may go on and see what a dead disk answers.
+/// The kernel's shutdown takes a moment. A sync in that moment may succeed although its data is
+/// never written: ext4 stops converting preallocated blocks without reporting it. In a real power
+/// cut that cannot be observed, because a machine without power gives no answers. So the process is
+/// stopped during the shutdown: either inside its syncs, and then it is killed before it can act on
+/// their results; or between syncs, and then it may continue and see the answers of a dead disk.
 fn lose_power(world: &mut World, cutter: Cutter, when: &str, goes_on: bool) -> Result<()> {
     stop::stand_still(world, goes_on)?;
     let flag = cutter.flag();
@@ -137,7 +139,7 @@ fn lose_power(world: &mut World, cutter: Cutter, when: &str, goes_on: bool) -> R
     world.disk()?.restore()
 }
 
-/// Nobody is amid anything any more that began with the host that is gone.
+/// Waits until no request to the ended host is under way.
 fn keep_out(world: &World) {
     drop(world.shared.shut());
 }
@@ -146,7 +148,7 @@ fn note(world: &World, kind: Fault, how: &str) {
     note_as(world, kind, how, kind == Fault::Power);
 }
 
-/// `forgets` says that what was only in the page cache may be gone.
+/// Records a fault; `forgets` says that data that was only in the page cache may be lost.
 fn note_as(world: &World, kind: Fault, how: &str, forgets: bool) {
     times::write_clock(&world.shared);
     world.shared.history.write(Event::Fault {
@@ -160,7 +162,7 @@ fn unexpected(world: &World, what: String) {
     world.shared.history.write(Event::Unexpected { what });
 }
 
-/// Looks until it is so, within [`PATIENCE`]; how long it took.
+/// Waits up to [`PATIENCE`] until the condition holds; returns how long that took.
 fn within_patience(mut is_so: impl FnMut() -> Result<bool>) -> Result<Option<Duration>> {
     let began = Instant::now();
     while began.elapsed() < PATIENCE {

@@ -1,5 +1,5 @@
-//! What clients did and saw, in the order in which they wrote it down: one line of JSON each, appended, never changed. The broker
-//! writes nothing here.
+//! What clients did and observed, in the order in which they recorded it: one line of JSON each,
+//! appended, never changed. The broker writes nothing here.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,215 +13,217 @@ use serde::{Deserialize, Serialize};
 
 use super::value::{self, FOREIGN, Id};
 
-/// What somebody wrote down.
+/// An entry of the history.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// The rules by which what follows is judged.
+    /// The rules for checking this history.
     Rules(Rules),
-    /// A producer sends messages `first..first + count`, in one request.
+    /// A producer sends messages `first..first + count` in one request.
     Invoke {
-        /// Who.
+        /// The producer.
         producer: u32,
-        /// Its first sequence.
+        /// The sequence of the first message.
         first: u64,
-        /// How many.
+        /// The number of messages.
         count: u32,
-        /// Where to.
+        /// The topic.
         topic: String,
-        /// Whether the host was asked to take them once however often they are sent.
+        /// Whether the request has a key, so that the host must store it only once, however often
+        /// it is sent.
         once: bool,
     },
-    /// When these messages are to be delivered, and not before: since the Unix epoch. They are sent after this.
+    /// The times of delivery of messages that are sent after this entry.
     Due {
-        /// Who.
+        /// The producer.
         producer: u32,
-        /// The first one's sequence.
+        /// The sequence of the first message.
         first: u64,
-        /// When, one by one.
+        /// The time of each message, in milliseconds since the Unix epoch.
         due_ms: Vec<u64>,
     },
-    /// What time it is. What somebody writes down later may have been seen then.
+    /// The current time. What is recorded later may have been observed at this time.
     Clock {
-        /// Since the Unix epoch.
+        /// Milliseconds since the Unix epoch.
         now_ms: u64,
     },
-    /// A schedule was made.
+    /// A schedule was created.
     Scheduled {
-        /// The time between two messages; each is due when it divides the clock.
+        /// The time between two messages; a message is due whenever the clock is a multiple of it.
         every_ms: u64,
-        /// When it had been made.
+        /// When the schedule existed, at the latest.
         since_ms: u64,
     },
-    /// All that the schedule has made.
+    /// All messages that the schedule has created.
     Ticks {
-        /// When this was asked for.
+        /// When they were requested.
         asked_ms: u64,
-        /// What it made.
+        /// The messages.
         ticks: Vec<Tick>,
         /// Whether this belongs to the last reading of everything.
         last: bool,
     },
-    /// A revision on trial: what was asked for was done.
+    /// A request about a revision on trial succeeded.
     Trial {
-        /// What.
+        /// What was requested.
         what: Trial,
     },
-    /// A backup was taken while everything went on.
+    /// A backup was taken while everything continued.
     Backup {
-        /// What became of it.
+        /// Its result.
         what: Copied,
-        /// Why it is not whole, or not judged.
+        /// Why it is incomplete, or was not checked.
         #[serde(default)]
         why: String,
     },
-    /// The request was acknowledged; partition and offset of each message ([`DELAYED`] for one that comes later).
+    /// The request was acknowledged, with the partition and offset of each message ([`DELAYED`] for
+    /// a delayed one).
     Ok {
-        /// Who.
+        /// The producer.
         producer: u32,
-        /// Its first sequence.
+        /// The sequence of the first message.
         first: u64,
-        /// Where they stand.
+        /// The positions of the messages.
         placed: Vec<(u32, u64)>,
     },
-    /// The request was refused: nothing of it was written.
+    /// The request was refused: nothing was written.
     Fail {
-        /// Who.
+        /// The producer.
         producer: u32,
-        /// Its first sequence.
+        /// The sequence of the first message.
         first: u64,
-        /// What the host said.
+        /// The host's answer.
         why: String,
     },
-    /// Nobody knows what became of the request.
+    /// The result of the request is unknown.
     Info {
-        /// Who.
+        /// The producer.
         producer: u32,
-        /// Its first sequence.
+        /// The sequence of the first message.
         first: u64,
-        /// What was seen instead of an answer.
+        /// What was observed instead of an answer.
         why: String,
     },
     /// Messages were read.
     Read {
-        /// Where.
+        /// The topic.
         topic: String,
-        /// Where.
+        /// The partition.
         partition: u32,
-        /// What.
+        /// The messages.
         messages: Vec<Seen>,
-        /// Whether this belongs to the last reading of everything, from the start to the end.
+        /// Whether this belongs to the last reading of everything, from start to end.
         last: bool,
     },
-    /// Where a partition begins and ends.
+    /// A partition's start and end.
     Ends {
-        /// Where.
+        /// The topic.
         topic: String,
-        /// Where.
+        /// The partition.
         partition: u32,
         /// The first offset kept.
         start: u64,
         /// The offset that the next message will have.
         end: u64,
-        /// Whether it was read right after a start, before anybody was let in.
+        /// Whether this was read right after a start, before any client was let in.
         recovered: bool,
     },
-    /// Somebody asks that a partition begin there.
+    /// A trim is requested.
     Trim {
-        /// Where.
+        /// The topic.
         topic: String,
-        /// Where.
+        /// The partition.
         partition: u32,
-        /// The first offset that is to stay.
+        /// The first offset to keep.
         before: u64,
     },
-    /// It was done.
+    /// The trim succeeded.
     Trimmed {
-        /// Where.
+        /// The topic.
         topic: String,
-        /// Where.
+        /// The partition.
         partition: u32,
         /// The first offset kept.
         start: u64,
     },
-    /// How far a processor has come.
+    /// A processor's progress.
     Progress {
-        /// Which.
+        /// The processor.
         processor: String,
-        /// Its input.
+        /// The input topic.
         topic: String,
-        /// Its input.
+        /// The input partition.
         partition: u32,
         /// The next offset to read.
         next: u64,
     },
-    /// What a processor's state counts of each key, `producer/number`.
+    /// The counts in a processor's state, by key (`producer/number`).
     State {
-        /// Which.
+        /// The processor.
         processor: String,
-        /// Whose messages.
+        /// The input partition.
         partition: u32,
         /// The counts.
         counts: BTreeMap<String, i64>,
         /// Whether this belongs to the last reading of everything.
         last: bool,
     },
-    /// All dead letters that were not sent again, in the end.
+    /// All dead letters that were not redriven by the end.
     Standing {
-        /// Whose.
+        /// The processor.
         processor: String,
-        /// The letters.
+        /// The dead letters.
         letters: Vec<Seen>,
     },
     /// A fault was injected.
     Fault {
-        /// Which.
+        /// Its kind.
         kind: Fault,
-        /// How, for people.
+        /// Details for people.
         how: String,
-        /// Whether what was only in the page cache may be gone.
+        /// Whether data that was only in the page cache may be lost.
         forgets: bool,
     },
-    /// What that fault met, where it was aimed at a step and that is what it hit.
+    /// The step that the fault met, if it was aimed at one and hit it.
     Met {
-        /// Which.
+        /// The kind of the fault.
         kind: Fault,
         /// The step.
         step: Step,
     },
     /// The host serves again.
     Started {
-        /// How long that took.
+        /// The duration in milliseconds.
         after_ms: u64,
     },
     /// The host does not start.
     NotStarted {
-        /// What it said.
+        /// Its error.
         why: String,
     },
-    /// The last fault is over, and no more is sent: all that was taken has to get through now.
+    /// The last fault is over and no client sends any more: all accepted work must now be finished.
     Calm,
-    /// It did.
+    /// All work is finished.
     Drained {
-        /// How long that took.
+        /// The duration in milliseconds.
         after_ms: u64,
     },
-    /// It did not.
+    /// The work was not finished in time.
     NotDrained {
-        /// Where it stands.
+        /// What is left.
         why: String,
     },
-    /// Something that a fault has to lead to did not happen.
+    /// A fault did not have the effect that it must have.
     Unexpected {
-        /// What.
+        /// What did not happen.
         what: String,
     },
 }
 
-/// By which rules a history is judged.
+/// The rules for checking a history.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Rules {
-    /// The seed of all randomness.
+    /// The seed of all random numbers.
     pub seed: u64,
     /// The topics.
     pub topics: Vec<TopicRule>,
@@ -229,111 +231,112 @@ pub struct Rules {
     pub pipelines: Vec<Pipeline>,
 }
 
-/// In the place of an offset: the message is taken, and has none yet.
+/// Stands for the offset of a message that is accepted but delayed.
 pub const DELAYED: u64 = u64::MAX;
 
-/// A message that a schedule made.
+/// A message that a schedule created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tick {
-    /// Where it stands.
+    /// Its offset.
     pub offset: u64,
     /// Its time.
     pub due_ms: u64,
-    /// How many times before that it stands for as well.
+    /// How many earlier, missed times it also stands for.
     pub missed: u64,
 }
 
-/// What happens to a revision on trial.
+/// Events of a revision on trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trial {
-    /// It takes a share of the keys.
+    /// A canary was started with a share of the keys.
     Begun,
-    /// It takes another share.
+    /// The canary's share was changed.
     Shared,
-    /// It is current.
+    /// The canary became the current revision.
     Promoted,
-    /// It is gone.
+    /// The canary was withdrawn.
     Withdrawn,
 }
 
-/// What becomes of a backup.
+/// Results of a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Copied {
-    /// It is whole.
+    /// The backup is complete.
     Taken,
-    /// The host was hit, or refused.
+    /// The backup ended early, because the host suffered a fault or refused it.
     BrokenOff,
-    /// A host showed all that is in it, and it was judged.
+    /// The backup was restored, and the checker examined what a host showed of it.
     Judged,
-    /// That could not be done, for reasons outside the host.
+    /// The restored backup could not be checked, for reasons outside the host.
     Unjudged,
 }
 
-/// What is promised of a topic.
+/// What a topic promises.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TopicRule {
     /// Its name.
     pub name: String,
-    /// Whether what is acknowledged survives a loss of power; otherwise the end of the process.
+    /// Whether acknowledged messages survive a power cut; otherwise they survive only the end of
+    /// the process.
     pub durable: bool,
-    /// Whether producers send here; otherwise a processor does.
+    /// Whether producers send to it; otherwise a processor does.
     pub produced: bool,
-    /// What may go of it by and by.
+    /// Which messages may be removed over time.
     #[serde(default)]
     pub ages: Ages,
-    /// Whether its messages come later than they are sent, each at its time.
+    /// Whether its messages are delayed, each to its own time.
     #[serde(default)]
     pub delays: bool,
 }
 
-/// How a topic's messages may go though nothing is wrong.
+/// How messages may be removed although nothing is wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ages {
-    /// All stay.
+    /// Never.
     #[default]
     Never,
-    /// Before the offsets that somebody asked for.
+    /// Those before a requested offset.
     WhenTrimmed,
-    /// The oldest, by the topic's own settings.
+    /// The oldest, by the topic's settings.
     ByRetention,
-    /// Those whose key has a later message, and in the end those that remove their key. A producer's messages of equal sequence modulo
-    /// `keys` share one.
+    /// Those whose key has a later message, and eventually those that remove their key. A
+    /// producer's messages of equal sequence modulo `keys` have the same key.
     ByCompaction {
-        /// Keys of one producer.
+        /// The number of keys of one producer.
         keys: u64,
-        /// Every so many messages of a key one removes it; none does where it is 0.
+        /// One in this many messages of a key removes it; 0 means none.
         #[serde(default)]
         removes_every: u64,
     },
 }
 
-/// Whether a producer's message removes its key in a topic of [`Ages::ByCompaction`].
+/// Whether a producer's message removes its key in a topic with [`Ages::ByCompaction`].
 #[must_use]
 pub fn removes_key(sequence: u64, keys: u64, removes_every: u64) -> bool {
     let number = (sequence / keys.max(1)).checked_rem(removes_every);
     number.is_some_and(|number| number + 1 == removes_every)
 }
 
-/// A processor: each input ends in exactly one of two places.
+/// A processor: each of its inputs ends in exactly one of two topics.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Pipeline {
     /// Its name.
     pub processor: String,
-    /// What it reads.
+    /// Its input topic.
     pub input: String,
-    /// Where its outputs go.
+    /// Its output topic.
     pub output: String,
-    /// Where what it cannot process goes.
+    /// Its dead-letter topic.
     pub dead_letters: String,
-    /// A producer's messages of equal sequence modulo this share a key, and keep their order.
+    /// A producer's messages of equal sequence modulo this have the same key, and keep their order.
     pub keys: u64,
     /// Whether its state counts the outputs of each key.
     #[serde(default)]
     pub counts: bool,
-    /// Whether its dead letters are sent again.
+    /// Whether its dead letters are redriven.
     #[serde(default)]
     pub redrives: bool,
 }
@@ -343,7 +346,7 @@ pub struct Pipeline {
 pub struct Seen(pub u64, pub u32, pub u64, pub u64);
 
 impl Seen {
-    /// Of a value at an offset.
+    /// The entry for a value at an offset.
     #[must_use]
     pub fn new(offset: u64, value: &str) -> Self {
         let id = value::parse(value).unwrap_or_else(|| Id::new(FOREIGN, 0));
@@ -351,50 +354,51 @@ impl Seen {
         Self(offset, id.producer, id.sequence, hash)
     }
 
-    /// Who sent it.
+    /// The id of the value.
     #[must_use]
     pub fn id(&self) -> Id {
         Id::new(self.1, self.2)
     }
 }
 
-/// What may be done to a host.
+/// The faults that are injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
     /// `kill -9`.
     Kill,
-    /// The file system stops, and what it had not written is gone.
+    /// The file system stops, and what it had not written is lost.
     Power,
-    /// No room on the disk, for a while.
+    /// The disk is full for a while.
     Full,
     /// A sync fails.
     Eio,
-    /// The process stands still, for a while.
+    /// The process is stopped for a while.
     Stop,
-    /// The kernel kills the process for its memory.
+    /// The kernel kills the process because of its memory.
     Memory,
 }
 
-/// What a fault may be aimed at.
+/// The steps that a fault may be aimed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
-    /// A commit of the processor that counts is in the journal's file, and the sync that makes it count has not come back; or the power
-    /// has taken it from there.
+    /// A commit of the counting processor is in the journal's file, and the sync that makes it
+    /// durable has not returned; or the power cut removed it.
     BeforeCommit,
-    /// Such a commit is durable, or was even shown to a reader, and the processor's next one has not been written.
+    /// Such a commit is durable, or was even shown to a reader, and the processor's next one is not
+    /// written yet.
     AfterCommit,
     /// A new revision is being deployed.
     Swap,
-    /// Dead letters are being sent again.
+    /// Dead letters are being redriven.
     Redrive,
     /// A checkpoint is being saved.
     Checkpoint,
 }
 
 impl Step {
-    /// All of them.
+    /// All steps.
     pub const ALL: [Self; 5] = [
         Self::BeforeCommit,
         Self::AfterCommit,
@@ -403,7 +407,7 @@ impl Step {
         Self::Checkpoint,
     ];
 
-    /// Its words.
+    /// The step in words.
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
@@ -417,7 +421,7 @@ impl Step {
 }
 
 impl Fault {
-    /// All of them.
+    /// All faults.
     pub const ALL: [Self; 6] = [
         Self::Kill,
         Self::Power,
@@ -427,7 +431,7 @@ impl Fault {
         Self::Memory,
     ];
 
-    /// Its word on the command line.
+    /// The fault's word on the command line.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -441,25 +445,25 @@ impl Fault {
     }
 }
 
-/// One line.
+/// One line of a history.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
-    /// Since the history began.
+    /// Milliseconds since the history began.
     pub at_ms: u64,
-    /// What.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
 }
 
-/// Writes a history to a file; shared by all clients.
+/// Writes a history to a file, shared by all clients.
 pub struct History {
     began: Instant,
-    /// And how many lines are in it.
+    /// The file, and the number of lines in it.
     file: Mutex<(BufWriter<File>, u64)>,
 }
 
 impl History {
-    /// Begins a history in a new file.
+    /// Starts a history in a new file.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create_new(path);
         let file = file.with_context(|| format!("{} cannot be made", path.display()))?;
@@ -472,10 +476,10 @@ impl History {
     /// Appends a line.
     ///
     /// # Panics
-    /// If the history's own disk fails: without it nothing can be judged.
+    /// If the disk of the history fails: without a history nothing can be checked.
     pub fn write(&self, event: Event) {
         let (file, lines) = &mut *self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        // The time is taken under the lock: lines stand in its order.
+        // The time is read under the lock, so that it never decreases from line to line.
         let at_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let line = serde_json::to_string(&Entry { at_ms, event });
         let line = line.expect("an event is JSON");
@@ -483,12 +487,12 @@ impl History {
         *lines += 1;
     }
 
-    /// How many lines were written so far.
+    /// The number of lines written so far.
     pub fn lines(&self) -> u64 {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
-    /// Hands everything to the system.
+    /// Writes everything to the file.
     pub fn flush(&self) -> Result<()> {
         let (file, _) = &mut *self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.flush().context("the history is written")

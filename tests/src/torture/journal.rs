@@ -1,7 +1,8 @@
-//! The host's journal as anybody can read it who may read its files: while the host writes it, and when it is gone.
+//! Reads the host's journal from its files, both while the host writes and after it has ended.
 //!
-//! A commit of the processor that counts is one frame: outputs, progress and state, and whatever else is in its group. It is known by
-//! the processor's name, which stands in its operations as they are written: its length, then its letters.
+//! A commit of the counting processor is one frame, with outputs, progress and state, and whatever
+//! else is in its group. The frame is recognised by the processor's name in its operations: its
+//! length, then its letters.
 
 use std::fs::File;
 use std::io;
@@ -13,29 +14,29 @@ use anyhow::{Context, Result};
 use millrace_log::frame::{FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
 use millrace_log::journal::examine;
 
-/// Bytes before a file's first frame, and where in them its salt stands.
+/// Size of a file's header, before the first frame, and the position of the salt in it.
 const FILE_HEADER_BYTES: u64 = 64;
 const SALT_AT: usize = 16;
-/// A frame that claims to be longer is none.
+/// A frame that claims to be longer is invalid.
 const BODY_BYTES_MAX: usize = 8 << 20;
 
-/// A place from which the journal is read later: its newest file.
+/// A position from which the journal is read later: its newest file.
 #[derive(Clone, Copy)]
 pub(super) struct Mark {
     file: u64,
     before_sequence: u64,
 }
 
-/// A frame, by what is looked for in it.
+/// What a frame contains.
 pub(super) struct Found {
     pub(super) sequence: u64,
-    /// Whether the processor's commit is in it.
+    /// Whether it contains a commit of the processor.
     pub(super) is_commit: bool,
-    /// Whether the text is in it, too.
+    /// Whether it also contains the text.
     pub(super) has_text: bool,
 }
 
-/// Follows the journal's end while the host writes.
+/// Follows the end of the journal while the host writes.
 pub(super) struct Tail {
     directory: PathBuf,
     file: File,
@@ -47,10 +48,10 @@ pub(super) struct Tail {
 }
 
 impl Mark {
-    /// Here and now. `None` of a journal that nothing was written to.
+    /// The present position; `None` if nothing was written to the journal yet.
     pub(super) fn now(directory: &Path) -> io::Result<Option<Self>> {
         let used = examine::used_files(directory)?;
-        // A file that is used again has a number beyond all others.
+        // A reused file gets a number above all others.
         let newest = used.into_iter().max();
         Ok(newest.map(|(file, first)| Self {
             file,
@@ -58,7 +59,7 @@ impl Mark {
         }))
     }
 
-    /// The sound frames from there on, when nobody writes.
+    /// The valid frames from this position on. The host must not be writing.
     pub(super) fn frames(
         &self,
         directory: &Path,
@@ -81,7 +82,7 @@ impl Mark {
 }
 
 impl Tail {
-    /// At the journal's end.
+    /// Starts at the end of the journal.
     pub(super) fn follow(directory: &Path, mark: Mark, processor: &str) -> Result<Self> {
         let mut tail = Self {
             directory: directory.to_owned(),
@@ -99,14 +100,15 @@ impl Tail {
         Ok(tail)
     }
 
-    /// Waits for a frame with the processor's commit: its bytes are being written, or have just been. Its sequence.
+    /// Waits for a frame with a commit of the processor, which is being written or was just
+    /// written; returns its sequence.
     pub(super) fn wait_for_commit(&mut self, patience: Duration) -> Option<u64> {
         let began = Instant::now();
         while began.elapsed() < patience {
             match self.next() {
                 Some(body) if holds(&body, &self.name) => return Some(self.sequence),
                 Some(_) => {}
-                // Not asleep: what is waited for is over within a sync.
+                // Without sleeping, because the moment is over within a sync.
                 None => std::thread::yield_now(),
             }
         }
@@ -118,7 +120,7 @@ impl Tail {
         self.next().is_none()
     }
 
-    /// The next frame's body, if there is one.
+    /// The body of the next frame, if there is one.
     fn next(&mut self) -> Option<Vec<u8>> {
         if let Some(body) = self.frame(&self.file, self.salt, self.at) {
             self.at += (FRAME_HEADER_BYTES + body.len()).next_multiple_of(FRAME_ALIGN_BYTES) as u64;
@@ -139,7 +141,8 @@ impl Tail {
         word(&header, SALT_AT)
     }
 
-    /// The body of the frame that follows, not checked: whoever waits for it looks at it again when nobody writes.
+    /// The body of the next frame, without a checksum: the caller examines it again once the host
+    /// does not write.
     fn frame(&self, file: &File, salt: u64, at: u64) -> Option<Vec<u8>> {
         let mut header = [0; FRAME_HEADER_BYTES];
         file.read_exact_at(&mut header, at).ok()?;
@@ -156,7 +159,7 @@ impl Tail {
     }
 }
 
-/// A name as operations hold it.
+/// A name in the form that operations have.
 fn in_operations(name: &str) -> Vec<u8> {
     let length = u32::try_from(name.len()).unwrap_or(u32::MAX);
     [&length.to_le_bytes()[..], name.as_bytes()].concat()

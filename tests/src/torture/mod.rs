@@ -1,6 +1,6 @@
-//! Torture: clients that write down what they did and saw, faults that are as real as this machine allows, and one checker that
-//! judges by what was written down alone. `tests/torture` runs it against the real binary; `tests/tests/planted` shows that the
-//! checker finds what it is there to find.
+//! Torture: clients that record what they did and observed, faults that are as real as this machine
+//! allows, and a checker that uses only these records. `tests/torture` runs it against the real
+//! binary; `tests/tests/planted` shows that the checker finds what it should find.
 
 mod backups;
 mod calm;

@@ -1,4 +1,4 @@
-//! Many worlds, a few at once, and what came of them.
+//! Runs many worlds, several at once, and reports the results.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,46 +16,46 @@ use super::faults;
 use super::history::Fault;
 use super::world::{self, WorldPlan};
 
-/// What to do.
+/// The plan of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The host's binary.
     pub binary: PathBuf,
-    /// Of all randomness; each world has a seed of its own, made of this one.
+    /// The seed of all random numbers, from which each world gets its own.
     pub seed: u64,
-    /// How many faults of each kind.
+    /// The number of faults of each kind.
     pub faults: Vec<(Fault, u32)>,
-    /// Faults of one world.
+    /// Faults per world.
     pub faults_per_world: u32,
-    /// Worlds at once.
+    /// Number of concurrent worlds.
     pub worlds_at_once: usize,
     /// Where worlds with findings are kept.
     pub keep: PathBuf,
 }
 
-/// So many worlds that lost their file system are replaced.
+/// Maximum number of worlds that are replaced because they lost their file system.
 const LOST_MAX: usize = 3;
 
-/// What came of it.
+/// The results of a run.
 #[derive(Debug, Default)]
 pub struct Report {
     /// The plan's seed.
     pub seed: u64,
-    /// All worlds' numbers.
+    /// The sums of all worlds' numbers.
     pub tally: Tally,
     /// All findings, with the seed of their world.
     pub findings: Vec<(u64, Finding)>,
     /// Seeds of worlds whose file system did not survive its medium.
     pub lost_file_systems: Vec<u64>,
-    /// What this machine cannot do, and what it lacks.
+    /// Faults that this machine cannot inject, and what it lacks.
     pub skipped: Vec<(Fault, String)>,
-    /// Worlds that could not be brought to their end, for reasons outside the host.
+    /// Worlds that could not be finished, for reasons outside the host.
     pub broken: Vec<String>,
-    /// How long it took.
+    /// The duration of the run.
     pub took: Duration,
 }
 
-/// Does all of it.
+/// Runs the whole plan.
 pub fn run(plan: &Plan) -> Report {
     let began = Instant::now();
     let mut report = Report {
@@ -68,7 +68,7 @@ pub fn run(plan: &Plan) -> Report {
         for _ in 0..plan.worlds_at_once.max(1) {
             scope.spawn(|| {
                 loop {
-                    // Its lock must not last as long as a world does.
+                    // The lock must not be held as long as a world runs.
                     let next = lock(&queue).pop_front();
                     let Some(world) = next else { return };
                     let lived = live(&world);
@@ -82,7 +82,7 @@ pub fn run(plan: &Plan) -> Report {
     report
 }
 
-/// Kinds in turns, so that different ones run beside each other.
+/// Alternates kinds of faults, so that different ones run at the same time.
 fn worlds(plan: &Plan, skipped: &mut Vec<(Fault, String)>) -> VecDeque<WorldPlan> {
     let mut random = Rng::with_seed(plan.seed);
     let mut left = plan.faults.clone();
@@ -107,17 +107,18 @@ fn worlds(plan: &Plan, skipped: &mut Vec<(Fault, String)>) -> VecDeque<WorldPlan
     worlds
 }
 
-/// Whether the kernel said that the file system itself is damaged (EBADMSG and EUCLEAN of ext4), or `doctor` names what a medium
-/// that broke took from the files.
+/// Whether the kernel reported damage of the file system itself (EBADMSG and EUCLEAN of ext4), or
+/// `doctor` reports files damaged by the broken medium.
 fn tells_of_medium(finding: &Finding) -> bool {
     let says = |text: &str| finding.text.contains(text);
     let is_named = says("doctor ends with") && says("are damaged");
     is_named || says("(os error 74)") || says("(os error 117)")
 }
 
-/// No program finds the blocks again that a medium took after it had called them durable. Where the damage is reported, what is missing
-/// is no finding; everything else is, but for a removed key that is back because the renaming of a compacted segment was taken, too, and
-/// only if `doctor` names the old segment's messages. Returns whether the medium took anything.
+/// No program can recover blocks that a medium lost after it had confirmed them. So if the damage
+/// is reported, missing messages are no findings. All others remain, with one exception: a removed
+/// key may be back if the medium also lost the renaming of a compacted segment, but only if
+/// `doctor` reports the old segment's messages. Returns whether the medium lost anything.
 fn excuse_medium(verdict: &mut Verdict) -> bool {
     let is_lost = verdict.tally.mediums_broken > 0 && verdict.findings.iter().any(tells_of_medium);
     if is_lost {
@@ -136,7 +137,8 @@ fn excuse_medium(verdict: &mut Verdict) -> bool {
     is_lost
 }
 
-/// The offsets that `doctor` names because a segment before the compacted point still has superseded messages.
+/// The offsets that `doctor` reports because a segment before the compacted point still has
+/// superseded messages.
 fn uncompacted(finding: &Finding) -> Vec<Range<u64>> {
     let named = finding
         .text
@@ -149,14 +151,15 @@ fn uncompacted(finding: &Finding) -> Vec<Range<u64>> {
     named.skip(1).filter_map(range).collect()
 }
 
-/// A world that panics is a broken one and takes no other with it.
+/// A world that panics counts as broken and does not affect others.
 fn live(world: &WorldPlan) -> Result<Verdict> {
     let lived = std::panic::catch_unwind(|| world::live(world));
     lived.unwrap_or_else(|_| Err(anyhow!("seed {}: the torture program panicked", world.seed)))
 }
 
 impl Report {
-    /// Takes what came of a world. What is left of one whose file system was lost is for another world.
+    /// Adds the result of a world. If its file system was lost, returns the rest of its plan for
+    /// another world.
     fn take(&mut self, world: &WorldPlan, lived: Result<Verdict>) -> Option<WorldPlan> {
         let mut verdict = match lived {
             Ok(verdict) => verdict,
@@ -196,13 +199,13 @@ impl Report {
         })
     }
 
-    /// Whether there is nothing to complain about.
+    /// Whether there is nothing to report.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty() && self.broken.is_empty()
     }
 
-    /// How many faults of a kind there were.
+    /// The number of injected faults of a kind.
     #[must_use]
     pub fn count(&self, fault: Fault) -> u64 {
         self.tally.faults.get(&fault).copied().unwrap_or(0)

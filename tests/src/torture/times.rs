@@ -1,4 +1,5 @@
-//! Messages with a time: a producer that says when each of its messages is to be delivered, and a schedule that makes one each second.
+//! Messages with a time: a producer that delays each of its messages, and a schedule that creates
+//! one per second.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,37 +11,37 @@ use super::clients::Shared;
 use super::history::{Event, Tick};
 use crate::{Client, Message};
 
-/// Where all messages are delayed.
+/// The topic of delayed messages.
 pub(super) const LATER: &str = "later";
-/// Where the schedule's messages go.
+/// The topic of the schedule's messages.
 const TICKS: &str = "ticks";
 const SCHEDULE: &str = "tick";
 const EVERY_MS: u64 = 1_000;
 /// Partitions of the topic of delayed messages.
 pub(super) const PARTITIONS: u32 = 2;
-/// Longer than the time between two faults: most delayed messages wait over one.
+/// Longer than the time between two faults, so that most delayed messages wait across one.
 const DELAY_MS_MAX: u64 = 800;
-/// More than a world's seconds.
+/// More than a world has seconds.
 const TICKS_MAX: u32 = 10_000;
 
-/// What time it is for everybody on this machine, the host included.
+/// The time by the clock of this machine, which the host also uses.
 fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A time of delivery.
+/// A random time of delivery.
 pub(super) fn due(random: &mut Rng) -> u64 {
     now_ms() + random.u64(..DELAY_MS_MAX)
 }
 
-/// Writes down what time it is. What was seen before that had come by then.
+/// Records the current time. What was observed before had arrived by then.
 pub(super) fn write_clock(shared: &Shared) {
     let now_ms = now_ms();
     shared.history.write(Event::Clock { now_ms });
 }
 
-/// Makes the topics, and the schedule.
+/// Creates the topics and the schedule.
 pub(super) fn set_up(shared: &Shared, client: &Client) -> Result<()> {
     for (name, partitions) in [(LATER, PARTITIONS), (TICKS, 1)] {
         let topic = json!({"name": name, "partitions": partitions, "durability": "durable"});
@@ -56,10 +57,11 @@ pub(super) fn set_up(shared: &Shared, client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Writes down all that the schedule has made.
+/// Records all messages that the schedule has created.
 pub(super) fn read_ticks(shared: &Shared, client: &Client, last: bool) -> Result<()> {
     let path = format!("/v1/topics/{TICKS}/partitions/0/messages?from=earliest&max={TICKS_MAX}");
-    // What is due by then and not there is missing; what is there and not due afterwards is early.
+    // A message due by now that is not there is missing; one that is there and due after the
+    // reading is early.
     let asked_ms = now_ms();
     let page = client.get(&path)?.ok()?;
     let found: Vec<Message> = serde_json::from_value(page["messages"].clone())?;
@@ -83,7 +85,7 @@ fn tick(message: &Message) -> Option<Tick> {
     })
 }
 
-/// How many delayed messages have not been delivered.
+/// The number of delayed messages that are not delivered yet.
 pub(super) fn waiting(client: &Client) -> Result<u64> {
     let waiting = client.get(&format!("/v1/topics/{LATER}/delayed?max=1"))?;
     waiting.ok()?["total"].as_u64().context("no total")

@@ -1,5 +1,5 @@
-//! One world: a host on a data directory of its own, clients that never rest, and faults, until enough of them; then calm, a last
-//! reading of everything, and the checker.
+//! One world: a host on its own data directory, clients that never rest, and a number of faults;
+//! then calm, a last reading of everything, and the checker.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,20 +24,20 @@ use super::times;
 use crate::{Client, Deploy, Host};
 
 const PARTITIONS: u32 = 4;
-/// Of topics whose messages go by and by.
+/// Of topics whose messages are removed over time.
 const AGING_PARTITIONS: u32 = 2;
-/// What a partition with retention keeps.
+/// Bytes that a partition with retention keeps.
 const RETENTION_BYTES: u64 = 96 << 10;
-/// How long a message stays that removes its key.
+/// How long a message that removes its key stays.
 const TOMBSTONE_MS: u64 = 400;
 const SAFE: &str = "safe";
 pub(super) const QUICK: &str = "quick";
 const OUT: &str = "out";
 const DEAD: &str = "safe.worker.dlq";
 pub(super) const WORKER: &str = "worker";
-/// Messages go when somebody trims them or, in other worlds, when there are too many.
+/// Messages are removed by trims or, in other worlds, by retention.
 const AGING: &str = "aging";
-/// Only the latest message of each key stays, and nothing of keys that were removed.
+/// Only the latest message of each key stays, and nothing of removed keys.
 pub(super) const LATEST: &str = "latest";
 const TOPICS: [&str; 11] = [
     SAFE,
@@ -82,12 +82,12 @@ fn partitions(topic: &str) -> u32 {
     }
 }
 
-/// What the system says of a disk that does not answer.
+/// The system's error for a disk that does not answer.
 const UNREADABLE: &str = "(os error 5)";
-/// How often such a disk is mounted before it is given up.
+/// How often such a disk is mounted before the world gives up.
 const MOUNTS_MAX: u32 = 3;
 
-/// What keeps a world from its end and is not the host's.
+/// A failure of the machine, not of the host, that ends the world early.
 #[derive(Debug)]
 struct OfTheMachine(String);
 
@@ -99,43 +99,44 @@ impl std::fmt::Display for OfTheMachine {
 
 impl std::error::Error for OfTheMachine {}
 
-/// What to do in a world.
+/// The plan for one world.
 #[derive(Clone, Debug)]
 pub(super) struct WorldPlan {
     pub(super) binary: PathBuf,
     pub(super) seed: u64,
     pub(super) fault: Fault,
     pub(super) count: u32,
-    /// Where a world with findings is kept for those who look into it.
+    /// Where a world with findings is kept for investigation.
     pub(super) keep: PathBuf,
 }
 
-/// A world while it lasts. The host is dropped before what it stands on.
+/// A running world. The host is dropped before the disk that it uses.
 pub(super) struct World {
     pub(super) host: Host,
     pub(super) random: Rng,
     pub(super) shared: Arc<Shared>,
     pub(super) disk: Option<LoopDisk>,
-    /// The group of processes whose memory is limited, if that is what it suffers.
+    /// The process group with limited memory, if that is the world's fault.
     pub(super) group: Option<faults::Group>,
     pub(super) seed: u64,
-    /// The module of the processor that counts.
+    /// The module of the counting processor.
     pub(super) counter: String,
     /// The host's options.
     sizes: [String; 4],
-    /// What the host was asked right before a fault.
+    /// Requests made right before a fault.
     pub(super) asked: counting::Asked,
     places: Vec<(String, u32)>,
     directory: TempDir,
 }
 
-/// Lives through a world and judges it. Errors are those of the machine or of this program, not of the host.
+/// Runs a world and checks its history. Errors are those of the machine or of this program, not of
+/// the host.
 pub(super) fn live(plan: &WorldPlan) -> Result<Verdict> {
     let mut world = World::make(plan)?;
     let lived = world.live(plan);
     world.shared.history.flush()?;
     let verdict = checker::check_file(&world.directory.path().join("history.jsonl"));
-    // Whatever is left of it must not stay; often it has ended.
+    // Ends any remaining process; usually there is none.
     let _ = world.host.kill();
     if lived.is_err() || !verdict.as_ref().is_ok_and(Verdict::is_clean) {
         world.keep(plan);
@@ -210,7 +211,7 @@ impl World {
             scope.spawn(|| clients::read(&shared, &places, &rules.pipelines, !seed));
             scope.spawn(|| keeper.keep(seed.rotate_left(3)));
             let lived = self.suffer(plan);
-            // Also after an error: the scope waits for its threads.
+            // Also after an error, because the scope waits for its threads.
             shared.stop_producing();
             shared.stop_reading();
             lived
@@ -218,25 +219,25 @@ impl World {
         Ok(())
     }
 
-    /// Faults, then calm.
+    /// Injects the faults, then waits for calm.
     fn suffer(&mut self, plan: &WorldPlan) -> Result<()> {
         *self.shared.shut() = Some(self.host.url().to_owned());
         let mut done = 0;
         while done < plan.count {
             thread::sleep(Duration::from_millis(self.random.u64(20..350)));
-            // Others are hit.
+            // Half of the faults let a running backup finish; the others hit it.
             if self.random.bool() {
                 self.shared.wait_for_copy();
             }
             let Some(faults) = faults::inject(self, plan.fault)? else {
-                // It does not start; the history says so.
+                // The host does not start; the history says so.
                 return Ok(());
             };
             done += faults;
         }
         self.shared.stop_producing();
         self.asked.wait();
-        // Whoever is amid a request finishes it.
+        // Requests under way finish first.
         *self.shared.shut() = Some(self.host.url().to_owned());
         let calm = Calm {
             shared: &self.shared,
@@ -251,7 +252,7 @@ impl World {
         self.end()
     }
 
-    /// A stop in order, and a look at the files by the one whose job that is.
+    /// Stops the host regularly, and has `doctor` examine the files.
     fn end(&mut self) -> Result<()> {
         let stopped = self.host.stop()?;
         if !stopped.success() {
@@ -268,8 +269,8 @@ impl World {
         Ok(())
     }
 
-    /// After the host is gone: starts again, writes down what was recovered, and lets the
-    /// clients in. False if it does not start.
+    /// After the host has ended: starts it again, records what was recovered, and lets the clients
+    /// in. False if it does not start.
     pub(super) fn recover(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
         let mut target = shared.shut();
@@ -297,8 +298,9 @@ impl World {
         Ok(true)
     }
 
-    /// Starts again. A disk of the world's own that cannot be read at first, because the machine had not let go of it, is mounted anew; one
-    /// that cannot be read then either is no fault of the host's.
+    /// Starts the host again. If the world's own disk cannot be read at first, because the machine
+    /// had not released it, it is mounted again; if it still cannot be read, that is not the host's
+    /// fault.
     fn start_again(&mut self) -> Result<()> {
         let mut mounts = 0;
         loop {
@@ -324,7 +326,7 @@ impl World {
         }
     }
 
-    /// Copies history, log and data to where they stay.
+    /// Copies history, log and data to where they are kept.
     fn keep(&self, plan: &WorldPlan) {
         let to = plan.keep.join(format!("seed-{}", plan.seed));
         let copy = || -> Result<()> {
@@ -356,7 +358,8 @@ impl World {
     }
 }
 
-/// Small and of many kinds, so that files roll, checkpoints are made and journal files used again all the time.
+/// Small sizes of many kinds, so that files roll, checkpoints happen and journal files are reused
+/// all the time.
 fn sizes(random: &mut Rng) -> [String; 4] {
     let journal = (64 << 10) << random.u32(..3);
     let segment = (8 << 10) << random.u32(..4);
@@ -445,7 +448,7 @@ fn set_up(client: &Client, trims: bool) -> Result<()> {
         more: json!({
             "batch": {"messages_max": 32, "bytes_max": 16384},
             "retry": {"attempts_max": 3, "delay_first_ms": 5, "delay_max_ms": 20},
-            // One in 23 becomes one, which may be more than a hundred a minute.
+            // One message in 23 becomes a dead letter, which may be more than a hundred per minute.
             "dead_letters": {"max": 1_000_000, "unproven_max": 1_000_000},
         }),
     })?;

@@ -1,4 +1,4 @@
-//! Processors that count, and dead letters that are sent again.
+//! Processors that count in state, and dead letters that are redriven.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,19 +8,19 @@ use super::{Checker, Id, Kind, Topic};
 /// A count of each key.
 pub(super) type Counts = BTreeMap<String, i64>;
 
-/// What is known of one processor beside its topics.
+/// What is known about one processor besides its topics.
 #[derive(Default)]
 pub(super) struct Processor {
-    /// What its state said last, by partition.
+    /// The latest counts in its state, by partition.
     state: BTreeMap<u32, Counts>,
-    /// Whether it was read in the end.
+    /// Whether its state was read in the last reading.
     read_to_the_end: bool,
-    /// Dead letters that were not sent again in the end.
+    /// Dead letters that were not redriven by the end.
     pub(super) standing: Option<HashMap<Id, u32>>,
 }
 
 impl Checker {
-    /// What state counts is what succeeded, and that does not become less.
+    /// The state counts successful messages, so no count may decrease.
     pub(super) fn counted(&mut self, processor: &str, partition: u32, counts: &Counts, last: bool) {
         let known = self.processors.entry(processor.to_owned()).or_default();
         known.read_to_the_end |= last;
@@ -48,7 +48,7 @@ impl Checker {
         known.standing = Some(standing);
     }
 
-    /// The state is the count of the outputs, of each key, in the partition of their inputs.
+    /// For each key, the state must equal the number of outputs whose inputs are in that partition.
     pub(super) fn check_state(&mut self, pipeline: &Pipeline) {
         let known = self.processors.get(&pipeline.processor);
         let Some(known) = known.filter(|known| known.read_to_the_end) else {
@@ -100,7 +100,7 @@ fn counts_of(
     let stood_in: HashMap<Id, u32> = all(inputs).into_iter().map(|(at, id)| (id, at)).collect();
     let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();
     for (_, id) in all(outputs) {
-        // One that was never in is found elsewhere.
+        // An output without an input is reported elsewhere.
         let Some(partition) = stood_in.get(&id) else {
             continue;
         };

@@ -1,29 +1,33 @@
-//! The checker: judges a history by itself. It looks at nothing else: neither at the host nor at its files.
+//! The checker judges a history by itself. It looks at nothing else, neither at the host nor at its
+//! files.
 //!
 //! | finding | what it means |
 //! |---|---|
-//! | lost | acknowledged, or once shown to a reader, and not there in the end; or a partition begins later than anybody asked for |
-//! | phantom | there although nobody sent it, or although its sender was told that nothing was written; or not whole |
-//! | returned | a key of a compacted topic was removed, and an older value of it is there |
-//! | divergent | one offset, two values, in whatever lives of the host |
-//! | reordered | a producer's messages, or a key's outputs, stand in another order than they were sent in |
-//! | duplicated | there more often than it was sent; or at all twice, or placed anew, where the host promised to take it once |
-//! | torn | a part of a request is there, another is not |
-//! | went-back | progress, a start or an end that was seen is seen smaller |
-//! | missing | an input with neither output nor dead letter |
-//! | twice | an input with more than one of both |
-//! | miscounted | state that is not the count of what is out |
-//! | early | shown before its time: a delayed message, or one that a schedule made |
-//! | stuck | the host does not start, or what was taken does not get through |
-//! | unexpected | a fault did not lead to what it has to lead to |
+//! | lost | acknowledged or shown to a reader, but missing at the end; or a partition starts later than any request allows |
+//! | phantom | stored although nobody sent it, or although every attempt was refused; or an incomplete value |
+//! | returned | a key of a compacted topic was removed, but an older value of it is stored |
+//! | divergent | two values at one offset, in whatever lives of the host |
+//! | reordered | a producer's messages, or a key's outputs, are in another order than they were sent in |
+//! | duplicated | stored more often than sent; or twice, or at a new position, although the host promised to store it once |
+//! | torn | only a part of a request is stored |
+//! | went-back | progress, a start or an end is smaller than it was before |
+//! | missing | an input without an output or a dead letter |
+//! | twice | an input with more than one of them |
+//! | miscounted | state that differs from the count of the outputs |
+//! | early | shown before its time: a delayed message, or one of a schedule |
+//! | stuck | the host does not start, or does not finish accepted work |
+//! | unexpected | a fault did not have the effect that it must have |
 //!
-//! A topic that is not durable may lose a tail when the power fails, or the medium under the file system: what was acknowledged after the last durable acknowledgement
-//! was asked for, and nothing else. What a topic's rule lets go ([`Ages`](super::history::Ages)) is not lost: messages below the partition's start,
-//! which never goes back; of a compacted topic those that a later message with the same key stands for, and messages that remove their key, once nothing
-//! older of it is there.
+//! When the power or the medium under the file system fails, a topic without durability may lose its
+//! tail: messages acknowledged after the last durable acknowledged send began, and nothing else. Nor
+//! is it a loss when a topic's rule ([`Ages`](super::history::Ages)) permits removal: of messages
+//! below the partition's start, which never decreases; in a compacted topic of messages that a later
+//! message with the same key replaces, and of messages that remove their key, once nothing older of
+//! it is left.
 //!
-//! Delayed messages stand in the order of their times, as far as they waited together. A schedule's times are one message's each, or one
-//! of those that a message stands for because the host was not up: none is missing, none is there twice.
+//! Delayed messages are in the order of their times, as far as they waited at the same time. Each
+//! time of a schedule has one message, or is counted in a later one because the host was down: none
+//! is missing, and none occurs twice.
 
 mod counts;
 mod state;
@@ -43,7 +47,7 @@ pub use self::verdict::{Finding, Kind, Tally, Verdict};
 use super::history::{self, DELAYED, Event, Fault, Pipeline, Rules, Seen};
 use super::value::{FOREIGN, Id};
 
-/// Judges a history file.
+/// Checks a history file.
 pub fn check_file(path: &Path) -> Result<Verdict> {
     let mut checker = Checker::default();
     for (at, entry) in history::read(path)?.enumerate() {
@@ -53,29 +57,29 @@ pub fn check_file(path: &Path) -> Result<Verdict> {
     Ok(checker.finish())
 }
 
-/// Takes a history in, event by event.
+/// Checks a history, event by event.
 #[derive(Default)]
 pub struct Checker {
     line: u64,
     rules: Option<Rules>,
     topics: BTreeMap<String, Topic>,
     requests: BTreeMap<(u32, u64), Request>,
-    /// The last acknowledged offset of a producer in a partition of a topic.
+    /// The last acknowledged offset of each producer in each partition of a topic.
     acknowledged: BTreeMap<(String, u32, u32), u64>,
     progress: BTreeMap<(String, String, u32), u64>,
     processors: BTreeMap<String, Processor>,
     times: Times,
-    /// The line at which the youngest durable send began that was acknowledged later.
+    /// The line of the latest durable send that was acknowledged later.
     synced_line: u64,
-    /// Whether the power failed, or the medium, since the last start.
+    /// Whether the power or the medium failed since the last start.
     forgot: bool,
-    /// Whether everything was read in the end; without that nothing is said about what is there.
+    /// Whether everything was read at the end; otherwise nothing can be said about what is stored.
     read_to_the_end: bool,
     verdict: Verdict,
 }
 
 impl Checker {
-    /// The next event.
+    /// Adds the next event.
     pub fn observe(&mut self, event: &Event) {
         self.line += 1;
         match event {
@@ -158,7 +162,7 @@ impl Checker {
         }
     }
 
-    /// All that there is to say.
+    /// The verdict about the whole history.
     #[must_use]
     pub fn finish(mut self) -> Verdict {
         if self.read_to_the_end {
@@ -279,7 +283,8 @@ impl Checker {
         }
     }
 
-    /// What was acknowledged and is sent again stands where it stood, unless the power took it.
+    /// A request that was acknowledged and sent again must keep its positions, unless a power cut
+    /// removed its messages.
     fn placed_once(
         &mut self,
         topic: &str,
@@ -318,7 +323,8 @@ impl Checker {
         }
     }
 
-    /// A partition begins there: not earlier than before, nor later than is right.
+    /// A partition starts here: the start must not decrease, and must not be larger than removals
+    /// allow.
     fn begins(&mut self, topic: &str, partition: u32, start: u64) {
         let Some(found) = self.topics.get_mut(topic) else {
             return;
@@ -376,7 +382,7 @@ impl Checker {
         }
     }
 
-    /// Notes what stands at an offset; it must be what stood there before.
+    /// Records the message at an offset; it must be the same as before.
     fn know(&mut self, topic: &str, partition: u32, offset: u64, new: Known) {
         let Some(found) = self.topics.get_mut(topic) else {
             return;
@@ -422,7 +428,8 @@ impl Checker {
         self.begins(topic, partition, start);
     }
 
-    /// A relaxed topic came back shorter after the power failed: what stood there is forgotten, if it was young enough.
+    /// A topic without durability came back shorter after a power cut: forgets the tail, if it was
+    /// recent enough to be lost.
     fn cut_tail(&mut self, topic: &str, partition: u32, end: u64) {
         let Some(found) = self.topics.get_mut(topic) else {
             return;

@@ -1,4 +1,4 @@
-//! What the checker knows while a history goes by.
+//! What the checker knows while it reads a history.
 
 use std::collections::BTreeMap;
 
@@ -16,22 +16,22 @@ pub(super) struct Topic {
 #[derive(Default)]
 pub(super) struct Partition {
     pub(super) start: u64,
-    /// The latest start that anybody asked for.
+    /// The latest start that any client requested.
     pub(super) asked_start: u64,
-    /// The largest end that anybody saw.
+    /// The largest end that any client saw.
     pub(super) end: u64,
-    /// What was acknowledged or read, by offset.
+    /// Messages that were acknowledged or read, by offset.
     pub(super) known: BTreeMap<u64, Known>,
-    /// The last reading.
+    /// The messages of the last reading.
     pub(super) last: BTreeMap<u64, Id>,
 }
 
-/// What somebody knows of an offset.
+/// What is known about an offset.
 pub(super) struct Known {
     pub(super) id: Id,
-    /// Only a reader knows it.
+    /// The hash of the value; unknown until the message was read.
     hash: Option<u64>,
-    /// The line of the first who knew.
+    /// The line of the history that first showed it.
     pub(super) line: u64,
     /// The line of the acknowledgement.
     pub(super) acknowledged: Option<u64>,
@@ -46,9 +46,9 @@ pub(super) struct Request {
     pub(super) unanswered: u32,
     pub(super) invoked_line: u64,
     pub(super) acknowledged_line: Option<u64>,
-    /// It had been taken when it was this late.
+    /// When the host had accepted it, at the latest.
     pub(super) taken_ms: Option<u64>,
-    /// Where its messages were said to be.
+    /// The positions of its messages, as acknowledged.
     pub(super) placed: Vec<(u32, u64)>,
 }
 
@@ -63,7 +63,7 @@ impl Topic {
         }
     }
 
-    /// How late a partition may begin at most, as far as is known.
+    /// The largest start that the partition may have.
     pub(super) fn start_max(&self, partition: &Partition) -> u64 {
         match self.ages {
             Ages::Never | Ages::ByCompaction { .. } => 0,
@@ -123,7 +123,7 @@ impl Request {
         }
     }
 
-    /// How often it may be there.
+    /// How often the request's messages may be stored.
     pub(super) fn copies_max(&self) -> u32 {
         let sent = self.attempts - self.refused.min(self.attempts);
         if self.once { sent.min(1) } else { sent }

@@ -1,27 +1,28 @@
-//! Messages with a time: delayed ones come once and not before it; of a schedule each time is made once, or stood for once.
+//! Messages with a time: each delayed message appears once and not before its time, and each time
+//! of a schedule creates a message or is counted in a later one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::history::{DELAYED, Tick};
 use super::{Checker, Id, Kind};
 
-/// How late a schedule may be while the host is up, in its own intervals; a machine that others use has pauses.
+/// How late a schedule may be while the host is up, in its own intervals; shared machines pause.
 const LATE_INTERVALS_MAX: u64 = 3;
 
-/// Clients look at the clock more often, unless the machine stands still.
+/// Clients check the clock at shorter intervals than this, unless the whole machine stands still.
 const PAUSE_MS: u64 = 500;
 
-/// What is known of times.
+/// What is known about times.
 #[derive(Default)]
 pub(super) struct Times {
-    /// What is seen was there at this time.
+    /// Everything observed so far existed by this time.
     pub(super) now_ms: u64,
-    /// When each delayed message is due.
+    /// The due time of each delayed message.
     due_ms: HashMap<Id, u64>,
     schedule: Option<Schedule>,
-    /// Since when the host has been up, and not been hit.
+    /// Since when the host has been up without a fault.
     up_since_ms: Option<u64>,
-    /// Times from start to fault.
+    /// Periods from a start to the next fault.
     up: Vec<(u64, u64)>,
 }
 
@@ -29,14 +30,14 @@ struct Schedule {
     every_ms: u64,
     since_ms: u64,
     ticks: BTreeMap<u64, Tick>,
-    /// When the last reading was asked for, and what it showed.
+    /// When the last reading was requested, and what it showed.
     last: Option<(u64, Vec<Tick>)>,
 }
 
 impl Times {
     pub(super) fn is(&mut self, now_ms: u64) {
         if now_ms > self.now_ms + PAUSE_MS {
-            // Nobody here ran either: of that time nothing is known.
+            // This program did not run either, so nothing is known about that time.
             let was_up = self.up_since_ms.is_some();
             self.hit();
             self.up_since_ms = was_up.then_some(now_ms);
@@ -67,13 +68,13 @@ impl Times {
         self.due_ms.extend(ids.zip(due_ms.iter().copied()));
     }
 
-    /// How much too early it is for a message.
+    /// How much earlier than its due time the message was observed; `None` if it was not early.
     pub(super) fn early_ms(&self, id: Id) -> Option<u64> {
         let due_ms = *self.due_ms.get(&id)?;
         (due_ms > self.now_ms).then(|| due_ms - self.now_ms)
     }
 
-    /// Whether the host was up from a time on for as long as a schedule may be late.
+    /// Whether the host was up from this time on for as long as a schedule may be late.
     fn was_up(&self, from_ms: u64, every_ms: u64) -> bool {
         let until_ms = from_ms + LATE_INTERVALS_MAX * every_ms;
         let is_within = |(since, until): &(u64, u64)| *since <= from_ms && until_ms <= *until;
@@ -109,9 +110,9 @@ impl Checker {
     }
 
     pub(super) fn check_times(&mut self) {
-        // After a fault without a start, as a full disk, schedules may wait for longer.
+        // After a fault without a restart, such as a full disk, schedules may wait longer.
         let is_up = self.times.up_since_ms.is_some();
-        // The calm before the last reading counts as well.
+        // The calm before the last reading counts as time up.
         self.times.hit();
         let mut findings = self.delayed_lost();
         findings.extend(self.delayed_out_of_order());
@@ -121,7 +122,7 @@ impl Checker {
         }
     }
 
-    /// What was taken to be delivered later is there. That it is not there twice is seen as of any request.
+    /// Every accepted delayed message must exist. Duplicates are found as for any request.
     fn delayed_lost(&mut self) -> Vec<(Kind, String)> {
         let mut findings = Vec::new();
         let partitions = self.topics.values().flat_map(|topic| &topic.partitions);
@@ -147,12 +148,13 @@ impl Checker {
         findings
     }
 
-    /// Of two that wait at the same time the one that is due first comes first: at the time of the other it had been taken.
+    /// Of two messages that wait at the same time, the one that is due first must come first. It
+    /// was waiting if it had been accepted before the other was due.
     fn delayed_out_of_order(&self) -> Vec<(Kind, String)> {
         let mut findings = Vec::new();
         for (name, topic) in self.topics.iter().filter(|(_, topic)| topic.delays) {
             for (number, partition) in &topic.partitions {
-                // The one that is due last of those so far.
+                // The one with the latest due time so far.
                 let mut latest: Option<(Id, u64)> = None;
                 for (offset, id) in &partition.last {
                     let Some((due_ms, taken_ms)) = self.waited(*id) else {
@@ -173,7 +175,7 @@ impl Checker {
         findings
     }
 
-    /// When a message that was taken to wait was due, and when it had been taken.
+    /// When a delayed message was due, and when it had been accepted.
     fn waited(&self, id: Id) -> Option<(u64, u64)> {
         let mut before = self.requests.range(..=(id.producer, id.sequence));
         let ((_, first), request) = before.next_back()?;
@@ -183,7 +185,8 @@ impl Checker {
         Some((*self.times.due_ms.get(&id)?, request.taken_ms?))
     }
 
-    /// Each time is one message's, or one of those that a message stands for because the host was not up.
+    /// Each time of the schedule must have its own message, or be counted in a later message
+    /// because the host was down.
     fn schedule_wrong(&mut self, is_up: bool) -> Vec<(Kind, String)> {
         let Some(schedule) = &self.times.schedule else {
             return Vec::new();
@@ -197,7 +200,8 @@ impl Checker {
         for tick in schedule.ticks.values().filter(|tick| !last.contains(tick)) {
             findings.push((Kind::Lost, format!("schedule: {tick:?}")));
         }
-        // The first time after it was made; which one that is its own clock says.
+        // The first time after the schedule was created; the schedule's own clock decides which one
+        // that is.
         let mut next_ms = None;
         for tick in last {
             let from_ms = tick.due_ms.saturating_sub(tick.missed * every_ms);

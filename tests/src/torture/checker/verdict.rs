@@ -1,4 +1,4 @@
-//! What the checker says in the end.
+//! The checker's verdict.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,118 +8,118 @@ use super::super::history::{Copied, Fault, Step, Trial};
 /// Findings that are kept; further ones are only counted.
 const FINDINGS_MAX: usize = 100;
 
-/// What kind of wrong.
+/// The kinds of findings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Acknowledged or shown, and not there.
+    /// Acknowledged or shown, but missing.
     Lost,
-    /// There, and not sent.
+    /// Stored although nobody sent it.
     Phantom,
-    /// A key that was removed, and reads as an older value.
+    /// A key that was removed has an older value.
     Returned,
-    /// One offset, two values.
+    /// Two values at one offset.
     Divergent,
     /// In another order than sent.
     Reordered,
-    /// More often there than sent, or than promised.
+    /// Stored more often than sent, or than promised.
     Duplicated,
-    /// A part of a request.
+    /// Only a part of a request is stored.
     Torn,
-    /// Progress, start or end smaller than before.
+    /// Progress, a start or an end decreased.
     WentBack,
-    /// An input without output and dead letter.
+    /// An input without an output or a dead letter.
     Missing,
-    /// An input with more than one of both.
+    /// An input with more than one of them.
     Twice,
-    /// State that is not the count of the outputs.
+    /// State that differs from the count of the outputs.
     Miscounted,
     /// Shown before its time.
     Early,
-    /// Does not start, or does not get through.
+    /// The host does not start, or does not finish its work.
     Stuck,
-    /// A fault did not lead to what it has to lead to.
+    /// A fault did not have the effect that it must have.
     Unexpected,
 }
 
-/// One thing that is wrong.
+/// One finding.
 #[derive(Clone, Debug)]
 pub struct Finding {
-    /// What kind.
+    /// Its kind.
     pub kind: Kind,
-    /// The line of the history at which it showed.
+    /// The line of the history that revealed it.
     pub line: u64,
-    /// Where and what.
+    /// What is wrong, and where.
     pub text: String,
 }
 
-/// What was done and seen, in numbers.
+/// Numbers of what was done and observed.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Faults, by kind.
     pub faults: BTreeMap<Fault, u64>,
-    /// Mediums that broke under a file system.
+    /// Media that broke under a file system.
     pub mediums_broken: u64,
-    /// Those that were aimed at a step and met it, by step and kind.
+    /// Faults that were aimed at a step and met it, by step and kind.
     pub steps: BTreeMap<(Step, Fault), u64>,
-    /// Dead letters that were sent again.
+    /// Dead letters that were redriven.
     pub redriven: u64,
     /// Starts after faults.
     pub starts: u64,
-    /// How long each took.
+    /// The duration of each start in milliseconds.
     pub start_ms: Vec<u64>,
     /// Messages sent.
     pub sent: u64,
-    /// Requests sent again after no answer came.
+    /// Requests that were repeated because no answer came.
     pub sent_again: u64,
     /// Messages acknowledged.
     pub acknowledged: u64,
     /// Requests refused.
     pub refused: u64,
-    /// Requests of which nobody knows.
+    /// Requests whose result is unknown.
     pub unanswered: u64,
-    /// Messages read, again and again.
+    /// Messages read, including repeated readings.
     pub read: u64,
-    /// Acknowledged messages that a topic without durability lost to power cuts.
+    /// Acknowledged messages that power cuts took from a topic without durability.
     pub tail_lost: u64,
-    /// Copies beyond the first, of requests sent again.
+    /// Additional copies from repeated requests.
     pub duplicates: u64,
     /// Messages that retention, trims and compaction removed.
     pub removed: u64,
     /// Dead letters.
     pub dead_letters: u64,
-    /// Messages that were delivered later than they were taken.
+    /// Messages that were accepted with a later time of delivery.
     pub delayed: u64,
-    /// Messages that schedules made.
+    /// Messages that schedules created.
     pub ticks: u64,
-    /// Times that such a message stands for beside its own.
+    /// Missed times that these messages stand for.
     pub ticks_missed: u64,
-    /// What became of revisions on trial.
+    /// Events of revisions on trial.
     pub trials: BTreeMap<Trial, u64>,
-    /// What became of backups.
+    /// Backups, by result.
     pub backups: BTreeMap<Copied, u64>,
-    /// How long it took at most until everything was through.
+    /// The longest time until all work was finished.
     pub drained_ms_max: u64,
 }
 
-/// Findings and numbers.
+/// The result of a check.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
-    /// The first ones.
+    /// The first findings.
     pub findings: Vec<Finding>,
-    /// All of them.
+    /// The number of all findings.
     pub findings_count: u64,
-    /// What was done and seen.
+    /// Numbers of what was done and observed.
     pub tally: Tally,
 }
 
 impl Verdict {
-    /// Whether there is nothing to complain about.
+    /// Whether there are no findings.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.findings_count == 0
     }
 
-    /// Whether there is a finding of that kind.
+    /// Whether there is a finding of this kind.
     #[must_use]
     pub fn has(&self, kind: Kind) -> bool {
         self.findings.iter().any(|finding| finding.kind == kind)
@@ -134,7 +134,7 @@ impl Verdict {
 }
 
 impl Tally {
-    /// Adds another history's numbers.
+    /// Adds the numbers of another history.
     pub fn add(&mut self, other: &Self) {
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
@@ -175,7 +175,7 @@ impl Tally {
         here.map(|(_, count)| count).sum()
     }
 
-    /// How many backups became that.
+    /// How many backups had this result.
     #[must_use]
     pub fn copied(&self, what: Copied) -> u64 {
         self.backups.get(&what).copied().unwrap_or(0)
@@ -193,7 +193,7 @@ impl Tally {
         format!("{} {}{kinds}", self.met(step), step.words())
     }
 
-    /// The time within which that share of the starts served again.
+    /// The duration within which this share of the starts was done.
     #[must_use]
     pub fn start_ms_at(&self, share: f64) -> u64 {
         let mut sorted = self.start_ms.clone();
@@ -216,7 +216,7 @@ impl fmt::Display for Finding {
 }
 
 impl Kind {
-    /// As the documentation calls it.
+    /// The word for it in the documentation.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! What can only be said at the end, when everything was read once more.
+//! Checks that need the last reading of everything.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -31,7 +31,7 @@ impl Checker {
         }
     }
 
-    /// What was acknowledged or read is still there.
+    /// Everything that was acknowledged or read must still exist.
     fn check_kept(&mut self) {
         let mut findings = Vec::new();
         for (name, topic) in &self.topics {
@@ -40,7 +40,7 @@ impl Checker {
                     partition.known.range(..partition.start).count() as u64;
                 let kept = Kept::of(topic.ages, partition);
                 for (offset, known) in partition.known.range(partition.start..) {
-                    // Another value there has been found divergent when it was read.
+                    // Another value at this offset was reported as divergent when it was read.
                     if partition.last.contains_key(offset) {
                         continue;
                     }
@@ -68,7 +68,8 @@ impl Checker {
         }
     }
 
-    /// Whether a message that nobody knows to be there may have removed the key after this one, and be gone as well.
+    /// Whether a later message, of which it is unknown whether it was stored, may have removed the
+    /// key and be gone itself.
     fn may_be_removed(&self, topic: &str, ages: Ages, id: Id) -> bool {
         let Ages::ByCompaction {
             keys,
@@ -89,7 +90,7 @@ impl Checker {
         })
     }
 
-    /// What is there was sent, and its sender was not told otherwise.
+    /// Every stored message must have been sent, and not every attempt refused.
     fn check_senders(&mut self, counts: &BTreeMap<String, Counts>) {
         let mut findings = Vec::new();
         for (name, counts) in counts {
@@ -121,7 +122,7 @@ impl Checker {
         inside.then_some(request)
     }
 
-    /// Each request is there whole, and not more often than it was sent.
+    /// Each request must be stored completely, and not more often than it was sent.
     fn check_requests(&mut self, counts: &BTreeMap<String, Counts>) {
         let mut findings = Vec::new();
         for ((producer, first), request) in &self.requests {
@@ -142,7 +143,8 @@ impl Checker {
                 request.unanswered,
                 request.acknowledged_line,
             );
-            // What may go by itself may also go in parts; what of it must be there is looked for by its offset.
+            // In these topics messages may be removed one by one; required ones are checked by
+            // their offsets.
             let goes = |topic: &Topic| topic.ages != Ages::Never;
             let goes = self.topics.get(&request.topic).is_some_and(goes);
             if !goes && copies.iter().any(|copies| *copies != most) {
@@ -158,8 +160,8 @@ impl Checker {
         }
     }
 
-    /// A producer's messages stand in the order in which it sent them. Those whose request went unanswered may have arrived
-    /// after it gave up.
+    /// Each producer's messages must be in the order in which it sent them. Messages of unanswered
+    /// requests are exempt, because they may have arrived after the producer gave up.
     fn check_sent_order(&mut self) {
         let mut findings = Vec::new();
         let in_order = |(_, topic): &(&String, &Topic)| topic.produced && !topic.delays;
@@ -187,7 +189,7 @@ impl Checker {
         }
     }
 
-    /// Each input is in exactly one of outputs and dead letters, once.
+    /// Each input must be in exactly one of outputs and dead letters, once.
     fn check_pipeline(&mut self, pipeline: &Pipeline, counts: &BTreeMap<String, Counts>) {
         let none = Counts::new();
         let of = |name: &str| counts.get(name).unwrap_or(&none);
@@ -196,7 +198,7 @@ impl Checker {
         let sum = |counts: &Counts| counts.values().map(|n| u64::from(*n)).sum::<u64>();
         self.verdict.tally.dead_letters += sum(dead);
         let processor = &pipeline.processor;
-        // What was sent again is no longer where it ended.
+        // Redriven messages no longer count where they were.
         let standing = match self.standing(pipeline) {
             Ok(standing) => standing,
             Err(text) => return self.find(Kind::Unexpected, text),
@@ -227,7 +229,8 @@ impl Checker {
         }
     }
 
-    /// The dead letters that count as such, if they are not all of them.
+    /// The dead letters that count: without those that were redriven, if the processor's are
+    /// redriven at all.
     fn standing(&self, pipeline: &Pipeline) -> Result<Option<Counts>, String> {
         if !pipeline.redrives {
             return Ok(None);
@@ -241,7 +244,8 @@ impl Checker {
         standing.map(Some).ok_or_else(unknown)
     }
 
-    /// A key's outputs stand in the order of its inputs, but for those that were dead meanwhile.
+    /// Each key's outputs must be in the order of its inputs, except for those that were dead
+    /// letters in between.
     fn check_output_order(&mut self, pipeline: &Pipeline, counts: &BTreeMap<String, Counts>) {
         let (Some(inputs), Some(outputs)) = (
             self.topics.get(&pipeline.input),
@@ -289,20 +293,20 @@ fn key(id: Id, keys: u64) -> (u32, u64) {
     (id.producer, id.sequence % keys.max(1))
 }
 
-/// What is there of each key of a compacted topic; nothing of other topics.
+/// The kept messages of each key of a compacted topic; empty for other topics.
 struct Kept {
     ages: Ages,
-    /// Where the latest message stands that is there.
+    /// The offset of the latest stored message.
     latest: HashMap<(u32, u64), u64>,
-    /// Where the latest message stood that removed the key.
+    /// The offset of the latest message that removed the key.
     removed: HashMap<(u32, u64), u64>,
 }
 
-/// Why a message is not there.
+/// Why a message is absent.
 enum Missing {
-    /// Something later stands for it, or it removed its key and nothing of that is left.
+    /// A later message replaces it, or it removed its key and nothing older is left.
     Superseded,
-    /// It removed its key, and this older message is there.
+    /// It removed its key, but this older message is still stored.
     Behind(u64),
     Lost,
 }
@@ -319,7 +323,7 @@ impl Kept {
             removes_every,
         } = ages
         {
-            // Offsets ascend: the last one stays.
+            // Offsets ascend, so the last one remains in the map.
             let there = partition.last.iter();
             let latest = there.map(|(offset, id)| (key(*id, keys), *offset));
             kept.latest = latest.collect();

@@ -1,7 +1,9 @@
-//! A sync that fails. Nobody knows then what is on the disk: the host has to acknowledge nothing more and end with code 7, and
-//! a start on the mended disk has to find all that was acknowledged.
+//! A sync that fails. After it the content of the disk is unknown: the host must acknowledge
+//! nothing more and end with code 7, and a start on the repaired disk must find everything that was
+//! acknowledged.
 //!
-//! Two ways, by seed: the system call is made to fail (strace), or the medium under the file system breaks.
+//! There are two ways, chosen by the seed: the system call is made to fail (strace), or the medium
+//! under the file system breaks.
 
 use std::process::{Child, Command, Stdio};
 
@@ -10,10 +12,10 @@ use anyhow::{Context, Result};
 use super::super::disk::{self, LoopDisk};
 use super::{Fault, World, note, note_as, unexpected, within_patience};
 
-/// What the host ends with after a disk error.
+/// The exit code after a disk error.
 const POISONED: i32 = 7;
 const DISK_BYTES: u64 = 192 << 20;
-/// Less than the disk pretends to be; the rest is taken away in time.
+/// Less than the apparent size of the disk; the rest is taken away later.
 const MEDIUM_BYTES: u64 = 96 << 20;
 
 pub(super) fn available() -> Result<(), String> {
@@ -23,7 +25,7 @@ pub(super) fn available() -> Result<(), String> {
     traced.or_else(|missing| disk::available().map_err(|why| format!("{missing}; or {why}")))
 }
 
-/// A disk to break, if that is possible here.
+/// A disk that can be broken, if this machine can have one.
 pub(super) fn disk() -> Result<Option<LoopDisk>> {
     match disk::available() {
         Ok(()) => LoopDisk::of(DISK_BYTES, MEDIUM_BYTES, "loop").map(Some),
@@ -35,7 +37,7 @@ pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     let breaks = world.disk.is_some() && world.random.bool();
     let mut tracer = None;
     if breaks {
-        // The kernel cannot write what it had taken, and forgets it.
+        // The kernel cannot write the data that it had accepted, and discards it.
         note_as(world, Fault::Eio, "the medium breaks", true);
         world.disk()?.break_down()?;
     } else {
@@ -80,7 +82,7 @@ fn expect_the_end(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Attaches to the host; from each thread's `nth` sync on, one fails.
+/// Attaches to the host; in each thread one sync fails, the `nth` from now.
 fn trace(world: &World, nth: u32) -> Result<Child> {
     let calls = "fdatasync,fsync,syncfs";
     let tracer = Command::new("strace")

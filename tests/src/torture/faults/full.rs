@@ -1,4 +1,5 @@
-//! No room on the disk: produce is refused and may be tried again, all else goes on, and when there is room the host goes on by itself.
+//! A full disk: produce calls are refused and may be repeated, everything else continues, and once
+//! there is room the host continues by itself.
 
 use std::thread;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use super::super::world::{QUICK, WORKER};
 use super::{Fault, World, note, unexpected, within_patience};
 use crate::{Client, Reply};
 
-/// Small: it is filled again and again.
+/// Small, because it is filled again and again.
 const DISK_BYTES: u64 = 64 << 20;
 const PROBE: &str = "probe";
 const DOOMED: &str = "doomed";
@@ -30,9 +31,9 @@ pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     let ballast = world.disk()?.path().join("ballast");
     note(world, Fault::Full, "the file system is filled up");
     fill(&ballast)?;
-    // What is preallocated takes a little more.
+    // Preallocated space still accepts a little.
     let full = within_patience(|| {
-        // The host itself may have freed some by a checkpoint.
+        // A checkpoint of the host may have freed some space.
         fill(&ballast.with_extension("more"))?;
         Ok(refuses(&client))
     })?;
@@ -63,7 +64,7 @@ pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     Ok(Some(1))
 }
 
-/// Whether a produce is refused as it should be: for want of room, and to be tried again.
+/// Whether a produce call is refused correctly: for lack of room, with the advice to repeat it.
 fn refuses(client: &Client) -> bool {
     probe(client).is_ok_and(|reply| is_full(&reply))
 }
@@ -72,7 +73,7 @@ fn takes(client: &Client) -> bool {
     probe(client).is_ok_and(|reply| reply.status == 200)
 }
 
-/// Sends to a topic that nobody judges.
+/// Sends to a topic that is not checked.
 fn probe(client: &Client) -> Result<Reply> {
     let value = "x".repeat(2_000);
     client.post_json(
@@ -81,7 +82,7 @@ fn probe(client: &Client) -> Result<Reply> {
     )
 }
 
-/// Whatever frees room or only administers goes on.
+/// Calls that free room or only administer must still work.
 fn expect_the_rest_works(world: &World, client: &Client) {
     let page = format!("/v1/topics/{QUICK}/partitions/0/messages?from=earliest&max=10");
     let doomed = format!("/v1/topics/{DOOMED}");

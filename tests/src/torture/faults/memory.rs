@@ -1,4 +1,5 @@
-//! A memory limit that the host runs into: the kernel kills it. Needs cgroups, version 1, and the right to make one.
+//! A memory limit that the host exceeds, so that the kernel kills it. Needs cgroups, version 1, and
+//! the right to create one.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -14,9 +15,9 @@ use super::{Fault, World, note, within_patience};
 use crate::Client;
 
 const CONTROLLER: &str = "/sys/fs/cgroup/memory";
-/// Above what the host uses when the limit is set.
+/// The limit's distance above the host's use at that moment.
 const ROOM_BYTES: u64 = 2 << 20;
-/// Requests that are larger than the room, at once.
+/// Number of concurrent requests that are larger than the room.
 const HUGE_REQUESTS: u32 = 4;
 const HUGE_BYTES: usize = 12 << 20;
 const SIGKILL: i32 = 9;
@@ -35,7 +36,7 @@ pub(super) fn available() -> Result<(), String> {
     attempt().map_err(|error| format!("needs root and cgroup v1 memory limits ({error:#})"))
 }
 
-/// Starts the host inside a group of its own.
+/// Starts the host in a group of its own.
 pub(super) fn start(world: &mut World) -> Result<()> {
     let group = group(world);
     fs::create_dir(&group)?;
@@ -44,7 +45,7 @@ pub(super) fn start(world: &mut World) -> Result<()> {
     world.host.wait_until_ready()
 }
 
-/// The limit comes down to what is used, and requests come that need more.
+/// Sets the limit slightly above the present use, and sends requests that need more.
 pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     let group = group(world);
     let used: u64 = fs::read_to_string(group.join("memory.usage_in_bytes"))?
@@ -79,7 +80,7 @@ pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     Ok(world.recover()?.then_some(1))
 }
 
-/// Sends what no topic takes; the host holds it until it knows.
+/// Sends a request that no topic accepts; the host holds it until it notices.
 fn hog(url: &str) {
     let client = Client::with_timeout(url, TIMEOUT);
     let body = vec![b'x'; HUGE_BYTES];
@@ -94,7 +95,7 @@ fn hog(url: &str) {
     }
 }
 
-/// Spawns the host so that it is in the group from its first moment.
+/// Starts the host so that it is in the group from the first moment.
 pub(super) fn spawn(world: &mut World) -> Result<()> {
     let serve = world.host.serve_command();
     let mut command = Command::new("sh");
@@ -111,7 +112,7 @@ pub(super) fn spawn(world: &mut World) -> Result<()> {
     world.host.spawn_as(command)
 }
 
-/// Removed when the host is gone.
+/// A memory group; removed when the host is gone.
 pub(crate) struct Group(PathBuf);
 
 impl Drop for Group {

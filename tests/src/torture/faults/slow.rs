@@ -1,4 +1,5 @@
-//! Syncs that take long before they begin, by strace: what is written meanwhile is in memory only, for as long as it takes to cut the power.
+//! Delays the beginning of syncs, by strace: meanwhile, written data is only in memory, for long
+//! enough to cut the power.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,13 +11,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::super::disk;
 use super::{World, stop, within_patience};
 
-/// Longer than it takes from a frame that was written to the end of the process.
+/// Longer than the time from a written frame to the end of the process.
 const DELAY_MICROS: u32 = 50_000;
 
-/// While it lasts syncs are slow.
+/// Syncs are slow until this ends.
 pub(super) struct SlowSyncs(Child);
 
-/// Slows them down, if this machine can do it.
+/// Starts to delay syncs, if this machine can do that.
 pub(super) fn begin(world: &World) -> Result<Option<SlowSyncs>> {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     let traces = || disk::tool("strace", &["-qq", "-o", "/dev/null", "true"]).is_ok();
@@ -49,7 +50,7 @@ impl SlowSyncs {
 
 impl Drop for SlowSyncs {
     fn drop(&mut self) {
-        // It has often ended with the host.
+        // It has usually ended with the host.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,14 +1,19 @@
-//! Named steps that a fault is to hit: before and after a commit, amid a swap of revisions, a redrive, a checkpoint.
+//! Named steps that a fault should hit: before and after a commit, and during a swap of revisions,
+//! a redrive or a checkpoint.
 //!
-//! Nothing in the host helps with it. A deployment and a redrive are asked for, and the fault comes before they are answered; a
-//! checkpoint that is being saved has a file beside it. A commit is seen from outside:
+//! The host does not help. For a swap or a redrive, the fault comes after the request and before
+//! its answer; a checkpoint being saved is recognised by a file beside it. A commit is observed
+//! from outside:
 //!
-//! - **Before**: the journal's file is watched until a frame holds a commit of the processor that counts; then the process is stopped. It
-//!   counts for a kill if a sync of the journal is amid the kernel and the frame is the last one, so nobody was told of it; for a cut
-//!   of the power if the frame is gone when the power is back. Before a cut syncs begin late ([`slow`]), or it would be luck.
-//! - **After**: a reader waits for an output, and the host is stopped when it is shown. It counts if in the journal, before the next
-//!   start, no later commit of the processor follows the one with that output. A frame of the first kind that a cut left there, as the
-//!   processor's last commit, counts as well: it was durable, and nobody had been told.
+//! - **Before**: the journal's file is watched until a frame contains a commit of the counting
+//!   processor; then the process is stopped. For a kill this counts if a sync of the journal is
+//!   inside the kernel and the frame is the last one, so that nobody has been told of it. For a
+//!   power cut it counts if the frame is gone afterwards. Before a power cut, syncs are delayed
+//!   ([`slow`]); otherwise hitting this step would be luck.
+//! - **After**: a reader waits for an output, and the host is stopped when it is shown. This counts
+//!   if, before the next start, the journal has no later commit of the processor than the one with
+//!   that output. It also counts if a frame of the first kind survived a power cut as the
+//!   processor's last commit: it was durable, and nobody had been told.
 
 use std::path::PathBuf;
 use std::thread;
@@ -23,27 +28,28 @@ use super::super::journal::{Found, Mark, Tail};
 use super::{World, slow, stop};
 use crate::Client;
 
-/// How long it is waited for a checkpoint to begin; they come often.
+/// Maximum wait for a checkpoint to begin; they are frequent.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_millis(500);
-/// How long for a commit; they come more often, unless syncs are slow.
+/// Maximum wait for a commit; commits are even more frequent, unless syncs are slow.
 const COMMIT_PATIENCE: Duration = Duration::from_millis(300);
-/// How often it is tried to come to a step.
+/// Maximum number of tries to reach a step.
 const TRIES_MAX: u32 = 6;
 const LOOK_AGAIN: Duration = Duration::from_micros(200);
 
-/// What the host is amid, as far as it is known before it is hit.
+/// What the host is doing when the fault comes, as far as known.
 pub(super) enum Aim {
-    /// Whatever.
+    /// Anything.
     Anything,
-    /// Something that it was asked for, or is seen at.
+    /// A step that was requested or observed.
     Amid(Step),
-    /// A commit is in the journal, and the host stands still, or has ended: before a cut wherever it was, before a kill amid a sync.
+    /// A commit is in the journal, and the host is stopped or has ended: before a power cut at any
+    /// point, before a kill inside a sync.
     Written { mark: Mark, sequence: u64 },
-    /// A commit's last output has been shown.
+    /// The last output of a commit was shown.
     Shown { mark: Mark, output: String },
 }
 
-/// Now and then brings the host to a step that the fault is to hit.
+/// Sometimes brings the host to a step that the fault should hit.
 pub(super) fn reach(world: &mut World, fault: Fault) -> Result<Aim> {
     Ok(match world.random.u8(..6) {
         0 => ask(world, Step::Swap),
@@ -61,7 +67,7 @@ impl Aim {
     }
 }
 
-/// When the host is gone, and the power back: writes down the step if it was met.
+/// Records the step if the fault met it. Called when the host has ended and the power is back.
 pub(super) fn note_met(world: &World, fault: Fault, aim: &Aim) -> Result<()> {
     let step = match aim {
         Aim::Anything => None,
@@ -90,7 +96,7 @@ fn is_last(frames: &[Found], sequence: u64) -> bool {
     last.is_some_and(|last| last.sequence == sequence && last.is_commit)
 }
 
-/// The frame is gone, or it is what the start finds last of the processor.
+/// Whether the frame is gone, or is the processor's last commit that the start finds.
 fn after_cut(frames: &[Found], sequence: u64) -> Option<Step> {
     let last = frames.last()?;
     if last.sequence < sequence {
@@ -137,15 +143,16 @@ fn wait_for_checkpoint(world: &World) -> Aim {
     Aim::Anything
 }
 
-/// Stops the process when a commit is in the journal; one whose power is to be cut ends at once, before a sync begins, where syncs
-/// can be slowed down. One that is to be killed goes on if it is seen that the moment has passed.
+/// Stops the process when a commit is in the journal. For a power cut, where syncs can be delayed,
+/// the process ends at once, before any sync begins. For a kill, the process continues if the
+/// moment turns out to have passed.
 fn wait_for_frame(world: &World, fault: Fault) -> Result<Aim> {
     let directory = journal(world);
     let slow = match fault {
         Fault::Power => slow::begin(world)?,
         _ => None,
     };
-    // A file that is put to use again under our eyes is no trouble of the host's.
+    // The file may be reused while it is read, which is not the host's fault.
     let Ok(Some(mark)) = Mark::now(&directory) else {
         return Ok(Aim::Anything);
     };
@@ -172,7 +179,8 @@ fn wait_for_frame(world: &World, fault: Fault) -> Result<Aim> {
     Ok(Aim::Anything)
 }
 
-/// Waits until an output is shown, and stops the process. It goes on if a later commit was written meanwhile.
+/// Waits until an output is shown, and stops the process. It continues if a later commit was
+/// written meanwhile.
 fn wait_for_output(world: &mut World) -> Result<Aim> {
     let client = Client::with_timeout(world.host.url(), TIMEOUT);
     for _ in 0..TRIES_MAX {
@@ -182,7 +190,7 @@ fn wait_for_output(world: &mut World) -> Result<Aim> {
             return Ok(Aim::Anything);
         };
         let shown = clients::wait_for_next(&world.shared, &client, &place, COMMIT_PATIENCE);
-        // A host that is busy does not answer in time.
+        // A busy host does not answer in time.
         let Ok(Some(output)) = shown else {
             return Ok(Aim::Anything);
         };
@@ -196,7 +204,7 @@ fn wait_for_output(world: &mut World) -> Result<Aim> {
     Ok(Aim::Anything)
 }
 
-/// Whether no commit comes after the one with the text.
+/// Whether no commit follows the one with the text.
 fn is_last_commit(frames: &[Found]) -> bool {
     let last = frames.iter().rfind(|frame| frame.is_commit);
     last.is_some_and(|last| last.has_text)

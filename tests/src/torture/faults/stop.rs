@@ -1,4 +1,4 @@
-//! The process stands still, as under a debugger or a scheduler that forgot it.
+//! The process is stopped, as by a debugger or a scheduler that forgot it.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -9,14 +9,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Fault, World, note, unexpected, within_patience};
 
-/// The numbers of fsync and fdatasync, as /proc gives them.
+/// The system call numbers of fsync and fdatasync in /proc.
 #[cfg(target_arch = "x86_64")]
 const SYNCS: [&str; 2] = ["74", "75"];
-/// As other machines number them.
+/// The numbers on other machines.
 #[cfg(not(target_arch = "x86_64"))]
 const SYNCS: [&str; 2] = ["82", "83"];
 
-/// Stops the process for a time around the clients' patience, then waits until it serves again.
+/// Stops the process for about as long as the clients' patience, then waits until it serves again.
 pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     let pause_ms = world.random.u64(1_000..4_000);
     note(world, Fault::Stop, &format!("for {pause_ms} ms"));
@@ -35,10 +35,10 @@ pub(super) fn inject(world: &mut World) -> Result<Option<u32>> {
     Ok(Some(1))
 }
 
-/// Stops the process; if asked, waits until each thread stands outside the kernel.
+/// Stops the process; if requested, waits until every thread is outside the kernel.
 pub(super) fn stand_still(world: &World, outside_kernel: bool) -> Result<()> {
     let pid = world.host.pid()?;
-    // One that has just ended by itself stands still, too.
+    // A process that has just ended by itself has stopped, too.
     let _ = kill_process(pid, Signal::STOP);
     if outside_kernel && within_patience(|| Ok(stands_still(pid)))?.is_none() {
         bail!("a thread of the host does not stand still");
@@ -46,14 +46,14 @@ pub(super) fn stand_still(world: &World, outside_kernel: bool) -> Result<()> {
     Ok(())
 }
 
-/// The process goes on.
+/// Lets the process continue.
 pub(super) fn go_on(world: &World) -> Result<()> {
     let _ = kill_process(world.host.pid()?, Signal::CONT);
     Ok(())
 }
 
-/// Whether a thread of a process that stands still is amid a sync of a file in that directory: it has called the kernel and has not seen
-/// the answer.
+/// Whether a thread of the stopped process is inside a sync of a file in that directory: it has
+/// called the kernel and not seen the result.
 pub(super) fn is_syncing(pid: Pid, directory: &Path) -> bool {
     let is_amid = |thread: &Path| {
         let call = std::fs::read_to_string(thread.join("syscall")).unwrap_or_default();
@@ -67,7 +67,7 @@ pub(super) fn is_syncing(pid: Pid, directory: &Path) -> bool {
     threads(pid).iter().any(|thread| is_amid(thread))
 }
 
-/// The threads' directories; none if the process is gone.
+/// The threads' directories in /proc; none if the process is gone.
 pub(super) fn threads(pid: Pid) -> Vec<PathBuf> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
     let threads = threads.into_iter().flatten().flatten();
@@ -81,7 +81,7 @@ fn stands_still(pid: Pid) -> bool {
             .rsplit(") ")
             .next()
             .and_then(|rest| rest.chars().next());
-        // Stopped, or over.
+        // Stopped or ended.
         state.is_none_or(|state| "TtZX".contains(state))
     })
 }
