@@ -1,4 +1,5 @@
-//! Backups by the command line: of a host at work, to a directory and through a pipe, restored, and refused with a reason.
+//! Backups by the command line: of a busy host, to a directory and through a pipe, restored, and
+//! refused with a reason.
 
 use std::process::{Output, Stdio};
 use std::thread;
@@ -49,7 +50,7 @@ fn produce(client: &Client, numbers: std::ops::Range<u32>) -> Result<()> {
     client.produce("in", &messages)
 }
 
-/// What a host shows that starts on a copy: inputs and outputs, each once.
+/// A host that starts on a copy must show inputs and outputs, each exactly once.
 fn check_copy(data: &std::path::Path, at_least: u64) -> Result<()> {
     let mut copy = Host::in_directory(MILLRACE, data, &[]);
     copy.start_again()?;
@@ -68,7 +69,7 @@ fn check_copy(data: &std::path::Path, at_least: u64) -> Result<()> {
     inputs.sort_unstable();
     outputs.sort_unstable();
     assert_eq!(inputs, outputs, "each input once");
-    // It goes on as a host of its own.
+    // The copy works as a host of its own.
     produce(&client, 1_000_000..1_000_010)?;
     client.wait_until_idle("upper")?;
     assert_eq!(texts(&client, "out")?.len(), inputs.len() + 10);
@@ -92,7 +93,7 @@ fn a_host_at_work_is_backed_up_to_a_directory_and_through_a_pipe_and_restored() 
     let place = tempfile::tempdir()?;
     let at = |name: &str| place.path().join(name).display().to_string();
     produce(&client, 0..500)?;
-    // Producers and the processor go on meanwhile.
+    // Producers and the processor continue meanwhile.
     let load = thread::spawn({
         let client = host.client();
         move || (5..60).try_for_each(|at| produce(&client, at * 100..(at + 1) * 100))
@@ -118,7 +119,7 @@ fn a_host_at_work_is_backed_up_to_a_directory_and_through_a_pipe_and_restored() 
     ensure!(restored.status.success(), "{}", said(&restored));
     check_copy(at("of-directory").as_ref(), 500)?;
     check_copy(at("of-pipe").as_ref(), 500)?;
-    // The next one has all of the load, and copies less.
+    // The next backup includes the whole load, and copies less.
     let second = succeeds(&host, &["backup", &at("backup")])?;
     assert_eq!(second["damage"], json!([]));
     succeeds(&host, &["backup", "verify", &at("backup")])?;
@@ -186,7 +187,7 @@ fn what_cannot_be_backed_up_or_restored_says_why_and_leaves_everything_as_it_is(
     let output = run(&of_another, &["backup", &at("backup")])?;
     ensure!(output.status.code() == Some(4), "{}", said(&output));
     ensure!(said(&output).contains("another host"), "{}", said(&output));
-    // A host that is gone in the middle, or was never there.
+    // The host ends in the middle of a backup, or is not there at all.
     host.kill()?;
     let output = run(&host, &["backup", &at("backup")])?;
     ensure!(output.status.code() == Some(5), "{}", said(&output));

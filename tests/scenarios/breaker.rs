@@ -1,4 +1,5 @@
-//! Outage, bad deploy, flood of poison, and a message that ends the host: what pauses, what it costs, and how it goes on.
+//! An outage, a bad deploy, a flood of poison, and a message that ends the host: what pauses, what
+//! it costs, and how work continues.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ fn topics(client: &Client) -> Result<()> {
     client.topic("out", 2)
 }
 
-/// Messages of this value whose keys are numbers.
+/// Messages with this value and numbers as keys.
 fn numbered(count: u32, value: &str, headers: &Value) -> Vec<Value> {
     let message = |n: u32| json!({"key": n.to_string(), "value": value, "headers": headers});
     (0..count).map(message).collect()
@@ -37,7 +38,8 @@ fn keys(messages: &[Message]) -> Vec<u32> {
     messages.iter().filter_map(number).collect()
 }
 
-/// Each of so many messages is in exactly one of output and dead letters; how many are dead.
+/// Each of the `count` messages must be in exactly one of output and dead letters; returns the
+/// number of dead letters.
 fn each_once(client: &Client, count: u32) -> Result<usize> {
     let dead = keys(&client.read("in.worker.dlq")?);
     let mut all = keys(&client.read("out")?);
@@ -76,7 +78,7 @@ fn an_outage_pauses_the_processor_gives_nothing_up_and_ends_by_itself() -> Resul
     Ok(())
 }
 
-/// Seconds until 10,000 messages are through.
+/// The time until 10,000 messages are processed.
 fn ten_thousand(poison: Option<usize>) -> Result<Duration> {
     const COUNT: u32 = 10_000;
     let host = host()?;
@@ -114,8 +116,8 @@ fn one_poison_message_among_ten_thousand_holds_nobody_up() -> Result<()> {
 
 const DEPLOYED: u32 = 2_000;
 
-/// A revision that handles everything, then one that traps on everything, under messages; how long it took from the deployment
-/// until it paused.
+/// Under load, deploys a revision that handles everything, then one that traps on everything;
+/// returns when the second one was deployed.
 fn bad_deploy(client: &Client, auto_rollback: bool) -> Result<Instant> {
     topics(client)?;
     let more = json!({"retry": {"attempts_max": 1}, "auto_rollback": auto_rollback});
@@ -258,7 +260,7 @@ fn a_breaker_that_cannot_be_is_refused_by_name() -> Result<()> {
     Ok(())
 }
 
-/// Waits until a component is in a call that never returns, then `kill -9`.
+/// Waits until a component is in a call that never returns, then kills the host.
 fn killed_in_flight(host: &mut Host) -> Result<()> {
     let client = host.client();
     wait_for("the message that never returns to be in flight", || {

@@ -1,4 +1,5 @@
-//! Consumers over crashes: a host or a reader that is killed amid reading costs repeats, and never a message.
+//! Consumers across crashes: if a host or a reader is killed while reading, messages may be
+//! repeated but are never skipped.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,7 +15,7 @@ use crate::{MILLRACE, host};
 const PARTITIONS: u32 = 3;
 const CONSUMER: &str = "/v1/topics/orders/consumers/billing";
 
-/// Messages with these numbers, in turns to the partitions.
+/// Produces messages with these numbers, to the partitions in turn.
 fn produce(client: &Client, numbers: std::ops::Range<u32>) -> Result<()> {
     let message =
         |number: u32| json!({"value": number.to_string(), "partition": number % PARTITIONS});
@@ -22,7 +23,7 @@ fn produce(client: &Client, numbers: std::ops::Range<u32>) -> Result<()> {
     client.produce("orders", &messages)
 }
 
-/// A reader that writes into a file, and goes on until it is ended.
+/// Starts a reader that writes to a file until it is ended.
 fn reader(host: &Host, into: &Path) -> Result<Child> {
     let arguments = [
         "consume", "orders", "--as", "billing", "--follow", "--lease", "1",
@@ -38,7 +39,7 @@ fn end(mut reader: Child) -> Result<()> {
     Ok(())
 }
 
-/// Whole lines of a reader's file: partition, offset and number of each.
+/// The complete lines of a reader's file: partition, offset and number of each.
 fn lines(file: &Path) -> Result<Vec<(u32, u64, u32)>> {
     let text = std::fs::read_to_string(file)?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
@@ -63,7 +64,8 @@ fn committed(client: &Client) -> Result<u64> {
     Ok(places.iter().map(position).sum())
 }
 
-/// In each run of a reader the offsets of a partition ascend by one, and a run does not begin after what was read before it.
+/// In each run of a reader, the offsets of a partition must ascend by one, and must not begin
+/// beyond what earlier runs read.
 fn check_order(run: &[(u32, u64, u32)], read_before: &mut BTreeMap<u32, u64>) -> Result<()> {
     let mut at = BTreeMap::<u32, u64>::new();
     for &(partition, offset, number) in run {
@@ -106,7 +108,7 @@ fn killed_readers_and_hosts_skip_nothing_and_keep_the_order_of_partitions() -> R
             let first = round * ROUND + part * (ROUND / 10);
             produce(&client, first..first + ROUND / 10)?;
         }
-        // Amid reading: some of this round is there, and not all of it, as a rule.
+        // In the middle of reading: usually only a part of this round has been written.
         let wanted = 1 + fastrand::usize(..ROUND as usize / 2);
         wait_for("some lines", || {
             Ok((lines(&file)?.len() >= wanted).then_some(()))
@@ -125,7 +127,7 @@ fn killed_readers_and_hosts_skip_nothing_and_keep_the_order_of_partitions() -> R
             *numbers.entry(number).or_default() += 1;
         }
     }
-    // The last one reads the rest, and ends by itself.
+    // The last reader reads the rest, and ends by itself.
     let arguments = ["consume", "orders", "--as", "billing", "--retry-for", "240"];
     let rest = files.path().join("rest");
     let mut command = host.command(&arguments);
@@ -150,7 +152,7 @@ fn killed_readers_and_hosts_skip_nothing_and_keep_the_order_of_partitions() -> R
 #[test]
 fn a_reader_goes_on_over_a_restart_of_the_host_under_its_lease() -> Result<()> {
     let mut host = host()?;
-    // Where a crash may lose messages, readers begin anew.
+    // Durable, because after a crash that may lose messages the lease ends.
     let durable = json!({"name": "orders", "partitions": PARTITIONS, "durability": "durable"});
     host.client().post_json("/v1/topics", &durable)?.ok()?;
     let answer = host
@@ -169,7 +171,7 @@ fn a_reader_goes_on_over_a_restart_of_the_host_under_its_lease() -> Result<()> {
     assert_eq!(answer["messages"].as_array().map(Vec::len), Some(30));
     let commit = format!("{CONSUMER}/commit");
     client.post_json(&commit, &answer["commit"])?.ok()?;
-    // What was answered is there after the next kill, all partitions of it.
+    // An acknowledged commit survives the next kill, in all partitions.
     host.kill()?;
     host.start_again()?;
     assert_eq!(committed(&host.client())?, 30);
@@ -242,7 +244,7 @@ fn a_deleted_consumer_and_a_deleted_topic_leave_nothing_behind() -> Result<()> {
     let listed = client.get("/v1/consumers")?.ok()?;
     assert_eq!(listed["consumers"], json!([]));
     assert_eq!(lags(&client)?, [""; 0]);
-    // One of the same name is a new one.
+    // A consumer created again under this name is a new one.
     let first = client.get(&format!("{CONSUMER}/messages"))?.ok()?;
     assert_eq!(first["created"], true);
     assert_eq!(first["messages"].as_array().map(Vec::len), Some(7));

@@ -1,4 +1,4 @@
-//! The data directory as others on the machine see it, and names that it cannot have.
+//! How other users of the machine see the data directory, and directory names that are refused.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,7 +16,7 @@ fn mode(path: &Path) -> Result<u32> {
     Ok(fs::metadata(path)?.permissions().mode() & 0o777)
 }
 
-/// Starts a host there, and has it keep something.
+/// Starts a host on this directory and stores something.
 fn used(directory: &Path) -> Result<Host> {
     let mut host = Host::in_directory(MILLRACE, directory, &[]);
     host.start_again()?;
@@ -74,7 +74,7 @@ fn a_directory_that_is_open_to_others_is_left_as_it_is_and_that_is_said() -> Res
     ensure!(mode(&directory)? == 0o755, "{:o}", mode(&directory)?);
     let said = fs::read_to_string(&log)?;
     ensure!(said.contains("chmod -R go="), "{said}");
-    // Closed by its owner it stays closed, and so are the files that come.
+    // After its owner has closed it, it stays closed, and so are new files.
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
     used(&directory)?;
     ensure!(
@@ -102,7 +102,7 @@ fn a_name_that_is_not_utf_8_is_refused_in_clear_words_and_nothing_is_made() -> R
         "{said}"
     );
     ensure!(!directory.exists(), "nothing was made");
-    // What it says will do.
+    // The remedy that the error suggests works.
     let link = place.path().join("link");
     fs::create_dir(&directory)?;
     std::os::unix::fs::symlink(&directory, &link)?;

@@ -1,4 +1,4 @@
-//! What clients, a log that nobody reads, and a terminal that is closed may do to a host: nothing. On the real binary.
+//! What clients, an unread log and a closed terminal may do to a host: nothing. On the real binary.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{MILLRACE, host};
 
-/// A host that was started in its own way; dropping it kills it.
+/// A host started by a special command; dropping it kills it.
 struct Started {
     child: Child,
     client: Client,
@@ -74,7 +74,8 @@ fn a_hangup_stops_the_host_in_order_and_a_request_under_way_is_answered() -> Res
         return Ok(());
     }
     let mut host = Started::of(|command| {
-        // Whoever runs the tests may ignore the signal, as under nohup, and what a test starts would ignore it as well.
+        // The test runner may ignore the signal, as under nohup, and its child processes would
+        // inherit that.
         let mut heeding = Command::new("env");
         heeding.args(["--default-signal=HUP", MILLRACE]);
         heeding.args(command.get_args().map(ToOwned::to_owned));
@@ -86,7 +87,7 @@ fn a_hangup_stops_the_host_in_order_and_a_request_under_way_is_answered() -> Res
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let head = "POST /v1/topics/t/messages HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\ncontent-length: 6\r\nexpect: 100-continue\r\n\r\n";
     stream.write_all(head.as_bytes())?;
-    // The host asks for the body: the request is under way.
+    // The host asks for the body, so the request is under way.
     let mut goes_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
     stream.read_exact(&mut goes_on)?;
     ensure!(goes_on.starts_with(b"HTTP/1.1 100"), "{goes_on:?}");
@@ -104,7 +105,7 @@ fn a_hangup_stops_the_host_in_order_and_a_request_under_way_is_answered() -> Res
 #[test]
 fn a_hangup_that_was_ignored_at_the_start_stays_ignored() -> Result<()> {
     let host = Started::of(|command| {
-        // As nohup does it; a shell can, and keeps the process.
+        // Like nohup: a shell ignores the signal and is replaced by the host in the same process.
         let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
         let mut shell = Command::new("sh");
         shell
@@ -122,7 +123,7 @@ fn a_hangup_that_was_ignored_at_the_start_stays_ignored() -> Result<()> {
     Ok(())
 }
 
-/// A host that logs much, whose log is the writing end of a pipe.
+/// A host with a very detailed log, which goes to a pipe.
 fn logging_into(pipe: std::io::PipeWriter) -> Result<Started> {
     Started::of(|command| {
         command
@@ -135,7 +136,7 @@ fn works(host: &Started, requests: usize) -> Result<()> {
     for number in 0..requests {
         host.client.get("/health/ready")?.ok()?;
         host.client.produce("t", &[json!({"value": number})])?;
-        // A refused change is a line of the log.
+        // A refused change writes a log line.
         host.client.delete("/v1/topics/none")?;
     }
     Ok(())
@@ -143,7 +144,7 @@ fn works(host: &Started, requests: usize) -> Result<()> {
 
 #[test]
 fn a_log_whose_reader_takes_nothing_keeps_nobody_waiting() -> Result<()> {
-    /// What a pipe takes until somebody reads.
+    /// How much a pipe holds while it is not read.
     const PIPE_BYTES: usize = 64 << 10;
     let (reader, mut writer) = std::io::pipe()?;
     writer.write_all(&[b'x'; PIPE_BYTES])?;
@@ -230,7 +231,7 @@ fn clients_cannot_take_the_files_that_the_engine_needs() -> Result<()> {
     Ok(())
 }
 
-/// Has a shell set the limit, and become the command.
+/// Makes the command run under a shell that sets the limit first.
 fn limited(command: &mut Command, files: u64) {
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
     let files = files.to_string();
@@ -249,7 +250,7 @@ fn limited(command: &mut Command, files: u64) {
     *command = shell;
 }
 
-/// What health takes, asked so often over new connections: the median and the 99th percentile.
+/// The median and the 99th percentile of this many health requests over new connections.
 fn health(host: &Host, times: usize) -> Result<(Duration, Duration)> {
     let mut took = Vec::new();
     for _ in 0..times {
@@ -264,7 +265,8 @@ fn health(host: &Host, times: usize) -> Result<(Duration, Duration)> {
 
 #[test]
 fn health_answers_at_once_while_every_connection_waits_or_sends() -> Result<()> {
-    // So many that the bound of connections is met, whatever the limit of files here; all of them at work.
+    // More connections than the bound, all of them busy; the bound is explicit, so that it does not
+    // depend on the limit of open files here.
     let host = Host::start_with(MILLRACE, &["--connections-max", "400"])?;
     host.client().topic("t", 32)?;
     let (_, idle) = health(&host, 200)?;
@@ -283,7 +285,7 @@ fn health_answers_at_once_while_every_connection_waits_or_sends() -> Result<()> 
         busy.push(stream);
     }
     wait_for("all connections to be at work", || {
-        // While those beyond the bound are being told so, the reserve may be full for a moment.
+        // While connections beyond the bound are refused, the reserve may be full for a moment.
         let busy = host.client().metric("millrace_connections").ok();
         Ok(busy.filter(|&busy| busy >= 400.0))
     })?;

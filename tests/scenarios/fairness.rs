@@ -1,5 +1,6 @@
-//! Processors beside each other, and batches that follow their component: the worst neighbours hold nobody up and lose nothing, a slow
-//! component is given what it gets done in its time, and an idle fast one is given each message at once.
+//! Processors beside each other, and batches that adapt to their component: the worst neighbours
+//! delay nobody and lose nothing, a slow component gets only as much as it can finish in time, and
+//! an idle fast one gets each message at once.
 
 use anyhow::Result;
 use guest_artifacts as guests;
@@ -9,11 +10,11 @@ use serde_json::{Value, json};
 use crate::{deploy_between, host};
 
 const PARTITIONS: u32 = 4;
-/// Messages for each bad neighbour, and how many of them are bad: every fifth.
+/// The number of messages for each bad neighbour; every fifth one is bad.
 const BAD: u32 = 200;
 const GOOD: u32 = 4_000;
 
-/// Deploys a processor between topics of its own name.
+/// Deploys a processor between two topics named after it.
 fn deploy(
     client: &Client,
     name: &str,
@@ -47,7 +48,8 @@ fn keys(messages: &[Message]) -> Vec<u32> {
     keys
 }
 
-/// Every message of the processor is out, once, and none is a dead letter.
+/// Every message of the processor must be in its output exactly once, and none may be a dead
+/// letter.
 fn all_once(client: &Client, name: &str, count: u32) -> Result<()> {
     let out = keys(&client.read(&format!("{name}-out"))?);
     assert_eq!(out, Vec::from_iter(0..count), "{name}: each exactly once");
@@ -55,7 +57,8 @@ fn all_once(client: &Client, name: &str, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// Fails for ever, and is neither paused for it nor given up.
+/// Settings with which a component keeps failing, without being paused and without giving up
+/// messages.
 fn at_it_for_ever() -> Value {
     json!({
         "retry": {"attempts_max": 100_000, "delay_first_ms": 1, "delay_max_ms": 5},
@@ -96,7 +99,7 @@ fn beside_one_that_never_returns_and_one_that_hoards_memory_a_good_processor_get
         assert!(client.backlog(name)? > 0, "{name} is still at it");
     }
 
-    // What the bad ones had is all there when somebody mends them.
+    // All messages of the bad processors are still there once the processors are repaired.
     for (name, ..) in bad {
         deploy_again(&client, name, guests::PASSTHROUGH, at_it_for_ever())?;
         client.wait_until_idle(name)?;
@@ -105,14 +108,14 @@ fn beside_one_that_never_returns_and_one_that_hoards_memory_a_good_processor_get
     Ok(())
 }
 
-/// The value of one line of `/metrics`; 0 if it is not there yet.
+/// The value of one line of `/metrics`; 0 if there is no such line yet.
 fn labelled(client: &Client, line: &str) -> Result<f64> {
     let text = String::from_utf8(client.get("/metrics")?.body)?;
     let value = text.lines().find_map(|found| found.strip_prefix(line));
     value.map_or(Ok(0.0), |value| Ok(value.trim().parse()?))
 }
 
-/// Calls for messages so far, and messages in them.
+/// The number of calls so far, and of messages in them.
 fn calls(client: &Client) -> Result<(f64, f64)> {
     let calls = client.metric("millrace_batch_messages_count")?;
     Ok((calls, client.metric("millrace_batch_messages_sum")?))
@@ -123,7 +126,7 @@ fn a_slow_component_is_given_what_it_gets_done_in_its_time_and_gives_nothing_up(
     const SLOW: u32 = 1_500;
     let host = host()?;
     let client = host.client();
-    // A batch of 1,000 such messages works for two seconds, ten times what it may.
+    // A batch of 1,000 such messages would take two seconds, ten times the limit.
     let more = json!({
         "limits": {"call_ms_max": 200},
         "retry": {"attempts_max": 2},
@@ -156,7 +159,7 @@ fn an_idle_fast_component_is_given_each_message_at_once() -> Result<()> {
     for message in numbered(SINGLE, None, &json!({})) {
         let before = client.count("fast-out")?;
         client.produce("fast-in", &[message])?;
-        // Nothing else comes that could fill a batch.
+        // No other message arrives that could fill a batch.
         wait_for("the message alone", || {
             Ok((client.count("fast-out")? > before).then_some(()))
         })?;

@@ -1,5 +1,6 @@
-//! Limits that the system sets on the files of a process: they are no disk errors. What has no room is refused in words, reading goes on,
-//! and the host goes on by itself when the limit is lifted.
+//! Limits that the system sets on a process's files are not disk errors. What does not fit is
+//! refused with a reason, reading continues, and the host continues by itself once the limit is
+//! lifted.
 
 use std::fs;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::MILLRACE;
 
 const SIZE_MAX: u64 = 80 << 20;
 
-/// Sets what the running host may use; what it might raise it to stays.
+/// Sets the running host's limit; the maximum up to which it may be raised stays.
 fn limit(host: &Host, resource: Resource, current: Option<u64>) -> Result<()> {
     let pid = host.pid()?;
     let maximum = match resource {
@@ -28,7 +29,7 @@ fn produce(client: &Client, partition: usize, bytes: usize) -> Result<Reply> {
     client.post(&path, "application/octet-stream", &vec![b'x'; bytes])
 }
 
-/// Whether it was taken; if not, for want of room and nothing else.
+/// Whether the request was accepted; any refusal must be for lack of room.
 fn is_taken(reply: &Reply) -> Result<bool> {
     if reply.status == 200 {
         return Ok(true);
@@ -82,13 +83,13 @@ fn a_file_that_cannot_be_opened_for_want_of_descriptors_is_no_disk_error() -> Re
     let mut host = Host::start_with(MILLRACE, &options)?;
     let client = Client::with_timeout(host.url(), Duration::from_secs(5));
     client.topic("t", 64)?;
-    // The connection is there already: a new one would have no descriptor either.
+    // This connection is already open: a new one would need a descriptor, too.
     let open = fs::read_dir(format!("/proc/{}/fd", host.pid()?.as_raw_nonzero()))?.count();
     limit(&host, Resource::Nofile, Some(open as u64 - 1))?;
     let mut number = 0;
     wait_for("no file to be left for messages", || {
         number += 1;
-        // What is under way for want of a descriptor waits for one, and its producer with it.
+        // Work that lacks a descriptor waits for one, and so does its producer.
         let taken = match produce(&client, number % 64, 20_000) {
             Ok(reply) => is_taken(&reply)?,
             Err(_) => false,

@@ -1,5 +1,6 @@
-//! A topic is given more partitions on the real binary while it is written, read and processed, and the host is killed meanwhile: each
-//! acknowledged message is processed once, new partitions are used, and who follows the topic sees all of it.
+//! A topic gets more partitions, on the real binary, while it is written, read and processed, and
+//! while the host is killed: each acknowledged message is processed once, new partitions are used,
+//! and a reader that follows the topic sees everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -15,10 +16,11 @@ use crate::{deploy_between, host};
 
 const PRODUCERS: u32 = 2;
 const KEYS: u32 = 40;
-/// Messages of one call.
+/// Messages per call.
 const CALL: u32 = 12;
 
-/// What everybody shares: where the host is now, how many messages were acknowledged, and whether producers, then readers, come to an end.
+/// Shared by all threads: the host's present address, the number of acknowledged messages, and
+/// whether producers, then readers, should end.
 struct Rig {
     url: Mutex<String>,
     acknowledged: AtomicUsize,
@@ -34,7 +36,8 @@ impl Rig {
         Client::new(&url.unwrap_or_default())
     }
 
-    /// Makes each call until it is answered, under its key; gives where each message was said to be.
+    /// Repeats each call under its key until it is answered; returns the acknowledged position of
+    /// each message.
     fn produce(&self, producer: u32) -> Result<Places> {
         let mut told = Places::new();
         for number in 0.. {
@@ -58,7 +61,8 @@ impl Rig {
         Ok(told)
     }
 
-    /// Reads on and on, all partitions over one connection, whichever the topic has; until it has seen so many in the end.
+    /// Reads all partitions, including new ones, over one connection, until the end is signalled
+    /// and every acknowledged message was seen.
     fn follow(&self) -> Result<Vec<Message>> {
         let mut seen: Vec<Message> = Vec::new();
         let mut from = "earliest".to_owned();
@@ -80,7 +84,7 @@ impl Rig {
         }
     }
 
-    /// Waits until so many messages more were acknowledged.
+    /// Waits until this many more messages are acknowledged.
     fn load(&self, more: usize) -> Result<()> {
         let from = self.acknowledged.load(Ordering::SeqCst);
         wait_for("a load", || {
@@ -103,7 +107,8 @@ fn key(value: &str) -> String {
     format!("k{}", number.unwrap_or(0) % KEYS)
 }
 
-/// By the command line, as it is told to when it asks.
+/// Adds partitions by the command line; if the command asks for confirmation, repeats it with the
+/// flag that it names.
 fn grow(host: &Host, topic: &str, partitions: u32) -> Result<()> {
     let partitions = partitions.to_string();
     let arguments = ["topic", "set", topic, "--partitions", &partitions];
@@ -136,7 +141,7 @@ fn disturb(rig: &Rig, host: &mut Host) -> Result<()> {
     grow(host, "in", 3)?;
     grow(host, "out", 4)?;
     rig.load(300)?;
-    // The command may or may not be answered before the end.
+    // The host may be killed before or after the command is answered.
     let mut growing = host.command(&["topic", "set", "in", "--partitions", "6"]);
     let mut growing = growing.arg("--accept-moved-keys").spawn()?;
     std::thread::sleep(Duration::from_millis(fastrand::u64(0..60)));
@@ -156,7 +161,8 @@ fn disturb(rig: &Rig, host: &mut Host) -> Result<()> {
     rig.load(300)?;
     grow(host, "in", 8)?;
     rig.load(600)?;
-    // None of the keys belongs to the last partition: it waits for its turn of the messages without one, which is a matter of time.
+    // No key belongs to the last partition. It gets messages without a key when its turn comes,
+    // which depends on time.
     let client = host.client();
     wait_for("a message in the last partition", || {
         let path = "/v1/topics/in/messages?partitions=7&from=earliest&max=1";
@@ -166,7 +172,7 @@ fn disturb(rig: &Rig, host: &mut Host) -> Result<()> {
     })
 }
 
-/// Under a key of each message its count, over all partitions that have state of it.
+/// The sum of each key's counts over all partitions with state.
 fn counted(client: &Client, partitions: u32) -> Result<BTreeMap<String, i64>> {
     let mut counts = BTreeMap::new();
     for partition in 0..partitions {
@@ -226,7 +232,7 @@ fn a_topic_grows_under_load_and_a_kill_and_each_message_is_processed_once() -> R
         produced: AtomicBool::new(false),
         done: AtomicBool::new(false),
     };
-    // Before the first growth, or it would not be asked for state.
+    // Deployed before the first growth: otherwise no confirmation would be needed for its state.
     let (told, followed) = std::thread::scope(|scope| {
         let producing: Vec<_> = (0..PRODUCERS)
             .map(|producer| {
@@ -309,7 +315,7 @@ fn the_doctor_and_a_backup_know_of_partitions_that_were_added() -> Result<()> {
     let [backup, restored] = [&backup, &restored].map(|path| path.to_string_lossy().into_owned());
     let taken = host.command(&["backup", &backup]).output()?;
     ensure!(taken.status.success(), "{taken:?}");
-    // What came after it is in the journal alone.
+    // Later messages are only in the journal.
     host.client()
         .produce("in", &[json!({"partition": 3, "value": "last"})])?;
     host.kill()?;

@@ -1,4 +1,4 @@
-//! Badly behaved guests: each hurts only itself, while a good neighbour on the same host keeps going.
+//! Badly behaved guests: each harms only itself, while a good neighbour on the same host continues.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::{deploy_between, host};
 
-/// What a good neighbour's single message may take at the most, while a bad guest runs wild. Generous: shared machines.
+/// Maximum time for a good neighbour's single message while a bad guest misbehaves. Generous,
+/// because machines are shared.
 const NEIGHBOUR_PATIENCE: Duration = Duration::from_secs(10);
 
 fn deploy(client: &Client, name: &str, component: &[u8], more: Value) -> Result<()> {
@@ -21,8 +22,8 @@ fn deploy(client: &Client, name: &str, component: &[u8], more: Value) -> Result<
     Ok(())
 }
 
-/// Sends `bad` values among good ones to `component`: the bad ones must end as dead letters of `cause`, all others must
-/// pass, and a neighbour must not notice.
+/// Sends `bad` values among good ones to `component`. The bad ones must become dead letters of
+/// `cause`, all others must pass, and a neighbour must not be affected.
 fn the_poison_alone_dies(component: &[u8], bad: &[&str], cause: &str) -> Result<()> {
     let host = host()?;
     let client = host.client();
@@ -77,7 +78,8 @@ fn poisoned(client: &Client, bad: &[&str], cause: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sends one message after the other through the good neighbour until told to end; the slowest of them.
+/// Sends messages through the good neighbour, one at a time, until told to end; returns the longest
+/// time that one took.
 fn neighbour_latency(client: &Client, done: &AtomicBool) -> Result<Duration> {
     let mut slowest = Duration::ZERO;
     let mut sent = 0;

@@ -1,4 +1,5 @@
-//! `kill -9` under load, again and again: what was acknowledged is there, and every message took effect once.
+//! `kill -9` under load, repeatedly: acknowledged messages survive, and every message takes effect
+//! once.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use crate::host;
 use crate::load::Load;
 
 const KILLS: u32 = 20;
-/// Every so many messages one fails for good and becomes a dead letter.
+/// One in this many messages always fails and becomes a dead letter.
 const FAILING_EVERY: u32 = 37;
 
 fn message(number: u32) -> Value {

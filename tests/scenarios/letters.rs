@@ -1,4 +1,5 @@
-//! Dead letters as a workplace, by the command line: found, counted, tried, mended, sent again at a pace, and on record.
+//! Working with dead letters by the command line: finding, counting, trying, editing, redriving at
+//! a rate, and the audit trail.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -26,8 +27,8 @@ fn deploy(client: &Client, component: &[u8]) -> Result<u64> {
     })
 }
 
-/// A host with so many messages in its output, and as many dead letters of class `late` and of class `odd`; the revision after it,
-/// which processes all of them, is current.
+/// A host with `count` messages in its output, and `count` dead letters each of the classes `late`
+/// and `odd`. A second revision, which processes all of them, is current.
 fn with_letters(count: u32) -> Result<(Host, Client)> {
     let host = host()?;
     let client = host.client();
@@ -49,7 +50,7 @@ fn with_letters(count: u32) -> Result<(Host, Client)> {
     Ok((host, client))
 }
 
-/// What `millrace dlq … --json` answers, as its user gets it.
+/// The answer of `millrace dlq … --json`.
 fn dlq(host: &Host, arguments: &[&str]) -> Result<Value> {
     let mut command = host.command(&[&["dlq"], arguments, &["--json"]].concat());
     let output = command.output()?;
@@ -63,7 +64,7 @@ fn listed(host: &Host, arguments: &[&str]) -> Result<usize> {
     Ok(answer["dead_letters"].as_array().context("a list")?.len())
 }
 
-/// Each of so many messages is in the output, once.
+/// Each of the `count` messages must be in the output exactly once.
 fn all_are_out(client: &Client, count: u32) -> Result<()> {
     client.wait_until_idle("worker")?;
     let out = client.read("out")?;

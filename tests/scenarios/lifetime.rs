@@ -1,4 +1,5 @@
-//! How long messages stay, on the real binary: retention, trim, compaction, changes under way, reading from a moment on.
+//! How long messages stay, on the real binary: retention, trims, compaction, changes of settings,
+//! reading from a time on.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,12 +13,12 @@ use crate::MILLRACE;
 
 const PADDING_BYTES: usize = 2_000;
 
-/// A host that looks for work of retention and compaction all the time.
+/// A host that runs retention and compaction almost constantly.
 fn cleaned() -> Result<Host> {
     Host::start_with(MILLRACE, &["--cleaning-interval-ms", "50"])
 }
 
-/// Runs the command line; what it said on standard output and standard error.
+/// Runs a command; returns its standard output and standard error.
 fn run(host: &Host, arguments: &[&str]) -> Result<(String, String)> {
     let output = host.command(arguments).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -31,7 +32,7 @@ fn numbered(number: usize) -> Value {
     json!({"key": format!("key {}", number % 10), "value": value})
 }
 
-/// Produces so many messages, then stops and starts: all of them are in segments then.
+/// Produces messages and restarts the host, so that all of them are in segments.
 fn filled(host: &mut Host, topic: &str, messages: usize) -> Result<()> {
     let all: Vec<Value> = (0..messages).map(numbered).collect();
     for some in all.chunks(50) {
@@ -60,7 +61,7 @@ fn bytes_under(dir: &Path) -> Result<u64> {
         let entry = entry?;
         bytes += match entry.file_type()?.is_dir() {
             true => bytes_under(&entry.path())?,
-            // It may go while we look.
+            // The file may be removed while the test looks.
             false => entry.metadata().map_or(0, |metadata| metadata.len()),
         };
     }
@@ -90,7 +91,7 @@ fn retention_by_size_removes_the_oldest_messages_and_the_disk_shrinks() -> Resul
     let first = start(&host, "orders")? as usize;
     assert_eq!(numbers, (first..1_000).map(Some).collect::<Vec<_>>());
     assert!(kept.len() > 100, "{} messages are kept", kept.len());
-    // It is counted after the files are gone.
+    // The metric is updated after the files are removed.
     wait_for("what was removed to be counted", || {
         let removed = host
             .client()
@@ -99,7 +100,7 @@ fn retention_by_size_removes_the_oldest_messages_and_the_disk_shrinks() -> Resul
     })?;
     let (shown, _) = run(&host, &["topic", "list"])?;
     assert!(shown.contains("400KiB"), "{shown}");
-    // It stays so.
+    // The removal survives a kill.
     host.kill()?;
     host.start_again()?;
     assert!(start(&host, "orders")? as usize >= first);
@@ -203,7 +204,7 @@ fn reading_begins_where_a_moment_says_in_segments_and_in_memory() -> Result<()> 
         &host,
         &["topic", "create", "orders", "--segment-bytes", "64KiB"],
     )?;
-    // One a minute from 2026-11-21T10:00:00Z on.
+    // One per minute from 2026-11-21T10:00:00Z on.
     let timed = |number: u64| {
         let mut message = numbered(number as usize);
         message["timestamp"] = (1_795_255_200_000 + number * 60_000).into();
@@ -302,7 +303,7 @@ fn a_repeat_says_which_of_its_messages_compaction_removed() -> Result<()> {
     ];
     run(&host, &create)?;
     let path = "/v1/topics/prices/messages";
-    // The first of the two is superseded, nobody writes the other's key again.
+    // The first message will be superseded; nothing else is written under the second one's key.
     let call = json!({"messages": [numbered(1), {"key": "stays", "value": "v"}]});
     let send = |host: &Host| host.client().post_json_once(path, "call-1", &call)?.ok();
     let first = send(&host)?;

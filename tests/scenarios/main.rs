@@ -1,4 +1,5 @@
-//! Scenarios: what is true of a whole host, asked of the real binary over HTTP and its command line.
+//! Scenarios: properties of a whole host, checked on the real binary over HTTP and by its command
+//! line.
 #![forbid(unsafe_code)]
 
 mod backups;
@@ -44,7 +45,7 @@ fn host() -> Result<Host> {
     Host::start(MILLRACE)
 }
 
-/// Uploads a component and deploys it as a processor from one topic to another; the revision.
+/// Uploads a component and deploys it as a processor between two topics; returns the revision.
 fn deploy_between(
     client: &Client,
     name: &str,
@@ -62,12 +63,12 @@ fn deploy_between(
     })
 }
 
-/// The same as `worker`, from `in` to `out`.
+/// Like [`deploy_between`], for the processor `worker` from `in` to `out`.
 fn deploy_worker(client: &Client, component: &[u8], more: Value) -> Result<u64> {
     deploy_between(client, "worker", component, ["in", "out"], more)
 }
 
-/// Who the system says runs this: what the host keeps of whoever uses the command line.
+/// The operating-system user, whose name the host records for the command line.
 fn user() -> Result<String> {
     let output = std::process::Command::new("id").arg("-un").output()?;
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())

@@ -1,4 +1,5 @@
-//! Data directories of earlier versions: opened by this one, which goes on where they were killed. `tests/old_directories/make.py` makes them.
+//! Data directories of earlier versions, opened by this one, which continues where they were
+//! killed. `tests/old_directories/make.py` creates them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,7 +36,7 @@ fn words(numbers: std::ops::Range<u32>) -> Vec<Value> {
         .collect()
 }
 
-/// Ten keys, each counted up to `last`, each number once.
+/// Each of ten keys must be counted up to `last`, each number once.
 fn counted_to(client: &Client, last: usize) -> Result<()> {
     let counts = client.wait_for_messages("counts", 10 * last)?;
     let all: Vec<String> = (1..=last).map(|count| count.to_string()).collect();
@@ -47,7 +48,7 @@ fn counted_to(client: &Client, last: usize) -> Result<()> {
     Ok(())
 }
 
-/// What failed once is tried again, and those of its key that waited come after it.
+/// Messages that failed once are tried again, and waiting messages of the same key follow them.
 fn parked_messages_went_on(client: &Client) -> Result<()> {
     let done = client.wait_for_messages("done", 15)?;
     let done = by_key(&done);
@@ -77,7 +78,7 @@ fn a_directory_of_before_several_hosts_opens_and_goes_on() -> Result<()> {
     assert_eq!(stamp["current"], 2);
     assert_eq!(stamp["revisions"].as_array().map(Vec::len), Some(2));
 
-    // Eleven were to come an hour after the directory was made, the twelfth comes in 2035.
+    // Eleven were due an hour after the directory was created; the twelfth is due in 2035.
     let later = client.wait_for_messages("later", 11)?;
     let mut values: Vec<&str> = later.iter().map(Message::text).collect();
     values.sort_unstable();
@@ -89,7 +90,7 @@ fn a_directory_of_before_several_hosts_opens_and_goes_on() -> Result<()> {
     client
         .delete(&format!("/v1/topics/later/delayed/{late}"))?
         .ok()?;
-    // However many hours it missed.
+    // One message, however many hours were missed.
     client.wait_for_messages("ticks", 1)?;
     client.get("/v1/schedules/hourly")?.ok()?;
 

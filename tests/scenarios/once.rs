@@ -1,4 +1,5 @@
-//! Calls that are made again until they are answered take effect once: over `kill -9`, and over a network that loses answers.
+//! Calls that are repeated until they are answered take effect once: through `kill -9`, and over a
+//! network that loses answers.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -16,11 +17,11 @@ use crate::host;
 const KILLS: u32 = 20;
 const PRODUCERS: u32 = 4;
 
-/// What is shared with the producers: where the host is now, and whether they should come to an end.
+/// Shared with the producers: the host's present address, and whether to stop.
 struct Rig {
     url: Mutex<String>,
     stopping: AtomicBool,
-    /// Calls that were not answered, and were made again.
+    /// Calls that were not answered and were repeated.
     retries: AtomicU32,
 }
 
@@ -30,7 +31,7 @@ impl Rig {
         Client::new(&url.unwrap_or_default())
     }
 
-    /// Makes each call until it is answered; gives where each message was said to be.
+    /// Repeats each call until it is answered; returns the acknowledged position of each message.
     fn produce(&self, producer: u32) -> Result<BTreeMap<String, (u32, u64)>> {
         let mut told = BTreeMap::new();
         let mut number = 0;
@@ -38,7 +39,8 @@ impl Rig {
             let values: Vec<String> = (0..1 + number % 40)
                 .map(|index| format!("{producer}-{number}-{index}"))
                 .collect();
-            // Some have a key, and some leave it to the partitioner, which may choose otherwise the next time.
+            // Some have a key; the partitioner may choose another partition for the others in a
+            // repeat.
             let message = |(index, value): (usize, &String)| match index % 3 {
                 0 => json!({"key": value, "value": value}),
                 _ => json!({"value": value}),
@@ -129,7 +131,7 @@ fn killed_twenty_times_every_call_takes_effect_once_and_is_answered_with_its_fir
     Ok(())
 }
 
-/// Stands between client and host, and loses the answer of every second produce request.
+/// A proxy between client and host that loses the answer of every second produce request.
 struct Lossy {
     address: std::net::SocketAddr,
     lost: Arc<AtomicU32>,
@@ -158,7 +160,8 @@ impl Lossy {
     }
 }
 
-/// One connection, both ways. The answer to a POST may be cut off: the host has done what was asked, and nobody hears of it.
+/// Relays one connection in both directions. The answer to a POST may be cut off: the host has done
+/// what was requested, but the client does not learn it.
 fn relay(mut client: TcpStream, mut host: TcpStream, loses: bool, lost: &AtomicU32) {
     let (Ok(mut from_client), Ok(mut to_host)) = (client.try_clone(), host.try_clone()) else {
         return;
@@ -215,7 +218,8 @@ fn the_command_line_produces_once_over_a_network_that_loses_answers() -> Result<
         );
         match round {
             0 => assert_eq!(told, "40000 messages in 8 commits\n"),
-            // A chunk whose first answer was lost may have been new.
+            // Perhaps not all 40,000: a chunk that this command had to send twice, because its
+            // answer was lost, does not count as repeated.
             _ => ensure!(told.contains("repeated: "), "{told}"),
         }
     }

@@ -1,4 +1,5 @@
-//! The three orders on the real binary, through `kill -9` amid retries: what keeps its order, who waits, and who goes on.
+//! The three orders on the real binary, through `kill -9` during retries: what stays in order, what
+//! waits, and what continues.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,9 +13,9 @@ use crate::{deploy_worker, host};
 const MESSAGES: u32 = 600;
 const KEYS: u32 = 20;
 const PARTITIONS: u32 = 2;
-/// These fail until somebody mends the processor.
+/// These messages fail until the processor is repaired.
 const STUCK: [u32; 2] = [203, 351];
-/// Every so many messages one fails twice.
+/// One in this many messages fails twice.
 const FAILING_EVERY: u32 = 9;
 
 fn key(number: u32) -> u32 {
@@ -44,7 +45,7 @@ fn deploy(client: &Client, component: &[u8], order: &str) -> Result<()> {
     Ok(())
 }
 
-/// The numbers in each partition of a topic, in their order.
+/// The numbers in each partition of a topic, in order.
 fn numbers(client: &Client, topic: &str) -> Result<BTreeMap<u32, Vec<u32>>> {
     let mut partitions: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for message in client.read(topic)? {
@@ -54,10 +55,10 @@ fn numbers(client: &Client, topic: &str) -> Result<BTreeMap<u32, Vec<u32>>> {
     Ok(partitions)
 }
 
-/// A host with the processor, the messages produced in pieces, and the host killed amid the retries of each.
+/// A host with the processor, after it was killed during the retries of each part of the messages.
 ///
-/// It is killed only when the first call of each partition has come back: a message that is in flight at ends of the host again and
-/// again is rightly given up.
+/// It is killed only after the first call of each partition has returned: a message that is in
+/// flight at several ends of the host is given up, and rightly so.
 fn killed_amid_retries(order: &str) -> Result<Host> {
     let mut host = host()?;
     let client = host.client();
@@ -84,7 +85,7 @@ fn killed_amid_retries(order: &str) -> Result<Host> {
     Ok(host)
 }
 
-/// What the processor has come to in a partition.
+/// The processor's status in a partition.
 #[derive(PartialEq)]
 struct Place {
     partition: u64,
@@ -111,8 +112,9 @@ fn come_to(client: &Client) -> Result<Vec<Place>> {
     Ok(partitions.iter().flatten().filter_map(place).collect())
 }
 
-/// Waits until exactly these are out; they stay all that is out over another `kill -9`, until the processor is mended. Gives all that
-/// is out in the end: each message once.
+/// Waits until exactly these messages are in the output, and checks that nothing more follows after
+/// another `kill -9`, until the processor is repaired. Returns the final output, with each message
+/// once.
 fn these_go_on(
     mut host: Host,
     order: &str,
@@ -132,7 +134,7 @@ fn these_go_on(
     host.start_again()?;
     let client = host.client();
     wait_for("the others to be tried again", || {
-        // Not there before the first one.
+        // The metric does not exist before the first retry.
         let retries = client.metric("millrace_retries_total").unwrap_or(0.0);
         Ok((retries >= 20.0).then_some(()))
     })?;
@@ -176,7 +178,7 @@ fn by_partition_all_of_it_waits_and_keeps_its_order() -> Result<()> {
         numbers.iter().take_while(stuck).copied()
     });
     let these = these.collect();
-    // Both topics place keys alike.
+    // Both topics place keys in the same way.
     assert_eq!(these_go_on(host, "partition", &these)?, produced);
     Ok(())
 }

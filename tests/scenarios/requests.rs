@@ -1,4 +1,5 @@
-//! Bad requests: each gets the one error shape with a code, a message and what to do, and loses nothing.
+//! Bad requests: each gets the one error shape with a code, a message and a hint, and loses
+//! nothing.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

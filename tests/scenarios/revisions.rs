@@ -1,5 +1,6 @@
-//! Revisions on trial, on the real binary: a canary has its share of the keys and no other, a shadow reports and changes nothing, a replay
-//! takes its range and nothing else, and the history says who did what.
+//! Revisions on trial, on the real binary: a canary gets only its share of the keys, a shadow
+//! reports and changes nothing, a replay covers exactly its range, and the history says who did
+//! what.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,7 +32,7 @@ fn topics(client: &Client) -> Result<()> {
     client.topic("out", 2)
 }
 
-/// One message of each key.
+/// Produces one message of each key.
 fn produce(client: &Client) -> Result<()> {
     let messages: Vec<Value> = (0..KEYS)
         .map(|key| json!({"key": format!("k{key}"), "value": "x"}))
@@ -39,7 +40,7 @@ fn produce(client: &Client) -> Result<()> {
     client.produce("in", &messages)
 }
 
-/// The revisions that each key's outputs name, in order.
+/// The revisions named in each key's outputs, in order.
 fn revisions(client: &Client) -> Result<BTreeMap<String, Vec<String>>> {
     let mut keys: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for message in client.read("out")? {
@@ -95,7 +96,7 @@ fn a_canary_has_its_share_of_the_keys_until_it_is_promoted_and_history_says_who_
     let status = client.get("/v1/processors/worker")?.ok()?;
     assert_eq!(status["canary_status"]["canary"]["messages"], share * 2);
 
-    // A canary stays one over a crash.
+    // The canary survives a crash.
     host.kill()?;
     host.start_again()?;
     let client = host.client();
@@ -160,7 +161,8 @@ fn a_canary_that_traps_is_withdrawn_by_the_host_and_every_message_is_processed_o
     assert!(keys.values().all(|seen| *seen == ["1"]), "each once");
     assert_eq!(client.dead_letters("worker")?.len(), 0);
     let note = status["revisions"][1]["note"].as_str().context("no note")?;
-    // For what its own breaker has seen, or for what the current revision made of the same messages: whichever came first.
+    // Withdrawn either for what its own breaker saw, or because the current revision succeeded with
+    // the same messages, whichever came first.
     let is_told = ["trap", "would have given up"];
     assert!(
         note.contains("withdrawn by the host") && is_told.iter().any(|told| note.contains(told)),
@@ -213,7 +215,7 @@ fn a_replay_sends_exactly_its_range_of_time_through_the_revision_asked_for() -> 
     for module in [guests::STAMP_1, guests::STAMP_2] {
         client.deploy(&deployment(&client.push(module)?))?;
     }
-    // A second apart, from 2023-11-14T22:13:20Z on.
+    // One per second, from 2023-11-14T22:13:20Z on.
     let message =
         |n: u64| json!({"value": n.to_string(), "timestamp": 1_700_000_000_000 + n * 1_000});
     let messages: Vec<Value> = (0..100).map(message).collect();
@@ -247,7 +249,7 @@ fn a_replay_sends_exactly_its_range_of_time_through_the_revision_asked_for() -> 
     assert_eq!(replayed(&client)?, Vec::from_iter(10..30));
     assert_eq!(client.count("out")?, 100, "the original's, and no more");
 
-    // It is done after a crash as well, and does nothing again.
+    // After a crash the replay is still done, and does not run again.
     host.kill()?;
     host.start_again()?;
     let client = host.client();

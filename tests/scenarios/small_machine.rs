@@ -1,5 +1,6 @@
-//! A host that may use 512 MiB and is attacked by everybody who may do anything with it: who produces, who deploys, and what is deployed.
-//! It refuses what it has no room for, the system never ends it for its memory, and after each `kill -9` it starts again with what it held.
+//! A host with 512 MiB is attacked by everyone who can use it: by producers, by those who deploy,
+//! and by the deployed components. It refuses what it has no room for, the system never ends it for
+//! its memory, and after each `kill -9` it starts again with what it held.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,21 +17,21 @@ use serde_json::{Value, json};
 use crate::MILLRACE;
 
 const MEMORY_BYTES: u64 = 512 << 20;
-/// How long each attack goes on before the host is killed.
+/// How long each attack lasts before the host is killed.
 const ROUND: Duration = Duration::from_secs(12);
 const ROUNDS: usize = 3;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// A control group of the system with a limit on memory; gone with the test.
+/// A control group with a memory limit; removed with the test.
 struct Group {
     dir: PathBuf,
     events: &'static str,
 }
 
 impl Group {
-    /// `None` where none can be made here.
+    /// `None` if no group can be created on this machine.
     fn make() -> Option<Self> {
-        // Tests of one process run side by side.
+        // Tests of one process run concurrently.
         static MADE: AtomicU32 = AtomicU32::new(0);
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let name = format!("millrace-test-{}-{number}", std::process::id());
@@ -54,7 +55,7 @@ impl Group {
         })
     }
 
-    /// The command, run within.
+    /// Runs the command within the group.
     fn holding(&self, command: &Command) -> Command {
         let mut within = Command::new("sh");
         let enter = format!(
@@ -69,7 +70,8 @@ impl Group {
         within
     }
 
-    /// Bytes in memory of all its processes that belong to no file: what the system cannot take back.
+    /// Resident bytes of all its processes that belong to no file, so that the system cannot
+    /// reclaim them.
     fn own_bytes(&self) -> Result<u64> {
         let stat = fs::read_to_string(self.dir.join("memory.stat"))?;
         let of = |name: &str| {
@@ -79,7 +81,7 @@ impl Group {
         of("rss ").or_else(|| of("anon ")).context("no own memory")
     }
 
-    /// How many processes the system ended in it for want of memory.
+    /// How many of its processes the system ended for lack of memory.
     fn kills(&self) -> Result<u64> {
         let events = fs::read_to_string(self.dir.join(self.events))?;
         let kills = events
@@ -91,18 +93,18 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // It is empty as soon as the system has cleared away after the last process.
+        // The group is empty once the system has cleaned up after its last process.
         let gone = || Ok(fs::remove_dir(&self.dir).ok());
         let _ = wait_for("the control group to be empty", gone);
     }
 }
 
-/// What the host was asked for, and the codes that it refused it with.
+/// The codes with which the host refused requests.
 #[derive(Default)]
 struct Refusals(Mutex<Vec<String>>);
 
 impl Refusals {
-    /// Whether it was refused. A host that is busy is asked again.
+    /// Whether the request was refused. After a busy answer, pauses before the next request.
     fn note(&self, reply: &Reply) -> Result<bool> {
         if reply.status < 300 {
             return Ok(false);
@@ -131,11 +133,11 @@ impl Refusals {
     }
 }
 
-/// One attack: asked for again and again, with a number that grows.
+/// One attack, called repeatedly with an ascending number.
 type Attack = fn(&Client, &Refusals, usize) -> Result<()>;
 
 fn delay(client: &Client, refusals: &Refusals, number: usize) -> Result<()> {
-    // Many small ones cost more beside their bytes than in them; large ones are here at once.
+    // Many small messages cost mostly overhead; a few large ones cost their bytes.
     let (count, bytes) = if number.is_multiple_of(4) {
         (2_000, 20)
     } else {
@@ -178,7 +180,7 @@ fn import(client: &Client, refusals: &Refusals, number: usize) -> Result<()> {
 }
 
 fn keys(client: &Client, refusals: &Refusals, number: usize) -> Result<()> {
-    // What has to be remembered of messages that go to partitions in turns is long.
+    // With alternating partitions, the positions to remember are long.
     let message = |n: usize| json!({"partition": n % 8, "value": "x"});
     let body = json!({"messages": (0..8_000).map(message).collect::<Vec<_>>()});
     let key = format!("key-{number}-{}", fastrand::u64(..));
@@ -250,7 +252,7 @@ fn misbehave(client: &Client, refusals: &Refusals, number: usize) -> Result<()> 
 }
 
 fn upload(client: &Client, refusals: &Refusals, _: usize) -> Result<()> {
-    // A section that says nothing makes it another module.
+    // An empty custom section makes it a different module.
     let mut component = guests::UPPERCASE.to_vec();
     component.extend([0, 10, 1, b'n']);
     component.extend(fastrand::u64(..).to_le_bytes());
@@ -304,7 +306,7 @@ fn prepare(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// These attacks at once, for a while. The first one that is not answered ends the test.
+/// Runs these attacks concurrently for a while. The first one that gets no answer ends the test.
 fn attack(
     host: &Host,
     group: &Group,
@@ -318,7 +320,7 @@ fn attack(
             let (mut of_host, mut of_all) = (0, 0);
             while Instant::now() < deadline {
                 of_all = group.own_bytes()?.max(of_all);
-                // It may have ended; whoever asks it finds out.
+                // If the host has ended, its attackers find out.
                 of_host = host.own_bytes().unwrap_or(0).max(of_host);
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -348,21 +350,22 @@ fn attack(
     })
 }
 
-/// A host after all that, and what has to stay until it is gone.
+/// The host after all rounds, and what it needs until it is dropped.
 struct Outlived {
     host: Host,
     _directory: tempfile::TempDir,
     _group: Group,
 }
 
-/// The host in its group, attacked and killed, round after round; it has to be there at the end of each, and to start once more.
+/// Runs the host in its group; attacks and kills it, round after round. It must be alive at the end
+/// of each round, and start once more.
 fn outlives(attacks: &[(&'static str, Attack)], codes: &[&str]) -> Result<Option<Outlived>> {
     let Some(group) = Group::make() else {
         eprintln!("skipped: no control group with a limit on memory can be made here");
         return Ok(None);
     };
     let directory = tempfile::tempdir()?;
-    // Twice what memory has for it.
+    // Twice the memory that there is for it.
     let state = ["--state-disk-bytes-max", "100000000"];
     let mut host = Host::in_directory(MILLRACE, &directory.path().join("data"), &state);
     let refusals = Refusals::default();
@@ -380,7 +383,7 @@ fn outlives(attacks: &[(&'static str, Attack)], codes: &[&str]) -> Result<Option
             prepare(&client)?;
         }
         let attacked = attack(&host, &group, attacks, &refusals, round);
-        // A compiler that is short of memory is ended, and its upload refused; the host is not.
+        // If a compiler lacks memory, it is ended and its upload refused; the host is not ended.
         let (kills, ended) = (group.kills()?, host.ended()?);
         eprintln!("round {round}: {kills} processes ended for memory");
         ensure!(ended.is_none(), "the host ended, {ended:?}: {attacked:?}");

@@ -1,5 +1,5 @@
-//! State on the real binary: counts are those of the messages that succeeded, over `kill -9`, retries, rejections and traps; and
-//! what is kept can be shown, taken out, put back and emptied.
+//! State on the real binary: the counts equal the successful messages, through `kill -9`, retries,
+//! rejections and traps; and the state can be shown, exported, imported and emptied.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -17,7 +17,8 @@ const KILLS: u32 = 12;
 const KEYS: u32 = 50;
 const PARTITIONS: u32 = 2;
 
-/// Now and then one is rejected, one fails once, and one traps for good; all after they were counted.
+/// A message with this number. Some are rejected, some fail once, and some always trap; all of them
+/// after they were counted.
 fn message(number: u32) -> Value {
     let mut headers = json!({"id": number.to_string()});
     match number {
@@ -53,7 +54,7 @@ fn deployment(module: &str) -> Deploy<'_> {
     }
 }
 
-/// The counts that are kept, in all partitions; a key is in one of them.
+/// The counts in all partitions; each key is in only one of them.
 fn counts(client: &Client) -> Result<BTreeMap<String, i64>> {
     let mut counts = BTreeMap::new();
     for partition in 0..PARTITIONS {
@@ -112,7 +113,7 @@ fn survives(durability: &str) -> Result<()> {
         );
     }
 
-    // Each key's outputs say 1, 2, 3 …, in order, and the state says how far it came.
+    // Each key's outputs are 1, 2, 3 …, in order, and the state holds the last one.
     let mut counted: BTreeMap<String, i64> = BTreeMap::new();
     for message in &outputs {
         let id: u32 = message.header("id").context("no id")?.parse()?;
@@ -175,7 +176,7 @@ fn state_is_shown_taken_out_put_back_emptied_and_stays_over_revisions() -> Resul
     };
     assert_eq!(counts(&client)?, all(3));
 
-    // Another revision goes on counting; one that is to begin anew begins anew.
+    // A new revision continues counting; one deployed with empty state starts over.
     let mut next = deployment(&module);
     next.more["batch"] = json!({"messages_max": 2});
     assert_eq!(client.deploy(&next)?, 2);
@@ -267,7 +268,8 @@ fn redriven_messages_count_where_they_first_stood() -> Result<()> {
     client.wait_until_idle("count")?;
     assert_eq!(client.dead_letters("count")?.len(), 1);
     assert_eq!(counts(&client)?["k0"], 2);
-    // The attempts of a redriven message count anew, so it needs one more redrive than attempts allow: raise those first.
+    // Attempts at a redriven message start over, so that it would fail as before: allow more
+    // attempts first.
     let module = client.push(guests::MISCOUNT)?;
     let mut patient = deployment(&module);
     patient.more["retry"]["attempts_max"] = json!(5);

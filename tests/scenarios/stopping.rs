@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{MILLRACE, deploy_between};
 
-/// The longest that a call may be given.
+/// The longest time limit that a call may have.
 const CALL_MS_MAX: u64 = 600_000;
 const DEADLINE: Duration = Duration::from_secs(2);
 
@@ -72,7 +72,7 @@ fn a_stop_keeps_its_deadline_beside_guests_that_never_return_and_says_what_it_wa
     }
     ensure!(!said.contains("requests were still under way"), "{said}");
 
-    // Nothing of the calls counts: each message is where it was, at its first attempt.
+    // The interrupted calls do not count: each message is where it was, at its first attempt.
     host.start_again()?;
     let client = host.client();
     for name in ["one", "other"] {

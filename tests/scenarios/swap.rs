@@ -1,4 +1,4 @@
-//! Hot swap: revisions take over between two batches, and nobody's message is lost or repeated.
+//! Hot swap: revisions take over between two batches, and no message is lost or repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +26,7 @@ fn deploy(client: &Client, module: &str) -> Result<u64> {
     })
 }
 
-/// Produces numbered messages until told to end; how many.
+/// Produces numbered messages until told to end; returns how many.
 fn produce_numbers(client: &Client, done: &AtomicBool) -> Result<u32> {
     let mut next = 0;
     while !done.load(Ordering::Relaxed) {
@@ -39,7 +39,7 @@ fn produce_numbers(client: &Client, done: &AtomicBool) -> Result<u32> {
     Ok(next)
 }
 
-/// Watches the output grow; the longest time that one of its partitions stood still.
+/// Watches the output grow; returns the longest time without progress in one of its partitions.
 fn longest_pause(client: &Client, done: &AtomicBool) -> Result<Duration> {
     let mut grown: BTreeMap<u64, (u64, Instant)> = BTreeMap::new();
     let mut longest = Duration::ZERO;

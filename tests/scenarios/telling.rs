@@ -1,4 +1,4 @@
-//! What people see of a host: on a terminal, whatever the messages hold, and in its log.
+//! What people see of a host: its output on a terminal, whatever the messages contain, and its log.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -10,10 +10,11 @@ use serde_json::json;
 
 use crate::{MILLRACE, host};
 
-/// Clears the screen, sets the window's title, rings, goes back in the line, turns the text's direction.
+/// Clears the screen, sets the window title, rings the bell, returns to the line's start, and
+/// reverses the text direction.
 const STEERS: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}first\rsecond\u{202e}third";
 
-/// What a command shows on a terminal. `None` where there is no program that gives it one.
+/// The output of a command on a terminal; `None` if no installed program can provide one.
 fn on_a_terminal(command: &Command) -> Result<Option<String>> {
     let quoted = |text: &std::ffi::OsStr| {
         let text = text.to_str().context("text")?;
@@ -62,7 +63,7 @@ fn a_message_does_not_steer_the_terminal_that_it_is_shown_on() -> Result<()> {
             "{shown:?}"
         );
     }
-    // Through a pipe it is what was produced, to the byte.
+    // Through a pipe the output equals the produced value, byte for byte.
     let piped = host.command(&["consume", "in", "--max", "1"]).output()?;
     ensure!(String::from_utf8(piped.stdout)?.contains(STEERS));
     Ok(())
@@ -115,7 +116,7 @@ fn the_log_says_what_was_done_to_the_host_by_whom_and_nothing_of_its_messages() 
     let by = |line: &str| line.contains("by=");
     ensure!(text.lines().filter(|line| by(line)).count() >= 6, "{text}");
     ensure!(!text.contains("secret"), "{text}");
-    // Two hundred messages are no news.
+    // Two hundred messages are not worth log lines of their own.
     ensure!(text.lines().count() < 60, "{text}");
     Ok(())
 }

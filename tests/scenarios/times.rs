@@ -1,4 +1,5 @@
-//! Time and place of messages: what a processor says of its outputs, delayed messages, over kills as well.
+//! Time and place of messages: what a processor sets in its outputs, and delayed messages, also
+//! through kills.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -37,7 +38,7 @@ fn forwarding(client: &Client, more: Value) -> Result<()> {
     Ok(())
 }
 
-/// The answer's output; it must succeed.
+/// The command's output; it must succeed.
 fn run(host: &Host, arguments: &[&str]) -> Result<String> {
     let output = host.command(arguments).output()?;
     let error = String::from_utf8_lossy(&output.stderr).into_owned();

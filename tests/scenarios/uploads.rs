@@ -102,7 +102,7 @@ fn a_compile_bomb_is_refused_in_bounded_time_while_the_host_answers() -> Result<
     let bomb = crate::guests::compile_bomb();
     let began = Instant::now();
     client.push(guests::UPPERCASE)?;
-    // On a machine that others use everything takes longer, the bomb as well.
+    // On a shared machine everything takes longer, including the bomb.
     let usual = began.elapsed();
     let began = Instant::now();
     let reply = client.post("/v1/modules", "application/wasm", &bomb)?;

@@ -1,4 +1,5 @@
-//! The way back and what is left behind on it, by the command line: what is told, refused and accepted, on the real binary.
+//! Rollbacks and the messages that they leave behind, by the command line: what is reported,
+//! refused and accepted, on the real binary.
 
 use anyhow::{Result, ensure};
 use guest_artifacts as guests;
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::host;
 
-/// What a command says; its errors with a code that is not zero.
+/// The output of a command; its error output if it fails.
 fn run(host: &Host, arguments: &[&str]) -> Result<String> {
     let output = host.command(arguments).output()?;
     let said = [output.stdout, output.stderr].concat();
@@ -22,7 +23,8 @@ fn refused(host: &Host, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// Topics, a first revision that has worked, and two messages that wait in `in` for a second one, which traps at them.
+/// Topics, a first revision that has worked, and two messages that wait in `in` for a second
+/// revision, which traps on them.
 fn parked(client: &Client) -> Result<[String; 2]> {
     for topic in ["in", "out", "more"] {
         client.topic(topic, 1)?;

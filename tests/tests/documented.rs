@@ -1,5 +1,6 @@
-//! Holds three documents to the source: every bound of the host stands in `docs/bounds.md`, every metric in `docs/metrics.md`, every
-//! code of an error in `docs/errors.md`. They are written from the source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
+//! Compares three documents with the source: `docs/bounds.md` must list every bound of the host,
+//! `docs/metrics.md` every metric, `docs/errors.md` every error code. They are generated from the
+//! source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -10,9 +11,9 @@ use millrace::{ErrorCode, error_codes};
 use millrace_model::Kind;
 use millrace_tests::tree::{Source, repository, sources};
 
-/// The variable that has the documents written instead of compared.
+/// If this variable is set, the documents are written instead of compared.
 const WRITE: &str = "MILLRACE_WRITE_DOCS";
-/// Where metrics are described.
+/// The file that describes the metrics.
 const TELEMETRY: &str = "host/server/src/telemetry.rs";
 
 #[test]
@@ -73,7 +74,7 @@ fn every_code_of_an_error_is_documented() {
     hold("docs/errors.md", &page);
 }
 
-/// The host's sources without its tests.
+/// The host's sources without tests.
 fn product() -> Vec<Source> {
     let is_product = |source: &Source| {
         let path = &source.path;
@@ -85,7 +86,7 @@ fn product() -> Vec<Source> {
     sources().into_iter().filter(is_product).collect()
 }
 
-/// The document must say what it should, unless it is being written.
+/// Compares the document with the wanted text, or writes it.
 fn hold(path: &str, wanted: &str) {
     let file = repository().join(path);
     if std::env::var_os(WRITE).is_some() {
@@ -105,7 +106,7 @@ struct Bound {
     meaning: String,
 }
 
-/// Constants whose names end in `MAX`, with what their comments say.
+/// Constants whose names end in `MAX`, with their doc comments.
 fn bounds_of(source: &Source) -> Vec<Bound> {
     let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
     let declared = |at: &usize| {
@@ -146,7 +147,7 @@ fn bounds_of(source: &Source) -> Vec<Bound> {
     (0..lines.len()).filter_map(bound).collect()
 }
 
-/// `8 << 20` bytes as people write them; whatever else stays as it is in the source.
+/// `8 << 20` bytes in the form in which people write them; other values as in the source.
 fn readable(name: &str, value: &str) -> String {
     let shifted = value.split_once(" << ").and_then(|(one, by)| {
         let one: u64 = one.trim().parse().ok()?;
@@ -191,7 +192,7 @@ fn bounds_page(bounds: &[Bound]) -> String {
     page
 }
 
-/// Names of metrics that stand in the text as literals.
+/// Names of metrics that occur in the text as literals.
 fn metric_names(text: &str) -> Vec<&str> {
     let literals = text.split('"').skip(1).step_by(1);
     let is_name = |word: &&str| {
@@ -203,7 +204,7 @@ fn metric_names(text: &str) -> Vec<&str> {
     literals.filter(is_name).collect()
 }
 
-/// Name to kind and description, from the calls that describe them.
+/// Kind and description by name, from the calls that describe metrics.
 fn described(text: &str) -> BTreeMap<String, (String, String)> {
     let mut described = BTreeMap::new();
     for call in text.split("describe_").skip(1) {
@@ -279,7 +280,7 @@ fn errors_page(codes: &[ErrorCode]) -> String {
     page
 }
 
-/// Text in a cell of a table.
+/// The text as a cell of a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }

@@ -1,4 +1,5 @@
-//! State that has to be read from the disk: a call waits for it in the host's time, and what cannot be read is nobody's mistake.
+//! State that must be read from disk: the call waits in the host's time, not its own, and
+//! unreadable state is not blamed on the guest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use millrace_model::{
 use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
 use sha2::{Digest as _, Sha256};
 
-/// What this package's bench is told to be a child that compiles.
+/// The argument with which this package's bench runs as a compiler process.
 const COMPILE: &str = "compile-module";
 
 /// A component that counts keys.
@@ -49,7 +50,7 @@ impl Counter {
         }
     }
 
-    /// What it counts, or why it does not.
+    /// The counts of these keys, or why there are none.
     async fn counts(&self, keys: &[&str], state: Box<StateAttempt>) -> Result<Counted, CallError> {
         let batch = keyed(keys);
         let called = self.handler.process_with_state(&batch, state).await;
@@ -77,7 +78,7 @@ fn keyed(keys: &[&str]) -> Arc<ColumnBatch> {
     Arc::new(batch)
 }
 
-/// The values of an answer's outputs, all of them new.
+/// The values of an answer's outputs, all of which are new bytes.
 fn outputs(batch: &ColumnBatch, answer: &Answer) -> Vec<String> {
     let both = [batch.data.as_slice(), answer.data.as_slice()].concat();
     let value = |span: &[u32]| both[span[0] as usize..][..span[1] as usize].to_vec();
@@ -87,7 +88,8 @@ fn outputs(batch: &ColumnBatch, answer: &Answer) -> Vec<String> {
         .collect()
 }
 
-/// A table of counts that is all on the disk: `a` is at 41. Nothing of it is in memory, for a simulated disk has no cache.
+/// A table of counts that is entirely on disk, with `a` at 41. Nothing is in memory, because a
+/// simulated disk has no cache.
 struct OnDisk {
     disk: SimDisk,
     table: Arc<StateTable>,

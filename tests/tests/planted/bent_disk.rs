@@ -1,4 +1,4 @@
-//! Disks that do not do what the engine relies on.
+//! Disks that break what the engine relies on.
 
 use std::io;
 use std::path::Path;
@@ -15,9 +15,9 @@ pub(crate) enum DiskBug {
     NoSync,
     /// Directories are not synced.
     NoDirectorySync,
-    /// Opening a file of the journal forgets its last bytes.
+    /// Opening a journal file loses its last bytes.
     JournalCut,
-    /// Opening a segment forgets its last quarter.
+    /// Opening a segment loses its last quarter.
     SegmentCut,
 }
 
@@ -31,7 +31,7 @@ struct BentFile {
     bug: DiskBug,
 }
 
-/// More than the last frame, and less than what comes between two checkpoints.
+/// More than the last frame, and less than what is written between two checkpoints.
 const FORGOTTEN_BYTES: usize = 600;
 
 impl BentDisk {
@@ -102,7 +102,7 @@ impl FileSystem for NeverSynced {
     }
 }
 
-/// Zeros over the last bytes that are none.
+/// Overwrites the last bytes that are not zero with zeros.
 fn forget_end(file: &dyn DiskFile) -> io::Result<()> {
     let mut bytes = vec![0; usize::try_from(file.length()?).unwrap_or(0)];
     file.read_at(&mut bytes, 0)?;

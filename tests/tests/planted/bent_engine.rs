@@ -1,4 +1,4 @@
-//! Engines that break their contract now and then.
+//! Engines that sometimes break their contract.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,47 +12,48 @@ use millrace_model::{GroupName, Offset, Progress, RecordBatch, TopicPartition};
 /// What the engine does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EngineBug {
-    /// Progress is a commit of its own, before the outputs.
+    /// Commits progress separately, before the outputs.
     ProgressFirst,
-    /// Outputs are a commit of their own, before the progress.
+    /// Commits outputs separately, before the progress.
     OutputFirst,
-    /// State is a commit of its own, before progress and outputs.
+    /// Commits state separately, before progress and outputs.
     StateFirst,
-    /// State is a commit of its own, after them.
+    /// Commits state separately, after progress and outputs.
     StateLast,
-    /// Every tenth commit's state is not kept.
+    /// Loses the state of every tenth commit.
     ForgetsState,
-    /// Every tenth output is kept twice.
+    /// Stores every tenth output twice.
     OutputTwice,
-    /// Every tenth output is not kept.
+    /// Loses every tenth output.
     OutputForgotten,
-    /// Every tenth request is taken twice.
+    /// Stores every tenth request twice.
     Twice,
-    /// A request's second half is a commit of its own.
+    /// Commits the second half of a request separately.
     Halves,
-    /// Every tenth request's messages are taken from the last to the first.
+    /// Stores the messages of every tenth request in reverse order.
     Reversed,
-    /// Every tenth reading shows the first message's value at the second one's offset.
+    /// In every tenth read, shows the first message's value at the second one's offset.
     OtherValue,
-    /// Every tenth request is taken, and refused.
+    /// Stores every tenth request, and refuses it.
     RefusedAndTaken,
-    /// Every tenth request is acknowledged and nothing else.
+    /// Acknowledges every tenth request without storing it.
     NotTaken,
-    /// What is asked for is the progress before the last.
+    /// Returns the progress before the latest.
     OldProgress,
-    /// After a few commits no progress is taken, without a word.
+    /// After a few commits, silently stores no more progress.
     StandsStill,
-    /// A request's key is forgotten before it is looked for.
+    /// Forgets a request's key before looking for it.
     ForgetsKeys,
-    /// More is removed than was asked for.
+    /// Trims more than was requested.
     TrimsMore,
-    /// A trim is acknowledged and nothing else.
+    /// Acknowledges a trim without removing anything.
     TrimsNothing,
-    /// A partition begins later than it did, though nobody asked for that.
+    /// Moves the start of a partition forward without a request.
     BeginsLater,
-    /// Of a compacted topic the newest message is gone, and an older one with its key is there.
+    /// In a compacted topic, removes the newest message and keeps an older one with its key.
     CompactsLatest,
-    /// Of a compacted topic the messages that remove their key are gone at once, whatever is there of it.
+    /// In a compacted topic, removes messages that remove their key at once, although older ones
+    /// are left.
     BringsBack,
 }
 
@@ -76,7 +77,8 @@ impl BentEngine {
         topic.is_some_and(|topic| topic.spec.settings.compact)
     }
 
-    /// Two commits instead of one; the second's appends are answered after the first's.
+    /// Makes two commits instead of one; the second one's appends come after the first one's in the
+    /// answer.
     async fn split(&self, first: Transaction, second: Transaction) -> Result<Receipt, CommitError> {
         let mut receipt = self.inner.commit(first).await?;
         let rest = self.inner.commit(second).await?;

@@ -1,5 +1,5 @@
-//! Histories written by hand, of a processor that counts and whose dead letters are sent again: the true one passes, and each lie
-//! in it is found.
+//! Histories written by hand about a processor that counts and whose dead letters are redriven: the
+//! true one passes, and each lie in it is found.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,13 @@ use millrace_tests::torture::value::{self, Id};
 
 const KEYS: u64 = 2;
 
-/// Four inputs. 0 and 1 are out; 2 is dead; 3 died, was sent again, and is out then.
+/// Four inputs. 0 and 1 are processed, 2 is a dead letter, and 3 died, was redriven and then
+/// processed.
 struct Story {
     outputs: Vec<u64>,
     dead: Vec<u64>,
     standing: Vec<u64>,
-    /// What the state counted after a start, and in the end, of the keys 0 and 1.
+    /// The state's counts of keys 0 and 1, after a start and at the end.
     before: [i64; 2],
     counts: [i64; 2],
 }

@@ -1,5 +1,6 @@
-//! A world in this process: the engine on a simulated disk, producers, a processor and a reader, and power cuts by seed. What they
-//! write down is what the torture program's clients write down, and the same checker judges it.
+//! A world within this process: the engine on a simulated disk, with producers, a processor, a
+//! reader, and power cuts by seed. They record the same history as the clients of the torture
+//! program, and the same checker checks it.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -31,28 +32,28 @@ use crate::bent_engine::{BentEngine, EngineBug};
 use millrace_engine::hooked::Hooked;
 
 const PARTITIONS: u32 = 2;
-/// Power cuts of one world.
+/// Power cuts per world.
 const CUTS: u32 = 4;
-/// Disk operations between two cuts, at most.
+/// Maximum number of disk operations between two cuts.
 const OPERATIONS_MAX: u64 = 900;
-/// Requests of a producer after the last cut.
+/// Requests that a producer sends after the last cut.
 const LAST_REQUESTS: u32 = 10;
 const PADDING_BYTES_MAX: usize = 200;
-/// Messages that the processor takes at once.
+/// Maximum number of messages that the processor takes at once.
 const TAKEN_MAX: usize = 8;
 const DEAD_EVERY: u64 = 7;
 const READ_BYTES: usize = 4_000;
-/// Looks of a processor that has nothing to do, until it counts as stuck.
+/// How often an idle processor looks for work before it counts as stuck.
 const LOOKS_MAX: u32 = 300;
 
-/// What is planted.
+/// The planted bugs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bugs {
     pub(crate) disk: Option<DiskBug>,
     pub(crate) engine: Option<EngineBug>,
 }
 
-/// Lives through a world and judges it.
+/// Runs a world and checks its history.
 pub(crate) fn live(seed: u64, bugs: Bugs) -> Verdict {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -78,32 +79,33 @@ struct World {
     random: Mutex<Rng>,
 }
 
-/// An engine, the topics in it, and whether this is the last life.
+/// An engine, its topics, and whether this is the last life.
 struct Life {
     engine: Arc<dyn Engine>,
     topics: [Topic; TOPICS],
     last: bool,
-    /// Producers that have something to send.
+    /// The number of producers that still have something to send.
     producing: AtomicU32,
 }
 
 const TOPICS: usize = 6;
 const NAMES: [&str; TOPICS] = ["safe", "quick", "out", "dead", "aging", "latest"];
-/// Trimmed now and then; its producer's requests carry a key.
+/// This topic is sometimes trimmed, and its producer's requests have a key.
 const AGING: usize = 4;
-/// Compacted.
+/// This topic is compacted.
 const LATEST: usize = 5;
 /// Keys of the producer to the compacted topic.
 const KEYS: u64 = 5;
-/// By turns of the seeds. The short one has the engine compact all that stands there at once, so that nothing is left that could
-/// come back; with the long one, what a key's removal hides still stands beside it at the end.
+/// Alternates by seed. With the short time the engine compacts everything at once, so that nothing
+/// is left that could come back; with the long one, older messages of a removed key may still be
+/// stored at the end.
 const TOMBSTONE_MS: [u64; 2] = [3, 60_000];
-/// Every so many messages of a key one removes it.
+/// One in this many messages of a key removes it.
 const REMOVES_EVERY: u64 = 3;
-/// The header of a message without a value: what its value would be.
+/// The header of a message without a value; it has what the value would be.
 const ID: &str = "id";
 
-/// A producer's place in its own sequence, and what it sends again.
+/// A producer's position in its own sequence, and the request to repeat.
 #[derive(Default)]
 struct Producer {
     next: u64,
@@ -188,7 +190,7 @@ impl World {
     async fn open(&self, life: u32) -> Result<Arc<dyn Engine>, OpenError> {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let disk = match self.bugs.disk {
-            // The first start opens nothing that was there before.
+            // The first start opens no existing files.
             Some(bug) if life > 0 || matches!(bug, DiskBug::NoSync | DiskBug::NoDirectorySync) => {
                 Arc::new(BentDisk { inner: disk, bug })
             }
@@ -205,7 +207,7 @@ impl World {
         })
     }
 
-    /// Sends until the power fails, or, in the last life, a little more.
+    /// Sends until the power fails; in the last life, a few more requests.
     async fn produce(&self, life: &Life, producer: u32, topic: usize, state: &mut Producer) {
         self.send_all(life, producer, topic, state).await;
         life.producing.fetch_sub(1, Ordering::Release);
@@ -303,7 +305,7 @@ impl World {
         goes_on
     }
 
-    /// Removes a part of what is there, now and then, until the power fails.
+    /// Sometimes trims a part of the messages, until the power fails.
     async fn trim(&self, life: &Life) {
         let mut random = self.random();
         for _ in 0..6 {
@@ -332,7 +334,8 @@ impl World {
         }
     }
 
-    /// Takes inputs to outputs and dead letters until the power fails, or, in the last life, until all are through.
+    /// Moves inputs to outputs and dead letters until the power fails; in the last life, until all
+    /// are processed.
     async fn process(&self, life: &Life, partition: u32) {
         let input = at(&life.topics[0], partition);
         let Ok(claimed) = life.engine.claim(&worker(), input).await else {
@@ -403,7 +406,7 @@ impl World {
         life.engine.commit(transaction).await.is_ok()
     }
 
-    /// Whether the stored progress has reached the end, and no producer is left who may move it.
+    /// Whether the stored progress has reached the end, and no producer can move the end any more.
     async fn is_through(&self, life: &Life, input: TopicPartition) -> bool {
         let nobody_sends = life.producing.load(Ordering::Acquire) == 0;
         let progress = life.engine.progress(&worker(), input).await;
@@ -427,7 +430,7 @@ impl World {
         });
     }
 
-    /// What the processor's state counts.
+    /// Records the counts in the processor's state.
     async fn write_state(&self, life: &Life, last: bool) {
         for partition in 0..PARTITIONS {
             let all = StateQuery {
@@ -466,7 +469,7 @@ impl World {
         }
     }
 
-    /// Reads here and there.
+    /// Reads at random places.
     async fn read(&self, life: &Life) {
         let mut random = self.random();
         for _ in 0..30 {
@@ -490,7 +493,8 @@ impl World {
                     match life.engine.read(place, from, READ_BYTES).await {
                         Ok(batches) if batches.is_empty() => break,
                         Ok(batches) => {
-                            // Of what compaction left nothing may be a message; there may be more after it.
+                            // A batch may have no messages left after compaction, but more batches
+                            // may follow.
                             let more = batches.iter().flat_map(values);
                             found.extend(more.filter(|(offset, _)| *offset >= from));
                             from = batches.last().map_or(from, RecordBatch::end_offset);
@@ -521,7 +525,7 @@ fn is_dead(text: &str) -> bool {
     value::parse(text).is_some_and(|id| id.sequence % DEAD_EVERY == 0)
 }
 
-/// Counts those that do not die, in state.
+/// Counts the messages that do not die, in state.
 async fn count(engine: &dyn Engine, lease: &Lease, taken: &[(Offset, String)]) -> Vec<StateWrite> {
     let Ok(table) = engine.state(&lease.group, lease.partition).await else {
         return Vec::new();
@@ -548,7 +552,7 @@ async fn count(engine: &dyn Engine, lease: &Lease, taken: &[(Offset, String)]) -
     }]
 }
 
-/// Everything small: files roll, memory fills, checkpoints are frequent.
+/// Opens an engine with small sizes: files roll, memory fills, checkpoints are frequent.
 async fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Arc<LocalEngine>, OpenError> {
     let options = LocalOptions {
         journal_file_bytes: 16 << 10,
@@ -561,7 +565,7 @@ async fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Arc<LocalEngine>, OpenE
     LocalEngine::open_on(disk, dir, options, Arc::new(SystemClock::new())).await
 }
 
-/// Makes the topics, or finds them.
+/// Creates the topics, or finds them.
 async fn topics(engine: &dyn Engine, tombstone_ms: u64) -> [Topic; TOPICS] {
     for name in NAMES {
         let durable = name != "quick";
@@ -645,7 +649,7 @@ async fn read_from(
 
 fn values(batch: &RecordBatch) -> Vec<(Offset, String)> {
     if batch.is_control() {
-        // What compaction left of several.
+        // The remains of several messages after compaction.
         return Vec::new();
     }
     let records = batch.records().expect("readable");

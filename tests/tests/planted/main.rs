@@ -1,6 +1,6 @@
-//! The checker is checked: bugs planted around the engine, one at a time, and each is found within a few seeds; the engine as
-//! it is passes the same seeds. The bugs wrap what the engine stands on (a disk) or the engine itself; the product has no
-//! switch for them.
+//! Checks the checker: with bugs planted around the engine, one at a time, each is found within a
+//! few seeds, and the engine without them passes the same seeds. The bugs wrap the engine or its
+//! disk; the product has no switch for them.
 #![forbid(unsafe_code)]
 
 mod bent_disk;
@@ -16,7 +16,7 @@ use millrace_tests::torture::checker::Kind;
 
 const SEEDS: u64 = 20;
 
-/// Seeds until a finding of one of these kinds.
+/// Tries seeds until there is a finding of one of these kinds.
 fn found(bugs: Bugs, kinds: &[Kind]) {
     for seed in 0..SEEDS {
         let verdict = life::live(seed, bugs);
@@ -71,7 +71,7 @@ fn an_acknowledgement_before_the_sync_is_found() {
 
 #[test]
 fn a_skipped_sync_of_directories_is_found() {
-    // What is missing may as well be what the host cannot start without.
+    // What is missing may also be what the host needs to start.
     found_on_disk(DiskBug::NoDirectorySync, &[Kind::Lost, Kind::Stuck]);
 }
 

@@ -1,28 +1,30 @@
-//! Histories written by hand, of delayed messages and of a schedule: the true one passes, and each lie in it is found.
+//! Histories written by hand about delayed messages and a schedule: the true one passes, and each
+//! lie in it is found.
 
 use millrace_tests::torture::checker::{Checker, Kind, Verdict};
 use millrace_tests::torture::history::{Ages, DELAYED, Event, Fault, Rules, Seen, Tick, TopicRule};
 use millrace_tests::torture::value::{self, Id};
 
-/// When the story begins; a whole second.
+/// When the story begins; a full second.
 const BEGAN_MS: u64 = 1_795_000_000_000;
 
-/// Three messages that are due after 900, 300 and 600 ms; a schedule that makes one each second.
+/// Three messages that are due after 900, 300 and 600 ms, and a schedule that creates one per
+/// second.
 struct Story {
-    /// When they are read, and in which order they stand there.
+    /// When they are read, and in which order they are stored.
     read_ms: u64,
     there: Vec<u64>,
-    /// What was there before that, and is read at 400 ms.
+    /// Messages that were stored before that, and are read at 400 ms.
     before: Vec<u64>,
-    /// Second and number of those missed before it.
+    /// The second of each message, and the number of missed ones before it.
     ticks: Vec<(u64, u64)>,
-    /// When the host is hit; it is up again a second later.
+    /// When the fault occurs; the host is up again a second later.
     hit_ms: u64,
-    /// Whether it starts again, or goes on as after a full disk.
+    /// Whether the host starts again, or continues as after a full disk.
     starts: bool,
-    /// Whether somebody looked at the clock all the time.
+    /// Whether a client checked the clock all the time.
     looks: bool,
-    /// When the schedule is looked at for the last time.
+    /// When the schedule is read for the last time.
     end_ms: u64,
 }
 
@@ -60,7 +62,7 @@ impl Story {
         events.extend(self.starts.then_some(Event::Started { after_ms: 1 }));
         self.look(&mut events, self.hit_ms + 1_000, self.end_ms);
         events.push(ticks(self.end_ms, &self.ticks, true));
-        // The checker takes time as it comes: what is read late was read before that.
+        // The checker takes times in order: events are sorted by when they were observed.
         let at = events
             .iter()
             .position(|event| is_clock(event, self.read_ms));

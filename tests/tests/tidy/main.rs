@@ -1,7 +1,9 @@
-//! Asks of the source tree what no compiler asks: which way the arrows point, and what must be absent where.
+//! Checks of the source tree that no compiler makes: which way dependencies point, and what must
+//! not occur where.
 //!
-//! A rule is a function of a file's path and text that answers with its complaints. Each rule is held everywhere, and shown
-//! to complain about a bad sample: a rule that cannot is none.
+//! A rule is a function of a file's path and text that returns complaints. Each rule is applied to
+//! all files, and shown to complain about a bad sample, because a rule that cannot complain is
+//! worthless.
 #![forbid(unsafe_code)]
 
 mod rooms;
@@ -10,7 +12,7 @@ use std::fs;
 
 use millrace_tests::tree::{Source, repository, sources};
 
-// What no file may contain is spelled in two parts here, so that this file is held to its own rules.
+// Forbidden texts are written in two parts here, so that this file passes its own rules.
 const UNFINISHED: [&str; 3] = [
     concat!("todo", "!("),
     concat!("unimplemented", "!("),
@@ -26,9 +28,10 @@ const MACHINE_PATHS: [&str; 4] = [
 const UNSAFE: &str = concat!("un", "safe");
 
 const CLOCK_FILE: &str = "host/model/src/clock.rs";
-/// The rooms of danger: their first lines say why they are safe.
+/// The files with `unsafe` code: their first lines say why they are safe.
 const UNSAFE_FILES: [&str; 2] = ["host/log/src/mapping.rs", "host/wasm/src/compiled.rs"];
-/// Generated ABI glue, and a guest whose bad behaviour needs a link section: the lint is lifted, no block is written.
+/// Generated ABI code, and a guest whose bad behaviour needs a link section: the lint is lifted,
+/// but there is no `unsafe` block.
 const LINT_LIFTED_FILES: [&str; 3] = [
     "guests/sdk/src/bindings.rs",
     "guests/badly-behaved/start-trap/src/lib.rs",
@@ -47,10 +50,10 @@ const TOP_LEVEL: [&str; 11] = [
     "tests",
     "wit",
 ];
-/// At the top level as well: the tool that reads it wants it there.
+/// Also allowed at the top level, because the tool that reads it expects it there.
 const TOOLCHAIN_FILE: &str = "rust-toolchain.toml";
 
-/// A guest is there for a scenario, or for what the bench and the demo show.
+/// Each guest must be used by a scenario, the bench or the demo.
 const USES_OF_GUESTS: [&str; 4] = [
     "tests/scenarios/",
     "tests/bench/",
@@ -58,7 +61,7 @@ const USES_OF_GUESTS: [&str; 4] = [
     "host/server/src/cli/demo",
 ];
 
-/// What a crate may stand on among our own, and which families of crates it must not know.
+/// Which of our crates a crate may use, and which families of other crates it must not use.
 struct Arrows {
     directory: &'static str,
     stands_on: &'static [&'static str],
@@ -71,12 +74,13 @@ const STORAGE: &[&str] = &["memmap2", "rusqlite", "sqlx"];
 const WASM: &[&str] = &["wasmparser", "wasmtime", "wit-bindgen"];
 const ANYHOW: &[&str] = &["anyhow", "eyre"];
 
-/// In the order in which a message meets them, lowest first. `tests` may stand on all of them.
-/// What a crate's tests may use beside what it stands on: the components, and the harness.
+/// What the tests of every crate may use besides: the guests' components and the harness.
 const TEST_CRATES: [&str; 2] = ["guest-artifacts", "millrace-tests"];
-/// What the tests of one crate may use besides: a processor's state in files is tried on the engine that has files.
+/// What the tests of one crate may use besides: state in files is tested on the engine that has
+/// files.
 const TESTED_WITH: [(&str, &str); 1] = [("host/broker", "millrace-local")];
 
+/// In the order in which a message meets the crates, lowest first. `tests` may use all of them.
 const ARROWS: [Arrows; 9] = [
     Arrows {
         directory: "host/model",
@@ -188,7 +192,7 @@ fn every_guest_is_used_by_a_scenario_the_bench_or_the_demo() {
     assert_eq!(unused_guests(&guests, &used), [""; 0]);
 }
 
-/// Holds a rule against every file.
+/// Applies a rule to every file.
 fn hold(rule: fn(&str, &str) -> Vec<String>) {
     let sources = sources();
     let found = sources.iter().any(|source| source.path == CLOCK_FILE);
@@ -227,13 +231,13 @@ fn dependencies(path: &str, text: &str) -> Vec<String> {
     complaints.collect()
 }
 
-/// The crate itself, or one of those that come with it, as `tokio-util` with `tokio`.
+/// Whether it is the crate itself or one of its companions, as `tokio-util` of `tokio`.
 fn in_family(name: &str, family: &str) -> bool {
     let rest = name.strip_prefix(family);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
-/// Section and name of each dependency, in either of TOML's two spellings.
+/// Section and name of each dependency, in both of TOML's notations.
 fn declared_dependencies(manifest: &str) -> Vec<(&str, &str)> {
     let mut section = "";
     let mut found = Vec::new();
@@ -288,7 +292,7 @@ fn clock_reads(path: &str, text: &str) -> Vec<String> {
     )
 }
 
-/// Blanks what stands between `#[cfg(test)]` before an inline module and the brace that closes it at the line's start.
+/// Blanks inline test modules, from `#[cfg(test)]` to the closing brace at the start of a line.
 fn without_test_modules(text: &str) -> String {
     let mut kept = String::new();
     let (mut after_cfg, mut inside) = (false, false);
@@ -320,7 +324,7 @@ fn unfinished(path: &str, text: &str) -> Vec<String> {
     })
 }
 
-/// In code, too: a path that only one machine has helps nobody.
+/// Applies to code as well: a path of one machine does not exist on others.
 fn machine_paths(path: &str, text: &str) -> Vec<String> {
     let lines = text.lines().enumerate();
     let bad = lines.filter(|(_, line)| MACHINE_PATHS.iter().any(|start| begins_path(line, start)));
@@ -328,7 +332,7 @@ fn machine_paths(path: &str, text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether an absolute path begins so, and not the middle of a longer one or of an address.
+/// Whether an absolute path begins here, not the middle of a longer path or of an address.
 fn begins_path(line: &str, start: &str) -> bool {
     line.match_indices(start).any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -348,7 +352,7 @@ fn top_level(names: &[&str]) -> Vec<String> {
     unexpected.chain(missing).collect()
 }
 
-/// A guest is a package below `guests/` that makes a component.
+/// The name of a guest: a package below `guests/` that builds a component.
 fn guest_name(source: &Source) -> Option<&str> {
     let directory = source.path.strip_prefix("guests/")?;
     let directory = directory.strip_suffix("/Cargo.toml")?;
@@ -356,7 +360,7 @@ fn guest_name(source: &Source) -> Option<&str> {
     makes_component.then(|| directory.rsplit('/').next().unwrap_or(directory))
 }
 
-/// By its name in quotes, or by its constant in `guest-artifacts`.
+/// Guests that are not named in quotes, nor by their constant in `guest-artifacts`.
 fn unused_guests(guests: &[&str], used: &str) -> Vec<String> {
     let words: Vec<&str> = used
         .split(|c: char| !c.is_alphanumeric() && c != '_' && c != '-')
@@ -379,7 +383,7 @@ fn complaints(path: &str, text: &str, what: &str, bad: impl Fn(&str) -> bool) ->
         .collect()
 }
 
-/// Up to a `//` at its start or after a space; an address in a string stays.
+/// The line up to a `//` at its start or after a space, so that an address in a string stays.
 fn without_comment(line: &str) -> &str {
     if line.trim_start().starts_with("//") {
         return "";
@@ -387,7 +391,7 @@ fn without_comment(line: &str) -> &str {
     line.split(" //").next().unwrap_or(line)
 }
 
-/// Each rule complains about what it is for, and about nothing that is like it.
+/// Each rule complains about bad samples, and not about similar good ones.
 mod each_rule_can_fail {
     use super::*;
 

@@ -1,11 +1,13 @@
-//! Rooms: the folders of a crate in which each has its own job. Arrows between them point one way, as they do between crates.
+//! Rooms: the folders of a crate, each with its own job. Dependencies between them point one way,
+//! as between crates.
 
 use super::{hold, without_comment, without_test_modules};
 
-/// A crate's rooms.
+/// The rooms of a crate.
 struct Rooms {
     source: &'static str,
-    /// Lowest first: each room, and those that it may use. A file beside the rooms is a room of its own; `lib.rs` may use all.
+    /// Lowest first: each room, and the rooms that it may use. A file beside the rooms is a room of
+    /// its own; `lib.rs` may use all.
     rooms: &'static [(&'static str, &'static [&'static str])],
 }
 
@@ -125,7 +127,7 @@ fn uses(path: &str, text: &str) -> Vec<String> {
     let Some((_, allowed)) = rooms.rooms.iter().find(|(name, _)| *name == room) else {
         return vec![format!("{path}: the room {room} needs its place in ROOMS")];
     };
-    // A folder's own file stands one step higher than the others in it.
+    // A folder's own file is one level higher than the other files in it.
     let depth = parts.len() - usize::from(parts.last() == Some(&"mod"));
     let mut complaints = Vec::new();
     for (at, line) in without_test_modules(text).lines().enumerate() {
@@ -139,12 +141,12 @@ fn uses(path: &str, text: &str) -> Vec<String> {
     complaints
 }
 
-/// A folder of tests, or a file of them.
+/// Whether a path is a folder or a file of tests.
 fn is_for_tests(inside: &str) -> bool {
     inside.ends_with("tests.rs") || inside.contains("/tests/") || inside.contains("/bad_deploys/")
 }
 
-/// The rooms that a line names: after `crate::`, or by going up out of its own.
+/// The rooms that a line names: after `crate::`, or by leaving its own room with `super::`.
 fn used_rooms(code: &str, room: &str, depth: usize) -> Vec<String> {
     let word = |rest: &str| -> String {
         let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
