@@ -1,4 +1,5 @@
-//! What deployments that go wrong cost over the whole host: repairs and starts, calls in flight, processors made again.
+//! The total cost of deployments that go wrong, over the whole host: repairs and starts, calls in
+//! flight, recreated processors.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ async fn passing(rig: &Rig) -> ProcessorSpec {
     spec(rig.upload_handler("passes", passes).await)
 }
 
-/// Waits until the breaker is open, or the processor has gone back to this revision.
+/// Waits until the breaker is open, or the processor was rolled back to this revision.
 async fn stopped(rig: &Rig, back: u32) {
     for _ in 0..5_000 {
         let status = rig
@@ -47,7 +48,7 @@ async fn stopped(rig: &Rig, back: u32) {
     panic!("the revision was not stopped");
 }
 
-/// Each repair rejects in a class of its own, so that nothing of it is known.
+/// Each repair rejects with a class of its own, so that no class is known yet.
 #[tokio::test]
 async fn repairs_and_starts_together_give_up_four_messages_whoever_goes_back() {
     const CLASSES: [&str; 6] = ["one", "two", "three", "four", "five", "six"];
@@ -68,7 +69,7 @@ async fn repairs_and_starts_together_give_up_four_messages_whoever_goes_back() {
                 ..base.clone()
             })
             .await;
-            // One after the other, as on a quiet topic.
+            // One by one, as on a quiet topic.
             let first = 2_000 + repair as u32 * 20;
             for number in first..first + 20 {
                 produce(&rig, number..number + 1).await;
@@ -88,7 +89,7 @@ async fn repairs_and_starts_together_give_up_four_messages_whoever_goes_back() {
     }
 }
 
-/// Answers when it is let, and rejects everything then.
+/// Answers when released, and then rejects everything.
 struct Held(Arc<Semaphore>);
 
 #[async_trait]
@@ -132,7 +133,7 @@ async fn what_a_revision_has_in_flight_when_another_takes_over_is_the_other_ones
     }
 }
 
-/// Four in a hundred are rejected by both, in batches of a thousand.
+/// Both reject four in a hundred messages, in batches of a thousand.
 #[tokio::test]
 async fn a_validator_that_rejects_as_much_as_the_one_before_is_no_bad_deploy() {
     let rig = Rig::start(1).await;
@@ -219,7 +220,7 @@ async fn attempts_at_a_processor_that_was_deleted_are_none_at_the_one_that_is_ma
         .delete_processor(&processor("p"))
         .await
         .unwrap();
-    // Attempts are told apart by milliseconds.
+    // The test distinguishes attempts by milliseconds.
     let clock = SystemClock::new();
     let now = clock.wall();
     while clock.wall() == now {

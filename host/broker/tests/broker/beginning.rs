@@ -1,4 +1,4 @@
-//! Where a new processor begins: at the oldest message, or where its first deployment says, once.
+//! Where a new processor starts: at the oldest message, or once where its first deployment says.
 
 use std::sync::Arc;
 
@@ -74,7 +74,7 @@ async fn the_beginning_holds_over_restarts_where_nothing_came_and_counts_once() 
         .collect();
     rig.produce(&messages).await;
     rig.settled().await;
-    // One that is there goes on where it is.
+    // An existing processor continues where it is.
     deploy(&rig, BeginAt::Offset(Offset(0))).await.unwrap();
     let mut changed = NextSpec::from(passing(&rig).await);
     changed = changed.beginning_at(Some(BeginAt::Earliest));

@@ -1,4 +1,5 @@
-//! Outage, bad deploy, poison: what a processor pauses for, and what it never gives up for them.
+//! Outages, bad deploys and poison: when a processor pauses, and what it never gives up because of
+//! them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -47,7 +48,8 @@ async fn until_open(rig: &Rig, reason: &str) -> BreakerStatus {
     panic!("it never opened for {reason}: {:?}", breaker(rig).await);
 }
 
-/// Messages fail in this way for a while; with two attempts only, every one that is spent would be seen.
+/// Messages fail in this way for a while. With only two attempts allowed, every spent attempt would
+/// show.
 async fn outage(order: Order, say: Say) {
     let down = Arc::new(AtomicBool::new(true));
     let gate = Arc::clone(&down);
@@ -132,7 +134,7 @@ async fn a_topic_of_nothing_but_poison_waits_for_an_operator_who_may_accept_the_
         .unwrap();
     rig.hold("in.p.dlq", &values(&messages)).await;
     rig.settled().await;
-    // Those that were dead before were not among the accepted ones.
+    // Dead letters from before do not count as accepted ones.
     assert_eq!(breaker(&rig).await.dead_letters_accepted, dead);
 }
 
@@ -157,7 +159,8 @@ async fn bad_deploy(auto_rollback: bool) -> Rig {
     rig
 }
 
-/// Everything is in the output, but for at most four messages that failed before the breaker could know: those are dead letters.
+/// Everything is in the output, except for at most four messages that failed before the breaker
+/// opened: those are dead letters.
 async fn all_but_a_handful(rig: &Rig, messages: &[(String, String)]) {
     rig.settled().await;
     let mut seen = rig.values("out").await;
@@ -212,7 +215,7 @@ async fn a_bad_deploy_takes_itself_back_once_if_its_specification_says_so() {
         note.starts_with("rolled back to revision 1 by the host: bad deploy"),
         "{note}"
     );
-    // Whoever makes it current again is believed to know why.
+    // An operator who makes it current again is trusted.
     rig.session
         .processors()
         .rollback(&name, Some(2))
@@ -321,7 +324,7 @@ async fn accepted_dead_letters_do_not_wait_for_the_bound() {
     rig.hold("in.p.dlq", &values(&messages)).await;
 }
 
-/// Says that it was called, and takes the host with it, as far as anybody in this process can.
+/// Counts its call and never returns, which in this process looks as if it had ended the host.
 struct Killer(Arc<AtomicUsize>);
 
 #[async_trait]
@@ -339,7 +342,8 @@ impl BatchHandler for Killer {
 async fn a_message_with_which_the_host_ends_again_and_again_is_given_up_and_all_others_take_effect_once()
  {
     let orders = [Order::Key, Order::Partition, Order::None];
-    // With the first call since the start, or later: then nothing was marked at the first end.
+    // In the first call after a start, or in a later one: then the message was not marked when the
+    // host first ended.
     for (order, warm) in orders.into_iter().flat_map(|o| [(o, false), (o, true)]) {
         let all_ends = if warm { 4 } else { 3 };
         let calls = Arc::new(AtomicUsize::new(0));
@@ -363,7 +367,7 @@ async fn a_message_with_which_the_host_ends_again_and_again_is_given_up_and_all_
             while calls.load(Ordering::SeqCst) < ends {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            // The next host takes the leases of the one before, whose calls never return.
+            // The next host takes over the leases of the previous one, whose calls never return.
             let (engine, modules) = (Arc::clone(&hosts[0].engine), Arc::clone(&hosts[0].modules));
             hosts.push(Rig::on(engine, modules).await);
         }

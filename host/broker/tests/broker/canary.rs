@@ -1,4 +1,4 @@
-//! A canary beside the current revision: shares, order, withdrawal, promotion, and starting again.
+//! A canary beside the current revision: its share, order, withdrawal, promotion, and restarts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use crate::revisions::marker;
 use crate::rig::{Rig, Say, per_message, processor, spec, text, topic, trap};
 
-/// Messages `KEY NUMBER`, of so many keys in turn.
+/// Produces messages `KEY NUMBER`, with this many keys in turn.
 async fn produce(rig: &Rig, keys: u32, numbers: std::ops::Range<u32>) {
     let all =
         numbers.flat_map(|n| (0..keys).map(move |key| (key.to_string(), format!("{key} {n}"))));
@@ -26,7 +26,7 @@ async fn produce(rig: &Rig, keys: u32, numbers: std::ops::Range<u32>) {
     }
 }
 
-/// What a marker's output `KEY NUMBER by NAME` says.
+/// The parts of a marker's output `KEY NUMBER by NAME`.
 fn parsed(value: &str) -> (String, u32, String) {
     let mut words = value.split(' ');
     let mut word = || words.next().unwrap().to_owned();
@@ -35,7 +35,7 @@ fn parsed(value: &str) -> (String, u32, String) {
     (key, number, word())
 }
 
-/// For each key, its numbers and the revisions that had them, in order.
+/// For each key, its numbers and the revisions that processed them, in order.
 async fn by_key(rig: &Rig) -> BTreeMap<String, Vec<(u32, String)>> {
     let mut keys: BTreeMap<String, Vec<(u32, String)>> = BTreeMap::new();
     for value in rig.values("out").await {
@@ -115,7 +115,7 @@ async fn a_canary_takes_its_share_of_the_keys_and_no_key_changes_sides() {
     assert_eq!(status.current.messages as usize, of("a") * 5);
     assert_eq!((status.canary.revision, status.current.revision), (2, 1));
 
-    // A larger share keeps what the smaller one had.
+    // A larger share includes the smaller one.
     rig.session
         .processors()
         .set_canary(&processor("p"), 60)
@@ -227,7 +227,7 @@ async fn a_canary_that_traps_on_everything_is_withdrawn_and_each_message_is_proc
         "closed",
         "the current revision's"
     );
-    // What was on trial was never current: the one before is not gone back to it.
+    // The canary was never current, so there is nothing to roll back.
     let refused = rig
         .session
         .processors()
@@ -400,7 +400,7 @@ async fn a_canary_stays_a_canary_over_a_start_and_one_that_does_not_load_hinders
     canary(&rig, spec(b), 40).await;
     produce(&rig, 100, 0..2).await;
     rig.until(|all| all[0].next.0 > 0).await;
-    // The host goes away without a word, maybe with messages set aside.
+    // The host ends without releasing anything, perhaps with parked messages.
     let next = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     produce(&next, 100, 2..4).await;
     next.settled().await;
@@ -494,7 +494,7 @@ impl BatchHandler for Stuck {
     }
 }
 
-/// Its calls may take ten minutes; the current revision's take no time.
+/// The canary's calls may take ten minutes; those of the current revision take no time.
 #[tokio::test]
 async fn a_canary_that_hangs_is_out_long_before_its_calls_have_to_end() {
     let rig = Rig::start(2).await;

@@ -1,4 +1,4 @@
-//! Chains of processors: cycles come to an end, or are refused.
+//! Chains of processors: cycles end, or are refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +26,7 @@ fn refusal(error: &ProcessorError) -> String {
     }
 }
 
-/// From `from` to `to`, everything.
+/// A specification that passes everything from `from` to `to`.
 async fn passing(rig: &Rig, from: &str, to: &str, hops_max: Option<u32>) -> ProcessorSpec {
     let module = rig.upload_handler("pass", per_message(|_, _| Say::Pass));
     ProcessorSpec {
@@ -37,7 +37,7 @@ async fn passing(rig: &Rig, from: &str, to: &str, hops_max: Option<u32>) -> Proc
     }
 }
 
-/// All hops that a topic's messages have, in order.
+/// The hops of all messages of a topic, in order.
 async fn all_hops(rig: &Rig, name: &str) -> Vec<Option<String>> {
     let mut all: Vec<_> = rig.messages(name).await.iter().map(hops).collect();
     all.sort();
@@ -102,7 +102,7 @@ async fn hops_are_carried_through_processors_that_do_not_count() {
 #[tokio::test]
 async fn messages_beside_one_that_came_too_often_are_processed() {
     let rig = Rig::start(1).await;
-    // Those with a number stay for so long.
+    // `once` stays out of the cycle; other messages go round.
     let handler = per_message(|batch, message| match text(batch.value(message)).as_str() {
         "once" => Say::Ack,
         _ => Say::Pass,
@@ -205,7 +205,7 @@ async fn a_cycle_in_which_nobody_counts_is_refused_and_spelled_out() {
             .await
             .is_err()
     );
-    // The revision before it was no part of a cycle, and is none now.
+    // The revision before was not part of a cycle, and still is not.
     rig.session
         .processors()
         .rollback(&processor("q"), None)
@@ -231,7 +231,7 @@ async fn a_redriven_message_that_came_too_often_begins_anew() {
     assert_eq!(all_hops(&rig, "in").await, counts(&[0, 1, 1]));
 }
 
-/// Messages whose value is `bad` are rejected, the others pass.
+/// Rejects messages whose value is `bad`, and passes the others.
 async fn picky(rig: &Rig, hops_max: Option<u32>) -> ProcessorSpec {
     let handler = per_message(|batch, message| match text(batch.value(message)).as_str() {
         "bad" => Say::Reject("bad"),
@@ -258,7 +258,7 @@ async fn a_cycle_through_dead_letters_is_refused_and_spelled_out_whoever_closes_
     let refused = deploy("again", again.clone()).await.unwrap_err();
     let cycle = "again -> in -> p -> in.p.dlq -> again";
     assert!(refusal(&refused).contains(cycle), "{refused}");
-    // What only looks at them closes nothing.
+    // A processor that only reads them closes no cycle.
     rig.topic("report", 1).await;
     deploy("look", passing(&rig, "in.p.dlq", "report", None).await)
         .await
@@ -268,7 +268,7 @@ async fn a_cycle_through_dead_letters_is_refused_and_spelled_out_whoever_closes_
         ..again
     };
     deploy("again", counts).await.unwrap();
-    // Nobody may stop counting either, nor come in between.
+    // No processor may stop counting, nor close another cycle.
     let refused = deploy("again", passing(&rig, "in.p.dlq", "in", None).await).await;
     assert!(refusal(&refused.unwrap_err()).contains(cycle));
     rig.session

@@ -1,4 +1,4 @@
-//! The wall clock is set, forward or back: what is a span stays one, and what came first stays first.
+//! The wall clock is set forward or back: delays keep their length, and messages keep their order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ async fn rig() -> (Rig, Arc<SetClock>) {
     (rig, clock)
 }
 
-/// Another broker on the same data, by the same clock.
+/// Another broker on the same data, with the same clock.
 async fn again(rig: Rig, clock: &Arc<SetClock>) -> Rig {
     let (engine, modules) = (Arc::clone(&rig.engine), Arc::clone(&rig.modules));
     rig.broker.wind_down(Duration::ZERO).await;
@@ -30,7 +30,8 @@ async fn again(rig: Rig, clock: &Arc<SetClock>) -> Rig {
     Rig::by(clock.clone(), engine, modules).await
 }
 
-/// Fails the first attempt of what begins with `busy`, to be tried again after so long.
+/// Deploys a processor that asks for a retry after `after_ms` at the first attempt of values that
+/// begin with `busy`.
 async fn deploy_busy(rig: &Rig, after_ms: u64) -> Arc<AtomicUsize> {
     let tries = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&tries);
@@ -56,7 +57,7 @@ async fn a_retry_and_its_key_wait_as_long_as_they_were_to_wait_when_the_clock_is
     rig.produce(&[("k", "busy"), ("k", "behind it")]).await;
     rig.until(|all| all[0].parked == 2).await;
     clock.step(-HOUR_MS);
-    // Far less than the hour, and than the ten seconds of `hold`.
+    // Much sooner than an hour, and within the ten seconds of `hold`.
     rig.hold("out", &["busy", "behind it"]).await;
 }
 
@@ -67,7 +68,7 @@ async fn a_retry_does_not_come_early_when_the_clock_is_set_forward() {
     rig.produce(&[("k", "busy")]).await;
     rig.until(|all| all[0].parked == 1).await;
     clock.step(HOUR_MS);
-    // Another message makes the worker look around.
+    // Another message makes the worker look again.
     rig.produce(&[("j", "another key")]).await;
     rig.hold("out", &["another key"]).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -146,10 +147,11 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
     let half_an_hour = Duration::from_secs(1_800);
     send("fixed", clock.wall().after(half_an_hour).into()).await;
     clock.step(-HOUR_MS);
-    // Far less than the hour.
+    // Much sooner than an hour.
     rig.hold("in", &["soon"]).await;
     clock.step(2 * HOUR_MS);
-    // Another message that waits makes the host look at the clock at once; one that is due when it comes would not.
+    // Accepting a delayed message makes the host check the clock at once; a message that is due on
+    // arrival would not.
     send("now", DueAt::after(clock.wall(), 1_000)).await;
     rig.hold("in", &["soon", "fixed", "now"]).await;
     let late = waiting().await.remove(0);
@@ -159,7 +161,7 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
         left <= Duration::from_secs(60) && left > Duration::from_secs(20),
         "{left:?}"
     );
-    // It is known by the name that it had at first, too.
+    // It can also be cancelled by its first id.
     assert_ne!(late.id, first_id);
     rig.session
         .messages()
@@ -189,7 +191,7 @@ async fn more_delayed_messages_than_one_transaction_moves_all_move_with_the_cloc
         produced.unwrap();
     }
     clock.step(-HOUR_MS);
-    // Far less than the hour, and in the order in which they came.
+    // Much sooner than an hour, and in the order of arrival.
     let expected: Vec<&str> = values.iter().map(String::as_str).collect();
     rig.hold("in", &expected).await;
     assert_eq!(rig.values("in").await, expected);

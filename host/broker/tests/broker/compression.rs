@@ -1,5 +1,5 @@
-//! Compressed topics: messages go every way as they would plain, and what cannot be inflated is passed over like what cannot be
-//! read.
+//! Compressed topics: messages take every way as in plain topics, and what cannot be decompressed
+//! is skipped like anything unreadable.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -79,7 +79,7 @@ async fn messages_of_compressed_topics_are_processed_retried_and_buried_like_pla
         .collect();
     rig.produce(&messages).await;
     rig.produce(&[("a", "p")]).await;
-    // The second is too small to gain by it.
+    // The second batch is too small to gain by compression.
     assert_eq!(codecs(&rig, "in").await, [Compression::Zstd.code(), 0]);
     rig.deploy(spec).await;
     let mut wanted: Vec<&str> = values.iter().map(String::as_str).chain(["p"]).collect();
@@ -143,7 +143,7 @@ async fn a_batch_that_cannot_be_inflated_is_named_by_fetch_and_passed_over_by_pr
     );
 }
 
-/// Two messages whose checksum is good, and whose gzip is none.
+/// Two messages with a valid checksum and invalid gzip data.
 fn broken() -> RecordBatch {
     let mut builder = millrace_model::BatchBuilder::with_capacity(0);
     for _ in 0..2 {

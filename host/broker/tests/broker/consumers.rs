@@ -1,4 +1,5 @@
-//! Consumers: one reads at a time, nothing is skipped, and nobody commits over another.
+//! Consumers: only one reader at a time, nothing is skipped, and nobody commits in place of another
+//! reader.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ async fn hold(rig: &Rig, request: HoldRequest) -> Result<HeldConsumer, ConsumerE
         .await
 }
 
-/// A new reader, who is told of its lease.
+/// A new reader that has learnt its lease.
 async fn reader(rig: &Rig) -> LeaseId {
     let held = hold(rig, asks(None)).await.expect("nobody reads");
     let lease = held.lease;
@@ -80,7 +81,7 @@ async fn committed(rig: &Rig) -> Vec<u64> {
     partitions.iter().map(|place| place.position.0).collect()
 }
 
-/// Messages in each partition of `in`.
+/// Produces this many messages to each partition of `in`.
 async fn fill(rig: &Rig, count: u32) {
     let partitions = rig
         .session
@@ -103,7 +104,7 @@ async fn fill(rig: &Rig, count: u32) {
     }
 }
 
-/// What is acknowledged of `in` is on the disk from now on: after a restart a reader may go on.
+/// Makes `in` durable, so that a reader may continue after a restart.
 async fn durable(rig: &Rig) {
     let patch = TopicPatch {
         durability: Some(Durability::Durable),
@@ -116,7 +117,7 @@ async fn durable(rig: &Rig) {
         .unwrap();
 }
 
-/// With a clock that moves only when told.
+/// A rig with a clock that moves only on command.
 async fn timed() -> (Rig, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at(Timestamp(1_800_000_000_000)));
     let engine = MemoryEngine::new(clock.clone());
@@ -135,7 +136,7 @@ async fn positions_of_many_partitions_are_committed_in_one_step_and_survive() {
     let lease = reader(&rig).await;
     assert_eq!(committed(&rig).await, [0, 0, 0]);
     commit(&rig, positions(lease, &[4, 10, 1])).await.unwrap();
-    // One position that is wrong refuses them all.
+    // One wrong position makes the host refuse all of them.
     let refused = commit(&rig, positions(lease, &[5, 9, 2])).await;
     assert!(
         matches!(refused, Err(ConsumerError::Backwards { committed, .. }) if committed == Offset(10)),
@@ -159,7 +160,7 @@ async fn positions_of_many_partitions_are_committed_in_one_step_and_survive() {
     assert_eq!(at, [4, 10, 1]);
     assert_eq!(status.lag, 6 + 9);
     assert_eq!(status.committed.expect("noted").by, "ada");
-    // The reader goes on as if there had been no restart.
+    // The reader continues as if there had been no restart.
     let held = hold(&rig, asks(Some(lease))).await.expect("its own lease");
     let stands: Vec<u64> = held.positions.iter().map(|(_, at)| at.0).collect();
     assert_eq!(stands, [4, 10, 1]);
@@ -177,7 +178,7 @@ async fn a_second_reader_waits_for_the_end_of_the_lease_and_then_the_first_commi
         matches!(busy, Some(ConsumerError::Busy { left_ms: 1, .. })),
         "{busy:?}"
     );
-    // Each sign of life renews it.
+    // Each request of the reader renews the lease.
     let renewed = commit(&rig, positions(first, &[])).await.unwrap();
     assert!(renewed.is_some());
     clock.advance(Duration::from_millis(MINUTE - 1));
@@ -236,7 +237,7 @@ async fn where_a_crash_may_lose_messages_a_reader_begins_anew_after_a_start() {
     let lease = reader(&rig).await;
     commit(&rig, positions(lease, &[3, 3])).await.unwrap();
     let again = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
-    // It may hold an answer with messages that are lost, and others have their offsets by now.
+    // The reader may hold messages that were lost, while others have their offsets by now.
     let refused = commit(&again, positions(lease, &[10, 10])).await;
     assert!(
         matches!(refused, Err(ConsumerError::Lost { .. })),
@@ -257,7 +258,7 @@ async fn a_lease_that_is_given_back_keeps_nobody_waiting_over_a_restart_as_well(
     };
     assert_eq!(commit(&rig, last.clone()).await.unwrap(), None);
     let again = Rig::by(clock, Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
-    // Its answer was lost: the same once more is no mistake.
+    // Its answer was lost, so repeating the same commit is not an error.
     assert_eq!(commit(&again, last.clone()).await.unwrap(), None);
     let second = reader(&again).await;
     assert_eq!(committed(&again).await, [7, 2]);
@@ -275,7 +276,7 @@ async fn a_lease_that_nobody_was_told_of_ends() {
     drop(untold);
     let next = hold(&rig, asks(None)).await.expect("nobody knows of it");
     assert!(!next.created);
-    // One that was told is not ended by a request that fails.
+    // Once the reader has learnt its lease, a failed request does not end it.
     let lease = next.lease;
     next.kept().expect("nobody came between");
     drop(hold(&rig, asks(Some(lease))).await.expect("its own"));
@@ -347,7 +348,7 @@ async fn a_reset_goes_anywhere_and_the_reader_does_not_undo_it() {
         "{refused:?}"
     );
     assert_eq!(committed(&rig).await, [5, 5]);
-    // One that waits for messages meanwhile gets none.
+    // A request that waits for messages meanwhile gets none.
     let waiting = hold(&rig, asks(None)).await.expect("nobody reads");
     reset(None, BeginAt::Offset(Offset(5))).await.unwrap();
     assert_eq!(waiting.kept(), None);
@@ -492,7 +493,7 @@ async fn a_position_below_the_start_stays_until_it_is_moved_and_holds_nothing_ba
     let place = status(&rig).await.partitions[0];
     assert_eq!((place.position, place.start), (Offset(2), Offset(6)));
     assert_eq!(place.lag, 4, "what is gone is not waited for");
-    // What was read before the trim may still be committed.
+    // Messages read before the trim may still be committed.
     commit(&rig, positions(lease, &[4])).await.unwrap();
     commit(&rig, positions(lease, &[7])).await.unwrap();
     assert_eq!(status(&rig).await.lag, 3);

@@ -1,4 +1,4 @@
-//! Delayed messages: there at their time and not before, once, unless they are cancelled.
+//! Delayed messages: delivered once, at their time and not before, unless they are cancelled.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -169,7 +169,7 @@ async fn of_delivery_and_cancellation_exactly_one_wins() {
     let placed = rig.send(messages.collect()).await;
     let mut cancelled = BTreeSet::new();
     for (n, placed) in placed.iter().enumerate() {
-        // About as fast as they come due.
+        // About as fast as they become due.
         tokio::time::sleep(Duration::from_micros(200)).await;
         let Placed::Delayed(id) = placed else {
             continue;
@@ -321,7 +321,7 @@ async fn delayed_messages_go_with_their_topic() {
     assert_eq!(rig.waiting("in").await.total, 0);
 }
 
-/// Emits each message twice: at once with a timestamp of its own, and so much later.
+/// Emits each message twice: at once with a timestamp of its own, and delayed by `after`.
 fn echo(after: Duration) -> impl Fn(&ColumnBatch) -> Result<Answer, millrace_broker::CallError> {
     move |batch| {
         let count = batch.len() as u32;

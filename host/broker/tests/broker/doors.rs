@@ -1,4 +1,4 @@
-//! Topics, produce, fetch and modules: what is refused, and what is told.
+//! Topics, produce, fetch and modules: what is refused, and what is reported.
 
 use std::sync::Arc;
 use std::time::Duration;

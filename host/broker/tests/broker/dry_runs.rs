@@ -1,5 +1,5 @@
-//! Dry runs go as the real thing does: the same bounds of a batch, the same checks of an answer. Neither they nor counts go on for
-//! ever, nor many of them at once.
+//! Dry runs work like the real thing: with the same bounds of a batch and the same checks of an
+//! answer. Dry runs and counts are limited in time, and dry runs also in number.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,7 +21,8 @@ use tokio::sync::Semaphore;
 use crate::rig::{Rig, processor, spec, whole};
 use crate::workplace::{by_first_word, dead};
 
-/// What another revision than the current one would do with all of them, and the bytes of the largest batch that it was given.
+/// Tries all dead letters with another revision; returns the result and the bytes of the largest
+/// batch that it got.
 async fn tried(rig: &Rig, change: impl FnOnce(ProcessorSpec) -> ProcessorSpec) -> (DryRun, usize) {
     let name = processor("p");
     let largest = Arc::new(AtomicUsize::new(0));
@@ -52,7 +53,7 @@ async fn tried(rig: &Rig, change: impl FnOnce(ProcessorSpec) -> ProcessorSpec) -
     (run, largest.load(Ordering::SeqCst))
 }
 
-/// Sends everything on, at a time that is too far away.
+/// An answer that delays everything for too long.
 fn far_away(batch: &ColumnBatch) -> Answer {
     let count = batch.len();
     Answer {
@@ -91,7 +92,7 @@ async fn a_dry_run_gives_no_more_bytes_at_once_than_a_batch_may_have() {
     assert!((1..=100).contains(&largest), "{largest} bytes");
 }
 
-/// Each look at this clock takes a minute.
+/// A clock that advances by a minute with each reading.
 struct Hurried(SystemClock, AtomicU64);
 
 impl Clock for Hurried {
@@ -108,7 +109,7 @@ impl Clock for Hurried {
     }
 }
 
-/// Another host on the same data, for which time flies.
+/// Another host on the same data, with such a clock.
 async fn in_a_hurry(rig: &Rig) -> Session {
     let clock = Arc::new(Hurried(SystemClock::new(), AtomicU64::new(0)));
     let broker = Broker::start(clock, rig.engine(), Arc::clone(&rig.modules) as _);
@@ -163,7 +164,7 @@ async fn a_dry_run_that_finds_few_of_many_says_where_to_go_on() {
     assert!(run.next.is_some());
 }
 
-/// Waits until it may answer.
+/// Waits for permission to answer.
 struct Waiting(Arc<Semaphore>);
 
 #[async_trait]

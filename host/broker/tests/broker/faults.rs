@@ -1,4 +1,4 @@
-//! An engine that has bad days: the memory engine, but for what it is told to refuse.
+//! An engine with bad days: the memory engine, which refuses what it is told to refuse.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,20 +26,20 @@ use crate::states::{change, counting, number, place, write};
 
 struct Moody {
     engine: Arc<MemoryEngine>,
-    /// What commits of progress, and deliveries of delayed messages, fail with.
+    /// The error of commits of progress, and of deliveries of delayed messages.
     refusal: Mutex<Option<CommitError>>,
     refused: AtomicUsize,
-    /// How much it says that it takes at once.
+    /// The maximum transaction size that it claims.
     bytes_max: AtomicUsize,
-    /// What claims fail with, and if nothing is known any more, the progress, too.
+    /// The error of claims; if the store is unreachable, of reading progress, too.
     claims: Mutex<Option<CommitError>>,
     /// Commits of produce calls wait for a permit.
     gate: Semaphore,
-    /// What ends in a panic.
+    /// The commit that panics.
     mistake: Mutex<Option<Mistake>>,
 }
 
-/// A commit to that topic panics, and has taken effect or not.
+/// A commit to this topic panics, before or after it has taken effect.
 #[derive(Clone, Copy)]
 enum Mistake {
     Before(TopicId),
@@ -259,7 +259,8 @@ async fn outputs_that_do_not_fit_one_commit_are_committed_in_parts_or_wait_and_c
     let small: Vec<&str> = small.iter().map(String::as_str).collect();
     rig.hold("out", &small).await;
     assert_eq!(rig.values("out").await, small);
-    // What a host cannot take is no fault of the message: it waits, however often it is tried.
+    // If a host cannot take a message, that is not the message's fault: it waits, however often it
+    // is tried.
     rig.produce(&[("", &large)]).await;
     let waits = "waiting: the handler's result for one message needs a commit of ";
     rig.until(|all| all[0].state.starts_with(waits)).await;
@@ -394,7 +395,8 @@ async fn a_worker_that_cannot_begin_does_not_hold_up_the_deployment_that_dismiss
     rig.hold("out", &["1"]).await;
 }
 
-/// The host ended with both messages in flight. The first one is called alone and waits for its retry, the second one behind it.
+/// The host ended with both messages in flight. The first one is called alone and waits for its
+/// retry, the second one waits behind it.
 #[tokio::test]
 async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
     for order in [Order::Key, Order::Partition] {

@@ -1,5 +1,6 @@
-//! What follows from a change on one host for all of them: a pause waits for the workers of each, a resume reaches the breaker of each, what is due
-//! is done by one that lives, and how a revision does is what all of them saw.
+//! Consequences of a change on one host for all others: a pause waits for every host's workers, a
+//! resume reaches every host's breaker, a living host does what is due, and a revision's record
+//! includes what all of them saw.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,12 +21,12 @@ use crate::rig::{
 use crate::takeovers::{PARTITIONS, Slow, works_at};
 use crate::two_hosts::until;
 
-/// Longer than it takes two hosts to hear of each other.
+/// Longer than two hosts take to see each other's changes.
 const A_WHILE: Duration = Duration::from_millis(300);
 /// An hour.
 const LONG_MS: u64 = 3_600_000;
 
-/// A host of its own, whose modules are its own, too: the same component may do something else there.
+/// Another host with its own modules, so that the same component may behave differently there.
 async fn host_beside(rig: &Rig) -> Rig {
     let limits = BrokerLimits {
         moves_after: Duration::from_millis(10),
@@ -35,7 +36,7 @@ async fn host_beside(rig: &Rig) -> Rig {
     Rig::beside(clock, rig.engine.second_host(), modules, limits).await
 }
 
-/// Two hosts that both work at `p`, each by its own handler.
+/// Two hosts that both work on `p`, each with its own handler.
 async fn two_hosts(
     one_does: Export,
     other_does: Export,
@@ -61,7 +62,7 @@ fn passes() -> Export {
     Export::Processor(Arc::new(per_message(|_, _| Say::Pass)))
 }
 
-/// Some for each partition that the host works at.
+/// Produces messages for each partition that the host works on.
 async fn produce_for(rig: &Rig, each: usize) -> Vec<String> {
     let mut values = Vec::new();
     let mut messages = Vec::new();
@@ -213,7 +214,7 @@ async fn what_an_operator_does_with_parked_messages_of_a_paused_processor_holds_
     holds(&one, "out", &values).await;
 }
 
-/// Opens its breaker at its first message for an hour, until it is told otherwise.
+/// A handler whose first message opens the breaker for an hour, until told otherwise.
 fn down(is_up: &Arc<AtomicBool>, say: Say) -> Export {
     let is_up = Arc::clone(is_up);
     let say = move |_: &_, _| match is_up.load(Ordering::SeqCst) {
@@ -243,7 +244,7 @@ async fn a_resume_reaches_the_breaker_of_every_host() {
     until("it is open there", async || breaker(&other).await == "open").await;
     assert_eq!(breaker(&one).await, "closed");
     is_up.store(true, Ordering::SeqCst);
-    // It was not paused: nothing else changes.
+    // The processor was not paused, so nothing else changes.
     one.session
         .processors()
         .resume(&processor("p"), None)
@@ -276,7 +277,7 @@ async fn dead_letters_that_are_accepted_on_one_host_are_accepted_on_every_host_o
         .await
         .unwrap();
     holds(&one, "in.p.dlq", &values).await;
-    // Whatever else is written of the processor, and however often it is looked at: that was it.
+    // No other change of the processor makes any more dead letters acceptable.
     one.session
         .processors()
         .pause(&processor("p"))
@@ -296,7 +297,8 @@ async fn dead_letters_that_are_accepted_on_one_host_are_accepted_on_every_host_o
     assert_eq!(status.breaker.unwrap().dead_letters_accepted, 0);
 }
 
-/// As a host writes it that takes revision 2 back and is to send again what that gave up.
+/// Writes the processor as a host does that rolls revision 2 back and has to redrive what it gave
+/// up.
 async fn taken_back(engine: &dyn Engine, mut processor: Processor) {
     processor.current = 1;
     for revision in processor.revisions.iter_mut().filter(|r| r.number == 2) {
@@ -353,7 +355,7 @@ fn record(rig: &Rig) -> Record {
     known(rig).revision(1).unwrap().record.clone()
 }
 
-/// Rejects one in fifty as a matter of course.
+/// Always rejects one message in fifty.
 fn rejects_some(class: &'static str) -> Export {
     let say = move |batch: &millrace_model::ColumnBatch, message| {
         let value = text(batch.value(message));
@@ -373,7 +375,7 @@ async fn what_proves_a_revision_is_what_all_hosts_saw_of_it() {
     })
     .await;
     for rig in [&one, &other] {
-        // Fewer than would do alone.
+        // Fewer than one host alone would need.
         let each = 600usize.div_ceil(works_at(rig).await.len());
         produce_for(rig, each).await;
     }
@@ -406,7 +408,7 @@ async fn that_a_revision_stands_still_on_one_host_is_not_forgotten_for_it_goes_o
         stopped(&one).as_deref() == Some("trap")
     })
     .await;
-    // So much that it is written down how it does here.
+    // Enough messages that this host records its success.
     let before = record(&one).processed;
     produce_for(&one, 40).await;
     until("that is, too", async || record(&one).processed > before).await;
@@ -431,7 +433,7 @@ async fn an_entry_of_before_counts_no_resumes() {
     assert_eq!(read, known(&one));
 }
 
-/// Often enough for what is rare.
+/// Enough repetitions for rare interleavings.
 const RACES: usize = 200;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

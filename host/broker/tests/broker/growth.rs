@@ -1,5 +1,5 @@
-//! Topics that are given more partitions while they are used: everybody who works by their number learns it, and what depends on it
-//! where the messages of a key are is asked first.
+//! Topics that get more partitions while in use: everyone who depends on their number learns it,
+//! and uses that depend on the positions of keys must be accepted first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,7 +49,7 @@ async fn grow(rig: &Rig, name: &str, partitions: u32) -> Growth {
     changed.grown.expect("it grew")
 }
 
-/// Why it is not done; nothing has changed then.
+/// The error of a refused change; nothing has changed.
 async fn refused(rig: &Rig, name: &str, patch: TopicPatch) -> TopicChangeError {
     let before = rig.session.catalogue().topics();
     let refused = rig
@@ -61,7 +61,7 @@ async fn refused(rig: &Rig, name: &str, patch: TopicPatch) -> TopicChangeError {
     refused.expect_err("it is refused")
 }
 
-/// What would have to be accepted.
+/// The uses that would have to be accepted.
 async fn uses(rig: &Rig, name: &str) -> Vec<KeyedUse> {
     let have = rig
         .session
@@ -76,7 +76,7 @@ async fn uses(rig: &Rig, name: &str) -> Vec<KeyedUse> {
     }
 }
 
-/// How many messages each partition holds.
+/// The number of messages in each partition.
 fn counts(rig: &Rig, name: &str) -> Vec<u64> {
     let topic = rig.session.catalogue().topic(&topic(name)).unwrap();
     let ends = topic.partitions().map(|at| rig.engine.ends(at).unwrap());
@@ -128,12 +128,12 @@ fn into(partition: u32, value: &str) -> NewMessage {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_load_and_a_processor_go_on_over_growth_and_each_message_is_done_once() {
-    // Before each growth, and after the last one.
+    // Messages before each growth, and after the last one.
     const EACH: u32 = 300;
     const LAST: u32 = 600;
     const MESSAGES: u32 = 3 * EACH + LAST;
     let rig = Arc::new(Rig::deployed(2, |_| {}, |_, _| Say::Pass).await);
-    // Whoever produces would be done before the first growth.
+    // Otherwise the producer would be done before the first growth.
     let (allow, mut allowed) = watch::channel(EACH);
     let producing = tokio::spawn({
         let rig = Arc::clone(&rig);
@@ -169,7 +169,7 @@ async fn a_load_and_a_processor_go_on_over_growth_and_each_message_is_done_once(
     );
     let numbers: Vec<u32> = status.iter().map(|one| one.partition.0).collect();
     assert_eq!(numbers, Vec::from_iter(0..7));
-    // Another broker on the same data goes by the same numbers.
+    // Another broker on the same data uses the same numbers.
     let again = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     produce(&again, MESSAGES..MESSAGES + 100).await;
     hold(&again, "out", 0..MESSAGES + 100).await;
@@ -194,7 +194,7 @@ async fn keys_are_spread_over_the_new_count_from_then_on_and_what_is_there_stays
     }
     let used: BTreeSet<u32> = after.iter().map(|partition| partition.0).collect();
     assert_eq!(used, BTreeSet::from_iter(0..8));
-    // Without a key, full batches go round all of them.
+    // Without keys, full batches go to all partitions in turn.
     let large = "x".repeat(20 << 10);
     let mut used = BTreeSet::new();
     for _ in 0..8 {
@@ -288,7 +288,7 @@ async fn dead_letters_of_a_new_partition_are_kept_and_sent_again_there() {
     let (rig, open) = by_first_word(1).await;
     dead(&rig, 2).await;
     open.store(true, Ordering::SeqCst);
-    // Makes the topic of the audit, which follows as well.
+    // Creates the audit topic, which grows as well.
     redrive(&rig, RedriveRequest::all()).await;
     rig.settled().await;
     open.store(false, Ordering::SeqCst);
@@ -367,7 +367,7 @@ async fn what_depends_on_it_where_the_messages_of_a_key_are_is_asked_first() {
         let both = [KeyedUse::Order(p.clone()), KeyedUse::State(p.clone())];
         assert_eq!(uses(&rig, "in").await, both);
     }
-    // Made again it would go on with its state.
+    // Created again, it would continue with its state.
     rig.session.processors().delete_processor(&p).await.unwrap();
     assert_eq!(uses(&rig, "in").await, [KeyedUse::State(p)]);
 
@@ -444,7 +444,7 @@ async fn counts_that_cannot_be_are_refused_and_the_same_one_changes_nothing() {
     assert!(matches!(setting, TopicChangeError::Setting(_)), "{setting}");
 }
 
-/// As a host that only the engine told: an input made again under its name, or one that another version gave more partitions.
+/// As on a host that finds an input created again under its name, or enlarged by another version.
 #[tokio::test]
 async fn topics_that_a_processor_keeps_for_itself_follow_at_its_start() {
     let (rig, _) = by_first_word(1).await;
@@ -636,7 +636,7 @@ async fn a_processor_that_began_at_the_end_reads_new_partitions_from_their_oldes
         .unwrap();
     grow(&rig, "in", 2).await;
     placed(&rig, vec![into(1, "a"), into(1, "b")]).await;
-    // Also when the processor starts with what is there by then.
+    // Also when the processor starts after the topic has grown.
     let again = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     let resumed = again
         .session

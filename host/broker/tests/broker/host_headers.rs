@@ -1,5 +1,5 @@
-//! Headers that begin with `millrace-`: what the host said of a message goes with it, through components and dead letters alike, and
-//! nobody else says anything in its name.
+//! Headers that begin with `millrace-`: they stay with their message, through components and dead
+//! letters, and nobody but the host sets them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ fn header(name: &'static str, value: &'static str) -> Header {
     }
 }
 
-/// A message in `in` as a schedule makes it.
+/// Produces a message to `in` as a schedule does.
 async fn made_by_a_schedule(rig: &Rig) {
     let mut tick = message("k", "tick").message;
     tick.headers.push(header("millrace-schedule", "daily"));
@@ -48,7 +48,7 @@ fn schedule_of(message: &Message) -> Option<String> {
     Some(text(found.value.as_deref()))
 }
 
-/// Sends on the one message of a batch with its own headers and one more.
+/// Emits the only message of a batch with its own headers and one more.
 fn with_one_more(batch: &ColumnBatch, name: &str, value: &str) -> Result<Answer, CallError> {
     let own = batch.header_range(0);
     let mut headers = batch.headers[own.start * 4..own.end * 4].to_vec();

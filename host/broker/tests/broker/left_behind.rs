@@ -1,4 +1,4 @@
-//! Messages that wait where nobody reads: told of, and not lost without a word.
+//! Messages that wait in topics that nobody reads: they are reported, and not lost silently.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use millrace_model::ProcessorSpec;
 
 use crate::rig::{Rig, Say, processor, text, topic};
 
-/// A processor that parks what says `wait` and gives up what says `bad`, and one like it that reads `more` instead.
+/// A processor that parks `wait` and gives up `bad`, and a similar one that reads `more` instead.
 async fn parking() -> (Rig, ProcessorSpec) {
     let rig = Rig::deployed(
         1,
@@ -44,7 +44,7 @@ async fn left_behind(rig: &Rig) -> Vec<LeftBehind> {
     status.unwrap().left_behind
 }
 
-/// What is said against the deletion of a topic.
+/// What would be lost by deleting a topic.
 async fn losses(rig: &Rig, name: &str) -> Vec<Loss> {
     match rig
         .session
@@ -76,7 +76,7 @@ async fn parked_messages_of_a_topic_that_is_read_no_longer_are_told_of_and_not_l
     rig.deploy(other).await;
     assert_eq!(left_behind(&rig).await, [left("in", 2, 0)]);
     let objections = losses(&rig, "in").await;
-    // The first revision is the way back as well.
+    // The first revision is also the way back.
     assert!(
         objections.contains(&waiting("p", 2, true)),
         "{objections:?}"
@@ -88,7 +88,7 @@ async fn parked_messages_of_a_topic_that_is_read_no_longer_are_told_of_and_not_l
         "{objections:?}"
     );
 
-    // They wait for one that is deleted, too, over a start of the host.
+    // They also wait for a deleted processor, across a restart.
     rig.session
         .processors()
         .delete_processor(&name)
@@ -131,7 +131,7 @@ async fn letters_that_were_sent_again_and_lie_unread_are_left_behind_as_well() {
         .await
         .unwrap();
     assert_eq!(losses(&rig, "in.p.redrive").await, [waiting("p", 2, false)]);
-    // With the processor's own topics they are meant to go.
+    // With the processor's own topics, they are meant to be deleted.
     rig.session
         .catalogue()
         .delete_topics_of(&name)

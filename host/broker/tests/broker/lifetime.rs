@@ -1,4 +1,4 @@
-//! What processors do when messages are removed before they came to them.
+//! How processors react when messages are removed before they were read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,7 +70,7 @@ async fn a_processor_whose_next_messages_were_removed_goes_on_at_the_start() {
         .unwrap();
     rig.hold("out", &["0", "1", "4"]).await;
     rig.settled().await;
-    // And where nothing is left it waits for what comes.
+    // If nothing is left, the processor waits for new messages.
     rig.session
         .processors()
         .pause(&processor("p"))
@@ -105,7 +105,7 @@ async fn what_a_paused_processor_had_read_ahead_and_was_removed_is_not_processed
         },
     )
     .await;
-    // All of it is read at once, and called one by one.
+    // All four are read in one batch, and called one by one.
     rig.produce(&[("a", "0"), ("a", "1"), ("a", "2"), ("a", "3")])
         .await;
     while !begun.load(Ordering::SeqCst) {
@@ -126,7 +126,7 @@ async fn what_a_paused_processor_had_read_ahead_and_was_removed_is_not_processed
     rig.settled().await;
     let processed = rig.values("out").await;
     assert_eq!(processed.last().map(String::as_str), Some("4"));
-    // The pause may have come after one message more.
+    // The pause may have taken effect one message later.
     assert!(
         processed.len() < 4 && !processed.contains(&"3".to_owned()),
         "{processed:?}"

@@ -1,4 +1,5 @@
-//! The broker on the memory engine, with handlers written by hand: every way that a message can go.
+//! The broker on the memory engine, with handlers written by hand: every way that a message can
+//! take.
 
 mod bad_deploys;
 mod beginning;

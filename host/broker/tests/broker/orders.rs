@@ -1,7 +1,8 @@
-//! The three orders, held against chance: whatever the handler answers and wherever the host ends, each message takes effect once,
-//! in the order that its processor asked for.
+//! The three orders under random conditions: whatever the handler answers and whenever the host
+//! ends, each message takes effect once, in the order that its processor asked for.
 //!
-//! A host that ends is a runtime that is dropped amid whatever it was doing; the memory engine is what had been committed.
+//! The end of a host is simulated by dropping its runtime in the middle of anything; the memory
+//! engine has what was committed by then.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -17,11 +18,11 @@ use tokio::runtime::Runtime;
 
 use crate::rig::{Export, Modules, Rig, Say, per_message, spec, text, trap};
 
-/// Attempts in all; a message that needs more is a dead letter.
+/// Attempts in total; a message that needs more becomes a dead letter.
 const ATTEMPTS_MAX: u32 = 4;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What an attempt comes to.
+/// The result of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Turn {
     Retry(Option<u64>),
@@ -29,7 +30,7 @@ enum Turn {
     Reject,
 }
 
-/// A message: its key, and what its attempts come to before it succeeds.
+/// A message: its key, and the results of its attempts before it succeeds.
 type Script = (Option<u8>, Vec<Turn>);
 
 fn turn() -> impl Strategy<Value = Turn> {
@@ -49,13 +50,13 @@ fn scripts() -> impl Strategy<Value = Vec<Script>> {
     proptest::collection::vec((proptest::option::weighted(0.9, 0u8..5), turns), 5..60)
 }
 
-/// Whether the message gets through.
+/// Whether the message succeeds in the end.
 fn passes(script: &Script) -> bool {
     let turns = &script.1;
     turns.len() < ATTEMPTS_MAX as usize && !turns.contains(&Turn::Reject)
 }
 
-/// When each attempt of each message was made, by its number.
+/// The times at which each attempt of each message was made.
 type Calls = Arc<Mutex<HashMap<(usize, u32), Vec<Instant>>>>;
 
 struct World {
@@ -63,7 +64,7 @@ struct World {
     modules: Arc<Modules>,
     scripts: Arc<Vec<Script>>,
     calls: Calls,
-    /// Calls until the host ends.
+    /// Calls left until the host ends.
     fuse: Arc<AtomicU32>,
 }
 
@@ -140,7 +141,7 @@ impl World {
         Rig::on(Arc::clone(&self.engine), Arc::clone(&self.modules)).await
     }
 
-    /// Lives until the handler was asked so often, and ends then, amid whatever it does.
+    /// Runs until the handler was called this many times, and then ends in the middle of anything.
     fn live_for(&self, calls: u32, begin: impl Future<Output = Rig>) {
         self.fuse.store(calls, Ordering::SeqCst);
         let host = Runtime::new().unwrap();
@@ -151,13 +152,14 @@ impl World {
                     tokio::task::yield_now().await;
                 }
             };
-            // There may be fewer calls left than that.
+            // Fewer calls than that may be left.
             let _ = tokio::time::timeout(Duration::from_millis(100), ended).await;
         });
         host.shutdown_background();
     }
 
-    /// Starts again, and gives what is out and what was given up, in their order, when all is through.
+    /// Starts again; once everything is processed, returns the outputs and the dead letters, in
+    /// order.
     fn finish(&self) -> (Vec<usize>, Vec<usize>) {
         let host = Runtime::new().unwrap();
         host.block_on(async {
@@ -172,7 +174,7 @@ impl World {
     }
 }
 
-/// Every message is out or given up, once, as its script says.
+/// Every message must be in the output or the dead letters, once, as its script says.
 fn check_once(scripts: &[Script], out: &[usize], dead: &[usize]) {
     let sorted = |numbers: &[usize]| {
         let mut numbers = numbers.to_vec();
@@ -185,7 +187,7 @@ fn check_once(scripts: &[Script], out: &[usize], dead: &[usize]) {
     assert_eq!(sorted(dead), given_up, "what was given up");
 }
 
-/// Of each group the numbers ascend.
+/// Within each group, the numbers must ascend.
 fn check_order(numbers: &[usize], group: impl Fn(usize) -> Option<u8>) {
     let mut by_group: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
     for &number in numbers {
@@ -198,7 +200,7 @@ fn check_order(numbers: &[usize], group: impl Fn(usize) -> Option<u8>) {
     }
 }
 
-/// No attempt was made before the delay that the one before it asked for had passed.
+/// No attempt may be made before the delay that the previous one asked for has passed.
 fn check_delays(world: &World) {
     let calls = world.calls.lock();
     for (&(number, attempt), times) in calls.iter() {
@@ -206,7 +208,8 @@ fn check_delays(world: &World) {
         let Some(Turn::Retry(Some(after_ms))) = asked else {
             continue;
         };
-        // An answer that the end of the host took with it was asked for again: the first of them that may have counted.
+        // An answer lost with the host was asked for again. The earliest of these calls is used,
+        // because it may be the one that counted.
         let (Some(asked_at), Some(next)) = (times.first(), calls.get(&(number, attempt + 1)))
         else {
             continue;

@@ -1,4 +1,5 @@
-//! What becomes of messages, by what the handler, the error handler and the partitioner say.
+//! What happens to messages, depending on the answers of the handler, the error handler and the
+//! partitioner.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -536,7 +537,7 @@ async fn a_slow_handler_is_given_as_much_as_it_manages_in_time() {
     rig.produce(&messages).await;
     rig.deploy(spec).await;
     rig.settled().await;
-    // Cut in halves again and again, it would be thirty.
+    // With repeated halving, there would be thirty.
     let late = late.load(Ordering::SeqCst);
     assert!(late <= 4, "{late} calls ran out of time");
     assert!(rig.letters().await.is_empty());

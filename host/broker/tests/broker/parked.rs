@@ -1,4 +1,5 @@
-//! Parked messages: until when each waits and why, none of them for centuries, none a thousand times a second; tried now, given up, let go.
+//! Parked messages: why and until when each waits, never for centuries, and never a thousand
+//! attempts per second; tried now, given up, trimmed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +15,8 @@ use millrace_model::{Clock, Offset, PartitionId, SystemClock};
 
 use crate::rig::{Export, Rig, Say, decide, per_message, processor, spec, text, topic, trap};
 
-/// Asks for the end of time, until it is told otherwise; lets values through that begin with `ok`.
+/// A processor that asks for a retry at the end of time, until told otherwise; values that begin
+/// with `ok` pass.
 async fn patient() -> (Rig, Arc<AtomicBool>) {
     let open = Arc::new(AtomicBool::new(false));
     let gate = Arc::clone(&open);

@@ -1,4 +1,5 @@
-//! Dead letters sent again: as many as fit, at a pace, changed; how often is remembered, and all of it is on record.
+//! Redriving dead letters: in parts, at a rate, and edited; the number of redrives is remembered,
+//! and everything is recorded.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -26,7 +27,7 @@ async fn audit(rig: &Rig) -> Vec<AuditEntry> {
     page.await.unwrap().entries
 }
 
-/// Waits until so many letters have died in all.
+/// Waits until this many dead letters exist.
 async fn until_dead(rig: &Rig, count: usize) {
     for _ in 0..5_000 {
         if rig.values("in.p.dlq").await.len() == count {
@@ -78,7 +79,7 @@ async fn a_redrive_takes_what_fits_and_at_most_so_many_and_is_on_record() {
     assert!(entries.iter().all(|entry| {
         entry.action == AuditAction::Redrive && entry.topic == topic("in.p.dlq") && entry.at.0 > 0
     }));
-    // It is kept like any other topic, and is still there after a start.
+    // The trail is kept like any other topic, and survives a restart.
     let again = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     assert_eq!(audit(&again).await, entries);
     let none = again
@@ -116,7 +117,7 @@ async fn an_audit_trail_is_read_page_by_page() {
 async fn where_another_topic_has_the_audit_trail_s_name_nothing_is_sent() {
     let (rig, _) = by_first_word(1).await;
     dead(&rig, 1).await;
-    // Directories of earlier versions may have one.
+    // Directories of earlier versions may have such a topic.
     let theirs = TopicSpec {
         name: topic("in.p.audit"),
         owner: None,
@@ -154,7 +155,7 @@ async fn a_message_that_keeps_dying_is_left_alone_by_redrives_of_many_unless_the
     until_dead(&rig, REDRIVES_MAX as usize + 2).await;
     let waiting = rig.letters().await;
     assert_eq!(waiting[0].redrives, REDRIVES_MAX + 1);
-    // Whoever names it means it.
+    // Naming a dead letter redrives it however often it failed.
     let named = RedriveRequest::places(vec![waiting[0].place()]);
     assert_eq!(redrive(&rig, named).await.sent, 1);
 }
@@ -209,7 +210,7 @@ async fn an_edited_letter_is_sent_once_and_the_letter_stays_as_it_died() {
     assert_ne!(digests.before.value, digests.after.value);
     assert!(digests.before.key.is_some() && digests.after.key.is_none());
     assert_ne!(digests.before.headers, digests.after.headers);
-    // As `printf mended | sha256sum` has it.
+    // From `printf mended | sha256sum`.
     let known = "2481edd3b03fb258be1d053d556298e7cc5d7e3c2c9c6a04776b20505335d8b3";
     assert_eq!(digests.after.value.unwrap().to_string(), known);
 }
@@ -278,7 +279,7 @@ async fn a_paced_redrive_keeps_its_rate_and_whoever_stops_it_repeats_and_loses_n
     );
     let began = Instant::now();
     let rest = redrive(&rig, paced).await;
-    // The transaction that was under way when it was stopped went to its end.
+    // The transaction that was running when the redrive was stopped was completed.
     assert_eq!((rest.sent + rest.already, rest.next.clone()), (60, None));
     assert!((1..=60 - by_then).contains(&rest.sent), "{rest:?}");
     let expected = Duration::from_millis(20) * (rest.sent as u32 - 5);

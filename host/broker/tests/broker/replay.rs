@@ -1,4 +1,5 @@
-//! Replays: exactly the range, through the revision asked for, into one topic, also over a start in the middle.
+//! Replays: exactly the requested range, through the requested revision, into one topic, also
+//! across a restart.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ fn request(from: u64, until: u64, into: &str) -> ReplayRequest {
     }
 }
 
-/// Produces messages of these timestamps, whose values say them.
+/// Produces messages with these timestamps, which are also their values.
 async fn produce(rig: &Rig, timestamps: std::ops::Range<u64>) {
     for at in timestamps {
         let mut new = message(&format!("k{}", at % 7), &at.to_string());
@@ -34,7 +35,7 @@ async fn produce(rig: &Rig, timestamps: std::ops::Range<u64>) {
     }
 }
 
-/// Waits until all of the replay is done.
+/// Waits until the replay is done.
 async fn done(rig: &Rig, name: &ProcessorName) {
     for _ in 0..5_000 {
         let status = rig.session.processors().processor(name).await.unwrap();
@@ -88,7 +89,7 @@ async fn a_replay_takes_exactly_its_range_through_the_revision_asked_for() {
     };
     let made = replay(&rig, first).await;
     assert_eq!((made.name.as_str(), made.current), ("p-replay-1", 1));
-    // What comes after it was made is not its business, whatever time it says.
+    // Messages that arrive after its creation do not belong to it, whatever their timestamps.
     produce(&rig, 200..210).await;
     done(&rig, &made.name).await;
     let values = rig.values("again").await;
@@ -170,7 +171,7 @@ async fn a_replay_goes_on_where_it_was_when_the_host_starts_again_and_has_state_
     let rig = Rig::start(1).await;
     rig.topic("again", 1).await;
     let counted = counting(|batch, message| match batch.attempts[message] {
-        // Some come late, so that the host ends in the middle.
+        // Some messages are retried, so that the host ends in the middle.
         1 if text(batch.value(message)).ends_with('3') => Say::Retry(Some(30)),
         _ => Say::Pass,
     });
@@ -322,7 +323,7 @@ async fn a_replay_takes_every_message_of_its_time_wherever_it_stands_and_no_othe
     done(&rig, &made.name).await;
     assert_eq!(numbers(&rig.values("again").await), [100, 120, 150, 199]);
 
-    // Messages stand on both sides of it, and none in it.
+    // There are messages on both sides of this range, and none in it.
     let name = processor("p");
     let nothing = rig
         .session

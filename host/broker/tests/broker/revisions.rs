@@ -1,4 +1,4 @@
-//! Deploying, swapping, pausing, deleting, and starting again.
+//! Deploying, swapping, pausing, deleting, and restarting the host.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use millrace_model::{Digest, Durability, PartitionId, TopicSpec};
 
 use crate::rig::{Export, Rig, Say, per_message, processor, spec, text, topic, whole};
 
-/// A handler that marks what it passes on with its name.
+/// A handler that marks its outputs with its name.
 pub(crate) async fn marker(rig: &Rig, name: &'static str) -> Digest {
     let handler = whole(move |batch| {
         let mut answer = millrace_model::Answer::default();
@@ -182,7 +182,7 @@ async fn swaps_under_load_lose_and_repeat_nothing() {
     for swap in 0..30 {
         let before = current().await.partitions[0].next;
         rig.deploy(spec(if swap % 2 == 0 { b } else { a })).await;
-        // The next swap comes when this one has been at work.
+        // The next swap comes when this revision has processed something.
         rig.until(|all| all[0].next > before && all[0].revision == swap + 2)
             .await;
     }
@@ -286,7 +286,7 @@ async fn after_a_start_processors_go_on_and_one_that_does_not_load_hinders_nobod
     rig.hold("out", &["1"]).await;
     rig.hold("lame-out", &["1"]).await;
     rig.modules.know("lame", Export::Broken);
-    // The host goes away without a word; the next one takes the leases over.
+    // The host ends without releasing anything; the next one takes the leases over.
     let next = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;
     next.produce(&[("a", "2")]).await;
     next.hold("out", &["1", "2"]).await;

@@ -26,15 +26,15 @@ use millrace_model::{
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-/// What a handler says of one message.
+/// A handler's answer about one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Say {
     Ack,
-    /// On to the default output, unchanged.
+    /// Emits the message unchanged to the default output.
     Pass,
     Retry(Option<u64>),
     Reject(&'static str),
-    /// Takes the whole call down.
+    /// Fails the whole call.
     Fail(CallError),
 }
 
@@ -164,9 +164,9 @@ pub(crate) enum Export {
     Processor(Arc<dyn BatchHandler>),
     Partitioner(Arc<dyn PartitionHandler>),
     ErrorHandler(Arc<dyn FailureHandler>),
-    /// Exports a processor, and does not load.
+    /// Exports a processor, but does not load.
     Broken,
-    /// As one that begins and never comes to an end: when it is uploaded, else when it is loaded.
+    /// Starts and never finishes: when it is uploaded, otherwise when it is loaded.
     Stuck {
         at_upload: bool,
     },
@@ -313,7 +313,7 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// Topics `in` and `out` of so many partitions.
+    /// Creates topics `in` and `out` with this many partitions.
     pub(crate) async fn start(partitions: u32) -> Self {
         let clock = Arc::new(SystemClock::new());
         let rig = Self::on(MemoryEngine::new(clock), Arc::new(Modules::default())).await;
@@ -322,12 +322,12 @@ impl Rig {
         rig
     }
 
-    /// A broker on what is there, after a host that went away without a word.
+    /// A broker on existing data, after a host that ended abruptly.
     pub(crate) async fn on(engine: Arc<MemoryEngine>, modules: Arc<Modules>) -> Self {
         Self::by(Arc::new(SystemClock::new()), engine, modules).await
     }
 
-    /// A broker with a clock of its own.
+    /// A broker with its own clock.
     pub(crate) async fn by(
         clock: Arc<dyn Clock>,
         engine: Arc<MemoryEngine>,
@@ -345,7 +345,7 @@ impl Rig {
         Self::beside(clock, engine.restarted(), modules, limits).await
     }
 
-    /// A broker on a host of its own, beside those that are there.
+    /// A broker on a host of its own, beside existing ones.
     pub(crate) async fn beside(
         clock: Arc<dyn Clock>,
         engine: Arc<MemoryEngine>,
@@ -362,7 +362,7 @@ impl Rig {
         }
     }
 
-    /// The verbs, for a caller of this name.
+    /// The verbs for a caller with this name.
     pub(crate) fn named(&self, name: &str) -> Session {
         self.broker.session(Caller::unnamed().named(name))
     }
@@ -427,7 +427,7 @@ impl Rig {
             .unwrap()
     }
 
-    /// All messages of a topic: partition by partition.
+    /// All messages of a topic, partition by partition.
     pub(crate) async fn messages(&self, name: &str) -> Vec<Message> {
         let mut messages = Vec::new();
         let partitions = self
@@ -464,7 +464,7 @@ impl Rig {
         messages.iter().map(|m| text(m.value.as_deref())).collect()
     }
 
-    /// Dead letters of `p` that were not sent again.
+    /// Dead letters of `p` that were not redriven.
     pub(crate) async fn letters(&self) -> Vec<DeadLetter> {
         let name = processor("p");
         let page = self
@@ -490,7 +490,7 @@ impl Rig {
         panic!("{name} holds {held:?}, not {wanted:?}");
     }
 
-    /// Waits until a partition of `p` looks so; the status then.
+    /// Waits until the partitions of `p` meet the condition.
     pub(crate) async fn until(
         &self,
         what: impl Fn(&[PartitionStatus]) -> bool,
@@ -508,7 +508,7 @@ impl Rig {
         panic!("it never came to that: {last:?}");
     }
 
-    /// Waits until nothing is left to do.
+    /// Waits until no work is left.
     pub(crate) async fn settled(&self) {
         self.until(|all| all.iter().all(|one| one.lag == 0 && one.parked == 0))
             .await;
@@ -519,7 +519,7 @@ impl Rig {
     }
 }
 
-/// `in` to `out`, with quick retries.
+/// A specification from `in` to `out` with quick retries.
 pub(crate) fn spec(module: Digest) -> ProcessorSpec {
     ProcessorSpec {
         topics: vec![topic("in")],
@@ -543,7 +543,7 @@ pub(crate) fn spec(module: Digest) -> ProcessorSpec {
     }
 }
 
-/// A batch whose checksum is good, and whose last record nobody can read.
+/// A batch with a valid checksum, whose last record is unreadable.
 pub(crate) fn unreadable_after(values: &[&str]) -> RecordBatch {
     let mut builder = BatchBuilder::with_capacity(0);
     for value in values {

@@ -1,4 +1,4 @@
-//! Schedules: each time makes one message, over restarts, and what was missed makes one more.
+//! Schedules: each time creates one message, across restarts, and missed times create one more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn header(message: &Message, name: &str) -> Option<String> {
     found.map(|header| text(header.value.as_deref()))
 }
 
-/// How many times each message stands for, by when they were due.
+/// How many times each message stands for, with its due time.
 pub(crate) fn times(messages: &[Message]) -> Vec<(u64, u64)> {
     let number = |m, name| header(m, name).map(|text| text.parse::<u64>().unwrap());
     let mut times: Vec<(u64, u64)> = messages
@@ -245,7 +245,7 @@ async fn a_schedule_run_by_hand_makes_one_message_and_keeps_its_next_time() {
         );
         assert_eq!(text(message.value.as_deref()), "tick");
     }
-    // It is on record, and stays there.
+    // The run is recorded, and stays recorded.
     let (engine, modules) = (Arc::clone(&rig.engine), Arc::clone(&rig.modules));
     drop(rig);
     let rig = Rig::on(engine, modules).await;

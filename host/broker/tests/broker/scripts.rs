@@ -1,4 +1,5 @@
-//! Whatever handlers say in whatever order: every message is in the output or the dead letters, once, and keys keep their order.
+//! Whatever handlers answer, in whatever order: every message is in the output or the dead letters,
+//! once, and keys keep their order.
 
 use std::collections::HashMap;
 
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 
 use crate::rig::{Rig, Say, processor, text, trap};
 
-/// What is said of a message, attempt by attempt; `Pass` after that.
+/// The answers about one message, attempt by attempt; `Pass` after that.
 fn any_script() -> impl Strategy<Value = Vec<Say>> {
     let say = prop_oneof![
         6 => Just(Say::Pass),
@@ -29,7 +30,7 @@ async fn run(scripts: Vec<(u8, Vec<Say>)>, order: Order, messages_max: u32, call
             spec.order = order;
             spec.batch.messages_max = messages_max;
             spec.retry.delay_max_ms = 2;
-            // Whether most messages fail alike is the chance of the draw here.
+            // Whether most messages fail alike depends on chance here.
             spec.breaker.enabled = false;
         },
         move |batch, message| {

@@ -22,7 +22,7 @@ async fn shadow(rig: &Rig, spec: ProcessorSpec) -> Processor {
         .unwrap()
 }
 
-/// The report, as soon as it looks so.
+/// Waits for a report that meets the condition.
 async fn report(rig: &Rig, what: impl Fn(&ShadowReport) -> bool) -> ShadowReport {
     let mut last = None;
     for _ in 0..5_000 {
@@ -40,7 +40,7 @@ async fn report(rig: &Rig, what: impl Fn(&ShadowReport) -> bool) -> ShadowReport
     panic!("it never came to that: {last:?}");
 }
 
-/// Produces `VALUE` for each number.
+/// Produces a message for each number.
 async fn produce(rig: &Rig, numbers: std::ops::Range<u32>) {
     let values: Vec<String> = numbers.map(|n| n.to_string()).collect();
     let messages: Vec<(&str, &str)> = values.iter().map(|v| (&v[..], &v[..])).collect();
@@ -282,7 +282,7 @@ async fn nobody_waits_for_a_shadow_that_does_not_answer() {
     }
 }
 
-/// Adds the message's number to its key, and sends the sum on.
+/// Adds the message's number to its key, and emits the sum.
 struct Summing {
     times: i64,
     late: Arc<AtomicBool>,
@@ -362,7 +362,7 @@ async fn a_shadow_with_state_sees_the_state_that_the_current_revision_saw_and_wr
     let seen = report(&rig, |report| report.compared + report.skipped == 10).await;
     assert_eq!(seen.outputs, seen.compared);
     assert!(seen.compared > 0, "{seen:?}");
-    // One that comes too late holds nobody up.
+    // A shadow that is too slow delays nothing.
     late.store(true, Ordering::SeqCst);
     shadow(&rig, spec(same)).await;
     for n in 41..=60 {
@@ -397,7 +397,7 @@ async fn a_shadow_stays_over_a_start_with_a_new_report_and_ends_when_told() {
     assert_eq!((ended.current, ended.shadow), (1, None));
     let refused = next.session.processors().end_shadow(&name).await;
     assert!(matches!(refused, Err(ProcessorError::NoTrial(_))));
-    // Tried again, it is another revision; and it may go on as a canary without becoming one more.
+    // Deployed again it is a new revision, which can continue as a canary without another new one.
     shadow(&next, spec(b)).await;
     let canary = next
         .session

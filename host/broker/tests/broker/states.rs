@@ -1,4 +1,5 @@
-//! State from outside, and what becomes of it with the processors that wrote it.
+//! State seen and changed from outside, and what happens to it when its processor changes or is
+//! deleted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use millrace_model::{Answer, ColumnBatch, PartitionId, SystemClock};
 
 use crate::rig::{Rig, Say, per_message, processor, spec, topic};
 
-/// Adds 1 to the key of each message, and then says what is said of it.
+/// Adds 1 to the key of each message, and then answers as the inner handler does.
 pub(crate) struct Counting<H>(H);
 
 pub(crate) fn counting<F>(decide: F) -> Counting<impl BatchHandler>
@@ -340,7 +341,7 @@ async fn a_key_is_found_without_its_partition_and_totals_are_of_all() {
             (key.as_bytes(), Some(2))
         );
     }
-    // One that others begin with is another one, and one in several partitions is found in each.
+    // A prefix of other keys is a key of its own, and a key in several partitions is found in each.
     let found = rig
         .session
         .processors()

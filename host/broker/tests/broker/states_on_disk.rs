@@ -1,4 +1,4 @@
-//! State that stands in files: what a worker does about what has ended there.
+//! State in files: how a worker removes entries that have expired there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::rig::{Modules, Rig, Say, processor, spec, topic};
 use crate::states::counting;
 use crate::two_hosts::until;
 
-/// Ended entries, and the bytes of their keys: together more than one transaction takes there.
+/// Expired entries, and the size of their keys: together more than one transaction takes here.
 const ENDED: usize = 1_000;
 const KEY_BYTES: usize = 200;
 
@@ -26,7 +26,7 @@ async fn a_batch_that_has_no_room_to_remove_what_has_ended_leaves_it_and_spends_
         journal_file_bytes: 32 << 10,
         state_resident_bytes: Some(0),
         checkpoint_interval: Duration::from_millis(5),
-        // Nobody else removes it.
+        // So the cleaner does not remove it first.
         cleaning_interval: Duration::from_secs(3_600),
         ..LocalOptions::default()
     };

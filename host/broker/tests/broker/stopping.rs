@@ -1,4 +1,5 @@
-//! Guests that never answer hold nobody up: what cannot count any more is interrupted, and says nothing of its messages.
+//! Guests that never answer delay nobody: calls whose results can no longer count are interrupted,
+//! which says nothing about their messages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use millrace_model::{Answer, ColumnBatch, Durability, Timestamp};
 
 use crate::rig::{Export, Rig, Say, message, per_message, processor, spec, topic, trap};
 
-/// Never answers; counts the calls that are under way, and all that there were.
+/// Never answers; counts the running calls, and all calls.
 #[derive(Clone, Default)]
 struct Endless {
     under_way: Arc<AtomicUsize>,
@@ -78,7 +79,7 @@ impl PartitionHandler for Endless {
 
 const SLACK: Duration = Duration::from_secs(1);
 
-/// Within so long, and a second for a busy machine.
+/// Waits for at most this time, plus a second for a busy machine.
 async fn within<T>(time: Duration, work: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(time + SLACK, work).await;
     done.unwrap_or_else(|_| panic!("not within {time:?}"))
@@ -125,7 +126,7 @@ async fn a_stop_has_patience_with_calls_and_then_interrupts_them_and_nothing_of_
     nothing_counts(&rig).await;
 }
 
-/// Passes everything on, after a while.
+/// Passes everything on after a delay.
 struct Slow;
 
 #[async_trait]
@@ -150,7 +151,7 @@ async fn a_call_that_ends_in_time_counts_at_a_stop() {
 
 #[tokio::test]
 async fn error_handlers_and_partitioners_are_interrupted_as_well() {
-    // An error handler.
+    // The error handler is endless.
     let (rig, endless) = (Rig::start(1).await, Endless::default());
     let fails = per_message(|_, _| Say::Retry(None));
     let mut with_handler = spec(rig.upload_handler("fails", fails).await);
@@ -163,7 +164,7 @@ async fn error_handlers_and_partitioners_are_interrupted_as_well() {
     endless.are_under_way(0).await;
     nothing_counts(&rig).await;
 
-    // A topic's partitioner, of a producer and of a processor's outputs.
+    // The topic's partitioner is endless, for a producer and for a processor's outputs.
     let (rig, endless) = (Rig::start(1).await, Endless::default());
     let partitioner = Export::Partitioner(Arc::new(endless.clone()));
     let partitioner = rig.upload("endless", partitioner).await;
@@ -248,7 +249,7 @@ async fn canaries_shadows_replays_and_dry_runs_are_interrupted_as_well() {
         .unwrap();
     rig.produce(&[("a", "3")]).await;
     shadow.are_under_way(1).await;
-    // The end of a shadow is the end of its call.
+    // Ending a shadow ends its call.
     rig.session.processors().end_shadow(&name).await.unwrap();
     within(GRACE, shadow.are_under_way(0)).await;
 
@@ -380,7 +381,7 @@ async fn an_upload_and_a_deployment_that_never_end_are_answered_at_a_stop() {
             .upload_module("worse".into(), None)
             .await
     });
-    // Whoever changes something else waits behind the deployment.
+    // Other changes wait for the deployment.
     let session = rig.session.clone();
     let name = processor("p");
     let deleting = tokio::spawn(async move { session.processors().delete_processor(&name).await });

@@ -1,5 +1,5 @@
-//! Work on several hosts: each partition's, and what is delayed, kept and read there, is one host's at a time; who has it changes without a
-//! message lost, repeated or given up.
+//! Work on several hosts: each partition, with its delayed messages, is one host's at a time, and
+//! moves without any message lost, repeated or given up.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::two_hosts::until;
 
 pub(crate) const PARTITIONS: u32 = 8;
 
-/// A second host on the store of the first, to which work moves soon.
+/// A second host on the first one's store, to which work moves quickly.
 async fn beside(rig: &Rig) -> Rig {
     let limits = BrokerLimits {
         moves_after: Duration::from_millis(10),
@@ -35,7 +35,7 @@ async fn beside(rig: &Rig) -> Rig {
     Rig::beside(clock, rig.engine.second_host(), modules, limits).await
 }
 
-/// Two hosts, both of which let go of what the other is to have soon.
+/// Two hosts, each of which quickly releases what the other should have.
 async fn two_hosts(partitions: u32) -> (Rig, Rig) {
     let first = Rig::start(partitions).await;
     let one = beside(&first).await;
@@ -44,7 +44,7 @@ async fn two_hosts(partitions: u32) -> (Rig, Rig) {
     (one, other)
 }
 
-/// Partitions that the host works at.
+/// The partitions that the host works on.
 pub(crate) async fn works_at(rig: &Rig) -> BTreeSet<u32> {
     let status = rig.session.processors().processor(&processor("p")).await;
     let partitions = status.map(|status| status.partitions).unwrap_or_default();
@@ -72,7 +72,7 @@ async fn work_is_spread_over_the_hosts_and_goes_over_when_one_ends() {
         .map(|(k, v)| (k.as_str(), v.as_str()))
         .collect();
     one.produce(&messages[..100]).await;
-    // Without a word, with some of it done.
+    // The host ends abruptly, in the middle of the work.
     one.engine.die();
     other.produce(&messages[100..]).await;
     until("all is at the other", async || {
@@ -90,7 +90,7 @@ async fn what_a_living_host_cannot_do_another_takes_up() {
     let pass = crate::rig::per_message(|_, _| Say::Pass);
     let module = one.upload_handler("m", pass).await;
     one.deploy(spec(module)).await;
-    // It lacks what the component needs.
+    // This host lacks the component.
     let limits = BrokerLimits {
         moves_after: Duration::from_millis(10),
         ..BrokerLimits::default()
@@ -109,7 +109,7 @@ async fn what_a_living_host_cannot_do_another_takes_up() {
     one.hold("out", &values).await;
 }
 
-/// Calls, each of which ends when it is let.
+/// A handler whose calls end when released.
 pub(crate) struct Slow(pub(crate) Arc<AtomicUsize>, pub(crate) Arc<Semaphore>);
 
 #[async_trait]
@@ -135,7 +135,7 @@ async fn a_host_that_lives_may_lose_its_work_in_the_first_call_and_no_message_is
     rig.produce(&[("k", "innocent")]).await;
     let input = rig.session.catalogue().topic(&topic("in")).unwrap();
     let partition = input.partition(PartitionId(0)).unwrap();
-    // More often than ends of hosts that would give it up.
+    // More often than a message may be in flight when hosts end.
     for taken in 1..=5 {
         until("it is called", async || {
             calls.load(Ordering::SeqCst) == taken
@@ -189,7 +189,7 @@ async fn what_is_delayed_is_delivered_by_one_host_or_cancelled_by_one() {
         .into_iter()
         .enumerate()
         .map(|(number, (id, value))| {
-            // On the host that did not take it.
+            // Through the host that did not accept it.
             let session = hosts[(number + 1) % 2].session.clone();
             tokio::spawn(async move {
                 match session.messages().cancel_delayed(&topic("in"), id).await {
@@ -204,7 +204,7 @@ async fn what_is_delayed_is_delivered_by_one_host_or_cancelled_by_one() {
     }
     let kept: Vec<&str> = kept.iter().map(String::as_str).collect();
     one.hold("in", &kept).await;
-    // Nothing comes twice, and what was cancelled not at all.
+    // Nothing is delivered twice, and what was cancelled is not delivered.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(one.values("in").await.len(), kept.len());
 }
@@ -315,7 +315,7 @@ async fn a_host_that_hears_late_of_a_deletion_does_nothing_any_more() {
         (0..40).map(|n| (format!("k{n}"), n.to_string())).collect();
     let messages: Vec<(&str, &str)> = messages.iter().map(|(k, v)| (&**k, &**v)).collect();
     one.produce(&messages).await;
-    // Longer than its workers take to begin anew, several times.
+    // Several times longer than its workers take to start over.
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(one.values("out").await, [""; 0]);
     let group = processor("p").group();
@@ -393,7 +393,7 @@ async fn what_is_in_doubt_before_a_call_is_no_end_of_a_host_and_no_message_is_su
         one.produce(&[("k", "innocent")]).await;
         until("it is called", async || calls.load(Ordering::SeqCst) == 1).await;
         let other = beside(&one).await;
-        // More of them than ends of hosts that would give it up.
+        // More often than a message may be in flight when hosts end.
         for _ in 0..5 {
             other.engine.doubt(doubt);
         }

@@ -1,4 +1,5 @@
-//! Revisions on trial that no longer load when the host starts: shown, in nobody's way, tried again, and ended.
+//! Revisions on trial that no longer load when the host starts: they are shown, disturb nothing,
+//! and can be tried again or ended.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ fn passes() -> Export {
     Export::Processor(Arc::new(per_message(|_, _| Say::Pass)))
 }
 
-/// A processor, and the specification of the other revision.
+/// A processor, and the specification of another revision.
 async fn deployed() -> (Rig, ProcessorSpec) {
     let rig = Rig::start(1).await;
     rig.deploy(spec(rig.upload("a", passes()).await)).await;
@@ -48,7 +49,7 @@ async fn a_canary_that_no_longer_loads_is_shown_and_tried_again_and_ended() {
     assert!(problem.contains("it traps"), "{problem}");
     assert!(shown.processor.canary.is_some() && shown.canary.is_none());
 
-    // It is in nobody's way.
+    // The broken trial disturbs nothing.
     next.session.processors().pause(&name).await.unwrap();
     next.produce(&[("k", "v")]).await;
     next.session.processors().resume(&name, None).await.unwrap();

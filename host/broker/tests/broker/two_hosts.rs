@@ -1,5 +1,5 @@
-//! Two hosts on one store decide about the same catalogue at once: whatever both do, each decision is made on what is there, and none is lost,
-//! taken twice, or made on what was.
+//! Two hosts on one store change the same catalogue concurrently: each decision is based on the
+//! present state, and none is lost, made twice, or based on an earlier state.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -23,7 +23,7 @@ use crate::schedules;
 
 const ROUNDS: usize = 20;
 
-/// A second host on the store of the first.
+/// A second host on the first one's store.
 async fn beside(rig: &Rig) -> Rig {
     let (clock, modules) = (Arc::new(SystemClock::new()), Arc::clone(&rig.modules));
     Rig::beside(
@@ -41,7 +41,7 @@ async fn two_hosts() -> (Rig, Rig) {
     (one, other)
 }
 
-/// Both at once, each on a thread of its own.
+/// Runs both at once, each on its own thread.
 async fn both<A, B>(
     one: impl Future<Output = A> + Send + 'static,
     other: impl Future<Output = B> + Send + 'static,
@@ -54,7 +54,7 @@ where
     (one.await.unwrap(), other.await.unwrap())
 }
 
-/// Waits until that is so.
+/// Waits until the condition holds.
 pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     for _ in 0..5_000 {
         if is_so().await {
@@ -69,7 +69,7 @@ fn known(rig: &Rig) -> Option<Processor> {
     rig.session.processors().deployed_as(&processor("p"))
 }
 
-/// Another specification for each number.
+/// A different specification for each number.
 fn nth(module: millrace_model::Digest, number: usize) -> ProcessorSpec {
     let mut spec = spec(module);
     spec.batch.messages_max = 100 + u32::try_from(number).unwrap();
@@ -164,7 +164,7 @@ async fn what_one_host_does_with_a_processor_shows_on_the_other() {
         known(&other).is_some_and(|p| p.paused)
     })
     .await;
-    // The second host took the partitions over when it began.
+    // The second host took the partitions over when it started.
     other
         .until(|all| all.iter().all(|one| one.state == "paused"))
         .await;

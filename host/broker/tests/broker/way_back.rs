@@ -1,4 +1,5 @@
-//! The way back: where it leads, what is said of it, what it needs, and what is sent again on it.
+//! Rollbacks: where they lead, what is reported about them, what they need, and what is redriven
+//! after them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ async fn current(rig: &Rig) -> Processor {
     status.unwrap().processor
 }
 
-/// Waits until the processor is as asked.
+/// Waits until the processor meets the condition.
 async fn until(rig: &Rig, what: impl Fn(&Processor) -> bool) -> Processor {
     for _ in 0..5_000 {
         let processor = current(rig).await;
@@ -44,14 +45,14 @@ async fn bad(rig: &Rig) -> Digest {
     rig.upload_handler("bad", per_message(|_, _| trap())).await
 }
 
-/// Gives a bad revision so much to fail at that its breaker opens.
+/// Gives a bad revision so many messages to fail at that its breaker opens.
 async fn flood(rig: &Rig) {
     let values: Vec<String> = (0..30).map(|n| n.to_string()).collect();
     let messages: Vec<(&str, &str)> = values.iter().map(|v| (&v[..], &v[..])).collect();
     rig.produce(&messages).await;
 }
 
-/// What is said of the last change.
+/// The text of the last change.
 fn said(processor: &Processor) -> String {
     processor.changes.last().unwrap().text.clone().unwrap()
 }
@@ -78,7 +79,7 @@ async fn a_rollback_names_the_command_that_sends_again_what_was_given_up() {
         .await
         .unwrap();
     assert_eq!(status.gone_back_from, Some(2));
-    // A further deployment is another matter.
+    // A further deployment is different.
     let other = marker(&rig, "c").await;
     rig.deploy(spec(other)).await;
     let status = rig
@@ -118,7 +119,7 @@ async fn after_a_rollback_by_the_host_another_one_says_where_to() {
     assert!(text.contains(": from revision 3; `millrace dlq"), "{text}");
     let note = back.revision(3).unwrap().note.clone().unwrap();
     assert!(note.contains("--failed-revision 3`"), "{note}");
-    // A canary in between does not make it forgotten, nor does a pause.
+    // Neither a canary in between nor a pause makes the host forget it.
     let other = marker(&rig, "c").await;
     let canary = rig
         .session
@@ -201,7 +202,7 @@ async fn after_a_withdrawal_by_the_host_a_rollback_says_where_to() {
         ),
         "{refused:?}"
     );
-    // What was only on trial is judged anew, whatever was said of it there.
+    // After a trial, the revision is judged anew, whatever happened there.
     let forward = rig
         .session
         .processors()
@@ -362,7 +363,7 @@ async fn a_revision_that_cannot_run_any_more_is_no_way_back() {
         matches!(&refused, ProcessorError::WayBackGone { revisions, .. } if revisions == &[1]),
         "{refused:?}"
     );
-    // A third one goes back to the second, and says why not to others.
+    // A third revision can be rolled back to the second; other targets are refused with a reason.
     rig.produce(&[("k", "1")]).await;
     rig.hold("out-2", &["1 by b"]).await;
     until(&rig, |p| p.revision(2).unwrap().record.worked_at.is_some()).await;
@@ -385,7 +386,7 @@ async fn why_the_host_cannot_go_back_is_said_in_the_status() {
         ..first
     })
     .await;
-    // With the way back, messages would go round: out is read by one that writes to in.
+    // A rollback would close a cycle: another processor reads `out` and writes to `in`.
     let other = marker(&rig, "b").await;
     let mut round = spec(other);
     (round.topics, round.output) = (vec![topic("out")], Some(topic("in")));
@@ -410,7 +411,7 @@ async fn why_the_host_cannot_go_back_is_said_in_the_status() {
 #[tokio::test]
 async fn what_a_revision_gave_up_that_was_taken_back_is_sent_again_also_by_the_next_host() {
     let (rig, first) = worked().await;
-    // Nothing can be put on record here, so nothing is sent.
+    // Nothing can be recorded here, so nothing is redriven.
     let foreign = TopicSpec {
         name: topic("in.p.audit"),
         partitions: 1,
@@ -486,7 +487,7 @@ async fn a_promotion_says_what_the_revision_did_wrong_on_trial() {
     rig.settled().await;
     rig.produce(&[("7", "odd")]).await;
     rig.until(|all| all[0].parked == 1).await;
-    // As a deployment of the same specification it is one, too.
+    // Deploying the same specification promotes it, too.
     let promoted = rig
         .session
         .processors()
@@ -514,7 +515,7 @@ async fn a_canary_that_is_about_to_be_withdrawn_is_promoted_only_by_force() {
         .deploy_canary(&processor("p"), on_trial, 90)
         .await;
     canary.unwrap();
-    // Whoever changes something waits behind this one, in turn.
+    // Other changes wait behind this one.
     let stuck = rig
         .upload("stuck", Export::Stuck { at_upload: false })
         .await;

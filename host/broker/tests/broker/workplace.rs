@@ -1,4 +1,5 @@
-//! Dead letters as a workplace: found, counted, tried with another revision, kept for as long as they are wanted.
+//! Working with dead letters: finding, counting, and trying them with another revision; they are
+//! kept as long as configured.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use millrace_model::{Offset, PartitionId, Timestamp};
 use crate::rig::{Rig, Say, message, per_message, processor, spec, text, topic, trap};
 use crate::states::{counting, number, place};
 
-/// A broker whose processor rejects with the value's first word as the class, but for what it is told to let through.
+/// A broker whose processor rejects each message, with the first word of its value as the class,
+/// until told to pass all.
 pub(crate) async fn by_first_word(partitions: u32) -> (Rig, Arc<AtomicBool>) {
     let open = Arc::new(AtomicBool::new(false));
     let gate = Arc::clone(&open);
@@ -30,7 +32,7 @@ pub(crate) async fn by_first_word(partitions: u32) -> (Rig, Arc<AtomicBool>) {
     (rig, open)
 }
 
-/// So many dead letters, `odd 1` and `even 2` and so on.
+/// Makes `count` dead letters: `odd 1`, `even 2` and so on.
 pub(crate) async fn dead(rig: &Rig, count: usize) {
     let word = |n: usize| if n % 2 == 1 { "odd" } else { "even" };
     let messages: Vec<(String, String)> = (0..count)
@@ -355,7 +357,7 @@ async fn a_dry_run_says_what_a_revision_would_do_and_does_nothing() {
             _ => Say::Pass,
         }
     });
-    // Deployed, and taken back before it has seen anything: the current revision is the first one again.
+    // Deployed, and rolled back before it has seen anything: the first revision is current again.
     let name = processor("p");
     rig.session.processors().pause(&name).await.unwrap();
     rig.deploy(spec(rig.upload_handler("repaired", repaired).await))
@@ -417,7 +419,7 @@ async fn a_dry_run_says_what_a_revision_would_do_and_does_nothing() {
         .await
         .unwrap();
     assert!(few.letters == 3 && few.next.is_some());
-    // Nothing has come of any of it.
+    // The dry run changed nothing.
     assert_eq!(rig.letters().await.len(), 10);
     assert_eq!(rig.messages("out").await, []);
     assert!(
@@ -509,7 +511,7 @@ async fn how_long_dead_letters_are_kept_can_be_changed() {
             Some(86_400_000)
         );
     }
-    // A revision deployed later leaves it so.
+    // A later deployment keeps this setting.
     let passes = per_message(|_, _| Say::Pass);
     rig.deploy(spec(rig.upload_handler("passes", passes).await))
         .await;

@@ -1,6 +1,7 @@
-//! Worlds of several hosts, by seed: they come, die, stand still and come back while messages are produced, delayed, cancelled and sent again,
-//! while revisions are deployed and operators write. In the end each message has taken effect once, those of a key in their order,
-//! state says how many they were, and nobody was given up because a host ended.
+//! Worlds of several hosts, by seed: hosts come, die, stall and return while messages are produced,
+//! delayed, cancelled and redriven, revisions are deployed, and operators write. At the end each
+//! message has taken effect once, in the order of its key, the state has the right counts, and no
+//! message was given up because a host ended.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -21,17 +22,17 @@ use parking_lot::Mutex;
 use crate::rig::{Modules, Rig, Say, message, processor, spec, text, topic};
 use crate::states::{change, counting};
 
-/// Worlds that are tried; `MILLRACE_WORLDS` says another number, and `MILLRACE_WORLD` which one alone.
+/// Number of worlds; `MILLRACE_WORLDS` changes it, and `MILLRACE_WORLD` selects a single one.
 const WORLDS: u64 = 1_000;
-/// Side by side.
+/// Worlds that run concurrently.
 const THREADS: u64 = 4;
 const PARTITIONS: u32 = 3;
 const STEPS: usize = 40;
-/// A message that three hosts end with is given up: fewer end.
+/// A message in flight at three ends of hosts is given up, so fewer hosts end.
 const ENDS_MAX: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the handlers of a world know, whichever host they run on.
+/// What the handlers of a world share, whichever host they run on.
 #[derive(Default)]
 struct Memory {
     tried: Mutex<HashSet<String>>,
@@ -39,7 +40,7 @@ struct Memory {
 }
 
 impl Memory {
-    /// `r…` is tried again once, `d…` dies until that is mended.
+    /// `r…` is retried once; `d…` is rejected until the processor is repaired.
     fn say(&self, value: &str) -> Say {
         match value.as_bytes().first() {
             Some(b'r') if self.tried.lock().insert(value.to_owned()) => Say::Retry(Some(1)),
@@ -58,25 +59,25 @@ struct Host {
 struct World {
     rng: fastrand::Rng,
     hosts: Vec<Host>,
-    /// They are dead, or so it is believed; what they still do counts for nothing.
+    /// Hosts that are dead, or considered dead; what they still do must have no effect.
     gone: Vec<Rig>,
     memory: Arc<Memory>,
     ends: usize,
-    /// By key, what was produced to be processed at once, in order.
+    /// Messages to process at once, in order, by key.
     produced: BTreeMap<String, Vec<String>>,
-    /// What was to be delivered later.
+    /// Delayed messages.
     delayed: Vec<(DelayedId, String)>,
-    /// What was to be delivered later, and came too late for that.
+    /// Messages that should have been delayed, but arrived after their time.
     soon: Vec<String>,
     cancelled: HashSet<String>,
-    /// It is not known whether they were cancelled.
+    /// Messages of which it is unknown whether they were cancelled.
     in_doubt: HashSet<String>,
     operators_writes: usize,
     operators_writes_in_doubt: usize,
     count: usize,
 }
 
-/// What becomes of the host, or of the way to the store, and not of what was asked.
+/// Whether the error is about the host or its connection to the store, not about the request.
 fn is_passing(error: &CommitError) -> bool {
     matches!(
         error,
@@ -95,7 +96,7 @@ async fn host_on(engine: Arc<MemoryEngine>, modules: Arc<Modules>) -> Rig {
     Rig::beside(Arc::new(SystemClock::new()), engine, modules, limits()).await
 }
 
-/// No breaker and no bound stops anything; only a handler's word gives a message up.
+/// A specification without breaker and bounds: only a handler's answer can give a message up.
 fn busy(module: millrace_model::Digest, messages_max: u32) -> ProcessorSpec {
     let mut spec = ProcessorSpec {
         order: Order::Key,
@@ -149,7 +150,7 @@ impl World {
         world
     }
 
-    /// A host beside those that are there.
+    /// Adds a host.
     async fn another(&mut self) {
         let first = &self.hosts[0].rig;
         let (engine, modules) = (first.engine.second_host(), Arc::clone(&first.modules));
@@ -161,7 +162,7 @@ impl World {
         });
     }
 
-    /// Any host that is up.
+    /// A random host that can be reached.
     fn any(&mut self) -> &Rig {
         let at = self.rng.usize(0..self.hosts.len());
         &self.hosts[at].rig
@@ -185,7 +186,8 @@ impl World {
         }
     }
 
-    /// Once, through any host; again through another if it is not known what became of it.
+    /// Produces messages once, through any host; if the result is unknown, again through another
+    /// one.
     async fn send(&mut self, new: Vec<NewMessage>) -> Vec<Placed> {
         let key = CallKey {
             key: self.rng.u128(..).to_le_bytes(),
@@ -217,14 +219,14 @@ impl World {
         }
     }
 
-    /// A host does not reach the store for a while.
+    /// Cuts a host off from the store for a while.
     fn cut_off(&mut self) {
         let at = self.rng.usize(0..self.hosts.len());
         self.hosts[at].is_cut = true;
         self.hosts[at].rig.engine.cut_off(true);
     }
 
-    /// Of some commits of a host, nobody hears what became of them.
+    /// Leaves the result of some commits of a host unknown to it.
     fn doubt(&mut self) {
         let at = self.rng.usize(0..self.hosts.len());
         for _ in 0..self.rng.usize(1..4) {
@@ -260,7 +262,7 @@ impl World {
         let placed = self.send(vec![new]).await;
         match placed[0] {
             Placed::Delayed(id) => self.delayed.push((id, value)),
-            // Its time had come.
+            // Its time had already come.
             Placed::At { .. } => self.soon.push(value),
         }
     }
@@ -309,12 +311,12 @@ impl World {
         }
     }
 
-    /// Paused on one host, resumed on another.
+    /// Pauses on one host and resumes on another.
     async fn pause(&mut self) {
         let paused = self.any().session.clone();
         let resumed = self.any().session.clone();
         let name = processor("p");
-        // A hundredth of the time that a pause waits for others is plenty.
+        // A hundredth of the time for which a pause waits for others is enough.
         let pause = tokio::spawn(async move { paused.processors().pause(&name).await.map(drop) });
         tokio::time::sleep(Duration::from_millis(1)).await;
         match pause.await.unwrap() {
@@ -331,7 +333,7 @@ impl World {
         }
     }
 
-    /// On two hosts at once.
+    /// Redrives on two hosts at once.
     async fn redrive(&mut self) {
         let redrives = [self.any().session.clone(), self.any().session.clone()];
         let redrives = redrives.map(|session| {
@@ -360,7 +362,7 @@ impl World {
         }
     }
 
-    /// An operator writes state of what is being worked at.
+    /// An operator writes to the state of a partition that is being processed.
     async fn operate(&mut self) {
         let place = self.place();
         let number = self.operators_writes + self.operators_writes_in_doubt;
@@ -386,7 +388,7 @@ impl World {
         }
     }
 
-    /// The work of a partition is taken from its host, which lives; maybe in the middle of its first call.
+    /// Takes the work of a partition from its living host, perhaps in the middle of its first call.
     async fn claim(&mut self) {
         let number = PartitionId(self.rng.u32(0..PARTITIONS));
         let rig = self.any();
@@ -409,7 +411,7 @@ impl World {
         }
     }
 
-    /// A host ends without a word, and another one comes.
+    /// A host ends abruptly, and another one starts.
     async fn end(&mut self) {
         if self.ends >= ENDS_MAX {
             return;
@@ -422,7 +424,7 @@ impl World {
         self.gone.push(host.rig);
     }
 
-    /// A host is taken for dead, and goes on all the while.
+    /// A host is considered dead, but continues meanwhile.
     async fn stand_still(&mut self) {
         if let Some(still) = self.hosts.iter_mut().find(|host| host.is_still) {
             still.is_still = false;
@@ -438,7 +440,7 @@ impl World {
         self.hosts[at].rig.engine.stall();
     }
 
-    /// All that is to come out, whoever asks.
+    /// Everything that must be in the output.
     fn expected(&self) -> Vec<String> {
         let now = self.produced.values().flatten().cloned();
         let later = self.delayed.iter().map(|(_, value)| value.clone());
@@ -525,7 +527,7 @@ impl World {
         }
     }
 
-    /// What each host says of its work.
+    /// The status of the work on each host.
     async fn standing(&self) -> Vec<String> {
         let mut all = Vec::new();
         for Host { rig, .. } in &self.hosts {
@@ -546,7 +548,7 @@ impl World {
         all
     }
 
-    /// Of those that were never given up, and were produced for at once.
+    /// Checks messages that were never given up nor delayed.
     fn check_order(&self, out: &[String]) {
         let place: BTreeMap<&str, usize> = out
             .iter()
@@ -562,7 +564,7 @@ impl World {
         }
     }
 
-    /// No message was given up because a host ended: two ends are not enough.
+    /// No message may be given up because a host ended: two ends are not enough.
     async fn check_letters(&mut self) {
         for letter in self.any().messages("in.p.dlq").await {
             let value = text(letter.value.as_deref());
@@ -576,7 +578,7 @@ impl World {
         }
     }
 
-    /// Each message added 1 to its key when it went through, and operators wrote one entry each.
+    /// Each processed message added 1 to its key, and each operator's write added one entry.
     async fn check_state(&mut self) {
         let began = Instant::now();
         loop {
