@@ -1,4 +1,5 @@
-//! A guest's call beside the same Rust function called in-process: the cost of the sandbox and of crossing its border.
+//! A guest's call compared with the same Rust function called in-process: the cost of the sandbox
+//! and of crossing its border.
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! What a commit costs at durability `durable` (synced to the disk) and at `os` (in the page cache).
+//! The cost of a commit at durability `durable` (synced to the disk) and at `os` (in the page
+//! cache).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,10 +17,11 @@ use crate::table::{Table, median, percentile};
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_millis(500);
 const WRITERS: usize = 64;
-/// Plain writes and syncs that a round is compared with.
+/// Plain writes and syncs with which a round is compared.
 const SYNCS: usize = 400;
 
-/// Rows: one writer that waits for each commit, many at once, and these beside a plain loop that writes and syncs.
+/// Rows: one writer that waits for each commit, many concurrent ones, and these compared with a
+/// plain loop of writes and syncs.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let meter = Meter::install()?;
     let directory = tempfile::tempdir()?;
@@ -56,19 +58,19 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// A round of many writers at `durable`, beside plain writes and syncs.
+/// A round of many writers at `durable`, compared with plain writes and syncs.
 struct Groups {
-    /// Messages a second.
+    /// Messages per second.
     rate: f64,
-    /// How many one sync made durable.
+    /// How many messages one sync made durable.
     reached: f64,
-    /// Messages a second of a plain loop with as many at once.
+    /// Messages per second of a plain loop with as many per sync.
     beside_reached: f64,
-    /// And with one of every writer at once, the most that could be.
+    /// The same with one message of every writer per sync, which is the maximum.
     beside_all: f64,
 }
 
-/// Messages a second of a loop that writes so many bytes for so many messages, and syncs.
+/// Messages per second of a loop that writes this many bytes for this many messages, and syncs.
 fn plain_loop(directory: &Path, messages: f64, bytes: usize) -> Result<f64> {
     let times = synced_writes(&directory.join("groups"), bytes, SYNCS)?;
     let seconds = times.iter().sum::<f64>() / 1e6;
@@ -128,7 +130,7 @@ async fn partition(engine: &Arc<dyn Engine>, durability: Durability) -> Result<T
     })
 }
 
-/// Commits a second, and the median time of one in microseconds.
+/// Commits per second, and the median microseconds of one.
 async fn round(
     engine: &Arc<dyn Engine>,
     partition: TopicPartition,

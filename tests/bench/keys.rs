@@ -1,5 +1,6 @@
-//! State larger than memory: a guest that counts in values of a hundred bytes, over 10,000,000 keys in random order and over 10,000; what the
-//! process takes in memory, and how long a start takes after a kill. `MILLRACE_BENCH_KEYS` says another number of keys.
+//! State larger than memory: a guest that counts in values of a hundred bytes, over 10,000,000 keys
+//! in random order and over 10,000; the memory of the process, and the duration of a start after a
+//! kill. `MILLRACE_BENCH_KEYS` changes the number of keys.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,12 +22,12 @@ use crate::table::Table;
 
 const KEYS: u64 = 10_000_000;
 const FEW_KEYS: u64 = 10_000;
-/// Measured over, in either.
+/// The number of measured messages in both cases.
 const MESSAGES: u64 = 2_000_000;
 const PER_COMMIT: u64 = 1_000;
 const PARTITIONS: u32 = 2;
 const GROUP: &str = "counter";
-/// Primes: steps of either come to each key once, in orders that have nothing to do with each other.
+/// Primes: steps of either size reach each key once, in unrelated orders.
 const STRIDES: [u64; 2] = [7_368_787, 6_972_593];
 
 /// Three rows.
@@ -66,7 +67,8 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
 
 struct Run {
     per_second: f64,
-    /// Of the whole process, checkpoints and merges included: other programs of the machine do not count.
+    /// Of the whole process, including checkpoints and merges, but not of other programs on the
+    /// machine.
     processor_us: f64,
     resident_mib: f64,
     highest_mib: f64,
@@ -101,13 +103,13 @@ async fn run(keys: u64) -> Result<Run> {
         status_mib("VmRSS:")?
     );
     let (began, processor) = (Instant::now(), processor_time());
-    // Other steps than the ones before it, over the same keys.
+    // The same keys in a different order.
     through(&engine, &session, &topic, keys, keys..keys + MESSAGES).await?;
     let per_second = MESSAGES as f64 / began.elapsed().as_secs_f64();
     let processor_us = (processor_time() - processor).as_secs_f64() / MESSAGES as f64 * 1e6;
     let (resident_mib, highest_mib) = (status_mib("VmRSS:")?, status_mib("VmHWM:")?);
 
-    // As a kill would: without closing.
+    // Drops the engine without closing it, as a kill would.
     broker.stop().await;
     drop((session, broker));
     drop(engine);
@@ -125,7 +127,7 @@ async fn run(keys: u64) -> Result<Run> {
     })
 }
 
-/// Sends the messages of these steps, and waits until each has come out.
+/// Sends the messages of these steps, and waits for all outputs.
 async fn through(
     engine: &Arc<dyn Engine>,
     session: &Session,
@@ -147,7 +149,7 @@ async fn through(
     Ok(())
 }
 
-/// Those of the steps whose keys belong to the partition.
+/// Produces the messages of those steps whose keys belong to the partition.
 async fn produce(
     engine: Arc<dyn Engine>,
     partition: TopicPartition,
@@ -164,7 +166,7 @@ async fn produce(
     Ok(())
 }
 
-/// Every key once, then every key once in another order, and so on.
+/// The key of a step: all keys in one order, then all keys in another order, and so on.
 fn key_at(step: u64, keys: u64) -> u64 {
     let stride = STRIDES[(step / keys % 2) as usize];
     step % keys * stride % keys
@@ -182,11 +184,11 @@ fn batch(numbers: impl Iterator<Item = u64>) -> Result<RecordBatch> {
 }
 
 fn key(number: u64) -> String {
-    // Neighbours in number are no neighbours in order.
+    // Consecutive numbers must not be adjacent keys.
     format!("{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-/// Keys here and there have the count of the messages that there were of them.
+/// Checks for a sample of keys that each has the count of its messages.
 async fn check(engine: &dyn Engine, topic: &Topic, keys: u64) -> Result<()> {
     let mut counts = std::collections::HashMap::new();
     for step in 0..keys + MESSAGES {

@@ -1,4 +1,5 @@
-//! One message at a time over HTTP: from the producer's request until the processed message stands at the reader's.
+//! One message at a time over HTTP: from the producer's request until a reader has the processed
+//! message.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use crate::table::{Table, percentile};
 const WARM_UP: usize = 200;
 const MESSAGES: usize = 2_000;
 
-/// One row: `os` beside `durable`.
+/// One row: `os` compared with `durable`.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let os = end_to_end("os").await?;
     let durable = end_to_end("durable").await?;
@@ -34,7 +35,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds of each message.
+/// The milliseconds of each message.
 async fn end_to_end(durability: &'static str) -> Result<Vec<f64>> {
     let directory = tempfile::tempdir()?;
     let host = setup::host(directory.path()).await?;
@@ -74,7 +75,7 @@ fn messages(url: &str, durability: &str) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-/// Long-polls for each message and tells when it came.
+/// Long-polls for each message, and reports when it arrived.
 fn read_all(client: &Client, arrived: &mpsc::Sender<Instant>) -> Result<()> {
     let mut next = 0;
     while next < (WARM_UP + MESSAGES) as u64 {

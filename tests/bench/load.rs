@@ -1,5 +1,6 @@
-//! A load over HTTP that costs less than the host: requests are written as bytes that were made before the clock started, and of an
-//! answer only its status and its length are read. All connections of a load share one thread.
+//! A load over HTTP that costs less than the host: requests are bytes built before the clock
+//! starts, and of an answer only status and length are read. All connections of a load share one
+//! thread.
 
 use std::time::{Duration, Instant};
 
@@ -8,21 +9,22 @@ use futures_util::future::try_join_all;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// An answer's head and body are read into as much at a time.
+/// Bytes of an answer read at once.
 const READ_BYTES: usize = 64 << 10;
 /// The end of an answer's head.
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// What a load sends, again and again, and over how many connections.
+/// The request that a load repeats, and its number of connections.
 pub(crate) struct Load {
     /// The host's address.
     pub(crate) address: String,
     pub(crate) connections: usize,
-    /// Each connection sends the next request when this one is answered.
+    /// Each connection sends this again once it has been answered.
     pub(crate) request: Vec<u8>,
 }
 
-/// A produce request of `messages` messages of `bytes` bytes each: one as it is, more as NDJSON.
+/// A produce request with `messages` messages of `bytes` bytes each: a single one as it is, several
+/// as NDJSON.
 pub(crate) fn produce_request(topic: &str, messages: usize, bytes: usize) -> Vec<u8> {
     let value = "x".repeat(bytes);
     let (content, body) = match messages {
@@ -40,7 +42,7 @@ pub(crate) fn produce_request(topic: &str, messages: usize, bytes: usize) -> Vec
 }
 
 impl Load {
-    /// Runs for `time`; the milliseconds that each request took. A request that is refused ends it.
+    /// Runs for `time`; returns the milliseconds of each request. A refused request ends the run.
     pub(crate) fn run(&self, time: Duration) -> Result<Vec<f64>> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -78,7 +80,7 @@ async fn read_answer(connection: &mut TcpStream, answer: &mut Vec<u8>) -> Result
     Ok(())
 }
 
-/// Bytes of the whole answer, as soon as its head is there.
+/// The size of the whole answer, as soon as its head has arrived.
 fn length(answer: &[u8]) -> Result<Option<usize>> {
     let ends = answer.windows(HEAD_END.len());
     let Some(head) = ends.into_iter().position(|bytes| bytes == HEAD_END) else {

@@ -1,5 +1,5 @@
-//! The engine's log beside the bare machine: every figure as a share of what the same bytes cost without it. Before anything is
-//! timed much is written: see [`WARM_ROUNDS`].
+//! The engine's log compared with the bare machine: every figure is a share of the cost of the same
+//! bytes without the engine. Much is written before anything is measured: see [`WARM_ROUNDS`].
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -15,17 +15,18 @@ use crate::setup;
 use crate::table::{Table, median, percentile};
 
 const ROUNDS: usize = 3;
-/// Bytes of messages of one round.
+/// Bytes of messages per round.
 const ROUND_BYTES: usize = 192 << 20;
-/// Rounds that are not timed: by then files are used again, and memory is as full as it gets, as in a host that has run for a
-/// while.
+/// Rounds that are not measured: after them files are being reused and memory is full, as in a host
+/// that has run for a while.
 const WARM_ROUNDS: usize = 4;
-/// Bytes of messages of one commit.
+/// Bytes of messages per commit.
 const COMMIT_BYTES: usize = 100_000;
 const WRITERS: usize = 8;
 const SYNCS: usize = 400;
 
-/// Rows: the machine, throughput at `os` by partitions, one commit at `durable` beside a bare sync.
+/// Rows: the machine, throughput at `os` by partitions, one commit at `durable` compared with a
+/// bare sync.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     machine::measure(table)?;
     for bytes in [100, 1_024] {
@@ -40,7 +41,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     one_sync(table).await
 }
 
-/// Returns the engine's MiB a second.
+/// Returns the engine's MiB per second.
 async fn throughput(
     table: &mut Table,
     bytes: usize,
@@ -57,7 +58,7 @@ async fn throughput(
     }
     let (mut engine, mut plain) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        // Like requests of many producers: no two share their bytes.
+        // No two batches share bytes, as in requests of many producers.
         let batches = distinct(&batch, commits)?;
         let pieces = batches.iter().map(|batch| &batch.bytes()[..]);
         let path = directory.path().join(format!("plain-{round}"));
@@ -97,7 +98,7 @@ fn distinct(batch: &RecordBatch, count: usize) -> Result<Vec<RecordBatch>> {
     (0..count).map(copy).collect()
 }
 
-/// Several writers at once.
+/// Writes with several concurrent writers.
 async fn write_all(
     engine: &Arc<dyn Engine>,
     partitions: &[TopicPartition],
@@ -124,7 +125,8 @@ async fn write_all(
     Ok(())
 }
 
-/// One writer at `durable` beside write + fdatasync of as many bytes into a preallocated file, in turns.
+/// One writer at `durable`, alternating with write + fdatasync of as many bytes to a preallocated
+/// file.
 async fn one_sync(table: &mut Table) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let engine = setup::engine(directory.path()).await?;

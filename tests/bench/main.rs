@@ -1,7 +1,8 @@
-//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path state shadow commits log reading
-//! restart latency producers storage memory swap neighbours`, and `keys` and `soak`, which take minutes and run only when they are named. One
-//! table, each row a ratio of two things
-//! measured in turns within the same run, because machines differ and are shared. It never gates a test.
+//! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, with the parts
+//! `calls path state shadow commits log reading restart latency producers storage memory swap neighbours`,
+//! and `keys` and `soak`, which take minutes and run only if named. It prints one table. Each row
+//! is a ratio of two things measured alternately in the same run, because machines differ and are
+//! shared. It never gates a test.
 #![forbid(unsafe_code)]
 
 mod calls;
@@ -33,12 +34,13 @@ use anyhow::{Result, bail};
 
 use crate::table::Table;
 
-/// The hidden subcommand under which the host compiles components, so that this program can be its own compile child.
+/// The hidden subcommand with which the host compiles components, so that this program can be its
+/// own compiler process.
 const COMPILE: &str = "compile-module";
 
-/// As which the soak starts this program as a host of its own.
+/// The argument with which the soak starts this program as a host of its own.
 const SERVE: &str = "serve";
-/// The parts that take too long to run unasked.
+/// Parts that take too long to run unless named.
 const KEYS: &str = "keys";
 const SOAK: &str = "soak";
 
@@ -61,7 +63,7 @@ const PARTS: [&str; 16] = [
     SOAK,
 ];
 
-/// As the product: how much memory a part takes, and how long, depends on it.
+/// The product's allocator, because the memory and time of a part depend on it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,4 +1,4 @@
-//! Whether memory stays flat while five million messages go the whole path.
+//! Does memory stay flat while five million messages take the whole path?
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const WARM_UP: u64 = 1_000_000;
 const MESSAGES: u64 = 5_000_000;
 const STEPS: u64 = 10;
 
-/// One row: after the warm-up, beside after all.
+/// One row: memory after the warm-up, compared with memory at the end.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let components = setup::components(directory.path())?;
@@ -49,7 +49,7 @@ fn resident_mib() -> Result<f64> {
     status_mib("VmRSS:")
 }
 
-/// What the kernel says of this process's memory under that name.
+/// A value of this process's memory, as the kernel reports it under this name.
 pub(crate) fn status_mib(name: &str) -> Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status
@@ -60,7 +60,7 @@ pub(crate) fn status_mib(name: &str) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// Processor time that this process has taken, in user and system mode.
+/// CPU time of this process, in user and system mode.
 pub(crate) fn processor_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::try_from(time).unwrap_or_default()

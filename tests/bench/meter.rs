@@ -1,4 +1,5 @@
-//! How often the engine synced its journal, and how many bytes it wrote there: from the metrics that a host shows, too.
+//! How often the engine synced its journal, and how many bytes it wrote there, from the metrics
+//! that a host also shows.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use metrics::{
 const SYNCS: &str = "millrace_journal_sync_seconds";
 const BYTES: &str = "millrace_journal_bytes_total";
 
-/// Counts from when it was made.
+/// Counts from its creation on.
 #[derive(Clone, Default)]
 pub(crate) struct Meter {
     syncs: Arc<Count>,
@@ -23,7 +24,7 @@ pub(crate) struct Meter {
 struct Count(AtomicU64);
 
 impl Meter {
-    /// Once in a process.
+    /// Installs the recorder; only once per process.
     pub(crate) fn install() -> Result<Self> {
         let meter = Self::default();
         let installed = metrics::set_global_recorder(meter.clone());
@@ -31,7 +32,7 @@ impl Meter {
         Ok(meter)
     }
 
-    /// Syncs, and bytes of frames, so far.
+    /// The number of syncs, and of bytes in frames, so far.
     pub(crate) fn read(&self) -> [u64; 2] {
         [&self.syncs, &self.bytes].map(|count| count.0.load(Ordering::Relaxed))
     }

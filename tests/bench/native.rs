@@ -1,4 +1,4 @@
-//! A host of modules that answers one module natively, for the comparison of whole paths.
+//! A module host that runs one module natively, to compare whole paths.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use millrace_model::columns::OutcomeCode;
 use millrace_model::{Answer, ColumnBatch, Digest, ProcessorName};
 use millrace_wasm::WasmHost;
 
-/// Admits as the real one does; its processors are [`Upper`], whatever the module.
+/// Admits modules like the real host; every processor is [`Upper`], whatever its module.
 pub(crate) struct NativeModules(pub(crate) Arc<WasmHost>);
 
 #[async_trait]
@@ -48,7 +48,7 @@ impl ModuleHost for NativeModules {
     }
 }
 
-/// What the guest `uppercase` does, written for the host as tightly as one would.
+/// The guest `uppercase`, written natively and as efficiently as possible.
 struct Upper;
 
 #[async_trait]

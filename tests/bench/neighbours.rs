@@ -1,5 +1,5 @@
-//! What a guest that misbehaves costs its neighbours: one message at a time through a processor, alone and beside another one whose
-//! guest never returns, or takes all the memory that it can get.
+//! What a misbehaving guest costs its neighbours: single messages through a processor, alone and
+//! beside another one whose guest never returns, or takes all the memory that it can get.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,13 +17,14 @@ use serde_json::json;
 use crate::setup;
 use crate::table::{Table, median, percentile};
 
-/// Many, and each is compared with itself: what else a shared machine does in between moves a p99 by more than guests do.
+/// Many rounds, each compared with itself: other load on a shared machine moves a p99 more than
+/// guests do.
 const ROUNDS: usize = 20;
 const WARM_UP: usize = 100;
 const MESSAGES: usize = 1_000;
-/// The other one's partitions: so many of its calls run at once.
+/// The other processor's partitions, and so the number of its concurrent calls.
 const PARTITIONS: u32 = 4;
-/// Messages for it: each takes a call's whole time, and is tried again.
+/// Messages for the other processor: each takes a call's whole time, and is tried again.
 const MISCHIEF: usize = 1_000;
 
 /// A row for each kind of misbehaviour.
@@ -49,12 +50,13 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// What each message took, round by round.
+/// The duration of each message, round by round.
 #[derive(Default)]
 struct Rounds {
     alone: Vec<Vec<f64>>,
     beside_guests: Vec<Vec<f64>>,
-    /// Beside native loops that stand behind as far as guests do: what cores that are busy cost by themselves here.
+    /// Beside native loops with the same low priority as guests: the cost of busy cores alone on
+    /// this machine.
     beside_loops: Vec<Vec<f64>>,
 }
 
@@ -102,7 +104,8 @@ impl Rounds {
     }
 }
 
-/// A thread for each core that computes until this is dropped, ten nicer as guests' threads are.
+/// One thread per core that computes until this is dropped, with a nice value of 10 like guests'
+/// threads.
 struct Loops(Arc<AtomicBool>);
 
 impl Loops {
@@ -111,7 +114,7 @@ impl Loops {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             let ended = Arc::clone(&ended);
             std::thread::spawn(move || {
-                // Refused, it only competes harder.
+                // If this is refused, the thread only competes harder.
                 let _ = setpriority_process(None, 10);
                 while !ended.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
@@ -128,7 +131,7 @@ impl Drop for Loops {
     }
 }
 
-/// That percentile of each round.
+/// This percentile of each round.
 fn percentiles(rounds: &[Vec<f64>], part: f64) -> Vec<f64> {
     let one = |round: &Vec<f64>| percentile(round.clone(), part);
     rounds.iter().map(one).collect()
@@ -160,7 +163,7 @@ impl World {
         Ok(world)
     }
 
-    /// A processor between topics of its own.
+    /// Deploys a processor between two topics of its own.
     async fn deploy(&self, name: &str, guest: &'static [u8], partitions: u32) -> Result<()> {
         let (input, output) = (format!("{name}-in"), format!("{name}-out"));
         for topic in [&input, &output] {
@@ -172,7 +175,7 @@ impl World {
             .upload_module(Bytes::from_static(guest), None);
         let spec = json!({
             "topics": [input], "output": output, "module": module.await?.facts.digest,
-            // It goes on misbehaving.
+            // So that it keeps misbehaving.
             "breaker": {"enabled": false}, "order": "none", "batch": {"messages_max": 1},
             "retry": {"attempts_max": 1_000_000, "delay_first_ms": 0, "delay_max_ms": 0},
         });
@@ -184,7 +187,7 @@ impl World {
         Ok(())
     }
 
-    /// The mischief begins, and is under way on return.
+    /// Starts the misbehaviour; returns when it is under way.
     async fn begin(&self, value: &'static str) -> Result<()> {
         let mischief = |number: usize| NewMessage {
             partition: Some(PartitionId(number as u32 % PARTITIONS)),
@@ -218,7 +221,7 @@ impl World {
         Ok(())
     }
 
-    /// Milliseconds from each message's request until it is out.
+    /// Milliseconds from each message's request to its output.
     async fn messages(&self) -> Result<Vec<f64>> {
         let (input, output) = ("good-in".parse()?, "good-out".parse()?);
         let topic = self

@@ -1,4 +1,5 @@
-//! The whole path: commit of the input, the handler, commit of the output, on the local engine at durability `os`.
+//! The whole path: commit of the input, the handler, commit of the output, on the local engine at
+//! durability `os`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ const PARTITIONS: u32 = 2;
 const VALUE_BYTES: usize = 100;
 const ROUNDS: usize = 5;
 
-/// One row: through the guest, beside through a native handler.
+/// One row: through the guest, compared with a native handler.
 pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     let (mut guest, mut native) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -38,7 +39,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Messages a second.
+/// Messages per second.
 async fn run(guest: bool) -> Result<f64> {
     let directory = tempfile::tempdir()?;
     let components = setup::components(directory.path())?;
@@ -57,7 +58,7 @@ async fn run(guest: bool) -> Result<f64> {
     Ok(MESSAGES as f64 / seconds)
 }
 
-/// Topics `in` and `out` and the upper-case processor between them.
+/// Creates topics `in` and `out` and the upper-case processor between them.
 pub(crate) async fn pipeline(
     engine: &Arc<dyn Engine>,
     modules: Arc<dyn ModuleHost>,
@@ -81,7 +82,7 @@ pub(crate) async fn pipeline(
     Ok(broker)
 }
 
-/// Commits `messages` to `in`, two producers at once, and waits until as many more stand in `out`.
+/// Commits `messages` to `in` with two producers, and waits until `out` has as many more.
 pub(crate) async fn through(
     engine: &Arc<dyn Engine>,
     session: &Session,

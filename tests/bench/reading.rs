@@ -1,4 +1,4 @@
-//! Reading back ten million messages: in order beside reading the files, and one offset here and there.
+//! Reading ten million messages: in order, compared with reading the files, and at single offsets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -94,7 +94,7 @@ fn read_file(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All segments but the last, in order.
+/// All segments except the last, in order.
 fn sealed_segments(data: &Path, partition: TopicPartition) -> Result<Vec<(PathBuf, usize)>> {
     let mut segments = Vec::new();
     for entry in fs::read_dir(data.join(format!("topics/{}", partition.topic)))? {
@@ -115,14 +115,14 @@ async fn lookups(
     partition: TopicPartition,
 ) -> Result<()> {
     let mut times = Vec::with_capacity(LOOKUPS);
-    // A fixed walk over all offsets, far from one to the next.
+    // A fixed walk over all offsets in large steps.
     let offsets = (0..LOOKUPS as u64).map(|n| n * 7_919_317 % MESSAGES);
     for (number, offset) in offsets.enumerate() {
         let began = Instant::now();
         let read = engine.read(partition, Offset(offset), 1).await?;
         let took = micros(began.elapsed());
         ensure!(read[0].end_offset() > Offset(offset), "the wrong batch");
-        // The first ones map the segments.
+        // The first lookups map the segments.
         if number >= LOOKUPS / 10 {
             times.push(took);
         }

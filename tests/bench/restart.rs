@@ -1,4 +1,4 @@
-//! A start after a kill: many topics, and a journal as long as it may get between two checkpoints.
+//! A start after a kill, with many topics and the longest possible journal between two checkpoints.
 
 use std::time::Instant;
 
@@ -32,7 +32,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
         };
         engine.commit(Transaction::produce(vec![append])).await?;
     }
-    // As a kill would: without closing.
+    // Drops the engine without closing it, as a kill would.
     drop(engine);
     let began = Instant::now();
     let engine = setup::engine(directory.path()).await?;

@@ -1,4 +1,4 @@
-//! Engines, hosts of modules and messages for the measurements.
+//! Engines, module hosts and messages for the measurements.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock::new())
 }
 
-/// Components, compiled by this program as its own child.
+/// A module host whose components are compiled by this program as its own child process.
 pub(crate) fn components(directory: &Path) -> Result<Arc<WasmHost>> {
     let child = CompileChild {
         program: std::env::current_exe()?,
@@ -61,7 +61,7 @@ pub(crate) async fn topic(
     Ok(())
 }
 
-/// Messages that the topic has.
+/// The number of messages in the topic.
 pub(crate) fn count(session: &Session, topic: &str) -> Result<u64> {
     let topic = session
         .catalogue()
@@ -82,7 +82,8 @@ pub(crate) async fn host(directory: &Path) -> Result<Host> {
     Ok(Host::start(config).await?)
 }
 
-/// Topics `in` and `out`, made of this beside their names, and the upper-case processor between them, over HTTP.
+/// Creates topics `in` and `out` with these settings, and the upper-case processor between them,
+/// over HTTP.
 pub(crate) fn uppercase_between(client: &Client, topic: &Value) -> Result<()> {
     for name in ["in", "out"] {
         let mut topic = topic.clone();

@@ -1,5 +1,6 @@
-//! The cost of a shadow: the upper-case processor works off a backlog, alone and with another revision called beside it. Alone there is a
-//! core for each partition; what a shadow takes of both is what it costs.
+//! The cost of a shadow: the upper-case processor works off a backlog, alone and with another
+//! revision called beside it. Alone, each partition has a core; the difference is what the shadow
+//! costs.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ const ROUNDS: usize = 5;
 /// One round.
 struct Run {
     per_second: f64,
-    /// Share of the messages that the shadow was asked about.
+    /// The share of the messages that the shadow was called with.
     compared: f64,
 }
 

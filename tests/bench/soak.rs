@@ -1,5 +1,5 @@
-//! Ten minutes of producing, processing and reading, with many readers that take their answers slowly or not at all: whether the
-//! host's memory stays flat. The host is a process of its own.
+//! Ten minutes of producing, processing and reading, with many readers that read their answers
+//! slowly or not at all: does the host's memory stay flat? The host is a process of its own.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,28 +15,29 @@ use crate::setup;
 use crate::table::{Table, median};
 
 const SOAK: Duration = Duration::from_secs(10 * 60);
-/// What memory takes before this is not compared: files, caches and buffers come to their size.
+/// Memory before this time is not compared, because files, caches and buffers are still growing.
 const WARM_UP: Duration = Duration::from_secs(2 * 60);
-/// As long at the end is compared with as long after the warm-up.
+/// This period at the end is compared with one of the same length after the warm-up.
 const COMPARED: Duration = Duration::from_secs(2 * 60);
 const LOOK: Duration = Duration::from_secs(2);
 
 const PARTITIONS: u32 = 8;
 const PRODUCERS: usize = 2;
-/// Messages of a request, and how often a producer sends one: 10 MB a second of all.
+/// Messages per request, and the interval of a producer's requests: 10 MB per second for all.
 const MESSAGES: usize = 100;
 const VALUE_BYTES: usize = 1_000;
 const PACE: Duration = Duration::from_millis(20);
-/// Each topic's partitions keep so many bytes.
+/// Bytes that each partition keeps.
 const RETENTION_BYTES: u64 = 64 << 20;
 
-/// Those who ask for much and read it slowly, for less and read it slowly, and who ask and never read.
+/// Readers that request much and read slowly, that request less and read slowly, and that never
+/// read.
 const READERS: [(usize, u64, Option<Duration>); 3] = [
     (16, 4 << 20, Some(Duration::from_millis(100))),
     (32, 256 << 10, Some(Duration::from_millis(100))),
     (8, 4 << 20, None),
 ];
-/// What a slow reader takes at once.
+/// Bytes that a slow reader takes at once.
 const SIP_BYTES: usize = 16 << 10;
 
 #[derive(Default)]
@@ -47,7 +48,7 @@ struct Counts {
     read_bytes: AtomicU64,
 }
 
-/// Two rows: memory of the process's own, and all that is resident (mapped files too).
+/// Two rows: the process's own memory, and all resident memory (including mapped files).
 pub(crate) fn measure(table: &mut Table) -> Result<()> {
     let host = Host::start(std::env::current_exe()?)?;
     let topic = json!({
@@ -115,7 +116,7 @@ fn row(table: &mut Table, what: &str, samples: &[(Duration, [f64; 2])], pick: us
     );
 }
 
-/// Memory in MiB by the time since the begin: what the process has of its own, and all that is resident.
+/// The process's own memory and its resident memory in MiB, by the time since the start.
 fn watch(host: &Host, counts: &Counts) -> Result<Vec<(Duration, [f64; 2])>> {
     let began = Instant::now();
     let mut samples = Vec::new();
@@ -152,7 +153,7 @@ fn produce(client: &Client, counts: &Counts) {
     }
 }
 
-/// Asks again and again; an answer is taken sip by sip, or never.
+/// Sends requests repeatedly; reads an answer in small parts, or never.
 fn read(url: &str, partition: u32, bytes: u64, pause: Option<Duration>, counts: &Counts) {
     while !counts.over.load(Ordering::Relaxed) {
         if read_once(url, partition, bytes, pause, counts).is_err() {

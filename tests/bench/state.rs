@@ -1,4 +1,5 @@
-//! State: a guest that counts the messages of 10,000 keys in state, beside one that counts in its own memory and forgets.
+//! State: a guest that counts the messages of 10,000 keys in state, compared with one that counts
+//! in its own memory and forgets.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Messages a second.
+/// Messages per second.
 async fn run(guest: &'static [u8]) -> Result<f64> {
     let directory = tempfile::tempdir()?;
     let components = setup::components(directory.path())?;

@@ -1,5 +1,6 @@
-//! How long a swap of revisions holds a partition up: messages at a steady pace, a swap now and then, and the longest silence at the
-//! output around each, beside the longest silences of as long times without a swap.
+//! How long a swap of revisions delays a partition: messages at a steady pace with occasional
+//! swaps, and the longest silence at the output around each, compared with the longest silences of
+//! equal periods without a swap.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +19,9 @@ use crate::setup;
 use crate::table::{Table, percentile};
 
 const SWAPS: usize = 200;
-/// Between two swaps; half of it is looked at as a time without one.
+/// The time between two swaps; half of it serves as a period without one.
 const BETWEEN: Duration = Duration::from_millis(100);
-/// Between two messages.
+/// The time between two messages.
 const PACE: Duration = Duration::from_micros(500);
 
 /// One row.
@@ -92,7 +93,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds between two arrivals, one of which at least lies within.
+/// The longest time in milliseconds between two arrivals of which at least one is in the period.
 fn longest_silence(arrivals: &[Instant], (from, to): (Instant, Instant)) -> f64 {
     let first = arrivals.partition_point(|at| *at < from).saturating_sub(1);
     let after = arrivals.partition_point(|at| *at <= to);
@@ -124,7 +125,7 @@ async fn produce(session: Session, over: Arc<AtomicBool>) -> Result<usize> {
     Ok(produced)
 }
 
-/// When each output was there.
+/// Records when each output arrived.
 async fn watch(
     engine: Arc<dyn millrace_engine::Engine>,
     out: TopicPartition,
@@ -134,7 +135,7 @@ async fn watch(
     let mut arrivals = Vec::new();
     while !over.load(Ordering::Relaxed) {
         let end = watch.end();
-        // None comes any more when it is over.
+        // Nothing more arrives once the test is over.
         if let Ok(end) = tokio::time::timeout(BETWEEN, watch.past(end)).await {
             end.context("the topic is gone")?;
             arrivals.push(Instant::now());

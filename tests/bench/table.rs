@@ -1,15 +1,16 @@
-//! The one table.
+//! The table of results.
 
 use std::fmt;
 
-/// What was measured, beside what, and the bar that it should keep.
+/// The results, what they are compared with, and the bars that they should meet.
 #[derive(Default)]
 pub(crate) struct Table {
     rows: Vec<[String; 5]>,
 }
 
 impl Table {
-    /// A row: what, its figure, what it is compared with and that one's figure, the ratio or the bar.
+    /// Adds a row: what was measured, its figure, what it is compared with and that figure, and the
+    /// ratio or the bar.
     pub(crate) fn row(
         &mut self,
         what: &str,
@@ -34,13 +35,13 @@ impl fmt::Display for Table {
     }
 }
 
-/// The middle one; the slower half of a shared machine's noise does not move it.
+/// The median, which the slower half of a shared machine's noise does not move.
 pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The figure that `share` (0 to 1) of all stay below.
+/// The figure below which this share (0 to 1) of all figures is.
 pub(crate) fn percentile(mut figures: Vec<f64>, share: f64) -> f64 {
     figures.sort_by(f64::total_cmp);
     let place = (figures.len() as f64 * share) as usize;

@@ -1,4 +1,4 @@
-//! The torture that every run of the tests goes through; `docs/reliability.md` has the longer one.
+//! The torture that every test run includes; `docs/reliability.md` has the longer one.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
@@ -29,14 +29,15 @@ fn through_kills_power_cuts_and_other_faults_nothing_acknowledged_is_lost_or_cha
         worlds_at_once: 4,
         keep: std::env::temp_dir().join("torture-kept"),
     });
-    // Not by a macro: those are shown of tests that fail only, and what was skipped has to be seen.
+    // Without a macro: their output is shown only for failed tests, but what was skipped must be
+    // visible.
     let shown = writeln!(std::io::stderr(), "{report}");
     shown.expect("stderr takes it");
     assert!(
         report.is_clean(),
         "see the findings above; their histories are kept"
     );
-    // One world of them breaks mediums here, and another one takes its place if its file system is lost with them.
+    // One world breaks media here; another one replaces it if its file system is lost with them.
     assert!(report.lost_file_systems.len() <= 2);
     let removed = report.tally.removed;
     assert!(removed > 1_000, "only {removed} messages were removed");

@@ -1,4 +1,4 @@
-//! Everything that was measured, by what and by whom, and the tables made of it.
+//! All measurements by row and column, and the tables made from them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,15 +14,16 @@ pub(crate) struct Column {
     pub(crate) title: &'static str,
     /// Where a message, or an output, is when it is acknowledged.
     pub(crate) acknowledged: &'static str,
-    /// Whether that survives a loss of power.
+    /// Whether that survives a power cut.
     pub(crate) is_synced: bool,
 }
 
-/// Figures of rows and columns, several rounds each. Both are named by their place.
+/// The figures of all rows and columns, for several rounds. Rows and columns are identified by
+/// their index.
 pub(crate) struct Board {
     columns: Vec<Column>,
     rows: &'static [&'static str],
-    /// The first one that counts; those before it are for warming.
+    /// The first round that counts; earlier ones are for warming up.
     first_round: u32,
     figures: BTreeMap<(usize, usize), Vec<(u32, Figure)>>,
     failures: BTreeMap<(usize, usize), String>,
@@ -42,7 +43,7 @@ impl Board {
         }
     }
 
-    /// Notes a measurement, says it to those who wait, and gives it.
+    /// Records a measurement, reports it, and returns it.
     pub(crate) fn note(&mut self, round: u32, row: usize, column: usize, measured: Result<Figure>) {
         let (what, who) = (self.rows[row], self.columns[column].title);
         let at = self.began.elapsed().as_secs();
@@ -72,7 +73,7 @@ impl Board {
         &self.columns
     }
 
-    /// The place of a column by its title.
+    /// The index of a column, by its title.
     pub(crate) fn column(&self, title: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.title == title)
     }
@@ -83,7 +84,7 @@ impl Board {
         figures.filter(|(round, _)| *round >= self.first_round)
     }
 
-    /// A table in Markdown, with each row that has a figure.
+    /// A Markdown table of all rows that have figures.
     pub(crate) fn table(&self) -> String {
         let titles: Vec<&str> = self.columns.iter().map(|column| column.title).collect();
         let says: Vec<&str> = self
@@ -113,8 +114,8 @@ impl Board {
         }
     }
 
-    /// A table in Markdown of how many times as good as each other one the first of a pair is: the median over the rounds, each of which
-    /// compares what was measured in it.
+    /// A Markdown table of pairs: how many times better the first is than the second. It shows the
+    /// median over the rounds, each of which compares its own measurements.
     pub(crate) fn ratios(&self, pairs: &[(usize, usize)]) -> String {
         let title = |&(one, other): &(usize, usize)| {
             format!(
@@ -158,7 +159,7 @@ impl Board {
         })
     }
 
-    /// Whether a figure may be the load's and not the server's.
+    /// Whether a figure may be limited by the load instead of the server.
     pub(crate) fn has_bound_by_load(&self) -> bool {
         let cells = self.figures.keys();
         cells
@@ -167,7 +168,7 @@ impl Board {
     }
 }
 
-/// Of what was not measured.
+/// Shown for what was not measured.
 const NOTHING: &str = "–";
 
 #[cfg(test)]

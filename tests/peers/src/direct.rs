@@ -1,4 +1,4 @@
-//! Brokers without a function: in, out, and from one end to the other.
+//! Brokers without a function: producing, consuming, and end to end.
 
 use std::time::Duration;
 
@@ -27,35 +27,35 @@ const ONE: usize = 4;
 const END_TO_END: usize = 5;
 const MEMORY: usize = 6;
 
-/// Messages of a batch.
+/// Messages per batch.
 const BATCH: usize = 1_000;
 /// Connections that send batches.
 const CONNECTIONS: usize = 4;
-/// Producers, or messages, at once.
+/// Concurrent producers, or messages.
 const MANY: usize = 64;
-/// Messages from end to end.
+/// Rate of the messages from end to end.
 pub(crate) const PER_SECOND: u32 = 1_000;
 
-/// A broker with one of its settings, up and running.
+/// A running broker with one of its settings.
 pub(crate) struct Contender {
     pub(crate) column: Column,
     pub(crate) door: Box<dyn Door>,
-    /// Processes of the broker.
+    /// The process ids of the broker.
     pub(crate) servers: Vec<u32>,
-    /// Whether a connection may have many requests unanswered.
+    /// Whether a connection may have many unanswered requests.
     pub(crate) may_pipeline: bool,
-    /// Messages of this round's batches.
+    /// Messages in this round's batches.
     pub(crate) batched: u64,
 }
 
-/// All rows, each by everyone in turns, and that several times.
+/// Measures all rows, each with every contender in turn, in several rounds.
 pub(crate) fn measure(contenders: &mut [Contender], rounds: u32, time: Duration) -> Board {
     let columns: Vec<Column> = contenders.iter().map(|one| one.column).collect();
     let mut board = Board::new(&columns, &ROWS, rounds);
     for round in 1..=rounds {
         for row in [BATCHES, CONSUME, PRODUCERS, AT_ONCE, ONE, END_TO_END] {
             for (column, contender) in contenders.iter_mut().enumerate() {
-                // What others left in the page cache is not written while this one is measured.
+                // What others left in the page cache must not be written during this measurement.
                 rustix::fs::sync();
                 if let Some(measured) = contender.row(row, column, round, time).transpose() {
                     board.note(round, row, column, measured);
@@ -72,7 +72,7 @@ pub(crate) fn measure(contenders: &mut [Contender], rounds: u32, time: Duration)
 }
 
 impl Contender {
-    /// None for what its protocol has not.
+    /// `None` for what its protocol cannot do.
     fn row(
         &mut self,
         row: usize,
@@ -86,7 +86,7 @@ impl Contender {
         if row == CONSUME && self.batched == 0 {
             bail!("there are no batches to read");
         }
-        // Batches stay for the one who reads them.
+        // The batches stay for the row that reads them.
         let topic = match row {
             CONSUME => format!("row-{BATCHES}-{round}-{column}"),
             row => format!("row-{row}-{round}-{column}"),

@@ -1,4 +1,4 @@
-//! What is measured, how it reads in a table, and how two of a kind compare.
+//! The kinds of figures, their format in tables, and how two of a kind compare.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use crate::load::Done;
 /// One measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Figure {
-    /// Messages a second, and what each cost the server.
+    /// Messages per second, and the cost of each to the server.
     Rate {
         per_second: f64,
-        /// Microseconds of processor time a message.
+        /// Microseconds of CPU time per message.
         server_us: f64,
-        /// Whether the load itself may be the bound.
+        /// Whether the load itself may be the limit.
         is_bound_by_load: bool,
     },
     /// Microseconds.
@@ -32,7 +32,7 @@ impl Figure {
         }
     }
 
-    /// Of microseconds.
+    /// A spread of durations in microseconds.
     pub(crate) fn spread(times: Vec<f64>) -> Self {
         Self::Spread {
             p50: percentile(times.clone(), 0.5),
@@ -40,7 +40,7 @@ impl Figure {
         }
     }
 
-    /// All of a kind, each number for itself.
+    /// The median of several figures of one kind, separately for each number.
     pub(crate) fn median(all: &[Self]) -> Option<Self> {
         let each = |number: fn(&Self) -> f64| median(all.iter().map(number).collect());
         let (first, second) = (each(Self::first), each(Self::second));
@@ -62,7 +62,8 @@ impl Figure {
         })
     }
 
-    /// How many times as good as the other, by each of its numbers: more a second, less time, less memory.
+    /// How many times better this is than the other, for each number: more per second, less time,
+    /// less memory.
     pub(crate) fn times_as_good(&self, other: &Self) -> (f64, Option<f64>) {
         let less = other.first() / self.first();
         match self {
@@ -124,7 +125,7 @@ impl fmt::Display for Figure {
     }
 }
 
-/// The figure that `share` (0 to 1) of all stay below.
+/// The figure below which this share (0 to 1) of all figures is.
 pub(crate) fn percentile(mut figures: Vec<f64>, share: f64) -> f64 {
     figures.sort_by(f64::total_cmp);
     let place = (figures.len() as f64 * share) as usize;
@@ -132,7 +133,7 @@ pub(crate) fn percentile(mut figures: Vec<f64>, share: f64) -> f64 {
     figures.get(place).copied().unwrap_or(f64::NAN)
 }
 
-/// The middle one, or the middle of the two there.
+/// The median: the middle figure, or the mean of the two in the middle.
 pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     let (upper, lower) = (figures.len() / 2, figures.len().saturating_sub(1) / 2);
@@ -142,7 +143,7 @@ pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
     }
 }
 
-/// With a comma behind each three digits.
+/// The number with a comma after every three digits.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let groups = digits.as_bytes().rchunks(3).rev();
@@ -152,7 +153,7 @@ pub(crate) fn grouped(number: u64) -> String {
     groups.join(",")
 }
 
-/// Two or three digits that say something, or as many as stand before the point.
+/// The number with two or three significant digits, or as many as its integer part has.
 pub(crate) fn short(number: f64) -> String {
     let decimals = match number.abs() {
         number if number >= 100.0 => 0,

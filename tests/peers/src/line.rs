@@ -1,4 +1,4 @@
-//! A connection, and what came over it and is not read yet.
+//! A connection, and the received bytes that are not read yet.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Read at a time; an inbox grows for an answer that is larger.
+/// Bytes read at once; an inbox grows for a larger answer.
 const INBOX_BYTES: usize = 1 << 20;
-/// An answer that does not fit is no answer of ours.
+/// A larger answer cannot be valid.
 const INBOX_BYTES_MAX: usize = 256 << 20;
-/// A server that is silent for longer does not work.
+/// A server that is silent for longer counts as failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Bytes that came, from the first that was not taken yet.
+/// Received bytes, from the first one that was not taken yet.
 pub(crate) struct Inbox {
     bytes: Vec<u8>,
     start: usize,
@@ -38,7 +38,7 @@ impl Inbox {
         assert!(self.start <= self.end, "only what is there can be taken");
     }
 
-    /// Where the next bytes go; [`Inbox::came`] says how many there are.
+    /// The space for the next bytes; [`Inbox::came`] sets how many there are.
     pub(crate) fn space(&mut self) -> Result<&mut [u8]> {
         if self.start > 0 && self.end == self.bytes.len() || self.start == self.end {
             self.bytes.copy_within(self.start..self.end, 0);
@@ -60,11 +60,11 @@ impl Inbox {
     }
 }
 
-/// A connection that waits for what it reads.
+/// A connection whose reads wait.
 pub(crate) struct Line {
     stream: TcpStream,
     inbox: Inbox,
-    /// This side's port, which no other connection on this machine has now.
+    /// The local port, which no other connection on this machine has at the time.
     pub(crate) port: u16,
 }
 
@@ -93,7 +93,7 @@ impl Line {
         self.inbox.take(bytes);
     }
 
-    /// Waits until more has come.
+    /// Waits for more bytes.
     pub(crate) fn more(&mut self) -> Result<()> {
         let came = match self.stream.read(self.inbox.space()?) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
@@ -104,7 +104,7 @@ impl Line {
         self.inbox.came(came)
     }
 
-    /// The connection itself, of whose bytes none may be left unread.
+    /// The connection itself; there must be no unread bytes.
     pub(crate) fn into_stream(self) -> Result<TcpStream> {
         ensure!(
             self.held().is_empty(),

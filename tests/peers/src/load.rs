@@ -1,5 +1,6 @@
-//! The load: the same for every broker. What is sent was made before the clock starts, and of an answer no more is read than it takes to
-//! know that it is one. A load is one thread, however many connections it has.
+//! The load, the same for every broker. Requests are built before the clock starts, and of an
+//! answer only as much is read as is needed to recognise it. A load is one thread, however many
+//! connections it has.
 
 use std::net::TcpStream;
 use std::thread;
@@ -15,29 +16,30 @@ use crate::machine::{Meter, Spent};
 
 /// Bytes of a message's value.
 pub(crate) const VALUE_BYTES: usize = 100;
-/// Of the value's front: when it was sent, in hexadecimal digits.
+/// Bytes at the beginning of the value for the time of sending, in hexadecimal digits.
 const STAMP_BYTES: usize = 16;
-/// Producers that take turns in sending at a rate.
+/// Number of producers that take turns when sending at a rate.
 const LANES: u32 = 8;
-/// What of a run at a rate does not count, since all is cold: one in so many.
+/// The first part of a run at a rate does not count, because everything is cold: one in this many
+/// messages.
 const COLD: usize = 10;
 
-/// What is sent, again and again.
+/// The requests that are sent repeatedly.
 pub(crate) struct Load<'a> {
     pub(crate) door: &'a dyn Door,
     pub(crate) connections: usize,
-    /// Requests of a connection that may be unanswered.
+    /// Maximum number of unanswered requests of a connection.
     pub(crate) window: usize,
     pub(crate) request: Vec<u8>,
 }
 
-/// Answered requests, or messages read, and what that took.
+/// The number of answered requests or read messages, and the resources that they took.
 pub(crate) struct Done {
     pub(crate) count: u64,
     pub(crate) spent: Spent,
 }
 
-/// A value whose letters have both cases, and no quotes.
+/// A value with letters of both cases and without quotes.
 pub(crate) fn value() -> String {
     let text =
         "All that is solid melts into the stream, and what was said once is never said again. ";
@@ -45,7 +47,7 @@ pub(crate) fn value() -> String {
 }
 
 impl Load<'_> {
-    /// Sends for this long, and waits for what is unanswered then.
+    /// Sends for this long, and waits for the remaining answers.
     pub(crate) fn run(&self, servers: &[u32], time: Duration) -> Result<Done> {
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_io().build()?;
@@ -115,7 +117,7 @@ fn answers(door: &dyn Door, came: &[u8]) -> Result<Answers> {
     }
 }
 
-/// Sends one message after the other; the microseconds that each took.
+/// Sends messages one at a time; returns the microseconds of each.
 pub(crate) fn one_at_a_time(door: &dyn Door, request: Vec<u8>, time: Duration) -> Result<Vec<f64>> {
     let mut line = door.open()?;
     let request = door.addressed(&line, request);
@@ -142,7 +144,7 @@ pub(crate) fn wait_for_answers(door: &dyn Door, line: &mut Line, mut count: usiz
     Ok(())
 }
 
-/// Reads a topic of so many messages from its beginning to its end, again and again, for this long.
+/// Reads a topic with this many messages from start to end, repeatedly, for this long.
 pub(crate) fn consume(
     door: &dyn Door,
     topic: &str,
@@ -183,8 +185,9 @@ fn consume_once(door: &dyn Door, topic: &str, count: u64, until: Instant) -> Res
     Ok(read)
 }
 
-/// Sends single messages at a rate and reads them where they come out; the microseconds from before the sending to the reading, in the
-/// order of the reading. A producer that is late, for its last message was not answered in time, counts from when it should have sent.
+/// Sends single messages at a rate and reads them at the output. Returns the microseconds from
+/// before sending to reading, in the order of reading. If a producer is late because its last
+/// message was not answered in time, its time counts from when it should have sent.
 pub(crate) fn end_to_end(
     door: &dyn Door,
     topic: &str,

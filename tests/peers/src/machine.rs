@@ -1,4 +1,4 @@
-//! What the machine spent: processor time and memory of servers, and of this load itself.
+//! The use of the machine: CPU time and memory of servers, and of this load itself.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 
-/// A load that keeps one core so busy (share of the time) may be what bounds a figure.
+/// A load that keeps one core busy for this share of the time may be the limit of a figure.
 const BUSY: f64 = 0.9;
 
-/// Spans one measurement.
+/// Covers one measurement.
 pub(crate) struct Meter<'a> {
     servers: &'a [u32],
     spent_before: f64,
@@ -17,19 +17,19 @@ pub(crate) struct Meter<'a> {
     began: Instant,
 }
 
-/// What a measurement took.
+/// The resources that a measurement used.
 #[derive(Clone, Copy)]
 pub(crate) struct Spent {
-    /// Seconds on the wall.
+    /// Elapsed seconds.
     pub(crate) seconds: f64,
-    /// Processor seconds of the servers, with children that have ended.
+    /// CPU seconds of the servers, including ended children.
     pub(crate) server_seconds: f64,
-    /// Processor seconds of this program.
+    /// CPU seconds of this program.
     pub(crate) own_seconds: f64,
 }
 
 impl<'a> Meter<'a> {
-    /// Begins; `servers` are process ids.
+    /// Starts; `servers` are process ids.
     pub(crate) fn start(servers: &'a [u32]) -> Result<Self> {
         Ok(Self {
             servers,
@@ -51,18 +51,18 @@ impl<'a> Meter<'a> {
 }
 
 impl Spent {
-    /// Whether the load, which is one thread, had hardly any time left.
+    /// Whether the load, which is a single thread, was busy nearly all the time.
     pub(crate) fn is_bound_by_load(&self) -> bool {
         self.own_seconds / self.seconds > BUSY
     }
 
-    /// Microseconds of the servers' processor time a message.
+    /// CPU time of the servers in microseconds per message.
     pub(crate) fn server_us(&self, messages: u64) -> f64 {
         self.server_seconds * 1e6 / messages.max(1) as f64
     }
 }
 
-/// Resident memory of all of them.
+/// Resident memory of all processes.
 pub(crate) fn resident_bytes(processes: &[u32]) -> Result<u64> {
     let resident = |process: &u32| {
         let status = fs::read_to_string(format!("/proc/{process}/status"))?;
@@ -76,13 +76,13 @@ pub(crate) fn resident_bytes(processes: &[u32]) -> Result<u64> {
     processes.iter().map(resident).sum()
 }
 
-/// Processes that wait for a core, as the system counts them over a minute.
+/// The number of processes waiting for a core, as the system averages it over a minute.
 pub(crate) fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or_default().to_owned()
 }
 
-/// What cores there are, by name.
+/// The machine's cores, by name.
 pub(crate) fn cores() -> String {
     let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -107,7 +107,8 @@ fn cpu_seconds(processes: &[u32]) -> Result<f64> {
     Ok(sum as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// User and system time of the process and of its children that have ended. Its name, in parentheses, may hold anything.
+/// User and system time of the process and its ended children. The name in parentheses may contain
+/// anything.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let times = rest.split_whitespace().skip(11).take(4);

@@ -1,5 +1,6 @@
-//! Measures Millrace beside the brokers that people would use instead, all in one run, by one load. `tests/peers/run` brings what this
-//! needs and starts it; the README beside that file says what is measured and how.
+//! Compares Millrace with the brokers that people would otherwise use, in one run and with one
+//! load. `tests/peers/run` fetches what this needs and starts it; the README beside it explains
+//! what is measured and how.
 #![forbid(unsafe_code)]
 
 mod board;
@@ -33,7 +34,7 @@ use crate::through::{BesideKafka, Measure, Millrace, Places};
 const PAGE_CACHE: Acknowledged = Acknowledged("in the page cache", false);
 const DISK: Acknowledged = Acknowledged("on the disk", true);
 
-/// Where a message is when it is acknowledged, and whether that survives a loss of power.
+/// Where a message is when it is acknowledged, and whether that survives a power cut.
 #[derive(Clone, Copy)]
 struct Acknowledged(&'static str, bool);
 
@@ -87,11 +88,11 @@ fn run() -> Result<Report> {
     })
 }
 
-/// Who takes part.
+/// The participants.
 #[derive(Default)]
 struct Field {
     contenders: Vec<Contender>,
-    /// They run as long as this.
+    /// Kept alive for the whole run.
     servers: Vec<Server>,
     versions: Vec<String>,
     left_out: Vec<String>,
@@ -112,7 +113,7 @@ impl Field {
                 address,
                 durability,
             };
-            // HTTP/1.1 answers one request after the other, and clients wait for each.
+            // HTTP/1.1 answers requests in order, and clients wait for each answer.
             self.add(title, acknowledged, door, process, false);
         }
         Ok(Millrace {
@@ -213,7 +214,7 @@ impl Field {
         });
     }
 
-    /// Goes on without a peer that cannot be had, and remembers why.
+    /// Continues without a peer that cannot be started, and remembers why.
     fn perhaps<P, T>(
         &mut self,
         name: &str,

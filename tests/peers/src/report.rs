@@ -1,4 +1,4 @@
-//! What a run says in the end, as Markdown.
+//! The report at the end of a run, in Markdown.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::figures::{grouped, short};
 use crate::through::{Measure, PAIRS};
 use crate::{direct, machine};
 
-/// Columns of Millrace, which come first.
+/// Millrace's columns, which come first.
 const OURS: usize = 2;
 
 pub(crate) struct Report {
@@ -15,7 +15,7 @@ pub(crate) struct Report {
     pub(crate) build: String,
     pub(crate) versions: Vec<String>,
     pub(crate) left_out: Vec<String>,
-    /// Of the machine, before anything was measured.
+    /// The machine's load before the measurements.
     pub(crate) load_before: String,
     pub(crate) measure: Measure,
     pub(crate) direct: Board,
@@ -85,7 +85,7 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// Ours, which come first, and theirs of the same durability.
+    /// Pairs of our columns, which come first, with others of the same durability.
     fn pairs(&self) -> Vec<(usize, usize)> {
         let columns = self.direct.columns();
         let pair = |other: usize| {
@@ -106,7 +106,7 @@ impl Report {
         }
     }
 
-    /// What of batches is not ours to boast of, from the figures.
+    /// How much less batches cost Kafka's server than ours, from the figures.
     fn sentence(&self) -> Option<String> {
         let kafka = self.direct.column("Kafka, default")?;
         let cost = |row, column| self.direct.median(row, column)?.server_us();

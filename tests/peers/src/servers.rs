@@ -1,4 +1,5 @@
-//! The brokers as processes: started on loopback with free ports and directories of their own, ended when they are dropped.
+//! The brokers as processes: started on loopback with free ports and their own directories, and
+//! ended when dropped.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write as _};
@@ -13,14 +14,14 @@ use anyhow::{Context, Result, bail, ensure};
 /// A start that takes longer has failed.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(50);
-/// Of a server's log, when it does not start.
+/// Lines of a server's log that are shown if it does not start.
 const LOG_LINES: usize = 20;
-/// What Kafka's own start script gives the broker.
+/// The settings of Kafka's own start script.
 const HEAP: [&str; 2] = ["-Xms1g", "-Xmx1g"];
-/// Sixteen bytes in Kafka's spelling; any will do.
+/// Sixteen arbitrary bytes in Kafka's notation.
 const CLUSTER: &str = "millrace-beside-peersQ";
 
-/// A process of ours.
+/// A process started by this program.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -33,20 +34,20 @@ pub(crate) struct Jars {
     pub(crate) classes: PathBuf,
 }
 
-/// A program with Kafka Streams, which does as it is told, line by line.
+/// A Kafka Streams program that reads commands line by line.
 pub(crate) struct Streams {
     child: Child,
     says: BufReader<ChildStdout>,
     hears: ChildStdin,
 }
 
-/// What a program with Kafka Streams does, and how.
+/// The function of a Kafka Streams program, and its settings.
 pub(crate) struct Topology<'a> {
     /// `upper` or `count`.
     pub(crate) function: &'a str,
     /// Kafka Streams' `processing.guarantee`.
     pub(crate) guarantee: &'a str,
-    /// Its other settings that are not the default, as `NAME=VALUE`.
+    /// Its other non-default settings, as `NAME=VALUE`.
     pub(crate) settings: &'a [&'a str],
     pub(crate) input: &'a str,
     pub(crate) output: &'a str,
@@ -97,7 +98,7 @@ impl Server {
         Self::start(command, address, &home.join("kafka.log"))
     }
 
-    /// `sync_interval` as in NATS' settings; its default without.
+    /// `sync_interval` as in the settings of NATS; if `None`, its default.
     pub(crate) fn nats(binary: &Path, home: &Path, sync_interval: Option<&str>) -> Result<Self> {
         let address = free_address()?;
         let name = format!("nats-{}", sync_interval.unwrap_or("default"));
@@ -115,7 +116,7 @@ impl Server {
         Self::start(command, address, &home.join(format!("{name}.log")))
     }
 
-    /// `append_sync` as Redis' `appendfsync`.
+    /// `append_sync` is Redis' `appendfsync`.
     pub(crate) fn redis(binary: &Path, home: &Path, append_sync: &str) -> Result<Self> {
         let address = free_address()?;
         let directory = home.join(format!("redis-{append_sync}"));
@@ -243,13 +244,14 @@ impl Drop for Streams {
     }
 }
 
-/// What it holds is thrown away, so it need not stop in order. That it has ended already is no matter.
+/// Kills the process: its data is thrown away, so it need not stop regularly. It may already have
+/// ended.
 fn end(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();
 }
 
-/// What a program says of its version.
+/// The version that a program reports.
 pub(crate) fn version(binary: &Path) -> Result<String> {
     let output = Command::new(binary).arg("--version").output();
     let output = output.with_context(|| format!("{} cannot be started", binary.display()))?;
@@ -264,7 +266,7 @@ pub(crate) fn version(binary: &Path) -> Result<String> {
     Ok(word.trim_start_matches(['v', '=']).to_owned())
 }
 
-/// A port that nobody listens at now.
+/// An address with a port on which nothing listens.
 fn free_address() -> Result<SocketAddr> {
     let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
     Ok(TcpListener::bind(any)?.local_addr()?)

@@ -1,4 +1,5 @@
-//! Through a function: a component in Millrace, and the same written for Kafka Streams beside Kafka, over the same messages.
+//! Through a function: a component in Millrace, and the same function written for Kafka Streams
+//! with Kafka, over the same messages.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -27,21 +28,22 @@ pub(crate) const ROWS: [&str; 3] = [
 const COUNT: usize = 1;
 const END_TO_END: usize = 2;
 
-/// Of the rows that go as fast as they can.
+/// The number of partitions in the rows of maximum speed.
 const PARTITIONS: u32 = 4;
-/// Each has its share of the messages.
+/// Each key has an equal share of the messages.
 pub(crate) const KEYS: usize = 10_000;
-/// Between two looks how far it is.
+/// How often to check the progress.
 const PAUSE: Duration = Duration::from_millis(2);
-/// The slowest function has so long.
+/// The time that the slowest function may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// What makes Kafka Streams faster than its defaults do: larger batches for the rate, no waiting for them for the time.
+/// Settings that make Kafka Streams faster than its defaults: larger batches for the rate, no
+/// waiting for batches for the latency.
 const FOR_RATE: [&str; 2] = ["producer.batch.size=262144", "max.poll.records=5000"];
 const FOR_TIME: [&str; 1] = ["producer.linger.ms=0"];
 const OFTEN: &str = "commit.interval.ms=10";
 
-/// Where functions run.
+/// The places where functions run.
 pub(crate) struct Places<'a> {
     pub(crate) home: &'a Path,
     pub(crate) millrace: Millrace<'a>,
@@ -50,7 +52,7 @@ pub(crate) struct Places<'a> {
 
 pub(crate) struct Millrace<'a> {
     pub(crate) binary: &'a Path,
-    /// Components, as files named after their guests.
+    /// The directory of components, as files named after their guests.
     pub(crate) modules: &'a Path,
     pub(crate) address: SocketAddr,
     pub(crate) process: u32,
@@ -62,12 +64,12 @@ pub(crate) struct BesideKafka {
     pub(crate) process: u32,
 }
 
-/// How long, how often and how much.
+/// The extent of the measurement.
 #[derive(Clone, Copy)]
 pub(crate) struct Measure {
     pub(crate) rounds: u32,
     pub(crate) time: Duration,
-    /// Through a function in one go.
+    /// Messages per run through a function.
     pub(crate) messages: u64,
 }
 
@@ -86,7 +88,8 @@ enum Runs {
     },
     Streams {
         guarantee: &'static str,
-        /// Whether it commits more often than it does by default, which only the time from end to end gains by.
+        /// Whether it commits more often than by default, which improves only the time from end to
+        /// end.
         is_often: bool,
     },
 }
@@ -150,10 +153,10 @@ const WAYS: [Way; 5] = [
     },
 ];
 
-/// Which columns are compared in ratios: both of ours with both guarantees.
+/// The columns that are compared in ratios: both of ours with both guarantees.
 pub(crate) const PAIRS: [(usize, usize); 5] = [(0, 2), (1, 2), (1, 3), (0, 4), (1, 4)];
 
-/// A function that runs.
+/// A running function.
 struct Running {
     column: usize,
     store: Box<dyn Store>,
@@ -161,17 +164,18 @@ struct Running {
     servers: Vec<u32>,
     input: String,
     output: String,
-    /// Of both.
+    /// The number of partitions of both topics.
     partitions: u32,
 }
 
 enum Steering {
-    /// A processor of this name.
+    /// A processor with this name.
     Processor(String),
     Program(Streams),
 }
 
-/// All rows, each by everyone in turns, and that several times. Programs run on from round to round, so that they are warm.
+/// Measures all rows, each with every way in turn, in several rounds. Programs keep running between
+/// rounds, so that they are warm.
 pub(crate) fn measure(places: &Places<'_>, measure: Measure) -> Board {
     let ways = match places.kafka {
         Some(_) => &WAYS[..],
@@ -208,7 +212,7 @@ pub(crate) fn measure(places: &Places<'_>, measure: Measure) -> Board {
 }
 
 impl Places<'_> {
-    /// None where a way has nothing to say in this row.
+    /// `None` if this way does not apply to this row.
     fn start(&self, way: Way, column: usize, row: usize) -> Result<Option<Running>> {
         let (input, output) = (
             format!("in-{row}-{}", way.name),
@@ -306,7 +310,7 @@ impl Millrace<'_> {
 }
 
 impl Running {
-    /// From the first output that is seen to the last, of messages that were there before.
+    /// The rate from the first observed output to the last, for messages that were there before.
     fn rate(&mut self, messages: u64) -> Result<Figure> {
         let mut line = self.store.open()?;
         self.pause(&mut line)?;
@@ -327,7 +331,7 @@ impl Running {
         );
         let meter = Meter::start(&self.servers)?;
         let mut done = first;
-        // Kafka's markers of transactions have offsets, too: there the end is seen a few messages early.
+        // Kafka's transaction markers have offsets, too, so the end is seen a few messages early.
         while done < messages {
             thread::sleep(PAUSE);
             done = done_after(self.ends(&mut line)?);
@@ -344,7 +348,7 @@ impl Running {
         }))
     }
 
-    /// Reads what came out: as many messages as went in, none lost and none twice.
+    /// Reads the outputs and checks that there are as many as inputs, none lost and none twice.
     fn count_outputs(&self, line: &mut Line, before: &[u64], messages: u64) -> Result<()> {
         let from = |(partition, from): (usize, &u64)| {
             self.store.reader_at(&self.output, partition as u32, *from)
@@ -417,7 +421,7 @@ impl Running {
         }
     }
 
-    /// Ends the function and removes its topics, so that the disk is not filled.
+    /// Ends the function and removes its topics, so that the disk does not fill up.
     fn end(self) -> Result<()> {
         match self.steering {
             Steering::Processor(name) => {

@@ -12,23 +12,23 @@ use super::{
 use crate::line::Line;
 
 const HEAD_END: &[u8] = b"\r\n\r\n";
-/// What stands before a value in an answer; values here hold no quotes.
+/// The text before a value in an answer; values here contain no quotes.
 const VALUE: &[u8] = b"\"value\":\"";
-/// What stands before the offset to go on at, behind the messages.
+/// The text before the next offset, after the messages.
 const NEXT: &[u8] = b"\"next\":";
-/// Bytes of one fetch at the most, as the host allows.
+/// Maximum bytes of a fetch, as the host permits.
 const FETCH_BYTES: u64 = 16 << 20;
-/// Messages of one request that fills a topic.
+/// Messages per request when filling a topic.
 const FILL_MESSAGES: usize = 1_000;
 
 pub(crate) struct Http {
     pub(crate) address: SocketAddr,
-    /// Of the topics that it makes: `os` or `durable`.
+    /// The durability of the topics that it creates: `os` or `durable`.
     pub(crate) durability: &'static str,
 }
 
 impl Http {
-    /// One request, and the body of its answer.
+    /// Sends one request and returns the body of its answer.
     pub(crate) fn ask(line: &mut Line, method: &str, path: &str, body: &str) -> Result<Vec<u8>> {
         line.send(&request(method, path, "application/json", body))?;
         loop {
@@ -103,7 +103,7 @@ impl Store for Http {
         })
     }
 
-    /// The topic's partitioner chooses by the key.
+    /// The topic's partitioner chooses by key.
     fn fill(&self, topic: &str, _partitions: u32, keys: usize, value: &str) -> Vec<(Vec<u8>, u64)> {
         let path = format!("/v1/topics/{topic}/messages");
         let keys: Vec<String> = (0..keys).map(|key| format!("key{key}")).collect();
@@ -160,7 +160,7 @@ impl PartitionReader for Fetching {
     }
 }
 
-/// Where a fetch says to go on.
+/// Where a fetch continues.
 fn next(body: &[u8]) -> Option<u64> {
     let at = memmem::rfind(body, NEXT)? + NEXT.len();
     let digits = body[at..].iter().take_while(|byte| byte.is_ascii_digit());
@@ -189,7 +189,8 @@ fn request(method: &str, path: &str, content: &str, body: &str) -> Vec<u8> {
     [head.as_bytes(), body.as_bytes()].concat()
 }
 
-/// Where the body of the first answer begins and ends, once it is there as a whole. An answer that is not 2xx is an error.
+/// The range of the first answer's body, once the answer has arrived completely. A status other
+/// than 2xx is an error.
 fn extent(came: &[u8]) -> Result<Option<(usize, usize)>> {
     let Some(end) = memmem::find(came, HEAD_END) else {
         return Ok(None);

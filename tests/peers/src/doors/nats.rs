@@ -1,4 +1,5 @@
-//! NATS JetStream: a stream in files, published to with acknowledgements, read by a pull consumer that acknowledges nothing.
+//! NATS JetStream: a stream in files, published to with acknowledgements, and read by a pull
+//! consumer that acknowledges nothing.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,23 +12,24 @@ use super::{Door, Each, FETCH_MESSAGES, FETCH_WAIT_MS, Front, Reader, Taken};
 use crate::line::Line;
 
 const LINE_END: &[u8] = b"\r\n";
-/// Stands in a request for where its answer goes, until it is known which connection sends it.
+/// Stands for the reply subject in a request until the connection that sends it is known.
 const ANY_INBOX: &str = "_INBOX.00000";
-/// After which a reader that pulls no more is gone.
+/// After this time the server removes a reader that no longer pulls.
 const INACTIVE_NS: u64 = 30_000_000_000;
-/// Readers so far, for their names: one that is there already would go on where it is.
+/// Number of readers so far, for unique names: a reader with an existing name would continue where
+/// that one is.
 static READERS: AtomicU64 = AtomicU64::new(0);
-/// How an answer of JetStream's begins when it is a refusal.
+/// The beginning of a refusal by JetStream.
 const REFUSED: &[u8] = b"{\"error\"";
 
 pub(crate) struct Nats {
     pub(crate) address: SocketAddr,
 }
 
-/// What the server says, from the front.
+/// What the server sent, from the beginning.
 enum Said<'a> {
     Part,
-    /// A message, its status if it is none of the stream's, and bytes of the whole.
+    /// A message, its status if it is not from the stream, and the size of the whole.
     Message {
         head: &'a [u8],
         body: &'a [u8],
@@ -37,7 +39,7 @@ enum Said<'a> {
 }
 
 impl Nats {
-    /// One request to JetStream, and its answer.
+    /// Sends one request to JetStream and returns its answer.
     fn ask(line: &mut Line, api: &str, body: &Value) -> Result<Value> {
         let body = body.to_string();
         let reply = api_inbox(line.port);
@@ -73,7 +75,7 @@ impl Door for Nats {
         Self::ask(&mut self.open()?, &api, &json!({})).map(drop)
     }
 
-    /// Acknowledgements come to the connection's inbox, in order.
+    /// Acknowledgements arrive at the connection's inbox, in order.
     fn open(&self) -> Result<Line> {
         let mut line = Line::open(self.address)?;
         let hello =
@@ -112,7 +114,7 @@ impl Door for Nats {
         request
     }
 
-    /// A PING is not answered: the server gives up after two minutes without, and no load takes so long.
+    /// PINGs are not answered: the server waits two minutes for that, and no load takes so long.
     fn front(&self, came: &[u8]) -> Result<Front> {
         Ok(match said(came)? {
             Said::Part => Front::Part,
@@ -127,7 +129,7 @@ impl Door for Nats {
     }
 
     fn reader(&self, topic: &str, line: &mut Line) -> Result<Box<dyn Reader>> {
-        // A reader of its own each time; those that nobody pulls from go by themselves.
+        // A new reader each time; the server removes those that no longer pull.
         let name = format!("reader-{}", READERS.fetch_add(1, Ordering::Relaxed));
         let consumer = json!({ "stream_name": topic, "config": {
             "name": name, "deliver_policy": "all", "ack_policy": "none", "replay_policy": "instant",
@@ -143,12 +145,13 @@ impl Door for Nats {
     }
 }
 
-/// Where a connection's acknowledgements and messages go. Subjects are the server's, not the connection's.
+/// The subject for a connection's acknowledgements and messages. Subjects belong to the server, not
+/// to the connection.
 fn inbox(port: u16) -> String {
     format!("_INBOX.{port:05}")
 }
 
-/// Where answers of the API go, apart from those.
+/// The subject for answers of the API, apart from those.
 fn api_inbox(port: u16) -> String {
     format!("_INBOX.api.{port}")
 }
@@ -156,7 +159,7 @@ fn api_inbox(port: u16) -> String {
 struct Pulling {
     subject: String,
     inbox: String,
-    /// Messages of the last request that have not come yet.
+    /// Messages of the last request that have not arrived yet.
     wanted: u64,
 }
 
@@ -183,7 +186,8 @@ impl Reader for Pulling {
                             each(body);
                         }
                     } else {
-                        // 404: nothing there; 408: the request's time is over. All else should not be.
+                        // 404: nothing there; 408: the request's time is over. Any other status is
+                        // an error.
                         let is_over = [" 404", " 408"].iter();
                         let is_over = is_over.map(|status| memmem::find(head, status.as_bytes()));
                         if is_over.flatten().next().is_none() {

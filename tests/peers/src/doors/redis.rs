@@ -1,4 +1,4 @@
-//! Redis streams: an entry with one field a message, appended by XADD and read by XREAD.
+//! Redis streams: one entry with one field per message, appended by XADD and read by XREAD.
 
 use std::net::SocketAddr;
 
@@ -16,10 +16,10 @@ pub(crate) struct Redis {
     pub(crate) address: SocketAddr,
 }
 
-/// What the server says, from the front.
+/// What the server sent, from the beginning.
 enum Said<'a> {
     Part,
-    /// So many things follow; fewer than none is null.
+    /// An array of this many values, which follow; a negative number means null.
     Array(i64, usize),
     Bytes(&'a [u8], usize),
     Other(usize),
@@ -30,7 +30,7 @@ impl Door for Redis {
         self.address
     }
 
-    /// The first entry makes the stream; one that is left from before must go.
+    /// The first entry creates the stream; one that is left from before must be removed.
     fn make(&self, topic: &str) -> Result<()> {
         self.remove(topic)
     }
@@ -75,15 +75,15 @@ impl Door for Redis {
     }
 }
 
-/// An answer is one array of the stream, its name and its entries, each an id and an array of the field and the value: the first
-/// string is the name, and then there are three an entry.
+/// Reads an answer: an array of the stream, with its name and its entries, each an id and an array
+/// of field and value. So the first string is the name, and then each entry has three.
 struct Reading {
     topic: String,
-    /// Id of the last entry read.
+    /// The id of the last entry read.
     last: Vec<u8>,
-    /// Things of the answer that have not come yet.
+    /// Values of the answer that have not arrived yet.
     missing: i64,
-    /// Strings of the answer that have come.
+    /// Strings of the answer that have arrived.
     strings: usize,
 }
 
@@ -144,7 +144,7 @@ fn command(words: &[&str]) -> Vec<u8> {
     command.into_bytes()
 }
 
-/// The first thing; of an array its head only.
+/// The first value; for an array only its head.
 fn said(came: &[u8]) -> Result<Said<'_>> {
     let Some(end) = memmem::find(came, LINE_END) else {
         return Ok(Said::Part);

@@ -4,14 +4,14 @@ use anyhow::{Context, Result, ensure};
 
 use super::wire::{Fields, Writer};
 
-/// Offset, length and epoch, which the checksum does not cover, come before.
+/// After the offset; the checksum covers neither it, nor the length, nor the epoch.
 const LENGTH_AT: usize = 8;
 const MAGIC: i8 = 2;
-/// Up to the first record, from the batch's first byte.
+/// Bytes from the start of the batch to its first record.
 const HEAD_BYTES: usize = 61;
-/// Of the attributes: the batch marks a transaction's end.
+/// An attribute: the batch marks the end of a transaction.
 const CONTROL: i16 = 0x20;
-/// Of the attributes: the codec, 0 for none.
+/// The attributes' bits for the codec; 0 means none.
 const CODEC: i16 = 0x07;
 
 pub(super) struct Record<'a> {
@@ -19,18 +19,18 @@ pub(super) struct Record<'a> {
     pub(super) value: &'a str,
 }
 
-/// A batch as a consumer gets it.
+/// A batch as a consumer receives it.
 pub(super) struct Batch<'a> {
     pub(super) first: i64,
-    /// The offset behind its last record.
+    /// The offset after its last record.
     pub(super) next: i64,
     pub(super) count: u64,
-    /// Whether it holds no messages but the end of a transaction.
+    /// Whether it contains only the end of a transaction, and no messages.
     pub(super) is_control: bool,
     records: &'a [u8],
 }
 
-/// An uncompressed batch of a producer without a transaction.
+/// An uncompressed batch from a producer without a transaction.
 pub(super) fn record_batch(records: &[Record<'_>]) -> Vec<u8> {
     let mut covered = Writer::default();
     covered.i16(0); // attributes
@@ -69,7 +69,7 @@ pub(super) fn record_batch(records: &[Record<'_>]) -> Vec<u8> {
     batch.written().to_vec()
 }
 
-/// The whole batches at the front; a broker cuts the last one where the fetch is full.
+/// The complete batches at the beginning; a broker cuts the last one when the fetch is full.
 pub(super) fn batches(mut bytes: &[u8]) -> impl Iterator<Item = Result<Batch<'_>>> {
     std::iter::from_fn(move || {
         let length = bytes.get(LENGTH_AT..)?.first_chunk()?;

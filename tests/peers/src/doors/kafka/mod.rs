@@ -1,4 +1,5 @@
-//! Apache Kafka by its own protocol: record batches in and out, uncompressed, acknowledged by all replicas (of which there is one).
+//! Apache Kafka over its own protocol: record batches in and out, uncompressed, acknowledged by all
+//! replicas (of which there is one).
 
 mod batch;
 mod wire;
@@ -19,17 +20,17 @@ const FETCH: (i16, i16) = (1, 4);
 const LIST_OFFSETS: (i16, i16) = (2, 2);
 const CREATE_TOPICS: (i16, i16) = (19, 2);
 const DELETE_TOPICS: (i16, i16) = (20, 1);
-/// For requests that the broker may work at for so long, in milliseconds.
+/// The time that the broker may take for a request, in milliseconds.
 const TIMEOUT_MS: i32 = 30_000;
 /// `acks=all`.
 const ALL: i16 = -1;
 const LATEST: i64 = -1;
 const READ_COMMITTED: i8 = 1;
-/// What Kafka's own consumer asks for by default, about 10,000 messages of 100 bytes.
+/// The default of Kafka's own consumer: about 10,000 messages of 100 bytes.
 const FETCH_BYTES: i32 = 1 << 20;
-/// Messages of a batch that fills a topic at the most.
+/// Maximum number of messages in a batch that fills a topic.
 const FILL_MESSAGES: usize = 1_000;
-/// Between two looks whether a new topic can be written to.
+/// How often to check whether a new topic can be written to.
 const PAUSE: Duration = Duration::from_millis(20);
 
 pub(crate) struct Kafka {
@@ -39,7 +40,7 @@ pub(crate) struct Kafka {
 }
 
 impl Kafka {
-    /// One request and its answer, behind the correlation id.
+    /// Sends one request and returns its answer, without the correlation id.
     fn ask(line: &mut Line, request: &[u8]) -> Result<Vec<u8>> {
         line.send(request)?;
         loop {
@@ -175,7 +176,7 @@ impl Store for Kafka {
         })
     }
 
-    /// Keys go to the partitions in turns, and stay there.
+    /// Keys are assigned to the partitions in turn.
     fn fill(&self, topic: &str, partitions: u32, keys: usize, value: &str) -> Vec<(Vec<u8>, u64)> {
         let mut requests = Vec::new();
         for partition in 0..partitions {
@@ -257,7 +258,8 @@ impl PartitionReader for Fetching {
     }
 }
 
-/// Bytes of the first answer, length and correlation id included, once it is there as a whole.
+/// The size of the first answer, with its length and correlation id, once it has arrived
+/// completely.
 fn extent(came: &[u8]) -> Result<Option<usize>> {
     let Some(length) = came.first_chunk() else {
         return Ok(None);

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-/// Builds a request's body, or a part of it.
+/// Builds the body of a request, or a part of it.
 #[derive(Default)]
 pub(super) struct Writer(Vec<u8>);
 
@@ -45,7 +45,7 @@ impl Writer {
         self.0.extend(bytes);
     }
 
-    /// One topic with one partition, up to the partition's number.
+    /// Writes one topic with one partition, up to the partition's number.
     pub(super) fn one_partition(&mut self, topic: &str, partition: u32) {
         self.i32(1);
         self.text(topic);
@@ -53,7 +53,7 @@ impl Writer {
         self.i32(partition as i32);
     }
 
-    /// A number whose bytes hold seven bits each, as in records.
+    /// Writes a number with seven bits per byte, as in records.
     pub(super) fn varint(&mut self, value: i64) {
         let mut rest = ((value << 1) ^ (value >> 63)) as u64;
         while rest >= 0x80 {
@@ -64,7 +64,8 @@ impl Writer {
     }
 }
 
-/// A request with its length and header. Correlation ids are not looked at: answers come in order.
+/// A request with its length and header. Correlation ids are ignored, because answers arrive in
+/// order.
 pub(super) fn frame((api, version): (i16, i16), body: &Writer) -> Vec<u8> {
     let mut head = Writer::default();
     head.i16(api);
@@ -79,7 +80,7 @@ pub(super) fn frame((api, version): (i16, i16), body: &Writer) -> Vec<u8> {
     whole.0
 }
 
-/// Reads an answer from its front.
+/// Reads an answer from its beginning.
 pub(super) struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -126,13 +127,13 @@ impl<'a> Fields<'a> {
         anyhow::bail!("a number without end")
     }
 
-    /// Bytes with their length before them, as in requests and answers; none for null.
+    /// Reads bytes that follow their length, as in requests and answers; empty for null.
     pub(super) fn rest_of_bytes(&mut self) -> Result<&'a [u8]> {
         let length = self.i32()?;
         self.skip(usize::try_from(length).unwrap_or(0))
     }
 
-    /// The next bytes, passed over.
+    /// Skips this many bytes, and returns them.
     pub(super) fn skip(&mut self, bytes: usize) -> Result<&'a [u8]> {
         let (skipped, rest) = self
             .0
