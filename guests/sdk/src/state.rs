@@ -94,8 +94,8 @@ fn write(
     host::set(&data, &keys, &values, &ttl_ms, &[message.index() as u32])
 }
 
-/// Adds to the number of a key on behalf of this message; returns the sum. An absent key counts as
-/// 0. A value written by [`set`] that is not eight bytes long causes a trap.
+/// Adds to the number of a key on behalf of this message; returns the sum. A missing key counts as
+/// zero. A value written by [`set`] that is not eight bytes long causes a trap.
 ///
 /// # Errors
 /// [`Full`].

@@ -80,7 +80,8 @@ impl Followed {
     }
 }
 
-/// Decides and commits; after a conflict with another host again, up to [`DECISIONS_MAX`] times.
+/// Decides and commits. After a conflict with another host it does both again, up to
+/// [`DECISIONS_MAX`] times in all.
 pub(crate) async fn decided<T, E, F>(engine: &dyn Engine, decision: impl Fn() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
