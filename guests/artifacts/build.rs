@@ -1,6 +1,6 @@
 //! Builds the guests' workspace for `wasm32-wasip2` with the cargo that runs this build, and copies
-//! the components to where the crate includes them from. The guests' target directory is kept
-//! beside the host's, so a second build has nothing to do.
+//! the components to where the crate includes them from. They are kept beside the host's own build
+//! products, so a second build reuses them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,8 +20,8 @@ fn main() {
     collect(&target_directory.join(TARGET).join("release"));
 }
 
-/// Rebuilds when a source of the guests changes, but not for a target directory that someone may
-/// have beside them.
+/// Watches the sources of the components, but not the guests' own build products, which may be
+/// beside them.
 fn watch(guests: &Path) {
     println!("cargo::rerun-if-changed=build.rs");
     println!(
@@ -41,7 +41,7 @@ fn watch(guests: &Path) {
     }
 }
 
-/// Installs the WASM target in the toolchain if it is missing.
+/// Adds the WASM target to the toolchain if it is missing.
 fn ensure_target() {
     if has_target() {
         return;
@@ -68,8 +68,8 @@ fn has_target() -> bool {
     libdir.is_some_and(|libdir| fs::read_dir(libdir.trim()).is_ok_and(|files| files.count() > 0))
 }
 
-/// The guests' target directory, `<target>/guests`: shared by all profiles of the host, and never
-/// the one that the running cargo has locked.
+/// `<target>/guests`, beside the host's profiles: shared by all of them, and never the directory
+/// that the running cargo has locked.
 fn target_directory() -> PathBuf {
     let out = variable("OUT_DIR");
     // OUT_DIR is <target>/<profile>/build/<package>-<hash>/out.
@@ -87,7 +87,7 @@ fn target_directory() -> PathBuf {
 fn build(guests: &Path, target_directory: &Path) {
     let mut cargo = Command::new(variable("CARGO"));
     cargo
-        // Cargo reads the guests' own .cargo/config.toml only from this directory.
+        // The guests' own .cargo/config.toml applies only in that directory.
         .current_dir(guests)
         .args([
             "build",
@@ -99,8 +99,8 @@ fn build(guests: &Path, target_directory: &Path) {
             "--target-dir",
         ])
         .arg(target_directory);
-    // Settings meant for the host's build must not affect the guests: flags, wrappers (clippy is
-    // one), profiles, targets.
+    // Settings for the host must not reach the guests: flags, wrappers (such as clippy), profiles,
+    // targets.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(is_for_host) {
             cargo.env_remove(name);

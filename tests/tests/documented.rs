@@ -104,6 +104,8 @@ struct Bound {
     name: String,
     value: String,
     meaning: String,
+    /// Where it stands, within the crate's sources: several parts have a bound of the same name.
+    file: String,
 }
 
 /// Constants whose names end in `MAX`, with their doc comments.
@@ -139,6 +141,12 @@ fn bounds_of(source: &Source) -> Vec<Bound> {
         meaning.reverse();
         Some(Bound {
             room: source.path.split('/').nth(1).unwrap_or_default().to_owned(),
+            file: source
+                .path
+                .split("/src/")
+                .nth(1)
+                .unwrap_or_default()
+                .to_owned(),
             value: readable(&name, value.trim().trim_end_matches(';')),
             name,
             meaning: meaning.join(" "),
@@ -174,7 +182,7 @@ fn size(bytes: u64) -> String {
 
 fn bounds_page(bounds: &[Bound]) -> String {
     let mut page = String::from(
-        "# Bounds\n\nEverything that could grow has a bound with a name; what happens there is said beside it. Written from the source by \
+        "# Bounds\n\nEverything that could grow has a named bound; the tables say what happens there. Generated from the source by \
          `tests/tests/documented.rs`.\n",
     );
     let mut room = "";
@@ -183,11 +191,12 @@ fn bounds_page(bounds: &[Bound]) -> String {
             room = &bound.room;
             let _ = write!(
                 page,
-                "\n## host/{room}\n\n| name | value | what it bounds, and what happens there |\n|---|---|---|\n"
+                "\n## host/{room}\n\n| name | value | what it bounds, and what happens there | in |\n|---|---|---|---|\n"
             );
         }
         let meaning = bound.meaning.replace('|', "\\|");
-        let _ = writeln!(page, "| `{}` | {} | {meaning} |", bound.name, bound.value);
+        let (name, value, file) = (&bound.name, &bound.value, &bound.file);
+        let _ = writeln!(page, "| `{name}` | {value} | {meaning} | {file} |");
     }
     page
 }
@@ -222,7 +231,7 @@ fn described(text: &str) -> BTreeMap<String, (String, String)> {
 
 fn metrics_page(described: &BTreeMap<String, (String, String)>) -> String {
     let mut page = String::from(
-        "# Metrics\n\nServed for Prometheus at `/metrics`. Written from the source by `tests/tests/documented.rs`.\n\n\
+        "# Metrics\n\nServed for Prometheus at `/metrics`. Generated from the source by `tests/tests/documented.rs`.\n\n\
          | name | kind | what it says |\n|---|---|---|\n",
     );
     for (name, (kind, text)) in described {
@@ -244,7 +253,7 @@ Codes are stable; messages and hints are for people, and may change. Each code h
 for each kind. `next` says where to continue after messages that cannot be read. With 429 and 503, `Retry-After` says when to repeat the request.
 
 One code has two kinds: `busy` is 429 where the caller helps to fill the bound (produce, dry runs) and 503 where it only waits for what is in use (compiling,
-bodies and answers in memory, a running batch). Both mean to come back. Written from the source by `tests/tests/documented.rs`.
+bodies and answers in memory, a running batch). Both mean to come back. Generated from the source by `tests/tests/documented.rs`.
 
 | kind | HTTP | what to do |
 |---|---|---|

@@ -1,11 +1,11 @@
-//! The guests as components, built together with the host, for the demo, the tests and the bench.
+//! The bundled guests as components, built with the host, for the demo, the tests and the bench.
 //! The first lines of each guest say what it does.
 #![forbid(unsafe_code)]
 
 /// A component with its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guest {
-    /// The name of its package, such as `quake-classifier`.
+    /// Its package's name, such as `quake-classifier`.
     pub name: &'static str,
     /// The bytes of the component.
     pub bytes: &'static [u8],
@@ -54,9 +54,9 @@ guests! {
     QUAKE_CLASSIFIER = "quake-classifier";
     /// Classifies earthquakes, revision 2.
     QUAKE_CLASSIFIER_2 = "quake-classifier-2";
-    /// Assigns earthquakes to partitions by the region of their seismic network.
+    /// Chooses partitions for earthquakes by the region of their seismic network.
     REGION_PARTITIONER = "region-partitioner";
-    /// An error handler that retries busy messages patiently.
+    /// An error handler that waits patiently for busy services.
     PATIENT_ERRORS = "patient-errors";
     /// Counts the messages of each key in state.
     COUNTER = "counter";

@@ -1,12 +1,13 @@
-//! Checks the built guests: each exports one of our interfaces and imports almost nothing.
+//! Tests that the built guests are components that export one of our interfaces and import hardly
+//! anything.
 
 use std::path::Path;
 use std::process::Command;
 
 use wasmparser::{Encoding, Parser, Payload};
 
-/// Granted to every processor for the standard libraries of languages: Rust's needs these for panic
-/// messages and hash maps.
+/// Imports that every processor gets, for the standard libraries of languages: Rust's needs them
+/// for panic messages and hash maps.
 const GRANTED: [&str; 4] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:random/"];
 
 #[test]
@@ -47,8 +48,8 @@ fn guests_are_small() {
     }
 }
 
-/// The guests are a workspace of their own; this includes their tests in the one command that runs
-/// all tests.
+/// The guests have their own workspace; this includes their tests in the one command that runs all
+/// tests.
 #[test]
 fn the_guests_and_the_sdk_pass_their_own_tests() {
     let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -1,18 +1,18 @@
-//! Finds one number in a JSON object and validates the rest, without building anything. A general
-//! parser took twice as long in WASM as natively; this one takes one and a half times as long,
-//! because its loops use bytes and 64-bit words, which are as wide in WASM as in native code.
+//! Looks up one number in a JSON object and checks the rest of it on the way, without building
+//! anything. A general parser took twice as long in WASM as natively; this one takes one and a half
+//! times as long, because its loops use bytes and 64-bit words, which WASM has as well.
 
-/// Maximum nesting of objects and arrays; deeper JSON counts as malformed.
+/// Nesting of objects and arrays; deeper JSON counts as malformed.
 const DEPTH_MAX: u32 = 128;
 
-/// The content of an object's field.
+/// The value of a field in an object.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Field {
-    /// A number; the last one if the name occurs several times.
+    /// This number; the last one if there are several.
     Number(f64),
     /// Absent or null.
     Missing,
-    /// Something else, or the JSON is not an object.
+    /// Something else; or the text is JSON, but not an object.
     Other,
 }
 
@@ -22,8 +22,8 @@ pub(crate) struct Malformed {
     pub(crate) at: usize,
 }
 
-/// The number in a field of an object. Names are compared after unescaping, so every JSON spelling
-/// of the name matches.
+/// The number in a field of an object. The name may be written in any way that JSON allows,
+/// including escapes.
 #[inline]
 pub(crate) fn number_field(json: &[u8], name: &str) -> Result<Field, Malformed> {
     let mut scanner = Scanner { json, at: 0 };
@@ -58,7 +58,7 @@ impl<'a> Scanner<'a> {
         (self.at == self.json.len()).then_some(found)
     }
 
-    /// The value of the requested field.
+    /// Reads the value of the field.
     fn field(&mut self) -> Option<Field> {
         match self.peek()? {
             b'-' | b'0'..=b'9' => self.number().map(Field::Number),
@@ -81,7 +81,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads an object; calls `member` with each key, before its value.
+    /// Reads an object; `member` is called with each key, before its value.
     fn members(&mut self, mut member: impl FnMut(&mut Self, &'a [u8]) -> Option<()>) -> Option<()> {
         self.items(b'}', |scanner| {
             let key = scanner.string()?;
@@ -92,7 +92,7 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// Reads items separated by commas, up to the closing bracket `close`.
+    /// Reads comma-separated items from the bracket here to the closing one.
     #[inline]
     fn items(&mut self, close: u8, mut item: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
         self.at += 1;
@@ -113,7 +113,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// The bytes of a string, with its escapes unchanged.
+    /// A string's bytes, with its escapes.
     #[inline]
     fn string(&mut self) -> Option<&'a [u8]> {
         self.expect(b'"')?;
@@ -145,7 +145,7 @@ impl<'a> Scanner<'a> {
         let text = self.digits_and_signs()?;
         let exact = text.len() <= 15 && text.iter().all(u8::is_ascii_digit);
         if exact {
-            // A float represents so few digits exactly, so no general parser is needed.
+            // This few digits fit into a float's mantissa, so the general conversion is not needed.
             let whole = text
                 .iter()
                 .fold(0_u64, |whole, digit| whole * 10 + u64::from(digit - b'0'));
@@ -154,7 +154,7 @@ impl<'a> Scanner<'a> {
         std::str::from_utf8(text).ok()?.parse().ok()
     }
 
-    /// The text of a JSON number.
+    /// A number in JSON's form.
     #[inline]
     fn digits_and_signs(&mut self) -> Option<&'a [u8]> {
         let start = self.at;
@@ -173,7 +173,7 @@ impl<'a> Scanner<'a> {
         Some(&self.json[start..self.at])
     }
 
-    /// Reads digits, at least one; returns how many.
+    /// Reads at least one digit; returns their number.
     #[inline]
     fn digits(&mut self) -> Option<usize> {
         let start = self.at;
@@ -210,16 +210,15 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// Whether a written string, without its quotes, means `text`. Nearly all strings are written
-/// without escapes.
+/// Whether a string means this text. Nearly all are written without escapes.
 #[inline]
 fn says(written: &[u8], text: &[u8]) -> bool {
-    // An escape is longer than the character that it stands for.
+    // An escape is longer than its meaning.
     let may_be_escaped = || written.len() > text.len() && written.contains(&b'\\');
     written == text || may_be_escaped() && says_with_escapes(written, text)
 }
 
-/// Like `says`, for strings with escapes, which were validated when the string was skipped.
+/// Escapes are well-formed, because the string was already read.
 #[cold]
 fn says_with_escapes(mut written: &[u8], mut text: &[u8]) -> bool {
     while let Some((&byte, rest)) = written.split_first() {
@@ -246,8 +245,8 @@ fn says_with_escapes(mut written: &[u8], mut text: &[u8]) -> bool {
     text.is_empty()
 }
 
-/// The character that an escape (without its backslash) stands for, and the rest of the text;
-/// `None` for half a surrogate pair.
+/// The character of an escape (given without its backslash), and the text after it; `None` for half
+/// a surrogate pair.
 fn unescaped(escape: &[u8]) -> Option<(char, &[u8])> {
     let (&kind, rest) = escape.split_first()?;
     let plain = match kind {
@@ -279,8 +278,8 @@ fn unit(digits: &[u8]) -> Option<(u32, &[u8])> {
     Some((u32::from_str_radix(digits, 16).ok()?, rest))
 }
 
-/// The number of bytes before the next quote, backslash or control character: eight at a time,
-/// because most of the time is spent here.
+/// The number of bytes before the next quote, backslash or control character. Checks eight at a
+/// time, because this is most of the work.
 #[inline]
 fn plain_run(bytes: &[u8]) -> usize {
     let (words, _) = bytes.as_chunks::<8>();

@@ -1,5 +1,5 @@
-//! Passes orders whose JSON field `amount` is at least 100 without copying them, and drops the
-//! others. The bench also runs `handle` natively.
+//! Emits orders whose JSON field `amount` is at least 100, and drops the others. Emitted orders are
+//! not copied. The bench also runs `handle` natively.
 
 mod json;
 

@@ -1,5 +1,5 @@
-//! Counts like `counter`, but in the instance's memory, so that the counts are lost with the
-//! instance. For comparison.
+//! Like `counter`, but without state: the counts are in the instance's memory and lost with it. For
+//! comparison.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -1,8 +1,8 @@
-//! Forwards each message as its headers say, without these headers: everything that a processor can
-//! set in an output. `to: a,b` names topics, one output each (the processor needs the grants).
-//! `to-partition: n`, `set-key: k`, `set-header: name=value` and `set-timestamp: ms` apply to each
-//! output. `deliver-after-ms: n` delays delivery until n milliseconds after the message's own
-//! timestamp.
+//! Forwards each message as its headers say, and removes these headers. This covers everything that
+//! a processor can set on an output. `to: a,b` names topics, with one output for each (the
+//! processor needs the grants); `to-partition: n`, `set-key: k`, `set-header: name=value` and
+//! `set-timestamp: ms` apply to each output; `deliver-after-ms: n` delays delivery until n
+//! milliseconds after the message's own timestamp.
 
 use millrace_guest::{Message, Outcome, Output, processor};
 

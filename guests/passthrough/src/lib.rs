@@ -1,4 +1,4 @@
-//! Emits every message unchanged, a batch at a time: the least that a processor can do.
+//! Emits every message unchanged, one batch at a time: the minimal processor.
 
 use millrace_guest::{Batch, Outcome, Outcomes, processor};
 

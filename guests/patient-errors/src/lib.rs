@@ -1,6 +1,6 @@
-//! An error handler. It retries messages of the class `busy` for as long as that takes, gives up
-//! rejected messages at once, drops those of the class `ignore`, and leaves the others to the
-//! processor's policy.
+//! An error handler: it retries failures of busy services for as long as it takes, gives up
+//! rejected messages at once, drops messages that say that they may be dropped, and leaves the rest
+//! to the processor's policy.
 
 use std::time::Duration;
 

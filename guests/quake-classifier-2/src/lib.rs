@@ -1,4 +1,4 @@
-//! Classifies earthquakes by magnitude and depth: revision 2 of the demo's processor. A header of
+//! Classifies earthquakes by magnitude and depth; revision 2 of the demo's processor. A header of
 //! its outputs names the revision.
 
 use millrace_guest::{Message, Outcome, processor};

@@ -1,5 +1,5 @@
-//! Seismic events as the U.S. Geological Survey publishes them, and the parts of the classifier
-//! that both revisions share.
+//! Seismic events as the U.S. Geological Survey publishes them, and the common code of both
+//! revisions of the classifier.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -8,20 +8,20 @@ use std::time::Duration;
 use millrace_guest::{Message, Outcome};
 use serde::Deserialize;
 
-/// The fields of a seismic event that the demo uses; a GeoJSON feature.
+/// The part of an event, a GeoJSON feature, that the demo uses.
 #[derive(Debug, Deserialize)]
 pub struct Quake<'a> {
     /// The id: network and code.
     #[serde(borrow)]
     pub id: Cow<'a, str>,
-    /// What was measured and by whom.
+    /// The measurements.
     #[serde(borrow)]
     pub properties: Properties<'a>,
-    /// Where the event was.
+    /// The location.
     pub geometry: Geometry,
 }
 
-/// What was measured and by whom.
+/// The measurements.
 #[derive(Debug, Deserialize)]
 pub struct Properties<'a> {
     /// Magnitude; small ones can be negative.
@@ -34,7 +34,7 @@ pub struct Properties<'a> {
     pub net: Cow<'a, str>,
 }
 
-/// Where an event was.
+/// The location.
 #[derive(Debug, Deserialize)]
 pub struct Geometry {
     /// Longitude, latitude, depth in kilometres.
@@ -46,9 +46,9 @@ pub fn parse<'a>(message: &Message<'a>) -> Result<Quake<'a>, serde_json::Error> 
     serde_json::from_slice(message.value().unwrap_or_default())
 }
 
-/// Adds fields to the end of an event. Strong events go to `alerts`, the others to the default
-/// output. Events that are not earthquakes are rejected, and a tenth of the events is retried once,
-/// as if a service were busy.
+/// Sends strong events to `alerts` and the others to the default output, each with more fields at
+/// its end. Rejects events that are not earthquakes. One event in ten fails once because of a busy
+/// service.
 pub fn classify(message: &Message, revision: u32, more: fn(&Quake) -> String) -> Outcome {
     let quake = match parse(message) {
         Ok(quake) => quake,
@@ -81,7 +81,7 @@ pub fn classify(message: &Message, revision: u32, more: fn(&Quake) -> String) ->
     })
 }
 
-/// The usual name for a magnitude.
+/// The usual word for a magnitude.
 #[must_use]
 pub fn magnitude_class(magnitude: f64) -> &'static str {
     match magnitude {
@@ -95,7 +95,7 @@ pub fn magnitude_class(magnitude: f64) -> &'static str {
     }
 }
 
-/// The usual name for a depth in kilometres.
+/// The usual word for a depth in kilometres.
 #[must_use]
 pub fn depth_class(depth_km: f64) -> &'static str {
     match depth_km {

@@ -1,5 +1,5 @@
-//! Sends each message to the topic in its header `route-to`, or without that header to the default
-//! output. The processor needs a grant for each of these topics.
+//! Sends each message to the topic in its header `route-to`, or to the default output without one.
+//! The processor needs a grant for each of these topics.
 
 use millrace_guest::{Message, Outcome, processor};
 

@@ -1,5 +1,5 @@
-//! A batch as its handler sees it: messages. The columns are in the scratch, where outputs refer to
-//! them.
+//! A batch as its handler sees it: as messages. Its columns are in the scratch, where outputs refer
+//! to them.
 
 use std::rc::Rc;
 
@@ -34,13 +34,13 @@ impl Batch {
         self.len() == 0
     }
 
-    /// The topic that the messages were read from.
+    /// The topic that the messages come from.
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.scratch.input.topic
     }
 
-    /// The partition that the messages were read from.
+    /// The partition that the messages come from.
     #[must_use]
     pub fn partition(&self) -> u32 {
         self.scratch.input.partition

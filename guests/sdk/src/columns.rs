@@ -1,18 +1,17 @@
-//! The data between host and component in its raw form: batch and answer in columns, field for
-//! field as in `wit/types.wit`, which documents them. Authors need these only to build answers by
-//! hand (`processor!(columns …)`) or to run a handler natively.
+//! The data exchanged with the host, as it is passed: the batch and the answer in columns, field
+//! for field as in `wit/types.wit`, which documents them. You need them only to write answers by
+//! hand (`processor!(columns …)`) and to run a handler natively.
 
-/// The length of a span without a value, and "not set" in the other `u32` columns.
+/// The length of a null span, and "not given" in the other `u32` columns.
 pub const NONE: u32 = u32::MAX;
 
-/// "Not set" in [`Answer::times`].
+/// "Not given" in [`Answer::times`].
 pub const NO_TIME: u64 = u64::MAX;
 
-/// A batch of messages; [`crate::Batch`] reads it. Its spans are valid, because the host built
-/// them.
+/// A batch of messages; use [`crate::Batch`] to read it. Its spans are valid: the host built them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
-    /// The topic that the messages were read from.
+    /// The topic that the messages come from.
     pub topic: String,
     /// The partition that the messages were read from.
     pub partition: u32,
@@ -22,7 +21,7 @@ pub struct Columns {
     pub offsets: Vec<u64>,
     /// The timestamp of each message, in milliseconds since the Unix epoch.
     pub timestamps: Vec<u64>,
-    /// The number of the attempt at each message, from 1, including attempts of earlier revisions.
+    /// The number of this attempt, from 1, including attempts of earlier revisions.
     pub attempts: Vec<u32>,
     /// Start and length of each key.
     pub keys: Vec<u32>,
@@ -34,12 +33,12 @@ pub struct Columns {
     pub headers: Vec<u32>,
 }
 
-/// An answer; [`crate::Outcomes`] builds it.
+/// An answer; use [`crate::Outcomes`] to write it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// One per message, in order: 0 ack, 1 emit, 2 retry, 3 reject.
     pub outcomes: Vec<u8>,
-    /// Details of retried and rejected messages: at most one each, in ascending order.
+    /// For messages with retry or reject: at most one each, in ascending order.
     pub details: Vec<Detail>,
     /// Bytes that are not in the batch.
     pub data: Vec<u8>,
@@ -68,7 +67,7 @@ pub struct Answer {
 pub struct Detail {
     /// The message's index in the batch, from 0.
     pub message: u32,
-    /// The delay of a retry.
+    /// For a retry: the delay.
     pub after_ms: Option<u64>,
     /// A short word by which failures are grouped.
     pub class: String,
@@ -76,7 +75,7 @@ pub struct Detail {
     pub reason: String,
 }
 
-/// The bytes of the span at this index of a column; `None` for null.
+/// The bytes of a column's `index`th span; `None` for a null span.
 pub(crate) fn span<'a>(data: &'a [u8], column: &[u32], index: usize) -> Option<&'a [u8]> {
     let (start, length) = (column[index * 2], column[index * 2 + 1]);
     (length != NONE).then(|| &data[start as usize..][..length as usize])

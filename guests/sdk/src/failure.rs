@@ -1,4 +1,4 @@
-//! Failures, as an error handler sees them, and its decisions.
+//! The input of an error handler, and its decisions.
 
 use std::time::Duration;
 
@@ -21,18 +21,18 @@ pub enum Cause {
     BadAnswer,
 }
 
-/// A failure as the host passes it to the error handler.
+/// The facts of a failure, as the host passes them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailureFacts {
-    /// The message's index in the batch that is passed along.
+    /// The message's index in the batch that is passed with the failures.
     pub message: u32,
     /// The revision that failed.
     pub revision: u32,
-    /// Attempts so far, of all revisions, including this one.
+    /// The number of attempts so far, under all revisions, including this one.
     pub attempt: u32,
     /// When the first attempt failed, in milliseconds since the Unix epoch.
     pub first_failed_at: u64,
-    /// How the attempt failed.
+    /// How it failed.
     pub cause: Cause,
     /// A short word by which failures are grouped.
     pub class: String,
@@ -60,7 +60,7 @@ impl<'a> Failure<'a> {
         self.facts.revision
     }
 
-    /// Attempts so far, of all revisions, including this one.
+    /// The number of attempts so far, under all revisions, including this one.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.facts.attempt
@@ -78,28 +78,28 @@ impl<'a> Failure<'a> {
         self.facts.cause
     }
 
-    /// A short word by which failures are grouped.
+    /// The short word by which failures are grouped.
     #[must_use]
     pub fn class(&self) -> &'a str {
         &self.facts.class
     }
 
-    /// An explanation for people.
+    /// The explanation for people.
     #[must_use]
     pub fn reason(&self) -> &'a str {
         &self.facts.reason
     }
 }
 
-/// What to do with a failed message.
+/// What the host does with a failed message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Try again after this delay.
+    /// Try again after this time.
     RetryAfter(Duration),
-    /// Give the message up: it becomes a dead letter.
+    /// Give it up: it becomes a dead letter.
     DeadLetter,
-    /// Drop the message; the host counts it and logs this reason.
+    /// Drop it; the host counts it and logs this reason.
     Drop(String),
-    /// Follow the processor's retry policy.
+    /// Do what the processor's retry policy says.
     Policy,
 }

@@ -1,4 +1,4 @@
-//! Modules for Millrace in Rust: write a function of one message, and export it with a macro.
+//! Write Millrace modules in Rust: a function of one message, exported by a macro.
 //!
 //! ```
 //! use millrace_guest::{Message, Outcome, processor};
@@ -17,16 +17,16 @@
 //! }
 //! ```
 //!
-//! The host passes messages in batches, in columns (`wit/types.wit`), which [`Batch`] and [`Outcomes`]
-//! hide. An output starts as a copy of its message and records only changes: unchanged parts are not
-//! copied.
+//! The host passes messages in batches, in columns (`wit/types.wit`), which [`Batch`] and
+//! [`Outcomes`] hide. An output starts as a copy of its message and states only the differences:
+//! unchanged parts are not copied.
 //!
-//! Tests need neither WASM nor a host: [`testing`] passes messages to a handler and shows its
+//! Tests of a handler need neither WASM nor a host: [`testing`] passes messages to it and shows its
 //! outcomes.
 //!
-//! A panic is a trap: the host finds the failing message and tries it again, and finally makes it a
-//! dead letter. So this crate hides no mistakes: it panics with a reason when an answer would be
-//! invalid.
+//! A panic is a trap: the host finds the failing message, tries it again, and finally makes it a
+//! dead letter. So this crate hides no mistakes: if it cannot give a valid answer, it panics with a
+//! line that says why.
 
 mod batch;
 mod columns;
@@ -205,7 +205,7 @@ macro_rules! export_error_handler {
     };
 }
 
-/// Nothing is exported outside WASM, but the function's signature is still checked.
+/// Without WASM nothing is exported, but the function's signature is still checked.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]
@@ -215,7 +215,7 @@ macro_rules! export_processor {
     };
 }
 
-/// Nothing is exported outside WASM, but the function's signature is still checked.
+/// Without WASM nothing is exported, but the function's signature is still checked.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]
@@ -225,7 +225,7 @@ macro_rules! export_partitioner {
     };
 }
 
-/// Nothing is exported outside WASM, but the function's signature is still checked.
+/// Without WASM nothing is exported, but the function's signature is still checked.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]

@@ -1,5 +1,5 @@
-//! Writes log lines. The host adds the processor's name and revision, cuts long lines, and drops
-//! and counts lines beyond the rate. Outside WASM, lines go to standard error.
+//! Log lines; the host adds the processor's name and revision. It cuts long lines, and drops and
+//! counts lines beyond the rate limit. Without WASM, lines go to standard error.
 
 /// Logs a failure.
 pub fn error(line: impl AsRef<str>) {
@@ -16,7 +16,7 @@ pub fn info(line: impl AsRef<str>) {
     write(Level::Info, line.as_ref());
 }
 
-/// Logs details for the module's developer.
+/// For developers of the module.
 pub fn debug(line: impl AsRef<str>) {
     write(Level::Debug, line.as_ref());
 }

@@ -1,4 +1,4 @@
-//! One message of a batch: a cheap view that copies nothing.
+//! One message of a batch: a cheap view without copies.
 
 use std::rc::Rc;
 
@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::columns::{Columns, span};
 use crate::output::Output;
 
-/// A message. The bytes that it returns live as long as its batch.
+/// A message. The returned bytes live as long as its batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
     pub(crate) batch: &'a Batch,
@@ -20,14 +20,13 @@ impl<'a> Message<'a> {
         span(&self.columns().data, &self.columns().keys, self.index)
     }
 
-    /// The value, if there is one. A message without a value is a tombstone, as in Kafka.
+    /// The value, if it has one. A message without a value is a tombstone, as in Kafka.
     #[must_use]
     pub fn value(&self) -> Option<&'a [u8]> {
         span(&self.columns().data, &self.columns().values, self.index)
     }
 
-    /// The value of the last header with this name; `None` if there is no such header, or its value
-    /// is null.
+    /// The value of the last header with this name, if there is one and it is not null.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         let named = self
@@ -54,8 +53,7 @@ impl<'a> Message<'a> {
         self.columns().timestamps[self.index]
     }
 
-    /// The message's offset in its partition. A partitioner sees no meaningful offset, because the
-    /// message has none yet.
+    /// Its offset in the partition. Not yet known when a partitioner is called.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.columns().offsets[self.index]
@@ -67,25 +65,25 @@ impl<'a> Message<'a> {
         self.columns().attempts[self.index]
     }
 
-    /// The topic that the message was read from.
+    /// The topic that it comes from.
     #[must_use]
     pub fn topic(&self) -> &'a str {
         self.batch.topic()
     }
 
-    /// The partition that the message was read from.
+    /// The partition that it comes from.
     #[must_use]
     pub fn partition(&self) -> u32 {
         self.batch.partition()
     }
 
-    /// The message's index in the batch, from 0.
+    /// Its index in the batch, from 0.
     #[must_use]
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// An output that is a copy of this message. Change what should differ.
+    /// An output that is this message unchanged; call its methods to change parts of it.
     pub fn output(&self) -> Output {
         Output::unchanged(Rc::clone(&self.batch.scratch), self.index as u32)
     }

@@ -1,4 +1,4 @@
-//! The outcome of a message, and the failure of a batch when something outside is down.
+//! The outcome of a message, and the error of a batch when something outside is down.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -13,9 +13,9 @@ pub enum Outcome {
     Ack,
     /// Done, with this output.
     Emit(Output),
-    /// Done, with these outputs, in order. None is the same as an ack.
+    /// Done, with these outputs, in order. An empty list is the same as `Ack`.
     EmitAll(Vec<Output>),
-    /// Not now: try again later.
+    /// Try again later.
     Retry {
         /// The delay; `None` leaves it to the processor's policy.
         after: Option<Duration>,
@@ -24,7 +24,7 @@ pub enum Outcome {
         /// An explanation for people.
         reason: Cow<'static, str>,
     },
-    /// Never: the message becomes a dead letter.
+    /// Give it up: it becomes a dead letter.
     Reject {
         /// A short word by which failures are grouped.
         class: Cow<'static, str>,
@@ -34,7 +34,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Tries the message again after the delay in the processor's policy.
+    /// Try again, with the delay of the processor's policy.
     pub fn retry(
         class: impl Into<Cow<'static, str>>,
         reason: impl Into<Cow<'static, str>>,
@@ -46,7 +46,7 @@ impl Outcome {
         }
     }
 
-    /// Tries the message again after this delay.
+    /// Try again after this time.
     pub fn retry_after(
         after: Duration,
         class: impl Into<Cow<'static, str>>,
@@ -59,7 +59,7 @@ impl Outcome {
         }
     }
 
-    /// Gives the message up: it becomes a dead letter.
+    /// Give it up: it becomes a dead letter.
     pub fn reject(
         class: impl Into<Cow<'static, str>>,
         reason: impl Into<Cow<'static, str>>,
@@ -77,8 +77,8 @@ impl From<Output> for Outcome {
     }
 }
 
-/// Something that the whole processor needs is down: the host pauses the processor and probes,
-/// without spending attempts.
+/// Something that the whole processor needs is down: the host pauses, probes, and spends no
+/// attempts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unavailable {
     /// An explanation for people.

@@ -1,5 +1,5 @@
-//! Collects outcomes into the columns of the answer. A column stays empty, which means "as in the
-//! input", until an output differs in it. So passing a whole batch through costs one number per
+//! Collects outcomes in the answer's columns. A column stays empty, which means "as in the input",
+//! until the first output that differs in it, so passing a batch through costs one number per
 //! message.
 
 use crate::batch::Batch;
@@ -34,8 +34,8 @@ impl<'a> Outcomes<'a> {
         }
     }
 
-    /// Adds the outcome of the next message. Panics if all messages have theirs, or if an output
-    /// belongs to another message.
+    /// Sets the outcome of the next message. Panics if all messages have their outcome, or if an
+    /// output belongs to another message.
     #[inline]
     pub fn push(&mut self, outcome: Outcome) {
         assert!(
@@ -84,7 +84,7 @@ impl<'a> Outcomes<'a> {
         self.answer.outcomes.push(outcome);
     }
 
-    /// Adds an output of the message that is next.
+    /// Adds an output of the current message.
     #[inline]
     fn add(&mut self, output: &Output) {
         let scratch: &Scratch = &self.batch.scratch;
@@ -124,7 +124,7 @@ impl<'a> Outcomes<'a> {
         answer.sources.push(output.source);
     }
 
-    /// The complete answer. Panics unless every message has an outcome.
+    /// The answer. Panics if a message has no outcome.
     #[must_use]
     pub fn into_answer(mut self) -> Answer {
         let (given, wanted) = (self.answer.outcomes.len(), self.batch.len());

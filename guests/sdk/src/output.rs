@@ -1,5 +1,5 @@
-//! An output: a copy of its message with changes. Changed bytes go directly to the batch's scratch,
-//! so an output itself is only a few numbers.
+//! An output: its message, with some parts changed. Bytes are written to the batch's scratch as
+//! they are given, so an output itself is only a few numbers.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -7,8 +7,8 @@ use std::rc::Rc;
 use crate::columns::{NO_TIME, NONE};
 use crate::scratch::{Scratch, Span};
 
-/// An output for a message; created by [`crate::Message::output`] as a copy of the message. Bytes
-/// that are part of the input are not copied.
+/// An output of a message; created by [`crate::Message::output`]. Bytes that are part of the input
+/// are not copied.
 #[derive(Debug)]
 #[must_use = "an output is sent by returning it: Outcome::Emit(output)"]
 pub struct Output {
@@ -22,7 +22,7 @@ pub struct Output {
     pub(crate) headers: Option<Range<usize>>,
     pub(crate) topic: u32,
     pub(crate) partition: u32,
-    /// Timestamp and time of delivery; [`NO_TIME`] keeps the message's timestamp and delivers at
+    /// Timestamp and time of delivery; [`NO_TIME`] keeps the message's timestamp, and delivers at
     /// once.
     pub(crate) times: [u64; 2],
 }
@@ -60,9 +60,9 @@ impl Output {
         self
     }
 
-    /// Delays the output until this time, in milliseconds since the Unix epoch; a time in the past
-    /// means at once. The output appears in its topic only then, with this time as its timestamp
-    /// unless another one is set.
+    /// Delays it until this time, in milliseconds since the Unix epoch; a time in the past means at
+    /// once. The host stores it, and it appears in its topic at that time, never before, with that
+    /// timestamp unless another one is given.
     ///
     /// ```
     /// use millrace_guest::{Message, Outcome};
@@ -96,8 +96,8 @@ impl Output {
         self
     }
 
-    /// Replaces the value by what `build` appends to the buffer. This is the fastest way, because
-    /// the buffer becomes part of the answer.
+    /// Replaces the value by the bytes that `build` appends to the buffer. This is the fastest way,
+    /// because the buffer is part of the answer.
     #[inline]
     pub fn build_value(mut self, build: impl FnOnce(&mut Vec<u8>)) -> Self {
         self.value = Some(self.scratch.write(build));
@@ -110,14 +110,14 @@ impl Output {
         self
     }
 
-    /// Removes all headers: those of the message and those added so far.
+    /// Removes all headers that it has so far.
     pub fn without_headers(mut self) -> Self {
         let end = self.scratch.headers.borrow().len();
         self.headers = Some(end..end);
         self
     }
 
-    /// Adds a header to those of the message and those added so far.
+    /// Adds a header to those that it has so far, which are initially the message's.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let (name, value) = (
             self.scratch.place(name.as_bytes()),
@@ -134,8 +134,8 @@ impl Output {
         self
     }
 
-    /// Makes this output's headers the last ones in the scratch, where more can be appended;
-    /// returns where they start.
+    /// Moves this output's headers to the end of the scratch, where they can grow; returns their
+    /// start.
     fn open_headers(&self) -> usize {
         let mut headers = self.scratch.headers.borrow_mut();
         let end = headers.len();

@@ -1,5 +1,5 @@
-//! Runs the author's function on columns: the macros export these functions, and tests and benches
-//! call them natively.
+//! Calls the author's function with columns and returns columns: exported by the macros, and called
+//! natively by tests and benchmarks.
 
 use crate::batch::Batch;
 use crate::columns::{Answer, Columns};
@@ -11,7 +11,7 @@ use crate::outcomes::Outcomes;
 /// What a function of one message may return: an outcome, or that the batch cannot be processed
 /// now.
 pub trait Verdict {
-    /// Converts to a result.
+    /// Converts it to a result.
     fn into_result(self) -> Result<Outcome, Unavailable>;
 }
 
@@ -31,7 +31,7 @@ impl Verdict for Result<Outcome, Unavailable> {
 
 /// What a function of a batch may return: nothing, or that the batch cannot be processed now.
 pub trait Finished {
-    /// Converts to a result.
+    /// Converts it to a result.
     fn into_result(self) -> Result<(), Unavailable>;
 }
 
@@ -47,7 +47,7 @@ impl Finished for Result<(), Unavailable> {
     }
 }
 
-/// Processes a batch with a function of one message.
+/// Answers a batch with a function of one message.
 #[inline]
 pub fn process<V: Verdict>(
     columns: Columns,
@@ -61,7 +61,7 @@ pub fn process<V: Verdict>(
     })
 }
 
-/// Processes a batch with a function of the batch.
+/// Answers a batch with a function of the batch.
 #[inline]
 pub fn process_batch<F: Finished>(
     columns: Columns,
@@ -73,7 +73,7 @@ pub fn process_batch<F: Finished>(
     Ok(outcomes.into_answer())
 }
 
-/// The partition of each message, chosen by a function of one message.
+/// The partition of each message, from a function of one message.
 #[must_use]
 pub fn assign(
     columns: Columns,
@@ -87,7 +87,7 @@ pub fn assign(
         .collect()
 }
 
-/// A decision for each failure, made by a function of one failure.
+/// A decision for each failure, from a function of one failure.
 #[must_use]
 pub fn decide(
     columns: Columns,

@@ -1,9 +1,9 @@
-//! Builds batches for tests, in the columns that a host passes. Most tests give them to
+//! Batches for tests: the columns that a host would pass. Most tests pass them to
 //! [`testing`](crate::testing).
 
 use crate::columns::{Columns, NONE};
 
-/// Builds a batch message by message. Methods about a message apply to the last one added.
+/// Builds a batch, message by message. Methods that describe a message apply to the last one added.
 ///
 /// ```
 /// use millrace_guest::testing::Tester;
@@ -23,7 +23,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// An empty batch from partition 0 of this topic.
+    /// An empty batch of partition 0 of a topic.
     #[must_use]
     pub fn new(topic: &str) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl Sample {
         self.nullable(Some(key.as_ref()), Some(value.as_ref()))
     }
 
-    /// Adds a message that may lack a key or a value.
+    /// Adds a message that may have no key or no value.
     #[must_use]
     pub fn nullable(mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
         let (key, value) = (self.place(key), self.place(value));
@@ -54,7 +54,7 @@ impl Sample {
         self
     }
 
-    /// Adds a header to the last message. Panics if there is none.
+    /// Adds a header to the last message. Panics if there is no message.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let header = [
@@ -70,8 +70,8 @@ impl Sample {
         self
     }
 
-    /// Sets the timestamp of the last message, in milliseconds since the Unix epoch; by default
-    /// 1,700,000,000,000. Panics if there is none.
+    /// Sets the timestamp of the last message, in milliseconds since the Unix epoch; the default is
+    /// 1,700,000,000,000. Panics if there is no message.
     #[must_use]
     pub fn timestamp(mut self, ms: u64) -> Self {
         *self
@@ -82,14 +82,14 @@ impl Sample {
         self
     }
 
-    /// Sets the partition that the messages were read from; by default 0.
+    /// Sets the partition that the messages come from; the default is 0.
     #[must_use]
     pub fn partition(mut self, partition: u32) -> Self {
         self.columns.partition = partition;
         self
     }
 
-    /// Sets the attempt of the last message. Panics if there is none.
+    /// Sets the number of the attempt at the last message. Panics if there is no message.
     #[must_use]
     pub fn attempt(mut self, attempt: u32) -> Self {
         *self

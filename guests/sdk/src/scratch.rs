@@ -1,6 +1,6 @@
-//! Collects the outputs of a batch while it is processed. Bytes are written directly into the
-//! future answer's data, so an output needs no allocation of its own. A batch and its outputs share
-//! the scratch, in one thread, like everything in a guest.
+//! The buffer for the outputs of a batch while it is processed: bytes are written directly to the
+//! answer's data, so an output needs no allocation of its own. Shared by a batch and its outputs,
+//! on one thread, like everything in a guest.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -52,7 +52,7 @@ impl Scratch {
         }
     }
 
-    /// A span of these bytes: in the input if they are part of it, otherwise of a copy.
+    /// A span for these bytes: of the input if they are part of it, otherwise of a copy.
     #[inline]
     pub(crate) fn place(&self, bytes: &[u8]) -> Span {
         let input = self.input.data.as_ptr_range();
@@ -69,12 +69,12 @@ impl Scratch {
         }
     }
 
-    /// A span of the bytes that `build` appends.
+    /// A span for the bytes that `build` appends.
     #[inline]
     pub(crate) fn write(&self, build: impl FnOnce(&mut Vec<u8>)) -> Span {
         let mut data = self.data.borrow_mut();
         if data.capacity() == 0 {
-            // Most answers are about as large as their input.
+            // Most handlers return about as many bytes as they get.
             data.reserve(self.input.data.len());
         }
         let start = data.len();
@@ -89,7 +89,7 @@ impl Scratch {
         }
     }
 
-    /// The range of the message's headers in the input, in headers of four numbers each.
+    /// The range of a message's headers in the input, four numbers each.
     pub(crate) fn input_headers(&self, message: usize) -> Range<usize> {
         let ends = &self.input.header_ends;
         let start = message
@@ -101,7 +101,7 @@ impl Scratch {
     /// The index of a topic's name.
     pub(crate) fn topic(&self, name: &str) -> u32 {
         let mut names = self.topic_names.borrow_mut();
-        // There are few topics, and mostly the last one is used again.
+        // There are few topics, and usually it is the last one again.
         let known = names.iter().rposition(|known| known == name);
         known.unwrap_or_else(|| {
             names.push(name.to_owned());

@@ -1,11 +1,11 @@
 //! State: keys and values of the processor in the partition that its batch comes from. Writes are
-//! committed together with the batch's outcomes, and only if the message that they belong to
-//! succeeds. So name the message of each write: otherwise one failure repeats the whole batch.
+//! committed together with the batch's outputs, and only if their message succeeds. Name the
+//! message of each write; otherwise one failure repeats the whole batch.
 //!
-//! The cost is in the number of calls to the host, not in the number of keys: [`Sums`] adds for a
-//! whole batch in one call, [`get_many`] reads many keys, and [`Writes`] sets many. Outside WASM
-//! the state is a map in the thread's memory, for tests: [`testing`](crate::testing) gives each
-//! handler its own state and shows the changes.
+//! The cost is in the number of calls to the host, not of keys: [`Sums`], [`get_many`] and
+//! [`Writes`] add, read and write for a whole batch at once. Without WASM the state is a map in the
+//! thread's memory, for tests: [`testing`](crate::testing) gives a handler its own state and shows
+//! the changes.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) mod memory;
@@ -18,16 +18,16 @@ use crate::message::Message;
 #[cfg(not(target_arch = "wasm32"))]
 use memory as host;
 
-/// Maximum number of keys per call to the host.
+/// Keys that one call to the host accepts.
 const CALL_KEYS_MAX: usize = 10_000;
-/// Bytes that [`Writes`] collects before it begins the next call: half of what the host accepts, so
-/// that a last large value still fits.
+/// Bytes that [`Writes`] passes to one call: half of the maximum, so that there is room for a last
+/// large value.
 const CALL_BYTES: usize = 4 << 20;
 
 /// There is no room for more state; nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Full {
-    /// The bound that was reached.
+    /// Says which bound was reached.
     pub reason: String,
 }
 
@@ -67,7 +67,7 @@ pub fn set(message: &Message, key: &[u8], value: &[u8]) -> Result<(), Full> {
     write(message, key, Some(value), None)
 }
 
-/// Sets a key on behalf of this message; the value expires after `ttl_ms` milliseconds.
+/// Sets a key, for this message, to a value that expires after this many milliseconds.
 ///
 /// # Errors
 /// [`Full`].
@@ -94,8 +94,8 @@ fn write(
     host::set(&data, &keys, &values, &ttl_ms, &[message.index() as u32])
 }
 
-/// Adds to the number of a key on behalf of this message; returns the sum. A missing key counts as
-/// zero. A value written by [`set`] that is not eight bytes long causes a trap.
+/// Adds to the number of a key, for this message; returns the sum. An absent key counts as 0; a
+/// value of [`set`] that does not have eight bytes is a trap.
 ///
 /// # Errors
 /// [`Full`].
@@ -105,8 +105,8 @@ pub fn add(message: &Message, key: &[u8], delta: i64) -> Result<i64, Full> {
     Ok(sums.first().copied().unwrap_or_default())
 }
 
-/// Keys with this prefix, with their values, in order: at most `max`, starting after the key
-/// `after`. An empty answer is the end.
+/// Keys that begin with `prefix` and come after `after`, in order, with their values: at most
+/// `max`. An empty answer is the end.
 #[must_use]
 pub fn scan(prefix: &[u8], after: Option<&[u8]>, max: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
     let (data, keys, values) = host::scan(prefix, after, max);
@@ -121,8 +121,7 @@ fn append(data: &mut Vec<u8>, bytes: &[u8]) -> [u32; 2] {
     [start, bytes.len() as u32]
 }
 
-/// Collects keys to set and remove, each on behalf of a message, to write them with as few calls to
-/// the host as possible.
+/// Keys to set and to delete, each for its message, in as few calls to the host as possible.
 #[derive(Debug, Default)]
 pub struct Writes {
     calls: Vec<Call>,
@@ -165,7 +164,7 @@ impl Writes {
     /// Writes everything, in the order in which it was added.
     ///
     /// # Errors
-    /// [`Full`]; the writes of earlier calls to the host remain, on behalf of their messages.
+    /// [`Full`]; writes of earlier calls to the host are kept for their messages.
     pub fn write(self) -> Result<(), Full> {
         self.calls.iter().try_for_each(|call| {
             let Call {
@@ -179,7 +178,7 @@ impl Writes {
     }
 }
 
-/// Adds to many sums with one call to the host: each message adds 1, or its own number, to its key.
+/// Sums for a whole batch, in one call to the host: each message adds to its own key, 1 by default.
 pub struct Sums<'a> {
     batch: &'a Batch,
     deltas: Vec<i64>,
@@ -187,7 +186,7 @@ pub struct Sums<'a> {
 }
 
 impl<'a> Sums<'a> {
-    /// Each message adds 1 to its key; a message without a key adds to the empty key.
+    /// Each message adds 1 to its key, or to the empty key if it has none.
     #[must_use]
     pub fn of_keys(batch: &'a Batch) -> Self {
         Self {
@@ -208,9 +207,9 @@ impl<'a> Sums<'a> {
         self
     }
 
-    /// Sets when sums expire: this many milliseconds after the message's write. With `None` the sum
-    /// never expires, even if it had an expiry before. Without this call, sums keep the expiry that
-    /// they have.
+    /// Sets after how many milliseconds the sum expires, counted from this message. For a message
+    /// with `None` it never expires, even if it had an expiry before. Without this call a sum keeps
+    /// its expiry.
     #[must_use]
     pub fn ttl_ms(mut self, ttl_ms: impl Fn(&Message) -> Option<u64>) -> Self {
         let ttl = |message: Message| ttl_ms(&message).unwrap_or(u64::MAX);
@@ -218,7 +217,7 @@ impl<'a> Sums<'a> {
         self
     }
 
-    /// Adds the numbers; returns the sum after each message.
+    /// Adds; returns the sum after each message.
     ///
     /// # Errors
     /// [`Full`].

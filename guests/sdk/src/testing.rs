@@ -1,5 +1,5 @@
-//! Tests a handler in a plain `cargo test`: a test passes messages to it and gets the outcome of each
-//! one, with outputs as messages.
+//! Tests a handler in a plain `cargo test`: messages go in, and the outcome of each comes out, as
+//! messages.
 //!
 //! ```
 //! use millrace_guest::testing::{Said, Sent, Tester};
@@ -44,8 +44,8 @@
 //! # }
 //! ```
 //!
-//! A handler that panics fails its test, as it would fail its batch on a host; `#[should_panic]`
-//! expects that. Error handlers and partitioners return plain values: call them with
+//! A handler that panics fails its test, as it would fail its batch on a host: test that with
+//! `#[should_panic]`. Error handlers and partitioners return plain values: call them natively with
 //! [`decide`](crate::decide) and [`assign`](crate::assign).
 
 mod reading;
@@ -84,19 +84,19 @@ impl fmt::Debug for Tester<'_> {
 }
 
 impl<'a> Tester<'a> {
-    /// Tests a function of one message, as exported by `processor!(process)`.
+    /// Tests a function of one message, as `processor!(process)` exports it.
     #[must_use]
     pub fn new<V: Verdict>(process: impl Fn(&Message) -> V + 'a) -> Self {
         Self::of_columns(move |columns| crate::process(columns, &process))
     }
 
-    /// Tests a function of a batch, as exported by `processor!(batch process)`.
+    /// Tests a function of a batch, as `processor!(batch process)` exports it.
     #[must_use]
     pub fn of_batches<F: Finished>(process: impl Fn(&Batch, &mut Outcomes) -> F + 'a) -> Self {
         Self::of_columns(move |columns| crate::process_batch(columns, &process))
     }
 
-    /// Tests a function of columns, as exported by `processor!(columns process)`.
+    /// Tests a function of columns, as `processor!(columns process)` exports it.
     #[must_use]
     pub fn of_columns(process: impl Fn(Columns) -> Result<Answer, Unavailable> + 'a) -> Self {
         Self {
@@ -105,7 +105,7 @@ impl<'a> Tester<'a> {
         }
     }
 
-    /// Starts with this value for a key of the state.
+    /// Starts with this key in state.
     #[must_use]
     pub fn with_state(mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         let entry = Entry {
@@ -116,18 +116,16 @@ impl<'a> Tester<'a> {
         self
     }
 
-    /// Starts with this number for a key of the state, in the format of
-    /// [`state::add`](crate::state::add).
+    /// Starts with this number in state, as [`state::add`](crate::state::add) stores it.
     #[must_use]
     pub fn with_number(self, key: impl AsRef<[u8]>, number: i64) -> Self {
         self.with_state(key, number.to_le_bytes())
     }
 
-    /// Passes a batch to the handler; returns the outcome of each message and the changes of the
-    /// state. Writes of failed messages are discarded as on a host: if a message that wrote to the
-    /// state is retried or rejected, it is called again alone, and the messages before and after it
-    /// are called again without it. Panics if the handler returns [`Unavailable`];
-    /// [`try_run`](Self::try_run) returns that as an error.
+    /// Processes the batch; returns the outcome of each message, and the changes of state. A failed
+    /// message leaves no trace in state: if a message that wrote is retried or rejected, it is
+    /// called again alone, and the messages before and after it without it, as on a host. Panics if
+    /// the handler returns `Unavailable`; [`try_run`](Self::try_run) returns it instead.
     #[track_caller]
     pub fn run(&mut self, batch: Sample) -> Run {
         match self.try_run(batch) {
@@ -139,10 +137,10 @@ impl<'a> Tester<'a> {
         }
     }
 
-    /// Like [`run`](Self::run).
+    /// Like [`run`](Self::run), for handlers that may return `Unavailable`.
     ///
     /// # Errors
-    /// [`Unavailable`] as the handler returned it; the state is unchanged.
+    /// [`Unavailable`] from the handler; state is unchanged.
     pub fn try_run(&mut self, batch: Sample) -> Result<Run, Unavailable> {
         let columns = batch.columns();
         let before = self.entries.clone();
@@ -153,21 +151,21 @@ impl<'a> Tester<'a> {
         Ok(Run { said, changes })
     }
 
-    /// The present value of a key of the state.
+    /// The current value of a key in state.
     #[must_use]
     pub fn state(&self, key: impl AsRef<[u8]>) -> Option<Text> {
         let entry = self.entries.get(key.as_ref())?;
         Some(Text::from(entry.value.as_slice()))
     }
 
-    /// The present number of a key of the state. Panics if the value is not a number.
+    /// The current number of a key in state. Panics if the value is not a number.
     #[must_use]
     #[track_caller]
     pub fn number(&self, key: impl AsRef<[u8]>) -> Option<i64> {
         Some(self.state(key)?.number())
     }
 
-    /// The whole present state, by key.
+    /// The whole current state, by key.
     #[must_use]
     pub fn all_state(&self) -> Vec<(Text, Text)> {
         let text = |bytes: &[u8]| Text::from(bytes);
@@ -177,8 +175,8 @@ impl<'a> Tester<'a> {
             .collect()
     }
 
-    /// Calls the handler with all messages. If a message failed that wrote to the state, calls it
-    /// again with smaller parts and keeps only the writes of the others.
+    /// Calls the handler with all messages, and if a message that wrote to state failed, again with
+    /// the parts whose writes are kept.
     fn settle(&mut self, columns: &Columns) -> Result<Vec<Said>, Unavailable> {
         let (said, store) = self.call_with(columns.clone())?;
         let failed: Vec<usize> = (0..said.len())
@@ -190,7 +188,7 @@ impl<'a> Tester<'a> {
             return Ok(said);
         }
         if columns.offsets.len() == 1 {
-            // The failed message is alone: none of its writes count.
+            // Alone, and all its writes are discarded.
             return Ok(said);
         }
         let mut said = Vec::with_capacity(said.len());
@@ -215,7 +213,7 @@ impl<'a> Tester<'a> {
         }
     }
 
-    /// One call, with a copy of the state.
+    /// One call, with its own state.
     fn call_with(&self, columns: Columns) -> Result<(Vec<Said>, Store), Unavailable> {
         let mut lent = Lent::of(Store {
             entries: self.entries.clone(),
@@ -227,7 +225,8 @@ impl<'a> Tester<'a> {
     }
 }
 
-/// Replaces the thread's state while a handler is called, and restores it however the call ends.
+/// The thread's state while a handler is called with another one; it is restored however the call
+/// ends.
 struct Lent {
     own: Store,
     is_back: bool,
@@ -284,7 +283,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// The outcome of the message at this index, from 0. Panics if there is none.
+    /// The outcome of the `index`th message, from 0. Panics if there is none.
     #[must_use]
     #[track_caller]
     pub fn said(&self, index: usize) -> &Said {
@@ -322,7 +321,7 @@ impl Run {
         }
     }
 
-    /// The changed keys of the state, in order.
+    /// Keys of state that changed, in order.
     #[must_use]
     pub fn changes(&self) -> &[Change] {
         &self.changes

@@ -1,4 +1,4 @@
-//! Checks the columns of handlers' answers, span by span, as a host reads them.
+//! Tests the columns of handlers' answers, reading them as the host does, span by span.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! State in a handler's test: a map in the thread's memory.
+//! Tests of state without WASM: a map in the thread's memory.
 
 use millrace_guest::{Batch, Sample, state};
 

@@ -1,4 +1,4 @@
-//! The testing helper: its results must match what a host would do.
+//! Tests of the test helper: its results are those of a host.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -80,7 +80,7 @@ fn bytes_that_are_no_text_are_shown_and_compared_as_bytes() {
     assert!(asked.is_err(), "it is no text");
 }
 
-/// Counts the message, then returns the outcome in its value.
+/// Counts, and then returns the outcome that its value names.
 fn counting(message: &Message) -> Outcome {
     let key = message.key().unwrap_or_default();
     match state::add(message, key, 1) {
@@ -123,7 +123,7 @@ fn what_a_failed_message_wrote_is_taken_back_and_others_see_nothing_of_it() {
     assert_eq!(run.changes(), [("a", 12), ("b", 2)]);
     assert_eq!(calls.get(), 6 + 6, "once together, and once in parts");
     assert_eq!(tester.number("a"), Some(12));
-    // If no failed message wrote, one call is enough.
+    // If the failed message wrote nothing, one call is enough.
     calls.set(0);
     let quiet = |message: &Message| {
         calls.set(calls.get() + 1);
@@ -227,7 +227,7 @@ fn a_batch_that_cannot_be_processed_now_is_given_back_and_changes_nothing() {
     assert!(tester.try_run(Sample::new("in").message("k", "v")).is_ok());
 }
 
-/// An answer that a host refuses as bad.
+/// An answer that a host refuses as a bad answer.
 #[test]
 fn an_answer_that_a_host_would_refuse_fails_the_test() {
     type Process = fn(millrace_guest::Columns) -> Result<Answer, Unavailable>;

@@ -1,5 +1,5 @@
-//! Passes messages through with the header `revision: 1`, so that outputs show which revision made
-//! them. `stamp-2` is the other revision.
+//! Passes messages through with the header `revision: 1`, so that outputs name their revision;
+//! `stamp-2` is the other revision.
 
 use millrace_guest::{Message, Outcome, processor};
 

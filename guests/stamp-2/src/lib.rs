@@ -1,5 +1,5 @@
-//! Passes messages through with the header `revision: 2`, so that outputs show which revision made
-//! them. `stamp-1` is the other revision.
+//! Passes messages through with the header `revision: 2`, so that outputs name their revision;
+//! `stamp-1` is the other revision.
 
 use millrace_guest::{Message, Outcome, processor};
 

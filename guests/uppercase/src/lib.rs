@@ -5,7 +5,7 @@ use millrace_guest::{Message, Outcome, processor};
 
 processor!(handle);
 
-/// Writes the value in upper case directly into the answer.
+/// Converts a value to upper case, directly into the answer.
 #[inline]
 pub fn handle(message: &Message) -> Outcome {
     match message.value() {

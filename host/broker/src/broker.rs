@@ -33,7 +33,7 @@ use crate::messages::delays::delayed::Delays;
 use crate::messages::delays::delivering;
 use crate::messages::handle::Messages;
 use crate::processors::error::ProcessorError;
-use crate::processors::going_back::take_back;
+use crate::processors::going_back::heed_alarms;
 use crate::processors::handle::{Processors, SendsAgain};
 use crate::schedules::firing;
 use crate::schedules::handle::Schedules;
@@ -167,7 +167,7 @@ impl Broker {
         processors.start_processors().await?;
         dead_letters.redrive_what_is_due();
         broker.start_tasks();
-        tokio::spawn(take_back(processors.downgrade(), heard));
+        tokio::spawn(heed_alarms(processors.downgrade(), heard));
         Ok(broker)
     }
 
@@ -314,7 +314,9 @@ impl Broker {
         } = &*self.inner;
         let rested = async {
             rooms.processors.supervisor().stop_all(patience).await;
-            // A change may be loading a component; changes queued behind it are refused by the engine or were too late.
+            // A change may be loading a component; those that begin now are refused by the engine or were too late.
+            rooms.processors.changes_rest().await;
+            // Another may be taking over what another host changed.
             drop(rooms.catalogue.change().await);
         };
         let too_late = async {

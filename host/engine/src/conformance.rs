@@ -32,7 +32,7 @@ pub mod progress;
 pub mod reopening;
 pub mod state;
 
-/// Longer than any promise takes; an engine that never answers fails instead of hanging.
+/// Longer than any promise takes, so that a test of an engine that never answers fails instead of hanging.
 const PROMISE_DURATION_MAX: Duration = Duration::from_secs(120);
 /// Small, so that reading a partition takes several reads.
 const READ_BYTES: usize = 4 << 10;

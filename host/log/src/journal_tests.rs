@@ -1,4 +1,4 @@
-//! What the journal keeps, cuts and refuses, on the simulated disk.
+//! Tests of what the journal keeps, cuts and refuses, on the simulated disk.
 
 use super::files::SPARE_FILES_MAX;
 use super::*;
@@ -251,7 +251,8 @@ fn files_that_follow_a_lost_unsynced_end_are_cut_with_it() {
     disk.flip_bit(&file_path(dir(), FIRST), at + 40, 3);
     let scan = scan_from(&disk, 1, 0).unwrap();
     assert_holds(&scan, 1..=9);
-    // What was cut does not come back when its files are used again, not even where its sequences would fit.
+    // Frames that were cut do not reappear when their files are reused, even if their sequences
+    // would fit.
     let live = scan.next_file();
     let mut journal = Journal::start(scan, FILE_BYTES).unwrap();
     for number in 10..=200 {
@@ -323,7 +324,7 @@ fn after_a_failed_sync_nothing_more_is_written_and_what_was_synced_is_replayed()
     journal.sync().unwrap_err();
     journal.rotate().unwrap_err();
     drop(journal);
-    // The process alone is started again.
+    // Only the process is restarted.
     assert_holds(&scan_from(&disk, 1, 0).unwrap(), 1..=3);
 }
 

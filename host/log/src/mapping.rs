@@ -39,7 +39,7 @@ pub fn keep_to_small_pages() {
     }
 }
 
-/// Pages that [`is_resident`] checks; for more it answers that they are not in memory.
+/// Pages checked for being in memory; a larger range counts as not in memory.
 const PAGES_MAX: usize = 1024;
 
 fn page_bytes() -> usize {

@@ -1,4 +1,5 @@
-//! One partition's files: what is written is read, from any offset, over any roll; damage is named and the rest stays.
+//! Tests of one partition's files: written batches can be read from any offset and across rolls;
+//! damage is reported, and the rest stays readable.
 
 use super::*;
 use crate::disk::RealDisk;
@@ -87,7 +88,7 @@ proptest! {
                 for offset in batch.base_offset().0..batch.end_offset().0 {
                     let read = files.reader(Offset(offset)).unwrap().read(bytes_max).unwrap();
                     prop_assert_eq!(&read[..], &written[number..number + read.len()]);
-                    // All of it was just read, so it is in memory, where the system can tell.
+                    // Everything was just read, so it is in memory, if the system can tell.
                     if let Some(now) = files.reader(Offset(offset)).unwrap().read_now(bytes_max) {
                         prop_assert_eq!(&now[..], &read[..now.len()]);
                     }
@@ -128,7 +129,8 @@ fn small_batches(count: usize) -> Vec<RecordBatch> {
 
 #[test]
 fn damage_is_named_by_its_offsets_and_all_else_stays_readable() {
-    // In a sealed segment, in the active one, before and after a restart; in header, records and base offset.
+    // In a sealed segment and the active one, before and after a restart; in header, records and
+    // base offset.
     for (damaged, reopen, byte) in [
         (5, false, 100),
         (5, true, 8),
@@ -233,7 +235,7 @@ fn what_came_after_the_mark_is_written_again_and_read_once() {
         disk.restore_power(seed);
         let mut files = open(&disk, mark);
         assert_eq!(read_all(&files, Offset(0), 3_000), checkpointed);
-        // Another history: the same offsets in other sizes.
+        // Another history: the same offsets with other sizes.
         let again: Vec<RecordBatch> = later
             .iter()
             .map(|b| batch(b.base_offset().0, 2, 300))
@@ -285,7 +287,7 @@ fn a_partition_that_has_a_directory_of_its_own_goes_on_in_it() {
         read_all(&open(&disk, files.mark()), Offset(0), 3_000),
         written
     );
-    // Its neighbour, which is new, does without.
+    // Its new neighbour has none.
     let listing = Listing::read(&disk, topic_dir).unwrap();
     let neighbour = listing.files(&disk, 1).unwrap();
     assert_eq!(neighbour.location, Location::new(topic_dir, 1));
@@ -341,7 +343,7 @@ fn files_in_a_topics_directory_are_told_apart_by_their_names() {
     );
 }
 
-/// What a reader of these files meets, in order: batches read, and damage.
+/// What a reader of these files gets, in order: batches, and damage.
 fn met(files: &PartitionFiles) -> (Vec<RecordBatch>, Vec<(u64, u64, DamageKind)>) {
     let (mut from, mut good, mut bad) = (Offset(0), Vec::new(), Vec::new());
     while let Some(reader) = files.reader(from) {
@@ -459,12 +461,12 @@ fn an_active_segment_of_another_partition_is_not_written_over() {
         good,
         written.iter().filter(kept).cloned().collect::<Vec<_>>()
     );
-    // Put back, all of it is there.
+    // Once restored, everything is there.
     swap(&disk, &paths[0], &paths[1]);
     assert_eq!(met(&open_of(&disk, 1, files.mark())), (written, Vec::new()));
 }
 
-/// Everything that any file holds, by its content.
+/// The contents of all files.
 fn segments(disk: &SimDisk, topic: u64) -> Vec<Vec<u8>> {
     let dir = PathBuf::from(format!("/data/topics/{topic}"));
     let names = disk.list(&dir).unwrap().into_iter();
@@ -496,7 +498,8 @@ fn nothing_is_removed_of_another_partition_whose_directory_stands_here() {
     assert!(long.sealed.len() > short.sealed.len() + 2);
     let all = segments(&disk, 2);
     swap_dirs(&disk);
-    // Segments after the mark, those below the start, and where the mark says that there is nothing yet.
+    // Segments after the mark, segments below the start, and segments although the mark says that
+    // there are none yet.
     let below = Mark {
         start: short.end,
         ..short.mark()
@@ -506,7 +509,7 @@ fn nothing_is_removed_of_another_partition_whose_directory_stands_here() {
         assert_eq!(segments(&disk, 1), all, "{mark:?}");
         assert_eq!(met(&files).0, []);
     }
-    // A file of this name was kept before.
+    // A file with this name was kept before.
     let taken = Path::new("/data/topics/1/0-00000000000000000000.segment");
     disk.create(taken).unwrap();
     let other = written[0].clone().stamped(Stamp::of(partition(2)));
@@ -552,7 +555,7 @@ fn an_active_segment_whose_beginning_cannot_be_read_is_left_and_writing_goes_on(
     files.append(&written[30..]).unwrap();
     assert_eq!(disk.contents(&path), before);
     disk.heal();
-    // It was the disk's mood: all of it is there.
+    // The fault was temporary: everything is there.
     assert_eq!(met(&open_of(&disk, 1, files.mark())), (written, Vec::new()));
 }
 

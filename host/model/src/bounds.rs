@@ -22,7 +22,8 @@ pub const RECORD_HEADERS_MAX: usize = MESSAGE_HEADERS_MAX + 32;
 /// Characters of a topic's name, as in Kafka.
 pub const TOPIC_NAME_CHARS_MAX: usize = 249;
 
-/// Characters of a processor's name; short enough that `<topic>.<processor>.dlq` can be a topic.
+/// Characters of a processor's name; short enough to leave a topic's name 180 characters, because
+/// `<topic>.<processor>.dlq` must be a topic name.
 pub const PROCESSOR_NAME_CHARS_MAX: usize = 64;
 
 /// Partitions of one topic. Creating a topic with more is refused.
@@ -58,7 +59,8 @@ pub const ATTEMPT_REASON_BYTES_MAX: usize = 512;
 /// counted.
 pub const ATTEMPT_SHORT_REASON_BYTES_MAX: usize = 64;
 
-/// Revisions that a processor keeps for rollback; the oldest are removed first.
+/// Revisions that a processor keeps for rollback; those that never processed a message are removed
+/// first, then the oldest.
 pub const REVISIONS_KEPT_MAX: usize = 20;
 
 /// Changes in a processor's history; the oldest are removed first.
@@ -101,7 +103,8 @@ pub const PRODUCE_CALL_MESSAGES_MAX: usize = BATCH_MESSAGES_MAX;
 /// Bytes of all produce calls on their way to the engine. At the bound a call is refused as busy; try again.
 pub const PRODUCE_BYTES_IN_FLIGHT_MAX: usize = 256 << 20;
 
-/// Partitions that one subscription reads. A further one is refused: open another subscription.
+/// Partitions that one subscription within the broker reads. A further one is refused: open another
+/// subscription.
 pub const SUBSCRIPTION_PARTITIONS_MAX: usize = 100_000;
 
 /// The largest batch size, in bytes, that a processor's specification may request.
@@ -128,7 +131,7 @@ pub const CALL_LOG_LINES_MAX: usize = 10;
 /// Bytes of these lines together; the oldest are dropped first, and a single longer line is cut.
 pub const CALL_LOG_BYTES_MAX: usize = 2 << 10;
 
-/// Dead letters in one list.
+/// Dead letters in one list, within the broker.
 pub const DEAD_LETTERS_LISTED_MAX: usize = 10_000;
 
 /// Approximate bytes of their messages: a list ends at whichever bound is reached first.
@@ -249,7 +252,8 @@ pub const STATE_CHANGES_BYTES_MAX: usize = 64 << 20;
 /// that add values are refused until some are merged, and their batches are tried again.
 pub const STATE_FILES_MAX: usize = 256;
 
-/// Keys in one call on state. More are the component's error and trap.
+/// Keys in one call on state. The call traps if there are more; this counts as the component's
+/// error.
 pub const STATE_CALL_KEYS_MAX: usize = 10_000;
 
 /// Bytes in the answer of one call on state. A listing ends there; requesting values beyond it is the component's error and traps.

@@ -82,8 +82,8 @@ codes! {
             "Nothing is at this offset yet."
             "continue at the latest offset, or wait";
         UnknownMessage "unknown-message"
-            "There is no message with a value at this offset."
-            "a message may have no value; fetch the message to see";
+            "There is no message at this offset, or it has no value."
+            "fetch the message to see which";
         UnknownConsumer "unknown-consumer"
             "The topic has no consumer of this name."
             "GET /v1/consumers or `millrace consumer list` shows the consumers that exist; reading without a lease creates one";
@@ -94,7 +94,7 @@ codes! {
             "There is no processor of this name."
             "GET /v1/processors or `millrace processor list` shows the processors that exist";
         UnknownRevision "unknown-revision"
-            "The processor has no revision of this number, or no longer."
+            "The processor has no revision with this number, or no longer keeps it."
             "name a revision that is kept";
         UnknownDeadLetter "unknown-dead-letter"
             "The processor has no dead letter at this place."
@@ -114,7 +114,7 @@ codes! {
     }
     Conflict {
         Fenced "fenced"
-            "The work was taken over while this was being done; nothing was done."
+            "Another worker took over the partition during the request; nothing was changed."
             "another worker took over this partition meanwhile; try again";
         ChangedMeanwhile "changed-meanwhile"
             "Somebody else changed it first; nothing was done."
@@ -168,7 +168,7 @@ codes! {
             "The host has just rolled back by itself; nothing was done."
             "name the revision to go further back";
         NothingToRollBack "nothing-to-roll-back"
-            "No earlier revision worked, or none can run any more."
+            "No earlier revision can run."
             "deploy a revision instead";
         TrialFails "trial-fails"
             "The revision on trial is about to be withdrawn."
@@ -208,7 +208,7 @@ codes! {
     }
     Refused {
         OwnedTopic "owned-topic"
-            "The topic belongs to a processor, which this does not suit."
+            "The topic belongs to a processor, so this cannot be done with it."
             "produce to another topic";
         KeyMissing "key-missing"
             "A message without a key, for a compacted topic."
@@ -286,7 +286,7 @@ codes! {
             "The dead letter cannot be edited like this."
             "change the edit; nothing was sent";
         WhichTopic "which-topic"
-            "The processor has state for several topics, or for another one."
+            "The processor has state for several topics, or not for the topic that was named."
             "name one of them";
         BadCron "bad-cron"
             "This is not a pattern of times."
@@ -299,7 +299,7 @@ codes! {
         // One code and two kinds, here and below: whoever fills a bound by sending is slowed down, and whoever meets what somebody else
         // keeps busy only waits. Documented statuses of HTTP (429 and 503) tell them apart; for a program both mean to come back.
         Busy "busy"
-            "As much of this as the host takes at once is under way; nothing was stored."
+            "The host is already handling as many of these requests as it accepts at once; nothing was stored."
             "send more slowly; nothing of this request was stored";
         DelaysFull "delays-full"
             "There is no room for more delayed messages."
@@ -347,7 +347,7 @@ codes! {
     }
     Internal {
         Internal "internal"
-            "The host failed; the message says in what."
+            "The host failed; the message says where."
             "see the host's log";
         BackupFailed "backup-failed"
             "The backup failed."

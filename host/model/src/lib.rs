@@ -52,8 +52,8 @@ pub use message::{Header, Message};
 pub use name::{ConsumerName, NameError, ProcessorName, ScheduleName, Tenant, TopicName};
 pub use offset::{Offset, PartitionId};
 pub use processor::{
-    Canary, Change, ChangeKind, Processor, ProcessorSpec, Record, RedriveDue, Rejections, Replay,
-    ReplayRange, Resumes, Revision, Shadow, Stopped, TopicStart,
+    Change, ChangeKind, Processor, ProcessorSpec, Record, RedriveDue, Rejections, Replay,
+    ReplayRange, Resumes, Revision, Stopped, TopicStart, Trial,
 };
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, GivenUp, Parked, Progress, ProgressChange};

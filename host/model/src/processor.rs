@@ -335,24 +335,119 @@ pub struct Rejections {
     pub per_million: u32,
 }
 
-/// A canary: a revision that takes a share of the messages while another one is current.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Canary {
-    /// Its number.
-    pub revision: u32,
-    /// Its share of the keys.
-    pub percent: u32,
-    /// Since when.
-    pub since: Timestamp,
+/// The revision on trial beside the current one. There is at most one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// It takes a share of the messages.
+    Canary {
+        /// Its number.
+        revision: u32,
+        /// Its share of the keys.
+        percent: u32,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// It is called beside the current one, and its answers only count for a report.
+    Shadow {
+        /// Its number.
+        revision: u32,
+        /// Since when.
+        since: Timestamp,
+    },
 }
 
-/// A shadow: a revision that is called beside the current one, and whose answers only count for a report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shadow {
-    /// Its number.
-    pub revision: u32,
-    /// Since when.
-    pub since: Timestamp,
+impl Trial {
+    /// The revision's number.
+    #[must_use]
+    pub fn revision(&self) -> u32 {
+        match self {
+            Self::Canary { revision, .. } | Self::Shadow { revision, .. } => *revision,
+        }
+    }
+
+    /// A canary's share of the keys.
+    #[must_use]
+    pub fn percent(&self) -> Option<u32> {
+        match self {
+            Self::Canary { percent, .. } => Some(*percent),
+            Self::Shadow { .. } => None,
+        }
+    }
+}
+
+/// A trial in its stored form: two fields of the processor, of which at most one is there.
+mod stored_trial {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Trial;
+    use crate::clock::Timestamp;
+
+    #[derive(Serialize, Deserialize)]
+    struct Stored {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        canary: Option<Canary>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shadow: Option<Shadow>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Canary {
+        revision: u32,
+        percent: u32,
+        since: Timestamp,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Shadow {
+        revision: u32,
+        since: Timestamp,
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        trial: &Option<Trial>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let (canary, shadow) = match *trial {
+            None => (None, None),
+            Some(Trial::Canary {
+                revision,
+                percent,
+                since,
+            }) => {
+                let canary = Canary {
+                    revision,
+                    percent,
+                    since,
+                };
+                (Some(canary), None)
+            }
+            Some(Trial::Shadow { revision, since }) => (None, Some(Shadow { revision, since })),
+        };
+        Stored { canary, shadow }.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Trial>, D::Error> {
+        let Stored { canary, shadow } = Stored::deserialize(deserializer)?;
+        match (canary, shadow) {
+            (Some(canary), Some(shadow)) => Err(D::Error::custom(format!(
+                "it has a canary (revision {}) and a shadow (revision {}); only one revision can be on trial",
+                canary.revision, shadow.revision
+            ))),
+            (Some(canary), None) => Ok(Some(Trial::Canary {
+                revision: canary.revision,
+                percent: canary.percent,
+                since: canary.since,
+            })),
+            (None, Some(shadow)) => Ok(Some(Trial::Shadow {
+                revision: shadow.revision,
+                since: shadow.since,
+            })),
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 /// The kinds of changes to a processor.
@@ -488,14 +583,11 @@ pub struct Processor {
     pub current: u32,
     /// Whether it is paused.
     pub paused: bool,
-    /// Oldest first; at most [`crate::bounds::REVISIONS_KEPT_MAX`].
+    /// Oldest first; at most [`crate::bounds::REVISIONS_KEPT_MAX`], besides the current one, the one on trial and the newest.
     pub revisions: Vec<Revision>,
-    /// The canary.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub canary: Option<Canary>,
-    /// The shadow.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shadow: Option<Shadow>,
+    /// The revision on trial; stored as `canary` or `shadow`.
+    #[serde(flatten, with = "stored_trial")]
+    pub trial: Option<Trial>,
     /// Its input, if it is a replay; such a processor has one revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
@@ -521,9 +613,13 @@ impl Processor {
     /// Whether the revision takes batches, or is on trial.
     #[must_use]
     pub fn runs(&self, number: u32) -> bool {
-        let canary = self.canary.as_ref().map(|canary| canary.revision);
-        let shadow = self.shadow.as_ref().map(|shadow| shadow.revision);
-        number == self.current || canary == Some(number) || shadow == Some(number)
+        number == self.current || self.on_trial() == Some(number)
+    }
+
+    /// The number of the revision on trial.
+    #[must_use]
+    pub fn on_trial(&self) -> Option<u32> {
+        self.trial.as_ref().map(Trial::revision)
     }
 
     /// The first message to read in a partition that has no progress yet; `None` is the oldest one.
@@ -603,6 +699,61 @@ mod tests {
         let long = policy(r#"{"delay_max_ms": 5000000}"#);
         assert_eq!(long.delay_first_ms, RetryPolicy::default().delay_first_ms);
         assert!(serde_json::from_str::<RetryPolicy>(r#"{"attempts": 3}"#).is_err());
+    }
+
+    /// A processor as versions before [`Trial`] wrote it, with these fields for its trial.
+    fn stored(trial: &str) -> String {
+        format!(r#"{{"name":"p","made_at":5,"current":1,"paused":false,"revisions":[]{trial}}}"#)
+    }
+
+    fn read(trial: &str) -> Result<Processor, serde_json::Error> {
+        serde_json::from_str(&stored(trial))
+    }
+
+    #[test]
+    fn a_trial_is_stored_as_a_canary_or_as_a_shadow() {
+        let canary = Trial::Canary {
+            revision: 2,
+            percent: 40,
+            since: Timestamp(7),
+        };
+        let shadow = Trial::Shadow {
+            revision: 3,
+            since: Timestamp(u64::MAX),
+        };
+        for (written, trial) in [
+            ("", None),
+            (
+                r#","canary":{"revision":2,"percent":40,"since":7}"#,
+                Some(canary),
+            ),
+            (
+                r#","shadow":{"revision":3,"since":18446744073709551615}"#,
+                Some(shadow),
+            ),
+        ] {
+            let processor = read(written).expect("a processor");
+            assert_eq!(processor.trial, trial);
+            assert_eq!(
+                serde_json::to_string(&processor).expect("JSON"),
+                stored(written)
+            );
+        }
+        let absent = read(r#","canary":null,"shadow":null,"of a newer version":[1]"#);
+        assert_eq!(absent.expect("a processor").trial, None);
+    }
+
+    #[test]
+    fn a_canary_and_a_shadow_at_once_are_refused() {
+        let both =
+            r#","canary":{"revision":2,"percent":40,"since":7},"shadow":{"revision":3,"since":7}"#;
+        let error = read(both).expect_err("two trials").to_string();
+        assert!(
+            error.contains("a canary (revision 2) and a shadow (revision 3)"),
+            "{error}"
+        );
+        let error = read(r#","canary":{"revision":2}"#).expect_err("half a canary");
+        assert!(error.to_string().contains("percent"), "{error}");
     }
 
     #[test]

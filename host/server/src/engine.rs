@@ -62,8 +62,8 @@ pub struct LocalSettings {
     /// [default: 20000000]
     #[arg(long, id = "engine.local.scrub_bytes_per_second", value_name = "BYTES")]
     pub scrub_bytes_per_second: u64,
-    /// Shortest time between the starts of two rounds of the background search for damage [default:
-    /// 86400]
+    /// Shortest time from the end of a round of the background search for damage to the start of the
+    /// next [default: 86400]
     #[arg(long, id = "engine.local.scrub_interval_s", value_name = "SECONDS")]
     pub scrub_interval_s: u64,
     /// How often retention and compaction check every partition [default: 60000]

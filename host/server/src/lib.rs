@@ -1,7 +1,8 @@
 //! The process: command line, configuration, HTTP, telemetry, and the only wiring of engine, modules and broker.
 //!
-//! [`cli`] reads what was asked, [`config`] what was configured, [`Host`] puts the parts together and takes them apart again,
-//! `net` is what every front door stands on, `http` the first of them. Nothing below this crate knows that it exists.
+//! [`cli`] is the command line, [`config`] the configuration. [`Host`] assembles the parts and
+//! takes them apart again. `net` is the common base of all doors, `http` the first of them. Nothing
+//! below this crate knows that it exists.
 
 #![forbid(unsafe_code)]
 

@@ -49,7 +49,8 @@ const PROGRAM_BYTES: (usize, usize) = (48 << 20, 256 << 20);
 /// The least memory that a host can be run with.
 const MEMORY_BYTES_LEAST: u64 = 64 << 20;
 
-/// `[limits]`: what may be held. What is not set is left to the memory that there is.
+/// `[limits]`: bounds of memory and state. Bounds that are not set follow from the available
+/// memory.
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MemorySettings {
@@ -82,7 +83,7 @@ pub struct MemorySettings {
     pub partitions_max: Option<u64>,
 }
 
-/// What a host may hold in memory.
+/// The bounds of a host's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// The memory that the fractions refer to.

@@ -1,4 +1,4 @@
-//! The module host: what modules may have, and how it is started.
+//! The module host: the limits of modules, and how it is started.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::memory::MemoryPlan;
 /// The hidden subcommand that compiles an upload, in a process of its own.
 pub(crate) const COMPILE_COMMAND: &str = "compile-module";
 
-/// `[modules]`: what a module, and a compile of one, may have.
+/// `[modules]`: the limits of modules and of their compiles.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModuleSettings {
@@ -62,7 +62,7 @@ impl From<GuestLimits> for ModuleSettings {
 }
 
 impl ModuleSettings {
-    /// The limits in the form that the module host takes.
+    /// The same limits in the form for the code that applies them.
     pub(crate) fn limits(&self) -> GuestLimits {
         GuestLimits {
             module_bytes_max: self.module_bytes_max,
@@ -89,12 +89,12 @@ impl ModuleSettings {
 pub(crate) struct Surroundings<'a> {
     /// Where compiled code is stored.
     pub(crate) cache_dir: PathBuf,
-    /// The `millrace` binary that compiles; if `None`, this process's own.
+    /// The `millrace` binary that compiles; this process's own if `None`.
     pub(crate) program: Option<&'a PathBuf>,
-    /// Whether the data directory is encrypted. If it is, compiled code is not stored, because it
-    /// would reveal the components unencrypted.
+    /// Whether the data directory is encrypted. Compiled code reveals the component's content and
+    /// is not encrypted, so it is not stored then.
     pub(crate) is_encrypted: bool,
-    /// Whether log lines of guests go to the host's log.
+    /// Whether guests' log lines go to the host's log.
     pub(crate) ships_lines: bool,
 }
 

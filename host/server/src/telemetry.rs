@@ -281,7 +281,7 @@ fn describe() {
     );
     describe_counter!(
         "millrace_retention_removed_bytes_total",
-        "Bytes of segments removed because their partition starts after them"
+        "Bytes of segments removed by retention or a trim"
     );
     describe_counter!(
         "millrace_compactions_total",
@@ -319,7 +319,7 @@ fn describe() {
     );
     describe_counter!(
         "millrace_canaries_withdrawn_total",
-        "Canaries that the host withdrew because their breaker opened"
+        "Canaries that the host withdrew"
     );
     describe_counter!(
         "millrace_canary_messages_total",

@@ -36,7 +36,7 @@ const DEFINITIONS_MAX: u64 = 50_000;
 
 /// Names of imports or exports listed in an error.
 const NAMES_LISTED_MAX: usize = 12;
-/// Bytes of each such name.
+/// Bytes of each name of an import or export listed in an error.
 const NAME_LISTED_BYTES_MAX: usize = 120;
 
 /// Our package and its supported versions.

@@ -46,10 +46,11 @@ const WALL_MS_MIN: u64 = 300_000;
 /// Consecutive compiles of an uploader that may exceed their limit before its slow ones must pause.
 const STRIKES_FREE: u32 = 2;
 
-/// The first such pause; each further excess doubles it.
+/// The first pause of an uploader whose compiles exceed their limit; each further excess doubles
+/// it.
 const PAUSE_MS: u64 = 30_000;
 
-/// The longest such pause.
+/// The longest pause of an uploader whose compiles exceed their limit.
 const PAUSE_MS_MAX: u64 = 600_000;
 
 /// Maximum number of uploaders remembered for exceeding their limit; beyond it the one with the oldest excess is forgotten.
@@ -64,7 +65,7 @@ const TICKS_PER_SECOND: u64 = 100;
 /// Bytes of a child's error output.
 const COMPLAINT_BYTES_MAX: u64 = 64 << 10;
 
-/// Bytes of it shown in an error.
+/// Bytes of a child's error output that are shown in an error.
 const COMPLAINT_SHOWN_BYTES_MAX: usize = 1_000;
 
 /// Bytes of compiled code, and of a file of the code cache.

@@ -31,7 +31,7 @@ const MAGIC: &[u8; 8] = b"MRCODE1\n";
 /// Bytes of the secret and of a tag.
 const TAG_BYTES: usize = 32;
 
-/// Bytes of a file of the cache: code and its authentication. A larger one is not ours.
+/// Bytes of a file of the cache: code and its authentication. A larger file was not written by Millrace.
 const FILE_BYTES_MAX: u64 = CODE_BYTES_MAX + (MAGIC.len() + TAG_BYTES) as u64;
 
 const SECRET_FILE: &str = "secret";

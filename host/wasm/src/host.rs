@@ -352,7 +352,7 @@ impl WasmHost {
         limits: &Limits,
     ) -> Result<(), NotOpened> {
         for interface in module.interfaces() {
-            let (module, owner) = (Arc::clone(module), Owner::Trial(uploader.to_string()));
+            let (module, owner) = (Arc::clone(module), Owner::Admission(uploader.to_string()));
             let limits = limits.clone();
             match interface {
                 Interface::MessageProcessor => {

@@ -39,24 +39,24 @@ pub(crate) enum Owner {
     Processor(String),
     Topic(String),
     /// A trial of an upload, to see whether it starts.
-    Trial(String),
+    Admission(String),
 }
 
 /// The owner of a trial instance's log lines.
-const TRIAL: &str = "(admission)";
+const ADMISSION: &str = "(admission)";
 
 impl Owner {
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Processor(name) | Self::Topic(name) => name,
-            Self::Trial(_) => TRIAL,
+            Self::Admission(_) => ADMISSION,
         }
     }
 
     /// Its name in metrics.
     pub(crate) fn label(&self) -> &'static str {
         match self {
-            Self::Processor(_) | Self::Trial(_) => "processor",
+            Self::Processor(_) | Self::Admission(_) => "processor",
             Self::Topic(_) => "topic",
         }
     }
@@ -69,7 +69,7 @@ impl Owner {
                 format!("processor {}", name.split('/').next().unwrap_or(name))
             }
             Self::Topic(name) => format!("topic {name}"),
-            Self::Trial(uploader) => format!("trial {uploader}"),
+            Self::Admission(uploader) => format!("trial {uploader}"),
         }
     }
 }

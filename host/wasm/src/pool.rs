@@ -199,7 +199,7 @@ impl Pool {
             Owner::Processor(_) | Owner::Topic(_) if ms == self.call_time_max().as_millis() => {
                 "limits.call_ms_max"
             }
-            Owner::Trial(_) | Owner::Processor(_) | Owner::Topic(_) => {
+            Owner::Admission(_) | Owner::Processor(_) | Owner::Topic(_) => {
                 "the host's setting guest_start_ms_max"
             }
         };

@@ -1,7 +1,7 @@
-//! Takes backups while everything continues, faults included. Each complete backup is restored to a
-//! data directory, a host starts on it, and the checker examines what it shows, given what clients
-//! had recorded when the backup began and what they may have been doing until it ended. A backup
-//! that ends early because of a fault must leave the previous one complete.
+//! Backups while everything goes on, faults included. Each complete backup is restored, a host
+//! starts on it, and the checker judges what it shows: everything that clients had written down
+//! when the backup began must be there, and whatever they did until it ended may be. A backup that
+//! breaks off because the host was hit must leave the one before it whole.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,11 +20,11 @@ use super::history::{self, Copied, Event, Fault, History};
 use super::times;
 use crate::Host;
 
-/// Longer than any backup of a world takes on any machine: a command that runs longer is stuck.
+/// Longer than any backup of a world takes, on any machine: a command that runs for longer is hung.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
 /// The message of `millrace` for a backup that contains damage.
 const DAMAGED: &str = "damaged data";
-/// Maximum number of findings reported for a restored backup.
+/// Findings that are reported of one restored copy.
 const FINDINGS_MAX: usize = 20;
 
 /// What the taker of backups needs.
@@ -35,16 +35,17 @@ pub(super) struct Keeper<'a> {
     pub(super) sizes: &'a [String],
     /// The world's directory, which no fault affects.
     pub(super) directory: &'a Path,
-    /// Compiled code; copying it saves compiling again.
+    /// Compiled code; copying it saves compiling it again.
     pub(super) code: PathBuf,
     pub(super) counter: &'a str,
     pub(super) places: &'a [(String, u32)],
-    /// Whether the world's fault may damage its files: then backups are taken but not checked.
+    /// Whether the faults of this world may damage its files: then backups are taken, but not
+    /// judged.
     pub(super) may_damage: bool,
 }
 
 impl Keeper<'_> {
-    /// Takes backups at random times, until the clients stop sending.
+    /// Takes backups now and then, until the clients have stopped sending.
     pub(super) fn keep(&self, seed: u64) {
         let mut random = Rng::with_seed(seed);
         let mut number = 0;
@@ -70,11 +71,11 @@ impl Keeper<'_> {
 
     fn keep_code(&self) {
         let to = self.directory.join("code");
-        // Without the copy a start only takes longer.
+        // Without it a start only takes longer.
         let _ = copy_all(&self.code, &to);
     }
 
-    /// Takes one backup and checks its consequences.
+    /// Takes one backup, and checks what must hold afterwards.
     fn take(&self, number: u32, random: &mut Rng) -> Result<()> {
         let dir = self.directory.join("backup");
         let archive = self.directory.join("backup.tar");
@@ -110,7 +111,7 @@ impl Keeper<'_> {
         self.judge(number, from, (began, ended))
     }
 
-    /// A backup that ended early must not have changed the previous one.
+    /// Checks that a backup that broke off left the one before it unchanged.
     fn earlier_is_whole(&self, dir: &Path) -> Result<()> {
         if self.may_damage || !dir.join("backup.json").exists() {
             return Ok(());
@@ -126,7 +127,7 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Restores a backup to a data directory, and checks what a host shows of it.
+    /// Restores a backup into a data directory, and judges what a host shows of it.
     fn judge(&self, number: u32, from: &Path, lines: (u64, u64)) -> Result<()> {
         let place = self.directory.join(format!("restored-{number}"));
         std::fs::create_dir(&place)?;
@@ -168,7 +169,7 @@ impl Keeper<'_> {
         let sizes: Vec<&str> = self.sizes.iter().map(String::as_str).collect();
         let mut host = Host::in_directory(self.binary, data, &sizes);
         host.log_to(&place.join("host.log"));
-        // As far as the copy can tell, the host that it was taken from has ended.
+        // For the copy, the host that was backed up is gone.
         shared.history.write(Event::Fault {
             kind: Fault::Kill,
             how: "a backup is restored".to_owned(),
@@ -208,9 +209,8 @@ impl Keeper<'_> {
     }
 }
 
-/// Copies the history for a restored backup: what clients knew when the backup began, and what they
-/// had requested when it ended. Requests answered in between count as unanswered, because the
-/// backup may or may not contain them.
+/// Writes a history for the copy: what clients knew when the backup began, and what they had begun
+/// before it ended, which may or may not be in it.
 fn copy_history(from: &Path, to: &History, began: u64, ended: u64) -> Result<()> {
     let mut open: BTreeMap<(u32, u64), u32> = BTreeMap::new();
     let unknown = |producer, first| Event::Info {
@@ -245,11 +245,11 @@ fn copy_history(from: &Path, to: &History, began: u64, ended: u64) -> Result<()>
                     _ => to.write(event.clone()),
                 }
             }
-            // These permit what may be absent, so they also count between begin and end.
+            // Messages that may have been removed are not claimed to be there.
             Event::Rules(_) | Event::Due { .. } | Event::Scheduled { .. } | Event::Trim { .. } => {
                 to.write(event)
             }
-            // The results of other backups do not concern this one.
+            // Verdicts on other copies do not concern this one.
             Event::Backup { .. } | Event::Unexpected { .. } => {}
             _ if is_known => to.write(event),
             _ => {}
@@ -296,7 +296,7 @@ impl InTime for Command {
     }
 }
 
-/// Waits for the command. Its standard error must fit into the pipe.
+/// Its standard error must fit the pipe.
 fn wait(mut child: Child) -> Result<Output> {
     let began = Instant::now();
     while child.try_wait()?.is_none() {
@@ -316,8 +316,7 @@ mod tests {
     use super::*;
     use crate::torture::checker::Kind;
 
-    /// The verdict about an empty copy, when a message was sent in line 2 and acknowledged in line
-    /// 3.
+    /// The verdict on an empty copy, when a message was sent in line 2 and acknowledged in line 3.
     fn verdict(began: u64, ended: u64) -> Result<Verdict> {
         let dir = tempfile::tempdir()?;
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));

@@ -1,5 +1,5 @@
-//! The end of a world, or of a copy of one: nothing more is sent, all accepted work is finished,
-//! and everything is read once more.
+//! The end of a world, or of a copy of one: clients send nothing more, everything accepted is
+//! processed, and everything is read once more.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use super::times;
 use super::world::WORKER;
 use crate::Client;
 
-/// Maximum time until all work is finished once it is calm: far longer than the slowest retry,
-/// because machines are shared.
+/// How long processing the rest may take once it is calm: far longer than the slowest retry, also
+/// on a shared machine.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(240);
 
-/// A host that no client sends to any more, and the history that records what it shows.
+/// A host that receives nothing more, and the history of what it does.
 pub(super) struct Calm<'a> {
     pub(super) shared: &'a Shared,
     pub(super) client: Client,
@@ -27,7 +27,8 @@ pub(super) struct Calm<'a> {
 }
 
 impl Calm<'_> {
-    /// Waits until the processors have no work left, including redriven dead letters.
+    /// Waits until the processors have nothing left, including the dead letters that are sent
+    /// again.
     pub(super) fn drain(&self) -> Result<()> {
         let history = &self.shared.history;
         history.write(Event::Calm);
@@ -58,7 +59,7 @@ impl Calm<'_> {
         counting::write_standing(self.shared, &self.client)
     }
 
-    /// Whether these processors finish their work in time.
+    /// Whether these processors have nothing left within the patience.
     fn gets_through(&self, began: Instant, processors: &[&str]) -> Result<bool> {
         for processor in processors {
             let path = format!("/v1/processors/{processor}");
@@ -75,7 +76,8 @@ impl Calm<'_> {
         self.comes_to_none(began, &path, times::waiting)
     }
 
-    /// Whether the number becomes zero in time; if not, the history records the host's status.
+    /// Whether the number falls to zero within the patience; if not, what the host reports is noted
+    /// in the history.
     fn comes_to_none(
         &self,
         began: Instant,

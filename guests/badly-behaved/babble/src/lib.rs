@@ -1,5 +1,5 @@
-//! Returns malformed answers, chosen by the value of any message in the batch; passes everything
-//! else through. It builds columns by hand, because the SDK builds only valid answers.
+//! Gives malformed answers, chosen by the value of any message in the batch; passes everything else
+//! through. It writes columns itself, because the SDK gives only valid answers.
 
 use millrace_guest::{Answer, Batch, Columns, Detail, NONE, Unavailable, processor};
 

@@ -1,5 +1,5 @@
-//! On the value `chatty`, floods its log, standard output and standard error with lines that are
-//! too many, too long and full of control characters; passes everything through.
+//! On the value `chatty`, floods its log, its standard output and its standard error with too many
+//! lines, which are too long and full of control characters; passes everything through.
 
 use millrace_guest::{Message, Outcome, log, processor};
 

@@ -13,7 +13,7 @@ fn process(message: &Message) -> Outcome {
     Outcome::Emit(message.output())
 }
 
-/// Uses the result of the inner call, so that the compiler cannot turn the recursion into a loop.
+/// There is work after each call, so that it is not optimised into a loop.
 #[inline(never)]
 fn descend(depth: u64) -> u64 {
     if black_box(depth) == u64::MAX {

@@ -1,4 +1,5 @@
-//! On the value `endless`, logs a line and never returns; passes everything else through.
+//! Never returns on the value `endless`, after logging that it will not; passes everything else
+//! through.
 
 use std::hint::black_box;
 

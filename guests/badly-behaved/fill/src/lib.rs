@@ -1,6 +1,5 @@
-//! Fills its state as each message says: the value `160 100000 x` sets 160 keys that begin with `x`
-//! to 100,000 bytes each. When the state is full, it emits the host's error as its output and
-//! continues.
+//! Fills its state as each message says: a value `160 100000 x` sets 160 keys that begin with `x`
+//! to 100,000 bytes each. If there is no room, it emits the error instead, and continues.
 
 use millrace_guest::{Message, Outcome, processor, state};
 

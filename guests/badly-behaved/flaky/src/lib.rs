@@ -1,7 +1,7 @@
-//! Fails as its headers say, and passes everything else through. `fail-times: n` retries attempts 1
-//! to n, with the class in `fail-class` (by default `flaky`). `reject: class` rejects.
-//! `unavailable: reason` reports the whole batch as unavailable; with `unavailable-calls: n` only
-//! in the first n such calls of an instance.
+//! Fails as its headers say, and passes everything else through. `fail-times: n` retries the first
+//! n attempts, with the class in `fail-class` (default `flaky`); `reject: class` rejects;
+//! `unavailable: reason` makes the whole batch unavailable, and with `unavailable-calls: n` only in
+//! the first n calls of an instance that reach such a message.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -26,7 +26,7 @@ fn process(message: &Message) -> Result<Outcome, Unavailable> {
     Ok(Outcome::Emit(message.output()))
 }
 
-/// How many calls of this instance reported `unavailable`.
+/// Calls of this instance that reported an outage.
 static UNAVAILABLE_CALLS: AtomicU32 = AtomicU32::new(0);
 
 fn is_down(message: &Message) -> bool {

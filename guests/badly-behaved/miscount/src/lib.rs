@@ -1,7 +1,7 @@
-//! Counts the messages of each key in state, like `counter`, and then fails: the header
-//! `reject: class` rejects, `trap: reason` panics, `fail-times: n` retries attempts 1 to n. All of
-//! this happens after counting, so only a host that discards the writes of failed messages ends
-//! with the right count. With `ttl-ms: n` the count expires n milliseconds after its last message.
+//! Counts the messages of each key in state, like `counter`. A header `reject: class` rejects,
+//! `trap: reason` panics, `fail-times: n` retries the first n attempts; all of them after counting,
+//! so that counts are right only if the host undoes them. With `ttl-ms: n` the count expires n
+//! milliseconds after its last message.
 
 use std::io::Write;
 

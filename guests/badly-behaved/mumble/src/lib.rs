@@ -1,5 +1,5 @@
-//! Depending on the value, writes to standard error and output without line ends, or lines that are
-//! too long, or ends right after writing; passes everything else through.
+//! Writes to standard error and standard output without line ends, or lines that are too long, as
+//! the value says; passes everything else through.
 
 use std::iter;
 
@@ -7,7 +7,7 @@ use millrace_guest::{Message, Outcome, log, processor};
 
 processor!(process);
 
-/// The length of a line that every log cuts.
+/// Bytes of a line that is too long for any log.
 const LONG: usize = 10_000;
 
 fn process(message: &Message) -> Outcome {
@@ -20,12 +20,12 @@ fn process(message: &Message) -> Outcome {
             say(&mut std::io::stderr(), rest);
             std::process::abort();
         }
-        // Some languages report an uncaught exception on standard output.
+        // The message of an exception, as some languages print it on standard output.
         ("trap-out", rest) => {
             say(&mut std::io::stdout(), rest);
             std::process::abort();
         }
-        // Many lines before the only important one.
+        // Much output before the one line that matters.
         ("trap-late", rest) => {
             (0..100).for_each(|line| eprintln!("step {line} of many, all of them good so far"));
             say(&mut std::io::stderr(), rest);

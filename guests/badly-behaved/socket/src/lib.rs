@@ -1,5 +1,4 @@
-//! Tries to open a connection: it imports sockets, which no processor is granted, so admission
-//! refuses it.
+//! Tries to call home: it imports sockets, which no processor is granted, so admission refuses it.
 
 use std::net::TcpStream;
 

@@ -1,4 +1,4 @@
-//! Traps during instantiation: a valid component that never gets a batch.
+//! Traps while it is instantiated: valid in every respect, but it never reaches its first batch.
 #![allow(
     unsafe_code,
     reason = "only an export of this name runs at instantiation"
@@ -8,7 +8,7 @@ use millrace_guest::{Message, Outcome, processor};
 
 processor!(process);
 
-/// A component runs its export of this name during instantiation.
+/// A component calls a function with this name while it is instantiated.
 #[cfg(target_arch = "wasm32")]
 #[unsafe(export_name = "_initialize")]
 extern "C" fn refuse() {

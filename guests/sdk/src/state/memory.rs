@@ -1,6 +1,5 @@
-//! State outside WASM: a map in the thread's memory, for tests of a handler. Entries do not expire.
-//! The store records which messages wrote, so that [`testing`](crate::testing) can discard the
-//! writes of failed messages.
+//! State without WASM: a map in the thread's memory, for tests of a handler. Nothing expires there.
+//! The writers are remembered, so that [`testing`](crate::testing) can undo discarded writes.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Full;
 use crate::columns::{NONE, span};
 
-/// The entries, and which messages wrote since this store was put in place.
+/// The entries, and the writers since the store was installed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Store {
     pub(crate) entries: BTreeMap<Vec<u8>, Entry>,
     /// The messages that wrote, by their index in the batch.
     pub(crate) writers: BTreeSet<u32>,
-    /// Whether a write named no message, and so belongs to all of them.
+    /// Whether there was a write without a message, which belongs to the whole batch.
     pub(crate) by_all: bool,
 }
 
@@ -22,7 +21,7 @@ pub(crate) struct Store {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) value: Vec<u8>,
-    /// Time to live in milliseconds; `None` is forever.
+    /// Its time to live in milliseconds; `None` is forever.
     pub(crate) ttl_ms: Option<u64>,
 }
 
@@ -30,7 +29,7 @@ thread_local! {
     static STATE: RefCell<Store> = RefCell::default();
 }
 
-/// Exchanges the thread's store with this one.
+/// Swaps the thread's store with this one.
 pub(crate) fn swap(store: &mut Store) {
     STATE.with_borrow_mut(|state| std::mem::swap(state, store));
 }
@@ -46,7 +45,7 @@ fn key<'a>(data: &'a [u8], keys: &[u32], index: usize) -> &'a [u8] {
     span(data, keys, index).expect("a key is some bytes")
 }
 
-/// A key's time to live in a column; `u64::MAX` is forever.
+/// A key's time to live in the column; `u64::MAX` is forever.
 fn ttl(ttl_ms: &[u64], index: usize) -> Option<u64> {
     ttl_ms.get(index).copied().filter(|ms| *ms != u64::MAX)
 }

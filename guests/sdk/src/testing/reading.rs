@@ -1,5 +1,5 @@
-//! Reads outcomes from columns as a host does. An answer that a host would refuse fails the test
-//! and names the broken rule.
+//! Reads outcomes from columns, as a host does. An answer that a host would refuse fails the test,
+//! with the rule that it breaks.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -47,8 +47,8 @@ pub(super) fn said(columns: &Columns, answer: &Answer) -> Vec<Said> {
         .collect()
 }
 
-/// Checks the order: outputs belong to emitted messages, in their order and at least one each;
-/// details are in ascending order.
+/// Checks that outputs belong to messages with the outcome emit, in order, that each of these has
+/// at least one, and that details ascend.
 fn check_sources(answer: &Answer, messages: usize) {
     let sources = &answer.sources;
     assert!(sources.is_sorted(), "sources go back: {sources:?}");
@@ -137,7 +137,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The answer's span for this output, or the message's own if the answer's column is empty.
+    /// The answer's span, or the message's if the column is empty.
     fn either(&self, given: &[u32], output: usize, kept: &[u32], message: usize) -> Option<Text> {
         match given {
             [] => self.text(&kept[message * 2..][..2]),
@@ -163,7 +163,7 @@ impl Reader<'_> {
         own.chunks(4).map(header).collect()
     }
 
-    /// Reads a span, which points into the batch's bytes followed by the answer's.
+    /// The bytes of a span: first those of the batch, then those of the answer.
     fn text(&self, span: &[u32]) -> Option<Text> {
         let (start, length) = (span[0] as usize, span[1]);
         if length == NONE {
@@ -171,7 +171,7 @@ impl Reader<'_> {
         }
         let input = &self.columns.data;
         let (bytes, start) = match start.checked_sub(input.len()) {
-            // An empty span may point anywhere.
+            // An empty span may be anywhere.
             Some(_) if length == 0 => return Some(Text::from(&[][..])),
             Some(start) => (&self.answer.data, start),
             None => (input, start),

@@ -1,5 +1,5 @@
-//! Outcomes, outputs and changes of state as an author thinks of them: results of a run, and
-//! expectations in a test.
+//! The results of a handler in the author's terms: outcomes, outputs, changes of state. Returned by
+//! a run, or written in a test as the expectation.
 
 use std::time::Duration;
 
@@ -8,30 +8,30 @@ use super::text::Text;
 /// The outcome of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// Done without outputs: the message is dropped.
+    /// Done, without outputs.
     Acked,
-    /// Done with these outputs.
+    /// Done, with these outputs.
     Sent(Vec<Sent>),
-    /// Not now: try again later.
+    /// To be tried again later.
     Retried {
         /// The delay; `None` leaves it to the processor's policy.
         after: Option<Duration>,
-        /// A short word by which failures are grouped.
+        /// The short word by which failures are grouped.
         class: String,
-        /// An explanation for people.
+        /// The explanation for people.
         reason: String,
     },
-    /// Never: the message becomes a dead letter.
+    /// Given up: it becomes a dead letter.
     Rejected {
-        /// A short word by which failures are grouped.
+        /// The short word by which failures are grouped.
         class: String,
-        /// An explanation for people.
+        /// The explanation for people.
         reason: String,
     },
 }
 
 impl Said {
-    /// A retry after the delay in the processor's policy.
+    /// A retry with the delay of the policy.
     #[must_use]
     pub fn retried(class: &str, reason: &str) -> Self {
         Self::Retried {
@@ -41,7 +41,7 @@ impl Said {
         }
     }
 
-    /// A retry after this delay.
+    /// A retry after this time.
     #[must_use]
     pub fn retried_after(after: Duration, class: &str, reason: &str) -> Self {
         Self::Retried {
@@ -60,7 +60,7 @@ impl Said {
         }
     }
 
-    /// The outputs; none unless the outcome is [`Said::Sent`].
+    /// The outputs.
     #[must_use]
     pub fn outputs(&self) -> &[Sent] {
         match self {
@@ -78,7 +78,7 @@ impl Said {
         }
     }
 
-    /// The explanation of a failure; `None` for other outcomes.
+    /// The reason of a failure; `None` for other outcomes.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
@@ -128,7 +128,7 @@ impl Sent {
         Self::nullable(Some(key.as_ref()), Some(value.as_ref()))
     }
 
-    /// Like [`new`](Self::new), for an output that may lack a key or a value.
+    /// Like [`new`](Self::new), for an output that may have no key or no value.
     #[must_use]
     pub fn nullable(key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
         Self {
@@ -174,13 +174,13 @@ impl Sent {
         self
     }
 
-    /// The topic that the output names; `None` is the processor's default output.
+    /// Its topic; `None` is the processor's default output.
     #[must_use]
     pub fn topic(&self) -> Option<&str> {
         self.topic.as_deref()
     }
 
-    /// The partition that the output names; `None` leaves it to the topic's partitioner.
+    /// Its partition; `None` leaves it to the topic's partitioner.
     #[must_use]
     pub fn partition(&self) -> Option<u32> {
         self.partition
@@ -212,8 +212,8 @@ impl Sent {
         self.value.as_ref().map(Text::bytes)
     }
 
-    /// The value of the last header with this name, as text; `None` if there is no such header, or
-    /// its value is null.
+    /// The value of the last header with this name, as text; `None` if there is none, or it is
+    /// null.
     #[must_use]
     #[track_caller]
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -228,13 +228,13 @@ impl Sent {
         &self.headers
     }
 
-    /// The timestamp that was set; `None` keeps the message's, or becomes the time of delivery.
+    /// Its timestamp; `None` means the message's, or the time of delivery if there is one.
     #[must_use]
     pub fn timestamp(&self) -> Option<u64> {
         self.timestamp
     }
 
-    /// The time of delivery, in milliseconds since the Unix epoch; `None` is at once.
+    /// Its time of delivery, in milliseconds since the Unix epoch; `None` is at once.
     #[must_use]
     pub fn deliver_at(&self) -> Option<u64> {
         self.deliver_at
@@ -247,8 +247,8 @@ impl PartialEq<Sent> for &Sent {
     }
 }
 
-/// A changed key of the state. A change without an expiry equals a pair of key and value, as text
-/// or number.
+/// A changed key of state. It equals a pair of key and value, as text or number, if it has no time
+/// to live.
 ///
 /// ```
 /// use millrace_guest::testing::{Change, Tester};
@@ -276,7 +276,7 @@ pub struct Change {
     pub key: Text,
     /// Its value now; `None` if it was removed.
     pub value: Option<Text>,
-    /// The time to live in milliseconds; `None` is forever.
+    /// Its time to live in milliseconds; `None` is forever.
     pub ttl_ms: Option<u64>,
 }
 
@@ -297,7 +297,7 @@ impl Change {
         Self::set(key, number.to_le_bytes())
     }
 
-    /// The key was removed.
+    /// A key that was removed.
     #[must_use]
     pub fn removed(key: impl AsRef<[u8]>) -> Self {
         Self {
@@ -307,7 +307,7 @@ impl Change {
         }
     }
 
-    /// The same change with a time to live in milliseconds.
+    /// The same change, with this time to live in milliseconds.
     #[must_use]
     pub fn ending_after_ms(mut self, ttl_ms: u64) -> Self {
         self.ttl_ms = Some(ttl_ms);

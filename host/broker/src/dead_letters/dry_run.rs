@@ -107,7 +107,7 @@ impl DeadLetters {
         let under_way = self.inner.dry_runs.try_acquire();
         let _under_way = under_way.map_err(|_| DeadLetterError::Busy)?;
         let live = self.revision_to_try(name, request.revision).await?;
-        let mut trial = Trial {
+        let mut running = Running {
             room: self,
             processor: name,
             left: request.letters_max.clamp(1, DRY_RUN_LETTERS_MAX),
@@ -120,29 +120,29 @@ impl DeadLetters {
             live,
         };
         match request.which {
-            RedriveWhich::Places(places) => trial.places(places).await?,
+            RedriveWhich::Places(places) => running.places(places).await?,
             RedriveWhich::Matching { filter, from } => {
                 let mut walk = self.walk(name, from.as_ref())?;
                 while let Some((shelf, mut letters)) = self.advance(&mut walk).await? {
                     letters.retain(|letter| filter.fits(letter));
-                    letters.truncate(trial.left);
+                    letters.truncate(running.left);
                     let last = letters.last().map(|letter| letter.place().after());
-                    if !trial.letters(&shelf, &letters).await? {
+                    if !running.letters(&shelf, &letters).await? {
                         break;
                     }
-                    if trial.left == 0 {
-                        trial.report.next = last.filter(|last| walk.is_more_from(last));
+                    if running.left == 0 {
+                        running.report.next = last.filter(|last| walk.is_more_from(last));
                         break;
                     }
-                    // The filter may match only a few of many: reading takes time as well.
-                    if trial.is_over() {
-                        trial.report.next = walk.next_place();
+                    // Few of many may match: reading takes time as well.
+                    if running.is_over() {
+                        running.report.next = walk.next_place();
                         break;
                     }
                 }
             }
         }
-        Ok(trial.finish())
+        Ok(running.finish())
     }
 
     async fn revision_to_try(
@@ -171,7 +171,7 @@ impl DeadLetters {
 }
 
 /// A running dry run.
-struct Trial<'a> {
+struct Running<'a> {
     room: &'a DeadLetters,
     processor: &'a ProcessorName,
     live: Live,
@@ -182,7 +182,7 @@ struct Trial<'a> {
     report: DryRun,
 }
 
-impl Trial<'_> {
+impl Running<'_> {
     async fn places(&mut self, places: Vec<MessagePlace>) -> Result<(), DeadLetterError> {
         for place in places {
             let (topic, partition, offset) = (&place.topic, place.partition, place.offset);

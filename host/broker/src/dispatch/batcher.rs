@@ -176,6 +176,14 @@ pub(crate) fn new_messages_max(order: Order, parked: &[Parked]) -> usize {
     PARKED_MESSAGES_MAX.saturating_sub(parked.len())
 }
 
+/// How many of a batch's messages may be retries: half, if new ones wait.
+pub(crate) fn retried_messages_max(messages_max: usize, has_new: bool) -> usize {
+    match has_new {
+        true => messages_max.div_ceil(2),
+        false => messages_max,
+    }
+}
+
 /// A batch in the making.
 pub(crate) struct Cut {
     columns: ColumnBatch,
@@ -231,17 +239,9 @@ impl Cut {
         self.split.as_mut()
     }
 
-    /// Leaves half of the batch to new messages.
+    /// Leaves half of the batch's bytes to new messages.
     pub(crate) fn share(&mut self) {
         self.shared = true;
-    }
-
-    /// How many retried messages it may take.
-    pub(crate) fn retried_messages_max(&self) -> usize {
-        match self.shared {
-            true => self.messages_max.div_ceil(2),
-            false => self.messages_max,
-        }
     }
 
     /// Whether a bound is reached.

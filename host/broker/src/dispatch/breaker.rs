@@ -158,7 +158,7 @@ pub struct BreakerStatus {
 
 /// What the breaker needs to know of the running revision.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Trial {
+pub(crate) struct Subject {
     pub(crate) revision: u32,
     /// The one to go back to.
     pub(crate) back: Option<Back>,
@@ -228,11 +228,11 @@ pub(crate) struct Breaker {
 
 impl Breaker {
     /// Closed, for the processor's first revision in this process.
-    pub(crate) fn new(policy: BreakerPolicy, trial: &Trial, now: Now) -> Self {
+    pub(crate) fn new(policy: BreakerPolicy, subject: &Subject, now: Now) -> Self {
         let mut breaker = Self {
             policy,
             accepting: false,
-            revision: trial.revision,
+            revision: subject.revision,
             back: None,
             proof: Proof::default(),
             stopped: None,
@@ -248,22 +248,22 @@ impl Breaker {
             closed: None,
             trips: 0,
         };
-        breaker.try_out(trial, now);
+        breaker.begin_with(subject, now);
         breaker
     }
 
     /// This revision takes the next batch. A new revision may succeed where the previous one failed, so the breaker closes.
-    pub(crate) fn install(&mut self, policy: BreakerPolicy, trial: &Trial, now: Now) {
+    pub(crate) fn install(&mut self, policy: BreakerPolicy, subject: &Subject, now: Now) {
         self.policy = policy;
-        if trial.revision == self.revision {
+        if subject.revision == self.revision {
             // The revision to go back to may have changed.
-            self.back.clone_from(&trial.back);
+            self.back.clone_from(&subject.back);
             return;
         }
         self.open = None;
         self.closed = None;
         self.forget();
-        self.try_out(trial, now);
+        self.begin_with(subject, now);
     }
 
     /// No revision runs any more: failures of calls in flight are not counted here.
@@ -286,18 +286,18 @@ impl Breaker {
         self.usual.learn(rejections);
     }
 
-    fn try_out(&mut self, trial: &Trial, now: Now) {
-        self.revision = trial.revision;
-        self.back.clone_from(&trial.back);
-        self.proof = Proof::of(&trial.record, now);
-        self.stopped.clone_from(&trial.record.stopped);
+    fn begin_with(&mut self, subject: &Subject, now: Now) {
+        self.revision = subject.revision;
+        self.back.clone_from(&subject.back);
+        self.proof = Proof::of(&subject.record, now);
+        self.stopped.clone_from(&subject.record.stopped);
         (self.stopped_here, self.goes_on) = (false, false);
         self.timeouts = 0;
-        self.usual = Usual::of(&trial.record);
-        if let Some(back) = &trial.back {
+        self.usual = Usual::of(&subject.record);
+        if let Some(back) = &subject.back {
             self.usual.learn(&back.usual);
         }
-        self.written.rejects = (trial.record.rejections.len(), trial.record.measured);
+        self.written.rejects = (subject.record.rejections.len(), subject.record.measured);
         self.written = self.as_written();
     }
 

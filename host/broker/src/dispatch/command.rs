@@ -25,14 +25,6 @@ impl Command {
         self.canary.as_ref().filter(|canary| !canary.gate.is_open())
     }
 
-    /// The same command with only the current revision.
-    pub(crate) fn without_canary(&self) -> Self {
-        Self {
-            canary: None,
-            ..self.clone()
-        }
-    }
-
     /// Whether the revision takes batches.
     pub(crate) fn runs(&self, revision: u32) -> bool {
         let canary = self.canary.as_ref().map(|canary| canary.live.revision);

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::dispatch::allowance::{Allowance, Granted};
 use crate::dispatch::breaker::{
-    Admission, Breaker, BreakerStatus, Judgement, Noted, Now, Reason, Report, Trial,
+    Admission, Breaker, BreakerStatus, Judgement, Noted, Now, Reason, Report, Subject,
 };
 use crate::dispatch::classes::Classes;
 use crate::dispatch::live::Live;
@@ -126,7 +126,7 @@ impl Gate {
     /// The gate of a processor that starts with this revision.
     pub(crate) fn new(clock: Arc<dyn Clock>, alarms: Alarms, live: Arc<Live>) -> Self {
         let now = now(&*clock);
-        let breaker = Breaker::new(live.spec.breaker.clone(), &trial(&live), now);
+        let breaker = Breaker::new(live.spec.breaker.clone(), &subject(&live), now);
         let own = || live.processor.to_string();
         let probes = |outcome: &'static str| counter!("millrace_probes_total", "processor" => own(), "outcome" => outcome);
         let meters = Meters {
@@ -257,7 +257,7 @@ impl Gate {
         state.live = Arc::clone(live);
         state.allowance.set(live.spec.dead_letters.clone());
         let policy = live.spec.breaker.clone();
-        state.breaker.install(policy, &trial(live), now);
+        state.breaker.install(policy, &subject(live), now);
         self.watch(&state);
         self.show(&state);
         drop(state);
@@ -588,8 +588,8 @@ pub(crate) struct NotLookedUp {
 }
 
 /// The revision as the breaker needs it.
-fn trial(live: &Live) -> Trial {
-    Trial {
+fn subject(live: &Live) -> Subject {
+    Subject {
         revision: live.revision,
         back: live.back.clone(),
         record: live.record.clone(),

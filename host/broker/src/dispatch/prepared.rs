@@ -7,12 +7,17 @@ use millrace_model::Timestamp;
 use crate::dispatch::input::Input;
 use crate::dispatch::live::Live;
 
-/// A revision ready to run.
+/// A processor's revisions, ready to run.
 pub(crate) struct Prepared {
     pub(crate) live: Arc<Live>,
-    /// The canary, and its percentage.
-    pub(crate) canary: Option<(Arc<Live>, u32)>,
-    /// The shadow, and since when it runs.
-    pub(crate) shadow: Option<(Arc<Live>, Timestamp)>,
+    pub(crate) trial: Option<PreparedTrial>,
     pub(crate) inputs: Vec<Input>,
+}
+
+/// A revision on trial, ready to run.
+pub(crate) enum PreparedTrial {
+    /// It takes the messages of this percentage of the keys.
+    Canary { live: Arc<Live>, percent: u32 },
+    /// It is called beside the current one, since then.
+    Shadow { live: Arc<Live>, since: Timestamp },
 }

@@ -15,7 +15,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::dispatch::answer::Verdict;
+use crate::dispatch::answered::Answered;
+use crate::dispatch::batcher::Batch;
 use crate::dispatch::comparison::{Compared, ShadowReport};
+use crate::dispatch::input::Input;
 use crate::dispatch::live::Live;
 use crate::ground::columns;
 use crate::handler::CallError;
@@ -50,6 +53,9 @@ impl Shadow {
     }
 }
 
+/// The shadow's answer before the commit, if it was called.
+pub(crate) type Glance = Option<Result<Verdict, CallError>>;
+
 /// A batch that the current revision has settled.
 pub(crate) struct Settled {
     pub(crate) topic: TopicName,
@@ -59,8 +65,7 @@ pub(crate) struct Settled {
     /// The revision that settled it, and its answer.
     pub(crate) live: Arc<Live>,
     pub(crate) verdict: Verdict,
-    /// The shadow's answer, if it was called before the commit.
-    pub(crate) glance: Option<Result<Verdict, CallError>>,
+    pub(crate) glance: Glance,
 }
 
 /// One worker's queue to the shadow.
@@ -83,8 +88,16 @@ impl Drop for AbortOnDrop {
 }
 
 impl Echo {
+    /// A queue to the present shadow: the one there is, or another if the shadow is another one.
+    pub(crate) fn follow(echo: &mut Option<Self>, shadow: Option<&Arc<Shadow>>) {
+        let heard = echo.as_ref().map(|echo| Arc::as_ptr(&echo.shadow));
+        if heard != shadow.map(Arc::as_ptr) {
+            *echo = shadow.cloned().map(Self::new);
+        }
+    }
+
     /// Starts the queue.
-    pub(crate) fn new(shadow: Arc<Shadow>) -> Self {
+    fn new(shadow: Arc<Shadow>) -> Self {
         let (queue, settled) = mpsc::channel(SHADOW_QUEUE_BATCHES_MAX);
         let listener = tokio::spawn(listen(Arc::clone(&shadow), settled));
         Self {
@@ -97,9 +110,21 @@ impl Echo {
     }
 
     /// Passes a settled batch to the shadow if it has time for it.
-    pub(crate) fn offer(&self, settled: Settled) {
-        let messages = settled.offsets.len();
-        let unseen = self.shadow.uses_state() && settled.glance.is_none();
+    pub(crate) fn offer(&self, input: &Input, live: &Arc<Live>, batch: &Batch, answered: Answered) {
+        let messages = batch.len();
+        let unseen = self.shadow.uses_state() && answered.glance.is_none();
+        let settled = Settled {
+            topic: input.topic.spec.name.clone(),
+            partition: input.partition,
+            columns: Arc::clone(&batch.columns),
+            offsets: batch.offsets.clone(),
+            live: Arc::clone(live),
+            verdict: Verdict {
+                state: None,
+                ..answered.verdict
+            },
+            glance: answered.glance,
+        };
         if unseen || self.queue.try_send(settled).is_err() {
             self.shadow.report.lock().skip(messages);
         }
@@ -113,7 +138,7 @@ impl Echo {
         table: Arc<StateTable>,
         now: Timestamp,
         took: Duration,
-    ) -> Option<Result<Verdict, CallError>> {
+    ) -> Glance {
         self.late.take_if(|late| late.0.is_finished());
         if self.late.is_some() || self.skips > 0 {
             self.skips = self.skips.saturating_sub(1);

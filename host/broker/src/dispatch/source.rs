@@ -22,6 +22,8 @@ pub(crate) struct Source {
     watch: Watch,
     /// Messages below this offset are not returned again.
     position: Offset,
+    /// The end of the partition when it was last looked at: waiting starts from here.
+    seen: Offset,
     /// Where the next read continues.
     read_next: Offset,
     batches: VecDeque<RecordBatch>,
@@ -56,6 +58,7 @@ impl Source {
             watch,
             limit: limit.unwrap_or(Offset::MAX),
             position: from,
+            seen: Offset::default(),
             read_next: from,
             batches: VecDeque::new(),
             waiting: (0, 0),
@@ -103,9 +106,15 @@ impl Source {
         std::mem::take(&mut self.lost)
     }
 
-    /// Waits for messages after the known ones; false if the partition is gone.
-    pub(crate) async fn wait(&mut self, known: Offset) -> bool {
-        self.watch.past(known).await.is_some()
+    /// The end as it is now: [`wait`](Self::wait) waits for what comes after it.
+    pub(crate) fn look(&mut self) -> Offset {
+        self.seen = self.end();
+        self.seen
+    }
+
+    /// Waits for messages after those that were seen; false if the partition is gone.
+    pub(crate) async fn wait(&mut self) -> bool {
+        self.watch.past(self.seen).await.is_some()
     }
 
     /// Moves to `to`, back or forward.

@@ -22,7 +22,7 @@ use crate::dispatch::gate::Gate;
 use crate::dispatch::input::Input;
 use crate::dispatch::live::Live;
 use crate::dispatch::orders::{Order, Orders, ParkedIn};
-use crate::dispatch::prepared::Prepared;
+use crate::dispatch::prepared::{Prepared, PreparedTrial};
 use crate::dispatch::shadow::Shadow;
 use crate::dispatch::sides::{Canary, Tally};
 use crate::dispatch::standing::{Standing, State, Window};
@@ -97,8 +97,13 @@ impl Supervisor {
                 .entry(live.processor.clone())
                 .or_insert_with(|| Team::new(&self.context, Arc::clone(&live)));
             team.gate.install(&live);
-            let canary = team.canary(prepared.canary);
-            let shadow = team.shadow(prepared.shadow);
+            let (canary, shadow) = match prepared.trial {
+                None => (None, None),
+                Some(PreparedTrial::Canary { live, percent }) => (Some((live, percent)), None),
+                Some(PreparedTrial::Shadow { live, since }) => (None, Some((live, since))),
+            };
+            let canary = team.canary(canary);
+            let shadow = team.shadow(shadow);
             team.commands.send_replace(Command {
                 live,
                 canary,

@@ -1,63 +1,48 @@
-//! The worker: one task per processor and input partition. It reads, calls, decides and commits, one batch after the other; everything
-//! it knows is progress, which is committed with every batch. [`batcher`] and [`super::delivery`] decide.
+//! The worker: one task per processor and input partition. It cuts, calls, decides and commits, one [round](round) after the other;
+//! everything it knows is progress, which is committed with every batch. It holds no opinion: [`Plan`] says what to cut,
+//! [`batcher`] cuts, and [`super::delivery`] decides.
 //!
 //! A batch is processed entirely by the revision that was current when it was cut, and its commit records that revision.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_engine::state::Turn;
-use millrace_engine::{Engine, Expectation, Lease};
+use millrace_engine::{Engine, Transaction};
 use millrace_model::processor::Order;
-use millrace_model::{Clock, Offset, Progress, SteadyClock, Timestamp, TopicName, TopicPartition};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use millrace_model::{Clock, Progress, SteadyClock, Timestamp, TopicName};
+use tokio::sync::{Semaphore, watch};
 
-use crate::dispatch::at_hand::{AtHand, InHand};
-use crate::dispatch::batcher::Batch;
+use crate::dispatch::at_hand::AtHand;
+use crate::dispatch::batcher;
 use crate::dispatch::command::Command;
-use crate::dispatch::gate::{Alarms, Entry, Gate, Probe};
+use crate::dispatch::gate::{Alarms, Entry, Gate};
 use crate::dispatch::input::Input;
 use crate::dispatch::meters::Meters;
-use crate::dispatch::orders::Orders;
-use crate::dispatch::pace::Pace;
+use crate::dispatch::plan::{Came, Plan};
 use crate::dispatch::remembered::{Part, Remembered};
 use crate::dispatch::shadow::Echo;
-use crate::dispatch::sides::{Canary, Side};
 use crate::dispatch::source::Source;
-use crate::dispatch::standing::{Standing, State, Window};
-use crate::dispatch::{at_hand, batcher};
+use crate::dispatch::standing::{Standing, State};
 use crate::ground::backoff::Backoff;
-use crate::ground::chains;
-use crate::hosts::holding::{Holdings, Share};
 use crate::hosts::living::Hosts;
 use crate::messages::delays::delayed::Delays;
 
-mod calling;
-mod committing;
-mod cutting;
-mod delaying;
-mod gating;
-mod hopping;
+mod judging;
 mod opening;
 mod parking;
+mod round;
 mod settling;
-mod shadowing;
-mod stateful;
-mod suspects;
-mod trouble;
+mod state;
+mod waiting;
 
-use cutting::Take;
 pub(crate) use opening::run;
-use stateful::Home;
-use suspects::Suspects;
-use trouble::{End, Trouble};
+use opening::{End, Hold, Trouble};
+use round::Round;
+use state::Home;
+use waiting::Outside;
 
 /// The longest sleep, because the wall clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
-
-/// How often a worker checks whether there is room for records of failed attempts again.
-const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What every worker works with.
 #[derive(Clone)]
@@ -74,128 +59,76 @@ pub(crate) struct Context {
     pub(crate) at_hand: Arc<AtHand>,
 }
 
-/// What a worker waits for while holding nothing; its batch is called again afterwards.
-enum HeldUp {
-    /// No more dead letters are allowed for this long.
-    Allowance(String, Duration),
-    /// Something is in the way.
-    Trouble(String),
-}
-
-/// A failure that the breaker knows of: the message, whose batch, the class.
-type Reported = (Offset, Side, String);
-
 /// What a step did.
 enum Step {
     Done,
     /// There is nothing to do until something changes.
     Idle,
+    /// No more dead letters are allowed, for this reason and time.
+    Held(String, Duration),
 }
 
-/// A worker at its partition, under its lease.
+/// A worker at its partition, under its hold.
 struct Worker {
     context: Context,
     input: Input,
-    commands: watch::Receiver<Command>,
-    window: Window,
-    orders: Orders,
+    hold: Hold,
+    outside: Outside,
     /// The clock for its messages: durations stay the same if the system clock is set.
     time: SteadyClock,
     gate: Arc<Gate>,
-    gate_changes: watch::Receiver<u64>,
-    /// Its hold, with the right to commit.
-    share: Arc<Share>,
-    lease: Lease,
-    /// What the first commit expects, until it is made.
-    beginning: Option<Expectation>,
-    holdings: Arc<Holdings>,
-    /// The partition it works on.
-    partition: TopicPartition,
-    /// The original partition of the messages: the hold and the state belong to it.
-    origin: TopicPartition,
     source: Source,
-    progress: Arc<Progress>,
-    /// The stored progress: a commit contains the changes to it.
-    stored: Arc<Progress>,
-    /// Held while a batch is in memory.
-    in_hand: Option<InHand>,
-    /// Why the last batch was put back.
-    held_up: Option<HeldUp>,
-    /// Held while a call's writes to state are in memory.
-    attempt_room: Option<OwnedSemaphorePermit>,
-    /// Its share of the records of failed attempts, as the host's bound counts it.
-    remembered: Part,
-    /// The end of the partition when the last batch was cut: waiting starts from here.
-    seen: Offset,
-    /// The running revisions and the canary's share.
-    revisions: (u32, Option<(u32, u32)>),
-    /// The side of the last batch.
-    side: Side,
-    /// Messages whose failures the breaker knows of, and which are called again because they could not be committed.
-    reported: HashSet<Reported>,
-    /// The longest recent times of the current revision, for a call and for a message; zero if it made no call.
-    longest: [Duration; 2],
-    /// The canary while there is one, for its breaker and the counts of both sides.
-    canary: Option<Arc<Canary>>,
-    /// The queue to the shadow while there is one.
-    echo: Option<Echo>,
-    /// Number of committed batches.
-    commits: u64,
-    /// Sizes of the pieces of a batch that failed as a whole, the next one last.
-    pieces: Vec<usize>,
-    pace: [Pace; 2],
-    /// Whether the previous batch was one message that runs alone: then new ones have their turn.
-    alone: bool,
-    /// Bytes of the previous batch, a guess for the next.
-    bytes_before: usize,
-    backoff: Backoff,
-    rng: fastrand::Rng,
-    meters: Meters,
-    suspects: Suspects,
-    /// Suspects that were called since the worker started.
-    cleared: HashSet<Offset>,
-    /// Whether the running call was interrupted: nothing happened.
-    interrupted: bool,
-    /// Whether the current batch leaves expired state in place, because there was no room to remove it.
-    leaves_ended: bool,
+    ledger: Ledger,
+    /// What to cut next.
+    plan: Plan,
     /// The place of its state; `None` until a revision has used any.
     home: Option<Home>,
-    /// The right to write state, exclusive from the first read of a batch to its commit.
-    turn: Option<Turn>,
+    /// The queue to the shadow while there is one.
+    echo: Option<Echo>,
+    rng: fastrand::Rng,
+    meters: Meters,
+}
+
+/// What a worker knows of its messages.
+struct Ledger {
+    progress: Arc<Progress>,
+    /// Its share of the records of failed attempts, as the host's bound counts it.
+    records: Part,
+}
+
+impl Ledger {
+    /// Begins with the previous worker's progress, without the mark of its first call.
+    fn new(remembered: &Arc<Remembered>, progress: Progress) -> Self {
+        Self {
+            records: Part::new(remembered, &progress),
+            progress: Arc::new(Progress {
+                first_call: None,
+                ..progress
+            }),
+        }
+    }
+
+    /// Counts the records anew: messages were parked or released without a batch.
+    fn count(&mut self) {
+        self.records.set(&self.progress);
+    }
+
+    /// What was proposed is committed.
+    fn settle(&mut self, progress: Arc<Progress>) {
+        self.records.settle();
+        self.progress = progress;
+    }
+
+    /// How many new messages may be read.
+    fn room_for_new(&self, order: Order) -> usize {
+        let room = batcher::new_messages_max(order, &self.progress.parked);
+        self.records.new_messages_max(room)
+    }
 }
 
 /// Whether the processor still reads the topic that these messages came from.
 fn wants(command: &Command, origin: &TopicName) -> bool {
     !command.stopped && command.live.spec.topics.contains(origin)
-}
-
-/// Ends when a call of this revision is no longer useful and has had its time to end by itself.
-async fn pointless(
-    mut commands: watch::Receiver<Command>,
-    clock: Arc<dyn Clock>,
-    origin: TopicName,
-    revision: u32,
-) {
-    let mut until: Option<Duration> = None;
-    loop {
-        {
-            let command = commands.borrow_and_update();
-            until = match wants(&command, &origin) && command.runs(revision) {
-                true => None,
-                // A second command does not extend the time.
-                false => Some(until.unwrap_or(Duration::MAX).min(command.patience)),
-            };
-        }
-        let now = clock.monotonic();
-        let wait = match until {
-            Some(until) if until <= now => return,
-            Some(until) => (until - now).min(SLEEP_MAX),
-            None => SLEEP_MAX,
-        };
-        if !changed_within(&mut commands, wait).await {
-            return;
-        }
-    }
 }
 
 /// Waits for the delay or the next command, whichever comes first; false if the command channel is closed.
@@ -210,12 +143,12 @@ impl Worker {
     /// Works until it is told to stop, must stop, or should leave; then its hold is released.
     async fn work(mut self: Box<Self>, beginning: &mut Backoff) -> End {
         let end = self.work_on().await;
-        if self.commits > 0 {
+        if self.plan.has_settled() {
             // It was able to work, so the next start is immediate.
             beginning.reset();
         }
-        let Self { share, .. } = *self;
-        share.leave().await;
+        let Self { hold, .. } = *self;
+        hold.share.leave().await;
         end
     }
 
@@ -228,27 +161,21 @@ impl Worker {
                 Err(end) => return end,
             };
             let step = self.step(&command).await;
-            self.in_hand = None;
-            self.remembered.rest();
-            let trouble = match step {
-                Ok(Step::Done) => match self.held_up.take() {
-                    None => continue,
-                    Some(HeldUp::Trouble(reason)) => Trouble::Wait(reason),
-                    Some(HeldUp::Allowance(reason, wait)) => {
-                        self.wait_for_allowance(reason, wait).await;
-                        continue;
-                    }
-                },
-                Ok(Step::Idle) => match self.idle().await {
-                    Ok(()) => continue,
-                    Err(trouble) => trouble,
-                },
-                Err(trouble) => trouble,
+            self.ledger.records.rest();
+            let gone_on = match step {
+                Ok(Step::Done) => Ok(()),
+                Ok(Step::Idle) => self.idle().await,
+                Ok(Step::Held(reason, wait)) => {
+                    self.wait_for_allowance(wait, reason).await;
+                    Ok(())
+                }
+                Err(trouble) => Err(trouble),
             };
-            match trouble {
-                Trouble::Stop(reason) => return End::Stopped(reason),
-                Trouble::Leave(reason) => return End::Left(reason),
-                Trouble::Wait(reason) => {
+            match gone_on {
+                Ok(()) => {}
+                Err(Trouble::Stop(reason)) => return End::Stopped(reason),
+                Err(Trouble::Leave(reason)) => return End::Left(reason),
+                Err(Trouble::Wait(reason)) => {
                     // Messages read ahead may be trimmed or compacted meanwhile: they are read again.
                     self.rewind();
                     self.back_off(reason).await;
@@ -260,14 +187,12 @@ impl Worker {
     /// The revisions to work with; waits while paused.
     async fn command(&mut self) -> Result<Command, End> {
         loop {
-            if self.share.is_lost() {
-                return Err(End::Left("it was taken over".to_owned()));
+            if let Some(why) = self.hold.is_over() {
+                return Err(End::Left(why.to_owned()));
             }
-            if self.holdings.moves(self.origin) {
-                return Err(End::Left("another host should work here".to_owned()));
-            }
-            let command = self.commands.borrow_and_update().clone();
-            if !wants(&command, &self.input.origin) || self.commands.has_changed().is_err() {
+            let commands = &mut self.outside.commands;
+            let command = commands.borrow_and_update().clone();
+            if !wants(&command, &self.input.origin) || commands.has_changed().is_err() {
                 return Err(End::Over);
             }
             self.follow_clock();
@@ -277,23 +202,16 @@ impl Worker {
                 // The next step meets the same error and reports it.
                 tracing::debug!(why, "parked messages could not be released");
             }
-            if self.orders.wait() {
+            if self.outside.orders.wait() {
                 // Boxed, like everything rare or per batch: thousands of workers are idle.
-                Box::pin(self.obey(&command.live)).await;
-                if self.commands.has_changed().unwrap_or(true) {
+                Box::pin(self.obey(&command)).await;
+                if self.outside.commands.has_changed().unwrap_or(true) {
                     // That may have taken a while.
                     continue;
                 }
             }
             if !command.paused {
-                if command.revisions() != self.revisions {
-                    // A new revision may succeed where the previous one failed.
-                    self.revisions = command.revisions();
-                    self.pieces.clear();
-                    self.pace = Default::default();
-                    self.backoff.reset();
-                    self.reported.clear();
-                    self.longest = Default::default();
+                if self.plan.run(command.revisions()) {
                     self.let_go(&command);
                 }
                 return Ok(command);
@@ -304,8 +222,9 @@ impl Worker {
             if !self.context.hosts.is_alone() {
                 return Err(End::Paused);
             }
-            self.commands.changed().await.map_err(|_| End::Over)?;
-            if !self.commands.borrow().paused {
+            let commands = &mut self.outside.commands;
+            commands.changed().await.map_err(|_| End::Over)?;
+            if !commands.borrow().paused {
                 self.show(State::Running);
             }
         }
@@ -313,181 +232,58 @@ impl Worker {
 
     /// Passes the processor's gate for the next batch.
     async fn step(&mut self, command: &Command) -> Result<Step, Trouble> {
-        self.canary = command.canary.clone();
-        self.attend(command);
-        if let Some(canary) = &self.canary {
+        Echo::follow(&mut self.echo, command.shadow.as_ref());
+        if let Some(canary) = &command.canary {
             canary.gate.remind();
         }
-        if let Some(offset) = self.suspects.convicted() {
-            self.side = Side::Current;
-            Box::pin(self.bury(&command.live, offset)).await?;
-            return Ok(Step::Done);
+        if let Some(offset) = self.plan.suspects.convicted() {
+            return Box::pin(self.bury(command, offset)).await;
         }
-        self.gate_changes.borrow_and_update();
+        self.outside.gate.borrow_and_update();
         match self.gate.enter() {
             Entry::Go => Box::pin(self.advance(command, None)).await,
-            // A probe is for the current revision, whatever its key.
-            Entry::Probe(probe) => {
-                Box::pin(self.advance(&command.without_canary(), Some(probe))).await
-            }
+            Entry::Probe(probe) => Box::pin(self.advance(command, Some(probe))).await,
             Entry::Wait(wait, reason) => {
-                self.hold(wait, reason).await;
+                self.wait_for_probe(wait, reason).await;
                 Ok(Step::Done)
             }
         }
     }
 
-    /// Processes the next batch to its end.
-    async fn advance(
-        &mut self,
-        command: &Command,
-        mut probe: Option<Probe>,
-    ) -> Result<Step, Trouble> {
-        let take = match probe {
-            _ if self.has_suspects() => Take::Suspect,
-            Some(_) => Take::Probe,
-            None => Take::Batch,
-        };
-        let Some(batch) = self.next_batch(command, take).await? else {
-            // A command came while it waited for room.
-            return Ok(Step::Done);
-        };
-        self.meters.lost(self.source.take_lost());
-        if batch.len() == 0 {
-            return self.pass(command, batch, take, probe.is_some()).await;
-        }
-        self.bytes_before = batch.columns.data.len();
-        self.side = batch.side;
-        let live = match (&command.canary, batch.side) {
-            (Some(canary), Side::Canary) => &canary.live,
-            _ => &command.live,
-        };
-        if !wants(&self.commands.borrow(), &self.input.origin) {
-            // A command came while it waited for a fuller batch: no new batch is started.
-            self.discard();
-            return Ok(Step::Done);
-        }
-        let spent = chains::spent(live.spec.hops_max, &batch.columns);
-        if !spent.is_empty() {
-            drop(probe);
-            self.end_of_chain(live, &batch, &spent).await?;
-            return Ok(Step::Done);
-        }
-        if let Some(in_hand) = &mut self.in_hand {
-            in_hand.keep(at_hand::called(&live.spec, &batch));
-        }
-        let batch = self.mark(live, batch).await?;
-        self.interrupted = false;
-        self.window.lock().calling = Some(self.context.clock.monotonic());
-        self.share.calls();
-        let processed = self.process(live, &batch, probe.as_mut()).await;
-        self.share.answered();
-        self.window.lock().calling = None;
-        self.turn = None;
-        self.attempt_room = None;
-        self.unmark(&batch).await;
-        processed.map(|()| Step::Done)
-    }
-
-    /// There is nothing to call: any messages read wait behind others.
-    async fn pass(
-        &mut self,
-        command: &Command,
-        batch: Batch,
-        take: Take,
-        is_probe: bool,
-    ) -> Result<Step, Trouble> {
-        let (next, passes) = (batch.next, batch.next != self.progress.next);
-        if passes {
-            // Kept in memory and committed with the next batch; they are not read again.
-            let progress = Arc::make_mut(&mut self.progress);
-            progress.next = next;
-            progress.parked.extend(batch.skipped);
-            self.remembered.set(&self.progress);
-        }
-        if passes || take == Take::Suspect && self.suspects.end_at(next) {
-            return Ok(Step::Done);
-        }
-        self.pieces.clear();
-        self.source.rest();
-        if !is_probe {
-            let state = self.resting(&command.live);
-            self.show(state);
-        }
-        // Another revision may be the first to use state, and others may have written it.
-        self.home(&command.live).await?;
-        self.show_state();
-        Ok(Step::Idle)
-    }
-
-    /// The batch is repeated in halves, each committed separately; no attempts are spent.
-    fn split(&mut self, messages: usize) {
-        self.pieces.pop();
-        self.pieces.extend([messages - messages / 2, messages / 2]);
+    /// The round has no effect: its messages are cut again, as this demands.
+    fn put_back(&mut self, round: &Round, came: Came<'_>) {
+        self.plan.on(&round.batch, came);
         self.rewind();
     }
 
-    /// The batch has no effect: it is cut again.
+    /// What was read ahead is read again.
     fn rewind(&mut self) {
-        self.source.rewind(self.progress.next);
+        self.source.rewind(self.ledger.progress.next);
     }
 
-    /// Waits until there may be something to do.
-    async fn idle(&mut self) -> Result<(), Trouble> {
-        let sleep = match batcher::next_due(&self.progress.parked) {
-            Some(due) => self.now().until(due).min(SLEEP_MAX),
-            None => SLEEP_MAX,
+    /// Commits progress and nothing else.
+    async fn keep(&mut self, progress: Progress) -> Result<(), Trouble> {
+        let transaction = Transaction {
+            durability: Some(self.input.topic.spec.durability),
+            ..Transaction::default()
         };
-        let order = self.commands.borrow().live.spec.order;
-        let room = self.room_for_new(order);
-        let mut sleep = sleep;
-        if let Some(why) = self.remembered.why_none() {
-            self.show(State::Waiting(why, None));
-            // Nobody signals when other workers have settled some.
-            sleep = sleep.min(FULL_LOOK_INTERVAL);
-        }
-        let reads = room > 0 && !self.source.is_done();
-        if !reads {
-            // As after a pause; and it may wait for hours.
+        let committed = self.hold.commit(&Arc::new(progress), transaction).await;
+        committed.map_err(|error| {
             self.rewind();
-        }
-        let exists = tokio::select! {
-            _ = self.commands.changed() => {
-                self.commands.mark_changed();
-                true
-            }
-            () = tokio::time::sleep(sleep) => true,
-            exists = self.source.wait(self.seen), if reads => exists,
-        };
-        match exists {
-            true => Ok(()),
-            false => Err(Trouble::Stop("the topic was deleted".to_owned())),
-        }
-    }
-
-    /// How many new messages may be read.
-    fn room_for_new(&self, order: Order) -> usize {
-        let room = batcher::new_messages_max(order, &self.progress.parked);
-        self.remembered.new_messages_max(room)
-    }
-
-    /// Waits with growing delays, but never through a command.
-    async fn back_off(&mut self, reason: String) {
-        let delay = self.backoff.next(&mut self.rng);
-        let until = self.now().after(delay);
-        self.show(State::Waiting(reason, Some(until)));
-        changed_within(&mut self.commands, delay).await;
+            error.into()
+        })
     }
 
     fn show(&mut self, state: State) {
-        self.meters.parked(self.progress.parked.len());
-        let mut window = self.window.lock();
+        let progress = &self.ledger.progress;
+        self.meters.parked(progress.parked.len());
+        let mut window = self.outside.window.lock();
         *window = Standing {
             state,
-            next: Some(self.progress.next),
-            parked: self.progress.parked.len(),
-            progress: Arc::clone(&self.progress),
-            revision: self.progress.revision,
+            next: Some(progress.next),
+            parked: progress.parked.len(),
+            progress: Arc::clone(progress),
+            revision: progress.revision,
             calling: window.calling,
         };
     }

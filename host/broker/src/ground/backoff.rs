@@ -5,7 +5,7 @@ use std::time::Duration;
 /// The first delay.
 const DELAY_FIRST: Duration = Duration::from_millis(50);
 
-/// The longest delay.
+/// The longest wait between two tries.
 const DELAY_MAX: Duration = Duration::from_secs(10);
 
 /// The delays of one worker or task. They spend no attempts.

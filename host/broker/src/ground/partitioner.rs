@@ -232,8 +232,10 @@ impl Partitioners {
         };
         // If the topic grew while the component was being loaded, the growth found no partitioner to notify.
         let now = engine.topic(&topic.spec.name);
-        if let Some(now) = now.filter(|now| now.id == topic.id) {
-            partitioner.grow(now.spec.partitions);
+        match now.filter(|now| now.id == topic.id) {
+            Some(now) => partitioner.grow(now.spec.partitions),
+            // It was deleted meanwhile, and forgotten before there was anything to forget.
+            None => self.forget(topic.id),
         }
         Ok(partitioner)
     }

@@ -2,25 +2,26 @@
 //! then passed to the workers, which adopt it at their next batch.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::{CommitError, EntryKind, Expectation, Version};
-use millrace_model::{
-    ChangeKind, Processor, ProcessorName, ProcessorSpec, Revision, Topic, TopicId, TopicPartition,
-};
+use millrace_model::{Processor, ProcessorName, Revision, Topic, TopicId, TopicPartition};
 
 use crate::catalogue::deciding::as_read;
 use crate::catalogue::deployed::Deployed;
 use crate::dispatch::input::Input;
 use crate::dispatch::prepared::Prepared;
 use crate::dispatch::standing::{Standing, State};
-use crate::messages::beginning::BeginAt;
-use crate::processors::canary::check_no_replay;
 use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
+use crate::processors::loaded::Loaded;
 use crate::processors::loading::check_patience;
 use crate::processors::next_spec::NextSpec;
-use crate::processors::revisions::{end_trials, on_trial, told_of_records, tried_already};
+use crate::processors::revisions::{
+    Beginning, create, deploy, deploy_anew, pause, resume, told_of_records,
+};
+use crate::processors::turns::{Lacking, TurnError, without_trial};
 
 /// How long a pause waits for running batches; then it is answered, and they end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
@@ -50,7 +51,7 @@ impl Processors {
     }
 
     pub(crate) async fn start_processor(&self, processor: Processor, version: Version) {
-        let (problem, trial_problem) = match self.prepare_alone_if_need_be(&processor).await {
+        let (problem, trial_problem) = match self.load_and_prepare(&processor).await {
             Ok((prepared, trial_problem)) => {
                 self.run(&processor, prepared).await;
                 (None, trial_problem)
@@ -73,7 +74,7 @@ impl Processors {
         else {
             return;
         };
-        match self.prepare_alone_if_need_be(&known.processor).await {
+        match self.load_and_prepare(&known.processor).await {
             Ok((prepared, _)) => self.run(&known.processor, prepared).await,
             Err(error) => {
                 tracing::error!(processor = %name, %error, "a processor continues unchanged");
@@ -81,26 +82,47 @@ impl Processors {
         }
     }
 
+    /// Loads and prepares a processor for which nothing is decided: it runs as it is. Whoever calls holds the lock of changes.
+    async fn load_and_prepare(
+        &self,
+        processor: &Processor,
+    ) -> Result<(Prepared, Option<String>), ProcessorError> {
+        let prepare =
+            async |loaded: Arc<Loaded>| self.prepare_alone_if_need_be(processor, &loaded).await;
+        self.load_between(&processor.name, prepare).await
+    }
+
     /// Prepares the revision on trial. If it cannot be loaded, the current one still runs; the second value says why the trial does
     /// not.
     async fn prepare_alone_if_need_be(
         &self,
         processor: &Processor,
-    ) -> Result<(Prepared, Option<String>), ProcessorError> {
-        match self.prepare(processor).await {
-            // A running trial continues.
-            Err(error) if on_trial(processor).is_some() && !self.has_trial(&processor.name) => {
-                let mut alone = processor.clone();
-                end_trials(&mut alone);
-                let prepared = self.prepare(&alone).await?;
-                tracing::error!(processor = %processor.name, %error, "the revision on trial cannot be started; the current one runs alone");
-                Ok((prepared, Some(error.to_string())))
+        loaded: &Loaded,
+    ) -> Result<(Prepared, Option<String>), TurnError> {
+        // A running trial continues.
+        let runs_alone = processor.trial.is_some() && !self.is_trying(&processor.name);
+        let why = match (
+            loaded.trial_problem(processor),
+            self.prepare(processor, loaded).await,
+        ) {
+            (Some(why), _) if runs_alone => why.to_owned(),
+            (_, Ok(prepared)) => return Ok((prepared, None)),
+            (_, Err(TurnError::Refused(error))) if runs_alone => error.to_string(),
+            (_, Err(TurnError::NotLoaded(lacking))) => {
+                return Err(TurnError::NotLoaded(Box::new(Lacking {
+                    runs_alone,
+                    ..*lacking
+                })));
             }
-            prepared => Ok((prepared?, None)),
-        }
+            (_, Err(refused)) => return Err(refused),
+        };
+        let prepared = self.prepare(&without_trial(processor), loaded).await?;
+        tracing::error!(processor = %processor.name, error = why, "the revision on trial cannot be started; the current one runs alone");
+        Ok((prepared, Some(why)))
     }
 
-    fn has_trial(&self, name: &ProcessorName) -> bool {
+    /// Whether a revision on trial runs on this host.
+    fn is_trying(&self, name: &ProcessorName) -> bool {
         let supervisor = &self.inner.supervisor;
         supervisor.canary(name).is_some() || supervisor.shadow(name).is_some()
     }
@@ -116,44 +138,48 @@ impl Processors {
         name: &ProcessorName,
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
-        let next: NextSpec = spec.into();
-        self.inner
-            .catalogue
-            .decide(|| self.deploy_next(name, next.clone()))
-            .await
+        self.deploy_as(name, spec.into(), Beginning::Current).await
     }
 
-    async fn deploy_next(
+    /// Deploys a revision, which begins in this way.
+    pub(super) async fn deploy_as(
         &self,
         name: &ProcessorName,
         next: NextSpec,
+        beginning: Beginning,
     ) -> Result<Processor, ProcessorError> {
-        let known = self.inner.catalogue.deployed(name);
-        let begin_at = next.begin_at();
-        let spec = next.over(name, known.as_ref().map(|known| &known.processor))?;
-        let processor = match known {
-            Some(known) if known.processor.current().is_some_and(|r| r.spec == spec) => {
-                return self.refresh(known).await;
+        self.decide(name, async |loaded| {
+            let next = next.clone();
+            self.deploy_now(name, next, beginning, &loaded).await
+        })
+        .await
+    }
+
+    async fn deploy_now(
+        &self,
+        name: &ProcessorName,
+        next: NextSpec,
+        beginning: Beginning,
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
+        let known = match self.inner.catalogue.deployed(name) {
+            Some(known) => known,
+            None if beginning == Beginning::Current => {
+                let processor = self.first_deployment(name, next).await?;
+                return self.change(processor, loaded).await;
             }
-            Some(known) => {
-                check_patience(&spec)?;
-                let mut processor = known.processor;
-                check_no_replay(&processor)?;
-                self.check_limits(&spec)?;
-                match tried_already(&processor, &spec) {
-                    Some(number) => self.promote_to(&mut processor, number, false)?,
-                    None => processor = self.next_revision(processor, spec),
-                }
-                processor
-            }
-            None => {
-                check_patience(&spec)?;
-                self.check_limits(&spec)?;
-                self.first_deployment(name, spec, begin_at).await?
-            }
+            None => return Err(ProcessorError::Unknown(name.clone()).into()),
         };
+        let spec = next.over(name, Some(&known.processor))?;
+        let mut processor = known.processor.clone();
+        let (asked, seen) = (self.asked(), self.seen(&known));
+        if !deploy(&mut processor, asked, seen, spec.clone(), beginning)? {
+            return self.refresh(known, loaded).await;
+        }
+        check_patience(&spec)?;
+        self.check_limits(&spec)?;
         self.check_chains(&processor)?;
-        self.change(processor).await
+        self.change(processor, loaded).await
     }
 
     /// Like [`deploy`](Self::deploy), with empty state: the workers stop after their batch, one commit makes the revision current and
@@ -167,32 +193,34 @@ impl Processors {
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
         let next: NextSpec = spec.into();
-        self.inner
-            .catalogue
-            .decide(|| self.deploy_next_and_reset(name, next.clone()))
-            .await
+        self.decide(name, async |loaded| {
+            let next = next.clone();
+            self.deploy_and_reset_now(name, next, &loaded).await
+        })
+        .await
     }
 
-    async fn deploy_next_and_reset(
+    async fn deploy_and_reset_now(
         &self,
         name: &ProcessorName,
         next: NextSpec,
-    ) -> Result<Processor, ProcessorError> {
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let before = self.inner.catalogue.deployed(name);
-        let begin_at = next.begin_at();
-        let spec = next.over(name, before.as_ref().map(|known| &known.processor))?;
-        check_patience(&spec)?;
-        self.check_limits(&spec)?;
-        if let Some(known) = &before {
-            check_no_replay(&known.processor)?;
-        }
-        let processor = match before.clone() {
-            Some(known) => self.next_revision(known.processor, spec),
-            None => self.first_deployment(name, spec, begin_at).await?,
+        let processor = match &before {
+            Some(known) => {
+                let spec = next.over(name, Some(&known.processor))?;
+                check_patience(&spec)?;
+                self.check_limits(&spec)?;
+                let mut processor = known.processor.clone();
+                deploy_anew(&mut processor, self.asked(), self.seen(known), spec)?;
+                self.check_chains(&processor)?;
+                processor
+            }
+            None => self.first_deployment(name, next).await?,
         };
-        self.check_chains(&processor)?;
         let mut expects = self.stands_on(&processor);
-        let prepared = self.prepare(&processor).await?;
+        let prepared = self.prepare(&processor, loaded).await?;
         expects.extend(read_by(&prepared));
         self.inner.supervisor.stop(name).await;
         if self.inner.supervisor.is_closed() {
@@ -220,27 +248,34 @@ impl Processors {
     async fn first_deployment(
         &self,
         name: &ProcessorName,
-        spec: ProcessorSpec,
-        begin_at: Option<BeginAt>,
+        next: NextSpec,
     ) -> Result<Processor, ProcessorError> {
+        let begin_at = next.begin_at();
+        let spec = next.over(name, None)?;
+        check_patience(&spec)?;
+        self.check_limits(&spec)?;
         if name.as_str().starts_with('-') {
             return invalid(format!(
                 "a new processor cannot be named {name}: the command line would take it for a flag"
             ));
         }
         let start = self.start_of(name, &spec, begin_at).await?;
-        let processor = self.first_revision(name, spec);
-        Ok(Processor { start, ..processor })
+        let mut processor = create(name, spec, self.asked());
+        processor.start = start;
+        self.check_chains(&processor)?;
+        Ok(processor)
     }
 
     /// Nothing changes, but lost workers, and a processor that could not be loaded before, are started again.
-    async fn refresh(&self, known: Deployed) -> Result<Processor, ProcessorError> {
+    async fn refresh(&self, known: Deployed, loaded: &Loaded) -> Result<Processor, TurnError> {
         let standings = self.inner.supervisor.standings(&known.processor.name);
         let lost = |(_, standing): &(Input, Standing)| matches!(standing.state, State::Stopped(_));
         if known.problem.is_none() && !standings.iter().any(lost) {
             return Ok(known.processor);
         }
-        let (prepared, trial_problem) = self.prepare_alone_if_need_be(&known.processor).await?;
+        let (prepared, trial_problem) = self
+            .prepare_alone_if_need_be(&known.processor, loaded)
+            .await?;
         self.run(&known.processor, prepared).await;
         self.know_with(known.processor.clone(), known.version, None, trial_problem);
         Ok(known.processor)
@@ -290,10 +325,7 @@ impl Processors {
     async fn pause_now(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
         let known = self.known(name)?;
         let mut processor = known.processor;
-        if !std::mem::replace(&mut processor.paused, true) {
-            let current = processor.current;
-            self.record(&mut processor, ChangeKind::Pause, current, None);
-        }
+        pause(&mut processor, self.asked());
         let version = self.keep(&processor).await?;
         self.inner.supervisor.pause(name);
         self.know_with(
@@ -316,29 +348,22 @@ impl Processors {
         name: &ProcessorName,
         accept_dead_letters: Option<u64>,
     ) -> Result<Processor, ProcessorError> {
-        self.inner
-            .catalogue
-            .decide(|| self.resume_now(name, accept_dead_letters))
-            .await
+        self.decide(name, async |loaded| {
+            self.resume_now(name, accept_dead_letters, &loaded).await
+        })
+        .await
     }
 
     async fn resume_now(
         &self,
         name: &ProcessorName,
         accept_dead_letters: Option<u64>,
-    ) -> Result<Processor, ProcessorError> {
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let mut processor = self.known(name)?.processor;
-        let was_paused = std::mem::replace(&mut processor.paused, false);
-        if was_paused || accept_dead_letters.is_some() {
-            let text = accept_dead_letters.map(|count| format!("{count} dead letters accepted"));
-            let current = processor.current;
-            self.record(&mut processor, ChangeKind::Resume, current, text);
-        }
-        // This tells other hosts of it, even if nothing else differs.
-        let accepted = accept_dead_letters.unwrap_or(0);
-        processor.resumes.again(processor.current, accepted);
+        resume(&mut processor, self.asked(), accept_dead_letters);
         // A trial that cannot be loaded must not keep the current revision from running.
-        let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor).await?;
+        let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor, loaded).await?;
         let version = self.keep(&processor).await?;
         self.run(&processor, prepared).await;
         self.know_with(processor.clone(), version, None, trial_problem);
@@ -474,7 +499,8 @@ impl Processors {
     /// What a change of a processor depends on: itself, all others, and the topics and modules of its revisions that should run.
     fn stands_on(&self, processor: &Processor) -> Vec<Expectation> {
         let engine = &self.inner.engine;
-        let trial = on_trial(processor).and_then(|number| processor.revision(number));
+        let trial = processor.on_trial();
+        let trial = trial.and_then(|number| processor.revision(number));
         let mut expects = vec![
             self.inner.catalogue.as_known(&processor.name),
             self.inner.catalogue.all_as_known(),
@@ -492,10 +518,14 @@ impl Processors {
         expects
     }
 
-    /// Load first, then one commit, then tell the workers: a failure before the commit changes nothing.
-    pub(crate) async fn change(&self, processor: Processor) -> Result<Processor, ProcessorError> {
+    /// The end of a turn: one commit, then the workers are told. A failure before the commit changes nothing.
+    pub(crate) async fn change(
+        &self,
+        processor: Processor,
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let mut expects = self.stands_on(&processor);
-        let prepared = self.prepare(&processor).await?;
+        let prepared = self.prepare(&processor, loaded).await?;
         expects.extend(read_by(&prepared));
         let version = self.keep_on(&processor, expects).await?;
         self.run(&processor, prepared).await;

@@ -3,11 +3,10 @@
 use std::collections::HashSet;
 
 use millrace_engine::{Entry, EntryKind};
-use millrace_model::{Processor, ProcessorName, Topic};
+use millrace_model::{Processor, ProcessorName, Topic, Trial};
 
 use crate::catalogue::deployed::Deployed;
 use crate::processors::handle::Processors;
-use crate::processors::revisions::on_trial;
 use crate::processors::waiting_gauge::none_waiting;
 
 impl Processors {
@@ -151,8 +150,9 @@ fn runs_alike(one: &Processor, other: &Processor) -> bool {
         revision.map(|r| (r.number, r.deployed_at, r.spec.clone()))
     };
     let what_runs = |processor: &Processor| {
-        let share = processor.canary.as_ref().map(|canary| canary.percent);
-        let trial = on_trial(processor).and_then(|number| revision(processor, number));
+        let trial = processor.on_trial();
+        let trial = trial.and_then(|number| revision(processor, number));
+        let share = processor.trial.as_ref().and_then(Trial::percent);
         (revision(processor, processor.current), trial, share)
     };
     one.paused == other.paused && one.replay == other.replay && what_runs(one) == what_runs(other)

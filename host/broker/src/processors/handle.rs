@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use millrace_engine::Engine;
 use millrace_model::{Clock, ProcessorName};
+use tokio::sync::RwLock;
 
 use crate::catalogue::handle::Catalogue;
 use crate::dispatch::supervisor::Supervisor;
@@ -39,6 +40,8 @@ pub(crate) struct Inner {
     pub(super) supervisor: Supervisor,
     pub(super) catalogue: Catalogue,
     pub(super) messages: Messages,
+    /// Read by changes between their turns, and taken by a stop, which waits for them.
+    pub(super) changes_under_way: RwLock<()>,
     sends_again: OnceLock<Weak<dyn SendsAgain>>,
 }
 
@@ -65,6 +68,7 @@ impl Processors {
             supervisor,
             catalogue,
             messages,
+            changes_under_way: RwLock::default(),
             sends_again: OnceLock::new(),
         }))
     }

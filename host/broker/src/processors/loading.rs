@@ -1,23 +1,23 @@
-//! Prepares a revision: checks its specification, loads its modules, and creates the topics that it owns. Nothing takes effect until
-//! the catalogue says so.
+//! Prepares a revision: checks its specification, loads its modules, and creates the topics that it owns. Loading needs no lock; the rest
+//! belongs to a turn. Nothing takes effect until the catalogue says so.
 
 use std::sync::Arc;
 
-use millrace_engine::{TopicChange, TopicError};
+use millrace_engine::{CommitError, TopicChange, TopicError};
 use millrace_model::bounds::{
     ANSWER_OUTPUT_BYTES_MAX, BATCH_MESSAGES_MAX, PARKED_MESSAGES_MAX, PROCESSOR_BATCH_BYTES_MAX,
     PROCESSOR_HOPS_MAX, PROCESSOR_TOPICS_MAX, RETRY_DELAY_MS_MAX,
 };
 use millrace_model::{
     Digest, Processor, ProcessorName, ProcessorSpec, Replay, Revision, Timestamp, Topic, TopicName,
-    TopicSpec,
+    TopicSpec, Trial,
 };
 
 use crate::catalogue::deciding::heard_of;
 use crate::dispatch::breaker::Back;
 use crate::dispatch::input::Input;
 use crate::dispatch::live::{Live, OutputTopic, OutputTopics};
-use crate::dispatch::prepared::Prepared;
+use crate::dispatch::prepared::{Prepared, PreparedTrial};
 use crate::ground::chains::endless_cycle;
 use crate::ground::own_topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX, own_name};
 use crate::ground::partitioner::PartitionerError;
@@ -25,7 +25,9 @@ use crate::ground::planted::planted;
 use crate::handler::{Interface, LoadRequest};
 use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
+use crate::processors::loaded::{Loaded, Purpose};
 use crate::processors::revisions::{kept, voided};
+use crate::processors::turns::TurnError;
 
 /// Maximum size of a breaker's window.
 const BREAKER_MESSAGES_MAX: u64 = 10_000;
@@ -35,27 +37,26 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 const LINGER_MS_MAX: u64 = 60_000;
 
 impl Processors {
-    /// Prepares the processor's current revision and the one on trial.
-    pub(crate) async fn prepare(&self, processor: &Processor) -> Result<Prepared, ProcessorError> {
-        let name = &processor.name;
-        let owner = name.as_str();
-        let (topics, live) = self
-            .prepare_one(processor, processor.current, owner)
-            .await?;
-        let canary = match &processor.canary {
+    /// Prepares the processor's current revision and the one on trial, with what is loaded of them. Creates the topics that it owns, once
+    /// nothing is lacking.
+    pub(crate) async fn prepare(
+        &self,
+        processor: &Processor,
+        loaded: &Loaded,
+    ) -> Result<Prepared, TurnError> {
+        let (topics, live) = self.prepare_one(processor, processor.current, loaded)?;
+        let trial = match processor.trial {
             None => None,
-            Some(canary) => {
-                let (_, live) = self.prepare_one(processor, canary.revision, owner).await?;
-                Some((live, canary.percent))
+            Some(Trial::Canary {
+                revision, percent, ..
+            }) => {
+                let (_, live) = self.prepare_one(processor, revision, loaded)?;
+                Some(PreparedTrial::Canary { live, percent })
             }
-        };
-        let shadow = match &processor.shadow {
-            None => None,
-            Some(shadow) => {
-                // A shadow's log lines do not count, and take no room from others.
-                let owner = format!("{name}/shadow");
-                let (_, live) = self.prepare_one(processor, shadow.revision, &owner).await?;
-                Some((live, self.inner.clock.wall()))
+            Some(Trial::Shadow { revision, .. }) => {
+                let (_, live) = self.prepare_one(processor, revision, loaded)?;
+                let since = self.inner.clock.wall();
+                Some(PreparedTrial::Shadow { live, since })
             }
         };
         let mut inputs = Vec::new();
@@ -64,8 +65,7 @@ impl Processors {
         }
         Ok(Prepared {
             live,
-            canary,
-            shadow,
+            trial,
             inputs,
         })
     }
@@ -86,16 +86,18 @@ impl Processors {
         Ok(inputs)
     }
 
-    async fn prepare_one(
+    fn prepare_one(
         &self,
         processor: &Processor,
         number: u32,
-        owner: &str,
-    ) -> Result<(Vec<Topic>, Arc<Live>), ProcessorError> {
+        loaded: &Loaded,
+    ) -> Result<(Vec<Topic>, Arc<Live>), TurnError> {
         let revision = kept(processor, number)?;
         check_bounds(&revision.spec)?;
         let topics = self.check_topics(&processor.name, &revision.spec)?;
-        let mut live = self.load(&processor.name, revision, owner).await?;
+        let owner = owner_of(processor, number);
+        let live = self.live(&processor.name, revision, &owner, loaded)?;
+        let mut live = live.ok_or_else(|| TurnError::not_loaded(processor))?;
         live.outputs.takes_all = processor.replay.is_some();
         live.made_at = processor.made_at;
         live.back = back_among(processor, number, |revision| {
@@ -176,25 +178,121 @@ impl Processors {
         Ok(self.inner.catalogue.known_topic(topic)?)
     }
 
-    /// Loads a revision's modules.
+    /// Loads what the processor would run, except what is loaded already.
+    pub(super) async fn load_all(
+        &self,
+        processor: &Processor,
+        before: &Loaded,
+    ) -> Result<Loaded, ProcessorError> {
+        let mut loaded = Loaded::default();
+        for number in [Some(processor.current), processor.on_trial()]
+            .into_iter()
+            .flatten()
+        {
+            let (revision, owner) = (kept(processor, number)?, owner_of(processor, number));
+            let name = &processor.name;
+            self.load_one(name, revision, &owner, before, &mut loaded)
+                .await?;
+        }
+        Ok(loaded)
+    }
+
+    async fn load_one(
+        &self,
+        name: &ProcessorName,
+        revision: &Revision,
+        owner: &str,
+        before: &Loaded,
+        loaded: &mut Loaded,
+    ) -> Result<(), ProcessorError> {
+        let (spec, made_at) = (&revision.spec, self.made_at(name));
+        let purpose = Purpose::of(revision, owner, made_at, spec.module);
+        let handler = match before.processor(&purpose) {
+            Some(handler) => handler,
+            None => {
+                let needs = Interface::MessageProcessor;
+                let request = self
+                    .load_request(owner, revision, spec.module, needs)
+                    .await?;
+                let handler = self.inner.modules.processor(request).await?;
+                self.check_still_there(spec.module)?;
+                handler
+            }
+        };
+        loaded.add_processor(purpose, handler);
+        if let Some(digest) = spec.error_handler {
+            let purpose = Purpose::of(revision, owner, made_at, digest);
+            let handler = match before.error_handler(&purpose) {
+                Some(handler) => handler,
+                None => {
+                    let needs = Interface::ErrorHandler;
+                    let request = self.load_request(owner, revision, digest, needs).await?;
+                    let handler = self.inner.modules.error_handler(request).await?;
+                    self.check_still_there(digest)?;
+                    handler
+                }
+            };
+            loaded.add_error_handler(purpose, handler);
+        }
+        for topic in self.written_by(spec)? {
+            let (engine, modules) = (&*self.inner.engine, &*self.inner.modules);
+            let partitioner = self.inner.partitioners.of(&topic, engine, modules).await;
+            let partitioner = partitioner.map_err(|error| match error {
+                PartitionerError::UnknownModule(digest) => ProcessorError::UnknownModule(digest),
+                PartitionerError::Admit(error) => ProcessorError::Admit(error),
+                PartitionerError::Read(error) => ProcessorError::Read(error),
+            })?;
+            loaded.add_partitioner(topic.id, partitioner);
+        }
+        Ok(())
+    }
+
+    /// Loads a revision, to be called outside of workers.
     pub(crate) async fn load(
         &self,
         name: &ProcessorName,
         revision: &Revision,
         owner: &str,
     ) -> Result<Live, ProcessorError> {
-        let spec = &revision.spec;
-        let request = |digest, interface| self.load_request(owner, revision, digest, interface);
-        let processor = request(spec.module, Interface::MessageProcessor).await?;
-        let handler = self.inner.modules.processor(processor).await?;
-        let failures = match spec.error_handler {
-            None => None,
-            Some(digest) => {
-                let errors = request(digest, Interface::ErrorHandler).await?;
-                Some(self.inner.modules.error_handler(errors).await?)
-            }
+        let mut loaded = Loaded::default();
+        self.load_one(name, revision, owner, &Loaded::default(), &mut loaded)
+            .await?;
+        // An output topic was deleted and created again meanwhile.
+        let changed = || CommitError::Conflict(Arc::new(self.inner.catalogue.as_known(name)));
+        let live = self.live(name, revision, owner, &loaded)?;
+        Ok(live.ok_or_else(changed)?)
+    }
+
+    /// A revision with what is loaded of it, if that is everything. Its modules must still exist.
+    fn live(
+        &self,
+        name: &ProcessorName,
+        revision: &Revision,
+        owner: &str,
+        loaded: &Loaded,
+    ) -> Result<Option<Live>, ProcessorError> {
+        let (spec, made_at) = (&revision.spec, self.made_at(name));
+        let purpose = |digest| Purpose::of(revision, owner, made_at, digest);
+        self.check_module(spec.module, Interface::MessageProcessor)?;
+        let Some(handler) = loaded.processor(&purpose(spec.module)) else {
+            return Ok(None);
         };
-        Ok(Live {
+        let mut failures = None;
+        if let Some(digest) = spec.error_handler {
+            self.check_module(digest, Interface::ErrorHandler)?;
+            failures = loaded.error_handler(&purpose(digest));
+            if failures.is_none() {
+                return Ok(None);
+            }
+        }
+        let mut topics = Vec::new();
+        for topic in self.written_by(spec)? {
+            let Some(partitioner) = loaded.partitioner(topic.id) else {
+                return Ok(None);
+            };
+            topics.push(OutputTopic { topic, partitioner });
+        }
+        Ok(Some(Live {
             processor: name.clone(),
             revision: revision.number,
             made_at: Timestamp::default(),
@@ -206,8 +304,38 @@ impl Processors {
             module: spec.module.to_string(),
             handler,
             failures,
-            outputs: self.outputs_of(spec).await?,
-        })
+            outputs: OutputTopics {
+                topics,
+                default: spec.output.is_some().then_some(0),
+                takes_all: false,
+            },
+        }))
+    }
+
+    /// When the processor was created that exists now.
+    fn made_at(&self, name: &ProcessorName) -> Option<Timestamp> {
+        let known = self.inner.catalogue.processors();
+        known.get(name).map(|known| known.processor.made_at)
+    }
+
+    /// Checks that a module still exists after it was loaded. If it was deleted meanwhile, what the load stored of it goes as well.
+    fn check_still_there(&self, digest: Digest) -> Result<(), ProcessorError> {
+        if self.inner.catalogue.module_of(digest).is_none() {
+            self.inner.modules.forget(digest);
+            return Err(ProcessorError::UnknownModule(digest));
+        }
+        Ok(())
+    }
+
+    /// Checks that a module exists and can be used like this.
+    fn check_module(&self, digest: Digest, needs: Interface) -> Result<(), ProcessorError> {
+        let module = self.inner.catalogue.module_of(digest);
+        let module = module.ok_or(ProcessorError::UnknownModule(digest))?;
+        let has = module.facts.exports;
+        match has.contains(&needs) {
+            true => Ok(()),
+            false => Err(ProcessorError::WrongInterface { digest, needs, has }),
+        }
     }
 
     async fn load_request(
@@ -217,45 +345,26 @@ impl Processors {
         digest: Digest,
         needs: Interface,
     ) -> Result<LoadRequest, ProcessorError> {
-        let unknown = || ProcessorError::UnknownModule(digest);
-        let module = self.inner.catalogue.module_of(digest).ok_or_else(unknown)?;
-        if !module.facts.exports.contains(&needs) {
-            let has = module.facts.exports;
-            return Err(ProcessorError::WrongInterface { digest, needs, has });
-        }
+        self.check_module(digest, needs)?;
         let bytes = self.inner.engine.module(digest).await?;
         Ok(LoadRequest {
             digest,
-            bytes: bytes.ok_or_else(unknown)?,
+            bytes: bytes.ok_or(ProcessorError::UnknownModule(digest))?,
             owner: owner.to_owned(),
             revision: revision.number,
             limits: revision.spec.limits.clone(),
         })
     }
 
-    async fn outputs_of(&self, spec: &ProcessorSpec) -> Result<OutputTopics, ProcessorError> {
-        let mut names: Vec<&TopicName> = spec.output.iter().chain(&spec.grants).collect();
-        names.dedup();
-        let mut topics: Vec<OutputTopic> = Vec::with_capacity(names.len());
-        for name in names {
-            if topics.iter().any(|known| known.topic.spec.name == *name) {
-                continue;
+    /// The topics that a revision may write to, its default output first.
+    fn written_by(&self, spec: &ProcessorSpec) -> Result<Vec<Topic>, ProcessorError> {
+        let mut topics: Vec<Topic> = Vec::new();
+        for name in spec.output.iter().chain(&spec.grants) {
+            if topics.iter().all(|known| known.spec.name != *name) {
+                topics.push(self.existing(name)?);
             }
-            let topic = self.existing(name)?;
-            let (engine, modules) = (&*self.inner.engine, &*self.inner.modules);
-            let partitioner = self.inner.partitioners.of(&topic, engine, modules).await;
-            let partitioner = partitioner.map_err(|error| match error {
-                PartitionerError::UnknownModule(digest) => ProcessorError::UnknownModule(digest),
-                PartitionerError::Admit(error) => ProcessorError::Admit(error),
-                PartitionerError::Read(error) => ProcessorError::Read(error),
-            })?;
-            topics.push(OutputTopic { topic, partitioner });
         }
-        Ok(OutputTopics {
-            topics,
-            default: spec.output.is_some().then_some(0),
-            takes_all: false,
-        })
+        Ok(topics)
     }
 
     /// The partitions of an input topic, and those of its redrive topic.
@@ -363,13 +472,30 @@ fn limit(inputs: &mut Vec<Input>, replay: &Replay) {
 
 /// The revisions that the processor's messages reach: the current one, and the canary.
 fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, ProcessorSpec)> {
-    let canary = processor.canary.as_ref().map(|canary| canary.revision);
-    let numbers = [Some(processor.current), canary];
+    let numbers = [Some(processor.current), canary_of(processor)];
     let revisions = numbers.into_iter().flatten();
     let revisions = revisions.filter_map(|number| processor.revision(number));
     // A replay ends by itself.
     let revisions = revisions.filter(|_| processor.replay.is_none());
     revisions.map(|revision| (processor.name.clone(), revision.spec.clone()))
+}
+
+/// In whose name a revision's components log. A shadow's lines do not count, and take no room from others.
+fn owner_of(processor: &Processor, number: u32) -> String {
+    match processor.trial {
+        Some(Trial::Shadow { revision, .. }) if revision == number => {
+            format!("{}/shadow", processor.name)
+        }
+        _ => processor.name.to_string(),
+    }
+}
+
+/// The number of the canary.
+fn canary_of(processor: &Processor) -> Option<u32> {
+    match processor.trial {
+        Some(Trial::Canary { revision, .. }) => Some(revision),
+        Some(Trial::Shadow { .. }) | None => None,
+    }
 }
 
 /// The revision to go back to from this one. From a canary it is the current one.
@@ -384,8 +510,7 @@ fn back_among(
     number: u32,
     can_run: impl Fn(&Revision) -> bool,
 ) -> Option<Back> {
-    let canary = processor.canary.as_ref();
-    let back = match canary.is_some_and(|canary| canary.revision == number) {
+    let back = match canary_of(processor) == Some(number) {
         true => processor.current(),
         false if planted!(BackToTheOneBefore) => processor.revision(number - 1),
         false => processor.way_back_among(number, can_run),

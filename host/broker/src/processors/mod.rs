@@ -1,5 +1,5 @@
 //! Processors: deployed, tried beside the current revision, taken back, paused, deleted; their state and what they have parked. A change
-//! is loaded first, becomes true by one commit of the catalogue, and is then shown to the workers, which take it at their next batch.
+//! is loaded first, without the catalogue's lock, becomes true by one commit of the catalogue, and is then shown to the workers, which take it at their next batch.
 
 #[cfg(test)]
 mod bad_deploys;
@@ -10,13 +10,15 @@ pub(crate) mod error;
 pub(crate) mod following;
 pub(crate) mod going_back;
 pub(crate) mod handle;
-pub(crate) mod history;
+pub(crate) mod loaded;
 pub(crate) mod loading;
 pub(crate) mod next_spec;
 pub(crate) mod parked;
 pub(crate) mod replay;
 pub(crate) mod revisions;
+pub(crate) mod seen;
 pub(crate) mod shadow;
 pub(crate) mod states;
 pub(crate) mod status;
+pub(crate) mod turns;
 pub(crate) mod waiting_gauge;

@@ -8,14 +8,17 @@ use std::ops::Range;
 use millrace_model::batch::RecordView;
 use millrace_model::bounds::{REPLAY_NAMES_MAX, REPLAY_PARTITIONS_MAX};
 use millrace_model::{
-    ChangeKind, Offset, PartitionId, Processor, ProcessorName, ProcessorSpec, Replay, ReplayRange,
-    Timestamp, Topic, TopicName, TopicPartition,
+    Offset, PartitionId, Processor, ProcessorName, ProcessorSpec, Replay, ReplayRange, Timestamp,
+    Topic, TopicName, TopicPartition,
 };
+use parking_lot::Mutex;
 
 use crate::ground::packing;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
-use crate::processors::revisions::kept;
+use crate::processors::loaded::Loaded;
+use crate::processors::revisions::{create_replay, kept};
+use crate::processors::turns::TurnError;
 
 /// Maximum bytes read to check whether there is anything to replay; beyond that the replay finds out.
 const LOOKED_AT_BYTES_MAX: usize = 64 << 20;
@@ -37,6 +40,13 @@ pub struct ReplayRequest {
     pub name: Option<ProcessorName>,
 }
 
+/// What a turn found in the topics, for the next one: looking may take a while.
+#[derive(Clone)]
+struct Looked {
+    at: Vec<Topic>,
+    ranges: Vec<ReplayRange>,
+}
+
 impl Processors {
     /// Creates a processor that replays a time range of the input of processor `of`.
     ///
@@ -47,20 +57,24 @@ impl Processors {
         of: &ProcessorName,
         request: ReplayRequest,
     ) -> Result<Processor, ProcessorError> {
-        self.inner
-            .catalogue
-            .decide(|| self.replay_now(of, &request))
-            .await
+        let looked = Mutex::default();
+        self.decide(of, async |loaded| {
+            self.replay_now(of, &request, &looked, &loaded).await
+        })
+        .await
     }
 
     async fn replay_now(
         &self,
         of: &ProcessorName,
         request: &ReplayRequest,
-    ) -> Result<Processor, ProcessorError> {
+        looked: &Mutex<Option<Looked>>,
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let original = self.known(of)?.processor;
         if original.replay.is_some() {
-            return refuse(format!("{of} is itself a replay; replay its original"));
+            let why = format!("{of} is itself a replay; replay its original");
+            return Err(ProcessorError::Replay(why).into());
         }
         let number = request.revision.unwrap_or(original.current);
         let spec = replayed(kept(&original, number)?.spec.clone(), &request.into)?;
@@ -69,29 +83,29 @@ impl Processors {
             .iter()
             .filter_map(|topic| self.inner.catalogue.topic(topic));
         let topics: Vec<Topic> = topics.collect();
-        let ranges = self.ranges(&topics, request).await?;
+        let before = looked.lock().clone().filter(|looked| looked.at == topics);
+        let ranges = match before {
+            Some(before) => before.ranges,
+            None => self.ranges(&topics, request).await?,
+        };
+        *looked.lock() = Some(Looked {
+            at: topics.clone(),
+            ranges: ranges.clone(),
+        });
         let name = match &request.name {
             Some(name) => self.unused(name, &topics).await?,
             None => self.next_name(of, &topics).await?,
         };
-        let mut processor = self.first_revision(&name, spec);
-        // Guests know the original's number.
-        processor.current = number;
-        for revision in processor.revisions.iter_mut() {
-            revision.number = number;
-        }
-        processor.changes.clear();
-        let text = format!("revision {number} of {of} into {}", request.into);
-        self.record(&mut processor, ChangeKind::Replay, number, Some(text));
-        processor.replay = Some(Replay {
+        let replay = Replay {
             of: of.clone(),
             revision: number,
             from: request.from,
             until: request.until,
             into: request.into.clone(),
             ranges,
-        });
-        self.change(processor).await
+        };
+        let processor = create_replay(&name, spec, replay, self.asked());
+        self.change(processor, loaded).await
     }
 
     /// The content of the range now, by partition.

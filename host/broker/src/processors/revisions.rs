@@ -1,191 +1,382 @@
-//! The rules of revisions: which is current, which is on trial, how each did, and which are kept. Plain decisions about one processor, with
-//! the time handed in.
+//! The rules of revisions: which one is current, which one is on trial, which are kept, and what the history says.
+//!
+//! Each transition is a plain decision about one processor. It is handed who asks, the time, and what the workers have seen; it reads and
+//! writes nothing else. A refused transition changes nothing. Verbs call these, and commit what comes out.
 
-use millrace_model::bounds::REVISIONS_KEPT_MAX;
-use millrace_model::{Processor, ProcessorSpec, Record, Rejections, Revision, Timestamp};
+mod records;
+mod ways_back;
 
-use crate::dispatch::breaker::{CLASSES_MAX, Noted, PROVEN_AFTER, PROVEN_MESSAGES};
-use crate::ground::planted::planted;
-use crate::processors::error::ProcessorError;
+#[cfg(test)]
+mod tests;
 
-/// The first run of unproven revisions of a new processor. Counts in the progress of a deleted processor of the same name belong to
-/// none of its runs.
-pub(crate) fn first_run(now: Timestamp) -> u32 {
-    // Tenths of seconds, which last for about thirteen years.
-    ((now.0 / 100) as u32).max(1)
+use millrace_model::bounds::{CHANGE_TEXT_BYTES_MAX, CHANGES_KEPT_MAX};
+use millrace_model::{
+    Change, ChangeKind, Processor, ProcessorName, ProcessorSpec, Record, Replay, Revision,
+    Timestamp, Trial,
+};
+
+use crate::dispatch::breaker::Noted;
+use crate::ground::text::cut;
+use crate::processors::error::{ProcessorError, invalid};
+use records::{begin_anew, first_run};
+
+pub(crate) use records::{
+    forget_oldest, leave, make_void, take_down, told_of_records, unproven_run, voided,
+};
+pub(crate) use ways_back::{Asks, gone_back_from, roll_back, take_back};
+
+/// Who changes a processor, and when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    /// Who, as claimed.
+    pub(crate) by: Option<&'a str>,
+    pub(crate) now: Timestamp,
 }
 
-/// Another revision becomes current; the previous one had this record.
-pub(crate) fn leave(processor: &mut Processor, noted: Option<Noted>, now: Timestamp) {
-    let number = processor.current;
-    if let Some(noted) = noted {
-        take_down(processor, number, noted, now);
-    }
-    let left = processor.revisions.iter().map(|r| r.record.left_as).max();
-    if let Some(current) = processor.revisions.iter_mut().find(|r| r.number == number) {
-        current.record.left_as = left.unwrap_or(0).saturating_add(1);
+/// What this host has seen of the revisions that run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    /// The current revision's record until now; `None` if it does not run here.
+    pub(crate) noted: Option<Noted>,
+    /// Why the current revision could not be loaded.
+    pub(crate) problem: Option<String>,
+    /// Why the revision on trial could not be loaded.
+    pub(crate) trial_problem: Option<String>,
+    /// Why the revision on trial is about to be withdrawn.
+    pub(crate) trouble: Option<String>,
+    /// What the revision on trial did wrong, for the history.
+    pub(crate) wrong: Option<String>,
+}
+
+/// How a deployed revision begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    /// It takes over from the current one.
+    Current,
+    /// It takes the messages of this percentage of the keys.
+    Canary { percent: u32 },
+    /// It is called beside the current one.
+    Shadow,
+}
+
+/// A processor with its first revision.
+pub(crate) fn create(name: &ProcessorName, spec: ProcessorSpec, asked: Asked) -> Processor {
+    let mut processor = begun(name, 1, spec, asked);
+    record(&mut processor, asked, ChangeKind::Deploy, 1, None);
+    processor
+}
+
+/// A processor that replays a revision of another one. Guests know that one's number, so it stays the same.
+pub(crate) fn create_replay(
+    name: &ProcessorName,
+    spec: ProcessorSpec,
+    replay: Replay,
+    asked: Asked,
+) -> Processor {
+    let number = replay.revision;
+    let mut processor = begun(name, number, spec, asked);
+    let text = format!("revision {number} of {} into {}", replay.of, replay.into);
+    record(
+        &mut processor,
+        asked,
+        ChangeKind::Replay,
+        number,
+        Some(text),
+    );
+    processor.replay = Some(replay);
+    processor
+}
+
+fn begun(name: &ProcessorName, number: u32, spec: ProcessorSpec, asked: Asked) -> Processor {
+    let first = Revision {
+        unproven_run: first_run(asked.now),
+        ..revision(number, spec, asked)
+    };
+    Processor {
+        name: name.clone(),
+        made_at: asked.now,
+        current: number,
+        paused: false,
+        revisions: vec![first],
+        trial: None,
+        replay: None,
+        start: Vec::new(),
+        resumes: Default::default(),
+        changes: Vec::new(),
     }
 }
 
-/// Merges a revision's record, running or final, with what other hosts saw; returns whether anything is new.
-pub(crate) fn take_down(
+/// Deploys a specification. The one on trial is not deployed twice: it begins in the new way. Returns whether anything changes.
+pub(crate) fn deploy(
     processor: &mut Processor,
-    number: u32,
-    noted: Noted,
-    now: Timestamp,
-) -> bool {
-    let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) else {
-        return false;
-    };
-    let before = revision.record.clone();
-    let record = &mut revision.record;
-    let worked_now = (noted.has_worked && !revision.trial).then_some(now);
-    let (fresh, goes_on) = (u64::from(noted.fresh), noted.goes_on);
-    let noted = noted.record;
-    record.proven |= noted.proven;
-    record.proven_anew |= noted.proven_anew;
-    record.worked_at = record.worked_at.or(worked_now);
-    let processed = (u64::from(record.processed) + fresh).min(PROVEN_MESSAGES);
-    record.processed = processed as u32;
-    if noted.stopped.is_some() || goes_on {
-        // Otherwise it may be stopped on another host.
-        record.stopped = noted.stopped;
-    }
-    record.processed_since = match record.stopped {
-        Some(_) => None,
-        // The hour counts from when it was stopped nowhere.
-        None => record.processed_since.max(noted.processed_since),
-    };
-    for class in noted.doubted {
-        if !record.doubted.contains(&class) && record.doubted.len() < CLASSES_MAX {
-            record.doubted.push(class);
+    asked: Asked,
+    seen: Seen,
+    spec: ProcessorSpec,
+    beginning: Beginning,
+) -> Result<bool, ProcessorError> {
+    match beginning {
+        Beginning::Current if processor.current().is_some_and(|r| r.spec == spec) => Ok(false),
+        Beginning::Current if is_tried(processor, &spec) => {
+            promote(processor, asked, seen, false)?;
+            Ok(true)
         }
-    }
-    reject(record, noted.rejections, noted.measured);
-    *record != before
-}
-
-/// Shares come from the host that has measured most; a class is not forgotten because another host has not seen it.
-fn reject(record: &mut Record, rejections: Vec<Rejections>, measured: u32) {
-    if rejections.is_empty() {
-        return;
-    }
-    if measured >= record.measured {
-        // The host that reports has followed the stored record, and its own includes it.
-        (record.rejections, record.measured) = (rejections, measured);
-        return;
-    }
-    for one in rejections {
-        let is_known = record
-            .rejections
-            .iter()
-            .any(|known| known.class == one.class);
-        if !is_known && record.rejections.len() < CLASSES_MAX {
-            record.rejections.push(one);
+        Beginning::Current => {
+            deploy_anew(processor, asked, seen, spec)?;
+            Ok(true)
+        }
+        Beginning::Canary { .. } | Beginning::Shadow => {
+            begin_trial(processor, asked, &seen, spec, beginning)
         }
     }
 }
 
-/// The run of a revision that becomes current: that of the previous one, or a new one if that was proven meanwhile. A revision that was
-/// proven earlier and rolled back to does not start a new run.
-pub(crate) fn unproven_run(processor: &Processor) -> u32 {
-    let goes_on = |current: &&Revision| {
-        !current.record.proven_anew && current.unproven_run > 0 && !planted!(BoundPerRevision)
-    };
-    let last = processor.revisions.iter().map(|r| r.unproven_run).max();
-    match processor.current().filter(goes_on) {
-        Some(current) => current.unproven_run,
-        None => last.unwrap_or(0).wrapping_add(1).max(1),
+/// Makes the specification current as a new revision, even if another one has the same; returns its number. A trial ends.
+pub(crate) fn deploy_anew(
+    processor: &mut Processor,
+    asked: Asked,
+    seen: Seen,
+    spec: ProcessorSpec,
+) -> Result<u32, ProcessorError> {
+    check_no_replay(processor)?;
+    leave(processor, seen, asked.now);
+    let number = add(processor, asked, spec, false);
+    end_trial(processor, asked, &format!("in favour of revision {number}"));
+    processor.current = number;
+    record(processor, asked, ChangeKind::Deploy, number, None);
+    Ok(number)
+}
+
+/// Puts a specification on trial beside the current revision. Another trial ends.
+fn begin_trial(
+    processor: &mut Processor,
+    asked: Asked,
+    seen: &Seen,
+    spec: ProcessorSpec,
+    beginning: Beginning,
+) -> Result<bool, ProcessorError> {
+    if let Beginning::Canary { percent } = beginning {
+        check_percent(percent)?;
+    }
+    check_beside(processor, &spec)?;
+    let tried = processor.on_trial().filter(|_| is_tried(processor, &spec));
+    // One that could not be loaded is tried again.
+    let goes_on = processor.trial.as_ref().is_some_and(|trial| {
+        tried.is_some() && begins_as(trial) == beginning && seen.trial_problem.is_none()
+    });
+    if goes_on {
+        return Ok(false);
+    }
+    let number = tried.unwrap_or_else(|| add(processor, asked, spec, true));
+    if tried.is_none() {
+        end_trial(processor, asked, &format!("in favour of revision {number}"));
+    }
+    begin(processor, asked, number, beginning);
+    Ok(true)
+}
+
+/// How the revision on trial began, or would begin now to be as it is.
+fn begins_as(trial: &Trial) -> Beginning {
+    match *trial {
+        Trial::Canary { percent, .. } => Beginning::Canary { percent },
+        Trial::Shadow { .. } => Beginning::Shadow,
     }
 }
 
-/// Removes revisions beyond the maximum. Those that never worked as the current one are removed first, and do not displace others; the
-/// way back and the last proven one are always kept.
-pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
-    let was_proven = |r: &&Revision| r.record.proven && !r.trial && r.number != newest;
-    let proven = processor.revisions.iter().filter(was_proven);
-    let back = [
-        processor.way_back_from(newest).map(|r| r.number),
-        processor.way_back().map(|r| r.number),
-        proven
-            .max_by_key(|r| (r.record.left_as, r.number))
-            .map(|r| r.number),
-    ];
-    while processor.revisions.len() > REVISIONS_KEPT_MAX {
-        let stays = |r: &Revision| {
-            r.number == newest || processor.runs(r.number) || back.contains(&Some(r.number))
-        };
-        let has_worked = |r: &Revision| r.record.worked_at.is_some() && !r.trial;
-        let revisions = &processor.revisions;
-        let worked = revisions.iter().filter(|r| has_worked(r)).count();
-        let oldest = revisions.iter().position(|r| !has_worked(r) && !stays(r));
-        let oldest = oldest.or_else(|| {
-            let too_many = worked > REVISIONS_KEPT_MAX;
-            let oldest = || revisions.iter().position(|r| !stays(r));
-            too_many.then(oldest).flatten()
+fn begin(processor: &mut Processor, asked: Asked, revision: u32, beginning: Beginning) {
+    let since = asked.now;
+    let (trial, what, text) = match beginning {
+        Beginning::Canary { percent } => (
+            Trial::Canary {
+                revision,
+                percent,
+                since,
+            },
+            ChangeKind::Canary,
+            Some(format!("{percent} % of the keys")),
+        ),
+        Beginning::Current | Beginning::Shadow => {
+            (Trial::Shadow { revision, since }, ChangeKind::Shadow, None)
+        }
+    };
+    processor.trial = Some(trial);
+    record(processor, asked, what, revision, text);
+}
+
+/// Changes the canary's share; 0 withdraws it.
+pub(crate) fn change_share(
+    processor: &mut Processor,
+    asked: Asked,
+    percent: u32,
+) -> Result<(), ProcessorError> {
+    let Some(Trial::Canary {
+        revision,
+        percent: before,
+        ..
+    }) = processor.trial
+    else {
+        return Err(ProcessorError::NoTrial(processor.name.clone()));
+    };
+    if percent == 0 {
+        withdraw(processor, asked, None)?;
+    } else if percent != before {
+        check_percent(percent)?;
+        begin(processor, asked, revision, Beginning::Canary { percent });
+    }
+    Ok(())
+}
+
+/// Makes the revision on trial current, unless its trial has failed; or `anyway`. The history records what it did wrong.
+pub(crate) fn promote(
+    processor: &mut Processor,
+    asked: Asked,
+    seen: Seen,
+    anyway: bool,
+) -> Result<(), ProcessorError> {
+    let Some(revision) = processor.on_trial() else {
+        return Err(ProcessorError::NoTrial(processor.name.clone()));
+    };
+    kept(processor, revision)?;
+    if let Some(why) = seen.trouble.clone().filter(|_| !anyway) {
+        return Err(ProcessorError::TrialFails {
+            name: processor.name.clone(),
+            revision,
+            why,
         });
-        match oldest {
-            Some(oldest) => processor.revisions.remove(oldest),
-            None => break,
-        };
+    }
+    let before = processor.current;
+    let wrong = seen.wrong.as_ref();
+    let wrong = wrong.map_or_else(String::new, |wrong| format!("; on trial {wrong}"));
+    leave(processor, seen, asked.now);
+    let run = unproven_run(processor);
+    for promoted in with_number(processor, revision) {
+        begin_anew(promoted, before, asked.now);
+        promoted.unproven_run = run;
+    }
+    processor.trial = None;
+    processor.current = revision;
+    let text = format!("takes over from revision {before}{wrong}");
+    record(processor, asked, ChangeKind::Promote, revision, Some(text));
+    Ok(())
+}
+
+/// Ends the trial; the current revision takes all messages again.
+pub(crate) fn withdraw(
+    processor: &mut Processor,
+    asked: Asked,
+    why: Option<String>,
+) -> Result<(), ProcessorError> {
+    let Some(trial) = processor.trial.take() else {
+        return Err(ProcessorError::NoTrial(processor.name.clone()));
+    };
+    make_void(processor, trial.revision());
+    record(
+        processor,
+        asked,
+        ChangeKind::Withdraw,
+        trial.revision(),
+        why,
+    );
+    Ok(())
+}
+
+/// Ends the trial of a shadow.
+pub(crate) fn end_shadow(processor: &mut Processor, asked: Asked) -> Result<(), ProcessorError> {
+    match processor.trial {
+        Some(Trial::Shadow { .. }) => withdraw(processor, asked, None),
+        _ => Err(ProcessorError::NoTrial(processor.name.clone())),
     }
 }
 
-/// Entries of earlier versions have no records of revisions: each one that was current and not rolled back counts as having worked. The
-/// current one is proven only if it had its hour.
-pub(crate) fn told_of_records(processor: &mut Processor, now: Timestamp) {
+/// The host withdraws a failing revision, if it is still on trial; returns whether it was.
+pub(crate) fn withdraw_failing(
+    processor: &mut Processor,
+    asked: Asked,
+    revision: u32,
+    why: &str,
+) -> bool {
+    if processor.on_trial() != Some(revision) {
+        return false;
+    }
+    for bad in with_number(processor, revision) {
+        bad.note = Some(format!("withdrawn by the host: {why}"));
+    }
+    withdraw(processor, asked, Some(why.to_owned())).is_ok()
+}
+
+/// Takes no further batches.
+pub(crate) fn pause(processor: &mut Processor, asked: Asked) {
+    if !std::mem::replace(&mut processor.paused, true) {
+        let current = processor.current;
+        record(processor, asked, ChangeKind::Pause, current, None);
+    }
+}
+
+/// Takes batches again, and this many dead letters are accepted.
+pub(crate) fn resume(processor: &mut Processor, asked: Asked, accept_dead_letters: Option<u64>) {
+    let was_paused = std::mem::replace(&mut processor.paused, false);
     let current = processor.current;
-    for revision in processor
-        .revisions
-        .iter_mut()
-        .filter(|r| r.unproven_run == 0)
-    {
-        revision.unproven_run = revision.number;
-        if revision.trial || revision.note.is_some() {
-            continue;
-        }
-        let had_its_hour = revision.deployed_at.after(PROVEN_AFTER) <= now;
-        let proven = revision.number != current || had_its_hour;
-        let record = &mut revision.record;
-        record.worked_at = Some(revision.deployed_at);
-        (record.proven, record.proven_anew) = (proven, proven);
+    if was_paused || accept_dead_letters.is_some() {
+        let text = accept_dead_letters.map(|count| format!("{count} dead letters accepted"));
+        record(processor, asked, ChangeKind::Resume, current, text);
+    }
+    // This tells other hosts of it, even if nothing else differs.
+    let accepted = accept_dead_letters.unwrap_or(0);
+    processor.resumes.again(current, accepted);
+}
+
+/// Adds a revision, which is to become current or be on trial; returns its number.
+fn add(processor: &mut Processor, asked: Asked, spec: ProcessorSpec, trial: bool) -> u32 {
+    let newest = processor.revisions.iter().map(|r| r.number).max();
+    let number = newest.unwrap_or(0).max(processor.current) + 1;
+    let added = Revision {
+        predecessor: Some(processor.current),
+        unproven_run: unproven_run(processor),
+        trial,
+        ..revision(number, spec, asked)
+    };
+    processor.revisions.push(added);
+    forget_oldest(processor, number);
+    number
+}
+
+fn revision(number: u32, spec: ProcessorSpec, asked: Asked) -> Revision {
+    Revision {
+        number,
+        spec,
+        deployed_at: asked.now,
+        deployed_by: asked.by.map(str::to_owned),
+        predecessor: None,
+        trial: false,
+        note: None,
+        unproven_run: 0,
+        redrive_due: None,
+        record: Record::default(),
     }
 }
 
-/// The revision was rolled back or withdrawn: its decisions no longer count.
-pub(crate) fn make_void(processor: &mut Processor, number: u32) {
-    if let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) {
-        revision.record.voided = true;
-    }
+/// Ends the trial, if there is one; the history says why.
+fn end_trial(processor: &mut Processor, asked: Asked, why: &str) {
+    // Without one there is nothing to end.
+    let _ = withdraw(processor, asked, Some(why.to_owned()));
 }
 
-/// Another revision becomes current: the trial beside the previous one ends.
-pub(crate) fn end_trials(processor: &mut Processor) {
-    processor.canary = None;
-    processor.shadow = None;
-}
-
-/// The revision on trial.
-pub(crate) fn on_trial(processor: &Processor) -> Option<u32> {
-    let canary = processor.canary.as_ref().map(|canary| canary.revision);
-    canary.or_else(|| processor.shadow.as_ref().map(|shadow| shadow.revision))
-}
-
-/// The number of the revision on trial, if it has this specification.
-pub(crate) fn tried_already(processor: &Processor, spec: &ProcessorSpec) -> Option<u32> {
-    let tried = on_trial(processor).and_then(|number| processor.revision(number));
-    tried.filter(|r| r.spec == *spec).map(|r| r.number)
-}
-
-/// Makes a revision that was only tried current: from now on it counts as new.
-pub(crate) fn begin_anew(revision: &mut Revision, before: u32, now: Timestamp) {
-    revision.trial = false;
-    revision.deployed_at = now;
-    revision.predecessor = Some(before);
-    revision.note = None;
-    revision.record.worked_at = None;
-    revision.record.proven = false;
-    revision.record.begin_anew();
+/// Records a change.
+fn record(
+    processor: &mut Processor,
+    asked: Asked,
+    what: ChangeKind,
+    revision: u32,
+    text: Option<String>,
+) {
+    let excess = (processor.changes.len() + 1).saturating_sub(CHANGES_KEPT_MAX);
+    processor.changes.drain(..excess);
+    processor.changes.push(Change {
+        at: asked.now,
+        by: asked.by.map(str::to_owned),
+        what,
+        revision,
+        text: text.map(|text| cut(text, CHANGE_TEXT_BYTES_MAX)),
+    });
 }
 
 /// One of the processor's revisions.
@@ -198,11 +389,55 @@ pub(crate) fn kept(processor: &Processor, number: u32) -> Result<&Revision, Proc
     processor.revision(number).ok_or_else(unknown)
 }
 
-/// Revisions whose decisions no longer count: they were stopped when they were replaced, rolled back or withdrawn.
-pub(crate) fn voided(processor: &Processor) -> Vec<u32> {
-    let is_void = |r: &&Revision| {
-        !processor.runs(r.number) && (r.record.stopped.is_some() || r.record.voided)
-    };
-    let voided = processor.revisions.iter().filter(is_void);
-    voided.map(|r| r.number).collect()
+/// The same, to be changed; none if it is not kept.
+fn with_number(processor: &mut Processor, number: u32) -> impl Iterator<Item = &mut Revision> {
+    let revisions = processor.revisions.iter_mut();
+    revisions.filter(move |revision| revision.number == number)
+}
+
+/// Whether the revision on trial has this specification.
+fn is_tried(processor: &Processor, spec: &ProcessorSpec) -> bool {
+    let tried = processor.on_trial();
+    let tried = tried.and_then(|number| processor.revision(number));
+    tried.is_some_and(|revision| revision.spec == *spec)
+}
+
+fn check_percent(percent: u32) -> Result<(), ProcessorError> {
+    match percent {
+        1..=99 => Ok(()),
+        _ => invalid(format!(
+            "a canary's share is 1 to 99 %, not {percent} %. To give it all keys, promote it; to give it none, withdraw it (a share of 0)"
+        )),
+    }
+}
+
+/// Whether further revisions may be deployed.
+fn check_no_replay(processor: &Processor) -> Result<(), ProcessorError> {
+    match &processor.replay {
+        None => Ok(()),
+        Some(replay) => invalid(format!(
+            "{} is a replay of {}; deploy to that one, or delete the replay first",
+            processor.name, replay.of
+        )),
+    }
+}
+
+/// Whether a specification can be on trial beside the current one.
+fn check_beside(processor: &Processor, spec: &ProcessorSpec) -> Result<(), ProcessorError> {
+    check_no_replay(processor)?;
+    let current = &kept(processor, processor.current)?.spec;
+    if current == spec {
+        return invalid(format!(
+            "it is the same as the current revision {}; there is nothing to try",
+            processor.current
+        ));
+    }
+    let mut topics = [current.topics.clone(), spec.topics.clone()];
+    topics.iter_mut().for_each(|topics| topics.sort());
+    if topics[0] != topics[1] || current.order != spec.order {
+        return invalid(
+            "a revision on trial reads the same topics in the same order as the current one; to change those, deploy it without --canary or --shadow".to_owned(),
+        );
+    }
+    Ok(())
 }

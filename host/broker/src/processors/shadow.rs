@@ -1,14 +1,17 @@
 //! Shadows: a revision is called beside the current one, and its answers only count for a report. The catalogue stores which revision
 //! it is; the report is in memory, and starts over when the host restarts.
 
-use millrace_model::{ChangeKind, Processor, ProcessorName, Shadow};
+use std::collections::BTreeMap;
+
+use millrace_model::{Processor, ProcessorName, Trial};
 
 use crate::dispatch::comparison::ShadowReport;
-use crate::processors::canary::check_beside;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
-use crate::processors::loading::check_patience;
+use crate::processors::loaded::Loaded;
 use crate::processors::next_spec::NextSpec;
+use crate::processors::revisions::{Beginning, end_shadow};
+use crate::processors::turns::TurnError;
 
 impl Processors {
     /// Creates a revision that is called with the current one's settled batches. An existing trial ends; a revision on trial with the
@@ -21,36 +24,7 @@ impl Processors {
         name: &ProcessorName,
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
-        let next: NextSpec = spec.into();
-        self.inner
-            .catalogue
-            .decide(|| self.deploy_next_shadow(name, next.clone()))
-            .await
-    }
-
-    async fn deploy_next_shadow(
-        &self,
-        name: &ProcessorName,
-        next: NextSpec,
-    ) -> Result<Processor, ProcessorError> {
-        let known = self.known(name)?;
-        let spec = next.over(name, Some(&known.processor))?;
-        let mut processor = known.processor;
-        check_patience(&spec)?;
-        check_beside(&processor, &spec)?;
-        self.check_limits(&spec)?;
-        let revision = self.tried(&mut processor, spec);
-        let same = processor.shadow.as_ref().map(|shadow| shadow.revision);
-        if same == Some(revision) && known.trial_problem.is_none() {
-            return Ok(processor);
-        }
-        self.end_other_trial(&mut processor, revision);
-        processor.shadow = Some(Shadow {
-            revision,
-            since: self.inner.clock.wall(),
-        });
-        self.record(&mut processor, ChangeKind::Shadow, revision, None);
-        self.change(processor).await
+        self.deploy_as(name, spec.into(), Beginning::Shadow).await
     }
 
     /// Ends the shadow and discards its report.
@@ -58,19 +32,20 @@ impl Processors {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn end_shadow(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        self.inner
-            .catalogue
-            .decide(|| self.end_shadow_now(name))
-            .await
+        self.decide(name, async |loaded| {
+            self.end_shadow_now(name, &loaded).await
+        })
+        .await
     }
 
-    async fn end_shadow_now(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+    async fn end_shadow_now(
+        &self,
+        name: &ProcessorName,
+        loaded: &Loaded,
+    ) -> Result<Processor, TurnError> {
         let mut processor = self.known(name)?.processor;
-        if processor.shadow.is_none() {
-            return Err(ProcessorError::NoTrial(name.clone()));
-        }
-        self.withdraw(&mut processor, None);
-        self.change(processor).await
+        end_shadow(&mut processor, self.asked())?;
+        self.change(processor, loaded).await
     }
 
     /// The report of the processor's shadow, since it began on this host.
@@ -80,13 +55,40 @@ impl Processors {
     pub fn shadow_report(&self, name: &ProcessorName) -> Result<ShadowReport, ProcessorError> {
         let known = self.known(name)?;
         let report = self.inner.supervisor.shadow(name);
-        report.ok_or_else(|| match (known.processor.shadow, known.trial_problem) {
-            (Some(shadow), Some(why)) => ProcessorError::TrialNotLoaded {
+        report.ok_or_else(|| match (known.processor.trial, known.trial_problem) {
+            (Some(Trial::Shadow { revision, .. }), Some(why)) => ProcessorError::TrialNotLoaded {
                 name: name.clone(),
-                revision: shadow.revision,
+                revision,
                 why,
             },
             _ => ProcessorError::NoTrial(name.clone()),
         })
     }
+}
+
+/// The shadow's differences; `None` if there were none.
+pub(super) fn wrong_of_shadow(report: &ShadowReport) -> Option<String> {
+    let otherwise = report.compared.saturating_sub(report.alike);
+    let is_wrong = otherwise > 0 || !report.failed_calls.is_empty();
+    is_wrong.then(|| {
+        let counts = |counts: &BTreeMap<String, u64>| {
+            let counts = counts.iter().map(|(what, count)| format!("{what} {count}"));
+            counts.collect::<Vec<_>>().join(", ")
+        };
+        let mut text = format!(
+            "{otherwise} of {} messages had different results",
+            report.compared
+        );
+        if !report.outcomes.is_empty() {
+            text += &format!(" ({})", counts(&report.outcomes));
+        }
+        if !report.failed_calls.is_empty() {
+            text += &format!(
+                ", and calls failed: {}; they left {} messages without an answer",
+                counts(&report.failed_calls),
+                report.not_answered
+            );
+        }
+        text
+    })
 }

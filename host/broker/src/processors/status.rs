@@ -13,8 +13,8 @@ use crate::dispatch::input::Input;
 use crate::dispatch::standing::State;
 use crate::handler::GuestLine;
 use crate::processors::canary::CanaryStatus;
-use crate::processors::going_back::gone_back_from;
 use crate::processors::handle::Processors;
+use crate::processors::revisions::gone_back_from;
 
 /// A processor and its status.
 #[derive(Clone, Debug, Serialize)]

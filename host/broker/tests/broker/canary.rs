@@ -76,7 +76,7 @@ async fn canary_status(rig: &Rig) -> CanaryStatus {
 async fn withdrawn(rig: &Rig) -> Processor {
     for _ in 0..5_000 {
         let processor = current(rig).await;
-        if processor.canary.is_none() {
+        if processor.trial.is_none() {
             return processor;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -134,7 +134,7 @@ async fn a_canary_takes_its_share_of_the_keys_and_no_key_changes_sides() {
         .promote(&processor("p"))
         .await
         .unwrap();
-    assert_eq!((promoted.current, promoted.canary.as_ref()), (2, None));
+    assert_eq!((promoted.current, promoted.trial.as_ref()), (2, None));
     assert!(!promoted.revision(2).unwrap().trial);
     produce(&rig, 500, 6..7).await;
     rig.settled().await;
@@ -323,7 +323,7 @@ async fn canaries_that_come_and_go_amid_load_lose_repeat_and_reorder_nothing() {
                 .unwrap(),
             _ => rig.session.processors().set_canary(&name, 0).await.unwrap(),
         };
-        assert!(current(&rig).await.canary.is_none());
+        assert!(current(&rig).await.trial.is_none());
     }
     producing.store(false, Ordering::SeqCst);
     let numbers = producer.await.unwrap();
@@ -411,7 +411,7 @@ async fn a_canary_stays_a_canary_over_a_start_and_one_that_does_not_load_hinders
         .all(|seen| seen.iter().all(|(_, by)| *by == seen[0].1));
     assert!(of_one, "no key changed sides");
     assert!(keys.values().any(|seen| seen[0].1 == "b"));
-    assert_eq!(current(&next).await.canary.unwrap().percent, 40);
+    assert_eq!(current(&next).await.trial.unwrap().percent(), Some(40));
 
     next.modules.know("b", crate::rig::Export::Broken);
     let last = Rig::on(Arc::clone(&rig.engine), Arc::clone(&rig.modules)).await;

@@ -32,6 +32,7 @@ mod rig;
 mod schedules;
 mod scripts;
 mod shadow;
+mod slow_loads;
 mod states;
 mod states_on_disk;
 mod stopping;

@@ -25,6 +25,7 @@ use millrace_model::{
 };
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
 
 /// A handler's answer about one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,10 +167,50 @@ pub(crate) enum Export {
     ErrorHandler(Arc<dyn FailureHandler>),
     /// Exports a processor, but does not load.
     Broken,
-    /// Starts and never finishes: when it is uploaded, otherwise when it is loaded.
+    /// Exports a processor, and loads when it may.
+    Slow(Arc<SlowLoad>),
+    /// As one that begins and never comes to an end: when it is uploaded, else when it is loaded.
     Stuck {
         at_upload: bool,
     },
+}
+
+/// A processor whose loads begin, and wait until they may end.
+pub(crate) struct SlowLoad {
+    handler: Arc<dyn BatchHandler>,
+    begun: Semaphore,
+    may_end: Semaphore,
+}
+
+impl SlowLoad {
+    pub(crate) fn of(handler: impl BatchHandler) -> Arc<Self> {
+        Arc::new(Self {
+            handler: Arc::new(handler),
+            begun: Semaphore::new(0),
+            may_end: Semaphore::new(0),
+        })
+    }
+
+    async fn load(&self) -> Arc<dyn BatchHandler> {
+        self.begun.add_permits(1);
+        self.may_end.acquire().await.unwrap().forget();
+        Arc::clone(&self.handler)
+    }
+
+    /// Waits until another load has begun.
+    pub(crate) async fn begins(&self) {
+        self.begun.acquire().await.unwrap().forget();
+    }
+
+    /// Lets a load end.
+    pub(crate) fn end(&self) {
+        self.may_end.add_permits(1);
+    }
+
+    /// How many hold what was loaded.
+    pub(crate) fn held(&self) -> usize {
+        Arc::strong_count(&self.handler) - 1
+    }
 }
 
 /// The machine's clock, set forward or back.
@@ -202,15 +243,19 @@ impl Clock for SetClock {
 
 /// Modules whose bytes are their names.
 #[derive(Default)]
-pub(crate) struct Modules(Mutex<HashMap<Digest, Export>>);
+pub(crate) struct Modules {
+    exports: Mutex<HashMap<Digest, Export>>,
+    /// Those of which nothing is to be stored any more, each time that it was said.
+    pub(crate) forgotten: Mutex<Vec<Digest>>,
+}
 
 impl Modules {
     pub(crate) fn know(&self, name: &str, export: Export) {
-        self.0.lock().insert(digest(name), export);
+        self.exports.lock().insert(digest(name), export);
     }
 
     fn export(&self, digest: Digest) -> Result<Export, AdmitError> {
-        let export = self.0.lock().get(&digest).cloned();
+        let export = self.exports.lock().get(&digest).cloned();
         export.ok_or_else(|| AdmitError::NotAComponent("nobody knows it".to_owned()))
     }
 }
@@ -225,7 +270,7 @@ impl ModuleHost for Modules {
         let digest = digest(&String::from_utf8_lossy(&bytes));
         let exports = match self.export(digest)? {
             Export::Stuck { at_upload: true } => std::future::pending().await,
-            Export::Processor(_) | Export::Broken | Export::Stuck { .. } => {
+            Export::Processor(_) | Export::Slow(_) | Export::Broken | Export::Stuck { .. } => {
                 Interface::MessageProcessor
             }
             Export::Partitioner(_) => Interface::Partitioner,
@@ -244,6 +289,7 @@ impl ModuleHost for Modules {
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
         match self.export(request.digest)? {
             Export::Processor(handler) => Ok(handler),
+            Export::Slow(slow) => Ok(slow.load().await),
             Export::Stuck { .. } => std::future::pending().await,
             _ => Err(AdmitError::Start("it traps".to_owned())),
         }
@@ -269,7 +315,9 @@ impl ModuleHost for Modules {
         }
     }
 
-    fn forget(&self, _: Digest) {}
+    fn forget(&self, digest: Digest) {
+        self.forgotten.lock().push(digest);
+    }
 
     fn logs(&self, _processor: &ProcessorName) -> Vec<GuestLine> {
         Vec::new()

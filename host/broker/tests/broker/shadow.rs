@@ -70,7 +70,7 @@ async fn a_shadow_reports_where_it_differs_and_nothing_of_it_counts() {
     rig.deploy(spec(a)).await;
     let with_shadow = shadow(&rig, spec(b)).await;
     assert_eq!(with_shadow.current, 1);
-    assert_eq!(with_shadow.shadow.unwrap().revision, 2);
+    assert_eq!(with_shadow.trial.unwrap().revision(), 2);
     produce(&rig, 0..100).await;
     rig.settled().await;
     let report = report(&rig, |report| report.compared == 100).await;
@@ -105,7 +105,7 @@ async fn a_shadow_reports_where_it_differs_and_nothing_of_it_counts() {
         .promote(&processor("p"))
         .await
         .unwrap();
-    assert_eq!((promoted.current, promoted.shadow), (2, None));
+    assert_eq!((promoted.current, promoted.trial), (2, None));
     let kinds: Vec<ChangeKind> = promoted.changes.iter().map(|change| change.what).collect();
     assert_eq!(
         kinds,
@@ -394,7 +394,7 @@ async fn a_shadow_stays_over_a_start_with_a_new_report_and_ends_when_told() {
         "the same shadow again is the same"
     );
     let ended = next.session.processors().end_shadow(&name).await.unwrap();
-    assert_eq!((ended.current, ended.shadow), (1, None));
+    assert_eq!((ended.current, ended.trial), (1, None));
     let refused = next.session.processors().end_shadow(&name).await;
     assert!(matches!(refused, Err(ProcessorError::NoTrial(_))));
     // Deployed again it is a new revision, which can continue as a canary without another new one.
@@ -405,6 +405,7 @@ async fn a_shadow_stays_over_a_start_with_a_new_report_and_ends_when_told() {
         .deploy_canary(&name, spec(b), 50)
         .await
         .unwrap();
-    assert_eq!((canary.revisions.len(), canary.shadow), (3, None));
-    assert_eq!(canary.canary.unwrap().revision, 3);
+    assert_eq!(canary.revisions.len(), 3);
+    let trial = canary.trial.unwrap();
+    assert_eq!((trial.revision(), trial.percent()), (3, Some(50)));
 }

@@ -47,7 +47,7 @@ async fn a_canary_that_no_longer_loads_is_shown_and_tried_again_and_ended() {
     let shown = status(&next).await;
     let problem = shown.trial_problem.unwrap();
     assert!(problem.contains("it traps"), "{problem}");
-    assert!(shown.processor.canary.is_some() && shown.canary.is_none());
+    assert!(shown.processor.trial.is_some() && shown.canary.is_none());
 
     // The broken trial disturbs nothing.
     next.session.processors().pause(&name).await.unwrap();
@@ -81,7 +81,7 @@ async fn a_canary_that_no_longer_loads_is_shown_and_tried_again_and_ended() {
         .await
         .unwrap();
     let shown = status(&last).await;
-    assert_eq!((shown.trial_problem, shown.processor.canary), (None, None));
+    assert_eq!((shown.trial_problem, shown.processor.trial), (None, None));
 }
 
 #[tokio::test]
@@ -120,5 +120,5 @@ async fn a_shadow_that_no_longer_loads_says_so_where_its_report_would_be() {
     let last = broken_after_a_start(&next).await;
     last.session.processors().end_shadow(&name).await.unwrap();
     let shown = status(&last).await;
-    assert_eq!((shown.trial_problem, shown.processor.shadow), (None, None));
+    assert_eq!((shown.trial_problem, shown.processor.trial), (None, None));
 }

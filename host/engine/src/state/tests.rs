@@ -1,4 +1,4 @@
-//! What a call makes of state.
+//! Tests of calls on state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -344,7 +344,7 @@ fn any_calls_give_what_a_map_gives() {
             let keys: Vec<String> = expected.keys().cloned().collect();
             assert_eq!(list(&mut tried, "key ", None, 100), keys);
         }
-        // Some attempts fail: nothing is left of them.
+        // Some attempts fail and leave nothing.
         if rng.u32(0..3) > 0 {
             let (writes, before) = (tried.into_writes(), table.size());
             table.apply(&writes).unwrap();

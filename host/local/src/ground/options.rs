@@ -56,7 +56,7 @@ pub struct LocalOptions {
     pub state_changes_bytes_max: usize,
 }
 
-/// KiB of transactions queued for the committer or being committed, unless memory is scarce;
+/// Memory for transactions queued for the committer or being committed, unless memory is scarce;
 /// further callers wait.
 const COMMIT_QUEUE_KIB_MAX: u32 = 64 << 10;
 

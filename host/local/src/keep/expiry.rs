@@ -18,7 +18,7 @@ use crate::keep::cleaner::Cleaner;
 const ENTRIES_AT_ONCE: usize = 1_000;
 /// Journal bytes of one commit, except for one larger entry.
 const BYTES_AT_ONCE: usize = 64 << 10;
-/// Commits for one table before the next table's turn; the rest is removed the next time.
+/// Commits that remove expired entries of one table before the next table's turn; the rest is removed the next time.
 const COMMITS_MAX: usize = 100;
 /// How long it waits before a second try if a table is in use.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// The file's name in the data directory.
 pub(crate) const FILE: &str = "topics.json";
 const UNFINISHED: &str = "topics.json.unfinished";
-/// Bytes of the file; a larger one is ignored.
+/// Bytes of the file of topics' names in a data directory; a larger one is ignored.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// The content of the copy.

@@ -1,4 +1,5 @@
-//! What encryption promises: the same bytes come back, only unchanged, only in their place, only with their key.
+//! Tests of encryption: bytes can be decrypted only if they are unchanged, in their place, and with
+//! their key.
 
 use super::*;
 use proptest::prelude::*;

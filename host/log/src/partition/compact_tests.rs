@@ -1,4 +1,5 @@
-//! Compaction against a model: random keyed messages, rolls, passes, restarts and power cuts.
+//! Tests compaction against a model, with random keyed messages, rolls, passes, restarts and power
+//! cuts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,7 +24,7 @@ const TOPIC: &str = "/data/topics/1";
 const NAMES: u32 = 12;
 const KEYS: &str = "5:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
-/// What was written, by offset: the key, and the value if it is none that removes it.
+/// The written messages, by offset: the key, and the value unless it is a tombstone.
 type Written = BTreeMap<u64, (Option<String>, Option<String>)>;
 
 struct Rig {
@@ -31,9 +32,9 @@ struct Rig {
     files: PartitionFiles,
     written: Written,
     random: Rng,
-    /// As the last checkpoint has it.
+    /// The mark of the last checkpoint.
     mark: Mark,
-    /// Whether batches are compressed, each in its way, and encrypted.
+    /// Whether batches are compressed, with various codecs, and encrypted.
     hidden: bool,
 }
 
@@ -66,7 +67,7 @@ impl Rig {
                     key: key.clone().map(Into::into),
                     value: value.clone().map(Into::into),
                     headers: Vec::new(),
-                    // Some of them long ago.
+                    // Some timestamps are old.
                     timestamp: Timestamp(NOW.0 - self.random.u64(..2_000)),
                 });
                 self.written.insert(offset, (key, value));
@@ -108,7 +109,7 @@ impl Rig {
         self.files = open(&self.disk, self.mark, self.hidden);
     }
 
-    /// Messages by offset as a reader finds them.
+    /// Messages by offset, as a reader gets them.
     fn found(&self) -> Written {
         let mut found = Written::new();
         let mut from = Offset(0);
@@ -130,7 +131,7 @@ impl Rig {
         found
     }
 
-    /// Nothing but what is superseded is missing, and nothing else is there.
+    /// Checks that only superseded messages are missing, and that there are no others.
     fn check(&self, context: &str) {
         let found = self.found();
         for (offset, message) in &found {
@@ -151,7 +152,7 @@ impl Rig {
                 "{context}: {offset} is the latest of {key:?}"
             );
             if is_newest {
-                // A tombstone that went must not leave what it removed.
+                // A removed tombstone must not leave messages that it deleted.
                 let back = found.values().any(|(found, _)| found == key);
                 assert!(!back, "{context}: {key:?} is back");
             }
@@ -179,7 +180,7 @@ fn of_each_key_the_latest_stays_and_nothing_but_what_is_superseded_goes() {
         for round in 0..5 {
             let batches = rig.random.usize(1..40);
             rig.append(batches);
-            // Now and then memory holds fewer keys than there are.
+            // Sometimes there are more keys than fit into memory.
             let keys_max = rig.random.usize(3..30);
             let reached = rig.compact(keys_max).unwrap();
             assert!(reached >= rig.files.clean());
@@ -303,7 +304,7 @@ fn a_topic_that_is_deleted_in_the_middle_of_a_pass_is_no_failure_of_the_disk() {
         }
         files.set_marked(files.mark());
         let segments = files.compactable_segments();
-        // Before a read, or right after a segment's new file took its place.
+        // Before a read, or right after a segment's new file replaced the old one.
         let left = std::cell::Cell::new(steps);
         let go_on = || {
             if left.get() == 0 {

@@ -1,4 +1,4 @@
-//! A run says what was written, or that it cannot.
+//! Tests that a run returns what was written, or an error.
 
 mod whole;
 
@@ -77,7 +77,7 @@ fn open(disk: &SimDisk, cipher: Option<&Arc<Cipher>>) -> Result<Run, RunError> {
     Run::open(disk, &path(), NUMBER, cipher.cloned())
 }
 
-/// What is found of all keys, and of some that are not there.
+/// Looks up all keys, and some that do not exist.
 fn found(run: &Run, model: &Model) -> Result<Model, RunError> {
     let mut keys: Vec<Vec<u8>> = model.keys().cloned().collect();
     keys.extend(model.keys().map(|key| [key, &b"x"[..]].concat()));
@@ -142,7 +142,7 @@ fn what_the_system_does_not_hold_is_left_to_the_disk() {
     let left = run.find(&keys, Reach::Memory, |_, _| panic!("nothing is held"));
     assert_eq!(left.unwrap().len(), keys.len());
     assert_eq!(found(&run, &model).unwrap(), model);
-    // The simulated disk cannot tell what is held.
+    // The simulated disk cannot tell what is in memory.
     let left = run.find(&keys, Reach::Memory, |_, _| panic!("nothing is held"));
     assert_eq!(left.unwrap().len(), keys.len());
 }

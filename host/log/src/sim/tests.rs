@@ -1,4 +1,4 @@
-//! The disk is as bad as it says, and no worse.
+//! Tests that the simulated disk is as bad as documented, and no worse.
 
 use super::*;
 use crate::disk::{Disk, DiskFile};
@@ -136,7 +136,7 @@ fn a_failed_sync_drops_what_reads_still_show_and_the_next_one_succeeds() {
     assert!(made.sync_data().is_err());
     assert_eq!(left(&disk, "f"), b"x");
     made.sync_data().unwrap();
-    // As Linux does it: everybody who had it open is told, once.
+    // As on Linux: each open handle reports it once.
     assert!(other.sync_data().is_err());
     other.sync_data().unwrap();
     disk.open(&file("f")).unwrap().sync_data().unwrap();

@@ -1,4 +1,5 @@
-//! What a record batch promises: the same messages come back, and nothing malformed is believed.
+//! Tests of the record batch: messages can be read as they were written, and malformed bytes are
+//! refused.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,4 +1,5 @@
-//! What a codec promises: the same bytes come back, no more than the bound, and nothing behind them.
+//! Tests of the codecs: the same bytes come back, never more than the bound, and nothing may follow
+//! them.
 
 use super::*;
 use proptest::collection::vec;
@@ -53,7 +54,7 @@ proptest! {
     ) {
         for codec in CODECS {
             let _ = inflated(codec, &bytes, 1000);
-            // The beginning is right, what comes after is not.
+            // The beginning is right, the rest is not.
             let mut damaged = deflated(codec, &[7; 5000]);
             let at = place.index(damaged.len());
             damaged[at] ^= flip;

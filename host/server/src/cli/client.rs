@@ -19,9 +19,9 @@ const ANSWER_BYTES_MAX: u64 = 128 << 20;
 /// The host counts as absent if connecting takes longer.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// First delay before a request is repeated; doubles each time.
+/// The first delay before a request is repeated; doubles each time.
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
-/// The longest such delay, unless the host asks for more.
+/// The longest delay before a request is repeated, unless the host asks for more.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
 
 /// A host's answer.

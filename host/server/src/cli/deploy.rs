@@ -21,7 +21,7 @@ const HELP: &str = "\
 Examples:
   millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
   millrace processor deploy shout --module uppercase@2.0.0     the next revision; the rest stays
-  millrace processor deploy shout --module uppercase --topic orders --output loud --from latest
+  millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud --from latest
   millrace processor deploy shout --attempts-max 20 --retry-max 10m
   millrace processor deploy shout --unset retry --unset output    back to the defaults
   millrace processor deploy shout --set breaker.enabled=false
@@ -58,7 +58,7 @@ pub(super) struct DeployArgs {
     /// The module that decides what to do about failures, by digest or tag
     #[arg(long, value_name = "MODULE")]
     error_handler: Option<String>,
-    /// Attempts in total before a message becomes a dead letter
+    /// Attempts of one revision before a message becomes a dead letter
     #[arg(long, value_name = "COUNT")]
     attempts_max: Option<u32>,
     /// Longest delay before the second attempt, such as 2s; doubles with each further attempt
@@ -97,7 +97,7 @@ pub(super) struct DeployArgs {
     /// After an automatic rollback, send again what the failed revision gave up
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     auto_redrive: Option<bool>,
-    /// Count hops, and give up messages that have reached this many; every cycle of processors needs a processor that does
+    /// Count hops, and give up messages that have reached this many; every cycle of processors must contain one with this setting
     #[arg(long, value_name = "COUNT")]
     hops_max: Option<u32>,
     /// Set any field of the specification, such as breaker.enabled=false; repeat it for several

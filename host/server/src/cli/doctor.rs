@@ -28,7 +28,7 @@ Examples:
 
 No host may run on the directory meanwhile. The doctor reads every byte of every segment and changes nothing without --repair --yes. Even
 that removes nothing.
-Exit codes: 0 no damage, 1 damage was found, 3 no such data directory, 6 a host is running on it.";
+Exit codes: 0 no damage, 1 damage was found or the directory could not be read, 3 no such data directory, 6 a host is running on it.";
 
 /// Examine a data directory
 #[derive(clap::Args)]

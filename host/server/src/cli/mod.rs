@@ -1,7 +1,7 @@
 //! The command line: `serve` runs a host; every other command talks to one over HTTP.
 //!
 //! Results go to standard output, progress and notes to standard error. If the reader of the output goes away, the command ends
-//! quietly. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable, 6 data directory in use,
+//! quietly. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not found, 4 refused, 5 host unreachable, 6 data directory in use,
 //! 7 engine poisoned by a disk error, 130 interrupted.
 
 mod backup;
@@ -59,7 +59,7 @@ Examples:
   millrace backup backups/host                     copy everything while the host runs
   millrace doctor                                  is the data directory sound?
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unknown, 4 refused, 5 host unreachable,
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not found, 4 refused, 5 host unreachable,
             6 data directory in use, 7 engine stopped by a disk error, 130 interrupted";
 
 /// A message broker that runs your WebAssembly.

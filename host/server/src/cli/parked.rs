@@ -14,7 +14,7 @@ use super::table::{cell, items, table, when};
 /// Which messages `processor parked` lists.
 #[derive(clap::Args)]
 #[command(after_help = "\
-A parked message waits for its next attempt, or behind an earlier message with its key. `processor try-now` ends the wait;
+A parked message waits for its next attempt, or behind an earlier message with its key. `processor try-now` ends the wait for the next attempt;
 `processor give-up` turns the message into a dead letter.
 
 Examples:

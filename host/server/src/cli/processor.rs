@@ -47,7 +47,7 @@ pub(super) enum Verb {
     )]
     Canary {
         name: ProcessorName,
-        /// 1 to 99; a larger share includes the smaller one
+        /// 0 to 99; 0 withdraws the canary; a larger share includes the smaller one
         #[arg(long)]
         percent: u32,
     },
@@ -75,7 +75,7 @@ pub(super) enum Verb {
     },
     /// List parked messages, which wait for their next attempt or behind another message with their key
     Parked(ParkedArgs),
-    /// Try parked messages now, whatever they are waiting for
+    /// Make parked messages due now, instead of when their delay ends
     #[command(
         after_help = "If the processor is paused, they are tried when it is resumed. A message that waits behind another one keeps waiting.\n\nExamples:\n  millrace processor try-now shout orders/0/17\n  millrace processor try-now shout --class busy"
     )]

@@ -26,9 +26,9 @@ use crate::units::{duration_ms, time_ahead};
 const CHUNK_MESSAGES_MAX: usize = 5_000;
 /// Bytes per request, except for a single larger message.
 const CHUNK_BYTES_MAX: usize = 4 << 20;
-/// A chunk is sent when no further line has arrived for this long,
+/// A chunk of an open pipe is sent when no further line has arrived for this long.
 const LINGER: Duration = Duration::from_millis(150);
-/// or when its first message has waited this long.
+/// A chunk of an open pipe is sent at the latest when its first message has waited this long.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 /// How long to keep trying while the host is absent or busy, by default.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -17,7 +17,8 @@ Examples:
 
 The pattern is minute, hour, day, month and day of the week, in UTC, with seconds first if there are six fields;
 or it is @hourly, @daily, @weekly, @monthly or @yearly. A range may wrap around: fri-sun, 22-2. Each time creates one message, also across crashes;
-all times that passed while the host was down create one message together; its header millrace-missed has their number.
+all times that passed while the host was down create one message together; its header
+millrace-missed says how many earlier times it also stands for.
 Repeating the command changes nothing; another pattern or message changes the schedule.";
 
 /// Manage schedules

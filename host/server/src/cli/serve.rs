@@ -22,8 +22,8 @@ Examples:
   millrace serve --engine memory                   stores nothing on disk
 
 The file has the same settings in sections, such as [listen.http] with address = \"127.0.0.1:7400\";
-variables are named by the same path: MILLRACE_LISTEN_HTTP_ADDRESS. Flags go before environment
-variables, these before the file, and that before the defaults.
+variables are named by the same path: MILLRACE_LISTEN_HTTP_ADDRESS. Flags override environment
+variables, those override the file, and the file overrides the defaults.
 SIGTERM, ctrl-c and SIGHUP stop gracefully; a second one stops at once. Under nohup SIGHUP does nothing.";
 
 /// Maximum wait for the last log lines to be written: their reader may be stuck.

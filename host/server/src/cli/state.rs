@@ -18,7 +18,7 @@ use crate::text;
 const ENTRIES_AT_ONCE: usize = 1_000;
 /// Maximum bytes of entries that one request writes, except for a single larger entry; well below what the host accepts.
 const BYTES_AT_ONCE: usize = 1 << 20;
-/// Maximum bytes of standard input for an import; a longer input is refused, and nothing is written. Any full state fits.
+/// Maximum bytes of standard input for an import; a longer input is refused, and nothing is written: split it.
 const IMPORT_BYTES_MAX: u64 = 1 << 30;
 
 /// Manage a processor's state

@@ -1,5 +1,5 @@
-//! Several doors on one host: an echo door beside HTTP, with the same kind of bound, the same end
-//! and the same memory budgets.
+//! Several doors on one host: an echo beside HTTP, with the same bounds, stopped together with it,
+//! and within the same memory budget.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const FULL: &[u8] = b"full\n";
 const BYE: &[u8] = b"bye\n";
 
-/// A door that returns what it receives. At `hold all` it takes the whole budget for answers.
+/// A door that echoes what it receives, and holds as much room as it is told to.
 #[derive(Clone)]
 struct Echo {
     budgets: Budgets,
     stopping: CancellationToken,
-    /// How long a connection continues after the host begins to stop.
+    /// How long it continues after it was told to stop.
     work: Duration,
 }
 
@@ -53,7 +53,7 @@ impl Echo {
     }
 }
 
-/// A host in memory with an echo door beside the one for HTTP.
+/// A host in memory with an echo beside its HTTP door.
 async fn with_echo(connections_max: usize, work: Duration) -> (Host, SocketAddr) {
     let mut config = Config::default();
     config.listen.http.address = "127.0.0.1:0".to_owned();
@@ -120,7 +120,7 @@ async fn a_door_has_its_own_bound_and_others_do_not_notice() {
     assert_eq!(rest_of(&mut beyond).await, FULL);
     let (status, _) = asked(host.address(), "GET", "/health/ready", "").await;
     assert_eq!(status, "200");
-    // A closed connection makes room for another.
+    // A closed connection makes room.
     drop(served.pop());
     let end = Instant::now() + PATIENCE;
     loop {
@@ -155,7 +155,7 @@ async fn what_one_door_holds_the_other_one_does_not_have() {
         answer.contains("the memory for answers is in use"),
         "{answer}"
     );
-    // Incoming data has a budget of its own.
+    // Incoming data has its own budget.
     assert_eq!(asked(http, "POST", path, messages).await.0, "200");
 
     drop(holder);
@@ -175,7 +175,7 @@ async fn a_stop_closes_every_door_and_waits_for_what_is_under_way_on_each() {
     said(&mut talking, b"a\n").await;
     let began = Instant::now();
     let stopped = tokio::spawn(host.stop());
-    // The stop refuses new connections at once, but lets the open one send its last words.
+    // While a door ends, its last bytes arrive, and no new connection is accepted.
     let end = Instant::now() + PATIENCE;
     for address in [echo, http] {
         while TcpStream::connect(address).await.is_ok() {

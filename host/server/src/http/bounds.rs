@@ -59,7 +59,7 @@ pub(crate) const DEAD_LETTER_ROOM_BYTES: usize = 112 << 20;
 /// Memory of a list of delayed messages as JSON: the worst case is 4 MiB of messages that consist
 /// of headers.
 pub(crate) const DELAYED_ROOM_BYTES: usize = 72 << 20;
-/// Dead letters of one list; a request for more gets this many.
+/// Dead letters in one HTTP answer; a request for more gets this many.
 pub(crate) const DEAD_LETTERS_MAX: usize = 1_000;
 /// Characters of a request id chosen by the caller; a longer one is replaced.
 pub(crate) const REQUEST_ID_CHARS_MAX: usize = 64;

@@ -189,10 +189,9 @@ impl DeployedBody {
         let differs = differs.map(|(old, new)| differences(&old.spec, &new.spec));
         let last = processor.changes.last();
         let is_new = before.is_some_and(|before| before.changes.last() != last);
-        let on_trial = processor.canary.is_some() || processor.shadow.is_some();
-        let way_back = match on_trial {
-            true => Some(processor.current),
-            false => session.catalogue().way_back_of(&processor),
+        let way_back = match processor.trial {
+            Some(_) => Some(processor.current),
+            None => session.catalogue().way_back_of(&processor),
         };
         let last = last.filter(|_| is_new);
         // The change was made, even if what it leaves behind cannot be determined.
@@ -256,11 +255,8 @@ fn note(processor: &Processor, change: &Change, way_back: Option<u32>) -> Option
 
 /// The revisions to compare: one on trial now with the current one, a current one with the previously current one.
 fn changed<'a>(before: &'a Processor, now: &'a Processor) -> Option<(&'a Revision, &'a Revision)> {
-    let trial = |processor: &Processor| {
-        let canary = processor.canary.as_ref().map(|canary| canary.revision);
-        canary.or_else(|| processor.shadow.as_ref().map(|shadow| shadow.revision))
-    };
-    if let Some(number) = trial(now).filter(|&number| trial(before) != Some(number)) {
+    let is_new = |&number: &u32| before.on_trial() != Some(number);
+    if let Some(number) = now.on_trial().filter(is_new) {
         return Some((now.current()?, now.revision(number)?));
     }
     let current = now.current().filter(|now| now.number != before.current)?;

@@ -1,4 +1,4 @@
-//! Room for what is being received: waited for a little, then the host is busy.
+//! Room for incoming data: waits a little for it, and then reports that the host is busy.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::bounds::BODY_ROOM_WAIT_MS_MAX;
 use super::error::ApiError;
 use crate::net::Room;
 
-/// Holds as much of the common room as `bytes`; what is held already counts.
+/// Grows the room to `bytes` in total.
 pub(super) async fn make_room(room: &mut Room, bytes: usize) -> Result<(), ApiError> {
     let wait = Duration::from_millis(BODY_ROOM_WAIT_MS_MAX);
     match room.grow_within(bytes, wait).await {

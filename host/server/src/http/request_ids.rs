@@ -1,13 +1,13 @@
-//! Names of requests: by them an answer, and what the log says of it, are found together.
+//! Ids of requests, which connect an answer with the log lines about it.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use axum::http::HeaderValue;
 
-/// Makes one name after the other.
+/// Creates one id after the other.
 pub(super) struct RequestIds {
-    /// Makes those of different runs differ.
+    /// Distinguishes ids of different runs.
     run: u32,
     made: AtomicU64,
 }

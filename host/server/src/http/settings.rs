@@ -1,4 +1,4 @@
-//! What can be set about the door for HTTP.
+//! The settings of the HTTP door.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::error::{ConfigError, refused};
 
-/// Where the host listens unless told otherwise.
+/// The default address.
 pub(crate) const ADDRESS_DEFAULT: &str = "127.0.0.1:7400";
-/// Connections at once, at the most, unless told otherwise. At the bound a silent one makes room; where none is, messages are refused (503),
-/// and administration has a few connections of its own.
+/// Default for the maximum number of connections. At the bound an idle connection makes room; if
+/// there is none, requests for messages are refused (503), and administration has a few connections
+/// of its own.
 const CONNECTIONS_MAX_DEFAULT: usize = 1_024;
-/// A day: whoever asks for more means something else.
+/// Maximum of `idle_ms`: a day. A larger number is probably a mistake.
 const IDLE_MS_MAX: u64 = 86_400_000;
 
 /// `[listen.http]`: the door for HTTP.
@@ -78,7 +79,7 @@ impl HttpSettings {
         Duration::from_millis(self.idle_ms)
     }
 
-    /// What the address means, resolved.
+    /// The resolved addresses.
     pub(crate) fn addresses(&self) -> Result<Vec<SocketAddr>, ConfigError> {
         let why = "write ADDRESS:PORT, such as 127.0.0.1:7400";
         let wrong = |why: String| refused("listen.http.address", &*self.address, why);

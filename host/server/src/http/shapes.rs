@@ -1,5 +1,5 @@
-//! The shapes of nouns that live in crates which know nothing of HTTP, as the OpenAPI document has them. A test of [`super::openapi`] holds
-//! them to their nouns.
+//! The shapes, for the OpenAPI document, of nouns from crates that know nothing about HTTP. A test
+//! of [`super::openapi`] compares them with the nouns.
 #![allow(dead_code, reason = "the shapes are read by the derive only")]
 
 use utoipa::ToSchema;

@@ -25,7 +25,8 @@ use super::error::{ApiError, ErrorBody};
 use super::messages::{entry, one_of};
 use super::query::{InPath, InQuery};
 
-/// The most memory that an answer takes, read and as JSON: an entry's share of the bound covers its field names.
+/// Maximum memory of an answer, as entries and as JSON: an entry's share of the bound covers its
+/// field names.
 pub(super) const STATE_ROOM_BYTES: usize = BYTES_PER_BYTE * STATE_LISTED_BYTES_MAX;
 
 /// Whole numbers up to here are exact as doubles.
@@ -289,7 +290,7 @@ mod tests {
 
     use super::*;
 
-    /// What a reader makes of JSON that takes every number for a double.
+    /// JSON as seen by a reader that treats every number as a double.
     fn rounded(value: Value) -> Value {
         match value {
             Value::Number(number) => match (number.as_u64(), number.as_i64()) {

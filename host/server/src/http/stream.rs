@@ -1,7 +1,8 @@
-//! A connection's stream, lent to the HTTP library: it comes back when the library is done with it, also where a request has made it
-//! a session of something else.
+//! A connection's stream, lent to the HTTP library. It is returned when the library has finished
+//! with it, also if a request turned it into another kind of session.
 //!
-//! What the library writes outside a request is a refusal without our shape; it is caught, and [`super::connection`] says it properly.
+//! Anything that the library writes outside a request is a refusal that does not have our shape; it
+//! is intercepted, and [`super::connection`] writes it in our shape.
 
 use std::io::{IoSlice, Result};
 use std::pin::Pin;
@@ -14,19 +15,19 @@ use tokio::sync::oneshot;
 
 use crate::net::{Impatient, Line, Phase};
 
-/// A stream that is given back when it is dropped.
+/// A stream that is returned when it is dropped.
 pub(super) struct Lent {
-    /// None once it was given back.
+    /// `None` once it was returned.
     stream: Option<Impatient>,
     line: Arc<Line>,
     caught: Option<StatusCode>,
     back: Option<oneshot::Sender<Returned>>,
 }
 
-/// What comes back.
+/// The returned stream, and what happened on it.
 pub(super) struct Returned {
     pub(super) stream: Impatient,
-    /// The status of what the library refused by itself.
+    /// The status of a refusal by the library itself.
     pub(super) caught: Option<StatusCode>,
 }
 
@@ -42,12 +43,12 @@ impl Lent {
         (lent, returned)
     }
 
-    /// Whether what is written now belongs to no request.
+    /// Whether a write now belongs to no request.
     fn is_unasked(&self) -> bool {
         matches!(self.line.phase(), Phase::Waiting | Phase::Head)
     }
 
-    /// Keeps the status of what the library writes outside a request.
+    /// Records the status of a refusal that the library writes outside a request.
     fn catch(&mut self, bytes: &[u8]) {
         if self.caught.is_none() {
             self.caught = Some(status_of(bytes).unwrap_or(StatusCode::BAD_REQUEST));
@@ -74,7 +75,7 @@ impl Drop for Lent {
     fn drop(&mut self) {
         if let (Some(stream), Some(back)) = (self.stream.take(), self.back.take()) {
             let caught = self.caught;
-            // Whoever lent it may be gone, and the connection with them.
+            // The lender, and the connection with it, may be gone.
             let _ = back.send(Returned { stream, caught });
         }
     }
@@ -115,7 +116,8 @@ impl AsyncWrite for Lent {
         self.poll(|stream| stream.poll_write_vectored(cx, slices))
     }
 
-    // Otherwise bodies would be copied into one buffer with their heads, and no longer count as held.
+    // Otherwise bodies would be copied into one buffer with their heads, and would no longer count
+    // in the budget.
     fn is_write_vectored(&self) -> bool {
         self.stream
             .as_ref()
@@ -126,7 +128,7 @@ impl AsyncWrite for Lent {
         self.poll(|stream| stream.poll_flush(cx))
     }
 
-    // The connection ends it, when it has said the last of it.
+    // The connection ends it, after its last bytes.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         self.poll_flush(cx)
     }

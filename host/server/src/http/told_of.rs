@@ -1,4 +1,4 @@
-//! Forgets the metrics of topics, processors and schedules that are gone.
+//! Removes the metrics of deleted topics, processors and schedules.
 
 use std::collections::HashSet;
 

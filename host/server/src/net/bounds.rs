@@ -1,9 +1,9 @@
 //! Bounds of every door, by name and unit, and what happens at each.
 
-/// KiB of incoming data that all doors together hold in memory. When it is full, senders wait a
+/// Memory for incoming data that all doors together hold in memory. When it is full, senders wait a
 /// little and are then told that the host is busy.
 pub(crate) const BODIES_KIB_MAX: usize = 256 << 10;
-/// KiB of answers with messages that all doors together hold in memory. When it is full, a reader
+/// Memory for answers with messages that all doors together hold in memory. When it is full, a reader
 /// waits a little and is then told that the host is busy. Any single answer fits, even 16 MiB of
 /// messages that consist of headers, in which each byte takes thirteen bytes of JSON.
 pub(crate) const ANSWERS_KIB_MAX: usize = 256 << 10;

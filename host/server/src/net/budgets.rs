@@ -1,8 +1,8 @@
-//! Memory for data in transit: one budget for incoming data and one for answers, shared by all
-//! doors.
+//! Memory for data that passes through the doors: one budget for incoming and one for outgoing
+//! data, however many doors there are.
 //!
-//! Room is taken before data is read and returned when the last reference to the data is dropped.
-//! The room belongs to the bytes, so data in a connection's buffer counts too.
+//! Room is taken before the bytes exist, and returned when the last of them is dropped: it belongs
+//! to the bytes themselves, so bytes in a connection's buffer count too.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// The memory that all doors share. Each door has a clone.
+/// The memory that all doors may use together. Each door has a clone.
 #[derive(Clone)]
 pub(crate) struct Budgets {
     /// For incoming data.
@@ -29,7 +29,7 @@ impl Budgets {
     }
 }
 
-/// A number of bytes shared by all clones, counted in KiB.
+/// A number of bytes that all holders share, counted in KiB.
 #[derive(Clone)]
 pub(crate) struct Budget {
     kib: Arc<Semaphore>,
@@ -45,12 +45,12 @@ impl Budget {
         }
     }
 
-    /// The whole budget in bytes.
+    /// All bytes of the budget.
     pub(crate) fn bytes_max(&self) -> usize {
         self.kib_max << 10
     }
 
-    /// An empty share, which can grow.
+    /// An empty share.
     pub(crate) fn nothing(&self) -> Room {
         Room {
             budget: self.clone(),
@@ -58,22 +58,22 @@ impl Budget {
         }
     }
 
-    /// A share of this size; `None` if it does not become free within `wait`.
+    /// A share of this many bytes; `None` if it is not available within `wait`.
     pub(crate) async fn take(&self, bytes: usize, wait: Duration) -> Option<Room> {
         let mut room = self.nothing();
         room.grow_within(bytes, wait).await.then_some(room)
     }
 
-    /// Rounded up to KiB. No request exceeds the whole budget: it would wait forever.
+    /// Nothing takes more than the whole budget.
     fn kib(&self, bytes: usize) -> usize {
         bytes.div_ceil(1 << 10).min(self.kib_max)
     }
 }
 
-/// A share of a budget; returned when dropped.
+/// A share of a budget; returned when it is dropped.
 pub(crate) struct Room {
     budget: Budget,
-    /// `None` if the share is empty.
+    /// `None` for an empty share.
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -96,9 +96,8 @@ impl Room {
         }
     }
 
-    /// Grows to `bytes` if that much is free now. A task that already holds room must use this and
-    /// not [`grow_within`](Self::grow_within): two such tasks could each wait for the other's room
-    /// forever.
+    /// Grows to `bytes` in total, if that is available at once. A holder must not wait for more
+    /// room, because others may do the same and all would wait forever.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         let missing = self.missing(bytes);
         if missing == 0 {
@@ -108,8 +107,8 @@ impl Room {
         more.map(|more| self.hold(more)).is_ok()
     }
 
-    /// Grows to `bytes`, waiting up to `wait` for others to return room; false if that was too
-    /// short.
+    /// Grows to `bytes` in total, as soon as that is available; false if it takes longer than
+    /// `wait`.
     pub(crate) async fn grow_within(&mut self, bytes: usize, wait: Duration) -> bool {
         let missing = self.missing(bytes);
         if missing == 0 {
@@ -123,13 +122,12 @@ impl Room {
         true
     }
 
-    /// The size of the share in bytes.
+    /// The size of the share.
     pub(crate) fn byte_count(&self) -> usize {
         self.kib() << 10
     }
 
-    /// Ties the room to the bytes: it is returned when the last clone of them is dropped. Room that
-    /// the bytes do not need is returned now.
+    /// The bytes, which keep the room that they need until the last of them is dropped.
     pub(crate) fn keep(mut self, bytes: Vec<u8>) -> Bytes {
         let spare = self.kib().saturating_sub(self.budget.kib(bytes.len()));
         if let Some(permit) = &mut self.permit {

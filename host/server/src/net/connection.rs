@@ -1,8 +1,8 @@
-//! One connection as a door's protocol sees it: its stream, its place, and a way to close it that
-//! lets the peer read the last answer.
+//! A connection as a door sees it: its stream, its place, and a way to end it so that the other
+//! side can read the last answer.
 //!
-//! If a socket is closed while it holds unread data, the system resets the connection, and the peer
-//! may lose that answer. So incoming data is read and discarded for a while first.
+//! Closing with unread bytes would destroy that answer. So incoming data is read and discarded for
+//! a while.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,17 +21,17 @@ use super::line::{Line, Phase};
 use super::places::Place;
 use super::stream::Impatient;
 
-/// Bytes read at once while discarding.
+/// Bytes of discarded data read at once.
 const THROWN_AWAY_BYTES: usize = 64 << 10;
 
-/// An open connection.
+/// A connection that is being served.
 pub(crate) struct Connection {
     pub(crate) stream: Impatient,
     pub(crate) seat: Seat,
 }
 
-/// Everything about a connection except its stream, which may be lent to a library. Its place is
-/// returned when this is dropped.
+/// A connection without its stream, which may be lent to a library meanwhile. Its place is returned
+/// when it is dropped.
 pub(crate) struct Seat {
     place: Place,
     peer: Option<IpAddr>,
@@ -40,31 +40,31 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    /// Records what happens on the connection.
+    /// What is happening on it.
     pub(crate) fn line(&self) -> &Arc<Line> {
         &self.place.line
     }
 
-    /// Whether there was no place for it, so that it gets only a refusal.
+    /// Whether there is no place for it, so that it only gets a refusal.
     pub(crate) fn is_refused(&self) -> bool {
         self.place.refused
     }
 
-    /// The peer's address, if the system knows it.
+    /// The address of the other side.
     pub(crate) fn peer(&self) -> Option<IpAddr> {
         self.peer
     }
 }
 
 impl Connection {
-    /// A new connection; `None` if the peer has already gone.
+    /// An accepted connection; `None` if the other side has already disconnected.
     pub(super) fn accepted(
         stream: TcpStream,
         place: Place,
         clock: Arc<dyn Clock>,
         stopping: CancellationToken,
     ) -> Option<Self> {
-        // Answers are written whole; waiting for more to send would only add delay.
+        // Answers are written as a whole; waiting for more data would only add delay.
         stream.set_nodelay(true).ok()?;
         let peer = stream.peer_addr().ok().map(|address| address.ip());
         let patience = Duration::from_millis(WRITE_SILENCE_MS_MAX);
@@ -80,7 +80,7 @@ impl Connection {
         })
     }
 
-    /// Sends `last_words`, if any, and closes the connection so that the peer can read them.
+    /// Writes the remaining bytes, and closes so that the other side can read them.
     pub(crate) async fn end(mut self, last_words: Option<&[u8]>) {
         let line = self.seat.line().clone();
         let lingers = last_words.is_some() || line.is_unfinished();
@@ -107,7 +107,7 @@ async fn stops(stopping: &CancellationToken) {
     sleep(Duration::from_millis(STOPPING_LINGER_MS_MAX)).await;
 }
 
-/// Reads and discards incoming data until the peer closes, fails or falls silent.
+/// Reads incoming data until there is no more.
 async fn throw_away(stream: &mut Impatient) {
     let mut buffer = vec![0; THROWN_AWAY_BYTES];
     let silence = Duration::from_millis(LINGER_SILENCE_MS_MAX);

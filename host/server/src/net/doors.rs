@@ -11,7 +11,7 @@ use super::budgets::Budgets;
 use super::connection::Connection;
 use super::listener::Listener;
 
-/// The open doors, in the order in which they were opened, and the memory that they share.
+/// The open doors, in the order of opening, and the memory that they share.
 pub(crate) struct Doors {
     budgets: Budgets,
     open: Vec<Door>,
@@ -37,7 +37,7 @@ impl Doors {
         &self.budgets
     }
 
-    /// Opens a door: from now on `serve` gets its connections.
+    /// Opens a door: from here on connections are served.
     pub(crate) fn open<Serve, Served>(
         &mut self,
         name: &'static str,
@@ -56,14 +56,14 @@ impl Doors {
         });
     }
 
-    /// The address of the door with this name; `None` if there is no such door.
+    /// The address of a door; `None` if there is none with this name.
     pub(crate) fn address(&self, name: &str) -> Option<SocketAddr> {
         let door = self.open.iter().find(|door| door.name == name);
         door.map(|door| door.address)
     }
 
-    /// Closes the doors to new connections, the last one first, and then waits for the open
-    /// connections of all doors. Connections still open at the deadline are cut off.
+    /// Stops accepting, the last door first, and waits for running requests of all doors. Requests
+    /// still running at the deadline are cut off.
     pub(crate) async fn stop(mut self, deadline: Duration) {
         let ended = timeout(deadline, self.wind_down()).await;
         if ended.is_err() {
@@ -77,13 +77,13 @@ impl Doors {
             door.closed.cancelled().await;
         }
         for door in self.open.iter_mut().rev() {
-            // A panic was already logged where it happened.
+            // A panic was reported where it happened.
             let _ = (&mut door.serving).await;
         }
     }
 }
 
-/// Dropping the doors cuts off their connections: no task keeps serving them.
+/// Dropping the doors cuts off their connections.
 impl Drop for Doors {
     fn drop(&mut self) {
         for door in self.open.iter().rev() {

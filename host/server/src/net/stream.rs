@@ -106,7 +106,8 @@ impl AsyncWrite for Impatient {
         self.timed(written, cx)
     }
 
-    // Otherwise bodies would be copied into one buffer with their heads, and no longer count as held.
+    // Otherwise bodies would be copied into one buffer with their heads, and would no longer count
+    // in the budget.
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }

@@ -8,19 +8,19 @@ use super::{Checker, Id, Kind, Topic};
 /// A count of each key.
 pub(super) type Counts = BTreeMap<String, i64>;
 
-/// What is known about one processor besides its topics.
+/// What is known of one processor besides its topics.
 #[derive(Default)]
 pub(super) struct Processor {
-    /// The latest counts in its state, by partition.
+    /// Its state as last read, by partition.
     state: BTreeMap<u32, Counts>,
     /// Whether its state was read in the last reading.
     read_to_the_end: bool,
-    /// Dead letters that were not redriven by the end.
+    /// Dead letters that had not been sent again at the end.
     pub(super) standing: Option<HashMap<Id, u32>>,
 }
 
 impl Checker {
-    /// The state counts successful messages, so no count may decrease.
+    /// State counts what succeeded, so that no count may fall.
     pub(super) fn counted(&mut self, processor: &str, partition: u32, counts: &Counts, last: bool) {
         let known = self.processors.entry(processor.to_owned()).or_default();
         known.read_to_the_end |= last;
@@ -48,7 +48,8 @@ impl Checker {
         known.standing = Some(standing);
     }
 
-    /// For each key, the state must equal the number of outputs whose inputs are in that partition.
+    /// Checks that the state holds, for each key, the number of outputs, in the partition of their
+    /// inputs.
     pub(super) fn check_state(&mut self, pipeline: &Pipeline) {
         let known = self.processors.get(&pipeline.processor);
         let Some(known) = known.filter(|known| known.read_to_the_end) else {
@@ -100,7 +101,7 @@ fn counts_of(
     let stood_in: HashMap<Id, u32> = all(inputs).into_iter().map(|(at, id)| (id, at)).collect();
     let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();
     for (_, id) in all(outputs) {
-        // An output without an input is reported elsewhere.
+        // An output without an input is found elsewhere.
         let Some(partition) = stood_in.get(&id) else {
             continue;
         };

@@ -1,5 +1,4 @@
-//! The checker judges a history by itself. It looks at nothing else, neither at the host nor at its
-//! files.
+//! The checker: judges by the history alone. It looks neither at the host nor at its files.
 //!
 //! | finding | what it means |
 //! |---|---|
@@ -18,16 +17,16 @@
 //! | stuck | the host does not start, or does not finish accepted work |
 //! | unexpected | a fault did not have the effect that it must have |
 //!
-//! When the power or the medium under the file system fails, a topic without durability may lose its
-//! tail: messages acknowledged after the last durable acknowledged send began, and nothing else. Nor
-//! is it a loss when a topic's rule ([`Ages`](super::history::Ages)) permits removal: of messages
-//! below the partition's start, which never decreases; in a compacted topic of messages that a later
-//! message with the same key replaces, and of messages that remove their key, once nothing older of
-//! it is left.
+//! When the power or the medium under the file system fails, a topic that is not durable may lose
+//! its tail: whatever was acknowledged after the last durable request was sent, and nothing else.
+//! Messages that the topic's rule removes ([`Ages`](super::history::Ages)) are not lost: those
+//! below the partition's start, which never goes back; in a compacted topic those with a later
+//! message of the same key, and messages that remove their key, once no older message of the key is
+//! left.
 //!
-//! Delayed messages are in the order of their times, as far as they waited at the same time. Each
-//! time of a schedule has one message, or is counted in a later one because the host was down: none
-//! is missing, and none occurs twice.
+//! Delayed messages that waited at the same time stand in the order of their times. Each time of a
+//! schedule belongs to exactly one message: the message made for it, or, if the host was down, a
+//! later one that stands for the missed times. No time is missing, and none is there twice.
 
 mod counts;
 mod state;
@@ -57,7 +56,7 @@ pub fn check_file(path: &Path) -> Result<Verdict> {
     Ok(checker.finish())
 }
 
-/// Checks a history, event by event.
+/// Reads a history event by event.
 #[derive(Default)]
 pub struct Checker {
     line: u64,
@@ -69,11 +68,12 @@ pub struct Checker {
     progress: BTreeMap<(String, String, u32), u64>,
     processors: BTreeMap<String, Processor>,
     times: Times,
-    /// The line of the latest durable send that was acknowledged later.
+    /// The line at which the latest durable request began that has since been acknowledged.
     synced_line: u64,
     /// Whether the power or the medium failed since the last start.
     forgot: bool,
-    /// Whether everything was read at the end; otherwise nothing can be said about what is stored.
+    /// Whether everything was read at the end; without that the checker says nothing about what is
+    /// there.
     read_to_the_end: bool,
     verdict: Verdict,
 }
@@ -162,7 +162,7 @@ impl Checker {
         }
     }
 
-    /// The verdict about the whole history.
+    /// The verdict over the whole history.
     #[must_use]
     pub fn finish(mut self) -> Verdict {
         if self.read_to_the_end {
@@ -283,8 +283,8 @@ impl Checker {
         }
     }
 
-    /// A request that was acknowledged and sent again must keep its positions, unless a power cut
-    /// removed its messages.
+    /// A request that was acknowledged and is sent again must get the same places, unless a power
+    /// failure took its messages.
     fn placed_once(
         &mut self,
         topic: &str,
@@ -323,8 +323,8 @@ impl Checker {
         }
     }
 
-    /// A partition starts here: the start must not decrease, and must not be larger than removals
-    /// allow.
+    /// Notes where a partition begins: it must not be earlier than before, nor later than anything
+    /// allows.
     fn begins(&mut self, topic: &str, partition: u32, start: u64) {
         let Some(found) = self.topics.get_mut(topic) else {
             return;
@@ -382,7 +382,7 @@ impl Checker {
         }
     }
 
-    /// Records the message at an offset; it must be the same as before.
+    /// Notes which message stands at an offset; it must be the one that stood there before.
     fn know(&mut self, topic: &str, partition: u32, offset: u64, new: Known) {
         let Some(found) = self.topics.get_mut(topic) else {
             return;
@@ -428,8 +428,8 @@ impl Checker {
         self.begins(topic, partition, start);
     }
 
-    /// A topic without durability came back shorter after a power cut: forgets the tail, if it was
-    /// recent enough to be lost.
+    /// A relaxed topic is shorter after a power failure: the lost tail is forgotten, if all of it
+    /// was recent enough to be lost.
     fn cut_tail(&mut self, topic: &str, partition: u32, end: u64) {
         let Some(found) = self.topics.get_mut(topic) else {
             return;

@@ -16,9 +16,9 @@ pub(super) struct Topic {
 #[derive(Default)]
 pub(super) struct Partition {
     pub(super) start: u64,
-    /// The latest start that any client requested.
+    /// The largest start that a trim asked for.
     pub(super) asked_start: u64,
-    /// The largest end that any client saw.
+    /// The largest end that a client saw.
     pub(super) end: u64,
     /// Messages that were acknowledged or read, by offset.
     pub(super) known: BTreeMap<u64, Known>,
@@ -26,12 +26,12 @@ pub(super) struct Partition {
     pub(super) last: BTreeMap<u64, Id>,
 }
 
-/// What is known about an offset.
+/// What clients know of an offset.
 pub(super) struct Known {
     pub(super) id: Id,
-    /// The hash of the value; unknown until the message was read.
+    /// Known only once the message was read.
     hash: Option<u64>,
-    /// The line of the history that first showed it.
+    /// The line at which it first became known.
     pub(super) line: u64,
     /// The line of the acknowledgement.
     pub(super) acknowledged: Option<u64>,
@@ -46,9 +46,9 @@ pub(super) struct Request {
     pub(super) unanswered: u32,
     pub(super) invoked_line: u64,
     pub(super) acknowledged_line: Option<u64>,
-    /// When the host had accepted it, at the latest.
+    /// The time by which it had been accepted.
     pub(super) taken_ms: Option<u64>,
-    /// The positions of its messages, as acknowledged.
+    /// The places that the host reported for its messages.
     pub(super) placed: Vec<(u32, u64)>,
 }
 
@@ -63,7 +63,7 @@ impl Topic {
         }
     }
 
-    /// The largest start that the partition may have.
+    /// The largest start that a partition may have, as far as is known.
     pub(super) fn start_max(&self, partition: &Partition) -> u64 {
         match self.ages {
             Ages::Never | Ages::ByCompaction { .. } => 0,
@@ -123,7 +123,7 @@ impl Request {
         }
     }
 
-    /// How often the request's messages may be stored.
+    /// How many copies of it there may be.
     pub(super) fn copies_max(&self) -> u32 {
         let sent = self.attempts - self.refused.min(self.attempts);
         if self.once { sent.min(1) } else { sent }

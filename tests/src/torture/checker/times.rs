@@ -1,21 +1,22 @@
-//! Messages with a time: each delayed message appears once and not before its time, and each time
-//! of a schedule creates a message or is counted in a later one.
+//! Messages with a time: a delayed message is delivered once and not before its time; each time of
+//! a schedule is covered by exactly one message.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::history::{DELAYED, Tick};
 use super::{Checker, Id, Kind};
 
-/// How late a schedule may be while the host is up, in its own intervals; shared machines pause.
+/// How late a schedule may be while the host is up, in intervals of the schedule; a shared machine
+/// has pauses.
 const LATE_INTERVALS_MAX: u64 = 3;
 
-/// Clients check the clock at shorter intervals than this, unless the whole machine stands still.
+/// Clients note the time more often than this, unless the machine stood still.
 const PAUSE_MS: u64 = 500;
 
 /// What is known about times.
 #[derive(Default)]
 pub(super) struct Times {
-    /// Everything observed so far existed by this time.
+    /// Whatever a client sees now was there by this time.
     pub(super) now_ms: u64,
     /// The due time of each delayed message.
     due_ms: HashMap<Id, u64>,
@@ -37,7 +38,7 @@ struct Schedule {
 impl Times {
     pub(super) fn is(&mut self, now_ms: u64) {
         if now_ms > self.now_ms + PAUSE_MS {
-            // This program did not run either, so nothing is known about that time.
+            // The clients did not run either: nothing is known of that time.
             let was_up = self.up_since_ms.is_some();
             self.hit();
             self.up_since_ms = was_up.then_some(now_ms);
@@ -68,13 +69,13 @@ impl Times {
         self.due_ms.extend(ids.zip(due_ms.iter().copied()));
     }
 
-    /// How much earlier than its due time the message was observed; `None` if it was not early.
+    /// By how much a message is too early.
     pub(super) fn early_ms(&self, id: Id) -> Option<u64> {
         let due_ms = *self.due_ms.get(&id)?;
         (due_ms > self.now_ms).then(|| due_ms - self.now_ms)
     }
 
-    /// Whether the host was up from this time on for as long as a schedule may be late.
+    /// Whether the host was up, from this time on, for at least as long as a schedule may be late.
     fn was_up(&self, from_ms: u64, every_ms: u64) -> bool {
         let until_ms = from_ms + LATE_INTERVALS_MAX * every_ms;
         let is_within = |(since, until): &(u64, u64)| *since <= from_ms && until_ms <= *until;
@@ -110,7 +111,7 @@ impl Checker {
     }
 
     pub(super) fn check_times(&mut self) {
-        // After a fault without a restart, such as a full disk, schedules may wait longer.
+        // After a fault without a restart, such as a full disk, schedules may wait for longer.
         let is_up = self.times.up_since_ms.is_some();
         // The calm before the last reading counts as time up.
         self.times.hit();
@@ -122,7 +123,8 @@ impl Checker {
         }
     }
 
-    /// Every accepted delayed message must exist. Duplicates are found as for any request.
+    /// Checks that accepted delayed messages are there. That they are not there twice is checked as
+    /// for any request.
     fn delayed_lost(&mut self) -> Vec<(Kind, String)> {
         let mut findings = Vec::new();
         let partitions = self.topics.values().flat_map(|topic| &topic.partitions);
@@ -148,13 +150,13 @@ impl Checker {
         findings
     }
 
-    /// Of two messages that wait at the same time, the one that is due first must come first. It
-    /// was waiting if it had been accepted before the other was due.
+    /// Checks that of two messages that waited at the same time the one due first comes first: it
+    /// had been accepted before the other was due.
     fn delayed_out_of_order(&self) -> Vec<(Kind, String)> {
         let mut findings = Vec::new();
         for (name, topic) in self.topics.iter().filter(|(_, topic)| topic.delays) {
             for (number, partition) in &topic.partitions {
-                // The one with the latest due time so far.
+                // The message so far that is due last.
                 let mut latest: Option<(Id, u64)> = None;
                 for (offset, id) in &partition.last {
                     let Some((due_ms, taken_ms)) = self.waited(*id) else {
@@ -175,7 +177,7 @@ impl Checker {
         findings
     }
 
-    /// When a delayed message was due, and when it had been accepted.
+    /// When a delayed message was due, and the time by which it had been accepted.
     fn waited(&self, id: Id) -> Option<(u64, u64)> {
         let mut before = self.requests.range(..=(id.producer, id.sequence));
         let ((_, first), request) = before.next_back()?;
@@ -185,8 +187,8 @@ impl Checker {
         Some((*self.times.due_ms.get(&id)?, request.taken_ms?))
     }
 
-    /// Each time of the schedule must have its own message, or be counted in a later message
-    /// because the host was down.
+    /// Checks that each time belongs to one message: the one made for it, or one that stands for
+    /// times missed while the host was down.
     fn schedule_wrong(&mut self, is_up: bool) -> Vec<(Kind, String)> {
         let Some(schedule) = &self.times.schedule else {
             return Vec::new();
@@ -200,8 +202,7 @@ impl Checker {
         for tick in schedule.ticks.values().filter(|tick| !last.contains(tick)) {
             findings.push((Kind::Lost, format!("schedule: {tick:?}")));
         }
-        // The first time after the schedule was created; the schedule's own clock decides which one
-        // that is.
+        // The first time after the schedule was made; its messages tell which one that is.
         let mut next_ms = None;
         for tick in last {
             let from_ms = tick.due_ms.saturating_sub(tick.missed * every_ms);

@@ -8,7 +8,7 @@ use super::super::history::{Copied, Fault, Step, Trial};
 /// Findings that are kept; further ones are only counted.
 const FINDINGS_MAX: usize = 100;
 
-/// The kinds of findings.
+/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Acknowledged or shown, but missing.
@@ -75,9 +75,9 @@ pub struct Tally {
     pub acknowledged: u64,
     /// Requests refused.
     pub refused: u64,
-    /// Requests whose result is unknown.
+    /// Requests whose outcome is unknown.
     pub unanswered: u64,
-    /// Messages read, including repeated readings.
+    /// Messages read, each counted as often as it was read.
     pub read: u64,
     /// Acknowledged messages that power cuts took from a topic without durability.
     pub tail_lost: u64,
@@ -91,13 +91,13 @@ pub struct Tally {
     pub delayed: u64,
     /// Messages that schedules created.
     pub ticks: u64,
-    /// Missed times that these messages stand for.
+    /// Missed times that such messages stand for.
     pub ticks_missed: u64,
     /// Events of revisions on trial.
     pub trials: BTreeMap<Trial, u64>,
     /// Backups, by result.
     pub backups: BTreeMap<Copied, u64>,
-    /// The longest time until all work was finished.
+    /// The longest time until everything was processed, in milliseconds.
     pub drained_ms_max: u64,
 }
 
@@ -175,7 +175,7 @@ impl Tally {
         here.map(|(_, count)| count).sum()
     }
 
-    /// How many backups had this result.
+    /// How many backups ended that way.
     #[must_use]
     pub fn copied(&self, what: Copied) -> u64 {
         self.backups.get(&what).copied().unwrap_or(0)
@@ -193,7 +193,7 @@ impl Tally {
         format!("{} {}{kinds}", self.met(step), step.words())
     }
 
-    /// The duration within which this share of the starts was done.
+    /// The time within which that share of the starts was ready.
     #[must_use]
     pub fn start_ms_at(&self, share: f64) -> u64 {
         let mut sorted = self.start_ms.clone();

@@ -1,4 +1,4 @@
-//! Checks that need the last reading of everything.
+//! Checks that are possible only at the end, when everything was read once more.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -31,7 +31,7 @@ impl Checker {
         }
     }
 
-    /// Everything that was acknowledged or read must still exist.
+    /// Checks that what was acknowledged or read is still there.
     fn check_kept(&mut self) {
         let mut findings = Vec::new();
         for (name, topic) in &self.topics {
@@ -40,7 +40,7 @@ impl Checker {
                     partition.known.range(..partition.start).count() as u64;
                 let kept = Kept::of(topic.ages, partition);
                 for (offset, known) in partition.known.range(partition.start..) {
-                    // Another value at this offset was reported as divergent when it was read.
+                    // Another value at that offset was already found divergent when it was read.
                     if partition.last.contains_key(offset) {
                         continue;
                     }
@@ -68,8 +68,8 @@ impl Checker {
         }
     }
 
-    /// Whether a later message, of which it is unknown whether it was stored, may have removed the
-    /// key and be gone itself.
+    /// Whether an unacknowledged message may have removed the key after this one, and be gone as
+    /// well.
     fn may_be_removed(&self, topic: &str, ages: Ages, id: Id) -> bool {
         let Ages::ByCompaction {
             keys,
@@ -90,7 +90,7 @@ impl Checker {
         })
     }
 
-    /// Every stored message must have been sent, and not every attempt refused.
+    /// Checks that every message was sent, and that its sender was not told that it was refused.
     fn check_senders(&mut self, counts: &BTreeMap<String, Counts>) {
         let mut findings = Vec::new();
         for (name, counts) in counts {
@@ -122,7 +122,7 @@ impl Checker {
         inside.then_some(request)
     }
 
-    /// Each request must be stored completely, and not more often than it was sent.
+    /// Checks that each request is there as a whole, and not more often than it was sent.
     fn check_requests(&mut self, counts: &BTreeMap<String, Counts>) {
         let mut findings = Vec::new();
         for ((producer, first), request) in &self.requests {
@@ -143,8 +143,8 @@ impl Checker {
                 request.unanswered,
                 request.acknowledged_line,
             );
-            // In these topics messages may be removed one by one; required ones are checked by
-            // their offsets.
+            // Where messages may be removed, parts of a request may be; those that must stay are
+            // looked up by their offsets.
             let goes = |topic: &Topic| topic.ages != Ages::Never;
             let goes = self.topics.get(&request.topic).is_some_and(goes);
             if !goes && copies.iter().any(|copies| *copies != most) {
@@ -160,8 +160,8 @@ impl Checker {
         }
     }
 
-    /// Each producer's messages must be in the order in which it sent them. Messages of unanswered
-    /// requests are exempt, because they may have arrived after the producer gave up.
+    /// Checks that a producer's messages stand in the order in which it sent them. Unanswered
+    /// requests are exempt: they may have arrived after the producer gave up on them.
     fn check_sent_order(&mut self) {
         let mut findings = Vec::new();
         let in_order = |(_, topic): &(&String, &Topic)| topic.produced && !topic.delays;
@@ -189,7 +189,7 @@ impl Checker {
         }
     }
 
-    /// Each input must be in exactly one of outputs and dead letters, once.
+    /// Checks that each input is exactly once in either the outputs or the dead letters.
     fn check_pipeline(&mut self, pipeline: &Pipeline, counts: &BTreeMap<String, Counts>) {
         let none = Counts::new();
         let of = |name: &str| counts.get(name).unwrap_or(&none);
@@ -198,7 +198,7 @@ impl Checker {
         let sum = |counts: &Counts| counts.values().map(|n| u64::from(*n)).sum::<u64>();
         self.verdict.tally.dead_letters += sum(dead);
         let processor = &pipeline.processor;
-        // Redriven messages no longer count where they were.
+        // A letter that was sent again does not count as the end of its input.
         let standing = match self.standing(pipeline) {
             Ok(standing) => standing,
             Err(text) => return self.find(Kind::Unexpected, text),
@@ -229,8 +229,7 @@ impl Checker {
         }
     }
 
-    /// The dead letters that count: without those that were redriven, if the processor's are
-    /// redriven at all.
+    /// The dead letters that have not been sent again; `None` if all count.
     fn standing(&self, pipeline: &Pipeline) -> Result<Option<Counts>, String> {
         if !pipeline.redrives {
             return Ok(None);
@@ -244,8 +243,8 @@ impl Checker {
         standing.map(Some).ok_or_else(unknown)
     }
 
-    /// Each key's outputs must be in the order of its inputs, except for those that were dead
-    /// letters in between.
+    /// Checks that the outputs of a key stand in the order of its inputs, except for those that
+    /// were dead letters in between.
     fn check_output_order(&mut self, pipeline: &Pipeline, counts: &BTreeMap<String, Counts>) {
         let (Some(inputs), Some(outputs)) = (
             self.topics.get(&pipeline.input),
@@ -293,10 +292,10 @@ fn key(id: Id, keys: u64) -> (u32, u64) {
     (id.producer, id.sequence % keys.max(1))
 }
 
-/// The kept messages of each key of a compacted topic; empty for other topics.
+/// What a compacted topic holds of each key; empty for other topics.
 struct Kept {
     ages: Ages,
-    /// The offset of the latest stored message.
+    /// The offset of the latest message that is there.
     latest: HashMap<(u32, u64), u64>,
     /// The offset of the latest message that removed the key.
     removed: HashMap<(u32, u64), u64>,
@@ -304,9 +303,10 @@ struct Kept {
 
 /// Why a message is absent.
 enum Missing {
-    /// A later message replaces it, or it removed its key and nothing older is left.
+    /// A later message of the key replaced it, or it removed its key and nothing older of the key
+    /// is left.
     Superseded,
-    /// It removed its key, but this older message is still stored.
+    /// It removed its key, and the older message at this offset is there.
     Behind(u64),
     Lost,
 }

@@ -43,12 +43,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let trial = Trial {
+        let subject = Subject {
             revision: 1,
-            ..Trial::default()
+            ..Subject::default()
         };
         Self {
-            breaker: Breaker::new(BreakerPolicy::default(), &trial, at(0)),
+            breaker: Breaker::new(BreakerPolicy::default(), &subject, at(0)),
             rng: fastrand::Rng::with_seed(3),
             revision: 1,
             next: 0,
@@ -64,7 +64,7 @@ impl Bench {
     fn swap_from(&mut self, revision: u32, change: impl FnOnce(&mut Record)) {
         let mut record = self.breaker.record(at(self.now_ms));
         change(&mut record);
-        let trial = Trial {
+        let subject = Subject {
             revision,
             back: Some(Back {
                 revision: self.revision,
@@ -72,11 +72,11 @@ impl Bench {
                 usual: record.rejections.clone(),
                 record,
             }),
-            ..Trial::default()
+            ..Subject::default()
         };
         self.revision = revision;
         self.breaker
-            .install(BreakerPolicy::default(), &trial, at(self.now_ms));
+            .install(BreakerPolicy::default(), &subject, at(self.now_ms));
     }
 
     /// A batch of so many new messages, of which these failed.
@@ -479,14 +479,14 @@ fn a_start_of_the_host_takes_nothing_away_from_a_proof() {
         assert!(!record.proven);
         record.worked_at = Some(at(0).wall);
         let back = bench.breaker.back.clone();
-        let trial = Trial {
+        let subject = Subject {
             revision: 2,
             back,
             record,
         };
         bench.now_ms += 3_600_000;
         let now = at(bench.now_ms);
-        bench.breaker = Breaker::new(BreakerPolicy::default(), &trial, now);
+        bench.breaker = Breaker::new(BreakerPolicy::default(), &subject, now);
         assert!(!bench.breaker.record(now).proven);
         bench.good(after);
         assert!(bench.breaker.record(now).proven, "{before}");

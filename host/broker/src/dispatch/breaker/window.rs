@@ -8,7 +8,7 @@ use millrace_model::processor::BreakerPolicy;
 use super::Kind;
 use crate::dispatch::failed::Failed;
 
-/// Kinds of failures that are distinguished in one batch. Failures of ever new classes are not alike: a few are enough to see that.
+/// Kinds of failures that are distinguished in one batch. If every failure has a new class, they are not alike, and a few are enough to show it.
 const KINDS_MAX: usize = 8;
 
 /// A batch's share of the window.

@@ -1,17 +1,23 @@
 //! Decisions about one batch, without an engine.
 
-use crate::dispatch::word::Left;
 use std::sync::Arc;
+use std::time::Duration;
 
+use millrace_model::bounds::ATTEMPT_LOG_MAX;
 use millrace_model::processor::RetryPolicy;
 use millrace_model::{
-    Answer, ColumnBatch, Digest, PartitionId, ProcessorSpec, Topic, TopicId, TopicName, TopicSpec,
+    Answer, Attempt, ColumnBatch, Digest, PartitionId, ProcessorSpec, Topic, TopicId, TopicName,
+    TopicSpec,
 };
 
+use super::fate::{HELD_DELAY_MAX, HELD_DELAY_MIN};
 use super::*;
 use crate::dispatch::answer::Outputs;
 use crate::dispatch::breaker::PROVEN_AFTER;
+use crate::dispatch::failed::Failed;
+use crate::dispatch::word::Left;
 use crate::ground::columns::push;
+use crate::handler::Cause;
 
 const NOW: Timestamp = Timestamp(10_000_000);
 

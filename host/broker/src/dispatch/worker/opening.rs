@@ -1,28 +1,29 @@
 //! How a worker starts and leaves: if this host should work on the partition, it takes the hold first and then reads the previous
-//! worker's progress. It starts again for as long as it is wanted.
+//! worker's progress. It starts again for as long as it is wanted. Everything is committed under that hold.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_engine::{Engine, EntryKind, Expectation, HostInfo};
-use millrace_model::{Offset, Processor, Progress, SteadyClock, TopicPartition};
+use millrace_engine::{
+    CommitError, Engine, EntryKind, Expectation, HostInfo, Lease, ProgressWrite, ReadError,
+    Transaction,
+};
+use millrace_model::{Processor, Progress, SteadyClock, TopicPartition};
 use tokio::sync::watch;
 
-use super::suspects::{self, Suspects};
-use super::trouble::{End, Trouble};
-use super::{Context, SLEEP_MAX, Worker, changed_within, wants};
+use super::waiting::Outside;
+use super::{Context, Ledger, SLEEP_MAX, Worker, changed_within, wants};
 use crate::dispatch::command::Command;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::input::Input;
 use crate::dispatch::live::Live;
 use crate::dispatch::meters::Meters;
 use crate::dispatch::orders::Orders;
-use crate::dispatch::remembered::Part;
+use crate::dispatch::plan::Plan;
 use crate::dispatch::retry;
-use crate::dispatch::sides::Side;
 use crate::dispatch::source::Source;
 use crate::dispatch::standing::{State, Window};
+use crate::dispatch::suspects::{self, Suspects};
 use crate::ground::backoff::Backoff;
 use crate::hosts::holding::{Holdings, Share};
 
@@ -148,6 +149,114 @@ fn expected(context: &Context, live: &Live) -> Result<Option<Expectation>, Troub
     }
 }
 
+/// A worker's right to work on its partition, and what it has stored there.
+pub(super) struct Hold {
+    pub(super) share: Arc<Share>,
+    /// What its commits are made with.
+    pub(super) lease: Lease,
+    holdings: Arc<Holdings>,
+    /// The partition it works on.
+    pub(super) partition: TopicPartition,
+    /// The original partition of the messages: the hold and the state belong to it.
+    pub(super) origin: TopicPartition,
+    /// What the first commit expects, until it is made.
+    beginning: Option<Expectation>,
+    /// The stored progress: a commit contains the changes to it.
+    stored: Arc<Progress>,
+}
+
+impl Hold {
+    /// Commits this progress, with all that the transaction contains.
+    pub(super) async fn commit(
+        &mut self,
+        progress: &Arc<Progress>,
+        transaction: Transaction,
+    ) -> Result<(), CommitError> {
+        let transaction = Transaction {
+            progress: vec![ProgressWrite {
+                partition: self.partition,
+                lease: self.lease.clone(),
+                progress: self.stored.change_to(progress),
+            }],
+            expects: self.beginning.iter().cloned().collect(),
+            ..transaction
+        };
+        self.share.commit(transaction).await?;
+        self.beginning = None;
+        self.stored = Arc::clone(progress);
+        Ok(())
+    }
+
+    /// Why the worker should leave, if it should.
+    pub(super) fn is_over(&self) -> Option<&'static str> {
+        if self.share.is_lost() {
+            return Some("it was taken over");
+        }
+        let moves = self.holdings.moves(self.origin);
+        moves.then_some("another host should work here")
+    }
+}
+
+/// Why a worker cannot go on.
+pub(super) enum Trouble {
+    /// It may be able to later.
+    Wait(String),
+    /// It must not.
+    Stop(String),
+    /// Not under this hold: it was taken, or should go to another host.
+    Leave(String),
+}
+
+/// How a worker's work at its partition ended.
+pub(super) enum End {
+    /// It is no longer wanted.
+    Over,
+    /// It must not go on.
+    Stopped(String),
+    /// It may start again, if it is still wanted on this host.
+    Left(String),
+    /// It is stopped and holds nothing, so that other hosts can see it.
+    Paused,
+}
+
+impl From<ReadError> for Trouble {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::UnknownPartition(_) => Self::Stop(error.to_string()),
+            // It keeps checking, because the damage may be repaired; nothing is skipped meanwhile.
+            ReadError::Damaged { .. } => Self::Wait(format!(
+                "{error} once the loss is accepted (`millrace damage accept`), or restore the file from a backup"
+            )),
+            _ => Self::Wait(error.to_string()),
+        }
+    }
+}
+
+impl From<CommitError> for Trouble {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::DiskFull
+            | CommitError::RoomFull(_)
+            | CommitError::Unavailable(_)
+            | CommitError::State(_)
+            | CommitError::TooLarge { .. }
+            | CommitError::UnknownPartition(_) => Self::Wait(error.to_string()),
+            // Under a new lease its state is known; or the processor was changed when this worker started.
+            CommitError::InDoubt(_) | CommitError::Fenced { .. } | CommitError::Conflict(_) => {
+                Self::Leave(error.to_string())
+            }
+            CommitError::Poisoned(_) | CommitError::Closed => Self::Stop(error.to_string()),
+            // A worker's commits have no number or mark: its lease and its progress make them take effect once.
+            CommitError::OutOfOrderSequence { .. }
+            | CommitError::ProducerFenced { .. }
+            | CommitError::UnknownProducer(_)
+            | CommitError::PartlyRepeated { .. }
+            | CommitError::ProducerName { .. }
+            | CommitError::RequestReused => Self::Stop(error.to_string()),
+        }
+    }
+}
+
 /// The result of opening a worker.
 enum Opened {
     Here(Box<Worker>),
@@ -214,50 +323,31 @@ impl Worker {
         let source = Source::new(Arc::clone(engine), partition, watch, progress.next, limit)
             .only(input.times.clone());
         let mut worker = Self {
+            hold: Hold {
+                share,
+                lease,
+                holdings: Arc::clone(holdings),
+                partition,
+                origin,
+                beginning,
+                stored,
+            },
+            outside: Outside {
+                commands: commands.clone(),
+                orders: orders.clone(),
+                gate: gate.changes(),
+                window: Arc::clone(window),
+            },
+            ledger: Ledger::new(&context.remembered, progress),
             meters: Meters::new(processor.as_str()),
             context: context.clone(),
             input: input.clone(),
-            commands: commands.clone(),
-            window: Arc::clone(window),
-            orders: orders.clone(),
-            time,
             gate: Arc::clone(gate),
-            gate_changes: gate.changes(),
-            share,
-            lease,
-            beginning,
-            holdings: Arc::clone(holdings),
-            partition,
-            origin,
+            time,
             source,
-            in_hand: None,
-            held_up: None,
-            attempt_room: None,
-            remembered: Part::new(&context.remembered, &progress),
-            stored,
-            progress: Arc::new(Progress {
-                first_call: None,
-                ..progress
-            }),
-            suspects,
-            cleared: HashSet::new(),
-            interrupted: false,
-            leaves_ended: false,
+            plan: Plan::new(suspects),
             home: None,
-            turn: None,
-            seen: Offset::default(),
-            revisions: (0, None),
-            side: Side::default(),
-            reported: HashSet::new(),
-            longest: Default::default(),
-            canary: None,
             echo: None,
-            commits: 0,
-            pieces: Vec::new(),
-            pace: Default::default(),
-            alone: false,
-            bytes_before: 0,
-            backoff: Backoff::default(),
             rng: fastrand::Rng::new(),
         };
         let is_paused = commands.borrow().paused;

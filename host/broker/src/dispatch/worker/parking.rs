@@ -6,20 +6,29 @@ use std::sync::Arc;
 use millrace_model::calendar::utc;
 use millrace_model::{Offset, Parked, Progress};
 
-use super::{Trouble, Worker};
+use super::round::Round;
+use super::settling::Settled;
+use super::{Step, Trouble, Worker};
 use crate::dispatch::answer::Verdict;
-use crate::dispatch::batcher::{self, Batch, Due, WHOLE_PARTITION};
-use crate::dispatch::breaker::Judgement;
+use crate::dispatch::batcher::{self, Batch, WHOLE_PARTITION};
 use crate::dispatch::command::Command;
 use crate::dispatch::live::Live;
 use crate::dispatch::orders::{Meant, Obeyed, Order, ParkedAction};
-use crate::dispatch::sides::Side;
+use crate::dispatch::plan::Most;
 use crate::dispatch::standing::State;
 
 /// Messages that one commit gives up.
 const GIVEN_UP_AT_ONCE_MAX: usize = 500;
 /// Bytes per commit, except for one larger message.
 const GIVEN_UP_BYTES_AT_ONCE_MAX: usize = 4 << 20;
+
+const GIVEN_UP_AT_ONCE: Most = Most {
+    messages: GIVEN_UP_AT_ONCE_MAX,
+    bytes: GIVEN_UP_BYTES_AT_ONCE_MAX,
+};
+
+/// Why a message is given up that may have ended the host.
+const HOST_DIED: &str = "the host ended while processing this message, once in a batch and twice alone; it is not called again";
 
 impl Worker {
     /// Other revisions run from now on. Messages that a replaced revision held, or made wait wrongly, are due at once.
@@ -28,21 +37,21 @@ impl Worker {
         let live = &command.live;
         let waits =
             |parked: &Parked| batcher::waits_in_vain(parked, live.revision, &live.voided, now);
-        if !self.progress.parked.iter().any(waits) {
+        if !self.ledger.progress.parked.iter().any(waits) {
             return;
         }
-        let progress = Arc::make_mut(&mut self.progress);
+        let progress = Arc::make_mut(&mut self.ledger.progress);
         for parked in progress.parked.iter_mut().filter(|parked| waits(parked)) {
             parked.due = Some(now);
         }
     }
 
     /// Carries out operators' orders, if there are any.
-    pub(super) async fn obey(&mut self, live: &Arc<Live>) {
-        let state = self.window.lock().state.clone();
-        while let Some(order) = self.orders.take() {
+    pub(super) async fn obey(&mut self, command: &Command) {
+        let state = self.outside.window.lock().state.clone();
+        while let Some(order) = self.outside.orders.take() {
             // The current batch is cut again afterwards.
-            self.pieces.clear();
+            self.plan.join();
             let Order {
                 action,
                 meant,
@@ -51,7 +60,7 @@ impl Worker {
             } = order;
             let obeyed = match action {
                 ParkedAction::TryNow => self.try_now(&meant).await,
-                ParkedAction::GiveUp => self.give_up(live, &meant, by.as_deref()).await,
+                ParkedAction::GiveUp => self.give_up(command, &meant, by.as_deref()).await,
             };
             self.show(state.clone());
             // The caller may not have waited.
@@ -63,7 +72,7 @@ impl Worker {
 
     /// The messages that are meant and parked, and of those named, the others.
     fn meant(&self, meant: &Meant) -> (Vec<Offset>, Vec<(Offset, String)>) {
-        let parked = &self.progress.parked;
+        let parked = &self.ledger.progress.parked;
         let offsets = |which: &dyn Fn(&Parked) -> bool| {
             let found = parked.iter().filter(|parked| which(parked));
             found.map(|parked| parked.offset).collect()
@@ -92,7 +101,7 @@ impl Worker {
     /// Messages that wait for no other are due now. The next commit stores this, and until then a restart would try them soon anyway;
     /// but a paused worker next to other hosts leaves as soon as it has obeyed, and the next one reads what is stored.
     async fn try_now(&mut self, meant: &Meant) -> Result<Obeyed, Trouble> {
-        let goes = self.commands.borrow().paused && !self.context.hosts.is_alone();
+        let goes = self.outside.commands.borrow().paused && !self.context.hosts.is_alone();
         if goes && self.has_suspects() {
             // A commit would release those.
             return Err(Trouble::Wait(
@@ -101,7 +110,7 @@ impl Worker {
         }
         let obeyed = self.all_due_now(meant);
         if goes && obeyed.done > 0 {
-            self.keep(Progress::clone(&self.progress)).await?;
+            self.keep(Progress::clone(&self.ledger.progress)).await?;
         }
         Ok(obeyed)
     }
@@ -113,7 +122,7 @@ impl Worker {
         let wanted: HashSet<Offset> = there.into_iter().collect();
         let mut done = 0;
         let mut fronts = std::collections::HashMap::new();
-        for parked in &mut Arc::make_mut(&mut self.progress).parked {
+        for parked in &mut Arc::make_mut(&mut self.ledger.progress).parked {
             let front = parked.ordering.map(|ordering| {
                 let front = fronts.entry(ordering).or_insert(parked.offset);
                 *front
@@ -138,7 +147,7 @@ impl Worker {
     /// They become dead letters, in as many commits as necessary. The bound of dead letters does not apply: an operator wants them.
     async fn give_up(
         &mut self,
-        live: &Arc<Live>,
+        command: &Command,
         meant: &Meant,
         by: Option<&str>,
     ) -> Result<Obeyed, Trouble> {
@@ -147,7 +156,7 @@ impl Worker {
         let mut rest = &there[..];
         while !rest.is_empty() {
             let (some, others) = rest.split_at(rest.len().min(GIVEN_UP_AT_ONCE_MAX));
-            let batch = self.parked_batch(some).await?;
+            let batch = self.parked_batch(some, GIVEN_UP_AT_ONCE).await?;
             // The rest follows in the next commits; messages that are no longer kept were released.
             let taken = batch.offsets.last().map_or(some.len(), |last| {
                 some.partition_point(|offset| offset <= last)
@@ -157,16 +166,15 @@ impl Worker {
             left.extend(gone.map(|&offset| (offset, "it is no longer kept".to_owned())));
             if batch.len() > 0 {
                 let verdict = self.given_up(&batch, by);
-                self.side = Side::Current;
-                let before = self.commits;
-                self.settle(live, &batch, &verdict, &[], &[], Judgement::Settle)
-                    .await?;
-                if self.commits == before {
+                self.plan.pick();
+                done += batch.len();
+                let mut round = Round::new(command, &self.gate, batch);
+                let settled = self.settle(&mut round, &verdict.into()).await?;
+                if !matches!(settled, Settled::Committed) {
                     return Err(Trouble::Wait(
                         "the worker received another command meanwhile".to_owned(),
                     ));
                 }
-                done += batch.len();
             }
             rest = match taken < some.len() {
                 true => &rest[taken..],
@@ -177,7 +185,7 @@ impl Worker {
     }
 
     fn given_up(&self, batch: &Batch, by: Option<&str>) -> Verdict {
-        let parked = &self.progress.parked;
+        let parked = &self.ledger.progress.parked;
         let last = batch.offsets.iter().map(|offset| {
             let found = parked.binary_search_by_key(offset, |parked| parked.offset);
             found.ok().and_then(|index| parked[index].log.last())
@@ -185,33 +193,62 @@ impl Worker {
         Verdict::given_up(last, by)
     }
 
-    async fn parked_batch(&mut self, offsets: &[Offset]) -> Result<Batch, Trouble> {
-        let mut cut = self.empty_cut(GIVEN_UP_AT_ONCE_MAX, GIVEN_UP_BYTES_AT_ONCE_MAX);
-        let due = Due {
-            offsets: offsets.to_vec(),
-            alone: false,
+    /// Gives a message up without a call, because the host may have ended during it.
+    pub(super) async fn bury(
+        &mut self,
+        command: &Command,
+        offset: Offset,
+    ) -> Result<Step, Trouble> {
+        self.plan.pick();
+        let alone = Most {
+            messages: 1,
+            bytes: usize::MAX,
         };
-        self.take_due(&due, &mut cut).await?;
-        Ok(cut.finish(self.progress.next))
+        let batch = self.parked_batch(&[offset], alone).await?;
+        let mut settled = Settled::PutBack;
+        if batch.len() > 0 {
+            let mut round = Round::new(command, &self.gate, batch);
+            tracing::error!(processor = %round.live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, %offset, "the host ended repeatedly with this message in flight; it becomes a dead letter");
+            let verdict = Verdict::host_died(HOST_DIED.to_owned());
+            settled = self.settle(&mut round, &verdict.into()).await?;
+        }
+        let parked = &self.ledger.progress.parked;
+        let waits = parked.binary_search_by_key(&offset, |parked| parked.offset);
+        if waits.is_err() {
+            self.plan.suspects.is_gone();
+        }
+        settled.step()
+    }
+
+    /// A parked message of which nothing is left to retry or to show: what is known of it is logged.
+    pub(super) fn release_lost(&mut self, index: usize) {
+        let gone = Arc::make_mut(&mut self.ledger.progress)
+            .parked
+            .remove(index);
+        self.ledger.count();
+        self.meters.lost(1);
+        let last = gone.log.last();
+        let reason = last.map_or("it waited behind another message", |last| &last.reason);
+        tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, offset = %gone.offset, attempts = gone.attempts, reason, "a parked message is no longer kept and is given up");
     }
 
     /// Releases parked messages before the partition's start, which a trim or retention removed. Messages behind them continue.
     pub(super) async fn release(&mut self) -> Result<(), Trouble> {
-        let Some(first) = self.progress.parked.first() else {
+        let Some(first) = self.ledger.progress.parked.first() else {
             return Ok(());
         };
-        let start = self.context.engine.ends(self.partition)?.start;
+        let start = self.context.engine.ends(self.hold.partition)?.start;
         if first.offset >= start {
             return Ok(());
         }
-        let mut progress = Progress::clone(&self.progress);
+        let mut progress = Progress::clone(&self.ledger.progress);
         let gone = progress.parked.partition_point(|p| p.offset < start);
         progress.parked.drain(..gone);
         tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, messages = gone, before = %start, "parked messages were removed from their topic and are given up");
         self.meters.lost(gone as u64);
         self.keep(progress.clone()).await?;
-        self.progress = progress.into();
-        self.remembered.set(&self.progress);
+        self.ledger.progress = progress.into();
+        self.ledger.count();
         self.show_parked();
         Ok(())
     }
@@ -221,10 +258,10 @@ impl Worker {
         let Some(step) = self.time.follow(&*self.context.clock) else {
             return;
         };
-        if self.progress.parked.is_empty() {
+        if self.ledger.progress.parked.is_empty() {
             return;
         }
-        for parked in &mut Arc::make_mut(&mut self.progress).parked {
+        for parked in &mut Arc::make_mut(&mut self.ledger.progress).parked {
             parked.due = parked.due.map(|due| step.moved(due));
             parked.held_since = parked.held_since.map(|since| step.moved(since));
         }
@@ -234,13 +271,13 @@ impl Worker {
 
     /// The same state, for the messages now parked.
     fn show_parked(&mut self) {
-        let state = self.window.lock().state.clone();
+        let state = self.outside.window.lock().state.clone();
         self.show(state);
     }
 
     /// The status when there is nothing to call.
     pub(super) fn resting(&self, live: &Live) -> State {
-        let parked = &self.progress.parked;
+        let parked = &self.ledger.progress.parked;
         if parked.is_empty() {
             return match self.source.is_done() {
                 true => State::Done,

@@ -19,11 +19,11 @@ use crate::messages::delays::delayed::Delays;
 use crate::messages::delays::stored;
 use crate::messages::delays::stored::{DelayedId, GROUP, read, removal};
 
-/// Messages per transaction.
+/// Delayed messages delivered per transaction.
 const DELIVERED_AT_ONCE_MAX: usize = 1_000;
-/// Bytes per transaction, except for one larger message.
+/// Bytes of delayed messages delivered per transaction, except for one larger message.
 const DELIVERED_BYTES_AT_ONCE_MAX: usize = 4 << 20;
-/// Partitions that are delivered to concurrently.
+/// Partitions to which delayed messages are delivered concurrently.
 const PARTITIONS_AT_ONCE_MAX: usize = 16;
 /// The longest sleep, because the wall clock may be set; all partitions are checked at this interval, whatever was noted.
 const LOOK_EVERY: Duration = Duration::from_secs(60);

@@ -15,9 +15,9 @@ use crate::messages::delays::delayed::Delays;
 use crate::messages::delays::stored;
 use crate::messages::delays::stored::{DelayedId, GROUP, exactly, write};
 
-/// Messages moved per transaction.
+/// Delayed messages moved to other times per transaction.
 const MOVED_AT_ONCE_MAX: usize = 500;
-/// Bytes per transaction, except for one larger message.
+/// Bytes of delayed messages moved per transaction, except for one larger message.
 const MOVED_BYTES_AT_ONCE_MAX: usize = 1 << 20;
 /// Interval at which a partition that could not be moved is tried again.
 const SHARE_LOOK_INTERVAL: Duration = Duration::from_millis(20);

@@ -79,7 +79,11 @@ impl World {
         }
         let noted = self.gate.record(self.processor.current);
         let now = self.now();
-        leave(&mut self.processor, noted, now);
+        let seen = Seen {
+            noted,
+            ..Seen::default()
+        };
+        leave(&mut self.processor, seen, now);
     }
 
     pub(super) fn install(&mut self) {
@@ -101,8 +105,7 @@ impl World {
     }
 
     pub(super) fn end_canary(&mut self) {
-        self.processor.canary = None;
-        self.processor.shadow = None;
+        self.processor.trial = None;
         if let Some(canary) = self.canary.take() {
             make_void(&mut self.processor, canary.live.revision);
             canary.gate.retire();
@@ -165,12 +168,11 @@ impl World {
         let percent = self.rng.u32(10..90);
         self.what
             .push(format!("canary {number} {nature:?} {percent} %"));
-        let canary = millrace_model::Canary {
+        self.processor.trial = Some(Trial::Canary {
             revision: number,
             percent,
             since: self.now(),
-        };
-        self.processor.canary = Some(canary);
+        });
         let live = live(&self.processor, number);
         self.canary = Some(Canary {
             gate: Arc::new(Gate::of_canary(&self.gate, Arc::clone(&live))),
@@ -185,16 +187,14 @@ impl World {
         self.end_canary();
         let number = self.add(nature, true);
         self.what.push(format!("shadow {number} {nature:?}"));
-        self.processor.shadow = Some(Shadow {
+        self.processor.trial = Some(Trial::Shadow {
             revision: number,
             since: self.now(),
         });
     }
 
     pub(super) fn promote(&mut self) {
-        let shadow = self.processor.shadow.as_ref().map(|shadow| shadow.revision);
-        let canary = self.canary.as_ref().map(|canary| canary.live.revision);
-        let Some(number) = canary.or(shadow) else {
+        let Some(number) = self.processor.on_trial() else {
             return;
         };
         self.what.push(format!("promote {number}"));

@@ -12,8 +12,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use millrace_model::{
     Answer, Clock, ColumnBatch, Digest, GivenUp, ManualClock, Offset, Parked, PartitionId,
-    Processor, ProcessorName, ProcessorSpec, Progress, Record, Rejections, Revision, Shadow,
-    Timestamp, Topic, TopicId, TopicName, TopicPartition, TopicSpec,
+    Processor, ProcessorName, ProcessorSpec, Progress, Record, Rejections, Revision, Timestamp,
+    Topic, TopicId, TopicName, TopicPartition, TopicSpec, Trial,
 };
 use tokio::sync::mpsc;
 
@@ -34,7 +34,7 @@ use crate::ground::planted::{Planted, is_any_broken, plant};
 use crate::handler::{BatchHandler, CallError, Cause, Decision};
 use crate::processors::loading::back_from;
 use crate::processors::revisions::{
-    forget_oldest, leave, make_void, take_down, unproven_run, voided,
+    Seen, forget_oldest, leave, make_void, take_down, unproven_run, voided,
 };
 
 mod changes;
@@ -254,8 +254,7 @@ impl World {
             current: 1,
             paused: false,
             revisions: vec![first],
-            canary: None,
-            shadow: None,
+            trial: None,
             replay: None,
             start: Vec::new(),
             resumes: Default::default(),

@@ -1,4 +1,4 @@
-//! What a partition says to each numbered batch, and what it forgets.
+//! Tests of a partition's answers to numbered batches, and of what it forgets.
 
 use millrace_model::{PartitionId, TopicId};
 
@@ -17,7 +17,7 @@ fn numbering(id: i64, epoch: i16, first: i32, count: u32) -> Numbering {
     }
 }
 
-/// A partition that gives offsets.
+/// A partition that assigns offsets.
 struct Rig {
     producers: Producers,
     next: u64,
@@ -35,7 +35,7 @@ impl Rig {
         }
     }
 
-    /// `Ok(None)` where the batch is appended.
+    /// `Ok(None)` if the batch is appended.
     fn send(&mut self, numbering: Numbering) -> Result<Option<Offset>, CommitError> {
         let state = self.producers.state(AT, numbering.producer.id);
         let judged = self.producers.judge(state, AT, numbering, self.now)?;

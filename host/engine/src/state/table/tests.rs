@@ -1,4 +1,4 @@
-//! A table in memory: what it shows, what checkpoints are told, what it counts.
+//! Tests of a table in memory: its pages, its changes for checkpoints, and its size.
 
 use super::super::keeper::KeepTable as _;
 use super::super::{ENTRY_OVERHEAD_BYTES, StateChange, StateEntry, StateValue};

@@ -1,4 +1,5 @@
-//! Backups of an engine at work: of one instant, whole or not there, and as good as the directory that they are of.
+//! Tests of backups of a running engine: as of one instant, complete or absent, and equivalent to
+//! the original directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -44,7 +45,7 @@ impl Place {
     }
 }
 
-/// What needs a runtime of its own does it outside of this one.
+/// Runs code that needs its own runtime outside of this one.
 fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(work).join().expect("no panic"))
 }
@@ -57,7 +58,7 @@ async fn drain(mut stream: BackupStream) -> Vec<u8> {
     archive
 }
 
-/// Begins one when the one before is over.
+/// Begins a backup when the previous one has ended.
 async fn begin(engine: &LocalEngine) -> BackupStream {
     loop {
         match engine.backup(BackupRequest::default()).await {
@@ -87,7 +88,7 @@ async fn try_back_up(
     receiver.finish()
 }
 
-/// A transaction that says the same in two partitions and in the progress of a group.
+/// A transaction that writes the same number to two partitions and to a group's progress.
 async fn step(engine: &LocalEngine, topic: &Topic, lease: &millrace_engine::Lease, number: u64) {
     let value = format!("{number} {}", "x".repeat(number as usize % 300));
     let transaction = Transaction {
@@ -152,7 +153,7 @@ async fn a_copy_is_of_one_instant_after_it_was_asked_for_while_commits_go_on() {
         let read = values(&copy, at(&topic, 0)).await;
         let numbers = read.iter().map(|value| value.split_once(' ').unwrap().0);
         assert!(numbers.eq((0..ends[0]).map(|number| number.to_string())));
-        // And it goes on from there.
+        // And it continues from there.
         produce(&copy, at(&topic, 1), "more").await.expect("taken");
         copy.close().await;
     }
@@ -187,7 +188,7 @@ async fn backups_of_before_and_after_a_topic_grew_are_each_of_their_time() {
             .await
             .unwrap();
     }
-    // Into the same directory: what is there already is not sent again.
+    // Into the same directory: existing files are not sent again.
     back_up(&engine, &place.at("backup")).await;
     assert_eq!(place.verified("backup").flaws, []);
     let restored = place.restored("backup", "later");
@@ -208,7 +209,7 @@ async fn backups_of_before_and_after_a_topic_grew_are_each_of_their_time() {
     }
 }
 
-/// Room for large values, of which few make much.
+/// Room for large values, so that a few of them are much data.
 fn large() -> LocalOptions {
     LocalOptions {
         journal_file_bytes: 1 << 20,
@@ -220,7 +221,7 @@ fn large() -> LocalOptions {
     }
 }
 
-/// More than what waits to be taken of an archive.
+/// More than the queued pieces of an archive.
 const MORE_THAN_WAITS: usize = 6 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,7 +260,7 @@ async fn what_is_deleted_or_trimmed_while_it_is_copied_is_in_the_copy() {
     let dir = data.join(format!("topics/{deleted}"));
     let first = data.join(format!("topics/{}/0-{:020}.segment", kept.id, 0));
     eventually(async || {
-        // Each write may lead to the checkpoint that lets go of the files.
+        // Each write may lead to the checkpoint that drops the files.
         let _ = produce(&engine, at(&kept, 1), &value).await;
         !dir.exists() && !first.exists()
     })
@@ -293,7 +294,7 @@ async fn a_second_backup_copies_only_what_is_new_and_removes_what_is_gone() {
     let first = back_up(&engine, &place.at("backup")).await;
     assert_eq!(first.copied.0, first.manifest.files.len());
     assert!(first.copied.0 > 8, "{:?}", first.copied);
-    // Nothing but the checkpoint is another one when nothing happened.
+    // If nothing happened, only the checkpoint differs.
     let idle = back_up(&engine, &place.at("backup")).await;
     assert_eq!(idle.copied.0, 1, "{:?}", idle.copied);
     for number in 60..70 {
@@ -312,11 +313,11 @@ async fn a_second_backup_copies_only_what_is_new_and_removes_what_is_gone() {
     let copy = open_real(&place.at("restored"), small()).await.unwrap();
     let found = values(&copy, at(&topic, 1)).await;
     assert_eq!(found, (60..70).map(text).collect::<Vec<_>>());
-    // No more files stand there than the manifest names, and itself, and the lock.
+    // The directory has only the files in the manifest, the manifest itself, and the lock.
     let manifest = Manifest::read(&RealDisk, &place.at("backup")).unwrap();
     let stored = files_under(&place.at("backup"));
     assert_eq!(stored.len(), manifest.files.len() + 2, "{stored:?}");
-    // All of it again, if that is asked for.
+    // Everything again, if requested.
     let anew = try_back_up(&engine, &place.at("backup"), true)
         .await
         .unwrap();
@@ -337,7 +338,8 @@ fn files_under(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Whether all files of the backup on a simulated disk are as its manifest says; its transaction.
+/// Checks that all files of the backup on a simulated disk match its manifest; returns its
+/// transaction.
 fn whole_on(disk: &SimDisk, dir: &Path) -> u64 {
     let manifest = Manifest::read(disk, dir).expect("a manifest");
     for file in &manifest.files {
@@ -421,20 +423,20 @@ async fn an_archive_that_breaks_off_is_no_backup_and_what_was_there_stays() {
         let there = Manifest::read(&RealDisk, &place.at("backup")).unwrap();
         assert_eq!(there, first.manifest);
     }
-    // A flipped bit anywhere is told, wherever it is.
+    // A flipped bit is reported, wherever it is.
     for _ in 0..60 {
         let mut changed = all.clone();
         let at = random.usize(..all.len() - 1_024);
         changed[at] ^= 1 << random.u8(..8);
         let mut receiver = Receiver::begin(&place.at("backup"), true).unwrap();
         let received = receiver.take(&changed).and_then(|()| receiver.finish());
-        // Of padding, and of what a header says besides name and length, nothing depends.
+        // Nothing depends on padding, or on header fields other than name and length.
         if let Ok(received) = received {
             let verified = place.verified("backup");
             assert_eq!(verified.flaws, [], "{:?}", received.copied);
         }
     }
-    // A data directory that did not get all of it is refused by a host, and is not gone on with.
+    // A host refuses an incomplete data directory, and a restore does not continue it.
     let restoring = place.at("restoring");
     let mut restorer = Restorer::begin(&restoring).unwrap();
     restorer.take(&all[..all.len() / 2]).unwrap();
@@ -470,7 +472,7 @@ async fn damage_is_copied_and_named_and_all_else_is_there() {
     assert_eq!(damage.len(), 1, "{damage:?}");
     assert!(damage[0].path.ends_with("0-00000000000000000000.segment"));
     assert!(damage[0].what.contains("messages 0 to "), "{damage:?}");
-    // It is still said when the file is not copied again.
+    // It is still reported when the file is not copied again.
     let again = back_up(&engine, &place.at("backup")).await;
     assert_eq!(&again.manifest.damage, damage);
     let restored = place.restored("backup", "restored");
@@ -483,7 +485,8 @@ async fn damage_is_copied_and_named_and_all_else_is_there() {
     let rest = copy.read(at(&topic, 0), to, 1_000_000).await.unwrap();
     assert_eq!(rest.last().unwrap().end_offset(), Offset(40));
     copy.close().await;
-    // A backup whose own files change afterwards: found, named, and restored but for that.
+    // If a backup's own files change afterwards, this is found and reported, and everything else is
+    // restored.
     let sound = Manifest::read(&RealDisk, &place.at("sound")).unwrap();
     let of_messages = |file: &&crate::backup::BackupFile| file.path.ends_with(".segment");
     let file = sound.files.iter().find(of_messages).unwrap();
@@ -497,7 +500,7 @@ async fn damage_is_copied_and_named_and_all_else_is_there() {
     assert_eq!(verified.report.worst(), Severity::Damage);
     let restored = place.restored("sound", "restored-again");
     assert_eq!(restored.flaws.len(), 1);
-    // Without the checkpoint nothing can be made of it.
+    // Without the checkpoint nothing can be restored.
     let path = |file: &&crate::backup::BackupFile| file.path == "checkpoint.sqlite";
     let file = sound.files.iter().find(path).unwrap();
     fs::remove_file(place.at("sound").join(&file.run).join(&file.path)).unwrap();
@@ -519,7 +522,8 @@ async fn one_backup_at_a_time_and_one_that_nobody_takes_ends() {
     let second = engine.backup(BackupRequest::default()).await.unwrap_err();
     assert!(matches!(second, BackupError::UnderWay), "{second}");
     drop(stream);
-    // A host that stops does not wait for a reader that takes nothing; the reader sees that it is not all.
+    // A stopping host does not wait for a reader that reads nothing; the reader sees that the
+    // archive is incomplete.
     let mut stream = begin(&engine).await;
     engine.close().await;
     let mut came = Vec::new();
@@ -549,7 +553,7 @@ async fn a_restored_directory_is_another_one_and_gives_other_ids() {
     let named = engine.init_producer(Some("till")).await.unwrap();
     engine.init_producer(None).await.unwrap();
     back_up(&engine, &place.at("backup")).await;
-    // What the old one gives from now on is not given again.
+    // Ids that the old host issues from now on are not issued again.
     let mut given = Vec::new();
     for _ in 0..50 {
         given.push(engine.init_producer(None).await.unwrap().id);
@@ -565,7 +569,7 @@ async fn a_restored_directory_is_another_one_and_gives_other_ids() {
     let again = copy.init_producer(Some("till")).await.unwrap();
     assert_eq!(again.id, named.id);
     assert!(again.epoch > renamed.epoch, "{again:?} {renamed:?}");
-    // Its backups do not take the place of those of the other one.
+    // Its backups do not replace those of the original.
     let receiver = Receiver::begin(&place.at("backup"), false).unwrap();
     let refused = copy.backup(receiver.request()).await.unwrap_err();
     assert!(
@@ -658,7 +662,7 @@ async fn what_a_killed_process_kept_for_a_backup_goes_with_the_next_start() {
     produce(&engine, at(&topic, 0), "kept").await.unwrap();
     let all = archive(&engine).await;
     assert!(!all.is_empty());
-    // As it stands when the process dies amid a backup.
+    // As it is when the process dies during a backup.
     let staging = dir.path().join("backup");
     disk.create_dir_all(&staging).unwrap();
     let segment = disk

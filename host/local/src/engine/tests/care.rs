@@ -1,4 +1,4 @@
-//! Damage is found, named exactly, kept in mind, and nothing else suffers from it.
+//! Tests that damage is found, reported exactly and remembered, and affects nothing else.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::*;
 
 const VALUE_BYTES: usize = 100;
 
-/// Without a scrub, unless asked for.
+/// Options with this rate of the background search; 0 turns it off.
 fn scrubbing(bytes_per_second: u64) -> LocalOptions {
     LocalOptions {
         scrub_bytes_per_second: bytes_per_second,
@@ -31,7 +31,7 @@ async fn filled() -> (tempfile::TempDir, TopicPartition) {
     (dir, orders)
 }
 
-/// The file and the place in it where the message stands.
+/// The file of a message, and its position in it.
 fn place_of(dir: &Path, number: u64) -> (PathBuf, usize) {
     let text = format!("{number:03} vvvv");
     let mut open = vec![dir.join("topics")];
@@ -114,7 +114,7 @@ async fn the_scrub_finds_what_nobody_reads_and_notices_when_it_is_mended() {
     assert_eq!(report.ranges[0].found_by, FoundBy::Scrub);
     assert!(report.scrub.unwrap().bytes > 100 * VALUE_BYTES as u64);
     engine.close().await;
-    // Somebody puts the right bytes back.
+    // The right bytes are restored.
     flip(&path, place);
     let engine = open_real(dir.path(), scrubbing(u64::MAX)).await.unwrap();
     eventually(async || rounds_ended(&engine)).await;
@@ -146,7 +146,7 @@ async fn a_segment_that_is_gone_is_damaged_as_a_whole_and_its_neighbours_are_not
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_scrub_keeps_to_its_rate_and_does_not_hold_up_a_close() {
     let (dir, _) = filled().await;
-    // Every file counts as 64 KiB at the least: this takes seconds.
+    // Every file counts as at least 64 KiB, so this takes seconds.
     let began = Instant::now();
     let engine = open_real(dir.path(), scrubbing(200_000)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(600)).await;

@@ -1,4 +1,5 @@
-//! Compaction as readers see it: what a pass removed is gone from everywhere, for good, and time alone sets a pass off.
+//! Tests compaction as readers see it: messages that a pass removed are gone everywhere and
+//! permanently, and time alone can start a pass.
 
 use millrace_model::{ManualClock, TopicSettings};
 
@@ -19,7 +20,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// One compacted topic; memory holds whatever it has.
+    /// One compacted topic whose batches all stay in memory.
     async fn new() -> Self {
         let mut rig = Self {
             disk: SimDisk::default(),
@@ -62,7 +63,7 @@ impl Rig {
         put(self.engine(), self.at, keyed(Some(key), value, at)).await;
     }
 
-    /// Time passes in small steps, as it does for a host.
+    /// Lets time pass in small steps, as for a real host.
     async fn pass_time(&self, by: Duration) {
         for _ in 0..20 {
             self.clock.advance(by / 20);
@@ -70,7 +71,7 @@ impl Rig {
         }
     }
 
-    /// Keys and values from `from` on, as readers are given them.
+    /// Keys and values from `from` on, as readers get them.
     async fn read_from(&self, from: Offset) -> Vec<(u64, String, Option<String>)> {
         let end = self.engine().ends(self.at).unwrap().end;
         let (mut next, mut found) = (from, Vec::new());
@@ -98,7 +99,7 @@ impl Rig {
         self.read_from(Offset(0)).await
     }
 
-    /// Counts between any two offsets as many as it reads.
+    /// Checks that counts between any two offsets equal the messages that are read.
     async fn counts_what_it_reads(&self) {
         let end = self.engine().ends(self.at).unwrap().end;
         let all = self.read().await;
@@ -138,7 +139,7 @@ async fn what_a_pass_removed_is_read_from_nowhere_though_it_was_in_memory() {
     rig.pass_time(Duration::from_millis(100)).await;
     eventually(async || found.files.read().clean() > Offset(20)).await;
     let clean = found.files.read().clean();
-    // Wherever a reader begins, it is shown what the files hold.
+    // Wherever a reader begins, it gets the content of the files.
     let all = rig.read().await;
     assert!(all.len() < 30, "{} of 40 are left", all.len());
     for from in 0..40 {
@@ -150,13 +151,13 @@ async fn what_a_pass_removed_is_read_from_nowhere_though_it_was_in_memory() {
             .collect();
         assert_eq!(seen, expected, "from {from}");
     }
-    // And a search by time says the same.
+    // And a search by time agrees.
     let first = rig.engine().offset_at(rig.at, START).await.unwrap();
     assert_eq!(
         first.map(|first| first.0),
         all.first().map(|(offset, ..)| *offset)
     );
-    // What was not touched stays in memory.
+    // Unchanged batches stay in memory.
     assert!(found.read_tail(clean, 10).is_some());
 }
 
@@ -178,7 +179,7 @@ async fn what_is_left_of_a_compacted_partition_is_counted_and_not_its_offsets() 
     rig.engine().close().await;
     rig.open().await;
     rig.counts_what_it_reads().await;
-    // An earlier version's indexes tell no count, and where there are none nothing is told: then segments are read.
+    // Indexes of earlier versions have no count, and may be missing: then segments are read.
     let is_index = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "index");
     for version in ["MRX3", "none"] {
         rig.engine().close().await;
@@ -201,7 +202,7 @@ async fn what_is_left_of_a_compacted_partition_is_counted_and_not_its_offsets() 
 async fn a_deleted_key_stays_deleted_after_passes_and_restarts_though_its_segment_became_no_shorter()
  {
     let mut rig = Rig::new().await;
-    // One small value among those that stay: taken out, it leaves a gap that is as long.
+    // One small value among those that stay: removing it leaves a gap of the same size.
     rig.put("deleted", Some(""), START).await;
     for round in 0..4 {
         for number in 0..30 {
@@ -233,13 +234,13 @@ async fn a_quiet_topic_loses_its_tombstones_in_time_whatever_time_their_producer
         rig.put("gone", Some("secret"), claimed).await;
         rig.put("gone", None, claimed).await;
         rig.put("stays", Some("value"), claimed).await;
-        // Readers have their time, also where the host starts anew meanwhile.
+        // Readers get the full time, even if the host is restarted meanwhile.
         rig.pass_time(Duration::from_millis(TOMBSTONE_MS / 2)).await;
         rig.open().await;
         rig.pass_time(Duration::from_millis(TOMBSTONE_MS / 2 - 1_000))
             .await;
         assert!(rig.holds(is_tombstone).await, "{claimed:?}: it went early");
-        // And nobody has to write for it to go.
+        // And it is removed without further writes.
         rig.pass_time(Duration::from_millis(TOMBSTONE_MS * 2)).await;
         eventually(async || !rig.holds(|(_, key, _)| key == "gone").await).await;
         let left = rig.read().await;
@@ -284,7 +285,8 @@ async fn tombstones_stay_behind_a_segment_that_cannot_be_read_and_go_once_it_was
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_topic_keeps_its_messages_about_twice_its_retention_at_most_and_no_shorter() {
-    // A time from the future keeps nothing; nor do times of long ago take anything before its segment has ended.
+    // A timestamp in the future does not prolong anything, and old timestamps remove nothing before
+    // its segment has ended.
     for claimed in [START, FAR_FUTURE, LONG_AGO, Timestamp::default()] {
         let rig = Rig::new().await;
         let settings = TopicSettings {
@@ -295,7 +297,7 @@ async fn an_idle_topic_keeps_its_messages_about_twice_its_retention_at_most_and_
         rig.put("a", Some("value"), claimed).await;
         rig.pass_time(Duration::from_secs(58)).await;
         assert_eq!(rig.engine().ends(rig.at).unwrap().start, Offset(0));
-        // Beside the time that its way to the files takes.
+        // Plus the time that it takes to reach the files.
         rig.pass_time(Duration::from_secs(62 + 40)).await;
         let is_gone = async || rig.engine().ends(rig.at).unwrap().start == Offset(1);
         eventually(is_gone).await;
@@ -338,7 +340,7 @@ async fn what_is_left_where_all_is_said_to_be_compacted_is_noted_by_an_examinati
         found.files.write().set_clean(Offset(to));
         engine.checkpoints.compacted.lock().push(found);
     };
-    // As a version left it that forgot a segment.
+    // As left by a version that skipped a segment.
     clean(55);
     engine.close().await;
     let path = dir.path().to_owned();

@@ -16,7 +16,7 @@ async fn open(dir: PathBuf) -> Arc<dyn Engine> {
     opened.expect("the directory opens")
 }
 
-/// Everything small, so that files roll, memory fills and checkpoints are made all the time.
+/// Small sizes, so that files roll, memory fills and checkpoints are made all the time.
 async fn open_small(dir: PathBuf) -> Arc<dyn Engine> {
     open_with(dir, None, None).await
 }
@@ -26,12 +26,12 @@ async fn open_encrypted(dir: PathBuf) -> Arc<dyn Engine> {
     open_with(dir, Some(cipher()), None).await
 }
 
-/// As the small one, and state stands in files.
+/// Like `open_small`, with state in files.
 async fn open_paged(dir: PathBuf) -> Arc<dyn Engine> {
     open_with(dir, None, Some(0)).await
 }
 
-/// Both.
+/// Like `open_paged`, encrypted.
 async fn open_paged_encrypted(dir: PathBuf) -> Arc<dyn Engine> {
     open_with(dir, Some(cipher()), Some(0)).await
 }

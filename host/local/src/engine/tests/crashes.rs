@@ -1,4 +1,5 @@
-//! Power cuts at every moment: what was acknowledged as durable is there, transactions are whole, and nothing is there twice.
+//! Tests power cuts at any moment: everything acknowledged as durable exists, transactions are
+//! whole, and nothing exists twice.
 
 use fastrand::Rng;
 use millrace_engine::conformance::named;
@@ -9,7 +10,8 @@ use super::*;
 
 const WORKERS: u32 = 3;
 
-/// What one worker did: it numbers its transactions, and each leaves its number in five places.
+/// The record of one worker: it numbers its transactions, and each leaves its number in five
+/// places.
 #[derive(Default)]
 struct Record {
     durably_acknowledged: u64,
@@ -21,7 +23,8 @@ struct Topics {
     os: Topic,
 }
 
-/// Commits until the power fails; every transaction appends to two topics, and says the same in progress and an entry.
+/// Commits until the power fails; every transaction writes its number to two topics, progress and
+/// an entry.
 async fn work(
     engine: &LocalEngine,
     topics: &Topics,
@@ -73,12 +76,12 @@ fn numbers(values: Vec<String>) -> Vec<u64> {
     values.into_iter().map(number).collect()
 }
 
-/// Holds what is there against what was done; what is there is what counts from now on.
+/// Compares the engine's content with the records; the content counts from now on.
 async fn check(engine: &LocalEngine, topics: &Topics, worker: u32, record: &mut Record) {
     let mut found = numbers(values(engine, at(&topics.os, worker)).await);
     let durable = numbers(values(engine, at(&topics.durable, worker)).await);
     assert!(durable.is_sorted_by(|a, b| a < b), "in order, none twice");
-    // A relaxed transaction stands twice in the os topic and not in the durable one.
+    // A relaxed transaction is in the `os` topic twice and not in the durable one.
     for number in &durable {
         assert_eq!(found.iter().filter(|&n| n == number).count(), 1);
     }
@@ -142,7 +145,7 @@ async fn after_three_hundred_power_cuts_nothing_durable_is_lost_torn_or_doubled(
             );
             drop(engine);
             disk.restore_power(random.u64(..));
-            // Now and then the power fails again while it recovers.
+            // Sometimes the power fails again during the recovery.
             while random.bool() {
                 disk.cut_power_after(random.u64(..120));
                 drop(open_sim(&disk, dir.path()).await);
@@ -157,7 +160,7 @@ async fn after_three_hundred_power_cuts_nothing_durable_is_lost_torn_or_doubled(
     }
 }
 
-/// Thirty durable messages, an entry, a deleted topic; returns what has to be found.
+/// Writes thirty durable messages and an entry, and deletes a topic; returns what must be found.
 async fn fill(engine: &LocalEngine) -> (Topic, Vec<String>) {
     let kept = topic(engine, "kept", Durability::Durable).await;
     let doomed = topic(engine, "doomed", Durability::Durable).await;
@@ -181,7 +184,7 @@ async fn assert_filled(engine: &LocalEngine, kept: &Topic, all: &[String]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_power_cut_at_any_step_of_a_checkpoint_loses_nothing() {
     let mut cuts = 0;
-    // A checkpoint of this much takes fewer steps than that.
+    // A checkpoint of this size takes fewer steps.
     for steps in 0..80 {
         let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
         let engine = open_sim(&disk, dir.path()).await.unwrap();
@@ -206,7 +209,7 @@ async fn a_power_cut_at_any_step_of_recovery_loses_nothing() {
     let (kept, mut all) = fill(&engine).await;
     drop(engine);
     loop {
-        // One directory all the time: each recovery that is cut short leaves its traces to the next.
+        // Always the same directory: each interrupted recovery leaves its traces for the next.
         disk.cut_power();
         disk.restore_power(steps);
         disk.cut_power_after(steps);

@@ -1,4 +1,5 @@
-//! Directories that somebody or something has been at: refused with a reason, or opened with everything that is in them.
+//! Tests directories that were tampered with or damaged: they are refused with a reason, or opened
+//! with all their content.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +13,7 @@ use sqlx::{Connection, Executor};
 
 use super::*;
 
-/// A directory with messages in several segments, an entry and a module, closed in order or killed.
+/// A directory with messages in several segments, an entry and a module, closed cleanly or killed.
 struct Filled {
     dir: tempfile::TempDir,
     orders: TopicPartition,
@@ -46,7 +47,7 @@ impl Filled {
         filled
     }
 
-    /// More messages, and an end in order or a kill.
+    /// Writes more messages, and then closes cleanly or kills.
     async fn go_on(&mut self, count: usize, in_order: bool) {
         let engine = open_real(self.dir.path(), small()).await.unwrap();
         for _ in 0..count {
@@ -74,7 +75,7 @@ impl Filled {
         paths
     }
 
-    /// Opens it: everything must be there then.
+    /// Opens it: everything must be there.
     async fn open(&self) -> Result<(), OpenError> {
         let engine = open_real(self.dir.path(), small()).await?;
         assert_eq!(values(&engine, self.orders).await, self.values);
@@ -151,7 +152,7 @@ async fn a_checkpoint_that_is_cut_or_overwritten_is_refused_and_nothing_is_chang
             filled.open().await.expect("nothing was changed");
             whole = fs::read(&path).unwrap();
         } else {
-            // A page that holds nothing: the engine went on from it.
+            // A page without content, with which the engine continued.
             whole = fs::read(&path).unwrap();
         }
     }
@@ -195,7 +196,7 @@ async fn a_checkpoint_that_is_gone_empty_newer_or_foreign_is_refused_with_a_reas
                 "{refusal}"
             );
         }
-        // Even without its journal: there are messages, and they would be overwritten.
+        // Even without its journal, because existing messages would be overwritten.
         let journal = filled.path("journal");
         let aside = filled.path("aside");
         fs::rename(&journal, &aside).unwrap();
@@ -222,7 +223,7 @@ async fn parts_of_different_backups_are_refused_or_their_difference_is_named() {
     filled.go_on(100, true).await;
     copy(filled.dir.path(), newer.path());
 
-    // An old checkpoint, and a journal that no longer holds what came right after it.
+    // An old checkpoint, and a journal without the transactions right after it.
     replace(
         &older.path().join("checkpoint.sqlite"),
         &filled.path("checkpoint.sqlite"),
@@ -237,11 +238,11 @@ async fn parts_of_different_backups_are_refused_or_their_difference_is_named() {
         &filled.path("checkpoint.sqlite"),
     );
 
-    // An old journal beside a checkpoint that needs nothing of it.
+    // An old journal beside a checkpoint that does not need it.
     replace(&older.path().join("journal"), &filled.path("journal"));
     filled.open().await.unwrap();
 
-    // Old messages: what is missing is named, and the rest is read.
+    // Old messages: the missing ones are reported, and the rest can be read.
     replace(&older.path().join("topics"), &filled.path("topics"));
     let engine = open_real(filled.dir.path(), small()).await.unwrap();
     let ends = engine.ends(filled.orders).unwrap();

@@ -1,4 +1,4 @@
-//! Full, failing and rotting disks.
+//! Tests full, failing and decaying disks.
 
 use millrace_engine::ReadError;
 
@@ -44,7 +44,7 @@ async fn a_failed_sync_stops_the_engine_and_nothing_unsynced_is_shown_or_acknowl
         matches!(failed, Err(CommitError::Poisoned(_))),
         "{failed:?}"
     );
-    // The disk works again, but nobody may believe it.
+    // The disk works again, but it must not be trusted.
     for partition in [orders, relaxed] {
         let refused = produce(&engine, partition, "late").await;
         assert!(matches!(refused, Err(CommitError::Poisoned(_))));
@@ -128,7 +128,7 @@ async fn damage_in_the_journal_is_refused_and_a_torn_tail_is_cut() {
         disk.flip_bit(&path, place, 0);
         let opened = open_sim(&disk, dir.path()).await;
         if torn {
-            // As if its write had been cut short; nobody can tell the two apart.
+            // As if its write had been interrupted; the two cases look the same.
             let engine = opened.unwrap();
             assert_eq!(values(&engine, orders).await, ["the first", "the middle"]);
             continue;
@@ -136,7 +136,7 @@ async fn damage_in_the_journal_is_refused_and_a_torn_tail_is_cut() {
         let refused = opened.map(|_| ()).unwrap_err();
         assert!(matches!(refused, OpenError::Journal(_)), "{refused}");
         assert!(refused.to_string().contains("is damaged at byte"));
-        // Nothing was changed by trying: with the bit as it was, all is there.
+        // The attempt changed nothing: with the bit restored, everything is there.
         disk.flip_bit(&path, place, 0);
         let engine = open_sim(&disk, dir.path()).await.unwrap();
         assert_eq!(values(&engine, orders).await.len(), 3);

@@ -1,5 +1,5 @@
-//! Encryption at rest: nothing readable lies in the directory, only the right keys open it, keys are rotated, and power cuts change
-//! none of that.
+//! Tests encryption at rest: nothing in the directory is readable, only the right keys open it,
+//! keys can be rotated, and power cuts change none of that.
 
 use std::fs;
 use std::path::PathBuf;
@@ -56,7 +56,7 @@ fn module() -> (Digest, Bytes) {
     (Digest(Sha256::digest(&bytes).into()), bytes)
 }
 
-/// Everything of a user's that a directory may hold.
+/// Writes all kinds of user data that a directory may contain.
 async fn fill(engine: &LocalEngine) -> Topic {
     let topic = topic(engine, "in", Durability::Durable).await;
     let lease = engine
@@ -125,7 +125,7 @@ async fn assert_there(engine: &LocalEngine, topic: &Topic) {
     assert_eq!(engine.module(digest).await.unwrap(), Some(bytes));
 }
 
-/// Files under `dir` in which the canary stands.
+/// Files under `dir` that contain the canary text.
 fn readable_in(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap().flatten() {
@@ -156,7 +156,7 @@ async fn nothing_of_a_user_is_readable_in_any_file_while_it_runs_and_after() {
         engine.close().await;
         assert_eq!(readable_in(dir.path()), Vec::<PathBuf>::new());
     }
-    // The search finds what is there to be found.
+    // The search itself works.
     let plain = tempfile::tempdir().unwrap();
     let engine = open_real(plain.path(), with(&[])).await.unwrap();
     fill(&engine).await;
@@ -210,7 +210,7 @@ async fn a_plain_directory_with_a_key_goes_on_encrypted_and_its_old_messages_sta
     engine.close().await;
     let engine = open_real(dir.path(), with(&[1])).await.unwrap();
     assert_there(&engine, &topic).await;
-    // What stands in one place only is encrypted at once.
+    // Data that is stored in only one place is encrypted at once.
     let checkpoint = dir.path().join("checkpoint.sqlite");
     let modules = dir.path().join("modules");
     let found = readable_in(dir.path());
@@ -264,7 +264,7 @@ async fn a_rotated_key_reads_what_it_wrote_and_is_needed_no_longer_than_that() {
         "{told}"
     );
 
-    // Without the old key all else works, and what is missing is named.
+    // Without the old key everything else works, and the missing key is named.
     let engine = open_real(dir.path(), with(&[2])).await.unwrap();
     assert_eq!(values(&engine, at(&topic, 1)).await, ["under the second"]);
     let (digest, bytes) = module();

@@ -1,4 +1,4 @@
-//! An examination finds what was done to a directory, exactly, and leaves no trace in it.
+//! Tests that an examination finds exactly what was done to a directory, and leaves no trace in it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,8 @@ use millrace_engine::{EntryKind, EntryWrite};
 use super::*;
 use crate::start::examine::{ExamineError, Finding, Reached, Report, Severity, examine};
 
-/// Every file with its bytes' digest and the time of its last change, directories with the latter.
+/// Every file with the digest of its bytes and the time of its last change, and directories with
+/// that time.
 fn fingerprint(dir: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
     let mut all = BTreeMap::new();
     let mut open = vec![dir.to_owned()];
@@ -29,7 +30,7 @@ fn fingerprint(dir: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
     all
 }
 
-/// Examines, off the runtime, and proves that nothing was changed.
+/// Examines outside the runtime, and checks that nothing was changed.
 async fn examined(dir: &Path) -> Report {
     let before = fingerprint(dir);
     let owned = dir.to_owned();
@@ -113,7 +114,7 @@ fn base(segment: &Path) -> u64 {
         .unwrap()
 }
 
-/// Where a text stands in a file.
+/// The position of a text in a file.
 fn place(path: &Path, text: &str) -> Option<usize> {
     let bytes = fs::read(path).unwrap();
     bytes.windows(text.len()).position(|w| w == text.as_bytes())
@@ -132,8 +133,8 @@ async fn a_directory_closed_in_order_is_clean() {
     assert_eq!(worse_than_ok(&report), Vec::<&Finding>::new());
     let topic = report.findings.iter().find(|f| f.topic.is_some()).unwrap();
     assert!(topic.meaning.contains(" 100 messages"), "{topic:?}");
-    // And looked at often: nobody's lock stays.
-    // What is free on the disk others change meanwhile.
+    // And repeatedly, because no lock remains. Free disk space is ignored, because other programs
+    // change it.
     let ours = |report: &Report| {
         let findings = report.findings.iter().filter(|f| f.place != Path::new("."));
         findings.cloned().collect::<Vec<_>>()
@@ -236,7 +237,7 @@ async fn changed_and_missing_modules_are_found() {
     );
 }
 
-/// A directory whose messages are in the journal only, and the journal file that holds them.
+/// A directory whose messages are only in the journal, and the journal file with them.
 async fn only_journalled(values: &[&str]) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_real(dir.path(), small()).await.unwrap();
@@ -313,7 +314,7 @@ async fn without_a_usable_checkpoint_segments_are_still_examined() {
         assert_eq!(found.len(), 2, "{report:#?}");
         assert_eq!(found[0].place, Path::new("checkpoint.sqlite"));
         assert_eq!(found[1].offsets, offsets(5..6));
-        // The second time it is not there at all.
+        // The second time the file is missing.
         let _ = fs::remove_file(&checkpoint);
     }
 }

@@ -1,4 +1,4 @@
-//! A full disk keeps nobody from making room.
+//! Tests that space can be freed on a full disk.
 
 use millrace_engine::conformance::named;
 use millrace_engine::state::{NEVER, StateChange, StateValue, StateWrite, StateWrites};
@@ -23,7 +23,7 @@ async fn fill(engine: &LocalEngine, partition: TopicPartition) -> Vec<String> {
     }
 }
 
-/// Everything that frees room or only administers.
+/// Makes all requests that free space or only administer.
 async fn administer(engine: &LocalEngine, turn: usize) {
     let name = TopicName::parse(&format!("doomed-{turn}")).unwrap();
     let doomed = at(&engine.topic(&name).expect("a topic"), 0);
@@ -85,7 +85,7 @@ async fn whatever_frees_room_or_administers_works_on_a_full_disk_wherever_the_jo
             administer(&engine, turn).await;
         }
         assert_eq!(values(&engine, orders).await, written);
-        // What was freed may have been enough to take messages again.
+        // The freed space may have been enough to accept messages again.
         disk.set_capacity(None);
         eventually(async || produce(&engine, orders, "room again").await.is_ok()).await;
         written.push("room again".to_owned());
@@ -203,7 +203,7 @@ async fn the_reserve_grows_with_the_checkpoint_and_state_leaves_that_after_its_t
         .await
         .expect("deleted");
     engine.close().await;
-    // The files went with the last checkpoint, and what it held of the topic goes with the next one.
+    // The last checkpoint removed the files, and the next one removes its own rows of the topic.
     let engine = open_sim(&disk, dir.path()).await.unwrap();
     engine.close().await;
     let path = dir.path().join("checkpoint.sqlite");
@@ -221,7 +221,7 @@ async fn where_no_file_can_be_made_messages_are_refused_and_taken_again_when_the
     let orders = with_doomed_topics(&engine, 8).await;
     let mut written = Vec::new();
     for turn in 0..4 {
-        // There is room for any number of bytes, in the files that there are.
+        // Existing files can take any number of bytes.
         for kind in [OperationKind::Create, OperationKind::CreateDir] {
             disk.inject(Fault::new(Effect::Full).on(kind).for_ever());
         }
@@ -247,11 +247,11 @@ async fn where_no_file_can_be_made_messages_are_refused_and_taken_again_when_the
     assert_eq!(values(&engine, orders).await, written);
 }
 
-/// A real file system with so many inodes, gone when dropped.
+/// A real file system with this many inodes, removed when dropped.
 struct FewInodes(tempfile::TempDir);
 
 impl FewInodes {
-    /// Where this process may mount one.
+    /// `None` if this process must not mount one.
     fn mount(inodes: usize) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size=64m,nr_inodes={inodes}");
@@ -312,7 +312,7 @@ async fn a_real_file_system_without_inodes_is_a_full_disk_and_nothing_worse() {
     engine.close().await;
 }
 
-/// So small that inodes end long before bytes do.
+/// So small that inodes run out long before bytes do.
 fn small_files() -> LocalOptions {
     LocalOptions {
         segment_bytes: 1 << 10,
@@ -362,7 +362,7 @@ async fn on_a_full_disk_state_is_refused_as_messages_are_and_may_be_removed() {
     written.expect("there is room");
     disk.set_capacity(Some(disk.used_bytes()));
     fill(&engine, orders).await;
-    // More than the room kept back would take.
+    // More than fits into the reserve.
     for _ in 0..1_000 {
         let refused = write_state(&engine, orders, false, 20..30, Some(&value)).await;
         assert!(matches!(refused, Err(CommitError::DiskFull)), "{refused:?}");

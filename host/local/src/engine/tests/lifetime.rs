@@ -1,4 +1,5 @@
-//! How long messages stay: files go when nobody needs them, whatever happens meanwhile.
+//! Tests the lifetime of messages: files are removed when they are no longer needed, whatever
+//! happens meanwhile.
 
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use super::*;
 
 pub(super) const START: Timestamp = Timestamp(1_700_000_000_000);
 
-/// As `small`, cleaned all the time.
+/// Like `small`, with a cleaner that runs all the time.
 pub(super) fn cleaned() -> LocalOptions {
     LocalOptions {
         cleaning_interval: Duration::from_millis(3),
@@ -120,7 +121,7 @@ async fn segments_below_a_trim_are_removed_once_a_checkpoint_says_so() {
     eventually(async || !segments(&disk).contains(&first)).await;
     assert!(segments(&disk).len() > 2, "what is above stays");
     assert_eq!(read_from_start(&engine, orders).await[0].0, 60);
-    // All of it: not even the active segment stays.
+    // Everything: not even the active segment stays.
     engine.trim(orders, Offset(100)).await.unwrap();
     eventually(async || segments(&disk).is_empty()).await;
     assert_eq!(read_from_start(&engine, orders).await, []);
@@ -165,7 +166,7 @@ async fn a_power_cut_at_any_step_of_a_trim_brings_nothing_back_and_loses_nothing
             (first..60).collect::<Vec<_>>(),
             "cut after {steps}"
         );
-        // What a crash left is swept: no segment stays that ends below the start.
+        // Remains of a crash are removed: no segment below the start stays.
         if first == 41 {
             assert!(
                 !disk
@@ -197,7 +198,7 @@ async fn the_oldest_segments_go_while_a_partition_holds_more_than_it_may() {
     let found = read_from_start(&engine, orders).await;
     assert_eq!(found.last().unwrap().0, 199);
     assert_eq!(found.len() as u64, 200 - start(&engine, orders));
-    // 20,000 bytes less one segment hold at least so many.
+    // 20,000 bytes minus one segment contain at least this many.
     assert!(found.len() >= 35, "{}", found.len());
 }
 
@@ -222,12 +223,13 @@ async fn messages_go_by_age_and_segments_end_by_age_without_further_writes() {
     .await;
     tokio::time::sleep(Duration::from_millis(30)).await;
     assert_eq!(start(&engine, orders), 0, "nothing is old yet");
-    // A segment's age begins when it is begun: what memory has still to write would begin one after the clock moved.
+    // A segment's age counts from its beginning; batches still in memory would begin one after the
+    // clock moved.
     engine.commits.orders.ask(|orders| orders.checkpoint = true);
     let found = engine.partition(orders).unwrap();
     eventually(async || !found.is_unflushed()).await;
     clock.advance(Duration::from_secs(21));
-    // The active segment ends, though nobody writes.
+    // The active segment ends, even without writes.
     eventually(async || found.files.read().active_bytes() == 0).await;
     assert_eq!(start(&engine, orders), 0);
     clock.advance(Duration::from_secs(61));
@@ -306,7 +308,7 @@ async fn a_data_directory_of_the_version_before_is_opened_and_its_segments_are_f
     }
     engine.close().await;
     drop(engine);
-    // As it left them: no times in the checkpoint, and no indexes that anybody understands.
+    // As that version left them: no times in the checkpoint, and indexes in an unknown format.
     let path = dir.path().join("checkpoint.sqlite");
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
     use sqlx::Connection as _;

@@ -1,4 +1,5 @@
-//! Data that is gone is missed at the next start, by name; a repair goes on without it, says what it was, and removes nothing.
+//! Tests that lost data is detected at the next start and named, and that a repair continues
+//! without it, says what was lost, and removes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,12 +22,13 @@ fn noting() -> LocalOptions {
     }
 }
 
-/// Ten messages in `orders/0`, and no checkpoint since; the process ended without closing, after a quiet moment.
+/// Ten messages in `orders/0` since the last checkpoint; the process ended without closing, after a
+/// quiet moment.
 async fn killed() -> (tempfile::TempDir, TopicPartition) {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_real(dir.path(), noting()).await.unwrap();
     let orders = at(&topic(&engine, "orders", Durability::Durable).await, 0);
-    // More than one journal file takes.
+    // More than fits into one journal file.
     for number in 0..10 {
         let value = format!("{number} {}", "v".repeat(3_000));
         produce(&engine, orders, &value).await.unwrap();
@@ -55,7 +57,7 @@ async fn why_not(dir: &Path) -> OpenError {
         .expect("it does not open")
 }
 
-/// Every file's bytes, by what they are.
+/// The bytes of every file, with its path.
 fn all_bytes(dir: &Path) -> BTreeMap<Vec<u8>, PathBuf> {
     let mut all = BTreeMap::new();
     let mut open = vec![dir.to_owned()];
@@ -69,7 +71,8 @@ fn all_bytes(dir: &Path) -> BTreeMap<Vec<u8>, PathBuf> {
     all
 }
 
-/// Repairs, as the plan of an examination says, and proves that every file of before is still there, wherever.
+/// Makes the repairs that an examination plans, and checks that every earlier file still exists
+/// somewhere.
 async fn repaired(dir: &Path) -> Vec<Done> {
     let owned = dir.to_owned();
     let before = all_bytes(dir);
@@ -132,7 +135,7 @@ async fn a_journal_file_that_is_cut_short_is_missed_and_a_repair_goes_on_without
         .unwrap();
     let from = match why_not(dir.path()).await {
         OpenError::Missing { from, .. } => from,
-        // The next file, ready before it was needed, knows of it, too.
+        // The next file, prepared before it was needed, also records it.
         OpenError::Journal(error) => match &*error {
             JournalError::Damaged { sequence, .. } => *sequence,
             error => panic!("{error}"),
@@ -252,7 +255,7 @@ async fn a_lost_checkpoint_is_said_to_be_lost_and_is_built_again_with_every_mess
             );
             assert_eq!(checkpoint.exists(), is_empty, "nothing was made");
             if !is_closed {
-                // The topic itself is only in the journal, and that begins after the copy of the names.
+                // The topic is only in the journal, which begins after the copy of the names.
                 let copy = names::read(&RealDisk, dir.path()).unwrap().unwrap();
                 assert_eq!(copy.topics, []);
             }
@@ -264,7 +267,7 @@ async fn a_lost_checkpoint_is_said_to_be_lost_and_is_built_again_with_every_mess
     }
 }
 
-/// The growth stands in the journal, or in the copy of the names, or in both.
+/// The growth is in the journal, in the copy of the names, or in both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_that_were_added_are_found_by_the_doctor_and_by_a_repair_without_the_checkpoint()
 {

@@ -1,4 +1,5 @@
-//! What stands in another partition's place than it was written for is never served as that partition's, and nothing of it is lost.
+//! Tests that messages in the wrong partition are never served there, and that none of them are
+//! lost.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use crate::start::examine::{Severity, examine};
 const MESSAGES: u64 = 100;
 
 fn value(topic: &str, number: u64) -> String {
-    // As long in either topic, so that their segments begin at the same offsets.
+    // Of equal length in both topics, so that their segments begin at the same offsets.
     format!("{topic} {number:03} {}", "v".repeat(100))
 }
 
@@ -46,7 +47,7 @@ impl Filled {
         }
     }
 
-    /// The sealed segments' files, and the offsets that they begin with.
+    /// The files of sealed segments, and their first offsets.
     fn sealed(&self, which: usize) -> Vec<(PathBuf, u64)> {
         let partition = self.partitions[which];
         let dir = self.dir.path().join(format!("topics/{}", partition.topic));
@@ -64,7 +65,7 @@ impl Filled {
         all
     }
 
-    /// Swaps the second sealed segments of both topics; the offsets in them.
+    /// Swaps the second sealed segments of both topics; returns their offsets.
     fn swap(&self) -> (u64, u64) {
         let both = [self.sealed(0), self.sealed(1)];
         assert!(both[0].len() > 3, "{both:?}");
@@ -83,7 +84,8 @@ impl Filled {
             .unwrap()
     }
 
-    /// What is read of a partition: the messages' offsets, all with the values that were written there, and the damage.
+    /// Reads a partition: the offsets of its messages, whose values must be the written ones, and
+    /// the damage.
     async fn read(&self, engine: &LocalEngine, which: usize) -> (Vec<u64>, Vec<(u64, u64)>) {
         let partition = self.partitions[which];
         let end = engine.ends(partition).unwrap().end;
@@ -155,7 +157,7 @@ async fn segments_swapped_between_topics_are_damage_in_both_until_they_are_put_b
             assert_eq!(read, (sound.clone(), vec![(from, to)]));
         }
         engine.close().await;
-        // Nothing was written there or removed.
+        // Nothing was written or removed there.
         assert_eq!(filled.swap(), (from, to));
         assert_eq!(filled.doctor().await, []);
         let engine = filled.open().await;
@@ -171,7 +173,7 @@ async fn segments_swapped_between_topics_are_damage_in_both_until_they_are_put_b
 async fn a_start_with_swapped_topic_directories_removes_nothing_and_the_doctor_tells_before_and_after()
  {
     let filled = Filled::new(small()).await;
-    // One of them is longer, so that the other's checkpoint knows nothing of its last segments.
+    // One of them is longer, so that the other's checkpoint does not know its last segments.
     let engine = filled.open().await;
     for number in MESSAGES..2 * MESSAGES {
         let value = value(NAMES[1], number);

@@ -1,4 +1,4 @@
-//! The local engine's own promises, beside those of the conformance suite.
+//! Tests of the local engine's own promises, besides those of the conformance suite.
 
 mod backup;
 mod care;
@@ -37,7 +37,7 @@ use crate::LocalEngine;
 use crate::LocalOptions;
 use crate::OpenError;
 
-/// Everything small: files roll, memory fills, checkpoints are frequent.
+/// Small sizes: files roll, memory fills, checkpoints are frequent.
 fn small() -> LocalOptions {
     LocalOptions {
         journal_file_bytes: 16 << 10,
@@ -83,7 +83,7 @@ async fn topic(engine: &LocalEngine, name: &str, durability: Durability) -> Topi
     made.expect("the topic is made")
 }
 
-/// The topic has so many partitions from then on.
+/// Raises the topic's number of partitions.
 async fn grow(engine: &LocalEngine, name: &str, partitions: u32) -> Topic {
     let change = TopicChange {
         partitions: Some(partitions),
@@ -144,12 +144,12 @@ fn values_of(batch: &RecordBatch) -> Vec<String> {
     records.map(|record| value(record.unwrap())).collect()
 }
 
-/// What a module with these bytes is called.
+/// The digest of a module's bytes.
 fn digest_of(module: &[u8]) -> Digest {
     Digest(Sha256::digest(module).into())
 }
 
-/// Waits until what is true in the end is true.
+/// Waits until the condition holds.
 async fn eventually(mut is_so: impl AsyncFnMut() -> bool) {
     let patience = Duration::from_secs(20);
     let waiting = async {

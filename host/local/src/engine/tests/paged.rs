@@ -1,4 +1,4 @@
-//! Tables of state that stand in files: what is on the disk, and what becomes of it.
+//! Tests of paged tables of state: their files, and what happens to them.
 
 mod budget;
 mod damage;
@@ -25,7 +25,7 @@ fn paged() -> LocalOptions {
     }
 }
 
-/// Pairs of keys and values; without a value the key is removed.
+/// Writes pairs of keys and values; a key without a value is removed.
 async fn write(engine: &LocalEngine, at: TopicPartition, pairs: &[(&str, Option<&str>)]) {
     commit(engine, at, false, pairs).await;
 }
@@ -96,7 +96,7 @@ async fn checkpoint(engine: &LocalEngine) {
     eventually(async || engine.commits.orders.are_done()).await;
 }
 
-/// The numbers of the runs that are there, in order.
+/// The numbers of the existing runs, in order.
 fn runs(dir: &Path) -> Vec<u64> {
     let names = std::fs::read_dir(dir.join("state")).expect("a directory");
     let number = |name: &std::ffi::OsStr| name.to_str()?.strip_suffix(".run")?.parse().ok();
@@ -128,13 +128,13 @@ async fn an_older_version_opens_what_has_no_paged_table_and_nothing_else() {
     write(&engine, at, &[("a", Some("1"))]).await;
     engine.close().await;
     assert_eq!((format_of(dir.path()).await, runs(dir.path())), (3, vec![]));
-    // Rows of before become a run in the start's own checkpoint.
+    // Earlier rows become a run in the start's own checkpoint.
     let engine = open_real(dir.path(), paged()).await.unwrap();
     assert_eq!(runs(dir.path()), [1]);
     assert_eq!(pairs(&engine, at).await, [("a".into(), "1".into())]);
     engine.close().await;
     assert_eq!(format_of(dir.path()).await, 4);
-    // It stays paged whatever is said then, until it is emptied.
+    // It stays paged whatever the options are then, until it is emptied.
     let engine = open_real(dir.path(), small()).await.unwrap();
     write(&engine, at, &[("b", Some("2"))]).await;
     assert_eq!(pairs(&engine, at).await.len(), 2);
@@ -186,7 +186,7 @@ async fn files_that_no_checkpoint_names_go_and_their_numbers_are_never_given_aga
         std::fs::write(dir.path().join("state").join(name), b"half").unwrap();
     }
     let engine = open_real(dir.path(), paged()).await.unwrap();
-    // What does not have the name of a run is nobody's to remove.
+    // Files without the name of a run are not removed.
     assert!(dir.path().join("state/notes.txt").exists());
     assert!(dir.path().join("state/07.run").exists());
     std::fs::remove_file(dir.path().join("state/07.run")).unwrap();
@@ -215,7 +215,7 @@ async fn what_a_checkpoint_has_of_an_emptied_table_does_not_count_for_the_host()
     let value = "x".repeat(2_000);
     write(&engine, at, &[("a", Some(&value))]).await;
     assert!(held() > 2_000);
-    // A checkpoint's word of it that is not made yet.
+    // Named by a checkpoint that is not made yet.
     let step = {
         let table = engine.state(&named(GROUP), at).await.unwrap();
         table.take_step(true).expect("something to write")
@@ -256,7 +256,7 @@ async fn what_has_ended_in_a_table_at_rest_is_removed_as_everybody_writes() {
         ends_at,
     });
     let changes: Vec<StateChange> = changes.collect();
-    // No more than a journal's file takes.
+    // No more than fits into a journal file.
     for some in changes.chunks(300) {
         change(&engine, at, false, some.to_vec()).await;
     }
@@ -267,7 +267,7 @@ async fn what_has_ended_in_a_table_at_rest_is_removed_as_everybody_writes() {
     assert_eq!(pairs(&engine, at).await, [("stays".into(), "1".into())]);
     let size = table.size();
     drop(table);
-    // It was written down.
+    // It was recorded.
     engine.close().await;
     drop(engine);
     let engine = open_real(dir.path(), paged()).await.unwrap();
@@ -314,7 +314,7 @@ async fn a_table_of_a_topic_that_is_not_there_is_forgotten_with_its_runs() {
     write(&engine, at, &[("a", Some("1"))]).await;
     engine.close().await;
     drop(engine);
-    // As if something else had removed the topic, and nothing of it but that.
+    // As if something else had removed only the topic itself.
     let path = dir.path().join("checkpoint.sqlite");
     change_checkpoint(&path, "DELETE FROM topics").await;
     let engine = open_real(dir.path(), paged()).await.unwrap();
@@ -381,7 +381,8 @@ async fn a_damaged_run_is_not_merged_and_others_are() {
         checkpoint(&engine).await;
         eventually(async || engine.checkpoints.merges.are_idle()).await;
     }
-    // Those that were to be merged with it stay; what is newer is merged, as the other's are.
+    // The runs that should have been merged with it stay; newer ones are merged, like those of the
+    // other table.
     let left = runs(dir.path()).len();
     assert!((5..14).contains(&left), "{left}");
     assert!(path.exists());
@@ -394,7 +395,7 @@ async fn a_damaged_run_is_not_merged_and_others_are() {
     let refused = engine.read_state(&named(GROUP), damaged, &all).await;
     let refused = refused.expect_err("it cannot be read").to_string();
     assert!(refused.contains(".run"), "{refused}");
-    // Nothing else is the worse for it.
+    // Nothing else is affected.
     write(&engine, damaged, &[("9", Some("1"))]).await;
     checkpoint(&engine).await;
 }
@@ -411,7 +412,7 @@ async fn a_backup_has_the_state_of_its_moment_and_what_is_restored_has_it() {
     write(&engine, at, &[("c", Some("3")), ("a", None)]).await;
     let expected = pairs(&engine, at).await;
     back_up(&engine, &place.at("backup")).await;
-    // Its runs go, and stay in the backup.
+    // Its runs are removed, but stay in the backup.
     commit(&engine, at, true, &[("later", Some("4"))]).await;
     checkpoint(&engine).await;
     let verified = place.verified("backup");
@@ -421,7 +422,7 @@ async fn a_backup_has_the_state_of_its_moment_and_what_is_restored_has_it() {
     place.restored("backup", "restored");
     let restored = open_real(&place.at("restored"), paged()).await.unwrap();
     assert_eq!(pairs(&restored, at).await, expected);
-    // One that has none in files is as it was for older versions.
+    // Without tables in files, older versions can read the directory as before.
     let plain = open_real(&place.at("plain"), small()).await.unwrap();
     back_up(&plain, &place.at("plain-backup")).await;
     assert_eq!(place.verified("plain-backup").manifest.format, 1);

@@ -1,4 +1,4 @@
-//! What is shown and answered, and what waits, while a sync is under way.
+//! Tests of which transactions become visible, and which ones wait, while a sync is running.
 
 use millrace_engine::ProgressWrite;
 use millrace_engine::conformance::named;
@@ -27,7 +27,7 @@ async fn setting() -> Setting {
     }
 }
 
-/// Syncs of these files wait until the gate is opened.
+/// Makes syncs of these files wait until the gate is opened.
 fn hold_syncs(disk: &SimDisk, of: &str) -> Gate {
     let gate = Gate::default();
     let wait = Fault::new(Effect::Wait(gate.clone()));
@@ -208,7 +208,8 @@ async fn commits_go_on_while_a_checkpoint_becomes_durable() {
     let gate = hold_syncs(&disk, "topics");
     let value = "v".repeat(1_000);
     let mut written = Vec::new();
-    // Far more than memory takes and than is between two checkpoints, and less than the bound on the journal.
+    // Far more than fits into memory or between two checkpoints, but less than the bound on the
+    // journal.
     for number in 0..40 {
         let value = format!("{number} {value}");
         produce(&engine, os, &value).await.unwrap();

@@ -1,5 +1,6 @@
-//! Producers that send again whatever was not acknowledged, in whatever order the network makes of it, over power cuts and
-//! killed processes: each message stands once, in order, where the producer was told.
+//! Tests of producers that repeat unacknowledged batches, in any order that a network may cause,
+//! across power cuts and killed processes: each message exists once, in order, at the offset that
+//! the producer was told.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,9 +19,9 @@ struct Producer {
     id: ProducerId,
     partition: TopicPartition,
     next: u64,
-    /// Sent, and perhaps written: first message and how many.
+    /// Sent and perhaps written: first message and number of messages.
     unacknowledged: VecDeque<(u64, u64)>,
-    /// Where each message was said to be.
+    /// The acknowledged offset of each message.
     told: BTreeMap<u64, Offset>,
 }
 
@@ -40,7 +41,8 @@ impl Producer {
         }
     }
 
-    /// Sends new batches, and old ones again, in any order, until the power fails or it has done `calls`.
+    /// Sends new batches and repeats old ones, in any order, until the power fails or it has made
+    /// `calls` calls.
     async fn work(&mut self, engine: &LocalEngine, random: &mut Rng, calls: u32) {
         for _ in 0..calls {
             if self.unacknowledged.len() < IN_FLIGHT_MAX && random.u8(..4) > 0 {
@@ -78,7 +80,7 @@ impl Producer {
         }
     }
 
-    /// Everything acknowledged is there; what is there stands once and in order.
+    /// Checks that everything acknowledged exists, and that everything exists once and in order.
     fn check(&self, all: &[String]) {
         let mine = all.iter().enumerate().filter_map(|(offset, value)| {
             let (number, rest) = value.split_once(' ')?;
@@ -100,7 +102,7 @@ impl Producer {
     }
 }
 
-/// Requests that are sent again under their key until they are answered.
+/// Requests that are repeated under their key until they are answered.
 struct Requester {
     partition: TopicPartition,
     next: u64,
@@ -227,7 +229,8 @@ async fn over_killed_processes_every_message_stands_once_in_order_and_where_it_w
     }
 }
 
-/// Lax topics are acknowledged without a sync; who asks for more is given more, also for what was written before.
+/// Relaxed topics are acknowledged without a sync; a repeat that requests more durability gets it,
+/// also for what was written before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeat_is_as_durable_as_it_is_asked_to_be() {
     for seed in 0..20 {
@@ -252,7 +255,7 @@ async fn a_repeat_is_as_durable_as_it_is_asked_to_be() {
     }
 }
 
-/// By the clock that was handed in, and not by when it is replayed.
+/// By the given clock, not by the time of the replay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_too_old_is_forgotten_at_the_same_moment_after_a_replay() {
     for is_replayed in [false, true] {

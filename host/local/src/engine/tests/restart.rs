@@ -1,4 +1,4 @@
-//! What a restart finds, on the real disk.
+//! Tests of restarts on the real disk.
 
 use millrace_log::Disk;
 
@@ -31,7 +31,8 @@ async fn everything_acknowledged_is_there_after_the_process_ended_without_closin
     }
 }
 
-/// Files of new partitions that no checkpoint knows yet are written again from the journal, whatever a run before left of them.
+/// Files of new partitions that no checkpoint knows yet are written again from the journal,
+/// whatever the previous run left of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_that_were_added_are_there_after_the_process_ended_without_closing() {
     for durability in [Durability::None, Durability::Durable] {
@@ -42,7 +43,7 @@ async fn partitions_that_were_added_are_there_after_the_process_ended_without_cl
         for round in 0..6 {
             grown = grow(&engine, "orders", grown.spec.partitions + round % 3).await;
             expected.resize_with(grown.spec.partitions as usize, Vec::new);
-            // Segments roll, the journal's files as well, and some rounds end before a checkpoint.
+            // Segments and journal files roll, and some rounds end before a checkpoint.
             for number in 0..20 + 40 * (round % 2) {
                 for (partition, expected) in expected.iter_mut().enumerate() {
                     let value = format!("{round} {number} {}", "v".repeat(number as usize * 9));
@@ -88,7 +89,7 @@ async fn a_second_process_is_told_which_directory_is_taken_and_may_come_after_th
     assert!(text.contains(&dir.path().display().to_string()), "{text}");
     assert!(text.contains("stop that one"), "{text}");
     engine.close().await;
-    // Closed is enough; somebody may still hold the handle.
+    // Closing is enough; the handle may still be held.
     assert!(open_real(dir.path(), small()).await.is_ok());
 }
 
@@ -135,7 +136,8 @@ async fn memory_is_bounded_and_what_left_it_is_read_from_files_meanwhile() {
 
 #[tokio::test]
 async fn a_module_that_a_killed_process_left_is_durable_once_it_is_put_again() {
-    // Whole under its name, but the name is in memory only: the process died just before it was made durable.
+    // Complete under its name, but the name is only in memory: the process died just before it was
+    // made durable.
     for seed in 0..20 {
         let (disk, dir) = (SimDisk::default(), tempfile::tempdir().unwrap());
         drop(open_sim(&disk, dir.path()).await.unwrap());

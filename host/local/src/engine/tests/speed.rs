@@ -1,5 +1,5 @@
-//! How fast commits are. Not run by default, for it measures the machine: `cargo test -p millrace-local speed -- --ignored
-//! --nocapture`. `MILLRACE_BENCH_DIR` says on which disk.
+//! Measures the speed of commits. Not run by default, because it measures the machine: `cargo test
+//! -p millrace-local speed -- --ignored --nocapture`. `MILLRACE_BENCH_DIR` chooses the disk.
 
 use std::time::Instant;
 
@@ -37,7 +37,8 @@ async fn latencies(engine: &LocalEngine, partition: TopicPartition, count: usize
     [took[count / 2], took[count * 99 / 100]]
 }
 
-/// What the disk itself takes for a small write and a sync, in a file whose blocks were written before or only reserved.
+/// The disk's own time for a small write and a sync, in a file whose blocks were written before or
+/// only reserved.
 fn raw_sync(dir: &Path, written: bool) -> Duration {
     let path = dir.join("raw");
     let file = millrace_log::RealDisk.create(&path).unwrap();

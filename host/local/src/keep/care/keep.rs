@@ -10,7 +10,7 @@ use super::register::Register;
 use crate::decide::requests::Request;
 use crate::decide::requests::commit_own;
 
-/// Entries per transaction; the rest follows in the next one.
+/// Records of damage written in one transaction; the rest follows in the next one.
 const ENTRIES_MAX: usize = 100;
 
 /// Access to the commit queue.

@@ -1,4 +1,5 @@
-//! A paged table is as one in memory, whatever stands where, and whatever checkpoints do meanwhile.
+//! Tests that a paged table behaves like one in memory, wherever its entries are, and whatever
+//! checkpoints do meanwhile.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,13 +73,13 @@ fn picture(table: &StateTable) -> Option<Picture> {
     }
 }
 
-/// A table that is paged, and what a checkpoint does with it.
+/// A paged table, with the steps of its checkpoints.
 struct Paging {
     table: Arc<StateTable>,
     disk: SimDisk,
     runs: Option<Arc<RunSet>>,
     numbers: u64,
-    /// Handed over, and not written yet.
+    /// Taken, but not written yet.
     step: Option<TableStep>,
 }
 
@@ -139,7 +140,7 @@ impl Paging {
         Arc::new(run.unwrap())
     }
 
-    /// All runs become one.
+    /// Merges all runs into one.
     fn merge(&mut self) {
         let Some(before) = self.runs.clone().filter(|set| set.runs().len() > 1) else {
             return;
@@ -180,7 +181,7 @@ fn random_key(random: &mut fastrand::Rng) -> String {
     )
 }
 
-/// The same calls on both; what they answered.
+/// Makes the same calls on both; returns their answers.
 fn call(attempt: &mut StateAttempt, seed: u64) -> String {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut said = String::new();
@@ -307,7 +308,7 @@ fn a_checkpoint_that_was_not_made_leaves_what_it_had_to_the_next_one() {
     write("b", Some("2"));
     paging.hand_over();
     write("a", None);
-    // Nothing came of the first one.
+    // The first one was abandoned.
     paging.hand_over();
     write("c", Some("3"));
     paging.save();
@@ -318,7 +319,7 @@ fn a_checkpoint_that_was_not_made_leaves_what_it_had_to_the_next_one() {
         page.entries.iter().map(key).collect()
     };
     assert_eq!(keys(page(&table, "", None, 10)), ["b", "c"]);
-    // What the run has is what was handed over, and nothing of it is removed: there is nothing below.
+    // The run has everything that was taken, without removals, because there is nothing below.
     let stored = StateTable::paged(paging.runs.clone().unwrap(), table.size());
     assert_eq!(keys(page(&stored, "", None, 10)), ["b"]);
     assert_eq!(paging.runs.as_ref().unwrap().runs()[0].facts().items(), 1);
@@ -375,7 +376,7 @@ fn writes_that_do_not_say_what_they_add_or_take_away_too_much_are_not_taken() {
     }
 }
 
-/// Sets the key, which ends after so long.
+/// Sets the key with this time to live.
 fn set_for(table: &Arc<StateTable>, key: &str, ttl_ms: u64) {
     let columns = Columns::of(&[key]);
     let how = WriteColumns {
@@ -416,7 +417,7 @@ fn places_of_ends_go_after_what_ended_there() {
     paging.hand_over();
     paging.save();
     paging.merge();
-    // The one that lives on, and its place.
+    // The remaining entry, and its place.
     assert_eq!(paging.runs.as_ref().unwrap().runs()[0].facts().items(), 2);
     assert!(!table.may_have_ended(Timestamp(100_999)));
     let stored = StateTable::paged(paging.runs.clone().unwrap(), table.size());
@@ -448,7 +449,7 @@ fn what_ended_is_found_in_parts_and_again_until_it_is_removed() {
         sizes.push(table.size().entries);
     }
     assert_eq!(sizes.last(), Some(&0), "{sizes:?}");
-    // A call that writes one of them itself counts it once.
+    // A call that writes one of them counts it once.
     set_for(&table, "f", 10);
     paging.hand_over();
     let ended = table.find_ended(Timestamp(4_000), 10, usize::MAX).unwrap();

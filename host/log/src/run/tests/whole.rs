@@ -1,4 +1,5 @@
-//! Going through whole runs: an examination shows all that can be read and says what cannot, a merge leaves nothing out.
+//! Tests of reading whole runs: an examination shows everything readable and reports the rest; a
+//! merge leaves nothing out.
 
 use super::*;
 use crate::pace::Pace;
@@ -15,7 +16,7 @@ struct Examined {
 }
 
 impl Examined {
-    /// What is missing stands between the keys of a fault.
+    /// Checks that missing keys are within the range of a reported fault.
     fn check(&self, model: &Model) {
         for (key, said) in &self.items {
             assert_eq!(model.get(key), Some(said));
@@ -50,7 +51,7 @@ fn examined(run: &Run) -> Examined {
     examined
 }
 
-/// A run whose blocks `change` was at, with checksums that are right again.
+/// A run whose blocks were changed by `change`, with correct checksums.
 fn changed(disk: &SimDisk, model: &Model, change: fn(&mut [u8])) -> Run {
     let facts = written(disk, model, None).unwrap();
     let mut bytes = disk.contents(&path()).unwrap();
@@ -109,7 +110,7 @@ fn where_the_index_is_lost_blocks_lead_to_the_next_ones() {
     let found = examined(&open(&disk, None).unwrap());
     assert!(matches!(&found.faults[..], [Fault::Map(_)]));
     assert_eq!(found.items, model);
-    // A block of which only the items are damaged, and the last one.
+    // A block in which only the items are damaged, and the last block.
     disk.flip_bit(&path(), HEADER_BYTES + PIECE_HEADER_BYTES + 5, 0);
     disk.flip_bit(&path(), facts.index_at as usize - 1, 0);
     let found = examined(&open(&disk, None).unwrap());
@@ -133,7 +134,7 @@ fn where_the_index_is_lost_blocks_lead_to_the_next_ones() {
             ..
         }
     ));
-    // A length that leads nowhere takes the rest with it.
+    // A wrong length makes the rest unreadable.
     disk.flip_bit(&path(), HEADER_BYTES + 1, 7);
     let found = examined(&open(&disk, None).unwrap());
     found.check(&model);
@@ -187,7 +188,7 @@ fn an_examination_ends_when_its_pace_does() {
     assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::Interrupted);
 }
 
-/// Three runs, each of which changes and removes a part of what the ones before say.
+/// Three runs, each of which changes and removes a part of the earlier ones.
 fn three(disk: &SimDisk) -> (Vec<Arc<Run>>, Model) {
     let mut expected = Model::new();
     let runs = (0..3_u64).map(|age| {

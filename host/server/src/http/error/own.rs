@@ -66,7 +66,7 @@ own_codes! {
         "The host does not read bodies in this transfer coding."
         "send the body with a Content-Length, or chunked";
     REFUSED "refused" BAD_REQUEST "any"
-        "HTTP itself refuses the request, for what the status says."
+        "The request is not valid HTTP here; the status says why."
         "GET /openapi.json describes what is accepted";
 }
 

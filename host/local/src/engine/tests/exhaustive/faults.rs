@@ -1,5 +1,5 @@
-//! Faults of single operations, at every operation: errors, full disks, syncs that fail. And disks that lie, of which the
-//! checks here must find out: else they find nothing.
+//! Faults of single operations, at every operation: errors, full disks, failing syncs. Also disks
+//! that lie, which the checks must detect; otherwise they would prove nothing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -13,7 +13,7 @@ use super::run::{
 use super::{explore, life_scripts, paged_scripts, scripts, stateful};
 use crate::LocalOptions;
 
-/// Every operation of the script goes wrong once, and then all from there on.
+/// Every operation of the script fails once; in a second run, so do all operations after it.
 fn every_operation_meets(effect: &Effect, kind: Option<OperationKind>, script: &[Step]) -> u64 {
     every_operation_of(effect, kind, script, &options())
 }
@@ -44,7 +44,7 @@ fn every_operation_of(
             }
             let seen = Default::default();
             let mut worker = Worker::new(&ended.run, &seen);
-            // The process ended, the machine did not: reads may still show what the disk never had.
+            // Only the process ended: reads may still show data that the disk never had.
             let home = worker.home().to_owned();
             let live = ended.run.points[0].moved(&ended.run.dir, &home);
             worker.explore(&live, place, &what);
@@ -156,9 +156,9 @@ fn exhaustive_checks_find_out_when_a_checkpoint_loses_state_in_files() {
     }
 }
 
-/// Whether the checks find out that the disk lied while the script ran.
+/// Whether the checks detect that the disk lied while the script ran.
 fn is_caught(script: &[Step], fault: Fault) -> bool {
-    // The engine may find out by itself, too, when it opens its files again.
+    // The engine itself may also detect it when it opens its files again.
     let explored = catch_unwind(AssertUnwindSafe(|| {
         explore(&run("on a disk that lies", script, &[fault]), 2)
     }));
@@ -211,7 +211,7 @@ fn exhaustive_checks_find_out_when_something_is_not_durable_that_was_said_to_be(
     }
 }
 
-/// Whether the checks find out about something that was done wrong with a run.
+/// Whether the checks detect an error that was planted in a run.
 fn finds_fault_with(run: &Run) -> bool {
     catch_unwind(AssertUnwindSafe(|| explore(run, 2))).is_err()
 }
@@ -229,7 +229,7 @@ fn exhaustive_checks_find_out_when_state_and_progress_are_not_of_one_transaction
 fn exhaustive_checks_find_out_when_a_checkpoint_loses_state() {
     let (name, script) = &stateful::all()[0];
     for loss in [
-        // All of it; what was written for a second time; what one group wrote.
+        // All rows; rows that were rewritten; rows of one group.
         "DELETE FROM state",
         "DELETE FROM state WHERE slot > 2",
         "DELETE FROM state WHERE name = 'audit'",

@@ -1,4 +1,4 @@
-//! What a recovery found, by the engine's own readers; and whether that is what the model allows.
+//! The result of a recovery, as the engine's own readers see it, and whether the model allows it.
 
 use std::collections::BTreeMap;
 
@@ -95,7 +95,8 @@ impl Dump {
         }
     }
 
-    /// Whether this is as the model says; `now` is the latest time at which something may have been done to it.
+    /// Whether this matches the model; `now` is the latest time at which anything may have changed
+    /// it.
     pub(super) fn is_like(&self, model: &Self, now: Timestamp) -> bool {
         let rest = |dump: &Self| Self {
             logs: BTreeMap::new(),
@@ -115,7 +116,7 @@ impl Dump {
             })
     }
 
-    /// Without what compaction may take out.
+    /// Without messages that compaction may remove.
     pub(super) fn uncompacted(&self) -> Self {
         let mut all = self.clone();
         let compact = |topic: &&Topic| topic.spec.settings.compact;
@@ -127,7 +128,7 @@ impl Dump {
         all
     }
 
-    /// Messages that the model has and this has not.
+    /// The number of messages that the model has and this has not.
     pub(super) fn compacted_away(&self, model: &Self) -> usize {
         let messages = |dump: &Self| dump.logs.values().map(|log| log.messages.len()).sum();
         let (all, found): (usize, usize) = (messages(model), messages(self));
@@ -170,7 +171,8 @@ impl Log {
                 if is_there || last != Some(message.offset) {
                     return true;
                 }
-                // Only a tombstone may go though nothing came after it: when it is old, and last of its key.
+                // Only a tombstone may be removed without a later message: if it is old and the
+                // last one of its key.
                 let is_old = now.0.saturating_sub(message.at.0) > tombstone_ms;
                 let others = self.messages.iter().any(|found| found.key == Some(key));
                 message.bytes.is_none() && is_old && !others
@@ -179,7 +181,7 @@ impl Log {
 }
 
 impl Kept {
-    /// As a reader sees it: of a tombstone nobody knows the step.
+    /// As a reader sees it: the step of a tombstone is unknown.
     fn as_found(&self) -> Self {
         let mut found = self.clone();
         found.at = Timestamp::default();
@@ -190,7 +192,7 @@ impl Kept {
     }
 }
 
-/// What a partition holds.
+/// The content of a partition.
 fn log_of(partition: &Partition) -> Log {
     let ends = partition.ends();
     let (mut from, mut messages) = (ends.start, Vec::new());

@@ -1,5 +1,5 @@
-//! Scripts of what topics go through beside appends: requests and producers that repeat, trims, retention, compaction, settings
-//! that change.
+//! Scripts of the life of topics besides appends: repeated requests and batches, trims, retention,
+//! compaction, changed settings.
 
 use millrace_engine::TopicChange;
 use millrace_model::Durability::{Durable, Os};
@@ -9,7 +9,7 @@ use super::model::{GROUPS, PRODUCERS, Step};
 
 pub(super) const HOUR_MS: u64 = 60 * 60 * 1000;
 
-/// All of them, by name.
+/// All scripts, by name.
 pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
     vec![
         ("requests that are repeated", requests()),
@@ -25,7 +25,7 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
     ]
 }
 
-/// Any settings.
+/// Random settings.
 pub(super) fn random_change(random: &mut fastrand::Rng, topic: &'static str) -> Step {
     let mut now_and_then = |most: u64| {
         let is_set = random.u8(..3) == 0;
@@ -68,7 +68,7 @@ fn set(topic: &'static str, change: impl FnOnce(&mut TopicSettings)) -> Step {
     )
 }
 
-/// The topic has so many partitions from then on.
+/// A step that raises the topic's number of partitions.
 pub(super) fn grow(topic: &'static str, partitions: u32) -> Step {
     let partitions = Some(partitions);
     Step::Change(
@@ -103,7 +103,7 @@ fn requests() -> Vec<Step> {
         }
         script.push(Step::Request(vec![("d", 0), ("o", 0), ("d", 1)], n, 40));
     }
-    // The first ones are too old now, and new again.
+    // The first requests are too old now, so they count as new.
     script.push(Step::Wait(2 * HOUR_MS));
     script.push(request("d", 0, 1_500));
     script.push(request("d", 0, 1_500));
@@ -159,7 +159,7 @@ fn trims() -> Vec<Step> {
             2 => script.push(Step::Checkpoint),
             3 => {
                 script.push(Step::Trim(("d", 0), 4));
-                // All of it, not only what the files hold.
+                // Everything, not only what is in files.
                 script.push(Step::Trim(("o", 0), 100));
                 script.push(Step::Checkpoint);
             }
@@ -255,7 +255,7 @@ fn compaction() -> Vec<Step> {
             _ => {}
         }
     }
-    // No messages with keys among them.
+    // Without messages with keys.
     script.push(to("d", 0, 4_000));
     script.push(Step::Checkpoint);
     script.push(Step::Clean(("d", 0)));
@@ -289,7 +289,7 @@ fn tombstones() -> Vec<Step> {
             script.push(Step::Restart);
         }
     }
-    // Keys that nobody writes again: their tombstones go, and nothing comes back.
+    // Keys that are not written again: their tombstones are removed, and nothing reappears.
     for key in 0..3 {
         script.push(Step::Keyed(("d", 0), vec![(key, None)]));
     }
@@ -304,7 +304,8 @@ fn tombstones() -> Vec<Step> {
     script
 }
 
-/// Small values, whose segments become no shorter without them; and nobody writes while their tombstones grow old.
+/// Small values whose removal does not shrink their segments, and no writes while their tombstones
+/// grow old.
 fn deleted_keys() -> Vec<Step> {
     let mut script = vec![
         Step::Create("d", 1, Durable),
@@ -327,7 +328,7 @@ fn deleted_keys() -> Vec<Step> {
             _ => {}
         }
         script.push(Step::Wait(HOUR_MS * 3 / 2));
-        // The first look sees that nobody writes, the second one ends the segment.
+        // The first check sees that there are no writes, the second one ends the segment.
         script.push(Step::Clean(("d", 0)));
         script.push(Step::Clean(("d", 0)));
         script.push(Step::Checkpoint);
@@ -337,7 +338,8 @@ fn deleted_keys() -> Vec<Step> {
     script
 }
 
-/// Nothing of a topic is taken for its successor's: no offset, no request, no producer's sequence, no setting.
+/// Nothing of a topic applies to its successor: no offset, no request, no producer's sequence, no
+/// setting.
 fn made_again() -> Vec<Step> {
     let [first, _] = PRODUCERS;
     let mut script = vec![Step::Producer(Some(first))];
@@ -373,7 +375,8 @@ fn made_again() -> Vec<Step> {
     script
 }
 
-/// New partitions are written, worked in and rolled at once, before and after checkpoints; those that were there go on where they were.
+/// New partitions are written, processed and rolled at once, before and after checkpoints; existing
+/// ones continue where they were.
 fn grown() -> Vec<Step> {
     let [first, _] = PRODUCERS;
     let mut script = vec![
@@ -415,7 +418,7 @@ fn grown() -> Vec<Step> {
     script
 }
 
-/// A little of everything, to be run once for each of its operations.
+/// A little of everything, for runs with a fault at each operation.
 pub(super) fn faulty() -> Vec<Step> {
     let [first, _] = PRODUCERS;
     vec![

@@ -1,12 +1,13 @@
-//! Every operation of scripted workloads is a crash point: the power fails there, with every kind of loss, the engine recovers,
-//! and what it recovered is held against a model; then the power fails at the operations of that recovery, too.
+//! Every operation of scripted workloads is a crash point: the power fails there, with every kind
+//! of loss, the engine recovers, and the result is compared with a model. Then the power also fails
+//! at the operations of that recovery.
 //!
 //! ```text
 //! script ─► engine on a simulated disk ─► a copy of the disk before each operation that changes it
 //!           each copy × losses ─► recover ─► equal to the model after some step between "acknowledged as durable" and "asked for"
 //!                                  └─ a copy before each operation × a loss ─► recover ─► equal to the first recovery
 //! ```
-//! `docs/reliability.md` says what is covered, what not, and how to run it for longer.
+//! `docs/reliability.md` says what is covered and what is not, and how to run it for longer.
 
 mod faults;
 mod found;
@@ -27,10 +28,10 @@ use self::run::{Run, run, run_paged};
 
 /// Multiplies the losses and the random scripts of a run.
 const EFFORT_VARIABLE: &str = "MILLRACE_EXHAUSTIVE_EFFORT";
-/// Losses left to chance at each point, beside the named ones.
+/// Random losses at each point, besides the named ones.
 const RANDOM_LOSSES: u64 = 1;
 const RANDOM_SCRIPTS: u64 = 4;
-/// Of those, with state in files.
+/// How many of the random scripts run with state in files.
 const PAGED_RANDOM_SCRIPTS: u64 = 2;
 const THREADS: usize = 2;
 
@@ -39,7 +40,7 @@ fn effort() -> u64 {
     asked.and_then(|asked| asked.parse().ok()).unwrap_or(1)
 }
 
-/// Also where the output of tests that pass is not shown.
+/// Prints a line even if the output of passing tests is not shown.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
@@ -116,7 +117,7 @@ fn exhaustive_scripts_leave_the_same_trace_every_time() {
     }
 }
 
-/// Crashes at every point of a run, on two threads.
+/// Crashes at every point of a run, with two threads.
 fn explore(run: &Run, random_losses: u64) -> Tally {
     let next = AtomicUsize::new(0);
     let seen = Default::default();

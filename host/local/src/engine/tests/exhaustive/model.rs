@@ -1,4 +1,5 @@
-//! What a script does, and what must be there after each of its steps: plain maps, and nothing of the engine's own code.
+//! The steps of scripts, and the content that must exist after each step: plain maps, without the
+//! engine's own code.
 
 use std::collections::BTreeMap;
 
@@ -9,68 +10,72 @@ use millrace_model::{ProducerId, TopicId};
 use super::super::*;
 use super::stateful::{Table, Writes};
 
-/// Groups that scripts may claim for; all are looked for after a recovery.
+/// Groups that scripts may claim for; all are checked after a recovery.
 pub(super) const GROUPS: [&str; 2] = ["billing", "audit"];
-/// Modules that scripts may put.
+/// Modules that scripts may store.
 pub(super) const MODULES: std::ops::Range<u8> = 0..4;
-/// Producers' names that scripts may ask identities for.
+/// Producer names for which scripts may request identities.
 pub(super) const PRODUCERS: [&str; 2] = ["mill", "race"];
-/// Keys that requests of scripts may carry.
+/// Idempotency keys of scripts.
 pub(super) const REQUESTS: std::ops::Range<u8> = 0..8;
-/// When scripts begin.
+/// The time at which scripts begin.
 pub(super) const BEGINNING: Timestamp = Timestamp(1_700_000_000_000);
-/// What a message takes in a segment beside its value, at the most.
+/// Maximum size of a message in a segment besides its value.
 const MESSAGE_OVERHEAD_BYTES: u64 = 120;
 
 pub(super) type Place = (&'static str, u32);
-/// A producer's epoch, and the sequences and offsets of what it sent last.
+/// A producer's epoch, and the sequences and offsets of its last batches.
 type Sent = (i16, Vec<(i32, Offset)>);
 
-/// One step of a script. To add one: a variant here, its meaning in [`Dump::after`], its doing in `Runner::work`.
+/// One step of a script. To add one, add a variant here, its effect in [`Dump::after`], and its
+/// execution in `Runner::work`.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Create(&'static str, u32, Durability),
     Delete(&'static str),
-    /// Appends one message of so many bytes to each, in one transaction.
+    /// Appends one message of this many bytes to each partition, in one transaction.
     Append(Vec<Place>, usize),
-    /// Appends one batch: messages with these keys, and values of so many bytes or none.
+    /// Appends one batch: messages with these keys, and values of these sizes or none.
     Keyed(Place, Vec<(u8, Option<usize>)>),
-    /// As [`Step::Append`], under a request's key: done once within its window.
+    /// Like [`Step::Append`], with an idempotency key: takes effect once within its window.
     Request(Vec<Place>, u8, usize),
-    /// Gives a producer its identity.
+    /// Assigns an identity to a producer.
     Producer(Option<&'static str>),
-    /// A producer's next batch, of one message; or the last one again.
+    /// Sends a producer's next batch of one message, or repeats its last one.
     Send(&'static str, Place, bool),
     Change(&'static str, TopicChange),
-    /// Removes the first so many offsets.
+    /// Removes this many offsets from the start.
     Trim(Place, u64),
-    /// What the cleaner does to a partition: retention and compaction.
+    /// Cleans a partition like the cleaner: retention and compaction.
     Clean(Place),
-    /// What the cleaner does to state in files: entries that have ended are removed.
+    /// Removes expired entries of paged state, like the cleaner.
     Sweep,
-    /// So many milliseconds pass.
+    /// Lets this many milliseconds pass.
     Wait(u64),
     Claim(&'static str, &'static str, u32),
-    /// Progress of the group in the first, an output to the second, an entry: in one transaction, under the last claim.
+    /// Writes progress of the group in the first partition, an output to the second, and an entry,
+    /// in one transaction under the last claim.
     Work(&'static str, Place, Place),
-    /// As [`Step::Work`], and state of the group in the fourth: all in one transaction.
+    /// Like [`Step::Work`], with state of the group in the fourth argument's partition, all in one
+    /// transaction.
     Count(&'static str, Place, Place, Place, Writes),
-    /// State of the group there, as an operator writes it.
+    /// Writes state of the group there, like an operator.
     Write(&'static str, Place, Writes),
-    /// An entry, and empty state of the group in all partitions of the topic: in one transaction.
+    /// Writes an entry and empties the state of the group in all partitions of the topic, in one
+    /// transaction.
     Renew(&'static str, &'static str),
     Entry(EntryKind, &'static str, Option<usize>),
     PutModule(u8),
     DeleteModule(u8),
     Flush,
     Checkpoint,
-    /// The process is killed and started again; the machine runs on.
+    /// Kills and restarts the process; the machine keeps running.
     Restart,
-    /// The engine is closed in order and opened again.
+    /// Closes the engine cleanly and opens it again.
     Reopen,
 }
 
-/// Everything that an engine holds, as far as scripts can tell.
+/// The content of an engine, as far as scripts affect it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Dump {
     pub(super) topics: BTreeMap<String, Topic>,
@@ -78,18 +83,18 @@ pub(super) struct Dump {
     /// Epoch and progress.
     pub(super) groups: BTreeMap<(TopicPartition, &'static str), (u64, Option<u64>)>,
     pub(super) entries: BTreeMap<(EntryKind, String), usize>,
-    /// What is not empty.
+    /// Tables that are not empty.
     pub(super) state: BTreeMap<(TopicPartition, &'static str), Table>,
-    /// What requests were answered, by topic and key.
+    /// The answers to requests, by topic and key.
     pub(super) requests: BTreeMap<(TopicId, u8), Answered>,
-    /// What is remembered of producers: epoch, and the last batches' sequences and offsets.
+    /// The remembered producers: epoch, and the last batches' sequences and offsets.
     pub(super) sent: BTreeMap<(TopicPartition, i64), Sent>,
-    /// The producers that have names.
+    /// The named producers.
     pub(super) named: BTreeMap<&'static str, ProducerId>,
     pub(super) next_producer: i64,
-    /// The latest time that was written.
+    /// The latest written time.
     pub(super) moment: Timestamp,
-    /// What time it is; only the model knows.
+    /// The current time; only in the model.
     pub(super) now: Timestamp,
 }
 
@@ -97,7 +102,7 @@ pub(super) struct Dump {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Log {
     pub(super) start: Offset,
-    /// It may begin so late, if a cleaner was at work.
+    /// The latest possible start, if a cleaner ran.
     pub(super) start_max: Offset,
     pub(super) end: Offset,
     pub(super) messages: Vec<Kept>,
@@ -106,10 +111,10 @@ pub(super) struct Log {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
     pub(super) offset: Offset,
-    /// The step that it is of.
+    /// The step that wrote it.
     pub(super) number: u64,
     pub(super) key: Option<u8>,
-    /// The value's; `None` is a tombstone.
+    /// The value's size; `None` for a tombstone.
     pub(super) bytes: Option<usize>,
     pub(super) at: Timestamp,
 }
@@ -121,17 +126,17 @@ pub(super) struct Answered {
     pub(super) offsets: Vec<Offset>,
 }
 
-/// What a producer sends next.
+/// A producer's next batch.
 pub(super) struct Sending {
     pub(super) producer: ProducerId,
     pub(super) sequence: i32,
-    /// Where it stands already.
+    /// Its offset, if it is a repeat.
     pub(super) stands_at: Option<Offset>,
 }
 
 pub(super) type Modules = BTreeMap<u8, Bytes>;
 
-/// A message that says which step it is of.
+/// A value that contains the number of its step.
 pub(super) fn value(number: u64, bytes: usize) -> String {
     format!("{number} {}", "x".repeat(bytes))
 }
@@ -175,13 +180,13 @@ impl Dump {
         self.groups.get(&(partition, group)).map_or(0, |g| g.0)
     }
 
-    /// Where the partition begins once its first `count` offsets are removed.
+    /// The partition's start once its first `count` offsets are removed.
     pub(super) fn trimmed(&self, place: Place, count: u64) -> Offset {
         let log = &self.logs[&self.at(place)];
         Offset((log.start.0 + count).min(log.end.0))
     }
 
-    /// What the request was answered, if it is remembered.
+    /// The answer to the request, if it is remembered.
     pub(super) fn answered(&self, to: &[Place], key: u8) -> Option<&Answered> {
         let topic = self.topics[to[0].0].id;
         let found = self.requests.get(&(topic, key));
@@ -205,7 +210,8 @@ impl Dump {
         }
     }
 
-    /// Whether the step, once acknowledged, must survive everything, and all before it. Modules are beside the journal.
+    /// Whether the step, once acknowledged, must survive everything, together with all earlier
+    /// steps. Modules are not in the journal.
     pub(super) fn is_durable(&self, step: &Step, after: &Self) -> bool {
         let durable = |topic: &str| self.topics[topic].spec.durability == Durability::Durable;
         match step {
@@ -224,7 +230,7 @@ impl Dump {
         }
     }
 
-    /// What is there after the `number`-th step.
+    /// The content after the `number`-th step.
     pub(super) fn after(&self, number: u64, step: &Step, next_topic: &mut u64) -> Self {
         let mut after = self.clone();
         match step {
@@ -402,7 +408,8 @@ impl Dump {
         known.1.drain(..excess);
     }
 
-    /// How late retention may have the partition begin: what it must keep is kept, whatever the segments.
+    /// The latest start that retention may give the partition: messages that must be kept are kept,
+    /// however segments are cut.
     fn start_max(&self, place: Place) -> Offset {
         let settings = &self.topic(place.0).spec.settings;
         let log = &self.logs[&self.at(place)];
@@ -413,7 +420,7 @@ impl Dump {
         };
         let by_age = log.messages.iter().take_while(is_old).last();
         let bytes = |message: &Kept| message.bytes.unwrap_or(0) as u64 + MESSAGE_OVERHEAD_BYTES;
-        // A whole segment goes when there is a byte too much.
+        // One byte too many removes a whole segment.
         let largest = log.messages.iter().map(bytes).max().unwrap_or(0);
         let segment = super::run::options().segment_bytes + largest;
         let kept = settings.retention_bytes;
@@ -426,13 +433,13 @@ impl Dump {
         let by_size = log.messages.iter().take_while(may_go).last();
         let after = |message: Option<&Kept>| message.map_or(log.start, |m| Offset(m.offset.0 + 1));
         if settings.retention_ms.is_some() && settings.retention_bytes.is_some() {
-            // Segments go for either reason, in any order.
+            // Segments are removed for either reason, in any order.
             return log.end;
         }
         after(by_age).max(after(by_size))
     }
 
-    /// The partition was seen to begin there.
+    /// Records the observed start of a partition.
     pub(super) fn begin_at(&mut self, at: TopicPartition, start: Offset) {
         let log = self.logs.get_mut(&at).expect("a script's partition");
         log.start = start;

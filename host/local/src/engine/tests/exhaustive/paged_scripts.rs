@@ -1,5 +1,6 @@
-//! Scripts of state that stands in files: a checkpoint after every step, so that tables become paged between two writes, and what
-//! befalls a paged table. Run with nothing of state kept in memory but what changed.
+//! Scripts of state in files: with a checkpoint after every step, so that tables become paged
+//! between two writes, and with everything that can happen to a paged table. They run with only
+//! changes of state in memory.
 
 use millrace_engine::EntryKind;
 use millrace_model::Durability::{Durable, Os};
@@ -8,7 +9,8 @@ use super::life_scripts::HOUR_MS;
 use super::model::{GROUPS, Step};
 use super::stateful::{self, Change, Writes};
 
-/// All scripts, by name. With more effort also those of tables in memory as they are: what they do is done by the others, too.
+/// All scripts, by name. With more effort, also those of tables in memory; the others include the
+/// same actions.
 pub(super) fn all(effort: u64) -> Vec<(&'static str, Vec<Step>)> {
     let often = stateful::all().into_iter();
     let often = often.map(|(name, script)| (name, with_checkpoints(script)));
@@ -23,7 +25,7 @@ pub(super) fn all(effort: u64) -> Vec<(&'static str, Vec<Step>)> {
     all
 }
 
-/// What meets faults: of everything a little.
+/// A little of everything, for runs with faults.
 pub(super) fn faulty() -> Vec<Step> {
     use Change::{Add, Remove, Set};
     let [first, _] = GROUPS;
@@ -64,7 +66,8 @@ fn empty(group: &'static str, changes: Vec<(u8, Change)>) -> Step {
     Step::Write(group, ("in", 0), writes)
 }
 
-/// Emptied in each state: just paged, with changes beside its runs, with more than one run, and by its processor's end.
+/// A table is emptied in each state: just paged, with changes besides its runs, with several runs,
+/// and when its processor is deleted.
 fn emptied() -> Vec<Step> {
     use Change::{Add, Set};
     let [first, second] = GROUPS;
@@ -82,7 +85,7 @@ fn emptied() -> Vec<Step> {
             script.push(write(first, vec![(3, Add(1))]));
         }
         match n {
-            // Nothing comes after it.
+            // There is no later write.
             0 => script.push(empty(first, Vec::new())),
             1 => script.push(empty(first, vec![(2, Add(1))])),
             2 => script.push(Step::Renew(first, "in")),
@@ -100,7 +103,7 @@ fn emptied() -> Vec<Step> {
     script
 }
 
-/// Keys that are removed, come again, and are removed until none is left.
+/// Keys are removed, added again, and removed until none is left.
 fn removed() -> Vec<Step> {
     use Change::{Add, AddFor, Remove, Set};
     let [first, _] = GROUPS;
@@ -126,8 +129,9 @@ fn removed() -> Vec<Step> {
     script
 }
 
-/// Entries end: that stand in runs, that do not yet, whose end was moved, and that were removed and written again with the same end.
-/// They are removed by whoever writes, by the cleaner, and by whoever comes after a crash.
+/// Entries expire: entries in runs, entries that are not in runs yet, entries whose expiry was
+/// moved, and entries that were removed and written again with the same expiry. They are removed by
+/// writers, by the cleaner, and after a crash.
 fn ends() -> Vec<Step> {
     use Change::{Add, AddFor, Remove, Set};
     let [first, _] = GROUPS;
@@ -157,7 +161,7 @@ fn ends() -> Vec<Step> {
         if n == 2 {
             script.push(Step::Checkpoint);
         }
-        // What is left of them are their places.
+        // Only their places remain.
         script.push(Step::Wait(2_000));
         script.push(Step::Sweep);
         script.push(Step::Checkpoint);
@@ -177,7 +181,7 @@ fn ends() -> Vec<Step> {
     script
 }
 
-/// A topic goes whose tables are paged, or about to be; others stay.
+/// A topic is deleted whose tables are paged or about to be; others stay.
 fn gone() -> Vec<Step> {
     use Change::{Add, Set};
     let [first, second] = GROUPS;

@@ -18,14 +18,15 @@ use super::run::{Point, Run, directory, read_checkpoint};
 use super::transactions::{mark, send};
 use crate::start::recovery::{Recovered, recover};
 
-/// The recoveries of one in so many are crashed at all of their operations; all others at one, chosen by seed.
+/// For one in this many crash points, the recovery is crashed at every operation; for all others at
+/// one, chosen by seed.
 const ALL_INNER_POINTS_ONE_IN: u64 = 64;
-/// After one in so many the power fails right after the recovery, too.
+/// For one in this many, the power also fails right after the recovery.
 const AGAIN_ONE_IN: u64 = 2;
-/// One in so many is opened as a whole and goes on; a multiple of the one before.
+/// One in this many is opened completely and continues; a multiple of the previous number.
 const GO_ON_ONE_IN: u64 = 16;
 
-/// The action.
+/// Counts of a run.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Tally {
     points: u64,
@@ -33,7 +34,7 @@ pub(super) struct Tally {
     after_crashed_recovery: u64,
     again: u64,
     went_on: u64,
-    /// Found without messages that something later made superfluous.
+    /// Recoveries without some superseded messages.
     pub(super) compacted: u64,
 }
 
@@ -71,16 +72,16 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Recovers in a directory of its own.
+/// Recovers in its own directory.
 pub(super) struct Worker<'a> {
     run: &'a Run,
-    /// Remains that were recovered already: equal ones need not be again.
+    /// Fingerprints of remains that were already recovered: equal ones need not be repeated.
     seen: &'a Mutex<HashSet<u64>>,
     home: TempDir,
     pub(super) tally: Tally,
 }
 
-/// What a recovery gave.
+/// The result of a recovery.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct Found {
     dump: Dump,
@@ -122,7 +123,8 @@ impl<'a> Worker<'a> {
         let (found, inner) = self.recover(remains, what);
         self.tally.first += 1;
         self.compare(remains, &found, what);
-        // What only the page cache had may go with the next power cut, until a recovery has ended.
+        // Until a recovery has ended, data that only the page cache had may be lost in the next
+        // power cut.
         let durable = remains.image.is_settled();
         let count = inner.len() as u64 - 1;
         let all = number.is_multiple_of(ALL_INNER_POINTS_ONE_IN);
@@ -155,7 +157,7 @@ impl<'a> Worker<'a> {
         if durable {
             assert_eq!(again, found, "{what}");
         } else {
-            // Of a compaction that was under way, what it took out may be there again: it is superseded all the same.
+            // Messages removed by a running compaction may reappear: they are still superseded.
             let same = again.dump.uncompacted() == found.dump.uncompacted();
             assert!(
                 same && again.modules == found.modules,
@@ -168,7 +170,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The state must be the one after some step: so nothing has a hole, is out of order, torn, or there twice.
+    /// Checks that the content is that after some step, so nothing has a hole, is out of order,
+    /// torn, or duplicated.
     fn compare(&mut self, point: &Point, found: &Found, what: &str) {
         let states = &self.run.states;
         let now = states[*point.steps.end()].now;
@@ -193,7 +196,8 @@ impl<'a> Worker<'a> {
         );
     }
 
-    /// Recovers, by itself and without the engine's threads; with what it found, its own crash points, the last one its end.
+    /// Recovers without the engine's threads; returns the result and the recovery's own crash
+    /// points, the last of which is its end.
     fn recover(&self, remains: &Point, what: &str) -> (Found, Vec<Point>) {
         let disk = self.put(remains);
         let inner = self.keep_points(&disk, remains);
@@ -254,10 +258,10 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The remains as a disk; the database beside it.
+    /// The remains as a disk, with the database beside it.
     fn put(&self, remains: &Point) -> SimDisk {
         let path = self.home.path().join("checkpoint.sqlite");
-        // A new file: somebody may have the old one open still.
+        // A new file, because the old one may still be open.
         let _ = fs::remove_file(&path);
         if let Some(bytes) = &remains.checkpoint {
             fs::write(&path, &**bytes).expect("room for the database");
@@ -265,7 +269,7 @@ impl<'a> Worker<'a> {
         SimDisk::with_image(remains.image.clone())
     }
 
-    /// The whole engine opens on it, takes more, and after one more power cut has that, too.
+    /// Opens the whole engine on it, writes more, and checks that this survives another power cut.
     fn go_on(&mut self, remains: &Point, found: &Found, what: &str) {
         let disk = self.put(remains);
         let runtime = tokio::runtime::Builder::new_current_thread();
@@ -313,7 +317,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Sends again whatever is remembered as sent: each is answered as it was the first time.
+/// Repeats every remembered request: each must get its first answer.
 async fn repeat_all(engine: &LocalEngine, found: &Dump, what: &str) {
     for (&(topic, key), answered) in &found.requests {
         if found.is_old(answered) {
@@ -356,8 +360,8 @@ async fn repeat_all(engine: &LocalEngine, found: &Dump, what: &str) {
     }
 }
 
-/// Files and directories of what is no longer there: no topic but those known, no segment below a partition's start, nothing
-/// half done.
+/// Checks that nothing is left over: no directory of an unknown topic, no segment below a
+/// partition's start, no unfinished file.
 fn assert_no_leftovers(disk: &SimDisk, recovered: &Recovered, what: &str) {
     let known: Vec<String> = recovered
         .state
@@ -390,7 +394,7 @@ fn assert_no_leftovers(disk: &SimDisk, recovered: &Recovered, what: &str) {
     }
 }
 
-/// The runs of state that are there are those that tables read, and no others.
+/// Checks that the existing runs of state are exactly those that tables read.
 fn assert_runs_are_named(disk: &SimDisk, recovered: &Recovered, what: &str) {
     let is_run = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "run");
     let there: Vec<_> = disk.paths().into_iter().filter(is_run).collect();

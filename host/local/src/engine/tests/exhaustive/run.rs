@@ -1,8 +1,9 @@
-//! Runs a script on the whole engine, one step after the other, and keeps the disk as it was before every operation that
-//! changed it: the crash points.
+//! Runs a script on the whole engine, one step after the other, and keeps a copy of the disk before
+//! every operation that changes it: the crash points.
 //!
-//! What makes a run the same every time: one caller that waits for each answer, and for the flusher to have nothing more to do;
-//! bounds that never call the flusher by themselves; partitions visited in a fixed order.
+//! A run is deterministic because one caller waits for each answer and for the flusher to finish,
+//! because bounds never call the flusher by themselves, and because partitions are visited in a
+//! fixed order.
 
 use std::fs;
 use std::path::PathBuf;
@@ -29,17 +30,17 @@ use crate::keep::pause::Pause;
 #[derive(Clone)]
 pub(super) struct Point {
     pub(super) image: Image,
-    /// The checkpoint's database, which is on a real disk.
+    /// The checkpoint's database, which is on the real disk.
     pub(super) checkpoint: Option<Arc<Vec<u8>>>,
-    /// What was about to happen.
+    /// The next operation.
     pub(super) before: String,
-    /// Steps whose results must be there, and steps that may be.
+    /// The range from the last step whose result must exist to the last one whose result may exist.
     pub(super) steps: std::ops::RangeInclusive<usize>,
-    /// The modules as they were and, while one is being changed, as they will be.
+    /// The modules before and, during a change of one, after it.
     pub(super) modules: [Modules; 2],
 }
 
-/// What was asked for and answered so far.
+/// Requests and answers so far.
 #[derive(Default)]
 struct History {
     durable: usize,
@@ -49,19 +50,19 @@ struct History {
     last_checkpoint: Option<Arc<Vec<u8>>>,
 }
 
-/// A script that was run.
+/// A finished run of a script.
 pub(super) struct Run {
     pub(super) name: &'static str,
     pub(super) options: LocalOptions,
     pub(super) script: Vec<Step>,
     pub(super) dir: PathBuf,
-    /// What is there after each step, from none on.
+    /// The content after each step, beginning with none.
     pub(super) states: Vec<Dump>,
     pub(super) points: Vec<Point>,
     pub(super) trace_hash: u64,
 }
 
-/// In memory where the machine has a place for that: databases are opened by the thousand.
+/// A directory in memory if the machine has one, because thousands of databases are opened.
 pub(super) fn directory() -> TempDir {
     let memory = Path::new("/dev/shm");
     let made = tempfile::tempdir_in(memory);
@@ -71,7 +72,7 @@ pub(super) fn directory() -> TempDir {
 /// Longer than any script waits.
 const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 
-/// Small files, and nothing that happens unless it is asked for.
+/// Small files, and nothing happens without a request.
 pub(super) fn options() -> LocalOptions {
     LocalOptions {
         reserve_bytes: 16 << 10,
@@ -85,7 +86,7 @@ pub(super) fn options() -> LocalOptions {
     }
 }
 
-/// The same, with state in files.
+/// Like [`options`], with state in files.
 pub(super) fn paged() -> LocalOptions {
     LocalOptions {
         state_resident_bytes: Some(0),
@@ -93,22 +94,22 @@ pub(super) fn paged() -> LocalOptions {
     }
 }
 
-/// Runs the script whole, on a disk with these faults, of which nobody may notice anything.
+/// Runs the whole script on a disk with these faults, which must remain unnoticed.
 pub(super) fn run(name: &'static str, script: &[Step], faults: &[Fault]) -> Run {
     run_bent(name, script, faults, Bug::None)
 }
 
-/// The same, and every table of state stands in files once a checkpoint was made.
+/// Like [`run`], with every table of state in files once a checkpoint was made.
 pub(super) fn run_paged(name: &'static str, script: &[Step]) -> Run {
     run_with(name, script, &[], Bug::None, paged())
 }
 
-/// The same, and with something done wrong.
+/// Like [`run`], with a planted bug.
 pub(super) fn run_bent(name: &'static str, script: &[Step], faults: &[Fault], bug: Bug) -> Run {
     run_with(name, script, faults, bug, options())
 }
 
-/// The same, on a disk with these faults.
+/// Like [`run`], on a disk that lies.
 pub(super) fn run_lying(
     name: &'static str,
     script: &[Step],
@@ -157,7 +158,7 @@ fn run_with(
 }
 
 impl Run {
-    /// Does something to each checkpoint of the run.
+    /// Changes each checkpoint of the run.
     pub(super) fn change_checkpoints(&mut self, sql: &str) {
         let home = directory();
         let path = home.path().join("checkpoint.sqlite");
@@ -180,7 +181,7 @@ impl Run {
         }
     }
 
-    /// Partitions of which something was removed.
+    /// The number of partitions from which messages were removed.
     pub(super) fn trimmed(&self) -> usize {
         let logs = self.states.iter().flat_map(|state| &state.logs);
         let trimmed = logs.filter(|(_, log)| log.start > Offset(0));
@@ -191,7 +192,8 @@ impl Run {
     }
 }
 
-/// What is there after each step, from none on; made as the script goes on, for how far cleaners go is only seen.
+/// The content after each step, beginning with none. Computed while the script runs, because it
+/// depends on how far cleaners got.
 struct States {
     each: Vec<Dump>,
     next_topic: u64,
@@ -207,7 +209,7 @@ impl Default for States {
 }
 
 impl States {
-    /// The states before and after a step, which may be tried again.
+    /// The states before and after a step, which may be repeated.
     fn of(&mut self, number: usize, step: &Step) -> (&Dump, &mut Dump) {
         if self.each.len() == number {
             let before = &self.each[number - 1];
@@ -253,7 +255,7 @@ impl History {
     }
 }
 
-/// The database as it is now; the same bytes are kept once.
+/// The current database; equal bytes are kept once.
 pub(super) fn read_checkpoint(dir: &Path, last: Option<Arc<Vec<u8>>>) -> Option<Arc<Vec<u8>>> {
     let bytes = fs::read(dir.join("checkpoint.sqlite")).ok()?;
     Some(
@@ -318,7 +320,7 @@ impl Runner {
         Ok(engine)
     }
 
-    /// Takes one step and waits for all that follows from it.
+    /// Makes one step and waits for all its consequences.
     fn step(&mut self, number: usize, step: &Step, states: &mut States) -> Result<(), String> {
         let (before, after) = states.of(number, step);
         {
@@ -533,7 +535,8 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// What the cleaner's thread does to one partition. Where the disk refuses it, it is tried again another time.
+/// Cleans one partition like the cleaner's thread. If the disk refuses it, it is retried another
+/// time.
 fn cleaner(engine: &LocalEngine) -> Cleaner {
     let queue = engine.queue.as_ref().expect("an open engine").downgrade();
     let (commits, room) = (Arc::clone(&engine.commits), Arc::clone(&engine.queue_room));
@@ -553,7 +556,7 @@ fn clean(engine: &LocalEngine, at: TopicPartition) -> Result<(), String> {
     let settings = partition.settings();
     let cleaned = cleaner.look_at(&partition, &settings);
     if ends_segments(&settings) {
-        // One after the other, so that the disk sees the same every time.
+        // One after the other, so that the disk sees the same operations every time.
         settle(engine);
         engine.commits.orders.ask(|orders| orders.roll = true);
     }
@@ -564,9 +567,9 @@ fn clean(engine: &LocalEngine, at: TopicPartition) -> Result<(), String> {
     }
 }
 
-/// What became of a script on a disk that fails.
+/// The result of a script on a failing disk.
 pub(super) struct Ended {
-    /// The run, with one point: as it ended.
+    /// The run, with one point: its end.
     pub(super) run: Run,
     pub(super) disk: SimDisk,
     /// The step that failed, and how it did.
@@ -575,7 +578,8 @@ pub(super) struct Ended {
     pub(super) home: TempDir,
 }
 
-/// Runs the script until a step fails for good. A full disk is no end: there is room again, and the step is tried again.
+/// Runs the script until a step fails permanently. After a full disk, space is freed and the step
+/// is repeated.
 pub(super) fn run_until_failure(script: &[Step], fault: Fault, options: LocalOptions) -> Ended {
     let home = directory();
     let disk = SimDisk::default();
@@ -622,14 +626,14 @@ pub(super) fn run_until_failure(script: &[Step], fault: Fault, options: LocalOpt
     }
 }
 
-/// What scripts are done wrong with, so that the checks have something to find.
+/// Planted bugs, which the checks must find.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Bug {
     #[default]
     None,
-    /// State is a commit of its own, before progress and outputs.
+    /// State is committed separately, before progress and outputs.
     StateFirst,
-    /// After them.
+    /// State is committed separately, after them.
     StateLast,
 }
 
@@ -650,7 +654,7 @@ impl Bug {
 }
 
 impl Point {
-    /// The point in a directory of its own, nothing lost: the process ended, the machine did not.
+    /// The point in its own directory, without loss: only the process ended.
     pub(super) fn moved(&self, from: &Path, to: &Path) -> Self {
         let mut moved = self.clone();
         moved.image.relocate(from, to);
@@ -658,7 +662,7 @@ impl Point {
         moved
     }
 
-    /// Puts the point on a disk and in a directory of its own, after the loss; a number that is the same for the same.
+    /// Puts the point, after the loss, on its own disk and directory; returns a fingerprint.
     pub(super) fn lose(&self, loss: Loss, from: &Path, to: &Path) -> (Self, u64) {
         let mut lost = self.clone();
         lost.image.lose_power(loss);

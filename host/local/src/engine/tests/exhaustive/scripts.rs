@@ -8,7 +8,7 @@ use super::model::{GROUPS, PRODUCERS, Step};
 use super::stateful::{Change, Writes};
 use super::{life_scripts, stateful};
 
-/// All of them, by name.
+/// All scripts, by name.
 pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
     let mut all = vec![
         ("append to many partitions, durable and not", append()),
@@ -130,7 +130,7 @@ fn catalogue() -> Vec<Step> {
     script
 }
 
-/// More than one journal file holds between two checkpoints, and more files than are kept.
+/// More than fits into one journal file between two checkpoints, and more files than are kept.
 fn checkpoints() -> Vec<Step> {
     let mut script = vec![Step::Create("d", 2, Durable), Step::Create("o", 1, Os)];
     for n in 0..22 {
@@ -180,7 +180,7 @@ fn counted() -> Step {
     Step::Count(GROUPS[0], ("d", 0), ("d", 1), ("d", 0), writes)
 }
 
-/// A little of everything, to be run once for each of its operations.
+/// A little of everything, for runs with a fault at each operation.
 pub(super) fn faulty() -> Vec<Step> {
     vec![
         Step::Create("d", 2, Durable),
@@ -205,7 +205,7 @@ pub(super) fn faulty() -> Vec<Step> {
     ]
 }
 
-/// A script by seed: any steps that make sense, in any order.
+/// A random script from a seed: any valid steps, in any order.
 pub(super) fn random(seed: u64) -> Vec<Step> {
     let mut random = Rng::with_seed(seed);
     let names = ["a", "b", "c"];

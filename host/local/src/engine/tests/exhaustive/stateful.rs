@@ -1,5 +1,5 @@
-//! The state of groups in scripts: what a step writes, what must be there then, and the scripts whose transactions carry progress,
-//! outputs, an entry and state.
+//! The state of groups in scripts: the writes of a step, their expected result, and the scripts
+//! whose transactions contain progress, outputs, an entry and state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use millrace_model::columns::NONE;
 use super::life_scripts::HOUR_MS;
 use super::model::{Dump, GROUPS, Place, Step, value};
 
-/// Ended entries that a step removes along: fewer than there are.
+/// Expired entries that a step also removes: fewer than exist.
 const SWEPT_AT_ONCE: usize = 2;
 
-/// What a step makes of one table.
+/// The writes of a step to one table.
 #[derive(Clone, Debug)]
 pub(super) struct Writes {
     /// Whether it is emptied first.
@@ -28,15 +28,15 @@ pub(super) struct Writes {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
-    /// A value of so many bytes, for ever or for so many milliseconds.
+    /// A value of this many bytes, forever or for this many milliseconds.
     Set(usize, Option<u64>),
     Add(i64),
-    /// As `Add`, and the entry ends so many milliseconds later.
+    /// Like `Add`, and the entry expires this many milliseconds later.
     AddFor(i64, u64),
     Remove,
 }
 
-/// One group's state in one partition: value and end of each key.
+/// One group's state in one partition: value and expiry of each key.
 pub(super) type Table = BTreeMap<u8, (Vec<u8>, Timestamp)>;
 
 impl Writes {
@@ -45,7 +45,7 @@ impl Writes {
         Self { resets, changes }
     }
 
-    /// What the table holds after the `number`-th step; nothing of the engine's own code.
+    /// The table after the `number`-th step, computed without the engine's own code.
     pub(super) fn apply(&self, number: u64, now: Timestamp, table: &mut Table) {
         if self.resets {
             table.clear();
@@ -75,7 +75,7 @@ impl Writes {
         }
     }
 
-    /// The same as a component does it, over what the engine holds.
+    /// Makes the same writes as a component would, over the engine's table.
     pub(super) fn attempt(
         &self,
         held: Arc<StateTable>,
@@ -135,7 +135,7 @@ fn write(
     }
 }
 
-/// What the engine's table holds, ended entries included.
+/// The content of the engine's table, including expired entries.
 pub(super) fn table_of(table: &StateTable) -> Table {
     let all = StateQuery {
         entries_max: usize::MAX,
@@ -179,7 +179,7 @@ impl Dump {
             .retain(|(at, of), _| at.topic != topic || *of != group);
     }
 
-    /// Whether the state is as the model says; what has ended by `now` may be gone.
+    /// Whether the state matches the model; entries expired by `now` may be missing.
     pub(super) fn has_state_of(&self, model: &Self, now: Timestamp) -> bool {
         let none = Table::new();
         let mut places = self.state.keys().chain(model.state.keys());
@@ -205,7 +205,7 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
     ]
 }
 
-/// Progress in the input, an output, and state where the input is.
+/// A step with progress in the input, an output, and state in the input's partition.
 fn count(group: &'static str, input: Place, output: Place, changes: Vec<(u8, Change)>) -> Step {
     Step::Count(group, input, output, input, Writes::new(changes))
 }
@@ -263,7 +263,8 @@ fn counts() -> Vec<Step> {
             1 => script.push(Step::Checkpoint),
             2 => {
                 script.push(import(second, zero, 20..24));
-                // Of a dead letter that is sent again: progress there, state where it first stood.
+                // A redriven dead letter: progress in the redrive topic, state in its original
+                // partition.
                 let writes = Writes::new(vec![(1, Add(1))]);
                 script.push(Step::Count(first, one, ("out", 0), zero, writes));
             }
@@ -280,7 +281,7 @@ fn counts() -> Vec<Step> {
     script
 }
 
-/// More than one journal file holds between two checkpoints.
+/// More than fits into one journal file between two checkpoints.
 fn large() -> Vec<Step> {
     use Change::{Add, Remove, Set};
     let [first, _] = GROUPS;
@@ -311,7 +312,7 @@ fn large() -> Vec<Step> {
     script
 }
 
-/// What has ended is gone, and what is written in its place later is not mistaken for it.
+/// Expired entries disappear, and later entries under the same key are not mistaken for them.
 fn ends() -> Vec<Step> {
     use Change::{Add, AddFor, Set};
     let [first, _] = GROUPS;
@@ -334,7 +335,7 @@ fn ends() -> Vec<Step> {
         script.push(Step::Checkpoint);
         script.push(Step::Wait(HOUR_MS / 2));
         script.push(counts());
-        // The second time nothing was written since the checkpoint before, and entries have ended.
+        // The second time, nothing was written since the last checkpoint, but entries have expired.
         if n != 0 {
             script.push(Step::Checkpoint);
         }
@@ -376,7 +377,8 @@ fn comes_and_goes() -> Vec<Step> {
             2 => script.push(Step::Restart),
             _ => {}
         }
-        // The processor goes, and its state stays; the topic goes, and takes it along.
+        // The processor is deleted, and its state stays; the topic is deleted, and the state with
+        // it.
         script.push(Step::Entry(EntryKind::Processor, "p", None));
         script.push(count(first, ("in", 1), ("out", 0), vec![(1, Add(1))]));
         script.push(Step::Delete("in"));
@@ -390,10 +392,10 @@ fn comes_and_goes() -> Vec<Step> {
     script
 }
 
-/// Any writes.
+/// Random writes.
 pub(super) fn random_writes(random: &mut fastrand::Rng) -> Writes {
     let changes = (0..random.usize(1..4)).map(|_| {
-        // Numbers and texts have keys of their own.
+        // Numbers and texts use different keys.
         let key = random.u8(..4);
         let ttl_ms = random.u64(1..20 * HOUR_MS);
         match random.u8(..6) {

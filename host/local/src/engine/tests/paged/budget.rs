@@ -1,4 +1,4 @@
-//! How much memory and disk state takes, and what happens where it would be more.
+//! Tests of the memory and disk space that state takes, and of its bounds.
 
 use millrace_engine::conformance::named;
 use millrace_engine::room::{HostBound, HostBounds, Room};
@@ -6,7 +6,7 @@ use millrace_model::bounds::STATE_FILES_MAX;
 
 use super::*;
 
-/// What an entry that [`fill`] writes costs in memory, about.
+/// Approximate memory cost of an entry that [`fill`] writes.
 const ENTRY_COST: usize = 550;
 
 const HOUR_MS: u64 = 3_600_000;
@@ -30,7 +30,7 @@ fn entry(number: usize, value: Option<u8>) -> StateChange {
     }
 }
 
-/// Writes so many entries, some at a time.
+/// Writes this many entries, some at a time.
 async fn fill(engine: &LocalEngine, at: TopicPartition, entries: usize, value: u8) {
     for from in (0..entries).step_by(40) {
         let some = from..entries.min(from + 40);
@@ -67,7 +67,7 @@ fn room(engine: &LocalEngine) -> Arc<Room> {
     Arc::clone(&engine.commits.state.read().room)
 }
 
-/// Whether the table has exactly so many entries, all with this value.
+/// Checks that the table has exactly this many entries, all with this value.
 async fn assert_all(engine: &LocalEngine, at: TopicPartition, entries: usize, value: u8) {
     let mut found = 0;
     let mut query = StateQuery {
@@ -128,7 +128,7 @@ async fn the_largest_tables_are_paged_where_all_together_are_more_than_most_of_t
         let topic = topic(&engine, name, Durability::Durable).await;
         partitions.extend((0..3).map(|partition| at(&topic, partition)));
     }
-    // None is more than an eighth.
+    // None takes more than an eighth.
     for (place, &partition) in partitions.iter().enumerate() {
         fill(&engine, partition, 4 + place % 8, 1).await;
     }
@@ -239,7 +239,7 @@ async fn what_changed_and_is_in_no_file_yet_is_bounded_and_checkpoints_are_made_
     let options = LocalOptions {
         state_resident_bytes: Some(0),
         state_changes_bytes_max: 40 * ENTRY_COST,
-        // Nothing else asks for checkpoints.
+        // Nothing else requests checkpoints.
         checkpoint_journal_bytes: 1 << 30,
         journal_file_bytes: 64 << 10,
         ..small()
@@ -257,7 +257,7 @@ async fn what_changed_and_is_in_no_file_yet_is_bounded_and_checkpoints_are_made_
     let made = engine.commits.headroom.checkpoints_made() - before;
     assert!(made > 20, "{made}");
     assert_all(&engine, at, 400, 19).await;
-    // What only removes waits for nobody.
+    // Removals do not wait.
     let gone = (0..400).map(|number| entry(number, None)).collect();
     change(&engine, at, false, gone).await;
     assert_eq!(page(&engine, at).await.size.entries, 0);
@@ -269,7 +269,7 @@ async fn a_table_in_too_many_files_takes_no_values_and_everything_else_goes_on()
     let engine = open_real(dir.path(), paged()).await.unwrap();
     let topic = topic(&engine, "in", Durability::Durable).await;
     let (many, few) = (at(&topic, 0), at(&topic, 1));
-    // Nobody merges.
+    // No merges run.
     engine.checkpoints.merges.stop();
     for number in 0..STATE_FILES_MAX {
         change(&engine, many, false, vec![entry(number, Some(1))]).await;

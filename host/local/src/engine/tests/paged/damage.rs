@@ -1,4 +1,5 @@
-//! Files of state that are damaged: the examination says which and where, and the search in the background finds it.
+//! Tests of damaged files of state: the examination reports file and position, and the background
+//! search finds them.
 
 use std::fs;
 
@@ -6,7 +7,7 @@ use super::*;
 use crate::start::examine::{Finding, Report, Severity, examine};
 use crate::start::repair::repair;
 
-/// A closed directory whose table stands in two files, which are named.
+/// A closed directory whose table is in two files; returns their paths.
 async fn filled() -> (tempfile::TempDir, Vec<std::path::PathBuf>) {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_real(dir.path(), paged()).await.unwrap();

@@ -1,0 +1,409 @@
+//! A round: one batch from its cut to its end. It is called, its answer is checked, the error handler and the breaker are asked, and
+//! everything that follows is settled in one commit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::CommitError;
+use millrace_model::{Progress, TopicName};
+use tokio::sync::watch;
+
+use super::settling::Settled;
+use super::state::{Home, Writing};
+use super::{SLEEP_MAX, Step, Trouble, Worker, changed_within, wants};
+use crate::dispatch::answer::Verdict;
+use crate::dispatch::answered::{Answered, Asked, Unusable};
+use crate::dispatch::at_hand::{self, InHand};
+use crate::dispatch::batcher::Batch;
+use crate::dispatch::command::Command;
+use crate::dispatch::gate::{Gate, Probe};
+use crate::dispatch::live::Live;
+use crate::dispatch::plan::{Call, Came, Take};
+use crate::dispatch::sides::{Canary, Side};
+use crate::dispatch::suspects;
+use crate::ground::chains;
+use crate::handler::{CallError, CallUse, Called};
+
+/// The result of a call, and what it used.
+type Outcome = (Result<Answered, Unusable>, Option<CallUse>);
+
+/// One batch, and all that is held for it.
+pub(super) struct Round {
+    /// The revision that is called: the current one or the canary.
+    pub(super) live: Arc<Live>,
+    /// The canary while there is one, for the counts of both sides.
+    pub(super) canary: Option<Arc<Canary>>,
+    /// The breaker of the revision that is called.
+    pub(super) breaker: Arc<Gate>,
+    /// The right to call while the breaker is open.
+    pub(super) probe: Option<Probe>,
+    pub(super) batch: Batch,
+    /// Held while the batch is in memory.
+    pub(super) in_hand: Option<InHand>,
+    pub(super) writing: Writing,
+    /// How long the call kept the partition waiting.
+    pub(super) took: Duration,
+    /// Whether the call was interrupted: nothing happened.
+    interrupted: bool,
+}
+
+impl Round {
+    /// Nothing is called yet.
+    pub(super) fn new(command: &Command, gate: &Arc<Gate>, batch: Batch) -> Self {
+        let canary = command.canary.clone();
+        let called = canary.as_ref().filter(|_| batch.side == Side::Canary);
+        Self {
+            live: Arc::clone(called.map_or(&command.live, |canary| &canary.live)),
+            breaker: Arc::clone(called.map_or(gate, |canary| &canary.gate)),
+            canary,
+            probe: None,
+            batch,
+            in_hand: None,
+            writing: Writing::default(),
+            took: Duration::ZERO,
+            interrupted: false,
+        }
+    }
+
+    /// This much memory is enough from now on.
+    fn keep(&mut self, bytes: usize) {
+        if let Some(in_hand) = &mut self.in_hand {
+            in_hand.keep(bytes);
+        }
+    }
+
+    /// The answer is known: room for a larger one is not needed.
+    fn keep_answer(&mut self, verdict: &Verdict) {
+        let outputs = &verdict.outputs;
+        let bytes = at_hand::answered(&self.batch, outputs.byte_count(), outputs.len());
+        self.keep(bytes);
+    }
+}
+
+/// Ends when a call of this revision is no longer useful and has had its time to end by itself.
+async fn pointless(
+    mut commands: watch::Receiver<Command>,
+    clock: Arc<dyn millrace_model::Clock>,
+    origin: TopicName,
+    revision: u32,
+) {
+    let mut until: Option<Duration> = None;
+    loop {
+        {
+            let command = commands.borrow_and_update();
+            until = match wants(&command, &origin) && command.runs(revision) {
+                true => None,
+                // A second command does not extend the time.
+                false => Some(until.unwrap_or(Duration::MAX).min(command.patience)),
+            };
+        }
+        let now = clock.monotonic();
+        let wait = match until {
+            Some(until) if until <= now => return,
+            Some(until) => (until - now).min(SLEEP_MAX),
+            None => SLEEP_MAX,
+        };
+        if !changed_within(&mut commands, wait).await {
+            return;
+        }
+    }
+}
+
+impl Worker {
+    /// Processes the next batch to its end.
+    pub(super) async fn advance(
+        &mut self,
+        command: &Command,
+        probe: Option<Probe>,
+    ) -> Result<Step, Trouble> {
+        let take = match &probe {
+            _ if self.has_suspects() => Take::Suspect,
+            Some(_) => Take::Probe,
+            None => Take::Batch,
+        };
+        let Some(mut round) = self.next_round(command, take, probe).await? else {
+            // A command came while it waited for room.
+            return Ok(Step::Done);
+        };
+        self.meters.lost(self.source.take_lost());
+        if round.batch.len() == 0 {
+            return self.pass(command, round).await;
+        }
+        self.plan.cut(&round.batch);
+        if !self.outside.wants(&self.input.origin) {
+            // A command came while it waited for a fuller batch: no new batch is started.
+            self.put_back(&round, Came::Discarded);
+            return Ok(Step::Done);
+        }
+        let spent = chains::spent(round.live.spec.hops_max, &round.batch.columns);
+        if !spent.is_empty() {
+            return self.end_of_chain(round, &spent).await;
+        }
+        round.keep(at_hand::called(&round.live.spec, &round.batch));
+        self.mark(&mut round).await?;
+        self.outside.window.lock().calling = Some(self.context.clock.monotonic());
+        self.hold.share.calls();
+        let processed = self.process(&mut round).await;
+        self.hold.share.answered();
+        self.outside.window.lock().calling = None;
+        round.writing = Writing::default();
+        self.unmark(&round).await;
+        processed
+    }
+
+    /// There is nothing to call: any messages read wait behind others.
+    async fn pass(&mut self, command: &Command, round: Round) -> Result<Step, Trouble> {
+        let Round { batch, probe, .. } = round;
+        let (next, passes) = (batch.next, batch.next != self.ledger.progress.next);
+        if passes {
+            // Kept in memory and committed with the next batch; they are not read again.
+            let progress = Arc::make_mut(&mut self.ledger.progress);
+            progress.next = next;
+            progress.parked.extend(batch.skipped);
+            self.ledger.count();
+        }
+        if passes || self.plan.suspects.end_at(next) {
+            return Ok(Step::Done);
+        }
+        self.plan.join();
+        self.source.rest();
+        if probe.is_none() {
+            let state = self.resting(&command.live);
+            self.show(state);
+        }
+        // Another revision may be the first to use state, and others may have written it.
+        self.home(&command.live).await?;
+        self.show_state();
+        Ok(Step::Idle)
+    }
+
+    /// Gives up a batch whose messages are all out of hops; a batch with some of them is cut into parts. The breaker is not told,
+    /// because there was no call.
+    async fn end_of_chain(&mut self, mut round: Round, spent: &[usize]) -> Result<Step, Trouble> {
+        round.probe = None;
+        let messages = round.batch.len();
+        if spent.len() < messages {
+            self.put_back(&round, Came::Spent(spent));
+            return Ok(Step::Done);
+        }
+        let hops_max = round.live.spec.hops_max.unwrap_or_default();
+        let verdict = Verdict::spent(messages, hops_max);
+        self.settle(&mut round, &verdict.into()).await?.step()
+    }
+
+    /// Calls the component with the batch, and sees the result through to its end.
+    async fn process(&mut self, round: &mut Round) -> Result<Step, Trouble> {
+        let (called, used) = self.call_in_time(round).await?;
+        let returned = called.is_ok();
+        let answered = match called {
+            Ok(answered) => Some(answered),
+            Err(Unusable::Mixed(failed)) => self.set_apart(round, &failed),
+            Err(Unusable::Failed(error)) => self.failed(round, error)?,
+        };
+        let Some(mut answered) = answered else {
+            return Ok(Step::Done);
+        };
+        round.keep_answer(&answered.verdict);
+        if !answered.verdict.failed.is_empty() {
+            answered.verdict.used = used;
+        }
+        if !self.judge(round, &mut answered).await {
+            return Ok(Step::Done);
+        }
+        let settled = match self.settle(round, &answered).await {
+            // The engine's limit is not the component's fault, so no attempt is spent. Smaller batches need less.
+            Err(CommitError::TooLarge { .. }) if round.batch.len() > 1 => {
+                self.put_back(round, Came::Failed);
+                Settled::PutBack
+            }
+            Err(CommitError::TooLarge { bytes, max }) if returned => {
+                return Err(Trouble::Wait(format!(
+                    "the handler's result for one message needs a commit of {bytes} bytes, and this engine takes {max}: deploy a revision that emits less"
+                )));
+            }
+            settled => settled?,
+        };
+        if let (Settled::Committed, Some(echo)) = (&settled, &self.echo) {
+            echo.offer(&self.input, &round.live, &round.batch, answered);
+        }
+        settled.step()
+    }
+
+    /// The call, unless it takes too long or is interrupted; what it says of the component's speed is learnt.
+    async fn call_in_time(&mut self, round: &mut Round) -> Result<Outcome, Trouble> {
+        let home = self.take_turn(round).await?;
+        let (side, messages) = (round.batch.side, round.batch.len());
+        let time_max = Duration::from_millis(round.live.spec.limits.call_ms_max);
+        let most = self.plan.call_max(side, messages, time_max);
+        let before = self.context.clock.monotonic();
+        let end = self.end_of_call(&round.live);
+        let (called, used) = tokio::select! {
+            biased;
+            called = self.call(round, home.as_ref()) => called,
+            () = end => (Err(CallError::Interrupted.into()), None),
+            () = tokio::time::sleep(most.unwrap_or_default()), if most.is_some() => {
+                (Err(CallError::Timeout(most.unwrap_or_default()).into()), None)
+            }
+        };
+        round.took = self.context.clock.monotonic().saturating_sub(before);
+        match &called {
+            Err(Unusable::Failed(CallError::Timeout(_))) => self.plan.timed_out(side, messages),
+            Err(Unusable::Failed(_)) => {}
+            Ok(_) | Err(Unusable::Mixed(_)) => self.plan.answered(&Call {
+                side,
+                messages,
+                took: round.took,
+                guest_time: used.as_ref().map_or(round.took, CallUse::guest_time),
+                time_max,
+            }),
+        }
+        Ok((called, used))
+    }
+
+    /// Calls the component and has its answer checked; also returns what the call used.
+    async fn call(&self, round: &Round, home: Option<&Home>) -> Outcome {
+        let Round { live, batch, .. } = round;
+        let clock = &self.context.clock;
+        let before = clock.monotonic();
+        let attempt = match home {
+            Some(home) => Some(self.attempt(batch, home).await),
+            None => None,
+        };
+        let Called { outcome, used } = live.handler.call(&batch.columns, attempt).await;
+        let monotonic = clock.monotonic();
+        self.meters
+            .called(monotonic.saturating_sub(before), batch.len());
+        let asked = Asked {
+            live,
+            batch,
+            lease: &self.hold.lease,
+            origin: self.hold.origin,
+            now: self.now(),
+            monotonic,
+        };
+        let answered = match outcome {
+            Ok(answer) => Answered::check(&asked, answer).await,
+            Err(error) => Err(error.into()),
+        };
+        (answered, used)
+    }
+
+    /// Failed messages wrote to state that others may have seen: each is called alone.
+    fn set_apart(&mut self, round: &Round, failed: &[usize]) -> Option<Answered> {
+        let came = match round.breaker.is_open() {
+            true => Came::Discarded,
+            false => Came::Isolated(failed),
+        };
+        self.put_back(round, came);
+        None
+    }
+
+    /// The meaning of a call that failed as a whole: for the processor, for the batch, or for its only message, which is then decided
+    /// about.
+    fn failed(&mut self, round: &mut Round, error: CallError) -> Result<Option<Answered>, Trouble> {
+        if matches!(error, CallError::Interrupted) {
+            let took = round.took;
+            return self.interrupt(round, took).map(|()| None);
+        }
+        self.meters.call_failed(&error);
+        let (side, messages) = (round.batch.side, round.batch.len());
+        let (revision, processor) = (round.live.revision, &round.live.processor);
+        if let Some(canary) = &round.canary {
+            canary.tally.call_failed(side);
+            if side == Side::Canary && matches!(error, CallError::Timeout(_)) {
+                canary.gate.timed_out(revision);
+            }
+        }
+        let came = match error {
+            CallError::Unavailable(reason) => {
+                let probe = round.probe.as_mut();
+                round.breaker.unavailable(revision, &reason, probe);
+                Came::Discarded
+            }
+            CallError::Host(_) => {
+                tracing::error!(%processor, revision, %error, "a call could not be made");
+                self.rewind();
+                return Err(Trouble::Wait(error.to_string()));
+            }
+            _ if messages == 1 => return Ok(Some(Verdict::alone(&error, None).into())),
+            _ if round.breaker.is_open() => Came::Discarded,
+            _ => {
+                tracing::debug!(%processor, messages, %error, "a batch failed; bisecting");
+                Came::Failed
+            }
+        };
+        self.put_back(round, came);
+        Ok(None)
+    }
+
+    /// Ends when the running call must be interrupted.
+    pub(super) fn end_of_call(&self, live: &Live) -> impl Future<Output = ()> + Send + 'static {
+        let commands = self.outside.commands.clone();
+        let clock = Arc::clone(&self.context.clock);
+        pointless(commands, clock, self.input.origin.clone(), live.revision)
+    }
+
+    /// A call was interrupted after this time: the batch has no effect, and this says nothing about its messages. If the host continues
+    /// with this revision, the next round does not follow at once.
+    pub(super) fn interrupt(&mut self, round: &mut Round, took: Duration) -> Result<(), Trouble> {
+        round.interrupted = true;
+        let Round { live, batch, .. } = &*round;
+        tracing::warn!(processor = %live.processor, topic = %self.input.topic.spec.name, partition = %self.input.partition, revision = live.revision, messages = batch.len(), after_ms = took.as_millis() as u64, "a call was interrupted because its result was no longer useful; its messages are unchanged and no attempt is spent");
+        self.put_back(round, Came::Discarded);
+        let commands = self.outside.commands.borrow();
+        match wants(&commands, &self.input.origin) && commands.runs(round.live.revision) {
+            false => Ok(()),
+            true => Err(Trouble::Wait(CallError::Interrupted.to_string())),
+        }
+    }
+
+    /// Whether messages are called alone, because the host may have ended during one of them.
+    pub(super) fn has_suspects(&mut self) -> bool {
+        if self.plan.suspects.end(&self.ledger.progress, self.now()) {
+            tracing::info!(topic = %self.input.topic.spec.name, partition = %self.input.partition, "every message in flight at the host's last end has been called alone; continuing with batches");
+        }
+        self.plan.suspects.are_there()
+    }
+
+    /// Writes a mark before the call if this is the first one or the message is a suspect.
+    async fn mark(&mut self, round: &mut Round) -> Result<(), Trouble> {
+        if self.plan.suspects.are_there() {
+            return self.mark_suspect(round).await;
+        }
+        if self.plan.suspects.is_first_call() {
+            let mut marked = Progress::clone(&self.ledger.progress);
+            marked.first_call = Some(round.batch.next);
+            self.keep(marked).await?;
+            self.plan.suspects.mark();
+        }
+        Ok(())
+    }
+
+    /// The suspect is parked with the mark, so that it is found again wherever it was.
+    async fn mark_suspect(&mut self, round: &mut Round) -> Result<(), Trouble> {
+        let Round { live, batch, .. } = round;
+        let (offset, at) = (batch.offsets[0], self.now());
+        let progress = suspects::parked(&self.ledger.progress, live.spec.order, batch, at);
+        let marked = self
+            .plan
+            .suspects
+            .marked(&progress, offset, live.revision, at);
+        let (share, partition) = (Arc::clone(&self.hold.share), self.hold.partition);
+        // If the commit is in doubt, this worker ends without a call, and the next one on this host must not take the mark for an end.
+        share.marks(partition, (offset, at));
+        self.keep(marked).await?;
+        share.marked(partition);
+        self.plan.suspects.mark();
+        self.ledger.progress = progress.into();
+        Ok(())
+    }
+
+    /// The call has returned. Its commit has removed the mark; otherwise that is done now.
+    async fn unmark(&mut self, round: &Round) {
+        let suspects = &mut self.plan.suspects;
+        if suspects.called(&round.batch.offsets, round.interrupted) {
+            // If this fails, the mark stays until the next commit, which will not succeed before the disk works again.
+            let _ = self.keep(Progress::clone(&self.ledger.progress)).await;
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! State: where a worker's state is, and the right to write it during a round.
+
+use std::sync::Arc;
+
+use millrace_engine::state::{Ended, StateAttempt, StateTable, Turn};
+use millrace_model::{Timestamp, TopicPartition};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::round::Round;
+use super::{Trouble, Worker};
+use crate::dispatch::batcher::Batch;
+use crate::dispatch::live::Live;
+
+/// Maximum number of expired entries that one batch removes.
+const SWEPT_ENTRIES_MAX: usize = 1_000;
+/// Maximum journal space for removing them, where removal is journaled.
+const SWEPT_BYTES_MAX: usize = 64 << 10;
+
+/// The place of a worker's state.
+#[derive(Clone)]
+pub(super) struct Home {
+    pub(super) table: Arc<StateTable>,
+    /// The worker's partition, or for redriven messages their original one.
+    partition: TopicPartition,
+}
+
+/// What a round holds while its call may write state.
+#[derive(Default)]
+pub(super) struct Writing {
+    /// Held while the call's writes are in memory.
+    room: Option<OwnedSemaphorePermit>,
+    /// The right to write, exclusive from the first read of the batch to its commit.
+    pub(super) turn: Option<Turn>,
+}
+
+impl Writing {
+    /// Lets others write while the round waits; its own writes are not kept in memory. Returns whether it had any.
+    pub(super) fn pause(&mut self) -> bool {
+        if let Some(turn) = &mut self.turn {
+            turn.pause();
+        }
+        self.room.take().is_some()
+    }
+
+    /// Whether the state that the batch read is unchanged.
+    pub(super) async fn resume(&mut self) -> bool {
+        match &mut self.turn {
+            Some(turn) => turn.resume().await,
+            None => true,
+        }
+    }
+}
+
+impl Worker {
+    /// The place of its state, if the revision uses any.
+    pub(super) async fn home(&mut self, live: &Live) -> Result<Option<Home>, Trouble> {
+        if !live.handler.uses_state() {
+            return Ok(None);
+        }
+        if self.home.is_none() {
+            self.home = Some(self.find_home().await?);
+            self.show_state();
+        }
+        Ok(self.home.clone())
+    }
+
+    async fn find_home(&self) -> Result<Home, Trouble> {
+        let (engine, partition) = (&self.context.engine, self.hold.origin);
+        let table = engine.state(&self.hold.lease.group, partition).await?;
+        Ok(Home { table, partition })
+    }
+
+    /// The place of its state for a round that uses any, with the turn to write there.
+    pub(super) async fn take_turn(&mut self, round: &mut Round) -> Result<Option<Home>, Trouble> {
+        let home = self.home(&round.live).await?;
+        if let Some(home) = &home {
+            // Before taking the turn: nobody who has a turn waits for another.
+            let attempts = Arc::clone(&self.context.attempts);
+            round.writing.room = attempts.acquire_owned().await.ok();
+            round.writing.turn = Some(home.table.turn().await);
+        }
+        Ok(home)
+    }
+
+    /// The state that a batch is called with.
+    pub(super) async fn attempt(&self, batch: &Batch, home: &Home) -> Box<StateAttempt> {
+        let now = self.now();
+        home.table.sweep(now, SWEPT_ENTRIES_MAX);
+        let table = Arc::clone(&home.table);
+        let mut attempt = Box::new(StateAttempt::new(table, now, batch.len()));
+        if home.table.may_have_ended(now) && !self.plan.leaves_ended() {
+            attempt.remove_ended(self.ended(home, now).await);
+        }
+        attempt
+    }
+
+    /// Expired entries of a table that is partly in files. They are absent in any case, so a batch does not fail for this.
+    async fn ended(&self, home: &Home, now: Timestamp) -> Ended {
+        let table = Arc::clone(&home.table);
+        let find = move || table.find_ended(now, SWEPT_ENTRIES_MAX, SWEPT_BYTES_MAX);
+        let reason = match tokio::task::spawn_blocking(find).await {
+            Ok(Ok(ended)) => return ended,
+            Ok(Err(error)) => error.to_string(),
+            Err(failed) => failed.to_string(),
+        };
+        tracing::warn!(processor = %self.hold.lease.group, partition = %home.partition, reason, "expired state could not be looked for and stays for now");
+        Ended::default()
+    }
+
+    pub(super) fn show_state(&mut self) {
+        if let Some(home) = &self.home
+            && !self.input.is_redriven()
+        {
+            self.meters.state(home.table.size());
+        }
+    }
+}

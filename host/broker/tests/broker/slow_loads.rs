@@ -1,0 +1,396 @@
+//! Loading a component takes as long as it likes: no other change waits for it, and what changed meanwhile is decided about again.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use millrace_broker::{ModuleError, NextSpec, ProcessorError};
+use millrace_engine::{CommitError, MemoryEngine};
+use millrace_model::{Clock, Digest, Processor, ProcessorSpec, Trial};
+use tokio::task::JoinHandle;
+
+use crate::rig::{Export, Rig, Say, SetClock, SlowLoad, per_message, processor, spec, topic, trap};
+
+/// For so long a change may wait that waits for no load.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn soon<T>(work: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(PATIENCE, work).await;
+    done.expect("it waits for the load")
+}
+
+fn slow() -> Arc<SlowLoad> {
+    SlowLoad::of(per_message(|_, _| Say::Pass))
+}
+
+async fn upload(rig: &Rig, name: &str) -> Digest {
+    rig.upload_handler(name, per_message(|_, _| Say::Pass))
+        .await
+}
+
+/// Processor `p`, and a module that loads slowly.
+async fn deployed() -> (Rig, Arc<SlowLoad>, Digest) {
+    let rig = Rig::start(1).await;
+    rig.deploy(spec(upload(&rig, "a").await)).await;
+    let slow = slow();
+    let module = rig.upload("slow", Export::Slow(Arc::clone(&slow))).await;
+    (rig, slow, module)
+}
+
+type Deploying = JoinHandle<Result<Processor, ProcessorError>>;
+
+fn deploying(rig: &Rig, spec: ProcessorSpec, expected: Option<u32>) -> Deploying {
+    let session = rig.session.clone();
+    let next = NextSpec::from(spec).expecting(expected);
+    tokio::spawn(async move { session.processors().deploy(&processor("p"), next).await })
+}
+
+fn current(rig: &Rig) -> Option<u32> {
+    let processor = rig.session.processors().deployed_as(&processor("p"));
+    processor.map(|processor| processor.current)
+}
+
+#[tokio::test]
+async fn a_slow_load_of_one_processor_keeps_no_other_change_waiting() {
+    let (rig, slow, module) = deployed().await;
+    let (p, q) = (processor("p"), processor("q"));
+    let deploying = deploying(&rig, spec(module), None);
+    slow.begins().await;
+    let processors = rig.session.processors();
+    let (a, b) = (upload(&rig, "a").await, upload(&rig, "b").await);
+    soon(async {
+        for module in [a, b] {
+            processors.deploy(&q, spec(module)).await.unwrap();
+        }
+        let mut beside = spec(b);
+        beside.limits.call_ms_max += 1;
+        processors
+            .deploy_canary(&q, beside.clone(), 10)
+            .await
+            .unwrap();
+        processors.deploy_shadow(&q, beside).await.unwrap();
+        processors.rollback(&q, None).await.unwrap();
+        let back = processors.rollback(&q, Some(1)).await.unwrap();
+        assert_eq!((back.current, back.trial), (1, None));
+        processors.pause(&q).await.unwrap();
+        processors.resume(&q, None).await.unwrap();
+        processors.delete_processor(&q).await.unwrap();
+        rig.topic("another", 1).await;
+        let catalogue = rig.session.catalogue();
+        catalogue
+            .delete_topic(&topic("another"), false)
+            .await
+            .unwrap();
+        // Nor do those of this one that need not load it.
+        processors.pause(&p).await.unwrap();
+    })
+    .await;
+    assert_eq!(current(&rig), Some(1), "it is still loading");
+    slow.end();
+    let deployed = soon(deploying).await.unwrap().unwrap();
+    assert_eq!(deployed.current, 2);
+    assert!(deployed.paused, "what was done meanwhile stays done");
+    // As paused as it was, it has its component, loaded once.
+    assert_eq!(slow.held(), 1);
+}
+
+#[tokio::test]
+async fn of_two_deployments_that_expect_the_same_revision_one_wins() {
+    let (rig, first, one) = deployed().await;
+    let second = slow();
+    let other = rig
+        .upload("slow, too", Export::Slow(Arc::clone(&second)))
+        .await;
+    let winner = deploying(&rig, spec(one), Some(1));
+    let loser = deploying(&rig, spec(other), Some(1));
+    first.begins().await;
+    second.begins().await;
+    first.end();
+    assert_eq!(soon(winner).await.unwrap().unwrap().current, 2);
+    second.end();
+    let refused = soon(loser).await.unwrap().unwrap_err();
+    let (expected, current) = match refused {
+        ProcessorError::OtherRevision {
+            expected, current, ..
+        } => (expected, current),
+        other => panic!("{other}"),
+    };
+    assert_eq!((expected, current), (1, 2));
+    assert_eq!(second.held(), 0, "what was loaded is dropped");
+    let known = rig.session.processors().deployed_as(&processor("p"));
+    assert_eq!(known.unwrap().revisions.len(), 2);
+}
+
+#[tokio::test]
+async fn two_deployments_that_expect_nothing_both_become_revisions() {
+    let (rig, first, one) = deployed().await;
+    let second = slow();
+    let other = rig
+        .upload("slow, too", Export::Slow(Arc::clone(&second)))
+        .await;
+    let (a, b) = (
+        deploying(&rig, spec(one), None),
+        deploying(&rig, spec(other), None),
+    );
+    first.begins().await;
+    second.begins().await;
+    first.end();
+    assert_eq!(soon(a).await.unwrap().unwrap().current, 2);
+    // It was loaded as revision 2, which is taken: it is loaded again.
+    second.end();
+    soon(second.begins()).await;
+    second.end();
+    let deployed = soon(b).await.unwrap().unwrap();
+    assert_eq!((deployed.current, deployed.revisions.len()), (3, 3));
+    assert_eq!((first.held(), second.held()), (0, 1));
+    rig.produce(&[("k", "v")]).await;
+    rig.hold("out", &["v"]).await;
+}
+
+#[tokio::test]
+async fn a_canary_begins_beside_whatever_is_current_when_it_is_loaded() {
+    let (rig, slow, module) = deployed().await;
+    let session = rig.session.clone();
+    let trying = tokio::spawn(async move {
+        let processors = session.processors();
+        processors
+            .deploy_canary(&processor("p"), spec(module), 30)
+            .await
+    });
+    slow.begins().await;
+    let b = upload(&rig, "b").await;
+    rig.deploy(spec(b)).await;
+    slow.end();
+    soon(slow.begins()).await;
+    slow.end();
+    let tried = soon(trying).await.unwrap().unwrap();
+    assert_eq!(tried.current, 2);
+    let share = tried.trial.as_ref().and_then(Trial::percent);
+    assert_eq!((tried.on_trial(), share), (Some(3), Some(30)));
+}
+
+#[tokio::test]
+async fn a_processor_that_is_deleted_meanwhile_is_not_the_expected_one() {
+    let (rig, slow, module) = deployed().await;
+    let deploying = deploying(&rig, spec(module), Some(1));
+    slow.begins().await;
+    let processors = rig.session.processors();
+    soon(processors.delete_processor(&processor("p")))
+        .await
+        .unwrap();
+    slow.end();
+    let refused = soon(deploying).await.unwrap().unwrap_err();
+    assert!(
+        matches!(refused, ProcessorError::OtherRevision { current: 0, .. }),
+        "{refused}"
+    );
+    assert_eq!((current(&rig), slow.held()), (None, 0));
+}
+
+#[tokio::test]
+async fn a_processor_that_is_deleted_meanwhile_is_made_anew_if_nothing_is_expected() {
+    let (rig, slow, module) = deployed().await;
+    let deploying = deploying(&rig, spec(module), None);
+    slow.begins().await;
+    let processors = rig.session.processors();
+    soon(processors.delete_processor(&processor("p")))
+        .await
+        .unwrap();
+    slow.end();
+    // Now as its first revision.
+    soon(slow.begins()).await;
+    slow.end();
+    let made = soon(deploying).await.unwrap().unwrap();
+    assert_eq!((made.current, made.revisions.len()), (1, 1));
+    rig.produce(&[("k", "v")]).await;
+    rig.hold("out", &["v"]).await;
+}
+
+#[tokio::test]
+async fn what_was_loaded_for_a_deleted_processor_is_not_for_one_of_the_same_name() {
+    let clock = Arc::new(SetClock::default());
+    let engine = MemoryEngine::new(Arc::clone(&clock) as Arc<dyn Clock>);
+    let rig = Rig::by(Arc::clone(&clock) as _, engine, Arc::default()).await;
+    rig.topic("in", 1).await;
+    rig.topic("out", 1).await;
+    rig.deploy(spec(upload(&rig, "a").await)).await;
+    let slow = slow();
+    let module = rig.upload("slow", Export::Slow(Arc::clone(&slow))).await;
+    let deploying = deploying(&rig, spec(module), None);
+    slow.begins().await;
+    let processors = rig.session.processors();
+    soon(processors.delete_processor(&processor("p")))
+        .await
+        .unwrap();
+    clock.step(1_000);
+    rig.deploy(spec(upload(&rig, "b").await)).await;
+    slow.end();
+    // Its next revision is 2 as well.
+    soon(slow.begins()).await;
+    slow.end();
+    let deployed = soon(deploying).await.unwrap().unwrap();
+    assert_eq!((deployed.current, deployed.revisions.len()), (2, 2));
+    assert_eq!(slow.held(), 1);
+}
+
+#[tokio::test]
+async fn a_module_that_is_deleted_meanwhile_is_not_deployed() {
+    let rig = Rig::start(1).await;
+    let slow = slow();
+    let module = rig.upload("slow", Export::Slow(Arc::clone(&slow))).await;
+    let topics = rig.session.catalogue().topics();
+    let deploying = deploying(&rig, spec(module), None);
+    slow.begins().await;
+    // Nothing uses it yet.
+    soon(rig.session.catalogue().delete_module(module))
+        .await
+        .unwrap();
+    slow.end();
+    let refused = soon(deploying).await.unwrap().unwrap_err();
+    assert!(
+        matches!(refused, ProcessorError::UnknownModule(gone) if gone == module),
+        "{refused}"
+    );
+    assert_eq!((current(&rig), slow.held()), (None, 0));
+    assert_eq!(rig.session.catalogue().topics(), topics, "none of its own");
+    // When it was deleted, and when it was loaded all the same.
+    assert_eq!(*rig.modules.forgotten.lock(), [module, module]);
+}
+
+#[tokio::test]
+async fn a_module_that_was_deployed_after_its_load_is_in_use() {
+    let (rig, slow, module) = deployed().await;
+    let deploying = deploying(&rig, spec(module), None);
+    slow.begins().await;
+    slow.end();
+    soon(deploying).await.unwrap().unwrap();
+    let refused = rig.session.catalogue().delete_module(module).await;
+    assert!(matches!(refused, Err(ModuleError::InUse { .. })));
+}
+
+#[tokio::test]
+async fn a_topic_that_is_deleted_meanwhile_is_not_read() {
+    let rig = Rig::start(1).await;
+    rig.topic("short-lived", 1).await;
+    let slow = slow();
+    let module = rig.upload("slow", Export::Slow(Arc::clone(&slow))).await;
+    let reads = ProcessorSpec {
+        topics: vec![topic("short-lived")],
+        ..spec(module)
+    };
+    let deploying = deploying(&rig, reads, None);
+    slow.begins().await;
+    let catalogue = rig.session.catalogue();
+    soon(catalogue.delete_topic(&topic("short-lived"), false))
+        .await
+        .unwrap();
+    let topics = catalogue.topics();
+    slow.end();
+    let refused = soon(deploying).await.unwrap().unwrap_err();
+    assert!(
+        matches!(refused, ProcessorError::UnknownTopic(_)),
+        "{refused}"
+    );
+    assert_eq!((current(&rig), slow.held()), (None, 0));
+    assert_eq!(catalogue.topics(), topics, "none of its own");
+}
+
+#[tokio::test]
+async fn a_deployment_that_always_comes_too_late_says_so_in_the_end() {
+    let (rig, slow, module) = deployed().await;
+    let mut late = deploying(&rig, spec(module), None);
+    let others = [upload(&rig, "a").await, upload(&rig, "b").await];
+    let mut loads = 0;
+    let refused = loop {
+        tokio::select! {
+            done = &mut late => break done.unwrap().unwrap_err(),
+            () = slow.begins() => {
+                // Another revision takes its number.
+                loads += 1;
+                rig.deploy(spec(others[loads % 2])).await;
+                slow.end();
+            }
+        }
+    };
+    assert!(
+        matches!(refused, ProcessorError::Commit(CommitError::Conflict(_))),
+        "{refused}"
+    );
+    let text = refused.to_string();
+    assert!(text.contains("changed by someone else meanwhile"), "{text}");
+    assert_eq!(loads, 16);
+    assert_eq!((current(&rig), slow.held()), (Some(17), 0));
+}
+
+#[tokio::test]
+async fn a_processor_resumes_while_its_component_loads_without_keeping_others_waiting() {
+    let (rig, slow, _) = deployed().await;
+    rig.modules.know("a", Export::Slow(Arc::clone(&slow)));
+    let name = processor("p");
+    let processors = rig.session.processors();
+    processors.pause(&name).await.unwrap();
+    let session = rig.session.clone();
+    let resuming =
+        tokio::spawn(async move { session.processors().resume(&processor("p"), None).await });
+    slow.begins().await;
+    let b = upload(&rig, "b").await;
+    soon(processors.deploy(&processor("q"), spec(b)))
+        .await
+        .unwrap();
+    slow.end();
+    let resumed = soon(resuming).await.unwrap().unwrap();
+    assert!(!resumed.paused);
+}
+
+#[tokio::test]
+async fn a_canary_is_withdrawn_while_what_is_left_of_another_processor_loads() {
+    let rig = Rig::start(1).await;
+    let bad = rig.upload_handler("bad", per_message(|_, _| trap())).await;
+    let processors = rig.session.processors();
+    for (name, module) in [("p", "a"), ("q", "b")] {
+        let mut well = spec(upload(&rig, module).await);
+        well.retry.attempts_max = 1;
+        let worse = ProcessorSpec {
+            module: bad,
+            ..well.clone()
+        };
+        let name = processor(name);
+        processors.deploy(&name, well).await.unwrap();
+        processors.deploy_canary(&name, worse, 90).await.unwrap();
+    }
+    rig.modules.know("a", Export::Stuck { at_upload: false });
+    let values: Vec<String> = (0..30).map(|n| n.to_string()).collect();
+    let messages: Vec<(&str, &str)> = values.iter().map(|v| (&v[..], &v[..])).collect();
+    rig.produce(&messages).await;
+    let trial = |name| {
+        let known = processors.deployed_as(&processor(name));
+        known.unwrap().trial
+    };
+    let in_trouble = async {
+        let status = processors.processor(&processor("p")).await.unwrap();
+        status.canary.is_some_and(|canary| canary.trouble.is_some())
+    };
+    soon(async {
+        while trial("q").is_some() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    assert!(trial("p").is_some() && in_trouble.await);
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_a_load_that_ends_in_time() {
+    let (rig, slow, module) = deployed().await;
+    let deploying = deploying(&rig, spec(module), None);
+    slow.begins().await;
+    let mut stop = pin!(rig.broker.wind_down(PATIENCE));
+    let waits = poll_fn(|context| Poll::Ready(stop.as_mut().poll(context).is_pending()));
+    assert!(waits.await);
+    slow.end();
+    soon(stop).await;
+    assert_eq!(current(&rig), Some(2), "nothing changes any more");
+    assert_eq!(soon(deploying).await.unwrap().unwrap().current, 2);
+}
