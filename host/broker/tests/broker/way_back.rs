@@ -15,7 +15,7 @@ async fn current(rig: &Rig) -> Processor {
     status.unwrap().processor
 }
 
-/// Waits until the processor is as asked.
+/// Waits until the processor meets the condition.
 async fn until(rig: &Rig, what: impl Fn(&Processor) -> bool) -> Processor {
     for _ in 0..5_000 {
         let processor = current(rig).await;
@@ -487,7 +487,7 @@ async fn a_promotion_says_what_the_revision_did_wrong_on_trial() {
     rig.settled().await;
     rig.produce(&[("7", "odd")]).await;
     rig.until(|all| all[0].parked == 1).await;
-    // As a deployment of the same specification it is one, too.
+    // Deploying the same specification promotes it, too.
     let promoted = rig
         .session
         .processors()
