@@ -131,7 +131,7 @@ fn is_for_host(name: &str) -> bool {
         || prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Copies the components into OUT_DIR, each under its package's name.
+/// Copies the components to OUT_DIR, each under the name of its package.
 fn collect(built: &Path) {
     for file in fs::read_dir(built)
         .expect("cargo has built there")

@@ -1,4 +1,5 @@
-//! What a commit costs at durability `durable` (synced to the disk) and at `os` (in the page cache).
+//! The cost of a commit at durability `durable` (synced to the disk) and at `os` (in the page
+//! cache).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -59,7 +60,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
 
 /// A round of many writers at `durable`, and the plain writes and syncs that it is compared with.
 struct Groups {
-    /// Messages a second.
+    /// Messages per second.
     rate: f64,
     /// How many messages one sync made durable.
     reached: f64,

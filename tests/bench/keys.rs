@@ -127,7 +127,7 @@ async fn run(keys: u64) -> Result<Run> {
     })
 }
 
-/// Sends the messages of these steps, and waits until each has come out.
+/// Sends the messages of these steps, and waits for all outputs.
 async fn through(
     engine: &Arc<dyn Engine>,
     session: &Session,
@@ -166,7 +166,7 @@ async fn produce(
     Ok(())
 }
 
-/// Every key once, then every key once in another order, and so on.
+/// The key of a step: all keys in one order, then all keys in another order, and so on.
 fn key_at(step: u64, keys: u64) -> u64 {
     let stride = STRIDES[(step / keys % 2) as usize];
     step % keys * stride % keys

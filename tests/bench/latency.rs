@@ -35,7 +35,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds of each message.
+/// The milliseconds of each message.
 async fn end_to_end(durability: &'static str) -> Result<Vec<f64>> {
     let directory = tempfile::tempdir()?;
     let host = setup::host(directory.path()).await?;

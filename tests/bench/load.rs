@@ -14,7 +14,7 @@ const READ_BYTES: usize = 64 << 10;
 /// The end of an answer's head.
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// What a load sends, again and again, and over how many connections.
+/// The request that a load repeats, and its number of connections.
 pub(crate) struct Load {
     /// The host's address.
     pub(crate) address: String,

@@ -15,12 +15,12 @@ use crate::setup;
 use crate::table::{Table, median, percentile};
 
 const ROUNDS: usize = 3;
-/// Bytes of messages of one round.
+/// Bytes of messages per round.
 const ROUND_BYTES: usize = 192 << 20;
 /// Rounds that are not timed: after them files are reused and memory is as full as it gets, as in a
 /// host that has run for a while.
 const WARM_ROUNDS: usize = 4;
-/// Bytes of messages of one commit.
+/// Bytes of messages per commit.
 const COMMIT_BYTES: usize = 100_000;
 const WRITERS: usize = 8;
 const SYNCS: usize = 400;
@@ -41,7 +41,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     one_sync(table).await
 }
 
-/// Returns the engine's MiB a second.
+/// Returns the engine's MiB per second.
 async fn throughput(
     table: &mut Table,
     bytes: usize,
@@ -98,7 +98,7 @@ fn distinct(batch: &RecordBatch, count: usize) -> Result<Vec<RecordBatch>> {
     (0..count).map(copy).collect()
 }
 
-/// Several writers at once.
+/// Writes with several concurrent writers.
 async fn write_all(
     engine: &Arc<dyn Engine>,
     partitions: &[TopicPartition],

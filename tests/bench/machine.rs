@@ -53,7 +53,7 @@ pub(crate) fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// MiB a second into a new file.
+/// MiB per second when writing a new file.
 pub(crate) fn plain_write<'a>(path: &Path, pieces: impl Iterator<Item = &'a [u8]>) -> Result<f64> {
     let file = new_file(path)?;
     let mut at = 0;

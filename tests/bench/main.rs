@@ -34,7 +34,8 @@ use anyhow::{Result, bail};
 
 use crate::table::Table;
 
-/// The hidden subcommand under which the host compiles components, so that this program can be its own compile child.
+/// The hidden subcommand with which the host compiles components, so that this program can be its
+/// own compiler process.
 const COMPILE: &str = "compile-module";
 
 /// The hidden subcommand with which the soak starts this program as a separate host.

@@ -32,7 +32,7 @@ impl Meter {
         Ok(meter)
     }
 
-    /// Syncs, and bytes of frames, so far.
+    /// The number of syncs, and of bytes in frames, so far.
     pub(crate) fn read(&self) -> [u64; 2] {
         [&self.syncs, &self.bytes].map(|count| count.0.load(Ordering::Relaxed))
     }

@@ -50,7 +50,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// What each message took, round by round.
+/// The duration of each message, round by round.
 #[derive(Default)]
 struct Rounds {
     alone: Vec<Vec<f64>>,
@@ -130,7 +130,7 @@ impl Drop for Loops {
     }
 }
 
-/// That percentile of each round.
+/// This percentile of each round.
 fn percentiles(rounds: &[Vec<f64>], part: f64) -> Vec<f64> {
     let one = |round: &Vec<f64>| percentile(round.clone(), part);
     rounds.iter().map(one).collect()

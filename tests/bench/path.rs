@@ -1,4 +1,5 @@
-//! The whole path: commit of the input, the handler, commit of the output, on the local engine at durability `os`.
+//! The whole path: commit of the input, the handler, commit of the output, on the local engine at
+//! durability `os`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,7 +39,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Messages a second.
+/// Messages per second.
 async fn run(guest: bool) -> Result<f64> {
     let directory = tempfile::tempdir()?;
     let components = setup::components(directory.path())?;
@@ -57,7 +58,7 @@ async fn run(guest: bool) -> Result<f64> {
     Ok(MESSAGES as f64 / seconds)
 }
 
-/// Topics `in` and `out` and the upper-case processor between them.
+/// Creates topics `in` and `out` and the upper-case processor between them.
 pub(crate) async fn pipeline(
     engine: &Arc<dyn Engine>,
     modules: Arc<dyn ModuleHost>,

@@ -15,7 +15,7 @@ const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(1);
 const VALUE_BYTES: usize = 100;
 
-/// Who produces.
+/// A kind of load.
 struct Shape {
     connections: usize,
     messages_per_request: usize,
@@ -49,7 +49,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Messages a second, and the median milliseconds of a request.
+/// Messages per second, and the median milliseconds of a request.
 type Rates = Vec<(f64, f64)>;
 
 fn rounds(url: &str) -> Result<Vec<(Rates, Rates)>> {

@@ -95,7 +95,7 @@ fn read_file(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All segments but the last, in order.
+/// All segments except the last, in order.
 fn sealed_segments(data: &Path, partition: TopicPartition) -> Result<Vec<(PathBuf, usize)>> {
     let mut segments = Vec::new();
     for entry in fs::read_dir(data.join(format!("topics/{}", partition.topic)))? {
@@ -123,7 +123,7 @@ async fn lookups(
         let read = engine.read(partition, Offset(offset), 1).await?;
         let took = micros(began.elapsed());
         ensure!(read[0].end_offset() > Offset(offset), "the wrong batch");
-        // The first ones map the segments.
+        // The first lookups map the segments.
         if number >= LOOKUPS / 10 {
             times.push(took);
         }

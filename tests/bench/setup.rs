@@ -1,4 +1,4 @@
-//! Engines, hosts of modules and messages for the measurements.
+//! Engines, module hosts and messages for the measurements.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock::new())
 }
 
-/// Components, compiled by this program as its own child.
+/// A module host whose components are compiled by this program as its own child process.
 pub(crate) fn components(directory: &Path) -> Result<Arc<WasmHost>> {
     let child = CompileChild {
         program: std::env::current_exe()?,

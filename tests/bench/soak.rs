@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_secs(2);
 
 const PARTITIONS: u32 = 8;
 const PRODUCERS: usize = 2;
-/// Messages of a request, and how often a producer sends one: 10 MB a second of all.
+/// Messages per request, and the interval of a producer's requests: 10 MB per second for all.
 const MESSAGES: usize = 100;
 const VALUE_BYTES: usize = 1_000;
 const PACE: Duration = Duration::from_millis(20);

@@ -40,7 +40,7 @@ pub(crate) async fn measure(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Messages a second.
+/// Messages per second.
 async fn run(guest: &'static [u8]) -> Result<f64> {
     let directory = tempfile::tempdir()?;
     let components = setup::components(directory.path())?;

@@ -74,7 +74,7 @@ async fn open(directory: &Path, encryption: Option<Arc<Cipher>>) -> Result<Targe
     Ok((engine, partition))
 }
 
-/// Bytes a second.
+/// Bytes per second.
 async fn round((engine, partition): &Target, batch: &RecordBatch) -> Result<f64> {
     let began = Instant::now();
     let write = |engine: Arc<dyn Engine>, partition, batch: RecordBatch| async move {
@@ -120,7 +120,7 @@ fn compression(table: &mut Table, plain: &RecordBatch, codec: Compression) -> Re
     Ok(())
 }
 
-/// Plain bytes a second.
+/// Uncompressed bytes per second.
 fn rate(plain: &RecordBatch, mut work: impl FnMut()) -> f64 {
     let began = Instant::now();
     let mut times = 0;

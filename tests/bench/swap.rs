@@ -125,7 +125,7 @@ async fn produce(session: Session, over: Arc<AtomicBool>) -> Result<usize> {
     Ok(produced)
 }
 
-/// When each output was there.
+/// Records when each output arrived.
 async fn watch(
     engine: Arc<dyn millrace_engine::Engine>,
     out: TopicPartition,

@@ -1,4 +1,4 @@
-//! The one table.
+//! The table of results.
 
 use std::fmt;
 

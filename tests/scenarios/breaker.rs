@@ -260,7 +260,7 @@ fn a_breaker_that_cannot_be_is_refused_by_name() -> Result<()> {
     Ok(())
 }
 
-/// Waits until a component is in a call that never returns, then `kill -9`.
+/// Waits until a component is in a call that never returns, then kills the host.
 fn killed_in_flight(host: &mut Host) -> Result<()> {
     let client = host.client();
     wait_for("the message that never returns to be in flight", || {

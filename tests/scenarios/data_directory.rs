@@ -102,7 +102,7 @@ fn a_name_that_is_not_utf_8_is_refused_in_clear_words_and_nothing_is_made() -> R
         "{said}"
     );
     ensure!(!directory.exists(), "nothing was made");
-    // What it says will do.
+    // The remedy that the error suggests works.
     let link = place.path().join("link");
     fs::create_dir(&directory)?;
     std::os::unix::fs::symlink(&directory, &link)?;

@@ -1,4 +1,4 @@
-//! Every way that a message can go: emitted, retried, parked, rejected, given up, redriven.
+//! Every way that a message can take: emitted, retried, parked, rejected, given up, redriven.
 
 use anyhow::Result;
 use guest_artifacts as guests;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{deploy_worker, host};
 
-/// Two topics and a processor between them.
+/// Creates two topics with a processor between them.
 fn pipeline(client: &Client, component: &[u8], more: Value) -> Result<()> {
     client.topic("in", 2)?;
     client.topic("out", 2)?;

@@ -1,4 +1,4 @@
-//! README's first command, as a newcomer runs it.
+//! The first command in the README, as a newcomer runs it.
 
 use std::process::Command;
 

@@ -107,7 +107,7 @@ fn beside_one_that_never_returns_and_one_that_hoards_memory_a_good_processor_get
     Ok(())
 }
 
-/// The value of one line of `/metrics`; 0 if it is not there yet.
+/// The value of one line of `/metrics`; 0 if there is no such line yet.
 fn labelled(client: &Client, line: &str) -> Result<f64> {
     let text = String::from_utf8(client.get("/metrics")?.body)?;
     let value = text.lines().find_map(|found| found.strip_prefix(line));
@@ -125,7 +125,7 @@ fn a_slow_component_is_given_what_it_gets_done_in_its_time_and_gives_nothing_up(
     const SLOW: u32 = 1_500;
     let host = host()?;
     let client = host.client();
-    // A batch of 1,000 such messages works for two seconds, ten times what it may.
+    // A batch of 1,000 such messages would take two seconds, ten times the limit.
     let more = json!({
         "limits": {"call_ms_max": 200},
         "retry": {"attempts_max": 2},

@@ -16,7 +16,7 @@ use crate::{deploy_between, host};
 
 const PRODUCERS: u32 = 2;
 const KEYS: u32 = 40;
-/// Messages of one call.
+/// Messages per call.
 const CALL: u32 = 12;
 
 /// What all threads share: the host's present address, how many messages were acknowledged, and

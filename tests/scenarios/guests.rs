@@ -1,11 +1,13 @@
-//! Components that no compiler would make.
+//! Components that no compiler would produce.
 
 use guest_artifacts as guests;
 
-/// Loops nested this deep, over as many locals, keep an optimising compiler busy for minutes in a few KiB of valid code.
+/// Loops nested this deep, over as many locals, occupy an optimising compiler for minutes, with a
+/// few KiB of valid code.
 const BOMB_DEPTH: u32 = 3_000;
 
-/// A good component with one more core module inside: small, valid, and very slow to compile.
+/// A good component with one more core module inside, which is small, valid and very slow to
+/// compile.
 pub(crate) fn compile_bomb() -> Vec<u8> {
     let mut component = guests::UPPERCASE.to_vec();
     push_section(&mut component, 1, &bomb_module());
@@ -22,7 +24,7 @@ fn bomb_module() -> Vec<u8> {
     module
 }
 
-/// Each loop changes its own local and may run again: every local lives through every loop.
+/// Each loop changes its own local and may repeat, so every local is live in every loop.
 fn bomb_body() -> Vec<u8> {
     const I64: u8 = 0x7e;
     let mut body = [vec![1], number(BOMB_DEPTH), vec![I64]].concat();

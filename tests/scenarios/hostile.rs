@@ -1,4 +1,4 @@
-//! Badly behaved guests: each hurts only itself, while a good neighbour on the same host keeps going.
+//! Badly behaved guests: each harms only itself, while a good neighbour on the same host continues.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! `kill -9` under load, again and again: what was acknowledged is there, and every message took effect once.
+//! `kill -9` under load, repeatedly: acknowledged messages survive, and every message takes effect
+//! once.
 
 use std::collections::BTreeMap;
 

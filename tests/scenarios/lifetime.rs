@@ -101,7 +101,7 @@ fn retention_by_size_removes_the_oldest_messages_and_the_disk_shrinks() -> Resul
     })?;
     let (shown, _) = run(&host, &["topic", "list"])?;
     assert!(shown.contains("400KiB"), "{shown}");
-    // It stays so.
+    // The removal survives a kill.
     host.kill()?;
     host.start_again()?;
     assert!(start(&host, "orders")? as usize >= first);

@@ -1,4 +1,5 @@
-//! Load on a host that is killed meanwhile: numbered messages, and which of them were acknowledged.
+//! Load on a host that is killed meanwhile: sends numbered messages and records which were
+//! acknowledged.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,10 +9,10 @@ use anyhow::Result;
 use millrace_tests::{Client, Host};
 use serde_json::Value;
 
-/// Messages of one request.
+/// Messages per request.
 const BATCH: u32 = 40;
 
-/// What two clients send to topic `in`, over several lives of the host.
+/// The messages that two clients send to topic `in`, through several lives of the host.
 pub(crate) struct Load {
     message: fn(u32) -> Value,
     next: AtomicU32,
@@ -19,7 +20,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// `message` makes the one of this number.
+    /// `message` creates the message with a number.
     pub(crate) fn of(message: fn(u32) -> Value) -> Self {
         Self {
             message,
@@ -55,7 +56,7 @@ impl Load {
         }
     }
 
-    /// The numbers of the messages that were acknowledged.
+    /// The numbers of the acknowledged messages.
     pub(crate) fn acknowledged(self) -> Vec<u32> {
         self.acknowledged.into_inner().unwrap_or_default()
     }

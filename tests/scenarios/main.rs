@@ -64,7 +64,7 @@ fn deploy_between(
     })
 }
 
-/// The same as `worker`, from `in` to `out`.
+/// Like [`deploy_between`], for the processor `worker` from `in` to `out`.
 fn deploy_worker(client: &Client, component: &[u8], more: Value) -> Result<u64> {
     deploy_between(client, "worker", component, ["in", "out"], more)
 }

@@ -45,7 +45,7 @@ fn deploy(client: &Client, component: &[u8], order: &str) -> Result<()> {
     Ok(())
 }
 
-/// The numbers in each partition of a topic, in their order.
+/// The numbers in each partition of a topic, in order.
 fn numbers(client: &Client, topic: &str) -> Result<BTreeMap<u32, Vec<u32>>> {
     let mut partitions: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for message in client.read(topic)? {

@@ -1,4 +1,5 @@
-//! A restart keeps everything: messages, modules, revisions, progress, what is parked, what is dead.
+//! A restart keeps everything: messages, modules, revisions, progress, parked messages and dead
+//! letters.
 
 use anyhow::Result;
 use guest_artifacts as guests;

@@ -32,7 +32,7 @@ fn topics(client: &Client) -> Result<()> {
     client.topic("out", 2)
 }
 
-/// One message of each key.
+/// Produces one message of each key.
 fn produce(client: &Client) -> Result<()> {
     let messages: Vec<Value> = (0..KEYS)
         .map(|key| json!({"key": format!("k{key}"), "value": "x"}))
@@ -215,7 +215,7 @@ fn a_replay_sends_exactly_its_range_of_time_through_the_revision_asked_for() -> 
     for module in [guests::STAMP_1, guests::STAMP_2] {
         client.deploy(&deployment(&client.push(module)?))?;
     }
-    // A second apart, from 2023-11-14T22:13:20Z on.
+    // One per second, from 2023-11-14T22:13:20Z on.
     let message =
         |n: u64| json!({"value": n.to_string(), "timestamp": 1_700_000_000_000 + n * 1_000});
     let messages: Vec<Value> = (0..100).map(message).collect();

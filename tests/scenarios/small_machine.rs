@@ -32,7 +32,7 @@ struct Group {
 impl Group {
     /// `None` if this machine cannot create one.
     fn make() -> Option<Self> {
-        // Tests of one process run side by side.
+        // Tests of one process run concurrently.
         static MADE: AtomicU32 = AtomicU32::new(0);
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let name = format!("millrace-test-{}-{number}", std::process::id());

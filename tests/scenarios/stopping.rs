@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{MILLRACE, deploy_between};
 
-/// The longest that a call may be given.
+/// The longest time limit that a call may have.
 const CALL_MS_MAX: u64 = 600_000;
 const DEADLINE: Duration = Duration::from_secs(2);
 

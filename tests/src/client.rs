@@ -14,14 +14,14 @@ use crate::wait_for;
 const TIMEOUT: Duration = Duration::from_secs(240);
 const READ_BYTES_MAX: u64 = 64 << 20;
 
-/// Talks to one host; cheap to clone, one connection pool per clone family.
+/// A client of one host. Cheap to clone: clones share a connection pool.
 #[derive(Clone)]
 pub struct Client {
     url: String,
     agent: ureq::Agent,
 }
 
-/// An answer as it came.
+/// An answer of the host.
 #[derive(Debug)]
 pub struct Reply {
     /// The HTTP status.
@@ -33,9 +33,9 @@ pub struct Reply {
 /// A message as read over HTTP.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Message {
-    /// Where it stands.
+    /// Its partition.
     pub partition: u32,
-    /// Where it stands.
+    /// Its offset.
     pub offset: u64,
     /// Its key, if it is text.
     #[serde(default)]
@@ -52,24 +52,24 @@ pub struct Message {
 pub struct Deploy<'a> {
     /// Its name.
     pub name: &'a str,
-    /// The module's digest.
+    /// The digest of the module.
     pub module: &'a str,
-    /// The topic that it reads.
+    /// The input topic.
     pub topic: &'a str,
-    /// Where its outputs go.
+    /// The output topic.
     pub output: &'a str,
-    /// Merged over the rest of the specification.
+    /// Fields to merge over the rest of the specification.
     pub more: Value,
 }
 
 impl Message {
-    /// A header's text.
+    /// The value of a header that is text.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.as_str()
     }
 
-    /// The value, or an empty text.
+    /// The value, or an empty text if there is none.
     #[must_use]
     pub fn text(&self) -> &str {
         self.value.as_deref().unwrap_or_default()
@@ -83,7 +83,7 @@ impl Reply {
             .with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&self.body)))
     }
 
-    /// The body as JSON if the status says success.
+    /// The body as JSON, if the status is a success.
     pub fn ok(self) -> Result<Value> {
         ensure!(
             (200..300).contains(&self.status),
@@ -97,7 +97,7 @@ impl Reply {
         self.json()
     }
 
-    /// The one error shape's code, message and hint; all three must be there.
+    /// Code, message and hint of an error answer; all three must be present.
     pub fn error(&self) -> Result<(String, String, String)> {
         let json = self.json()?;
         let part = |name: &str| {
@@ -130,23 +130,23 @@ impl Client {
         }
     }
 
-    /// GET.
+    /// Sends a GET.
     pub fn get(&self, path: &str) -> Result<Reply> {
         read(self.agent.get(self.at(path)).call()?)
     }
 
-    /// DELETE.
+    /// Sends a DELETE.
     pub fn delete(&self, path: &str) -> Result<Reply> {
         read(self.agent.delete(self.at(path)).call()?)
     }
 
-    /// POST of bytes of a content type.
+    /// Sends a POST with bytes of a content type.
     pub fn post(&self, path: &str, content_type: &str, body: &[u8]) -> Result<Reply> {
         let request = self.agent.post(self.at(path));
         read(request.header("content-type", content_type).send(body)?)
     }
 
-    /// POST of JSON.
+    /// Sends a POST with JSON.
     pub fn post_json(&self, path: &str, body: &Value) -> Result<Reply> {
         self.post(path, "application/json", body.to_string().as_bytes())
     }
@@ -159,14 +159,14 @@ impl Client {
         read(request.send(body.to_string().as_bytes())?)
     }
 
-    /// PATCH with JSON.
+    /// Sends a PATCH with JSON.
     pub fn patch_json(&self, path: &str, body: &Value) -> Result<Reply> {
         let request = self.agent.patch(self.at(path));
         let request = request.header("content-type", "application/json");
         read(request.send(body.to_string().as_bytes())?)
     }
 
-    /// PUT of JSON.
+    /// Sends a PUT with JSON.
     pub fn put_json(&self, path: &str, body: &Value) -> Result<Reply> {
         let request = self.agent.put(self.at(path));
         let request = request.header("content-type", "application/json");
@@ -209,7 +209,7 @@ impl Client {
         placed.iter().map(place).collect()
     }
 
-    /// All messages of a topic, partition after partition.
+    /// All messages of a topic, partition by partition.
     pub fn read(&self, topic: &str) -> Result<Vec<Message>> {
         let described = self.get(&format!("/v1/topics/{topic}"))?.ok()?;
         let partitions = described["ends"].as_array().context("no ends")?.len();
@@ -249,7 +249,7 @@ impl Client {
             .sum())
     }
 
-    /// Waits until the topic holds at least `count` messages, and reads them.
+    /// Waits until the topic has at least `count` messages, and reads them.
     pub fn wait_for_messages(&self, topic: &str, count: usize) -> Result<Vec<Message>> {
         wait_for(&format!("{count} messages in {topic}"), || {
             Ok((self.count(topic)? >= count as u64).then_some(()))
@@ -287,7 +287,7 @@ impl Client {
         processor["current"].as_u64().context("no current")
     }
 
-    /// Messages that the processor has not yet read or has parked.
+    /// Messages that the processor has parked or not read yet.
     pub fn backlog(&self, processor: &str) -> Result<u64> {
         let status = self.get(&format!("/v1/processors/{processor}"))?.ok()?;
         let partitions = status["partitions"].as_array().context("no partitions")?;
@@ -322,7 +322,7 @@ impl Client {
             .context("no dead_letters")
     }
 
-    /// A metric's value, summed over its labels.
+    /// The value of a metric, summed over its labels.
     pub fn metric(&self, name: &str) -> Result<f64> {
         let reply = self.get("/metrics")?;
         let text = String::from_utf8(reply.body)?;

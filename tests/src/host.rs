@@ -1,4 +1,4 @@
-//! One running host process: start, stop, kill, start again on the same data.
+//! One running host process: starts, stops and kills it, and starts it again on the same data.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
@@ -68,13 +68,13 @@ impl Host {
         self.log = Some(file.to_owned());
     }
 
-    /// Starts it once more on the same data; it must not be running.
+    /// Starts the host again on the same data; it must not be running.
     pub fn start_again(&mut self) -> Result<()> {
         self.spawn()?;
         self.wait_until_ready()
     }
 
-    /// Starts the process without waiting for anything; it must not be running.
+    /// Starts the process without waiting; it must not be running.
     pub fn spawn(&mut self) -> Result<()> {
         let command = self.serve_command();
         self.spawn_as(command)
@@ -92,7 +92,7 @@ impl Host {
         Ok(())
     }
 
-    /// Waits for the first line of a host that was spawned.
+    /// Waits for the first line of a spawned host.
     pub fn wait_until_ready(&mut self) -> Result<()> {
         let stdout = self.stdout.take().context("the host was not spawned")?;
         let (said, hears) = mpsc::channel();
@@ -126,7 +126,7 @@ impl Host {
         command
     }
 
-    /// The CLI, pointed at this host.
+    /// A command of the CLI for this host.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
@@ -134,19 +134,19 @@ impl Host {
         command
     }
 
-    /// Where its data is.
+    /// The data directory.
     #[must_use]
     pub fn directory(&self) -> PathBuf {
         self.directory.clone()
     }
 
-    /// Its address.
+    /// The host's URL.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// A client of it.
+    /// A client of the host.
     #[must_use]
     pub fn client(&self) -> Client {
         Client::new(&self.url)
@@ -183,7 +183,7 @@ impl Host {
         wait_for("the host to end", || Ok(child.try_wait()?))
     }
 
-    /// Bytes of memory that the process has resident now.
+    /// Bytes of resident memory.
     pub fn resident_bytes(&self) -> Result<u64> {
         self.memory("VmRSS:")
     }

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A file that people write.
+/// A file written by people.
 pub struct Source {
-    /// From the repository's root, with forward slashes.
+    /// The path from the repository's root, with forward slashes.
     pub path: String,
-    /// What it says.
+    /// The content.
     pub text: String,
 }
 
@@ -18,7 +18,7 @@ pub fn repository() -> PathBuf {
     tests.parent().expect("tests is in it").to_path_buf()
 }
 
-/// Every file that people write, of the kinds that have rules.
+/// Every file written by people, of the kinds that have rules.
 ///
 /// # Panics
 /// If the tree cannot be read.

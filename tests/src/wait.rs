@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// How long a condition may take before the test fails. Generous: the machines are small and shared.
+/// Maximum wait for a condition before the test fails. Generous, because the machines are small and
+/// shared.
 const PATIENCE: Duration = Duration::from_secs(240);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Looks until `look` finds something; fails after [`PATIENCE`], saying what was awaited.
+/// Calls `look` until it returns something; fails after [`PATIENCE`] and says what was awaited.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -22,7 +23,7 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> R
     }
 }
 
-/// Calls `act` again and again for `how_long`; for load, not for waiting.
+/// Calls `act` repeatedly for `how_long`; for load, not for waiting.
 pub fn hold_for(how_long: Duration, mut act: impl FnMut() -> Result<()>) -> Result<()> {
     let deadline = Instant::now() + how_long;
     while Instant::now() < deadline {

@@ -1,5 +1,5 @@
 //! Compares three documents with the source: `docs/bounds.md` must have every bound of the host,
-//! `docs/metrics.md` every metric, and `docs/errors.md` every error code. To write them from the
+//! `docs/metrics.md` every metric, `docs/errors.md` every code of an error. To write them from the
 //! source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ use millrace_tests::tree::{Source, repository, sources};
 
 /// The variable that makes this test write the documents instead of comparing them.
 const WRITE: &str = "MILLRACE_WRITE_DOCS";
-/// Where metrics are described.
+/// The file that describes the metrics.
 const TELEMETRY: &str = "host/server/src/telemetry.rs";
 
 #[test]
@@ -74,7 +74,7 @@ fn every_code_of_an_error_is_documented() {
     hold("docs/errors.md", &page);
 }
 
-/// The host's sources without its tests.
+/// The host's sources without tests.
 fn product() -> Vec<Source> {
     let is_product = |source: &Source| {
         let path = &source.path;
@@ -201,7 +201,7 @@ fn bounds_page(bounds: &[Bound]) -> String {
     page
 }
 
-/// Names of metrics that stand in the text as literals.
+/// Names of metrics that occur in the text as literals.
 fn metric_names(text: &str) -> Vec<&str> {
     let literals = text.split('"').skip(1).step_by(1);
     let is_name = |word: &&str| {
@@ -213,7 +213,7 @@ fn metric_names(text: &str) -> Vec<&str> {
     literals.filter(is_name).collect()
 }
 
-/// Name to kind and description, from the calls that describe them.
+/// Kind and description by name, from the calls that describe metrics.
 fn described(text: &str) -> BTreeMap<String, (String, String)> {
     let mut described = BTreeMap::new();
     for call in text.split("describe_").skip(1) {
@@ -289,7 +289,7 @@ fn errors_page(codes: &[ErrorCode]) -> String {
     page
 }
 
-/// Text in a cell of a table.
+/// The text as a cell of a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }

@@ -2,16 +2,16 @@
 //! The first lines of each guest say what it does.
 #![forbid(unsafe_code)]
 
-/// A guest.
+/// A component with its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guest {
     /// Its package's name, such as `quake-classifier`.
     pub name: &'static str,
-    /// Its component.
+    /// The bytes of the component.
     pub bytes: &'static [u8],
 }
 
-/// Every guest.
+/// All guests.
 #[must_use]
 pub fn all() -> &'static [Guest] {
     ALL
@@ -23,7 +23,7 @@ pub fn find(name: &str) -> Option<Guest> {
     ALL.iter().copied().find(|guest| guest.name == name)
 }
 
-/// A constant of each guest's bytes, and the list of them all.
+/// Defines a constant with the bytes of each guest, and the list of all guests.
 macro_rules! guests {
     ($($(#[$doc:meta])* $constant:ident = $name:literal;)*) => {
         $(
@@ -36,11 +36,11 @@ macro_rules! guests {
 }
 
 guests! {
-    /// Values to ASCII upper case.
+    /// Converts values to ASCII upper case.
     UPPERCASE = "uppercase";
-    /// Lets orders of 100 and more through.
+    /// Passes orders of 100 and more.
     FILTER = "filter";
-    /// Sends each message to the topic that its header names.
+    /// Sends each message to the topic in its header.
     ROUTE = "route";
     /// Forwards each message as its headers say.
     FORWARD = "forward";
@@ -58,27 +58,27 @@ guests! {
     REGION_PARTITIONER = "region-partitioner";
     /// An error handler that waits patiently for busy services.
     PATIENT_ERRORS = "patient-errors";
-    /// Counts the messages of each key, in state.
+    /// Counts the messages of each key in state.
     COUNTER = "counter";
-    /// Counts the messages of each key, in its own memory.
+    /// Counts the messages of each key in its own memory.
     FORGETFUL_COUNTER = "forgetful-counter";
     /// Counts the messages of each key in state, in values of a hundred bytes.
     PADDED_COUNTER = "padded-counter";
-    /// Counts the messages of each key, in state, and then fails as a header says.
+    /// Counts the messages of each key in state, and then fails as a header says.
     MISCOUNT = "miscount";
     /// Fails as often as a header says.
     FLAKY = "flaky";
-    /// Takes as long as a header says.
+    /// Computes as long as a header says.
     SLOW = "slow";
     /// Traps on one value.
     POISON = "poison";
     /// Never returns on one value.
     ENDLESS = "endless";
-    /// Allocates without bound on one value.
+    /// Allocates memory without bound on one value.
     HOARD = "hoard";
     /// Fills its state as its messages say.
     FILL = "fill";
-    /// Malformed answers, chosen by the value.
+    /// Returns malformed answers, chosen by the value.
     BABBLE = "babble";
     /// Recurses without bound on one value.
     DEEP = "deep";
@@ -86,10 +86,10 @@ guests! {
     CHATTY = "chatty";
     /// Imports sockets, which no processor is granted.
     SOCKET = "socket";
-    /// Traps while it is instantiated.
+    /// Traps during instantiation.
     START_TRAP = "start-trap";
-    /// Writes without line ends, and lines that are too long, as the value says.
+    /// Writes without line ends, or lines that are too long, as the value says.
     MUMBLE = "mumble";
-    /// Begins with 100 MiB of memory.
+    /// Starts with 100 MiB of memory.
     BEGINS_LARGE = "begins-large";
 }

@@ -79,7 +79,7 @@ enum Side {
     Exports,
 }
 
-/// Names that the outermost component imports or exports.
+/// The names that the outermost component imports or exports.
 fn names(component: &[u8], side: Side) -> Vec<String> {
     let mut names = Vec::new();
     let mut depth = 0_u32;

@@ -1,4 +1,4 @@
-//! Counts the messages of each key, in state, and emits the count as text under the same key.
+//! Counts the messages of each key in state, and emits the count as text under the same key.
 
 use std::io::Write;
 

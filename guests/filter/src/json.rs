@@ -10,13 +10,13 @@ const DEPTH_MAX: u32 = 128;
 pub(crate) enum Field {
     /// This number; the last one if there are several.
     Number(f64),
-    /// Nothing, or null.
+    /// Absent or null.
     Missing,
     /// Something else; or the text is JSON, but not an object.
     Other,
 }
 
-/// Where a text stops being JSON, in bytes.
+/// The byte offset at which the text stops being JSON.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Malformed {
     pub(crate) at: usize,

@@ -1,4 +1,5 @@
-//! Counts the messages of each key in state, in a value of a hundred bytes that begins with the count. For comparison.
+//! Counts the messages of each key in state, like `counter`, but in values of a hundred bytes that
+//! begin with the count. For comparison.
 
 use std::collections::HashMap;
 use std::io::Write;

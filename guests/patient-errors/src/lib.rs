@@ -20,7 +20,7 @@ fn decide(failure: &Failure) -> Decision {
     }
 }
 
-/// Doubles with each attempt, up to a maximum.
+/// The delay after an attempt: doubles with each attempt, up to a maximum.
 fn delay(attempt: u32) -> Duration {
     let doubled = 2_u32.saturating_pow(attempt.saturating_sub(1));
     DELAY_FIRST.saturating_mul(doubled).min(DELAY_MAX)

@@ -1,4 +1,4 @@
-//! Classifies earthquakes by magnitude; revision 1 of the demo's processor.
+//! Classifies earthquakes by magnitude: revision 1 of the demo's processor.
 
 use millrace_guest::{Message, Outcome, processor};
 

@@ -11,7 +11,7 @@ use serde::Deserialize;
 /// The part of an event, a GeoJSON feature, that the demo uses.
 #[derive(Debug, Deserialize)]
 pub struct Quake<'a> {
-    /// Network and code.
+    /// The id: network and code.
     #[serde(borrow)]
     pub id: Cow<'a, str>,
     /// The measurements.
@@ -26,7 +26,7 @@ pub struct Quake<'a> {
 pub struct Properties<'a> {
     /// Magnitude; small ones can be negative.
     pub mag: f64,
-    /// `earthquake`, `explosion`, `quarry blast`.
+    /// The kind, such as `earthquake`, `explosion` or `quarry blast`.
     #[serde(borrow, rename = "type")]
     pub kind: Cow<'a, str>,
     /// The seismic network that reported it.
@@ -41,7 +41,7 @@ pub struct Geometry {
     pub coordinates: [f64; 3],
 }
 
-/// Parses a message's value.
+/// Parses the value of a message.
 pub fn parse<'a>(message: &Message<'a>) -> Result<Quake<'a>, serde_json::Error> {
     serde_json::from_slice(message.value().unwrap_or_default())
 }
@@ -117,12 +117,12 @@ pub fn region(network: &str) -> u32 {
     }
 }
 
-/// One in ten, always the same ones.
+/// True for a tenth of the events, always the same ones.
 fn is_slow_to_look_up(quake: &Quake) -> bool {
     hash(quake.id.as_bytes()).is_multiple_of(10)
 }
 
-/// FNV-1a.
+/// The FNV-1a hash.
 #[must_use]
 pub fn hash(bytes: &[u8]) -> u32 {
     let mix = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);

@@ -14,7 +14,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch of columns; for tests see [`crate::Sample`].
+    /// A batch from columns; tests use [`crate::Sample`].
     #[must_use]
     pub fn new(columns: Columns) -> Self {
         Self {
@@ -28,7 +28,7 @@ impl Batch {
         self.scratch.input.offsets.len()
     }
 
-    /// Whether there are none.
+    /// Whether the batch has no messages.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -46,7 +46,7 @@ impl Batch {
         self.scratch.input.partition
     }
 
-    /// The `index`th message, from 0. Panics if there is none.
+    /// The message at this index, from 0. Panics if there is none.
     #[must_use]
     pub fn message(&self, index: usize) -> Message<'_> {
         assert!(

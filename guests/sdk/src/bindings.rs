@@ -50,7 +50,7 @@ pub mod error_handler {
     });
 }
 
-/// What a processor's function returned, as the component returns it.
+/// Converts the result of a processor's function to that of the component.
 pub fn answered(result: Result<Answer, Unavailable>) -> Result<types::Answer, types::BatchError> {
     match result {
         Ok(answer) => Ok(answer.into()),

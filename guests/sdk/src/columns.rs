@@ -13,13 +13,13 @@ pub const NO_TIME: u64 = u64::MAX;
 pub struct Columns {
     /// The topic that the messages come from.
     pub topic: String,
-    /// Its partition.
+    /// The partition that the messages were read from.
     pub partition: u32,
     /// Keys, values and headers of all messages.
     pub data: Vec<u8>,
-    /// One per message.
+    /// The offset of each message.
     pub offsets: Vec<u64>,
-    /// Milliseconds since the Unix epoch.
+    /// The timestamp of each message, in milliseconds since the Unix epoch.
     pub timestamps: Vec<u64>,
     /// The number of this attempt, from 1, including attempts of earlier revisions.
     pub attempts: Vec<u32>,

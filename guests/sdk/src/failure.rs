@@ -11,13 +11,13 @@ pub enum Cause {
     Retry,
     /// The processor rejected the message.
     Reject,
-    /// It trapped.
+    /// The processor trapped.
     Trap,
-    /// It did not answer in time.
+    /// The processor did not answer in time.
     Timeout,
-    /// It ran out of memory.
+    /// The processor ran out of memory.
     Memory,
-    /// Its answer was malformed.
+    /// The processor's answer was malformed.
     BadAnswer,
 }
 
@@ -30,7 +30,7 @@ pub struct FailureFacts {
     pub revision: u32,
     /// The number of attempts so far, under all revisions, including this one.
     pub attempt: u32,
-    /// Milliseconds since the Unix epoch.
+    /// When the first attempt failed, in milliseconds since the Unix epoch.
     pub first_failed_at: u64,
     /// How it failed.
     pub cause: Cause,
@@ -48,7 +48,7 @@ pub struct Failure<'a> {
 }
 
 impl<'a> Failure<'a> {
-    /// The message itself.
+    /// The message that failed.
     #[must_use]
     pub fn message(&self) -> Message<'a> {
         self.message
@@ -66,13 +66,13 @@ impl<'a> Failure<'a> {
         self.facts.attempt
     }
 
-    /// When its first attempt failed, in milliseconds since the Unix epoch.
+    /// When the first attempt failed, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn first_failed_at(&self) -> u64 {
         self.facts.first_failed_at
     }
 
-    /// How it failed.
+    /// How the attempt failed.
     #[must_use]
     pub fn cause(&self) -> Cause {
         self.facts.cause

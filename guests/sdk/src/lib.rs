@@ -58,12 +58,14 @@ pub use output::Output;
 pub use run::{Finished, Verdict, assign, decide, process, process_batch};
 pub use sample::Sample;
 
-/// Exports a function as the module's message processor. Three ways to write it:
+/// Exports a function as the module's message processor. The function has one of three forms:
 ///
-/// - `processor!(process)` with `fn process(message: &Message) -> Outcome`, or `-> Result<Outcome, Unavailable>`
-/// - `processor!(batch process)` with `fn process(batch: &Batch, outcomes: &mut Outcomes)`, or `-> Result<(), Unavailable>`;
-///   for work that is cheaper once per batch
-/// - `processor!(columns process)` with `fn process(columns: Columns) -> Result<Answer, Unavailable>`; nothing is checked
+/// - `processor!(process)` with `fn process(message: &Message) -> Outcome`, or
+///   `-> Result<Outcome, Unavailable>`
+/// - `processor!(batch process)` with `fn process(batch: &Batch, outcomes: &mut Outcomes)`, or
+///   `-> Result<(), Unavailable>`; for work that is cheaper once per batch
+/// - `processor!(columns process)` with
+///   `fn process(columns: Columns) -> Result<Answer, Unavailable>`; the answer is not checked here
 ///
 /// ```
 /// use millrace_guest::{Batch, Outcome, Outcomes, Unavailable, processor};
@@ -94,7 +96,8 @@ macro_rules! processor {
     };
 }
 
-/// Exports a function as a topic's partitioner: the partition of a message, below `partitions`.
+/// Exports a function as a topic's partitioner. It returns the partition of a message, less than
+/// `partitions`.
 ///
 /// ```
 /// use millrace_guest::{Message, partitioner};

@@ -1,17 +1,17 @@
 //! Log lines; the host adds the processor's name and revision. It cuts long lines, and drops and
 //! counts lines beyond the rate limit. Without WASM, lines go to standard error.
 
-/// Something failed.
+/// Logs a failure.
 pub fn error(line: impl AsRef<str>) {
     write(Level::Error, line.as_ref());
 }
 
-/// Something is odd.
+/// Logs something unusual.
 pub fn warn(line: impl AsRef<str>) {
     write(Level::Warn, line.as_ref());
 }
 
-/// Something happened.
+/// Logs an event.
 pub fn info(line: impl AsRef<str>) {
     write(Level::Info, line.as_ref());
 }

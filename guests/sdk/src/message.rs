@@ -14,7 +14,7 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The key, if it has one.
+    /// The key, if there is one.
     #[must_use]
     pub fn key(&self) -> Option<&'a [u8]> {
         span(&self.columns().data, &self.columns().keys, self.index)
@@ -35,7 +35,7 @@ impl<'a> Message<'a> {
         named.last().and_then(|(_, value)| value)
     }
 
-    /// Names and values of its headers, in order.
+    /// Names and values of all headers, in order.
     pub fn headers(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + use<'a> {
         let columns = self.columns();
         self.batch.scratch.input_headers(self.index).map(|header| {
@@ -47,7 +47,7 @@ impl<'a> Message<'a> {
         })
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// The timestamp, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn timestamp(&self) -> u64 {
         self.columns().timestamps[self.index]

@@ -21,7 +21,7 @@ pub struct Outcomes<'a> {
 }
 
 impl<'a> Outcomes<'a> {
-    /// None so far.
+    /// No outcomes yet.
     #[must_use]
     pub fn new(batch: &'a Batch) -> Self {
         let outcomes = Vec::with_capacity(batch.len());
@@ -138,7 +138,7 @@ impl<'a> Outcomes<'a> {
     }
 }
 
-/// One allocation per column: most batches have as many outputs as messages.
+/// Allocates each column once: most batches have one output per message.
 #[inline]
 fn reserve(column: &mut Vec<u32>, room: usize) {
     if column.capacity() == 0 {
@@ -146,7 +146,8 @@ fn reserve(column: &mut Vec<u32>, room: usize) {
     }
 }
 
-/// Adds a span, and first those of earlier outputs if this is the first that differs from the input.
+/// Adds a span. Before the first one that differs from the input, adds those of the earlier
+/// outputs.
 #[inline]
 fn add_span(
     column: &mut Vec<u32>,
@@ -177,7 +178,7 @@ fn kept(input: &[u32], source: u32) -> &[u32] {
     &input[source as usize * 2..][..2]
 }
 
-/// Adds a number, and first the "not given" of earlier outputs if this is the first that is given.
+/// Adds a number. Before the first one that is set, adds "not set" for the earlier outputs.
 #[inline]
 fn add_number(column: &mut Vec<u32>, given: u32, earlier: usize, room: usize) {
     if given == NONE && column.is_empty() {
@@ -188,7 +189,8 @@ fn add_number(column: &mut Vec<u32>, given: u32, earlier: usize, room: usize) {
     column.push(given);
 }
 
-/// Adds an output's times, and first the "not given" of earlier outputs if these are the first that are given.
+/// Adds an output's times. Before the first ones that are set, adds "not set" for the earlier
+/// outputs.
 #[inline]
 fn add_times(answer: &mut Answer, given: [u64; 2], room: usize) {
     if given == [NO_TIME; 2] && answer.times.is_empty() {
@@ -201,7 +203,8 @@ fn add_times(answer: &mut Answer, given: [u64; 2], room: usize) {
     answer.times.extend_from_slice(&given);
 }
 
-/// Adds an output's headers, and first those of earlier outputs if this is the first that differs from the input.
+/// Adds an output's headers. Before the first ones that differ from the input, adds those of the
+/// earlier outputs.
 #[inline]
 fn add_headers(answer: &mut Answer, output: &Output, scratch: &Scratch, room: usize) {
     if output.headers.is_none() && answer.header_ends.is_empty() {

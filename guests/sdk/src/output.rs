@@ -14,11 +14,11 @@ use crate::scratch::{Scratch, Span};
 pub struct Output {
     pub(crate) scratch: Rc<Scratch>,
     pub(crate) source: u32,
-    /// `None` keeps the message's.
+    /// `None` keeps the message's key.
     pub(crate) key: Option<Span>,
-    /// `None` keeps the message's.
+    /// `None` keeps the message's value.
     pub(crate) value: Option<Span>,
-    /// A run of the scratch's headers, counted in numbers; `None` keeps the message's.
+    /// A range of the scratch's headers, counted in numbers; `None` keeps the message's headers.
     pub(crate) headers: Option<Range<usize>>,
     pub(crate) topic: u32,
     pub(crate) partition: u32,
@@ -41,19 +41,20 @@ impl Output {
         }
     }
 
-    /// Sends it to this topic instead of the processor's default output; the processor needs the grant.
+    /// Sends the output to this topic instead of the processor's default output; the processor
+    /// needs a grant for it.
     pub fn topic(mut self, name: &str) -> Self {
         self.topic = self.scratch.topic(name);
         self
     }
 
-    /// Sends it to this partition instead of the one that the topic's partitioner chooses.
+    /// Sends the output to this partition instead of letting the topic's partitioner choose.
     pub fn partition(mut self, partition: u32) -> Self {
         self.partition = partition;
         self
     }
 
-    /// Replaces the timestamp: milliseconds since the Unix epoch.
+    /// Replaces the timestamp, in milliseconds since the Unix epoch.
     pub fn timestamp(mut self, ms: u64) -> Self {
         self.times[0] = ms;
         self
@@ -66,7 +67,7 @@ impl Output {
     /// ```
     /// use millrace_guest::{Message, Outcome};
     ///
-    /// /// Reminds of an order an hour after it was made.
+    /// /// Sends a reminder an hour after each order.
     /// fn process(message: &Message) -> Outcome {
     ///     let in_an_hour = message.timestamp() + 3_600_000;
     ///     Outcome::Emit(message.output().topic("reminders").deliver_at(in_an_hour))

@@ -8,7 +8,8 @@ use crate::message::Message;
 use crate::outcome::{Outcome, Unavailable};
 use crate::outcomes::Outcomes;
 
-/// What a function of one message may return: an outcome, or that the batch cannot be processed now.
+/// What a function of one message may return: an outcome, or that the batch cannot be processed
+/// now.
 pub trait Verdict {
     /// Converts it to a result.
     fn into_result(self) -> Result<Outcome, Unavailable>;

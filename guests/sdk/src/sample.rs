@@ -100,7 +100,7 @@ impl Sample {
         self
     }
 
-    /// The batch.
+    /// The batch in columns.
     #[must_use]
     pub fn columns(self) -> Columns {
         self.columns

@@ -15,7 +15,7 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// Null.
+    /// The span of null.
     pub(crate) const NULL: Self = Self {
         start: 0,
         length: NONE,
@@ -25,7 +25,7 @@ impl Span {
         length: 0,
     };
 
-    /// Puts both numbers into a column.
+    /// Appends both numbers to a column.
     #[inline]
     pub(crate) fn push_to(self, column: &mut Vec<u32>) {
         column.extend_from_slice(&[self.start, self.length]);
@@ -98,7 +98,7 @@ impl Scratch {
         start..ends[message] as usize
     }
 
-    /// The number of a topic's name.
+    /// The index of a topic's name.
     pub(crate) fn topic(&self, name: &str) -> u32 {
         let mut names = self.topic_names.borrow_mut();
         // There are few topics, and usually it is the last one again.

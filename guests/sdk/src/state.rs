@@ -24,7 +24,7 @@ const CALL_KEYS_MAX: usize = 10_000;
 /// large value.
 const CALL_BYTES: usize = 4 << 20;
 
-/// There is no room for more; nothing was written.
+/// There is no room for more state; nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Full {
     /// Says which bound was reached.
@@ -46,7 +46,7 @@ pub fn get(key: &[u8]) -> Option<Vec<u8>> {
     span(&data, &values, 0).map(<[u8]>::to_vec)
 }
 
-/// The values of many keys, in the same order.
+/// The values of these keys, in the same order.
 #[must_use]
 pub fn get_many(keys: &[&[u8]]) -> Vec<Option<Vec<u8>>> {
     let mut found = Vec::with_capacity(keys.len());
@@ -59,7 +59,7 @@ pub fn get_many(keys: &[&[u8]]) -> Vec<Option<Vec<u8>>> {
     found
 }
 
-/// Sets a key, for this message.
+/// Sets a key on behalf of this message.
 ///
 /// # Errors
 /// [`Full`].
@@ -75,9 +75,9 @@ pub fn set_for(message: &Message, key: &[u8], value: &[u8], ttl_ms: u64) -> Resu
     write(message, key, Some(value), Some(ttl_ms))
 }
 
-/// Removes a key, for this message.
+/// Removes a key on behalf of this message.
 pub fn delete(message: &Message, key: &[u8]) {
-    // Removing needs no room.
+    // Removing never fails for lack of room.
     let _ = write(message, key, None, None);
 }
 
@@ -136,12 +136,12 @@ struct Call {
 }
 
 impl Writes {
-    /// Sets a key, for this message.
+    /// Sets a key on behalf of this message.
     pub fn set(&mut self, message: &Message, key: &[u8], value: &[u8]) {
         self.add(message, key, Some(value));
     }
 
-    /// Removes a key, for this message.
+    /// Removes a key on behalf of this message.
     pub fn delete(&mut self, message: &Message, key: &[u8]) {
         self.add(message, key, None);
     }
@@ -161,7 +161,7 @@ impl Writes {
         call.messages.push(message.index() as u32);
     }
 
-    /// Writes, in the order in which they were added.
+    /// Writes everything, in the order in which it was added.
     ///
     /// # Errors
     /// [`Full`]; writes of earlier calls to the host are kept for their messages.

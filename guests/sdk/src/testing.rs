@@ -5,7 +5,7 @@
 //! use millrace_guest::testing::{Said, Sent, Tester};
 //! use millrace_guest::{Message, Outcome, Sample, state};
 //!
-//! /// Greets whoever has not been greeted yet.
+//! /// Greets each name once.
 //! fn process(message: &Message) -> Outcome {
 //!     let Some(name) = message.value() else {
 //!         return Outcome::reject("no-value", "there is nobody to greet");
@@ -37,7 +37,7 @@
 //! assert_eq!(run.said(2), &Said::rejected("no-value", "there is nobody to greet"));
 //! assert_eq!(run.changes(), [("Ada", "greeted")]);
 //!
-//! // State stays from one batch to the next.
+//! // The tester keeps state from one batch to the next.
 //! let again = tester.run(Sample::new("names").message("4", "Ada"));
 //! assert!(again.outputs().is_empty());
 //! assert_eq!(tester.state("Ada").unwrap(), "greeted");

@@ -7,7 +7,7 @@ use millrace_guest::{
     Outcomes, Sample, Unavailable,
 };
 
-/// An output, as the host would understand it.
+/// An output as a host would understand it.
 #[derive(Debug, PartialEq)]
 struct Seen {
     source: u32,

@@ -1,4 +1,4 @@
-//! The broker: it builds the rooms, starts and stops them, and nothing else. Verbs are in the rooms.
+//! The broker builds the rooms, starts them and stops them. The verbs are in the rooms.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -72,7 +72,8 @@ impl Default for BrokerLimits {
 /// How long winding down continues after the last call was interrupted.
 const WIND_DOWN_SLACK: Duration = Duration::from_millis(700);
 
-/// The handle; cheap to clone. What it can do is in its rooms: [`session`](Self::session) leads there.
+/// The handle of the broker; cheap to clone. [`session`](Self::session) leads to the verbs, which
+/// are in the rooms.
 #[derive(Clone)]
 pub struct Broker {
     inner: Arc<Inner>,
@@ -113,7 +114,7 @@ impl Dependents for Upstairs {
     }
 
     fn trimmed(&self, topic: &TopicName) {
-        // Removed parked messages have nothing to wait for.
+        // Otherwise a worker would keep waiting for parked messages that were removed.
         self.processors.supervisor().nudge(topic);
     }
 
@@ -244,7 +245,7 @@ impl Broker {
         })
     }
 
-    /// The verbs, for a caller.
+    /// A session for this caller: it has the verbs.
     #[must_use]
     pub fn session(&self, caller: Caller) -> Session {
         let broker = Arc::clone(&self.inner);

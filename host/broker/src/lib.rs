@@ -70,7 +70,7 @@ pub use messages::place::MessagePlace;
 pub use messages::produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
 pub use messages::read::{ReadRequest, ReadResult};
 pub use messages::subscription::{Delivery, SubscribeError, Subscription, SubscriptionError};
-/// What a processor keeps beside its progress.
+/// The state of a processor, stored beside its progress.
 pub use millrace_engine::state;
 pub use processors::canary::CanaryStatus;
 pub use processors::error::ProcessorError;

@@ -67,13 +67,13 @@ impl Session {
         &self.rooms.messages
     }
 
-    /// Named readers, and their positions.
+    /// Consumers, consumer groups and their positions.
     #[must_use]
     pub fn consumers(&self) -> &Groups {
         &self.rooms.groups
     }
 
-    /// Processors and their revisions, their state, and what they have parked.
+    /// Processors, their revisions and state, and their parked messages.
     #[must_use]
     pub fn processors(&self) -> &Processors {
         &self.rooms.processors

@@ -1,4 +1,5 @@
-//! One running host: engine, module host, broker and HTTP put together, and taken apart in the reverse order.
+//! One running host: starts the engine, the module host, the broker and the doors, and stops them
+//! in reverse order.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -27,9 +28,9 @@ use crate::telemetry;
 /// How often metrics of deleted things are removed and the engine is checked.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The door for HTTP.
+/// The name of the HTTP door.
 const HTTP_DOOR: &str = "http";
-/// The address of a door that does not exist.
+/// Stands for the address of a door that is not open.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// A host that runs until it is stopped.
@@ -160,19 +161,19 @@ impl Host {
         })
     }
 
-    /// Where its door for HTTP listens.
+    /// The address of the HTTP door.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.doors.address(HTTP_DOOR).unwrap_or(NOWHERE)
     }
 
-    /// Where it listens, as a client wants it.
+    /// The URL of the HTTP door, for clients.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address())
     }
 
-    /// Its broker, for code in the same process.
+    /// The broker, for code in the same process.
     #[must_use]
     pub fn broker(&self) -> &Broker {
         &self.broker
@@ -184,7 +185,7 @@ impl Host {
         self.poisoned.cancelled().await;
     }
 
-    /// How long a stop may take in all.
+    /// The maximum duration of a stop.
     #[must_use]
     pub fn stop_deadline(&self) -> Duration {
         self.stop_deadline

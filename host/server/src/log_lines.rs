@@ -102,7 +102,7 @@ impl LogLines {
         }
     }
 
-    /// Waits for lines, and takes them.
+    /// Waits for lines and takes them from the queue.
     fn next(&self) -> Vec<Vec<u8>> {
         let waited = self
             .0
@@ -119,7 +119,8 @@ impl LogLines {
         lines
     }
 
-    /// After an attempt to write; returns the lost lines before it if it succeeded.
+    /// Records a write: one that succeeded, or one that lost this many lines. The first success
+    /// after losses returns how many lines were lost.
     fn done(&self, failed: Option<u64>) -> Option<u64> {
         let mut queue = self.queue();
         queue.writing = false;
@@ -185,7 +186,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Takes a write when it is told how that goes.
+    /// A writer whose every write waits for the test to decide its result.
     struct Told {
         outcomes: mpsc::Receiver<io::Result<()>>,
         written: mpsc::Sender<Vec<u8>>,

@@ -113,7 +113,7 @@ impl Registry {
     }
 }
 
-/// The series that combines all beyond the bound.
+/// The key of the series that counts everything beyond the bound.
 fn together(key: &Key) -> Key {
     let labels: Vec<Label> = key
         .labels()
@@ -174,7 +174,7 @@ impl HistogramFn for Buckets {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
         self.counts[bucket].fetch_add(1, Relaxed);
         let add = |bits| Some((f64::from_bits(bits) + value).to_bits());
-        // Never refused: there is always a sum.
+        // This cannot fail: `add` never returns `None`.
         let _ = self.sum.fetch_update(Relaxed, Relaxed, add);
     }
 }

@@ -69,7 +69,7 @@ impl Default for LogSettings {
     }
 }
 
-/// From a call into a warm instance to a slow disk.
+/// Buckets of durations, from a call into a warm instance to a slow disk.
 const SECONDS: &[f64] = &[
     0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005,
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,

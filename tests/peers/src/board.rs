@@ -14,7 +14,7 @@ pub(crate) struct Column {
     pub(crate) title: &'static str,
     /// Where a message or an output is stored when it is acknowledged.
     pub(crate) acknowledged: &'static str,
-    /// Whether that survives a loss of power.
+    /// Whether that survives a power cut.
     pub(crate) is_synced: bool,
 }
 

@@ -27,7 +27,7 @@ const ONE: usize = 4;
 const END_TO_END: usize = 5;
 const MEMORY: usize = 6;
 
-/// Messages of a batch.
+/// Messages per batch.
 const BATCH: usize = 1_000;
 /// Connections that send batches.
 const CONNECTIONS: usize = 4;
@@ -36,15 +36,15 @@ const MANY: usize = 64;
 /// Rate of the messages that are timed from end to end.
 pub(crate) const PER_SECOND: u32 = 1_000;
 
-/// A broker with one of its settings, up and running.
+/// A running broker with one of its settings.
 pub(crate) struct Contender {
     pub(crate) column: Column,
     pub(crate) door: Box<dyn Door>,
-    /// Processes of the broker.
+    /// The process ids of the broker.
     pub(crate) servers: Vec<u32>,
     /// Whether a connection may have many unanswered requests.
     pub(crate) may_pipeline: bool,
-    /// Messages of this round's batches.
+    /// Messages in this round's batches.
     pub(crate) batched: u64,
 }
 

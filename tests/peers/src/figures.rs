@@ -10,7 +10,7 @@ pub(crate) enum Figure {
     /// Messages a second, and the server's cost of each.
     Rate {
         per_second: f64,
-        /// Microseconds of processor time a message.
+        /// Microseconds of CPU time per message.
         server_us: f64,
         /// Whether the load itself may be the limit.
         is_bound_by_load: bool,

@@ -23,11 +23,11 @@ const LANES: u32 = 8;
 /// The first `1 / COLD` of a run at a rate does not count, since everything is cold.
 const COLD: usize = 10;
 
-/// What is sent, again and again.
+/// The requests that are sent repeatedly.
 pub(crate) struct Load<'a> {
     pub(crate) door: &'a dyn Door,
     pub(crate) connections: usize,
-    /// Requests of a connection that may be unanswered.
+    /// Maximum number of unanswered requests of a connection.
     pub(crate) window: usize,
     pub(crate) request: Vec<u8>,
 }
@@ -38,7 +38,7 @@ pub(crate) struct Done {
     pub(crate) spent: Spent,
 }
 
-/// A value whose letters have both cases, and no quotes.
+/// A value with letters of both cases and without quotes.
 pub(crate) fn value() -> String {
     let text =
         "All that is solid melts into the stream, and what was said once is never said again. ";

@@ -9,7 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// If the load keeps a core busy for this share of the time, the load may be the limit.
 const BUSY: f64 = 0.9;
 
-/// Spans one measurement.
+/// Covers one measurement.
 pub(crate) struct Meter<'a> {
     servers: &'a [u32],
     spent_before: f64,
@@ -17,14 +17,14 @@ pub(crate) struct Meter<'a> {
     began: Instant,
 }
 
-/// What a measurement took.
+/// The resources that a measurement used.
 #[derive(Clone, Copy)]
 pub(crate) struct Spent {
-    /// Seconds on the wall.
+    /// Elapsed seconds.
     pub(crate) seconds: f64,
     /// Processor seconds of the servers, including children that have ended.
     pub(crate) server_seconds: f64,
-    /// Processor seconds of this program.
+    /// CPU seconds of this program.
     pub(crate) own_seconds: f64,
 }
 
@@ -56,7 +56,7 @@ impl Spent {
         self.own_seconds / self.seconds > BUSY
     }
 
-    /// Microseconds of the servers' processor time a message.
+    /// CPU time of the servers in microseconds per message.
     pub(crate) fn server_us(&self, messages: u64) -> f64 {
         self.server_seconds * 1e6 / messages.max(1) as f64
     }

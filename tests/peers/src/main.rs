@@ -88,7 +88,7 @@ fn run() -> Result<Report> {
     })
 }
 
-/// Who takes part.
+/// The participants.
 #[derive(Default)]
 struct Field {
     contenders: Vec<Contender>,

@@ -23,7 +23,7 @@ usage: peers --millrace FILE --modules DIRECTORY --home DIRECTORY [OPTIONS]
   --messages COUNT        messages through a function in one go, a multiple of 10,000 (default: 2000000)
   --quick                 the shortest that shows that all works: 2 rounds of 1 second, 200,000 messages";
 
-/// Rounds, seconds and messages that `--quick` stands for.
+/// The rounds, seconds and messages of `--quick`.
 const QUICK: (u32, u64, u64) = (2, 1, 200_000);
 
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Options {
         Duration::from_secs(self.seconds)
     }
 
-    /// Both are needed for Kafka.
+    /// Kafka's jars and our classes, if both are given.
     pub(crate) fn kafka(&self) -> Option<Jars> {
         Some(Jars {
             libraries: self.kafka.clone()?,

@@ -7,7 +7,7 @@ use crate::figures::{grouped, short};
 use crate::through::{Measure, PAIRS};
 use crate::{direct, machine};
 
-/// Columns of Millrace, which come first.
+/// Millrace's columns, which come first.
 const OURS: usize = 2;
 
 pub(crate) struct Report {

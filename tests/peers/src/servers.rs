@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LOG_LINES: usize = 20;
 /// The heap that Kafka's own start script gives the broker.
 const HEAP: [&str; 2] = ["-Xms1g", "-Xmx1g"];
-/// Sixteen bytes in Kafka's spelling; any will do.
+/// Sixteen arbitrary bytes in Kafka's notation.
 const CLUSTER: &str = "millrace-beside-peersQ";
 
 /// A server process started by this program.
@@ -41,7 +41,7 @@ pub(crate) struct Streams {
     hears: ChildStdin,
 }
 
-/// What a program with Kafka Streams does, and how.
+/// The function of a Kafka Streams program, and its settings.
 pub(crate) struct Topology<'a> {
     /// `upper` or `count`.
     pub(crate) function: &'a str,
@@ -98,7 +98,7 @@ impl Server {
         Self::start(command, address, &home.join("kafka.log"))
     }
 
-    /// `sync_interval` as in NATS' settings; its default without.
+    /// `sync_interval` as in the settings of NATS; if `None`, its default.
     pub(crate) fn nats(binary: &Path, home: &Path, sync_interval: Option<&str>) -> Result<Self> {
         let address = free_address()?;
         let name = format!("nats-{}", sync_interval.unwrap_or("default"));
@@ -116,7 +116,7 @@ impl Server {
         Self::start(command, address, &home.join(format!("{name}.log")))
     }
 
-    /// `append_sync` as Redis' `appendfsync`.
+    /// `append_sync` is Redis' `appendfsync`.
     pub(crate) fn redis(binary: &Path, home: &Path, append_sync: &str) -> Result<Self> {
         let address = free_address()?;
         let directory = home.join(format!("redis-{append_sync}"));

@@ -43,7 +43,7 @@ const FOR_RATE: [&str; 2] = ["producer.batch.size=262144", "max.poll.records=500
 const FOR_TIME: [&str; 1] = ["producer.linger.ms=0"];
 const OFTEN: &str = "commit.interval.ms=10";
 
-/// Where functions run.
+/// The places where functions run.
 pub(crate) struct Places<'a> {
     pub(crate) home: &'a Path,
     pub(crate) millrace: Millrace<'a>,
@@ -52,7 +52,7 @@ pub(crate) struct Places<'a> {
 
 pub(crate) struct Millrace<'a> {
     pub(crate) binary: &'a Path,
-    /// Components, as files named after their guests.
+    /// The directory of components, as files named after their guests.
     pub(crate) modules: &'a Path,
     pub(crate) address: SocketAddr,
     pub(crate) process: u32,
@@ -64,7 +64,7 @@ pub(crate) struct BesideKafka {
     pub(crate) process: u32,
 }
 
-/// How long, how often and how much.
+/// The extent of the measurement.
 #[derive(Clone, Copy)]
 pub(crate) struct Measure {
     pub(crate) rounds: u32,
@@ -169,7 +169,7 @@ struct Running {
 }
 
 enum Steering {
-    /// A processor of this name.
+    /// A processor with this name.
     Processor(String),
     Program(Streams),
 }

@@ -22,18 +22,18 @@ use crate::Host;
 
 /// Longer than any backup of a world takes, on any machine: a command that runs for longer is hung.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
-/// What `millrace` says of a backup that holds damage.
+/// The message of `millrace` for a backup that contains damage.
 const DAMAGED: &str = "damaged data";
 /// Findings that are reported of one restored copy.
 const FINDINGS_MAX: usize = 20;
 
-/// What a keeper of backups works with.
+/// What the taker of backups needs.
 pub(super) struct Keeper<'a> {
     pub(super) shared: &'a Shared,
     pub(super) binary: &'a Path,
     /// Options of the host.
     pub(super) sizes: &'a [String],
-    /// The world's directory, which no fault hits.
+    /// The world's directory, which no fault affects.
     pub(super) directory: &'a Path,
     /// Compiled code; copying it saves compiling it again.
     pub(super) code: PathBuf,
@@ -159,7 +159,7 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Lets a host finish what is in a copy.
+    /// Lets a host finish the work that is in a restored backup.
     fn live(&self, place: &Path, data: &Path, (began, ended): (u64, u64)) -> Result<Verdict> {
         let path = place.join("history.jsonl");
         let shared = Shared::new(History::create(&path)?);
@@ -275,11 +275,11 @@ fn copy_all(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Running a command that ends.
+/// Runs commands that must end in time.
 trait InTime {
-    /// What it writes.
+    /// The command's output.
     fn output_in_time(&mut self) -> Result<Output>;
-    /// As [`InTime::output_in_time`], with its standard output in a file.
+    /// Like [`InTime::output_in_time`], with standard output in a file.
     fn output_to(&mut self, file: &Path) -> Result<Output>;
 }
 

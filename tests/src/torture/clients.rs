@@ -29,7 +29,7 @@ const COPY_PATIENCE: Duration = Duration::from_secs(30);
 /// Maximum messages of one request.
 const REQUEST_MESSAGES_MAX: u32 = 6;
 const PADDING_BYTES_MAX: usize = 400;
-/// Messages of one producer with equal sequence modulo this share a key.
+/// A producer's messages of equal sequence modulo this have the same key.
 pub(super) const KEYS: u64 = 17;
 /// One in this many messages of a key removes it, in a compacted topic.
 pub(super) const REMOVES_EVERY: u64 = 4;
@@ -39,7 +39,7 @@ pub(super) const REJECTED_EVERY: u64 = 23;
 pub(super) const RETRIED_EVERY: u64 = 19;
 /// One in this many requests with an idempotency key is sent again although it was answered.
 const AGAIN_ONE_IN: u8 = 12;
-/// Messages that one reading asks for.
+/// Maximum number of messages per read.
 const PAGE_MESSAGES: u32 = 1_000;
 /// Maximum pages of the last reading of a partition.
 const LAST_PAGES_MAX: u32 = 10_000;
@@ -52,11 +52,11 @@ pub(super) struct Shared {
     target: RwLock<Option<String>>,
     producing: AtomicBool,
     reading: AtomicBool,
-    /// Whether a backup is being taken.
+    /// Whether a backup is running.
     copying: AtomicBool,
 }
 
-/// What a producer sends again.
+/// A request that a producer can repeat.
 struct Request {
     first: u64,
     /// When they are to be delivered; empty for at once.
@@ -139,7 +139,7 @@ impl Shared {
     }
 }
 
-/// One client's connections, to the host at its present address.
+/// A client's connections to the host at its present address.
 #[derive(Default)]
 pub(super) struct Connection(Option<(String, Client)>);
 
@@ -312,7 +312,7 @@ fn outcome(answer: Result<Reply>) -> Outcome {
     }
 }
 
-/// Whether the request cannot have left this machine.
+/// Whether the request certainly never left this machine.
 fn was_refused(error: &anyhow::Error) -> bool {
     match error.downcast_ref() {
         Some(ureq::Error::Io(error)) => error.kind() == ErrorKind::ConnectionRefused,
@@ -351,7 +351,7 @@ pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipel
             *position = read_page(shared, client, place, *position, false).ok();
             rounds += 1;
             if rounds.is_multiple_of(PROGRESS_EVERY) {
-                // A host that has just been killed does not answer.
+                // A host that was just killed does not answer.
                 let _ = pipelines
                     .iter()
                     .try_for_each(|pipeline| look(shared, client, pipeline))
@@ -475,7 +475,7 @@ pub(super) fn trim(shared: &Shared, places: &[(String, u32)], seed: u64) {
     while shared.producing.load(Ordering::Acquire) && !places.is_empty() {
         let place = &places[random.usize(..places.len())];
         shared.with_host(&mut connection, |client| {
-            // A host that has just been killed does not answer.
+            // A host that was just killed does not answer.
             let _ = trim_once(shared, client, place, &mut random);
         });
         thread::sleep(Duration::from_millis(random.u64(20..400)));

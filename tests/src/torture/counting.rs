@@ -23,7 +23,7 @@ pub(super) const REDRIVE: &str = "counted.count.redrive";
 pub(super) const PROCESSOR: &str = "count";
 /// The header with the id of a message, whose value the component changes.
 pub(super) const ID: &str = "id";
-/// Partitions of all of these topics.
+/// The number of partitions of all these topics.
 pub(super) const PARTITIONS: u32 = 2;
 /// Attempts that an impatient and a patient revision make.
 const ATTEMPTS: [u32; 2] = [2, 5];
@@ -130,7 +130,7 @@ fn try_out(shared: &Shared, client: &Client, module: &str, random: &mut Rng) -> 
     Ok(())
 }
 
-/// Sends all dead letters again.
+/// Redrives all dead letters.
 pub(super) fn redrive_all(client: &Client) -> Result<()> {
     redrive(client, &json!({"all": true}))
 }
@@ -140,7 +140,7 @@ fn redrive(client: &Client, which: &Value) -> Result<()> {
     client.post_json(&path, which)?.ok().map(drop)
 }
 
-/// Sends some dead letters again that may succeed then.
+/// Redrives some dead letters that may succeed now.
 fn redrive_some(client: &Client, random: &mut Rng) -> Result<()> {
     let letters = letters(client, "&class=flaky")?;
     let some = random.usize(1..=REDRIVEN_MAX);
@@ -157,7 +157,7 @@ fn redrive_some(client: &Client, random: &mut Rng) -> Result<()> {
     redrive(client, &json!({"dead_letters": places}))
 }
 
-/// Dead letters that were not sent again.
+/// Dead letters that were not redriven.
 fn letters(client: &Client, filter: &str) -> Result<Vec<Value>> {
     let path = format!("/v1/processors/{PROCESSOR}/dead-letters?max={LETTERS_MAX}{filter}");
     let answer = client.get(&path)?.ok()?;
@@ -172,7 +172,7 @@ pub(super) fn disturb(shared: &Shared, module: &str, seed: u64) {
     let mut connection = Connection::default();
     while shared.is_producing() {
         shared.with_host(&mut connection, |client| {
-            // A host that has just been killed does not answer.
+            // A host that was just killed does not answer.
             let _ = match random.u8(..10) {
                 _ if !shared.is_producing() => Ok(()),
                 0 => swap(client, module, &mut random),
@@ -249,7 +249,7 @@ impl Asked {
         self.0.push(thread::spawn(move || drop(ask())));
     }
 
-    /// Whether the last one has no answer yet.
+    /// Whether the last request has no answer yet.
     pub(super) fn is_open(&self) -> bool {
         self.0.last().is_some_and(|asked| !asked.is_finished())
     }

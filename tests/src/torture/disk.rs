@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use fastrand::Rng;
 use tempfile::TempDir;
 
-/// Enough for a world of small files.
+/// Large enough for a world of small files.
 const IMAGE_BYTES: u64 = 192 << 20;
 /// How long a mount point, or the device under it, may be busy: a killed process keeps its files
 /// open until it has been scheduled once more.
@@ -69,7 +69,7 @@ fn attempt() -> Result<(), String> {
 }
 
 impl LoopDisk {
-    /// Makes and mounts it, in one of several ways of ordering data and metadata.
+    /// Makes and mounts a disk, with a random ordering of data and metadata.
     pub(super) fn new(random: &mut Rng) -> Result<Self> {
         let options = [
             "loop",
@@ -122,7 +122,7 @@ impl LoopDisk {
         self.mount()
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub(super) fn path(&self) -> PathBuf {
         self.directory.path().join("disk")
     }
@@ -218,7 +218,7 @@ fn knows_devices() -> bool {
 }
 
 impl Cutter {
-    /// How it cuts.
+    /// The flag of the cut.
     pub(super) fn flag(&self) -> u8 {
         self.flag
     }

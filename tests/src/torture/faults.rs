@@ -22,7 +22,7 @@ pub(super) use memory::Group;
 /// How long the required effect of a fault may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Whether this machine can inject it; if not, what is missing.
+/// Whether this machine can inject the fault; if not, what is missing.
 pub(super) fn available(fault: Fault) -> Result<(), String> {
     match fault {
         Fault::Kill | Fault::Stop => Ok(()),
@@ -32,7 +32,7 @@ pub(super) fn available(fault: Fault) -> Result<(), String> {
     }
 }
 
-/// The disk that the fault needs, if it needs one.
+/// The disk for the fault, if it needs one.
 pub(super) fn disk(fault: Fault, random: &mut Rng) -> Result<Option<LoopDisk>> {
     match fault {
         Fault::Power => LoopDisk::new(random).map(Some),
@@ -42,7 +42,7 @@ pub(super) fn disk(fault: Fault, random: &mut Rng) -> Result<Option<LoopDisk>> {
     }
 }
 
-/// The first start of a host that is to suffer the fault.
+/// The first start of a host that will suffer the fault.
 pub(super) fn start(world: &mut World, fault: Fault) -> Result<()> {
     if fault == Fault::Memory {
         return memory::start(world);
@@ -107,7 +107,7 @@ fn cut_power(world: &mut World) -> Result<Option<u32>> {
     Ok(world.recover()?.then_some(faults))
 }
 
-/// One of several ways to cut the power.
+/// A random way to cut the power.
 fn cutter(world: &mut World) -> Result<Cutter> {
     let flag = match world.random.u8(..16) {
         0 => 0,

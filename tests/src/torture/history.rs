@@ -17,38 +17,39 @@ use super::value::{self, FOREIGN, Id};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// The rules by which what follows is judged.
+    /// The rules for checking this history.
     Rules(Rules),
-    /// A producer sends messages `first..first + count`, in one request.
+    /// A producer sends messages `first..first + count` in one request.
     Invoke {
-        /// Who.
+        /// The producer.
         producer: u32,
-        /// Its first sequence.
+        /// The sequence of the first message.
         first: u64,
-        /// How many.
+        /// The number of messages.
         count: u32,
-        /// Where to.
+        /// The topic.
         topic: String,
-        /// Whether the host was asked to take them once however often they are sent.
+        /// Whether the request has a key, so that the host must store it only once, however often
+        /// it is sent.
         once: bool,
     },
     /// When these messages are to be delivered, in milliseconds since the Unix epoch. Noted before
     /// they are sent.
     Due {
-        /// Who.
+        /// The producer.
         producer: u32,
-        /// The first one's sequence.
+        /// The sequence of the first message.
         first: u64,
-        /// When, one by one.
+        /// The time of each message, in milliseconds since the Unix epoch.
         due_ms: Vec<u64>,
     },
     /// The time of day. A client notes it between seeing something and noting what it saw: what
     /// follows was there by this time.
     Clock {
-        /// Since the Unix epoch.
+        /// Milliseconds since the Unix epoch.
         now_ms: u64,
     },
-    /// A schedule was made.
+    /// A schedule was created.
     Scheduled {
         /// The time between two messages. They are due at its multiples since the Unix epoch.
         every_ms: u64,
@@ -59,67 +60,68 @@ pub enum Event {
     Ticks {
         /// When they were asked for.
         asked_ms: u64,
-        /// What it made.
+        /// The messages.
         ticks: Vec<Tick>,
         /// Whether this belongs to the last reading of everything.
         last: bool,
     },
     /// Something was done with a revision on trial.
     Trial {
-        /// What.
+        /// What was requested.
         what: Trial,
     },
-    /// A backup was taken while everything went on.
+    /// A backup was taken while everything continued.
     Backup {
         /// How it ended.
         what: Copied,
-        /// Why it is not whole, or not judged.
+        /// Why it is incomplete, or was not checked.
         #[serde(default)]
         why: String,
     },
-    /// The request was acknowledged; partition and offset of each message ([`DELAYED`] for one that comes later).
+    /// The request was acknowledged, with the partition and offset of each message ([`DELAYED`] for
+    /// a delayed one).
     Ok {
-        /// Who.
+        /// The producer.
         producer: u32,
-        /// Its first sequence.
+        /// The sequence of the first message.
         first: u64,
-        /// Where they stand.
+        /// The positions of the messages.
         placed: Vec<(u32, u64)>,
     },
-    /// The request was refused: nothing of it was written.
+    /// The request was refused: nothing was written.
     Fail {
-        /// Who.
+        /// The producer.
         producer: u32,
-        /// Its first sequence.
+        /// The sequence of the first message.
         first: u64,
-        /// What the host said.
+        /// The host's answer.
         why: String,
     },
     /// The outcome of the request is unknown.
     Info {
-        /// Who.
+        /// The producer.
         producer: u32,
-        /// Its first sequence.
+        /// The sequence of the first message.
         first: u64,
-        /// What was seen instead of an answer.
+        /// What was observed instead of an answer.
         why: String,
     },
     /// Messages were read.
     Read {
-        /// Where.
+        /// The topic.
         topic: String,
-        /// Where.
+        /// The partition.
         partition: u32,
-        /// What.
+        /// The messages.
         messages: Vec<Seen>,
-        /// Whether this belongs to the last reading of everything, from the start to the end.
+        /// Whether this belongs to the last reading of everything, from start to end.
         last: bool,
     },
-    /// Where a partition begins and ends.
+    /// A partition's start and end.
     Ends {
-        /// Where.
+        /// The topic.
         topic: String,
-        /// Where.
+        /// The partition.
         partition: u32,
         /// The first offset kept.
         start: u64,
@@ -130,38 +132,38 @@ pub enum Event {
     },
     /// A trim is asked for: the partition is to begin at this offset.
     Trim {
-        /// Where.
+        /// The topic.
         topic: String,
-        /// Where.
+        /// The partition.
         partition: u32,
-        /// The first offset that is to stay.
+        /// The first offset to keep.
         before: u64,
     },
     /// The trim was done.
     Trimmed {
-        /// Where.
+        /// The topic.
         topic: String,
-        /// Where.
+        /// The partition.
         partition: u32,
         /// The first offset kept.
         start: u64,
     },
-    /// How far a processor has come.
+    /// A processor's progress.
     Progress {
-        /// Which.
+        /// The processor.
         processor: String,
-        /// Its input.
+        /// The input topic.
         topic: String,
-        /// Its input.
+        /// The input partition.
         partition: u32,
         /// The next offset to read.
         next: u64,
     },
     /// The counts in a processor's state, by key (`producer/number`).
     State {
-        /// Which.
+        /// The processor.
         processor: String,
-        /// Whose messages.
+        /// The input partition.
         partition: u32,
         /// The counts.
         counts: BTreeMap<String, i64>,
@@ -170,35 +172,35 @@ pub enum Event {
     },
     /// All dead letters that had not been sent again at the end.
     Standing {
-        /// Whose.
+        /// The processor.
         processor: String,
-        /// The letters.
+        /// The dead letters.
         letters: Vec<Seen>,
     },
     /// A fault was injected.
     Fault {
-        /// Which.
+        /// Its kind.
         kind: Fault,
-        /// How, for people.
+        /// Details for people.
         how: String,
-        /// Whether what was only in the page cache may be gone.
+        /// Whether data that was only in the page cache may be lost.
         forgets: bool,
     },
     /// The last fault was aimed at a step, and met it.
     Met {
-        /// Which.
+        /// The kind of the fault.
         kind: Fault,
         /// The step.
         step: Step,
     },
     /// The host serves again.
     Started {
-        /// How long that took.
+        /// The duration in milliseconds.
         after_ms: u64,
     },
     /// The host does not start.
     NotStarted {
-        /// What it said.
+        /// Its error.
         why: String,
     },
     /// The last fault is over and clients send nothing more: everything accepted must now get
@@ -206,17 +208,17 @@ pub enum Event {
     Calm,
     /// Everything was processed.
     Drained {
-        /// How long that took.
+        /// The duration in milliseconds.
         after_ms: u64,
     },
     /// Not everything was processed in time.
     NotDrained {
-        /// Where it stands.
+        /// What is left.
         why: String,
     },
     /// A fault did not have the effect that it must have.
     Unexpected {
-        /// What.
+        /// What did not happen.
         what: String,
     },
 }
@@ -224,7 +226,7 @@ pub enum Event {
 /// The rules by which a history is judged.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Rules {
-    /// The seed of all randomness.
+    /// The seed of all random numbers.
     pub seed: u64,
     /// The topics.
     pub topics: Vec<TopicRule>,
@@ -235,10 +237,10 @@ pub struct Rules {
 /// Stands in place of an offset for a message that is accepted but not delivered yet.
 pub const DELAYED: u64 = u64::MAX;
 
-/// A message that a schedule made.
+/// A message that a schedule created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tick {
-    /// Where it stands.
+    /// Its offset.
     pub offset: u64,
     /// Its time.
     pub due_ms: u64,
@@ -246,7 +248,7 @@ pub struct Tick {
     pub missed: u64,
 }
 
-/// What happens to a revision on trial.
+/// Events of a revision on trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trial {
@@ -254,9 +256,9 @@ pub enum Trial {
     Begun,
     /// Its share is changed.
     Shared,
-    /// It is current.
+    /// The canary became the current revision.
     Promoted,
-    /// It is gone.
+    /// The canary was withdrawn.
     Withdrawn,
 }
 
@@ -264,9 +266,9 @@ pub enum Trial {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Copied {
-    /// It is whole.
+    /// The backup is complete.
     Taken,
-    /// The host was hit, or refused.
+    /// The backup ended early, because the host suffered a fault or refused it.
     BrokenOff,
     /// A host started on it, and what that host showed was judged.
     Judged,
@@ -274,7 +276,7 @@ pub enum Copied {
     Unjudged,
 }
 
-/// What is promised of a topic.
+/// What a topic promises.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TopicRule {
     /// Its name.
@@ -282,7 +284,7 @@ pub struct TopicRule {
     /// Whether acknowledged messages survive a loss of power; otherwise they survive only the end
     /// of the process.
     pub durable: bool,
-    /// Whether producers send here; otherwise a processor does.
+    /// Whether producers send to it; otherwise a processor does.
     pub produced: bool,
     /// Which of its messages may be removed over time.
     #[serde(default)]
@@ -301,12 +303,12 @@ pub enum Ages {
     Never,
     /// Those before the offsets that trims asked for.
     WhenTrimmed,
-    /// The oldest, by the topic's own settings.
+    /// The oldest, by the topic's settings.
     ByRetention,
     /// Those whose key has a later message, and eventually those that remove their key. A
     /// producer's messages of equal sequence modulo `keys` share a key.
     ByCompaction {
-        /// Keys of one producer.
+        /// The number of keys of one producer.
         keys: u64,
         /// One in this many messages of a key removes it; 0: none does.
         #[serde(default)]
@@ -314,30 +316,30 @@ pub enum Ages {
     },
 }
 
-/// Whether a producer's message removes its key in a topic of [`Ages::ByCompaction`].
+/// Whether a producer's message removes its key in a topic with [`Ages::ByCompaction`].
 #[must_use]
 pub fn removes_key(sequence: u64, keys: u64, removes_every: u64) -> bool {
     let number = (sequence / keys.max(1)).checked_rem(removes_every);
     number.is_some_and(|number| number + 1 == removes_every)
 }
 
-/// A processor: each input ends in exactly one of two places.
+/// A processor: each of its inputs ends in exactly one of two topics.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Pipeline {
     /// Its name.
     pub processor: String,
-    /// What it reads.
+    /// Its input topic.
     pub input: String,
-    /// Where its outputs go.
+    /// Its output topic.
     pub output: String,
-    /// Where what it cannot process goes.
+    /// Its dead-letter topic.
     pub dead_letters: String,
-    /// A producer's messages of equal sequence modulo this share a key, and keep their order.
+    /// A producer's messages of equal sequence modulo this have the same key, and keep their order.
     pub keys: u64,
     /// Whether its state counts the outputs of each key.
     #[serde(default)]
     pub counts: bool,
-    /// Whether its dead letters are sent again.
+    /// Whether its dead letters are redriven.
     #[serde(default)]
     pub redrives: bool,
 }
@@ -355,20 +357,20 @@ impl Seen {
         Self(offset, id.producer, id.sequence, hash)
     }
 
-    /// Who sent it.
+    /// The id of the value.
     #[must_use]
     pub fn id(&self) -> Id {
         Id::new(self.1, self.2)
     }
 }
 
-/// What may be done to a host.
+/// The faults that are injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
     /// `kill -9`.
     Kill,
-    /// The file system stops, and what it had not written is gone.
+    /// The file system stops, and what it had not written is lost.
     Power,
     /// The disk is full for a while.
     Full,
@@ -392,14 +394,14 @@ pub enum Step {
     AfterCommit,
     /// A new revision is being deployed.
     Swap,
-    /// Dead letters are being sent again.
+    /// Dead letters are being redriven.
     Redrive,
     /// A checkpoint is being saved.
     Checkpoint,
 }
 
 impl Step {
-    /// All of them.
+    /// All steps.
     pub const ALL: [Self; 5] = [
         Self::BeforeCommit,
         Self::AfterCommit,
@@ -422,7 +424,7 @@ impl Step {
 }
 
 impl Fault {
-    /// All of them.
+    /// All faults.
     pub const ALL: [Self; 6] = [
         Self::Kill,
         Self::Power,
@@ -432,7 +434,7 @@ impl Fault {
         Self::Memory,
     ];
 
-    /// Its word on the command line.
+    /// The fault's word on the command line.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -446,17 +448,17 @@ impl Fault {
     }
 }
 
-/// One line.
+/// One line of a history.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// Milliseconds since the history began.
     pub at_ms: u64,
-    /// What.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
 }
 
-/// Writes a history to a file; shared by all clients.
+/// Writes a history to a file, shared by all clients.
 pub struct History {
     began: Instant,
     /// The file, and how many lines are in it.
@@ -464,7 +466,7 @@ pub struct History {
 }
 
 impl History {
-    /// Begins a history in a new file.
+    /// Starts a history in a new file.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create_new(path);
         let file = file.with_context(|| format!("{} cannot be made", path.display()))?;
@@ -477,7 +479,7 @@ impl History {
     /// Appends a line.
     ///
     /// # Panics
-    /// If the history's own disk fails: without it nothing can be judged.
+    /// If the disk of the history fails: without a history nothing can be checked.
     pub fn write(&self, event: Event) {
         let (file, lines) = &mut *self.file.lock().unwrap_or_else(PoisonError::into_inner);
         // The time is taken under the lock, so that lines stand in order of time.
@@ -488,7 +490,7 @@ impl History {
         *lines += 1;
     }
 
-    /// How many lines were written so far.
+    /// The number of lines written so far.
     pub fn lines(&self) -> u64 {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).1
     }

@@ -21,7 +21,7 @@ const SALT_AT: usize = 16;
 /// Bytes that claim to be a longer frame are not a frame.
 const BODY_BYTES_MAX: usize = 8 << 20;
 
-/// A place from which the journal is read later: its newest file.
+/// A position from which the journal is read later: its newest file.
 #[derive(Clone, Copy)]
 pub(super) struct Mark {
     file: u64,
@@ -31,13 +31,13 @@ pub(super) struct Mark {
 /// A frame, reduced to what is looked for in it.
 pub(super) struct Found {
     pub(super) sequence: u64,
-    /// Whether the processor's commit is in it.
+    /// Whether it contains a commit of the processor.
     pub(super) is_commit: bool,
-    /// Whether the text is in it, too.
+    /// Whether it also contains the text.
     pub(super) has_text: bool,
 }
 
-/// Follows the journal's end while the host writes.
+/// Follows the end of the journal while the host writes.
 pub(super) struct Tail {
     directory: PathBuf,
     file: File,
@@ -83,7 +83,7 @@ impl Mark {
 }
 
 impl Tail {
-    /// At the journal's end.
+    /// Starts at the end of the journal.
     pub(super) fn follow(directory: &Path, mark: Mark, processor: &str) -> Result<Self> {
         let mut tail = Self {
             directory: directory.to_owned(),
@@ -121,7 +121,7 @@ impl Tail {
         self.next().is_none()
     }
 
-    /// The next frame's body, if there is one.
+    /// The body of the next frame, if there is one.
     fn next(&mut self) -> Option<Vec<u8>> {
         if let Some(body) = self.frame(&self.file, self.salt, self.at) {
             self.at += (FRAME_HEADER_BYTES + body.len()).next_multiple_of(FRAME_ALIGN_BYTES) as u64;

@@ -16,18 +16,18 @@ use super::faults;
 use super::history::Fault;
 use super::world::{self, WorldPlan};
 
-/// What to do.
+/// The plan of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The host's binary.
     pub binary: PathBuf,
     /// The seed of all randomness; each world's own seed is derived from it.
     pub seed: u64,
-    /// How many faults of each kind.
+    /// The number of faults of each kind.
     pub faults: Vec<(Fault, u32)>,
-    /// Faults of one world.
+    /// Faults per world.
     pub faults_per_world: u32,
-    /// Worlds at once.
+    /// Number of concurrent worlds.
     pub worlds_at_once: usize,
     /// Where worlds with findings are kept.
     pub keep: PathBuf,
@@ -41,7 +41,7 @@ const LOST_MAX: usize = 3;
 pub struct Report {
     /// The plan's seed.
     pub seed: u64,
-    /// All worlds' numbers.
+    /// The sums of all worlds' numbers.
     pub tally: Tally,
     /// All findings, with the seed of their world.
     pub findings: Vec<(u64, Finding)>,
@@ -51,7 +51,7 @@ pub struct Report {
     pub skipped: Vec<(Fault, String)>,
     /// Worlds that could not be finished, for reasons outside the host.
     pub broken: Vec<String>,
-    /// How long it took.
+    /// The duration of the run.
     pub took: Duration,
 }
 
@@ -206,7 +206,7 @@ impl Report {
         self.findings.is_empty() && self.broken.is_empty()
     }
 
-    /// How many faults of a kind there were.
+    /// The number of injected faults of a kind.
     #[must_use]
     pub fn count(&self, fault: Fault) -> u64 {
         self.tally.faults.get(&fault).copied().unwrap_or(0)

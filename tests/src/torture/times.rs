@@ -43,7 +43,7 @@ pub(super) fn write_clock(shared: &Shared) {
     shared.history.write(Event::Clock { now_ms });
 }
 
-/// Makes the topics, and the schedule.
+/// Creates the topics and the schedule.
 pub(super) fn set_up(shared: &Shared, client: &Client) -> Result<()> {
     for (name, partitions) in [(LATER, PARTITIONS), (TICKS, 1)] {
         let topic = json!({"name": name, "partitions": partitions, "durability": "durable"});

@@ -4,12 +4,12 @@ use std::fmt::Write;
 
 use fastrand::Rng;
 
-/// Who sent a value, and which one it is.
+/// The sender of a value, and its number among the sender's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id {
     /// The producer.
     pub producer: u32,
-    /// Its own count.
+    /// The number among this producer's values.
     pub sequence: u64,
 }
 
@@ -33,7 +33,7 @@ impl std::fmt::Display for Id {
     }
 }
 
-/// `producer:sequence:check:padding`; the check is over all the rest.
+/// A value: `producer:sequence:check:padding`; the check covers everything else.
 #[must_use]
 pub fn make(id: Id, padding_max: usize, random: &mut Rng) -> String {
     let length = random.usize(..=padding_max);
@@ -59,7 +59,7 @@ pub fn parse(value: &str) -> Option<Id> {
     (check(id, parts.next()?) == found).then_some(id)
 }
 
-/// FNV-1a: enough to tell values apart, the same everywhere.
+/// FNV-1a, which suffices to distinguish values and is the same everywhere.
 #[must_use]
 pub fn hash(bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);

@@ -26,7 +26,7 @@ use crate::{Client, Deploy, Host};
 const PARTITIONS: u32 = 4;
 /// Partitions of topics whose messages are removed over time.
 const AGING_PARTITIONS: u32 = 2;
-/// What a partition with retention keeps.
+/// Bytes that a partition with retention keeps.
 const RETENTION_BYTES: u64 = 96 << 10;
 /// How long a message that removes its key is kept.
 const TOMBSTONE_MS: u64 = 400;
@@ -99,7 +99,7 @@ impl std::fmt::Display for OfTheMachine {
 
 impl std::error::Error for OfTheMachine {}
 
-/// What to do in a world.
+/// The plan for one world.
 #[derive(Clone, Debug)]
 pub(super) struct WorldPlan {
     pub(super) binary: PathBuf,
@@ -210,7 +210,7 @@ impl World {
             scope.spawn(|| clients::read(&shared, &places, &rules.pipelines, !seed));
             scope.spawn(|| keeper.keep(seed.rotate_left(3)));
             let lived = self.suffer(plan);
-            // Also after an error: the scope waits for its threads.
+            // Also after an error, because the scope waits for its threads.
             shared.stop_producing();
             shared.stop_reading();
             lived
@@ -218,7 +218,7 @@ impl World {
         Ok(())
     }
 
-    /// Faults, then calm.
+    /// Injects the faults, then waits for calm.
     fn suffer(&mut self, plan: &WorldPlan) -> Result<()> {
         *self.shared.shut() = Some(self.host.url().to_owned());
         let mut done = 0;
@@ -229,7 +229,7 @@ impl World {
                 self.shared.wait_for_copy();
             }
             let Some(faults) = faults::inject(self, plan.fault)? else {
-                // It does not start; the history says so.
+                // The host does not start; the history says so.
                 return Ok(());
             };
             done += faults;
@@ -325,7 +325,7 @@ impl World {
         }
     }
 
-    /// Copies history, log and data to where they stay.
+    /// Copies history, log and data to where they are kept.
     fn keep(&self, plan: &WorldPlan) {
         let to = plan.keep.join(format!("seed-{}", plan.seed));
         let copy = || -> Result<()> {
@@ -357,7 +357,8 @@ impl World {
     }
 }
 
-/// Small and of many kinds, so that files roll, checkpoints are made and journal files used again all the time.
+/// Small sizes of many kinds, so that files roll, checkpoints happen and journal files are reused
+/// all the time.
 fn sizes(random: &mut Rng) -> [String; 4] {
     let journal = (64 << 10) << random.u32(..3);
     let segment = (8 << 10) << random.u32(..4);
@@ -446,7 +447,7 @@ fn set_up(client: &Client, trims: bool) -> Result<()> {
         more: json!({
             "batch": {"messages_max": 32, "bytes_max": 16384},
             "retry": {"attempts_max": 3, "delay_first_ms": 5, "delay_max_ms": 20},
-            // One in 23 becomes one, which may be more than a hundred a minute.
+            // One message in 23 becomes a dead letter, which may be more than a hundred per minute.
             "dead_letters": {"max": 1_000_000, "unproven_max": 1_000_000},
         }),
     })?;

@@ -15,9 +15,9 @@ pub(crate) enum DiskBug {
     NoSync,
     /// Directories are not synced.
     NoDirectorySync,
-    /// Opening a file of the journal forgets its last bytes.
+    /// Opening a journal file loses its last bytes.
     JournalCut,
-    /// Opening a segment forgets its last quarter.
+    /// Opening a segment loses its last quarter.
     SegmentCut,
 }
 

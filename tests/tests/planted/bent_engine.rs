@@ -1,4 +1,4 @@
-//! Engines that break their contract now and then.
+//! Engines that sometimes break their contract.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,27 +12,27 @@ use millrace_model::{GroupName, Offset, Progress, RecordBatch, TopicPartition};
 /// What the engine does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EngineBug {
-    /// Progress is a commit of its own, before the outputs.
+    /// Commits progress separately, before the outputs.
     ProgressFirst,
-    /// Outputs are a commit of their own, before the progress.
+    /// Commits outputs separately, before the progress.
     OutputFirst,
-    /// State is a commit of its own, before progress and outputs.
+    /// Commits state separately, before progress and outputs.
     StateFirst,
-    /// State is a commit of its own, after them.
+    /// Commits state separately, after progress and outputs.
     StateLast,
     /// Every tenth commit's state is lost.
     ForgetsState,
-    /// Every tenth output is kept twice.
+    /// Stores every tenth output twice.
     OutputTwice,
     /// Every tenth output is lost.
     OutputForgotten,
     /// Every tenth request is written twice.
     Twice,
-    /// A request's second half is a commit of its own.
+    /// Commits the second half of a request separately.
     Halves,
     /// Every tenth request's messages are written in reverse order.
     Reversed,
-    /// Every tenth reading shows the first message's value at the second one's offset.
+    /// In every tenth read, shows the first message's value at the second one's offset.
     OtherValue,
     /// Every tenth request is written, but answered with a refusal.
     RefusedAndTaken,
@@ -44,7 +44,7 @@ pub(crate) enum EngineBug {
     StandsStill,
     /// The idempotency key of a request is forgotten before it is looked up.
     ForgetsKeys,
-    /// More is removed than was asked for.
+    /// Trims more than was requested.
     TrimsMore,
     /// A trim is acknowledged, but not done.
     TrimsNothing,
@@ -77,7 +77,8 @@ impl BentEngine {
         topic.is_some_and(|topic| topic.spec.settings.compact)
     }
 
-    /// Two commits instead of one; the second's appends are answered after the first's.
+    /// Makes two commits instead of one; the second one's appends come after the first one's in the
+    /// answer.
     async fn split(&self, first: Transaction, second: Transaction) -> Result<Receipt, CommitError> {
         let mut receipt = self.inner.commit(first).await?;
         let rest = self.inner.commit(second).await?;

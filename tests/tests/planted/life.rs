@@ -32,14 +32,14 @@ use crate::bent_engine::{BentEngine, EngineBug};
 use millrace_engine::hooked::Hooked;
 
 const PARTITIONS: u32 = 2;
-/// Power cuts of one world.
+/// Power cuts per world.
 const CUTS: u32 = 4;
 /// Maximum disk operations between two cuts.
 const OPERATIONS_MAX: u64 = 900;
-/// Requests of a producer after the last cut.
+/// Requests that a producer sends after the last cut.
 const LAST_REQUESTS: u32 = 10;
 const PADDING_BYTES_MAX: usize = 200;
-/// Messages that the processor takes at once.
+/// Maximum number of messages that the processor takes at once.
 const TAKEN_MAX: usize = 8;
 const DEAD_EVERY: u64 = 7;
 const READ_BYTES: usize = 4_000;
@@ -79,20 +79,20 @@ struct World {
     random: Mutex<Rng>,
 }
 
-/// An engine, the topics in it, and whether this is the last life.
+/// An engine, its topics, and whether this is the last life.
 struct Life {
     engine: Arc<dyn Engine>,
     topics: [Topic; TOPICS],
     last: bool,
-    /// Producers that have something to send.
+    /// The number of producers that still have something to send.
     producing: AtomicU32,
 }
 
 const TOPICS: usize = 6;
 const NAMES: [&str; TOPICS] = ["safe", "quick", "out", "dead", "aging", "latest"];
-/// Trimmed now and then; its producer's requests carry a key.
+/// This topic is sometimes trimmed, and its producer's requests have a key.
 const AGING: usize = 4;
-/// Compacted.
+/// This topic is compacted.
 const LATEST: usize = 5;
 /// Keys of the producer to the compacted topic.
 const KEYS: u64 = 5;
@@ -207,7 +207,7 @@ impl World {
         })
     }
 
-    /// Sends until the power fails, or, in the last life, a little more.
+    /// Sends until the power fails; in the last life, a few more requests.
     async fn produce(&self, life: &Life, producer: u32, topic: usize, state: &mut Producer) {
         self.send_all(life, producer, topic, state).await;
         life.producing.fetch_sub(1, Ordering::Release);
@@ -551,7 +551,7 @@ async fn count(engine: &dyn Engine, lease: &Lease, taken: &[(Offset, String)]) -
     }]
 }
 
-/// Everything small: files roll, memory fills, checkpoints are frequent.
+/// Opens an engine with small sizes: files roll, memory fills, checkpoints are frequent.
 async fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Arc<LocalEngine>, OpenError> {
     let options = LocalOptions {
         journal_file_bytes: 16 << 10,
@@ -564,7 +564,7 @@ async fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Arc<LocalEngine>, OpenE
     LocalEngine::open_on(disk, dir, options, Arc::new(SystemClock::new())).await
 }
 
-/// Makes the topics, or finds them.
+/// Creates the topics, or finds them.
 async fn topics(engine: &dyn Engine, tombstone_ms: u64) -> [Topic; TOPICS] {
     for name in NAMES {
         let durable = name != "quick";

@@ -5,10 +5,11 @@ use millrace_tests::torture::checker::{Checker, Kind, Verdict};
 use millrace_tests::torture::history::{Ages, DELAYED, Event, Fault, Rules, Seen, Tick, TopicRule};
 use millrace_tests::torture::value::{self, Id};
 
-/// When the story begins; a whole second.
+/// When the story begins; a full second.
 const BEGAN_MS: u64 = 1_795_000_000_000;
 
-/// Three messages that are due after 900, 300 and 600 ms; a schedule that makes one each second.
+/// Three messages that are due after 900, 300 and 600 ms, and a schedule that creates one per
+/// second.
 struct Story {
     /// When the delayed messages are read, and their order in the partition.
     read_ms: u64,
@@ -17,7 +18,7 @@ struct Story {
     before: Vec<u64>,
     /// The second of each message of the schedule, and how many missed times it stands for.
     ticks: Vec<(u64, u64)>,
-    /// When the host is hit; it is up again a second later.
+    /// When the fault occurs; the host is up again a second later.
     hit_ms: u64,
     /// Whether it starts again, or continues as after a full disk.
     starts: bool,

@@ -81,6 +81,7 @@ const TEST_CRATES: [&str; 2] = ["guest-artifacts", "millrace-tests"];
 /// engine that has files.
 const TESTED_WITH: [(&str, &str); 1] = [("host/broker", "millrace-local")];
 
+/// In the order in which a message meets the crates, lowest first. `tests` may use all of them.
 const ARROWS: [Arrows; 9] = [
     Arrows {
         directory: "host/model",
@@ -231,13 +232,13 @@ fn dependencies(path: &str, text: &str) -> Vec<String> {
     complaints.collect()
 }
 
-/// The crate itself, or one of those that come with it, as `tokio-util` with `tokio`.
+/// Whether it is the crate itself or one of its companions, as `tokio-util` of `tokio`.
 fn in_family(name: &str, family: &str) -> bool {
     let rest = name.strip_prefix(family);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
-/// Section and name of each dependency, in either of TOML's two spellings.
+/// Section and name of each dependency, in both of TOML's notations.
 fn declared_dependencies(manifest: &str) -> Vec<(&str, &str)> {
     let mut section = "";
     let mut found = Vec::new();
@@ -354,7 +355,7 @@ fn top_level(names: &[&str]) -> Vec<String> {
     unexpected.chain(missing).collect()
 }
 
-/// A guest is a package below `guests/` that makes a component.
+/// The name of a guest: a package below `guests/` that builds a component.
 fn guest_name(source: &Source) -> Option<&str> {
     let directory = source.path.strip_prefix("guests/")?;
     let directory = directory.strip_suffix("/Cargo.toml")?;

@@ -3,7 +3,7 @@
 
 use super::{hold, without_comment, without_test_modules};
 
-/// A crate's rooms.
+/// The rooms of a crate.
 struct Rooms {
     source: &'static str,
     /// Lowest first: each room, and the rooms that it may use. A file beside the folders counts as
@@ -141,7 +141,7 @@ fn uses(path: &str, text: &str) -> Vec<String> {
     complaints
 }
 
-/// A folder of tests, or a file of them.
+/// Whether a path is a folder or a file of tests.
 fn is_for_tests(inside: &str) -> bool {
     inside.ends_with("tests.rs") || inside.contains("/tests/") || inside.contains("/bad_deploys/")
 }

@@ -1,4 +1,4 @@
-//! Allocates without bound on the value `hoard`; passes everything else through.
+//! Allocates memory without bound on the value `hoard`; passes everything else through.
 
 use millrace_guest::{Message, Outcome, processor};
 

@@ -11,7 +11,7 @@ fn process(message: &Message) -> Outcome {
     Outcome::Emit(message.output())
 }
 
-/// A frame of its own, to be found in the backtrace.
+/// A function of its own, so that the backtrace has its name.
 #[inline(never)]
 fn swallow() {
     panic!("poisoned");

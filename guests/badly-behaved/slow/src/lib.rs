@@ -1,4 +1,5 @@
-//! Works on each message for as many microseconds as its header `work-us` says, and passes it through.
+//! Computes for the number of microseconds in each message's header `work-us`, then passes the
+//! message through.
 
 use std::time::{Duration, Instant};
 

@@ -9,7 +9,7 @@ use super::text::Text;
 use crate::columns::{Answer, Columns, NO_TIME, NONE};
 use crate::outcomes::{ACK, EMIT, REJECT, RETRY};
 
-/// Some messages of a batch, as a batch.
+/// A part of a batch's messages as a batch of its own.
 pub(super) fn part_of(columns: &Columns, part: Range<usize>) -> Columns {
     let pairs = part.start * 2..part.end * 2;
     let header = |message: usize| match message {

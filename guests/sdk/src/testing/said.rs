@@ -51,7 +51,7 @@ impl Said {
         }
     }
 
-    /// A dead letter.
+    /// A rejection: the message becomes a dead letter.
     #[must_use]
     pub fn rejected(class: &str, reason: &str) -> Self {
         Self::Rejected {
@@ -94,7 +94,7 @@ impl Said {
     }
 }
 
-/// An output as a message: with all that it keeps of the message that it was made from.
+/// An output as a message, including everything that it keeps of the message that it was made from.
 ///
 /// ```
 /// use millrace_guest::testing::{Sent, Tester};
@@ -122,7 +122,7 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// With key and value, to the processor's default output, and without headers.
+    /// An output with this key and value to the processor's default output, without headers.
     #[must_use]
     pub fn new(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         Self::nullable(Some(key.as_ref()), Some(value.as_ref()))
@@ -138,21 +138,21 @@ impl Sent {
         }
     }
 
-    /// To this topic.
+    /// The same output to this topic.
     #[must_use]
     pub fn to(mut self, topic: &str) -> Self {
         self.topic = Some(topic.to_owned());
         self
     }
 
-    /// To this partition of it.
+    /// The same output to this partition.
     #[must_use]
     pub fn in_partition(mut self, partition: u32) -> Self {
         self.partition = Some(partition);
         self
     }
 
-    /// With one more header.
+    /// The same output with another header.
     #[must_use]
     pub fn with_header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let value = Text::from(value.as_ref());
@@ -160,14 +160,14 @@ impl Sent {
         self
     }
 
-    /// With this timestamp, in milliseconds since the Unix epoch.
+    /// The same output with this timestamp, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn with_timestamp(mut self, ms: u64) -> Self {
         self.timestamp = Some(ms);
         self
     }
 
-    /// Delivered at this time, in milliseconds since the Unix epoch.
+    /// The same output delivered at this time, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn delivered_at(mut self, ms: u64) -> Self {
         self.deliver_at = Some(ms);
@@ -222,7 +222,7 @@ impl Sent {
         value.as_ref().map(Text::text)
     }
 
-    /// Names and values of its headers, in order.
+    /// Names and values of all headers, in order.
     #[must_use]
     pub fn headers(&self) -> &[(Text, Option<Text>)] {
         &self.headers
@@ -281,7 +281,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// A key that has this value now.
+    /// The key has this value now.
     #[must_use]
     pub fn set(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         Self {
@@ -291,7 +291,7 @@ impl Change {
         }
     }
 
-    /// A key that has this number now.
+    /// The key has this number now.
     #[must_use]
     pub fn number(key: impl AsRef<[u8]>, number: i64) -> Self {
         Self::set(key, number.to_le_bytes())

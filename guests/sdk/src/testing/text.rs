@@ -1,8 +1,9 @@
-//! Bytes that are mostly text: compared and shown as such.
+//! Bytes that are usually text, compared and shown as text.
 
 use std::fmt;
 
-/// Bytes of a key, a value or a header. They equal a text of the same bytes, and are shown as one if they are.
+/// Bytes of a key, a value or a header. They equal a text of the same bytes, and are shown as text
+/// if they are valid UTF-8.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Text(Vec<u8>);
 
@@ -13,7 +14,7 @@ impl Text {
         &self.0
     }
 
-    /// As text. Panics if it is none.
+    /// The bytes as text. Panics if they are not UTF-8.
     #[must_use]
     #[track_caller]
     pub fn text(&self) -> &str {
@@ -23,7 +24,8 @@ impl Text {
         }
     }
 
-    /// As the number that [`state::add`](crate::state::add) keeps. Panics if it has not eight bytes.
+    /// The bytes as a number in the format of [`state::add`](crate::state::add). Panics unless
+    /// there are eight.
     #[must_use]
     #[track_caller]
     pub fn number(&self) -> i64 {

@@ -21,10 +21,10 @@ const HEAR_WAIT: Duration = Duration::from_millis(500);
 
 /// An error that a decision about the catalogue can end with.
 pub(crate) trait DecisionError {
-    /// The engine's error, if that was the cause.
+    /// The engine's error, if the decision failed because of it.
     fn commit_error(&self) -> Option<&CommitError>;
 
-    /// Whether someone else changed what the decision was based on.
+    /// Whether another host changed what the decision was based on.
     fn is_conflict(&self) -> bool {
         matches!(self.commit_error(), Some(CommitError::Conflict(_)))
     }
@@ -36,7 +36,8 @@ impl DecisionError for CommitError {
     }
 }
 
-/// Says of errors that they hold the engine's, directly or within another one, and in which variants.
+/// Implements [`DecisionError`] for errors that contain the engine's, directly or in another error;
+/// names the variants.
 macro_rules! decision_errors {
     ($($error:ty: $($variant:path),+;)*) => {
         $(impl $crate::catalogue::deciding::DecisionError for $error {
@@ -79,7 +80,8 @@ impl Followed {
     }
 }
 
-/// Decides and commits, again if someone else was quicker, up to [`DECISIONS_MAX`] times.
+/// Decides and commits. After a conflict with another host it does both again, up to
+/// [`DECISIONS_MAX`] times in all.
 pub(crate) async fn decided<T, E, F>(engine: &dyn Engine, decision: impl Fn() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
@@ -93,7 +95,7 @@ where
                 // Deciding on the same knowledge again would only conflict again.
                 let _ = tokio::time::timeout(HEAR_WAIT, heard.changed()).await;
             }
-            // Someone else took over the claim meanwhile.
+            // Another host took over the claim meanwhile.
             Err(error) if matches!(error.commit_error(), Some(CommitError::Fenced { .. })) => {}
             done => return done,
         }
@@ -101,7 +103,7 @@ where
     decision().await
 }
 
-/// Waits until the catalogue is known up to here: another host has written to it, and this host may not have seen that yet.
+/// Waits until this host knows the catalogue up to a version that another host has written.
 pub(crate) async fn heard_of<T>(
     engine: &dyn Engine,
     mut look: impl FnMut() -> Option<T>,

@@ -63,7 +63,7 @@ pub(super) struct Inner {
     /// Locked during each decision of this host. Other hosts may decide at the same time, so each
     /// commit names what it expects to be unchanged.
     changes: tokio::sync::Mutex<()>,
-    /// How often partitions were added to topics.
+    /// Counts additions of partitions to topics.
     pub(super) growths: watch::Sender<u64>,
     dependents: OnceLock<Weak<dyn Dependents>>,
 }
@@ -163,7 +163,7 @@ impl Catalogue {
         self.inner.processors.read().keys().cloned().collect()
     }
 
-    /// What is known of a processor.
+    /// A processor, if it is known.
     pub(crate) fn deployed(&self, name: &ProcessorName) -> Option<Deployed> {
         self.inner.processors.read().get(name).cloned()
     }

@@ -165,8 +165,9 @@ impl Catalogue {
         Ok(ChangedTopic { topic, grown: None })
     }
 
-    /// Removes messages of one partition, or of all of them, one after the other; returns where each now starts. A partition that ends
-    /// before the offset is emptied if all are meant, and refused if it is named.
+    /// Removes messages of one partition, or of all of them in turn; returns where each now starts.
+    /// A partition that ends before the offset is emptied if all partitions are meant, and refused
+    /// if it was named.
     ///
     /// # Errors
     /// [`TopicTrimError`]; partitions before the failed one are trimmed.
@@ -194,7 +195,7 @@ impl Catalogue {
             let start = engine.trim(at, before).await?;
             starts.push((at.partition, start));
         }
-        // Removed parked messages have nothing to wait for.
+        // Otherwise a worker would keep waiting for parked messages that were removed.
         if let Some(dependents) = self.dependents() {
             dependents.trimmed(name);
         }

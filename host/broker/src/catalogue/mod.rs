@@ -1,4 +1,5 @@
-//! The catalogue: what exists. Topics and modules are made, changed and deleted here, and every room's changes of entries are decided here.
+//! The catalogue: all topics, modules and processors. Topics and modules are created, changed and
+//! deleted here; every room's changes to entries are decided here.
 
 pub(crate) mod deciding;
 pub(crate) mod deployed;

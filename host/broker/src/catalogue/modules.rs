@@ -111,7 +111,8 @@ impl Catalogue {
         self.upload_module_of(bytes, tag, Uploader::default()).await
     }
 
-    /// The same for a named uploader: uploaders take turns to compile.
+    /// Like [`upload_module`](Self::upload_module), for a named uploader: uploaders take turns to
+    /// compile.
     ///
     /// # Errors
     /// [`ModuleError`]; nothing was stored.

@@ -340,7 +340,7 @@ impl Catalogue {
         if !forgotten.entries.is_empty()
             && let Err(error) = self.inner.engine.commit(forgotten).await
         {
-            // Nothing looks there any more: a new topic of the same name is a different one.
+            // Stale entries do no harm: a new topic of the same name has another id.
             tracing::warn!(topic = %name, %error, "the record of redrives from the deleted topic could not be removed");
         }
         for loss in &losses {
@@ -382,7 +382,8 @@ impl Catalogue {
                 });
             }
         }
-        // Processors with progress in it, deployed or not; and its owner, which may have read nothing of it.
+        // Processors with progress in the topic, deployed or not, and its owner, which may not have
+        // read any of it yet.
         let mut for_whom: BTreeSet<ProcessorName> = topic.spec.owner.clone().into_iter().collect();
         for partition in topic.partitions() {
             let groups = self.inner.engine.groups(partition).await?;

@@ -1,10 +1,11 @@
-//! What does not exist: one error for each condition, in which every operation on a topic says it alike.
+//! Errors for what does not exist: one for each condition, so that every operation reports it in
+//! the same words.
 
 use millrace_model::{Advice, Advised, Code, PartitionId, Topic, TopicName, TopicPartition};
 
 use crate::catalogue::handle::Catalogue;
 
-/// For whoever writes to a topic that does not exist.
+/// Advice for a producer to a topic that does not exist.
 pub(crate) const CREATE_TOPIC: &str = "POST /v1/topics or `millrace topic create` creates it";
 
 /// No such topic.

@@ -45,7 +45,7 @@ pub struct DryRunRequest {
     pub letters_max: usize,
 }
 
-/// The result. Nothing of it has happened.
+/// The result of a dry run. None of it has happened.
 #[derive(Clone, Debug, Default)]
 pub struct DryRun {
     /// The revision that was tried.

@@ -1,5 +1,5 @@
-//! Dead letters: listing, trying, editing and redriving them, with an audit trail. They are messages of ordinary topics
-//! (`<topic>.<processor>.dlq`) whose headers carry the evidence.
+//! Dead letters: listed, tried, edited and redriven, with an audit trail. They are messages of
+//! ordinary topics (`<topic>.<processor>.dlq`) whose headers carry the evidence.
 
 pub(crate) mod audit;
 pub(crate) mod dry_run;

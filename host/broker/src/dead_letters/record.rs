@@ -67,7 +67,7 @@ pub(super) struct Record {
 #[derive(Debug)]
 struct Block {
     sent: Sent,
-    /// Expects that no one else changes it meanwhile.
+    /// Expects that nobody else changes the record before the commit.
     unchanged: Expectation,
     is_changed: bool,
 }
@@ -88,7 +88,7 @@ impl Record {
         is_new
     }
 
-    /// Adds the writes to the transaction.
+    /// Adds the writes of this record to the transaction.
     pub(super) fn write(self, shelf: &Shelf, transaction: &mut Transaction) {
         for (number, block) in self.blocks {
             if block.is_changed {

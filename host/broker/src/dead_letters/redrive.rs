@@ -418,7 +418,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Dead letters of the next transaction.
+    /// How many dead letters the next transaction takes.
     fn step(&self) -> usize {
         let paced = self
             .per_second
@@ -435,7 +435,7 @@ impl Run<'_> {
         }
     }
 
-    /// Whether it has to end here.
+    /// Whether the redrive has to end here.
     fn is_over(&self) -> bool {
         let time_max = Duration::from_millis(REDRIVE_PACED_MS_MAX);
         self.left == 0 || self.per_second.is_some() && self.time() >= time_max

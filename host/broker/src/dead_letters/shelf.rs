@@ -19,7 +19,7 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// A place on it.
+    /// The place of an offset in this partition.
     pub(super) fn place(&self, offset: Offset) -> MessagePlace {
         MessagePlace {
             topic: self.topic.spec.name.clone(),

@@ -1,21 +1,22 @@
-//! Waiting longer and longer while something around is down: exponential backoff with jitter.
+//! Exponential backoff with jitter, for waiting until something outside the broker works again.
 
 use std::time::Duration;
 
-/// The first wait when something around it is down.
+/// The first delay.
 const DELAY_FIRST: Duration = Duration::from_millis(50);
 
 /// The longest wait between two tries.
 const DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// A worker's own delays, which spend no attempts.
+/// The delays of one worker or task. They spend no attempts.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The next delay: at least half of the limit, so that an outage is not hammered.
+    /// The next delay, from half of the present limit up to the limit: never less, so that an
+    /// outage is not made worse by retries.
     pub(crate) fn next(&mut self, rng: &mut fastrand::Rng) -> Duration {
         let bound = DELAY_FIRST
             .saturating_mul(1 << self.failures.min(16))
@@ -24,7 +25,7 @@ impl Backoff {
         bound.mul_f64(0.5 + rng.f64() / 2.0)
     }
 
-    /// The outage is over.
+    /// The outage is over: the next delay is the first one again.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }

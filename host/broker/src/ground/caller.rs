@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use millrace_model::Tenant;
 
-/// The name under which the host acts by itself.
+/// The name of the host for its own actions.
 pub(crate) const HOST: &str = "host";
 
 /// The name recorded for a caller that gives none.
@@ -30,7 +30,7 @@ impl Caller {
         Self::default()
     }
 
-    /// The host, for what it does by itself.
+    /// The host itself, for its own actions.
     #[must_use]
     pub fn host() -> Self {
         Self::default().named(HOST)
@@ -45,7 +45,7 @@ impl Caller {
         }
     }
 
-    /// The same caller, at the address of its connection.
+    /// The same caller with the address of its connection.
     #[must_use]
     pub fn at(self, address: IpAddr) -> Self {
         Self {
@@ -54,7 +54,7 @@ impl Caller {
         }
     }
 
-    /// The same caller, with the id that its request is traced by.
+    /// The same caller with the id of its request, for tracing.
     #[must_use]
     pub fn asking(self, request: &str) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Caller {
         &self.tenant
     }
 
-    /// The name that it gave; `None` if it gave none.
+    /// The name that the caller gave; `None` if it gave none.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.by.as_deref()
@@ -82,7 +82,7 @@ impl Caller {
         self.name().unwrap_or(UNKNOWN)
     }
 
-    /// The address of its connection; `None` within the process, or if it is not known.
+    /// The address of its connection; `None` within the process, or if the address is unknown.
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
         self.address

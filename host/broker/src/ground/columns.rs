@@ -24,7 +24,7 @@ pub(crate) fn push<'a>(
     columns.attempts.push(attempt);
 }
 
-/// Adds bytes and their span.
+/// Appends the bytes and their span; `None` gets the span of a missing value.
 pub(crate) fn put(data: &mut Vec<u8>, spans: &mut Vec<u32>, bytes: Option<&[u8]>) {
     match bytes {
         None => spans.extend([0, NONE]),

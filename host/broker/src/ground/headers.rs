@@ -20,13 +20,15 @@ pub(crate) const DUE: &str = "millrace-due";
 /// How many missed times it also stands for; absent if none.
 pub(crate) const MISSED: &str = "millrace-missed";
 
-/// Who had a message created by hand, between the times of its schedule; absent on all others.
+/// Who ran a schedule by hand, outside its times, and so created this message; absent on all other
+/// messages.
 pub(crate) const RUN_BY: &str = "millrace-run-by";
 
 /// The host's headers that a message had before it failed and keeps afterwards: a dead letter has these as well.
 const KEPT: [&str; 6] = [HOPS, ENDED, SCHEDULE, DUE, MISSED, RUN_BY];
 
-/// Whether a header is not part of the evidence: the message had it before.
+/// Whether the message had this header before it failed, so that it does not belong to the
+/// evidence.
 pub(crate) fn is_kept(name: &[u8]) -> bool {
     !is_reserved(name) || KEPT.iter().any(|kept| kept.as_bytes() == name)
 }

@@ -3,9 +3,10 @@
 
 use millrace_model::{BatchError, Compression, RecordBatch};
 
-/// Bytes of a compressed batch that are decompressed in place. Even those that grow most take about ten milliseconds.
+/// Compressed batches up to this size are decompressed in place: even the densest ones take only
+/// about ten milliseconds.
 const INFLATED_IN_PLACE_BYTES: usize = 16 << 10;
-/// Bytes that are compressed in place.
+/// Batches up to this size are compressed in place.
 const DEFLATED_IN_PLACE_BYTES: usize = 64 << 10;
 
 /// The batch with readable records. A control batch is returned as it is: its content is not read.
@@ -41,13 +42,13 @@ pub(crate) async fn packed(
     }
 }
 
-/// Runs it on a thread that may block.
+/// Runs the work on a thread that may block.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // Only a runtime that shuts down cancels it; its waiters are dropped with it.
+            // The task is cancelled only when the runtime shuts down, which drops this future too.
             Err(_) => std::future::pending().await,
         },
     }

@@ -78,7 +78,7 @@ impl Partitioner {
         }
     }
 
-    /// The present number of partitions, at least.
+    /// A lower bound of the topic's present number of partitions.
     pub(crate) fn partitions(&self) -> u32 {
         self.partitions.load(Ordering::Acquire)
     }
@@ -208,7 +208,7 @@ pub(crate) struct Partitioners {
 }
 
 impl Partitioners {
-    /// The topic's partitioner, which knows as many partitions as the topic has.
+    /// The topic's partitioner, with at least as many partitions as this `topic`.
     pub(crate) async fn of(
         &self,
         topic: &Topic,

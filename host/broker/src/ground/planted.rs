@@ -1,4 +1,5 @@
-//! Rules that a test breaks on purpose, to see that the [model of bad deploys](crate::processors::bad_deploys) finds out. In the host none is broken.
+//! Rules that a test breaks on purpose, to check that the [model of bad
+//! deploys](crate::processors::bad_deploys) notices. The host itself never breaks one.
 
 #[cfg(test)]
 use std::cell::Cell;

@@ -29,7 +29,8 @@ impl Default for Tasks {
 }
 
 impl Tasks {
-    /// Starts one; it ends when the value it watches turns true, or is gone. After a panic it is started again.
+    /// Starts a task. It ends when the value that it watches turns true or its sender is gone. A
+    /// task that panics is started again.
     pub(crate) fn start<T: Future<Output = ()> + Send + 'static>(
         &self,
         name: &'static str,
@@ -42,7 +43,7 @@ impl Tasks {
                     return;
                 }
                 let told = stop.wait_for(|stop| *stop);
-                // The sender of the stop may be gone as well.
+                // An error means that the sender is gone, which ends the task as well.
                 if tokio::time::timeout(AGAIN_AFTER, told).await.is_ok() {
                     return;
                 }
@@ -51,12 +52,12 @@ impl Tasks {
         self.running.lock().push(running);
     }
 
-    /// Lets running ones finish.
+    /// Tells all tasks to end and waits for them.
     pub(crate) async fn stop(&self) {
         self.stop.send_replace(true);
         let running = std::mem::take(&mut *self.running.lock());
         for task in running {
-            // It neither panics nor is cancelled, except by the end of the host.
+            // A task neither panics nor is cancelled before the host itself ends.
             let _ = task.await;
         }
     }
@@ -66,7 +67,8 @@ impl Tasks {
 const PANICKED: &str =
     "there was an internal error, see the host's log; please report it. The host tries again";
 
-/// The result of `work`, or that it panicked, which is counted. Other tasks continue.
+/// The result of `work`, or the fact that it panicked. Panics are counted, and other tasks
+/// continue.
 pub(crate) async fn caught<T>(
     task: &'static str,
     work: impl Future<Output = T>,

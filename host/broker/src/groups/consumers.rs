@@ -98,7 +98,8 @@ impl Groups {
         .await
     }
 
-    /// Changes a consumer exclusively: on this host by its lock, towards other hosts by the lease to write.
+    /// Changes a consumer exclusively: its lock excludes other tasks of this host, the lease to
+    /// write excludes other hosts.
     async fn in_right<T, F>(
         &self,
         topic: &Topic,

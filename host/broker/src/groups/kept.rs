@@ -15,7 +15,7 @@ use crate::hosts::living::Hosts;
 /// Number of locks that consumers share; two consumers with the same lock wait for each other's commits.
 const LOCKS: usize = 64;
 
-/// What the broker knows of consumers besides what is stored.
+/// Consumers as far as the broker keeps them in memory.
 pub(crate) struct Consumers {
     pub(super) leases: Leases,
     /// This host's leases to write them.

@@ -1,5 +1,6 @@
-//! When leases of consumers end. Only the newest lease is stored: that is what keeps two readers apart. When it ends is known to this
-//! process alone; after a restart each lease lasts for its full length again, so that no reader loses it because the host was away.
+//! When leases of consumers end. Only the newest lease is stored, which is what separates two
+//! readers. Its end is known to this process alone: after a restart each lease lasts for its full
+//! length again, so that no reader loses it because the host was away.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,9 +13,9 @@ use crate::groups::shapes::Key;
 pub(super) struct Leases {
     /// When the process started to track leases, by the monotonic clock.
     started: Duration,
-    /// The same for topics whose leases other hosts may have renewed.
+    /// The same, by topic, where other hosts may have renewed leases.
     anew: Mutex<HashMap<TopicId, Duration>>,
-    /// When leases end that were given or renewed since, by the monotonic clock.
+    /// The ends of leases that were given or renewed since then, by the monotonic clock.
     ends: Mutex<HashMap<Key, (LeaseId, Duration)>>,
 }
 

@@ -1,4 +1,4 @@
-//! Groups of readers outside the host: named consumers, their positions, and who holds which partition.
+//! Readers outside the host: named consumers and their leases, consumer groups and their positions.
 
 pub(crate) mod consumers;
 pub(crate) mod error;

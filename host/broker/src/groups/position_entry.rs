@@ -1,17 +1,19 @@
-//! How a group's position is stored: an entry beside the topic's consumers, in the first partition of its topic. Plain code.
+//! How a group's position is stored: as an entry beside the topic's consumers, in the first
+//! partition of its topic. Plain code.
 //!
-//! The key is a mark, the length of the group's name, its name, and the partition; numbers in keys are big-endian, so that a group's
-//! entries stand together, by partition. The mark is no character of any name, and sorts after all of them.
+//! The key is a mark, the length of the group's name, the name, and the partition. Numbers are
+//! big-endian, so that a group's entries are adjacent and sorted by partition. No name contains the
+//! mark, and it sorts after all characters of names.
 
 use millrace_model::{GroupName, Offset, PartitionId, Timestamp};
 
 /// The first byte of a key. No UTF-8 text contains it.
 pub(super) const MARK: u8 = 0xff;
 const VERSION: u8 = 1;
-/// Stored for no leader epoch.
+/// Stored if there is no leader epoch.
 const NO_EPOCH: u32 = u32::MAX;
 
-/// What is stored of a position.
+/// The stored part of a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PositionEntry {
     pub(super) offset: Offset,

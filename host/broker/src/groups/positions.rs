@@ -1,5 +1,6 @@
-//! The positions of consumer groups: how far the readers of a group have come in the partitions of any topics, as in Kafka. No worker
-//! and no lease of a reader belongs to them: whoever coordinates the group decides who commits, and where to.
+//! The positions of consumer groups, as in Kafka: where each group continues in the partitions of
+//! any topics. They have no worker and no reader's lease: the group's coordinator decides who may
+//! commit, and which positions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,9 +23,9 @@ use crate::groups::position_entry::{self, PositionEntry, read_key};
 use crate::groups::stored::{explained, home, unread};
 use crate::hosts::holding::Share;
 
-/// Entries that are read at once.
+/// Maximum number of entries per read.
 const PAGE_ENTRIES: usize = 10_000;
-/// Bytes that are read at once.
+/// Maximum bytes per read.
 const PAGE_BYTES: usize = 4 << 20;
 
 /// A position to commit.

@@ -33,10 +33,10 @@ pub struct ConsumerStatus {
     pub partitions: Vec<ConsumerPlace>,
 }
 
-/// The reader of a consumer.
+/// The reader that has a consumer's lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReaderStatus {
-    /// Its name, as it claims.
+    /// The name that the reader claims.
     pub by: String,
     /// Until when the lease lasts, unless renewed.
     pub until: Timestamp,
@@ -72,7 +72,7 @@ pub struct HoldRequest {
     pub begin_at: Option<BeginAt>,
 }
 
-/// What a reader reports as done.
+/// The positions that a reader commits.
 #[derive(Clone, Debug)]
 pub struct ConsumerCommit {
     /// Its lease.

@@ -1,5 +1,6 @@
-//! What this host holds: a worker holds its partition so that no other host works on it. Redriven messages of a partition are processed
-//! by the same host under the same hold; operators' writes use it, or claim it.
+//! What this host holds: a worker holds its partition so that no other host works on it. The same
+//! host processes the partition's redriven messages, under the same hold. An operator's write uses
+//! the hold, or claims it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,9 +16,9 @@ use tokio::sync::watch;
 use crate::ground::backoff::Backoff;
 use crate::hosts::living::Hosts;
 
-/// Work that nobody does is taken over after this many times the moving delay.
+/// Work that its preferred host leaves undone is taken over after this many times the moving delay.
 const TAKEN_UP_AFTER_MOVES: u32 = 12;
-/// Places to remember before any is checked again.
+/// Below this number of places, entries without a hold are not looked for.
 const PLACES_MIN: usize = 64;
 /// How often to check whether another host has released its hold.
 const REST_LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -33,7 +34,8 @@ pub(crate) struct Holdings {
     taken_up: Mutex<TakenUp>,
 }
 
-/// For this set of hosts, these partitions.
+/// The partitions, and the set of hosts for which they were taken up; for another set this no
+/// longer counts.
 #[derive(Default)]
 struct TakenUp {
     among: Arc<[HostInfo]>,
@@ -52,15 +54,16 @@ struct Places {
 #[derive(Default)]
 struct Place {
     share: tokio::sync::Mutex<Weak<Share>>,
-    /// Whether the previous worker's host ended, and nothing has been committed since that was reported: then it is reported again to
-    /// the next worker.
+    /// Whether the previous worker's host ended, and nothing was committed here since the last
+    /// worker learnt that. If so, the next worker learns it too.
     is_left: AtomicBool,
-    /// Marks of a call that this host was about to make, by the partition of the worker, while it is in doubt whether they were
-    /// committed. This host has not ended: they say nothing of a message, wherever they are found.
+    /// Marks that this host was committing, by the worker's partition, as long as it is unknown
+    /// whether they were committed. A mark precedes a call. Because this host has not ended, such a
+    /// mark is no evidence against its message, wherever it is found.
     doubtful_marks: Mutex<HashMap<TopicPartition, Mark>>,
 }
 
-/// A message that is called alone, and when that was written down.
+/// A message that is called alone, and when the mark was made.
 type Mark = (Offset, Timestamp);
 
 /// A share of a hold, which is released with its last share.
@@ -71,7 +74,7 @@ pub(crate) struct Share {
     works: bool,
     /// Whether a commit under it is in doubt: only a new lease reveals its result.
     is_doubtful: AtomicBool,
-    /// Running component calls: of the partition's worker, and of its redriven messages.
+    /// Running component calls by the partition's worker and for its redriven messages.
     calls: AtomicUsize,
     place: Arc<Place>,
     engine: Arc<dyn Engine>,
@@ -87,7 +90,7 @@ impl Holdings {
         })
     }
 
-    /// The host that should work there, if it is another one.
+    /// The preferred host of the partition, if that is another one.
     pub(crate) fn elsewhere(&self, at: TopicPartition) -> Option<HostInfo> {
         let wanted = self.hosts.wanted_elsewhere(&self.group, at);
         wanted.filter(|_| !self.is_taken_up(at))
@@ -171,8 +174,8 @@ impl Holdings {
         claims.try_collect().await
     }
 
-    /// Waits until no other living host works on any of these partitions. It briefly takes each one, because nothing else tells who
-    /// works.
+    /// Waits until no other living host works on any of these partitions. To find out, it briefly
+    /// takes a hold of each one.
     pub(crate) async fn rest(self: &Arc<Self>, partitions: Vec<TopicPartition>) {
         let rests = |at| async move {
             while !self.rests(at).await {
@@ -189,7 +192,8 @@ impl Holdings {
             return true;
         }
         let holdings = Arc::clone(self);
-        // Runs to its end even if the caller goes away: what was taken has to be released.
+        // A task of its own runs to its end even if the caller goes away, so that a hold it took is
+        // released.
         let asked = tokio::spawn(async move {
             match holdings.take(at).await {
                 Ok(Some(share)) => {
@@ -275,8 +279,8 @@ impl Share {
         self.place.is_left.load(Ordering::SeqCst)
     }
 
-    /// A component is about to be called. A worker that ends before it has [answered](Self::answered) is treated as if its host had
-    /// ended.
+    /// A component is about to be called. If the worker ends before it has
+    /// [answered](Self::answered), the next worker is told the same as if the host had ended.
     pub(crate) fn calls(&self) {
         self.calls.fetch_add(1, Ordering::SeqCst);
     }
@@ -356,7 +360,7 @@ fn live(held: &Weak<Share>) -> Option<Arc<Share>> {
 }
 
 impl Drop for Share {
-    /// From a worker that panicked or was cut off.
+    /// Not released by the worker, which panicked or was cut off.
     fn drop(&mut self) {
         if self.calls.load(Ordering::SeqCst) > 0 {
             self.place.is_left.store(true, Ordering::SeqCst);

@@ -14,9 +14,10 @@ use tokio::sync::watch;
 
 use crate::hosts::holding::Holdings;
 
-/// How long after hosts joined or left holds move by default: a host that only restarts is back by then.
+/// Default delay before work moves after hosts joined or left: a host that only restarts is back by
+/// then.
 pub(crate) const MOVES_AFTER: Duration = Duration::from_secs(5);
-/// Extra delay for the workers, so that the time is over by their clocks.
+/// Extra delay before workers are notified, so that the delay is over by their clocks too.
 const NUDGE_SLACK: Duration = Duration::from_millis(50);
 
 /// The living hosts, as this one sees them.
@@ -24,7 +25,7 @@ pub(crate) struct Hosts {
     engine: Arc<dyn Engine>,
     me: HostId,
     clock: Arc<dyn Clock>,
-    /// How long after hosts joined or left holds move.
+    /// Delay before work moves after hosts joined or left.
     moves_after: Duration,
     listed: watch::Receiver<Arc<[HostInfo]>>,
     /// The latest list, and since when.
@@ -79,7 +80,7 @@ impl Hosts {
         self.had_others.load(Ordering::Relaxed)
     }
 
-    /// The hosts, and for how long the list has been the same.
+    /// The living hosts, and how long the list has been unchanged.
     pub(crate) fn now(&self) -> (Arc<[HostInfo]>, Duration) {
         let listed = self.listed.borrow().clone();
         let now = self.clock.monotonic();
@@ -103,23 +104,24 @@ impl Hosts {
             return None;
         }
         let (hosts, _) = self.now();
-        // A host that is considered dead is preferred nowhere, and does not know it.
+        // A host that is considered dead is not in the list, but may not know that yet.
         let found = wanted(&hosts, group, at)?;
         (found.id != self.me).then(|| found.clone())
     }
 
-    /// Whether this host is the only one now. Called at each step of each worker.
+    /// Whether this host is the only one now. Called at every step of every worker, so it must be
+    /// cheap.
     pub(crate) fn is_alone(&self) -> bool {
         let listed = self.listed.borrow();
         matches!(&**listed, [host] if host.id == self.me)
     }
 
-    /// How long after hosts joined or left holds move.
+    /// Delay before work moves after hosts joined or left.
     pub(crate) fn moves_after(&self) -> Duration {
         self.moves_after
     }
 
-    /// By then the time is over by every clock.
+    /// After this time the delay is over by every host's clock.
     pub(crate) fn moved_after(&self) -> Duration {
         self.moves_after + NUDGE_SLACK
     }
@@ -135,9 +137,10 @@ impl Hosts {
     }
 }
 
-/// The preferred host for a group in a partition: the one with the highest weight, a hash of all three. So each host gets about the
-/// same number, and when one leaves, nothing of the others moves (D. Thaler and C. Ravishankar, *Using name-based mappings to increase
-/// hit rates*, IEEE/ACM Transactions on Networking 6, 1998).
+/// The preferred host for a group in a partition: the one with the highest weight, a hash of all
+/// three. So each host gets about the same number of partitions, and when one leaves, only its own
+/// move (D. Thaler and C. Ravishankar, *Using name-based mappings to increase hit rates*, IEEE/ACM
+/// Transactions on Networking 6, 1998).
 fn wanted<'a>(
     hosts: &'a [HostInfo],
     group: &GroupName,

@@ -12,7 +12,7 @@ use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition}
 use crate::ground::packing;
 use crate::messages::handle::Messages;
 
-/// Bytes that one read asks the engine for.
+/// Bytes per read from the engine.
 const FETCH_READ_BYTES: usize = 1 << 20;
 
 /// What to fetch.

@@ -1,5 +1,5 @@
-//! Finds messages of an earlier call that no longer exist: a repeated call is answered with their positions, and readers of the answer
-//! should know what they will find there.
+//! Finds messages of an earlier call that no longer exist. A repeated call gets their old positions
+//! as its answer, and the client should know which of these are empty.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -10,7 +10,7 @@ use crate::ground::packing;
 use crate::messages::handle::Messages;
 use crate::messages::produce::Placed;
 
-/// Bytes read at once.
+/// Bytes per read from the engine.
 const LOOK_BYTES: usize = 1 << 20;
 
 /// A message's offset, and its index in the call.
@@ -65,14 +65,14 @@ impl Messages {
     }
 }
 
-/// Those before an offset are gone.
+/// Messages before this offset are gone.
 fn lose(wanted: &mut &[At], before: Offset, gone: &mut BTreeSet<usize>) {
     let count = wanted.partition_point(|&(offset, _)| offset < before);
     gone.extend(wanted[..count].iter().map(|&(_, index)| index));
     *wanted = &wanted[count..];
 }
 
-/// Passes those that are in the batch; where compaction left gaps in it, some are gone.
+/// Passes over the messages that are in the batch; those in gaps left by compaction are gone.
 async fn look_in(batch: &RecordBatch, wanted: &mut &[At], gone: &mut BTreeSet<usize>) {
     let end = batch.end_offset();
     let count = wanted.partition_point(|&(offset, _)| offset < end);

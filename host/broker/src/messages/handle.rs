@@ -15,7 +15,7 @@ use crate::handler::ModuleHost;
 use crate::hosts::base::Base;
 use crate::messages::delays::delayed::Delays;
 
-/// Messages in and out. Cheap to clone.
+/// Produced, read and delayed messages. Cheap to clone.
 #[derive(Clone)]
 pub struct Messages {
     pub(super) inner: Arc<Inner>,
@@ -30,10 +30,10 @@ pub(super) struct Inner {
     pub(super) delays: Arc<Delays>,
     /// Bytes of produce calls on their way to the engine.
     pub(super) in_flight: Semaphore,
-    /// The maximum of those.
+    /// The maximum of `in_flight`.
     pub(super) in_flight_bytes: usize,
     pub(super) publish_seconds: Histogram,
-    /// Messages received, by topic.
+    /// Counters of received messages, by topic.
     pub(super) received: Mutex<HashMap<TopicId, Counter>>,
 }
 

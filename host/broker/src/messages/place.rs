@@ -18,7 +18,7 @@ pub struct MessagePlace {
 }
 
 impl MessagePlace {
-    /// The next one in its partition.
+    /// The next place in its partition.
     pub(crate) fn after(mut self) -> Self {
         self.offset = self.offset.next();
         self

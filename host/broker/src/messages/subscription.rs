@@ -19,7 +19,7 @@ use crate::catalogue::unknown::UnknownTopic;
 use crate::messages::fetch::FetchError;
 use crate::messages::handle::Messages;
 
-/// Bytes that one delivery asks the engine for.
+/// Bytes per read from the engine.
 const DELIVERY_BYTES: usize = 1 << 20;
 
 /// The batches of many partitions. Dropping it ends it.
@@ -190,7 +190,7 @@ impl Subscription {
             };
             let bytes_max = self.credit.min(DELIVERY_BYTES);
             let read = self.messages.read_at(at, next, bytes_max).await;
-            // Nothing waits from here on, so a caller that gives up loses nothing.
+            // There is no `await` from here on, so cancelling this call loses nothing.
             self.ready.pop_front();
             let read = match read {
                 Ok(read) => read,
@@ -218,7 +218,7 @@ impl Subscription {
         }
     }
 
-    /// The partition whose turn it is, which stays at the front, and its position.
+    /// The ready partition at the front of the queue, where it stays, and its position.
     fn front(&self) -> Option<(TopicPartition, Offset)> {
         let at = *self.ready.front()?;
         Some((at, self.places.get(&at)?.next))
@@ -258,7 +258,7 @@ impl Subscription {
         }
     }
 
-    /// Returns whether the partition was read.
+    /// Removes a partition; returns whether it was read.
     fn take_out(&mut self, at: TopicPartition) -> bool {
         let Some(place) = self.places.remove(&at) else {
             return false;
@@ -267,7 +267,8 @@ impl Subscription {
             None => self.ready.retain(|ready| *ready != at),
             Some(wait) => {
                 wait.abort();
-                // The aborted future is dropped here, because a reader that moves often without reading would collect them.
+                // Drops the aborted future now: otherwise a reader that changes positions often
+                // without reading would accumulate them.
                 while let Some(Some(woken)) = self.waiting.next().now_or_never() {
                     self.wake(woken);
                 }

@@ -57,7 +57,7 @@ impl From<ProduceError> for Unmade {
     }
 }
 
-/// Works while the broker exists, until told to stop, or until the engine stops.
+/// Runs until told to stop, until the engine stops, or until the broker is gone.
 pub(crate) async fn run(
     schedules: Weak<Inner>,
     changed: Arc<Notify>,
@@ -80,7 +80,8 @@ pub(crate) async fn run(
 }
 
 impl Schedules {
-    /// Creates what is due; returns how long there is nothing to do. `None` is the end.
+    /// Creates all due messages; returns how long nothing will be due. `None` means that the engine
+    /// has ended.
     async fn make_due(&self) -> Option<Duration> {
         let schedules = &self.inner.known;
         let _change = schedules.changes.lock().await;
@@ -242,7 +243,7 @@ impl Schedules {
         true
     }
 
-    /// Its message is tried again after a delay.
+    /// Schedules another attempt at its message.
     fn waits(&self, name: &ScheduleName, reason: String) {
         let mut all = self.inner.known.all.write();
         if let Some(known) = all.get_mut(name) {
@@ -251,7 +252,8 @@ impl Schedules {
         }
     }
 
-    /// The result of its commit is unknown, or another host created it: the catalogue decides.
+    /// The result of its commit is unknown, or another host created the message: reads the schedule
+    /// again from the catalogue.
     fn read_again(&self, name: &ScheduleName) {
         let found = self.inner.engine.entry(EntryKind::Schedule, name.as_str());
         let Some(entry) = found else {

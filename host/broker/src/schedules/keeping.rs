@@ -86,7 +86,7 @@ impl Schedules {
         Ok(())
     }
 
-    /// Follows changes by others, once nothing here is about to change.
+    /// Takes over other hosts' changes, once no change of this host is under way.
     pub(crate) async fn follow_schedules(&self) {
         if !self.are_schedules_followed() {
             let _change = self.inner.known.changes.lock().await;
@@ -101,7 +101,8 @@ impl Schedules {
         self.inner.known.followed.version() == newest
     }
 
-    /// The same for a holder of `changes`; returns whether there was anything.
+    /// Like `follow_schedules`, for a caller that holds `changes`; returns whether anything had
+    /// changed.
     pub(super) fn catch_up_schedules(&self) -> bool {
         let newest = self.inner.engine.version(EntryKind::Schedule);
         if self.inner.known.followed.version() == newest {
@@ -300,7 +301,8 @@ impl Schedules {
         Ok(status)
     }
 
-    /// Whether all together are within their bound with this one. Making a message smaller is always allowed.
+    /// Whether the schedules stay within their common bound with this one. Making a message smaller
+    /// is always allowed.
     fn check_all_schedules(
         &self,
         name: &ScheduleName,
@@ -332,7 +334,7 @@ impl Schedules {
     }
 }
 
-/// What counts for the bounds.
+/// The bytes that count towards the bounds.
 fn bytes_of(spec: &ScheduleSpec) -> usize {
     let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
     let header = |(name, value): &(String, String)| name.len() + value.len() + 10;

@@ -16,12 +16,13 @@ use crate::catalogue::deciding::Followed;
 /// A schedule and its status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ScheduleStatus {
-    /// The schedule.
+    /// The schedule as it is stored.
     #[serde(flatten)]
     pub schedule: Schedule,
     /// Why its last message could not be created; `None` if it was.
     pub problem: Option<String>,
-    /// Why it creates none at its pattern's times, and until when: the clock was set back. `None` if it follows its pattern.
+    /// Why it creates no messages at its pattern's times, and until when, after the clock was set
+    /// back; `None` if it follows its pattern.
     pub waiting: Option<String>,
 }
 

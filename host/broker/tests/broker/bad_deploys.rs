@@ -28,7 +28,7 @@ async fn passing(rig: &Rig) -> ProcessorSpec {
     spec(rig.upload_handler("passes", passes).await)
 }
 
-/// Waits until the breaker is open, or the processor has gone back to this revision.
+/// Waits until the breaker is open, or the processor was rolled back to this revision.
 async fn stopped(rig: &Rig, back: u32) {
     for _ in 0..5_000 {
         let status = rig
@@ -133,7 +133,7 @@ async fn what_a_revision_has_in_flight_when_another_takes_over_is_the_other_ones
     }
 }
 
-/// Four in a hundred are rejected by both, in batches of a thousand.
+/// Both reject four in a hundred messages, in batches of a thousand.
 #[tokio::test]
 async fn a_validator_that_rejects_as_much_as_the_one_before_is_no_bad_deploy() {
     let rig = Rig::start(1).await;
@@ -220,7 +220,7 @@ async fn attempts_at_a_processor_that_was_deleted_are_none_at_the_one_that_is_ma
         .delete_processor(&processor("p"))
         .await
         .unwrap();
-    // Attempts are told apart by milliseconds.
+    // The test distinguishes attempts by milliseconds.
     let clock = SystemClock::new();
     let now = clock.wall();
     while clock.wall() == now {

@@ -1,4 +1,4 @@
-//! A canary beside the current revision: shares, order, withdrawal, promotion, and starting again.
+//! A canary beside the current revision: its share, order, withdrawal, promotion, and restarts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ async fn produce(rig: &Rig, keys: u32, numbers: std::ops::Range<u32>) {
     }
 }
 
-/// What a marker's output `KEY NUMBER by NAME` says.
+/// The parts of a marker's output `KEY NUMBER by NAME`.
 fn parsed(value: &str) -> (String, u32, String) {
     let mut words = value.split(' ');
     let mut word = || words.next().unwrap().to_owned();
@@ -494,7 +494,7 @@ impl BatchHandler for Stuck {
     }
 }
 
-/// Its calls may take ten minutes; the current revision's take no time.
+/// The canary's calls may take ten minutes; those of the current revision take no time.
 #[tokio::test]
 async fn a_canary_that_hangs_is_out_long_before_its_calls_have_to_end() {
     let rig = Rig::start(2).await;

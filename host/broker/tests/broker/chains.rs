@@ -26,7 +26,7 @@ fn refusal(error: &ProcessorError) -> String {
     }
 }
 
-/// From `from` to `to`, everything.
+/// A specification that passes everything from `from` to `to`.
 async fn passing(rig: &Rig, from: &str, to: &str, hops_max: Option<u32>) -> ProcessorSpec {
     let module = rig.upload_handler("pass", per_message(|_, _| Say::Pass));
     ProcessorSpec {
@@ -231,7 +231,7 @@ async fn a_redriven_message_that_came_too_often_begins_anew() {
     assert_eq!(all_hops(&rig, "in").await, counts(&[0, 1, 1]));
 }
 
-/// Messages whose value is `bad` are rejected, the others pass.
+/// Rejects messages whose value is `bad`, and passes the others.
 async fn picky(rig: &Rig, hops_max: Option<u32>) -> ProcessorSpec {
     let handler = per_message(|batch, message| match text(batch.value(message)).as_str() {
         "bad" => Say::Reject("bad"),

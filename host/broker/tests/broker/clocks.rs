@@ -57,7 +57,7 @@ async fn a_retry_and_its_key_wait_as_long_as_they_were_to_wait_when_the_clock_is
     rig.produce(&[("k", "busy"), ("k", "behind it")]).await;
     rig.until(|all| all[0].parked == 2).await;
     clock.step(-HOUR_MS);
-    // Far less than the hour, and than the ten seconds of `hold`.
+    // Much sooner than an hour, and within the ten seconds of `hold`.
     rig.hold("out", &["busy", "behind it"]).await;
 }
 
@@ -147,7 +147,7 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
     let half_an_hour = Duration::from_secs(1_800);
     send("fixed", clock.wall().after(half_an_hour).into()).await;
     clock.step(-HOUR_MS);
-    // Far less than the hour.
+    // Much sooner than an hour.
     rig.hold("in", &["soon"]).await;
     clock.step(2 * HOUR_MS);
     // Another delayed message makes the host look at the clock at once; one that is already due
@@ -161,7 +161,7 @@ async fn a_delay_given_as_a_span_stays_one_and_a_time_means_what_the_clock_shows
         left <= Duration::from_secs(60) && left > Duration::from_secs(20),
         "{left:?}"
     );
-    // It is known by the name that it had at first, too.
+    // It can also be cancelled by its first id.
     assert_ne!(late.id, first_id);
     rig.session
         .messages()
@@ -191,7 +191,7 @@ async fn more_delayed_messages_than_one_transaction_moves_all_move_with_the_cloc
         produced.unwrap();
     }
     clock.step(-HOUR_MS);
-    // Far less than the hour, and in the order in which they came.
+    // Much sooner than an hour, and in the order of arrival.
     let expected: Vec<&str> = values.iter().map(String::as_str).collect();
     rig.hold("in", &expected).await;
     assert_eq!(rig.values("in").await, expected);

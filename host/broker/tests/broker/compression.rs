@@ -79,7 +79,7 @@ async fn messages_of_compressed_topics_are_processed_retried_and_buried_like_pla
         .collect();
     rig.produce(&messages).await;
     rig.produce(&[("a", "p")]).await;
-    // The second is too small to gain by it.
+    // The second batch is too small to gain by compression.
     assert_eq!(codecs(&rig, "in").await, [Compression::Zstd.code(), 0]);
     rig.deploy(spec).await;
     let mut wanted: Vec<&str> = values.iter().map(String::as_str).chain(["p"]).collect();

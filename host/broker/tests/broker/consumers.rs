@@ -81,7 +81,7 @@ async fn committed(rig: &Rig) -> Vec<u64> {
     partitions.iter().map(|place| place.position.0).collect()
 }
 
-/// Messages in each partition of `in`.
+/// Produces this many messages to each partition of `in`.
 async fn fill(rig: &Rig, count: u32) {
     let partitions = rig
         .session
@@ -118,7 +118,7 @@ async fn durable(rig: &Rig) {
         .unwrap();
 }
 
-/// With a clock that moves only when told.
+/// A rig with a clock that moves only on command.
 async fn timed() -> (Rig, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at(Timestamp(1_800_000_000_000)));
     let engine = MemoryEngine::new(clock.clone());
@@ -137,7 +137,7 @@ async fn positions_of_many_partitions_are_committed_in_one_step_and_survive() {
     let lease = reader(&rig).await;
     assert_eq!(committed(&rig).await, [0, 0, 0]);
     commit(&rig, positions(lease, &[4, 10, 1])).await.unwrap();
-    // One position that is wrong refuses them all.
+    // One wrong position makes the host refuse all of them.
     let refused = commit(&rig, positions(lease, &[5, 9, 2])).await;
     assert!(
         matches!(refused, Err(ConsumerError::Backwards { committed, .. }) if committed == Offset(10)),
@@ -161,7 +161,7 @@ async fn positions_of_many_partitions_are_committed_in_one_step_and_survive() {
     assert_eq!(at, [4, 10, 1]);
     assert_eq!(status.lag, 6 + 9);
     assert_eq!(status.committed.expect("noted").by, "ada");
-    // The reader goes on as if there had been no restart.
+    // The reader continues as if there had been no restart.
     let held = hold(&rig, asks(Some(lease))).await.expect("its own lease");
     let stands: Vec<u64> = held.positions.iter().map(|(_, at)| at.0).collect();
     assert_eq!(stands, [4, 10, 1]);
@@ -179,7 +179,7 @@ async fn a_second_reader_waits_for_the_end_of_the_lease_and_then_the_first_commi
         matches!(busy, Some(ConsumerError::Busy { left_ms: 1, .. })),
         "{busy:?}"
     );
-    // Each sign of life renews it.
+    // Each request of the reader renews the lease.
     let renewed = commit(&rig, positions(first, &[])).await.unwrap();
     assert!(renewed.is_some());
     clock.advance(Duration::from_millis(MINUTE - 1));
@@ -350,7 +350,7 @@ async fn a_reset_goes_anywhere_and_the_reader_does_not_undo_it() {
         "{refused:?}"
     );
     assert_eq!(committed(&rig).await, [5, 5]);
-    // One that waits for messages meanwhile gets none.
+    // A request that waits for messages meanwhile gets none.
     let waiting = hold(&rig, asks(None)).await.expect("nobody reads");
     reset(None, BeginAt::Offset(Offset(5))).await.unwrap();
     assert_eq!(waiting.kept(), None);
@@ -495,7 +495,7 @@ async fn a_position_below_the_start_stays_until_it_is_moved_and_holds_nothing_ba
     let place = status(&rig).await.partitions[0];
     assert_eq!((place.position, place.start), (Offset(2), Offset(6)));
     assert_eq!(place.lag, 4, "what is gone is not waited for");
-    // What was read before the trim may still be committed.
+    // Messages read before the trim may still be committed.
     commit(&rig, positions(lease, &[4])).await.unwrap();
     commit(&rig, positions(lease, &[7])).await.unwrap();
     assert_eq!(status(&rig).await.lag, 3);

@@ -169,7 +169,7 @@ async fn a_dead_letter_tells_what_the_call_used_that_it_died_of() {
     for letter in rig.letters().await {
         assert_eq!(letter.call, Some(used(1)), "{}", letter.cause);
     }
-    // A handler that measures nothing leaves nothing.
+    // A handler that measures nothing leaves no such evidence.
     let quiet = per_message(|_, _| Say::Reject("no"));
     rig.deploy(crate::rig::spec(rig.upload_handler("quiet", quiet).await))
         .await;
@@ -178,7 +178,7 @@ async fn a_dead_letter_tells_what_the_call_used_that_it_died_of() {
     assert_eq!(rig.letters().await[2].call, None);
 }
 
-/// A broker with three dead letters and a switch that lets them pass.
+/// A broker with three dead letters, and a switch that makes its processor pass them.
 async fn three_dead() -> (Rig, Arc<AtomicBool>) {
     let open = Arc::new(AtomicBool::new(false));
     let gate = Arc::clone(&open);
@@ -393,7 +393,7 @@ async fn a_redriven_message_that_dies_again_tells_where_it_first_stood() {
         assert_eq!(letter.origin_offset, before.origin_offset);
         assert_eq!(letter.origin_partition, before.origin_partition);
         assert_eq!((before.redrives, letter.redrives), (0, 1));
-        // The evidence of the first death is gone, but for that.
+        // Only the number of redrives remains of the evidence of the first death.
         let headers = before.message.headers.len() + 1;
         assert_eq!(letter.message.headers.len(), headers);
     }

@@ -169,7 +169,7 @@ async fn of_delivery_and_cancellation_exactly_one_wins() {
     let placed = rig.send(messages.collect()).await;
     let mut cancelled = BTreeSet::new();
     for (n, placed) in placed.iter().enumerate() {
-        // About as fast as they come due.
+        // About as fast as they become due.
         tokio::time::sleep(Duration::from_micros(200)).await;
         let Placed::Delayed(id) = placed else {
             continue;

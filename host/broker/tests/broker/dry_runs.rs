@@ -53,7 +53,7 @@ async fn tried(rig: &Rig, change: impl FnOnce(ProcessorSpec) -> ProcessorSpec) -
     (run, largest.load(Ordering::SeqCst))
 }
 
-/// Sends everything on, at a time that is too far away.
+/// An answer that delays everything for too long.
 fn far_away(batch: &ColumnBatch) -> Answer {
     let count = batch.len();
     Answer {
@@ -92,7 +92,7 @@ async fn a_dry_run_gives_no_more_bytes_at_once_than_a_batch_may_have() {
     assert!((1..=100).contains(&largest), "{largest} bytes");
 }
 
-/// Each look at this clock takes a minute.
+/// A clock that advances by a minute with each reading.
 struct Hurried(SystemClock, AtomicU64);
 
 impl Clock for Hurried {
@@ -164,7 +164,7 @@ async fn a_dry_run_that_finds_few_of_many_says_where_to_go_on() {
     assert!(run.next.is_some());
 }
 
-/// Waits until it may answer.
+/// Waits for permission to answer.
 struct Waiting(Arc<Semaphore>);
 
 #[async_trait]

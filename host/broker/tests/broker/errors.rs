@@ -1,4 +1,4 @@
-//! What errors say beside their text: the same of the same condition, whatever was asked.
+//! Errors in code and text: the same condition gives the same error, whatever was requested.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use millrace_model::{Advised, Code, ConsumerName, Kind, Offset, PartitionId, Top
 
 use crate::rig::{Rig, Say, message, processor, topic};
 
-/// What is said of a topic by everything that can be asked of one.
+/// The errors of every operation on a topic.
 async fn said(rig: &Rig, name: &TopicName, partition: Option<u32>) -> Vec<(String, Code)> {
     let partition = partition.map(PartitionId);
     let at = partition.unwrap_or_default();

@@ -26,7 +26,7 @@ use crate::states::{change, counting, number, place, write};
 
 struct Moody {
     engine: Arc<MemoryEngine>,
-    /// What commits of progress, and deliveries of delayed messages, fail with.
+    /// The error of commits of progress, and of deliveries of delayed messages.
     refusal: Mutex<Option<CommitError>>,
     refused: AtomicUsize,
     /// The limit that it reports for one transaction.
@@ -395,7 +395,8 @@ async fn a_worker_that_cannot_begin_does_not_hold_up_the_deployment_that_dismiss
     rig.hold("out", &["1"]).await;
 }
 
-/// The host ended with both messages in flight. The first one is called alone and waits for its retry, the second one behind it.
+/// The host ended with both messages in flight. The first one is called alone and waits for its
+/// retry, the second one waits behind it.
 #[tokio::test]
 async fn a_message_that_waits_behind_the_last_suspect_is_not_forgotten() {
     for order in [Order::Key, Order::Partition] {

@@ -21,7 +21,7 @@ use crate::rig::{
 use crate::takeovers::{PARTITIONS, Slow, works_at};
 use crate::two_hosts::until;
 
-/// Longer than it takes two hosts to hear of each other.
+/// Longer than two hosts take to see each other's changes.
 const A_WHILE: Duration = Duration::from_millis(300);
 /// An hour.
 const LONG_MS: u64 = 3_600_000;
@@ -62,7 +62,7 @@ fn passes() -> Export {
     Export::Processor(Arc::new(per_message(|_, _| Say::Pass)))
 }
 
-/// Some for each partition that the host works at.
+/// Produces messages for each partition that the host works on.
 async fn produce_for(rig: &Rig, each: usize) -> Vec<String> {
     let mut values = Vec::new();
     let mut messages = Vec::new();
@@ -244,7 +244,7 @@ async fn a_resume_reaches_the_breaker_of_every_host() {
     until("it is open there", async || breaker(&other).await == "open").await;
     assert_eq!(breaker(&one).await, "closed");
     is_up.store(true, Ordering::SeqCst);
-    // It was not paused: nothing else changes.
+    // The processor was not paused, so nothing else changes.
     one.session
         .processors()
         .resume(&processor("p"), None)
@@ -375,7 +375,7 @@ async fn what_proves_a_revision_is_what_all_hosts_saw_of_it() {
     })
     .await;
     for rig in [&one, &other] {
-        // Fewer than would do alone.
+        // Fewer than one host alone would need.
         let each = 600usize.div_ceil(works_at(rig).await.len());
         produce_for(rig, each).await;
     }

@@ -62,7 +62,7 @@ async fn refused(rig: &Rig, name: &str, patch: TopicPatch) -> TopicChangeError {
     refused.expect_err("it is refused")
 }
 
-/// What would have to be accepted.
+/// The uses that would have to be accepted.
 async fn uses(rig: &Rig, name: &str) -> Vec<KeyedUse> {
     let have = rig
         .session
@@ -77,7 +77,7 @@ async fn uses(rig: &Rig, name: &str) -> Vec<KeyedUse> {
     }
 }
 
-/// How many messages each partition holds.
+/// The number of messages in each partition.
 fn counts(rig: &Rig, name: &str) -> Vec<u64> {
     let topic = rig.session.catalogue().topic(&topic(name)).unwrap();
     let ends = topic.partitions().map(|at| rig.engine.ends(at).unwrap());
@@ -129,7 +129,7 @@ fn into(partition: u32, value: &str) -> NewMessage {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_load_and_a_processor_go_on_over_growth_and_each_message_is_done_once() {
-    // Before each growth, and after the last one.
+    // Messages before each growth, and after the last one.
     const EACH: u32 = 300;
     const LAST: u32 = 600;
     const MESSAGES: u32 = 3 * EACH + LAST;
@@ -289,7 +289,7 @@ async fn dead_letters_of_a_new_partition_are_kept_and_sent_again_there() {
     let (rig, open) = by_first_word(1).await;
     dead(&rig, 2).await;
     open.store(true, Ordering::SeqCst);
-    // Makes the topic of the audit, which follows as well.
+    // Creates the audit topic, which grows as well.
     redrive(&rig, RedriveRequest::all()).await;
     rig.settled().await;
     open.store(false, Ordering::SeqCst);

@@ -24,7 +24,7 @@ fn header(name: &'static str, value: &'static str) -> Header {
     }
 }
 
-/// A message in `in` as a schedule makes it.
+/// Produces a message to `in` as a schedule does.
 async fn made_by_a_schedule(rig: &Rig) {
     let mut tick = message("k", "tick").message;
     tick.headers.push(header("millrace-schedule", "daily"));
@@ -48,7 +48,7 @@ fn schedule_of(message: &Message) -> Option<String> {
     Some(text(found.value.as_deref()))
 }
 
-/// Sends on the one message of a batch with its own headers and one more.
+/// Emits the only message of a batch with its own headers and one more.
 fn with_one_more(batch: &ColumnBatch, name: &str, value: &str) -> Result<Answer, CallError> {
     let own = batch.header_range(0);
     let mut headers = batch.headers[own.start * 4..own.end * 4].to_vec();

@@ -105,7 +105,7 @@ async fn what_a_paused_processor_had_read_ahead_and_was_removed_is_not_processed
         },
     )
     .await;
-    // All of it is read at once, and called one by one.
+    // All four are read in one batch, and called one by one.
     rig.produce(&[("a", "0"), ("a", "1"), ("a", "2"), ("a", "3")])
         .await;
     while !begun.load(Ordering::SeqCst) {

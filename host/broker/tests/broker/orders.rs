@@ -56,7 +56,7 @@ fn passes(script: &Script) -> bool {
     turns.len() < ATTEMPTS_MAX as usize && !turns.contains(&Turn::Reject)
 }
 
-/// When each attempt of each message was made, by its number.
+/// The times at which each attempt of each message was made.
 type Calls = Arc<Mutex<HashMap<(usize, u32), Vec<Instant>>>>;
 
 struct World {
@@ -64,7 +64,7 @@ struct World {
     modules: Arc<Modules>,
     scripts: Arc<Vec<Script>>,
     calls: Calls,
-    /// Calls until the host ends.
+    /// Calls left until the host ends.
     fuse: Arc<AtomicU32>,
 }
 

@@ -1,4 +1,5 @@
-//! Positions of consumer groups: committed over many topics at once, returned as they were committed, deleted one by one or together.
+//! Positions of consumer groups: committed for many topics at once, returned unchanged, deleted
+//! singly or together.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -58,7 +59,7 @@ async fn positions_come_back_as_they_were_committed_also_after_a_restart() {
         .unwrap();
     assert_eq!(of_topic.len(), 1);
     assert_eq!(of_topic[0].position, told);
-    // A group may go back.
+    // A group may move backwards.
     rig.produce(&[("a", "1"); 9]).await;
     commit(&rig, &[position("out", 0, 0), position("in", 1, 1)])
         .await
@@ -190,7 +191,7 @@ async fn two_hosts_commit_in_turns_and_each_finds_what_the_other_committed() {
         };
         let new = [position("in", 0, round), position("out", 1, round)];
         commit(writes, &new).await.unwrap();
-        // A commit of the reader's own has seen all before it.
+        // The reader's own commit makes it see all earlier ones.
         commit(reads, &[position("in", 1, round)]).await.unwrap();
         let all = positions(reads).await;
         assert_eq!(all[0], new[0]);

@@ -117,7 +117,7 @@ async fn an_audit_trail_is_read_page_by_page() {
 async fn where_another_topic_has_the_audit_trail_s_name_nothing_is_sent() {
     let (rig, _) = by_first_word(1).await;
     dead(&rig, 1).await;
-    // Directories of earlier versions may have one.
+    // Directories of earlier versions may have such a topic.
     let theirs = TopicSpec {
         name: topic("in.p.audit"),
         owner: None,

@@ -35,7 +35,7 @@ async fn produce(rig: &Rig, timestamps: std::ops::Range<u64>) {
     }
 }
 
-/// Waits until all of the replay is done.
+/// Waits until the replay is done.
 async fn done(rig: &Rig, name: &ProcessorName) {
     for _ in 0..5_000 {
         let status = rig.session.processors().processor(name).await.unwrap();
@@ -172,7 +172,7 @@ async fn a_replay_goes_on_where_it_was_when_the_host_starts_again_and_has_state_
     let rig = Rig::start(1).await;
     rig.topic("again", 1).await;
     let counted = counting(|batch, message| match batch.attempts[message] {
-        // Some come late, so that the host ends in the middle.
+        // Some messages are retried, so that the host ends in the middle.
         1 if text(batch.value(message)).ends_with('3') => Say::Retry(Some(30)),
         _ => Say::Pass,
     });

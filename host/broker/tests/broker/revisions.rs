@@ -11,7 +11,7 @@ use millrace_model::{Digest, Durability, PartitionId, TopicSpec};
 
 use crate::rig::{Export, Rig, Say, per_message, processor, spec, text, topic, whole};
 
-/// A handler that marks what it passes on with its name.
+/// A handler that marks its outputs with its name.
 pub(crate) async fn marker(rig: &Rig, name: &'static str) -> Digest {
     let handler = whole(move |batch| {
         let mut answer = millrace_model::Answer::default();

@@ -31,11 +31,11 @@ use tokio::sync::Semaphore;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Say {
     Ack,
-    /// On to the default output, unchanged.
+    /// Emits the message unchanged to the default output.
     Pass,
     Retry(Option<u64>),
     Reject(&'static str),
-    /// Takes the whole call down.
+    /// Fails the whole call.
     Fail(CallError),
 }
 
@@ -167,7 +167,7 @@ pub(crate) enum Export {
     ErrorHandler(Arc<dyn FailureHandler>),
     /// Exports a processor, but fails to load.
     Broken,
-    /// Exports a processor, and loads once the test lets it.
+    /// Exports a processor, and loads when it may.
     Slow(Arc<SlowLoad>),
     /// Like a module whose start never ends, either when it is uploaded or when it is loaded.
     Stuck {
@@ -410,7 +410,7 @@ impl Rig {
         }
     }
 
-    /// The verbs, for a caller of this name.
+    /// The verbs for a caller with this name.
     pub(crate) fn named(&self, name: &str) -> Session {
         self.broker.session(Caller::unnamed().named(name))
     }
@@ -475,7 +475,7 @@ impl Rig {
             .unwrap()
     }
 
-    /// All messages of a topic: partition by partition.
+    /// All messages of a topic, partition by partition.
     pub(crate) async fn messages(&self, name: &str) -> Vec<Message> {
         let mut messages = Vec::new();
         let partitions = self
@@ -512,7 +512,7 @@ impl Rig {
         messages.iter().map(|m| text(m.value.as_deref())).collect()
     }
 
-    /// Dead letters of `p` that were not sent again.
+    /// Dead letters of `p` that were not redriven.
     pub(crate) async fn letters(&self) -> Vec<DeadLetter> {
         let name = processor("p");
         let page = self
@@ -556,7 +556,7 @@ impl Rig {
         panic!("it never came to that: {last:?}");
     }
 
-    /// Waits until nothing is left to do.
+    /// Waits until no work is left.
     pub(crate) async fn settled(&self) {
         self.until(|all| all.iter().all(|one| one.lag == 0 && one.parked == 0))
             .await;
@@ -567,7 +567,7 @@ impl Rig {
     }
 }
 
-/// `in` to `out`, with quick retries.
+/// A specification from `in` to `out` with quick retries.
 pub(crate) fn spec(module: Digest) -> ProcessorSpec {
     ProcessorSpec {
         topics: vec![topic("in")],

@@ -30,7 +30,7 @@ fn header(message: &Message, name: &str) -> Option<String> {
     found.map(|header| text(header.value.as_deref()))
 }
 
-/// How many times each message stands for, by when they were due.
+/// How many times each message stands for, with its due time.
 pub(crate) fn times(messages: &[Message]) -> Vec<(u64, u64)> {
     let number = |m, name| header(m, name).map(|text| text.parse::<u64>().unwrap());
     let mut times: Vec<(u64, u64)> = messages

@@ -40,7 +40,7 @@ async fn report(rig: &Rig, what: impl Fn(&ShadowReport) -> bool) -> ShadowReport
     panic!("it never came to that: {last:?}");
 }
 
-/// Produces `VALUE` for each number.
+/// Produces a message for each number.
 async fn produce(rig: &Rig, numbers: std::ops::Range<u32>) {
     let values: Vec<String> = numbers.map(|n| n.to_string()).collect();
     let messages: Vec<(&str, &str)> = values.iter().map(|v| (&v[..], &v[..])).collect();

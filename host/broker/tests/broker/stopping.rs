@@ -126,7 +126,7 @@ async fn a_stop_has_patience_with_calls_and_then_interrupts_them_and_nothing_of_
     nothing_counts(&rig).await;
 }
 
-/// Passes everything on, after a while.
+/// Passes everything on after a delay.
 struct Slow;
 
 #[async_trait]
@@ -151,7 +151,7 @@ async fn a_call_that_ends_in_time_counts_at_a_stop() {
 
 #[tokio::test]
 async fn error_handlers_and_partitioners_are_interrupted_as_well() {
-    // An error handler.
+    // The error handler is endless.
     let (rig, endless) = (Rig::start(1).await, Endless::default());
     let fails = per_message(|_, _| Say::Retry(None));
     let mut with_handler = spec(rig.upload_handler("fails", fails).await);
@@ -164,7 +164,7 @@ async fn error_handlers_and_partitioners_are_interrupted_as_well() {
     endless.are_under_way(0).await;
     nothing_counts(&rig).await;
 
-    // A topic's partitioner, of a producer and of a processor's outputs.
+    // The topic's partitioner is endless, for a producer and for a processor's outputs.
     let (rig, endless) = (Rig::start(1).await, Endless::default());
     let partitioner = Export::Partitioner(Arc::new(endless.clone()));
     let partitioner = rig.upload("endless", partitioner).await;
@@ -249,7 +249,7 @@ async fn canaries_shadows_replays_and_dry_runs_are_interrupted_as_well() {
         .unwrap();
     rig.produce(&[("a", "3")]).await;
     shadow.are_under_way(1).await;
-    // The end of a shadow is the end of its call.
+    // Ending a shadow ends its call.
     rig.session.processors().end_shadow(&name).await.unwrap();
     within(GRACE, shadow.are_under_way(0)).await;
 

@@ -1,4 +1,5 @@
-//! Subscriptions: batches of many partitions in one stream, each message once and in order, as far as credit goes.
+//! Subscriptions: batches of many partitions in one stream, each message once and in order, as far
+//! as the credit allows.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -36,7 +37,7 @@ fn values(delivery: &Delivery) -> Vec<String> {
     values
 }
 
-/// Whether there is nothing to deliver when everything that can happen by itself has happened.
+/// Whether nothing is delivered once everything has run that can run by itself.
 async fn is_quiet(subscription: &mut Subscription) -> bool {
     let mut next = Box::pin(subscription.next());
     for _ in 0..50 {
@@ -78,7 +79,7 @@ async fn every_message_of_many_partitions_arrives_once_and_in_order() {
         if fastrand::u32(..3) == 0 {
             continue;
         }
-        // A reader that gives up at any point loses nothing.
+        // A reader that cancels at any point loses nothing.
         let given_up = futures_util::FutureExt::now_or_never(subscription.next());
         if let Some(delivery) = given_up {
             take(&delivery.unwrap(), &mut seen, &mut count);
@@ -135,7 +136,7 @@ async fn nothing_is_delivered_beyond_the_credit_and_partitions_have_their_turns(
     assert!(is_quiet(&mut subscription).await, "no credit");
     let mut turns = Vec::new();
     for _ in 0..6 {
-        // One byte of credit is one batch.
+        // One byte of credit is enough for one batch.
         subscription.grant(1);
         let delivery = next(&mut subscription).await;
         assert_eq!((delivery.batches.len(), subscription.credit()), (1, 0));
@@ -184,7 +185,7 @@ async fn a_partition_that_cannot_be_read_is_reported_once_and_keeps_no_other_wai
     assert!(is_quiet(&mut subscription).await);
 }
 
-/// Offsets of a store that several hosts write have gaps, and an end may lie behind one.
+/// Offsets of a store that several hosts write have gaps, and a partition may end after one.
 #[tokio::test]
 async fn gaps_in_a_partition_are_passed_over_also_at_its_end() {
     let clock = Arc::new(SystemClock::new());

@@ -45,7 +45,7 @@ async fn two_hosts(partitions: u32) -> (Rig, Rig) {
     (one, other)
 }
 
-/// Partitions that the host works at.
+/// The partitions that the host works on.
 pub(crate) async fn works_at(rig: &Rig) -> BTreeSet<u32> {
     let status = rig.session.processors().processor(&processor("p")).await;
     let partitions = status.map(|status| status.partitions).unwrap_or_default();
@@ -91,7 +91,7 @@ async fn what_a_living_host_cannot_do_another_takes_up() {
     let pass = crate::rig::per_message(|_, _| Say::Pass);
     let module = one.upload_handler("m", pass).await;
     one.deploy(spec(module)).await;
-    // It lacks what the component needs.
+    // This host lacks the component.
     let limits = BrokerLimits {
         moves_after: Duration::from_millis(10),
         ..BrokerLimits::default()
@@ -190,7 +190,7 @@ async fn what_is_delayed_is_delivered_by_one_host_or_cancelled_by_one() {
         .into_iter()
         .enumerate()
         .map(|(number, (id, value))| {
-            // On the host that did not take it.
+            // Through the host that did not accept it.
             let session = hosts[(number + 1) % 2].session.clone();
             tokio::spawn(async move {
                 match session.messages().cancel_delayed(&topic("in"), id).await {

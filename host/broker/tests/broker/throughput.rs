@@ -1,4 +1,5 @@
-//! How fast the broker's own path is. Run with `--ignored --nocapture`; prints, and fails only below the bar.
+//! The speed of the broker's own path. Run with `--ignored --nocapture`: it prints the result, and
+//! fails only below the bar.
 
 use std::time::Instant;
 

@@ -12,7 +12,7 @@ fn passes() -> Export {
     Export::Processor(Arc::new(per_message(|_, _| Say::Pass)))
 }
 
-/// A processor, and the specification of the other revision.
+/// A processor, and the specification of another revision.
 async fn deployed() -> (Rig, ProcessorSpec) {
     let rig = Rig::start(1).await;
     rig.deploy(spec(rig.upload("a", passes()).await)).await;

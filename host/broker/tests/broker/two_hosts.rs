@@ -23,7 +23,7 @@ use crate::schedules;
 
 const ROUNDS: usize = 20;
 
-/// A second host on the store of the first.
+/// A second host on the first one's store.
 async fn beside(rig: &Rig) -> Rig {
     let (clock, modules) = (Arc::new(SystemClock::new()), Arc::clone(&rig.modules));
     Rig::beside(
@@ -69,7 +69,7 @@ fn known(rig: &Rig) -> Option<Processor> {
     rig.session.processors().deployed_as(&processor("p"))
 }
 
-/// Another specification for each number.
+/// A different specification for each number.
 fn nth(module: millrace_model::Digest, number: usize) -> ProcessorSpec {
     let mut spec = spec(module);
     spec.batch.messages_max = 100 + u32::try_from(number).unwrap();
@@ -164,7 +164,7 @@ async fn what_one_host_does_with_a_processor_shows_on_the_other() {
         known(&other).is_some_and(|p| p.paused)
     })
     .await;
-    // The second host took the partitions over when it began.
+    // The second host took the partitions over when it started.
     other
         .until(|all| all.iter().all(|one| one.state == "paused"))
         .await;

@@ -15,7 +15,7 @@ async fn current(rig: &Rig) -> Processor {
     status.unwrap().processor
 }
 
-/// Waits until the processor is as asked.
+/// Waits until the processor meets the condition.
 async fn until(rig: &Rig, what: impl Fn(&Processor) -> bool) -> Processor {
     for _ in 0..5_000 {
         let processor = current(rig).await;
@@ -487,7 +487,7 @@ async fn a_promotion_says_what_the_revision_did_wrong_on_trial() {
     rig.settled().await;
     rig.produce(&[("7", "odd")]).await;
     rig.until(|all| all[0].parked == 1).await;
-    // As a deployment of the same specification it is one, too.
+    // Deploying the same specification promotes it, too.
     let promoted = rig
         .session
         .processors()
@@ -513,8 +513,7 @@ async fn a_canary_that_is_about_to_be_withdrawn_is_promoted_only_by_force() {
         .deploy_canary(&processor("p"), on_trial, 90)
         .await;
     canary.unwrap();
-    // The revision that would remain after a withdrawal does not load, so that the host does not
-    // withdraw the canary first.
+    // The withdrawal cannot load the revision that it leaves, so the host does not complete it.
     rig.modules.know("a", Export::Stuck { at_upload: false });
     flood(&rig).await;
     for _ in 0..5_000 {

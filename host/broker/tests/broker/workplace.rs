@@ -357,7 +357,7 @@ async fn a_dry_run_says_what_a_revision_would_do_and_does_nothing() {
             _ => Say::Pass,
         }
     });
-    // Deployed, and taken back before it has seen anything: the current revision is the first one again.
+    // Deployed, and rolled back before it has seen anything: the first revision is current again.
     let name = processor("p");
     rig.session.processors().pause(&name).await.unwrap();
     rig.deploy(spec(rig.upload_handler("repaired", repaired).await))

@@ -24,7 +24,7 @@ use crate::states::{change, counting};
 
 /// Number of worlds; `MILLRACE_WORLDS` overrides it, and `MILLRACE_WORLD` selects a single one.
 const WORLDS: u64 = 1_000;
-/// Side by side.
+/// Worlds that run concurrently.
 const THREADS: u64 = 4;
 const PARTITIONS: u32 = 3;
 const STEPS: usize = 40;
@@ -40,7 +40,7 @@ struct Memory {
 }
 
 impl Memory {
-    /// `r…` is tried again once, `d…` dies until that is mended.
+    /// `r…` is retried once; `d…` is rejected until the processor is repaired.
     fn say(&self, value: &str) -> Say {
         match value.as_bytes().first() {
             Some(b'r') if self.tried.lock().insert(value.to_owned()) => Say::Retry(Some(1)),
@@ -63,7 +63,7 @@ struct World {
     gone: Vec<Rig>,
     memory: Arc<Memory>,
     ends: usize,
-    /// By key, what was produced to be processed at once, in order.
+    /// Messages to process at once, in order, by key.
     produced: BTreeMap<String, Vec<String>>,
     /// Messages to be delivered later.
     delayed: Vec<(DelayedId, String)>,
@@ -163,7 +163,7 @@ impl World {
         });
     }
 
-    /// Any host that is up.
+    /// A random host that can be reached.
     fn any(&mut self) -> &Rig {
         let at = self.rng.usize(0..self.hosts.len());
         &self.hosts[at].rig
@@ -316,7 +316,7 @@ impl World {
         let paused = self.any().session.clone();
         let resumed = self.any().session.clone();
         let name = processor("p");
-        // A hundredth of the time that a pause waits for others is plenty.
+        // A hundredth of the time for which a pause waits for others is enough.
         let pause = tokio::spawn(async move { paused.processors().pause(&name).await.map(drop) });
         tokio::time::sleep(Duration::from_millis(1)).await;
         match pause.await.unwrap() {

@@ -243,7 +243,7 @@ fn verify_dir(args: &VerifyArgs, as_json: bool) -> Result<(), Failure> {
     }
 }
 
-/// On standard error, if that is a terminal.
+/// A progress bar on standard error; hidden if that is not a terminal.
 pub(super) fn bar(template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template);
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))

@@ -123,7 +123,7 @@ fn one_repair(one: &Done) -> Value {
     json!({"place": one.place.display().to_string(), "what": one.what, "lost": one.lost})
 }
 
-/// On standard error, if that is a terminal.
+/// A progress bar on standard error; hidden if that is not a terminal.
 fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template("examining {bar:32} {bytes}/{total_bytes} {eta}");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());

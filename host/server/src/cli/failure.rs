@@ -28,7 +28,7 @@ pub(super) enum Exit {
 /// Why a command failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The reader of our output went away: there is nothing to report, and nobody to report it to.
+    /// The reader of our output went away, so there is nothing left to report.
     ClosedPipe,
     /// A failure to report.
     Told {
@@ -85,7 +85,7 @@ impl Failure {
         self
     }
 
-    /// Whether the host was only too busy.
+    /// Whether the host is only too busy at the moment, so that the same request may succeed later.
     pub(super) fn asks_to_come_back(&self) -> bool {
         let busy = [Code::TooManyWaiting, Code::TooManyConnections, Code::Busy];
         busy.into_iter().any(|code| self.has_code(code))
@@ -96,7 +96,7 @@ impl Failure {
         matches!(self, Self::Told { code, .. } if code == wanted.as_str())
     }
 
-    /// Adds what the failure was about.
+    /// Adds to the message what failed, such as a chunk of lines.
     pub(super) fn about(mut self, what: &str) -> Self {
         if let Self::Told { message, .. } = &mut self {
             *message = format!("{what}: {message}");

@@ -1,4 +1,4 @@
-//! Where the API has a processor.
+//! API paths of processors.
 
 use millrace_model::ProcessorName;
 

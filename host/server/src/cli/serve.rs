@@ -26,7 +26,7 @@ variables are named by the same path: MILLRACE_LISTEN_HTTP_ADDRESS. Flags overri
 variables, those override the file, and the file overrides the defaults.
 SIGTERM, ctrl-c and SIGHUP stop gracefully; a second one stops at once. Under nohup SIGHUP does nothing.";
 
-/// How long the last log lines are waited for: their reader may be stuck.
+/// Maximum wait for the last log lines to be written: their reader may be stuck.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
 /// How long after its deadline a stop is forced.

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// Texts of all kinds, in no order that anybody chose.
+    /// Texts with characters of all kinds, in pseudorandom order.
     fn strange_texts() -> impl Iterator<Item = String> {
         let mut random = fastrand::Rng::with_seed(7);
         let steering =

@@ -93,7 +93,7 @@ async fn rest_of(stream: &mut TcpStream) -> Vec<u8> {
     rest
 }
 
-/// The status and body of an answer over HTTP.
+/// The status and body of an HTTP answer.
 async fn asked(address: SocketAddr, method: &str, path: &str, body: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     let request = format!(

@@ -1,4 +1,4 @@
-//! The doors of one host, opened one after the other and stopped in the reverse order.
+//! The doors of one host, opened in turn and stopped in reverse order.
 
 use std::net::SocketAddr;
 use std::time::Duration;

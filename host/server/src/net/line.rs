@@ -47,7 +47,7 @@ impl Phase {
 pub(crate) struct Line {
     phase: AtomicU8,
     since_ms: AtomicU64,
-    /// Whether it had a request before.
+    /// Whether it has had a request before.
     used: AtomicBool,
     /// Whether it is one of those reserved for administration, beyond the bound for all others.
     reserved: bool,

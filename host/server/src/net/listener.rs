@@ -125,7 +125,8 @@ impl Listener {
     }
 }
 
-/// Failed accepts, logged only now and then: while files are scarce there are twenty a second.
+/// Counts failed accepts between two log lines: while the process lacks files, accepting fails
+/// twenty times a second.
 #[derive(Default)]
 struct Failures {
     count: u64,

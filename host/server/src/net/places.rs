@@ -34,14 +34,14 @@ enum Kind {
     Refused,
 }
 
-/// How many connections a door has, and how long it keeps an idle one.
+/// The size of a door: how many connections it takes, and how long it keeps an idle one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DoorLimits {
-    /// Connections at once.
+    /// Maximum number of regular connections.
     pub(crate) regular_max: usize,
-    /// Those of the reserve, beyond them.
+    /// Additional connections reserved for administration.
     pub(crate) reserved_max: usize,
-    /// How long a connection is kept between two requests.
+    /// How long an idle connection is kept between two requests.
     pub(crate) idle: Duration,
 }
 
@@ -115,7 +115,7 @@ impl Places {
         })
     }
 
-    /// Closes connections that have been silent for too long.
+    /// Closes connections that have been silent too long.
     pub(super) fn sweep(&self, now: Duration) {
         let stopping = self.stopping.load(Relaxed);
         for (_, line) in self.held().lines.values() {
@@ -143,7 +143,8 @@ impl Places {
         }
     }
 
-    /// From here on nothing is waited for.
+    /// From now on the host is stopping: idle connections and unfinished heads are closed by the
+    /// next sweep, not by their usual timeouts.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Relaxed);
     }
@@ -154,7 +155,7 @@ impl Places {
         (held.count(Kind::Regular), held.count(Kind::Reserved))
     }
 
-    /// Frees a file or two if the process can open no more.
+    /// The process cannot open more files: closes an idle connection to free some.
     pub(super) fn shrink(&self, now: Duration) {
         self.held().make_room(Kind::Regular, now);
     }

@@ -18,7 +18,7 @@ const VALUE: &[u8] = b"\"value\":\"";
 const NEXT: &[u8] = b"\"next\":";
 /// Maximum bytes of one fetch, the most that the host allows.
 const FETCH_BYTES: u64 = 16 << 20;
-/// Messages of one request that fills a topic.
+/// Messages per request when filling a topic.
 const FILL_MESSAGES: usize = 1_000;
 
 pub(crate) struct Http {
@@ -28,7 +28,7 @@ pub(crate) struct Http {
 }
 
 impl Http {
-    /// One request, and the body of its answer.
+    /// Sends one request and returns the body of its answer.
     pub(crate) fn ask(line: &mut Line, method: &str, path: &str, body: &str) -> Result<Vec<u8>> {
         line.send(&request(method, path, "application/json", body))?;
         loop {

@@ -33,20 +33,20 @@ pub(crate) enum Front {
 pub(crate) struct Taken {
     /// Bytes that have been read.
     pub(crate) bytes: usize,
-    /// Messages in them.
+    /// The messages in them.
     pub(crate) messages: u64,
     /// Whether the reader has everything that it requested, and must send another request.
     pub(crate) is_answered: bool,
 }
 
-/// A broker, as the load sees it. A topic is whatever the broker calls it, and has one partition.
+/// A broker, as the load sees it. A topic, whatever the broker calls it, has one partition.
 pub(crate) trait Door: Send + Sync {
     fn address(&self) -> SocketAddr;
 
-    /// Makes an empty topic, ready for messages.
+    /// Creates an empty topic that is ready for messages.
     fn make(&self, topic: &str) -> Result<()>;
 
-    /// Removes a topic with its messages.
+    /// Removes a topic and its messages.
     fn remove(&self, topic: &str) -> Result<()>;
 
     /// Opens a connection that is ready for requests.
@@ -88,9 +88,9 @@ pub(crate) trait Reader {
     fn take(&mut self, came: &[u8], each: Option<Each<'_>>) -> Result<Taken>;
 }
 
-/// Reads a partition by its offsets.
+/// Reads one partition by its offsets.
 pub(crate) trait PartitionReader: Reader {
-    /// The offset that it reads next.
+    /// The offset to read next.
     fn position(&self) -> u64;
 }
 

@@ -75,7 +75,7 @@ impl Door for Nats {
         Self::ask(&mut self.open()?, &api, &json!({})).map(drop)
     }
 
-    /// Acknowledgements come to the connection's inbox, in order.
+    /// Acknowledgements arrive at the connection's inbox, in order.
     fn open(&self) -> Result<Line> {
         let mut line = Line::open(self.address)?;
         let hello =
@@ -160,7 +160,7 @@ fn api_inbox(port: u16) -> String {
 struct Pulling {
     subject: String,
     inbox: String,
-    /// Messages of the last request that have not come yet.
+    /// Messages of the last request that have not arrived yet.
     wanted: u64,
 }
 

@@ -79,7 +79,7 @@ impl Door for Redis {
 /// and value: the first string is the name, followed by three strings for each entry.
 struct Reading {
     topic: String,
-    /// Id of the last entry read.
+    /// The id of the last entry read.
     last: Vec<u8>,
     /// Elements of the answer that have not arrived yet.
     missing: i64,

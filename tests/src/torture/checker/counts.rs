@@ -1,4 +1,4 @@
-//! Processors that count, and dead letters that are sent again.
+//! Processors that count in state, and dead letters that are redriven.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,7 +13,7 @@ pub(super) type Counts = BTreeMap<String, i64>;
 pub(super) struct Processor {
     /// Its state as last read, by partition.
     state: BTreeMap<u32, Counts>,
-    /// Whether it was read in the end.
+    /// Whether its state was read in the last reading.
     read_to_the_end: bool,
     /// Dead letters that had not been sent again at the end.
     pub(super) standing: Option<HashMap<Id, u32>>,

@@ -46,7 +46,7 @@ pub use self::verdict::{Finding, Kind, Tally, Verdict};
 use super::history::{self, DELAYED, Event, Fault, Pipeline, Rules, Seen};
 use super::value::{FOREIGN, Id};
 
-/// Judges a history file.
+/// Checks a history file.
 pub fn check_file(path: &Path) -> Result<Verdict> {
     let mut checker = Checker::default();
     for (at, entry) in history::read(path)?.enumerate() {
@@ -63,7 +63,7 @@ pub struct Checker {
     rules: Option<Rules>,
     topics: BTreeMap<String, Topic>,
     requests: BTreeMap<(u32, u64), Request>,
-    /// The last acknowledged offset of a producer in a partition of a topic.
+    /// The last acknowledged offset of each producer in each partition of a topic.
     acknowledged: BTreeMap<(String, u32, u32), u64>,
     progress: BTreeMap<(String, String, u32), u64>,
     processors: BTreeMap<String, Processor>,
@@ -79,7 +79,7 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// The next event.
+    /// Adds the next event.
     pub fn observe(&mut self, event: &Event) {
         self.line += 1;
         match event {

@@ -20,9 +20,9 @@ pub(super) struct Partition {
     pub(super) asked_start: u64,
     /// The largest end that a client saw.
     pub(super) end: u64,
-    /// What was acknowledged or read, by offset.
+    /// Messages that were acknowledged or read, by offset.
     pub(super) known: BTreeMap<u64, Known>,
-    /// The last reading.
+    /// The messages of the last reading.
     pub(super) last: BTreeMap<u64, Id>,
 }
 

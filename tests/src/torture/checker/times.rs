@@ -13,17 +13,17 @@ const LATE_INTERVALS_MAX: u64 = 3;
 /// Clients note the time more often than this, unless the machine stood still.
 const PAUSE_MS: u64 = 500;
 
-/// What is known of times.
+/// What is known about times.
 #[derive(Default)]
 pub(super) struct Times {
     /// Whatever the history reports at this point was there by this time.
     pub(super) now_ms: u64,
-    /// When each delayed message is due.
+    /// The due time of each delayed message.
     due_ms: HashMap<Id, u64>,
     schedule: Option<Schedule>,
     /// Since when the host has been up without a fault.
     up_since_ms: Option<u64>,
-    /// Times from start to fault.
+    /// Periods from a start to the next fault.
     up: Vec<(u64, u64)>,
 }
 
@@ -31,7 +31,7 @@ struct Schedule {
     every_ms: u64,
     since_ms: u64,
     ticks: BTreeMap<u64, Tick>,
-    /// When the last reading was asked for, and what it showed.
+    /// When the last reading was requested, and what it showed.
     last: Option<(u64, Vec<Tick>)>,
 }
 
@@ -113,7 +113,7 @@ impl Checker {
     pub(super) fn check_times(&mut self) {
         // After a fault without a restart, such as a full disk, schedules may wait for longer.
         let is_up = self.times.up_since_ms.is_some();
-        // The calm before the last reading counts as well.
+        // The calm before the last reading counts as time up.
         self.times.hit();
         let mut findings = self.delayed_lost();
         findings.extend(self.delayed_out_of_order());

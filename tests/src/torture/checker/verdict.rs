@@ -41,35 +41,35 @@ pub enum Kind {
     Unexpected,
 }
 
-/// One thing that is wrong.
+/// One finding.
 #[derive(Clone, Debug)]
 pub struct Finding {
-    /// What kind.
+    /// Its kind.
     pub kind: Kind,
-    /// The line of the history at which it showed.
+    /// The line of the history that revealed it.
     pub line: u64,
-    /// Where and what.
+    /// What is wrong, and where.
     pub text: String,
 }
 
-/// What was done and seen, in numbers.
+/// Numbers of what was done and observed.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Faults, by kind.
     pub faults: BTreeMap<Fault, u64>,
-    /// Mediums that broke under a file system.
+    /// Media that broke under a file system.
     pub mediums_broken: u64,
     /// Faults that were aimed at a step and met it, by step and kind.
     pub steps: BTreeMap<(Step, Fault), u64>,
-    /// Dead letters that were sent again.
+    /// Dead letters that were redriven.
     pub redriven: u64,
     /// Starts after faults.
     pub starts: u64,
-    /// How long each took.
+    /// The duration of each start in milliseconds.
     pub start_ms: Vec<u64>,
     /// Messages sent.
     pub sent: u64,
-    /// Requests sent again after no answer came.
+    /// Requests that were repeated because no answer came.
     pub sent_again: u64,
     /// Messages acknowledged.
     pub acknowledged: u64,
@@ -79,9 +79,9 @@ pub struct Tally {
     pub unanswered: u64,
     /// Messages read, each counted as often as it was read.
     pub read: u64,
-    /// Acknowledged messages that a topic without durability lost to power cuts.
+    /// Acknowledged messages that power cuts took from a topic without durability.
     pub tail_lost: u64,
-    /// Copies beyond the first, of requests sent again.
+    /// Additional copies from repeated requests.
     pub duplicates: u64,
     /// Messages that retention, trims and compaction removed.
     pub removed: u64,
@@ -89,26 +89,26 @@ pub struct Tally {
     pub dead_letters: u64,
     /// Messages that were accepted with a later time of delivery.
     pub delayed: u64,
-    /// Messages that schedules made.
+    /// Messages that schedules created.
     pub ticks: u64,
     /// Missed times that such messages stand for.
     pub ticks_missed: u64,
-    /// What became of revisions on trial.
+    /// Events of revisions on trial.
     pub trials: BTreeMap<Trial, u64>,
-    /// What became of backups.
+    /// Backups, by result.
     pub backups: BTreeMap<Copied, u64>,
     /// The longest time until everything was processed, in milliseconds.
     pub drained_ms_max: u64,
 }
 
-/// Findings and numbers.
+/// The result of a check.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
-    /// The first ones.
+    /// The first findings.
     pub findings: Vec<Finding>,
-    /// All of them.
+    /// The number of all findings.
     pub findings_count: u64,
-    /// What was done and seen.
+    /// Numbers of what was done and observed.
     pub tally: Tally,
 }
 
@@ -119,7 +119,7 @@ impl Verdict {
         self.findings_count == 0
     }
 
-    /// Whether there is a finding of that kind.
+    /// Whether there is a finding of this kind.
     #[must_use]
     pub fn has(&self, kind: Kind) -> bool {
         self.findings.iter().any(|finding| finding.kind == kind)
@@ -134,7 +134,7 @@ impl Verdict {
 }
 
 impl Tally {
-    /// Adds another history's numbers.
+    /// Adds the numbers of another history.
     pub fn add(&mut self, other: &Self) {
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
@@ -216,7 +216,7 @@ impl fmt::Display for Finding {
 }
 
 impl Kind {
-    /// As the documentation calls it.
+    /// The word for it in the documentation.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {

@@ -301,7 +301,7 @@ struct Kept {
     removed: HashMap<(u32, u64), u64>,
 }
 
-/// Why a message is not there.
+/// Why a message is absent.
 enum Missing {
     /// A later message of the key replaced it, or it removed its key and nothing older of the key
     /// is left.
@@ -323,7 +323,7 @@ impl Kept {
             removes_every,
         } = ages
         {
-            // Offsets ascend: the last one stays.
+            // Offsets ascend, so the last one remains in the map.
             let there = partition.last.iter();
             let latest = there.map(|(offset, id)| (key(*id, keys), *offset));
             kept.latest = latest.collect();

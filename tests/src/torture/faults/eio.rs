@@ -82,7 +82,7 @@ fn expect_the_end(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Attaches to the host; from each thread's `nth` sync on, one fails.
+/// Attaches to the host; in each thread one sync fails, the `nth` from now.
 fn trace(world: &World, nth: u32) -> Result<Child> {
     let calls = "fdatasync,fsync,syncfs";
     let tracer = Command::new("strace")

@@ -36,7 +36,7 @@ pub(super) fn available() -> Result<(), String> {
     attempt().map_err(|error| format!("needs root and cgroup v1 memory limits ({error:#})"))
 }
 
-/// Starts the host inside a group of its own.
+/// Starts the host in a group of its own.
 pub(super) fn start(world: &mut World) -> Result<()> {
     let group = group(world);
     fs::create_dir(&group)?;
@@ -96,7 +96,7 @@ fn hog(url: &str) {
     }
 }
 
-/// Spawns the host so that it is in the group from its first moment.
+/// Starts the host so that it is in the group from the first moment.
 pub(super) fn spawn(world: &mut World) -> Result<()> {
     let serve = world.host.serve_command();
     let mut command = Command::new("sh");
@@ -113,7 +113,7 @@ pub(super) fn spawn(world: &mut World) -> Result<()> {
     world.host.spawn_as(command)
 }
 
-/// Removed when the host is gone.
+/// A memory group; removed when the host is gone.
 pub(crate) struct Group(PathBuf);
 
 impl Drop for Group {

@@ -16,7 +16,7 @@ const DELAY_MICROS: u32 = 50_000;
 /// Syncs are slow until this ends.
 pub(super) struct SlowSyncs(Child);
 
-/// Slows them down, if this machine can do it.
+/// Starts to delay syncs, if this machine can do that.
 pub(super) fn begin(world: &World) -> Result<Option<SlowSyncs>> {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     let traces = || disk::tool("strace", &["-qq", "-o", "/dev/null", "true"]).is_ok();

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Fault, World, note, unexpected, within_patience};
 
-/// The numbers of fsync and fdatasync, as /proc gives them.
+/// The system call numbers of fsync and fdatasync in /proc.
 #[cfg(target_arch = "x86_64")]
 const SYNCS: [&str; 2] = ["74", "75"];
 /// Their numbers on other machines.
@@ -68,7 +68,7 @@ pub(super) fn is_syncing(pid: Pid, directory: &Path) -> bool {
     threads(pid).iter().any(|thread| is_amid(thread))
 }
 
-/// The threads' directories; none if the process is gone.
+/// The threads' directories in /proc; none if the process is gone.
 pub(super) fn threads(pid: Pid) -> Vec<PathBuf> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
     let threads = threads.into_iter().flatten().flatten();

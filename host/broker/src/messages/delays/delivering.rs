@@ -124,7 +124,7 @@ impl Delays {
         let now = self.clock.wall();
         let due = self.agenda.lock().take_due(now, PARTITIONS_AT_ONCE_MAX);
         let delivered = stream::iter(due).map(|(partition, topic)| async move {
-            // A bug that hits one partition must not stop the others.
+            // A bug that affects one partition must not stop the others.
             let delivered = tasks::caught("delays", self.deliver_from(partition, &topic, now));
             let left = match delivered.await {
                 Ok(delivered) => delivered.err(),

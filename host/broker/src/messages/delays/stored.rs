@@ -1,5 +1,6 @@
-//! How delayed messages are stored: as state of a reserved group, in the partition that they are for. The key is the due time, followed
-//! by what keeps the order and makes it unique; the value is a record batch with the one message.
+//! How delayed messages are stored: as state of a reserved group, in the partition that they are
+//! for. The key is the due time, followed by the order of arrival and a salt, which keeps keys
+//! unique; the value is a record batch with the one message.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,11 +24,12 @@ use crate::hosts::holding::Share;
 pub(crate) use millrace_engine::room::DELAYS_GROUP as GROUP;
 
 const KEY_BYTES: usize = 20;
-/// Bits of a salt.
+/// Bits of a salt: the delay was relative, and the message was moved.
 const SPAN: u32 = 1;
 const MOVED: u32 = 2;
 
-/// The id of a delayed message until its delivery: where, when, and which one of those due then.
+/// The id of a delayed message until its delivery: its partition, its due time, and its order among
+/// messages of that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DelayedId {
     pub(crate) partition: PartitionId,
@@ -38,7 +40,7 @@ pub struct DelayedId {
     pub(crate) salt: u32,
 }
 
-/// When a message is to be delivered.
+/// The time at which a message is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DueAt {
     /// By the current clock.
@@ -90,7 +92,7 @@ impl DelayedId {
         self.salt & SPAN != 0
     }
 
-    /// Whether its time may differ from the one in the id that its sender was told.
+    /// Whether its time may differ from that in the id that its sender got.
     pub(super) fn is_moved(&self) -> bool {
         self.salt & MOVED != 0
     }
@@ -104,7 +106,7 @@ impl DelayedId {
         }
     }
 
-    /// Whether both are ids of one message, before and after its time moved.
+    /// Whether both ids belong to one message, before and after its time moved.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         (self.arrival, self.salt | MOVED) == (other.arrival, other.salt | MOVED)
     }
@@ -160,7 +162,7 @@ impl FromStr for DelayedId {
             arrival: hex(part()?)?,
             salt: u32::try_from(hex(part()?)?).map_err(|_| NotADelayedId)?,
         };
-        // A message has only one id.
+        // A message has only one id, in one notation.
         match id.to_string() == text {
             true => Ok(id),
             false => Err(NotADelayedId),
@@ -175,7 +177,7 @@ pub(crate) fn alone(message: &Message) -> Option<RecordBatch> {
     builder.finish()
 }
 
-/// Reads an entry back; `None` for anything that this file did not write.
+/// Decodes an entry; `None` if this file did not write it.
 pub(super) fn read(entry: &StateEntry, partition: PartitionId) -> Option<(DelayedId, Message)> {
     let id = DelayedId::of_key(partition, &entry.key)?;
     let batch = RecordBatch::decode(&Bytes::copy_from_slice(entry.value.as_bytes())).ok()?;
@@ -183,18 +185,18 @@ pub(super) fn read(entry: &StateEntry, partition: PartitionId) -> Option<(Delaye
     Some((id, view.to_message(batch.bytes()).ok()?))
 }
 
-/// Entries of a table of delayed messages, which is always in memory, so reading cannot fail.
+/// Entries of a table of delayed messages. The table is always in memory, so reading cannot fail.
 pub(super) fn page(table: &StateTable, query: &StateQuery) -> StatePage {
     table.page(query).unwrap_or_default()
 }
 
-/// Its keys.
+/// Passes each key of a table of delayed messages to `see`.
 pub(super) fn each_key(table: &StateTable, see: impl FnMut(&[u8])) {
     let read = table.each_key(see);
     debug_assert_eq!(read, Ok(()), "it is in memory");
 }
 
-/// The entry with exactly this id, if there is one.
+/// The entry with exactly this id, if it exists.
 pub(super) fn exactly(table: &StateTable, id: DelayedId) -> Option<StateEntry> {
     let query = StateQuery {
         prefix: id.key().to_vec(),
@@ -204,11 +206,11 @@ pub(super) fn exactly(table: &StateTable, id: DelayedId) -> Option<StateEntry> {
     page(table, &query).entries.into_iter().next()
 }
 
-/// Delayed messages for a transaction.
+/// Delayed messages to be added by a transaction.
 #[derive(Debug, Default)]
 pub(crate) struct Additions(pub(super) BTreeMap<TopicPartition, Addition>);
 
-/// Those for one partition.
+/// The additions to one partition.
 #[derive(Debug)]
 pub(super) struct Addition {
     pub(super) topic: TopicName,
@@ -240,7 +242,7 @@ impl Additions {
         addition.writes.changes.push(change);
     }
 
-    /// Adds them to the transaction.
+    /// Takes the additions as writes for the transaction.
     pub(crate) fn take_writes(&mut self) -> Vec<StateWrite> {
         let write = |(partition, addition): (&TopicPartition, &mut Addition)| {
             write(*partition, None, std::mem::take(&mut addition.writes))

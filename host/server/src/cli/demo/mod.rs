@@ -1,5 +1,6 @@
-//! `demo`: a week of real earthquakes goes the whole way through components on a host of its own, told as a story. Everything is real:
-//! the engine on disk, the compiler process, the swap under traffic; only the pauses are for the reader.
+//! `demo`: sends a week of real earthquakes through components on a host of its own, and tells it
+//! as a story. Everything is real: the engine on disk, the compiler process, the swap under load.
+//! Only the pauses are for the reader.
 
 mod events;
 mod story;

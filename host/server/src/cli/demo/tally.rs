@@ -32,7 +32,7 @@ pub(super) struct Tally {
     pub(super) strongest: Option<Quake>,
 }
 
-/// What the classifier made of an event.
+/// An event as the classifier wrote it.
 #[derive(Clone, Deserialize)]
 pub(super) struct Quake {
     pub(super) revision: u32,

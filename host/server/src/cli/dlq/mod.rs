@@ -229,7 +229,8 @@ fn one_or_more(text: &str) -> Result<NonZeroU32, String> {
     number.map_err(|_| "write a whole number, 1 or more".to_owned())
 }
 
-/// What to add if the processor takes no messages now.
+/// A note for a paused processor, which takes redriven messages only after it is resumed; empty
+/// otherwise.
 fn rests(processor: &ProcessorName, client: &Client) -> String {
     let status = client.get(&path(processor, "").replace("/dead-letters", ""));
     match status.is_ok_and(|status| status["paused"] == true) {

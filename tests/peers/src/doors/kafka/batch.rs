@@ -20,10 +20,10 @@ pub(super) struct Record<'a> {
     pub(super) value: &'a str,
 }
 
-/// A batch as a consumer gets it.
+/// A batch as a consumer receives it.
 pub(super) struct Batch<'a> {
     pub(super) first: i64,
-    /// The offset behind its last record.
+    /// The offset after its last record.
     pub(super) next: i64,
     pub(super) count: u64,
     /// Whether it marks the end of a transaction instead of holding messages.
@@ -31,7 +31,7 @@ pub(super) struct Batch<'a> {
     records: &'a [u8],
 }
 
-/// An uncompressed batch of a producer without a transaction.
+/// An uncompressed batch from a producer without a transaction.
 pub(super) fn record_batch(records: &[Record<'_>]) -> Vec<u8> {
     let mut covered = Writer::default();
     covered.i16(0); // attributes

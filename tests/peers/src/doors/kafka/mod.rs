@@ -26,7 +26,7 @@ const TIMEOUT_MS: i32 = 30_000;
 const ALL: i16 = -1;
 const LATEST: i64 = -1;
 const READ_COMMITTED: i8 = 1;
-/// What Kafka's own consumer asks for by default, about 10,000 messages of 100 bytes.
+/// The default of Kafka's own consumer: about 10,000 messages of 100 bytes.
 const FETCH_BYTES: i32 = 1 << 20;
 /// Maximum messages of a batch that fills a topic.
 const FILL_MESSAGES: usize = 1_000;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-/// Builds a request's body, or a part of it.
+/// Builds the body of a request, or a part of it.
 #[derive(Default)]
 pub(super) struct Writer(Vec<u8>);
 
