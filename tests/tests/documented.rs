@@ -249,11 +249,12 @@ Every error has a code for programs, a message that says what went wrong, and a 
   "hint": "GET /v1/topics or `millrace topic list` shows the topics that exist"}}
 ```
 
-Codes are stable; messages and hints are for people, and may change. Each code has a kind, which is all that most programs need, and over HTTP a status
-for each kind. `next` says where to continue after messages that cannot be read. With 429 and 503, `Retry-After` says when to repeat the request.
+Codes are stable; messages and hints are for people, and may change. Each code has a kind, which is all that most programs need; over HTTP, each kind has
+a status. `next` is the offset at which to continue after messages that cannot be read. With 429 and 503, `Retry-After` says when to repeat the request.
 
-One code has two kinds: `busy` is 429 where the caller helps to fill the bound (produce, dry runs) and 503 where it only waits for what is in use (compiling,
-bodies and answers in memory, a running batch). Both mean to come back. Generated from the source by `tests/tests/documented.rs`.
+One code has two kinds: `busy` is 429 if the caller's own requests help to fill the bound (produce, dry runs), and 503 if the caller only has to wait for
+something in use (compiling, bodies and answers in memory, a running batch). In both cases, try again later. Generated from the source by
+`tests/tests/documented.rs`.
 
 | kind | HTTP | what to do |
 |---|---|---|

@@ -1,4 +1,5 @@
-//! An engine in front of another one, which a test changes where it likes: every verb is passed on, and some through [`Hooks`].
+//! An engine in front of another one, for tests: all calls are passed on, and some go through
+//! [`Hooks`], which a test can change.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use crate::{
     ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
 };
 
-/// The verbs that a test may change; by default each is passed on.
+/// The calls that a test may change; by default each is passed on.
 #[async_trait]
 #[expect(missing_docs, reason = "each is the engine's verb of the same name")]
 pub trait Hooks: Send + Sync + 'static {
@@ -73,7 +74,7 @@ pub trait Hooks: Send + Sync + 'static {
     }
 }
 
-/// An engine whose verbs go through hooks.
+/// An engine whose calls go through hooks.
 #[derive(Debug)]
 pub struct Hooked<H>(pub Arc<H>);
 

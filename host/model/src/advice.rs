@@ -1,5 +1,6 @@
-//! What an error says beside its text, the same at every door: its [`Code`] for programs, and for people what to do now. The error
-//! says it once, where it is declared; a door only maps [`Kind`]s, or codes where its protocol knows more than those.
+//! What an error has besides its text, the same for every door: its [`Code`] for programs, and what
+//! people can do now. It is declared once, with the error; a door only maps [`Kind`]s, or codes if
+//! its protocol distinguishes more than the kinds.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -18,13 +19,13 @@ pub enum Kind {
     Conflict,
     /// It is larger than what is accepted.
     TooLarge,
-    /// It is understood, and will not be done.
+    /// It is understood, but will not be done.
     Refused,
-    /// As much of this as the host takes at once is under way.
+    /// The host is already doing as much of this as it does at once.
     Busy,
     /// The host cannot do it now.
     Unavailable,
-    /// What was stored cannot be read any more.
+    /// Stored data can no longer be read.
     Damaged,
     /// The host failed.
     Internal,
@@ -44,7 +45,7 @@ impl Kind {
         Self::Internal,
     ];
 
-    /// What to do, whatever the code.
+    /// What to do in general for this kind.
     #[must_use]
     pub fn remedy(self) -> &'static str {
         match self {
@@ -81,7 +82,7 @@ pub struct Advice {
 }
 
 impl Advice {
-    /// What the code says without more knowledge.
+    /// The advice for a code, without details of the error.
     #[must_use]
     pub fn of(code: Code) -> Self {
         Self {
@@ -120,9 +121,9 @@ impl Advice {
     }
 }
 
-/// An error that a caller may be told of.
+/// An error that may be reported to a caller.
 pub trait Advised: Error {
-    /// What it is, for programs, and what to do now.
+    /// The error's code, and what to do now.
     fn advice(&self) -> Advice;
 }
 

@@ -1,11 +1,12 @@
-//! The codes of errors, for programs: stable, and the same at every door. Each has one [`Kind`], a meaning and what to do, unless the
-//! error itself knows better. `docs/errors.md` is written from this list.
+//! The codes of errors, for programs: stable, and the same for every door. Each has one [`Kind`], a
+//! meaning, and a default hint, which an error may replace. `docs/errors.md` is generated from this
+//! list.
 
 use std::fmt;
 
 use crate::advice::{Advice, Kind};
 
-/// Seconds after which to try again, unless something else is said.
+/// Default seconds after which to try again.
 const SOON_S: u32 = 1;
 
 macro_rules! codes {
@@ -28,7 +29,7 @@ macro_rules! codes {
                 }
             }
 
-            /// As it is sent.
+            /// The code as text, as it is sent.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {
@@ -44,7 +45,7 @@ macro_rules! codes {
                 }
             }
 
-            /// What to do, unless the error knows better.
+            /// The default hint.
             #[must_use]
             pub const fn remedy(self) -> &'static str {
                 match self {
@@ -296,8 +297,9 @@ codes! {
             "stop the host and copy its directory, or take a snapshot of the file system";
     }
     Busy {
-        // One code and two kinds, here and below: whoever fills a bound by sending is slowed down, and whoever meets what somebody else
-        // keeps busy only waits. Documented statuses of HTTP (429 and 503) tell them apart; for a program both mean to come back.
+        // The same code with two kinds, here and below: a caller that fills a bound by sending must
+        // slow down, while a caller that needs something in use only has to wait. HTTP's documented
+        // statuses (429 and 503) distinguish them; for a program both mean to try again later.
         Busy "busy"
             "The host is already handling as many of these requests as it accepts at once; nothing was stored."
             "send more slowly; nothing of this request was stored";
@@ -356,7 +358,7 @@ codes! {
 }
 
 impl Code {
-    /// What it says without more knowledge.
+    /// The advice without details of the error.
     #[must_use]
     pub fn advice(self) -> Advice {
         Advice::of(self)
@@ -368,7 +370,7 @@ impl Code {
         Advice::of(self).hint(hint)
     }
 
-    /// When to try again; given for all kinds that pass.
+    /// When to try again; given for all kinds that are passing.
     pub(crate) fn retry_after_s(self) -> Option<u32> {
         match self {
             Self::StateBusy => Some(5),

@@ -1,4 +1,4 @@
-//! Damage to stored messages, as every layer calls it.
+//! The kinds of damage to stored messages, shared by all layers.
 
 use std::fmt;
 

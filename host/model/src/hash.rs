@@ -14,7 +14,7 @@ pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
 mod tests {
     use super::*;
 
-    /// The vectors that its authors publish.
+    /// The test vectors published by its authors.
     #[test]
     fn it_is_fnv_1a() {
         let of = |text: &str| fnv1a(text.bytes());

@@ -139,7 +139,7 @@ fn content<'a>(record: &RecordView, batch: &'a [u8]) -> (Vec<&'a [u8]>, usize) {
         .map(ExactSizeIterator::len)
         .sum();
     let mut names = Vec::with_capacity(record.header_count());
-    // A record was only given out because its headers are sound.
+    // A record is returned only if its headers are intact.
     for (name, value) in record.headers(batch).flatten() {
         bytes += name.len() + value.map_or(0, |value| value.len());
         names.push(&batch[name]);

@@ -1,4 +1,5 @@
-//! A subscription: the batches of many partitions, in one stream, as far as the reader grants credit.
+//! A subscription: the batches of many partitions in one stream, up to the credit that the reader
+//! grants.
 //!
 //! Nothing is read ahead: a batch is read when the reader asks for it and has credit left, so a subscription holds no messages. A
 //! partition is either ready (it may have messages past its position, and waits for its turn) or waiting (it has none, and a future wakes
@@ -232,12 +233,13 @@ impl Subscription {
         };
         let next = place.next;
         let engine = &self.messages.inner.engine;
-        // Another host may know of a later end, so the read decides about a position past this one's.
+        // Another host may know of a later end, so if the position is past this host's end, the
+        // read decides.
         let is_at_end = engine.ends(at).is_ok_and(|ends| ends.end == next);
         match engine.watch(at) {
             Ok(mut watch) if is_at_end => {
                 let wait: BoxFuture<'static, TopicPartition> = Box::pin(async move {
-                    // If the partition is gone, the read reports it.
+                    // If the partition was deleted, the read reports it.
                     watch.past(next).await;
                     at
                 });

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::rig::{Export, Rig, Say, SetClock, SlowLoad, per_message, processor, spec, topic, trap};
 
-/// For so long a change may wait that waits for no load.
+/// How long a change that needs no load may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn soon<T>(work: impl Future<Output = T>) -> T {

@@ -1,4 +1,5 @@
-//! Batches as producers send them: what a partition cannot take from one, and the times that the host sets.
+//! Batches as producers send them: what a partition does not accept, and the timestamps that the
+//! host sets.
 
 use super::*;
 
@@ -40,7 +41,7 @@ impl RecordBatch {
     #[must_use]
     pub fn arrived(&self, at: Timestamp) -> Self {
         let mut bytes = self.bytes.to_vec();
-        // A signed field: a larger time would be read back as none.
+        // The field is signed: a larger time would be read back as none.
         let at = at.0.min(i64::MAX as u64);
         bytes[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&at.to_be_bytes());
         framed(bytes, self.attributes() | APPEND_TIME_FLAG)
