@@ -167,7 +167,7 @@ pub(crate) enum Export {
     ErrorHandler(Arc<dyn FailureHandler>),
     /// Exports a processor, but fails to load.
     Broken,
-    /// Exports a processor, and loads when it may.
+    /// Exports a processor and an error handler, and loads when it may.
     Slow(Arc<SlowLoad>),
     /// Like a module whose start never ends, either when it is uploaded or when it is loaded.
     Stuck {
@@ -270,16 +270,17 @@ impl ModuleHost for Modules {
         let digest = digest(&String::from_utf8_lossy(&bytes));
         let exports = match self.export(digest)? {
             Export::Stuck { at_upload: true } => std::future::pending().await,
-            Export::Processor(_) | Export::Slow(_) | Export::Broken | Export::Stuck { .. } => {
-                Interface::MessageProcessor
+            Export::Processor(_) | Export::Broken | Export::Stuck { .. } => {
+                vec![Interface::MessageProcessor]
             }
-            Export::Partitioner(_) => Interface::Partitioner,
-            Export::ErrorHandler(_) => Interface::ErrorHandler,
+            Export::Slow(_) => vec![Interface::MessageProcessor, Interface::ErrorHandler],
+            Export::Partitioner(_) => vec![Interface::Partitioner],
+            Export::ErrorHandler(_) => vec![Interface::ErrorHandler],
         };
         Ok(ModuleFacts {
             digest,
             byte_count: bytes.len() as u64,
-            exports: vec![exports],
+            exports,
             imports: Vec::new(),
             compile_ms: 0,
             waited_ms: 0,
@@ -311,6 +312,12 @@ impl ModuleHost for Modules {
     ) -> Result<Arc<dyn FailureHandler>, AdmitError> {
         match self.export(request.digest)? {
             Export::ErrorHandler(handler) => Ok(handler),
+            Export::Slow(slow) => {
+                slow.load().await;
+                let follow =
+                    |failures: &[Failure], _: &_| Ok(vec![Decision::Policy; failures.len()]);
+                Ok(Arc::new(decide(follow)))
+            }
             _ => Err(AdmitError::Start("it traps".to_owned())),
         }
     }

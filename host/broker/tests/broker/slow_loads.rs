@@ -260,6 +260,30 @@ async fn a_module_that_is_deleted_meanwhile_is_not_deployed() {
 }
 
 #[tokio::test]
+async fn a_module_that_is_deleted_after_its_load_is_not_deployed_either() {
+    let rig = Rig::start(1).await;
+    let module = upload(&rig, "a").await;
+    let slow = slow();
+    let handler = rig.upload("slow", Export::Slow(Arc::clone(&slow))).await;
+    let both = ProcessorSpec {
+        error_handler: Some(handler),
+        ..spec(module)
+    };
+    let deploying = deploying(&rig, both, None);
+    // The other one is loaded.
+    slow.begins().await;
+    let catalogue = rig.session.catalogue();
+    soon(catalogue.delete_module(module)).await.unwrap();
+    slow.end();
+    let refused = soon(deploying).await.unwrap().unwrap_err();
+    assert!(
+        matches!(refused, ProcessorError::UnknownModule(gone) if gone == module),
+        "{refused}"
+    );
+    assert_eq!(current(&rig), None);
+}
+
+#[tokio::test]
 async fn a_module_that_was_deployed_after_its_load_is_in_use() {
     let (rig, slow, module) = deployed().await;
     let deploying = deploying(&rig, spec(module), None);
@@ -383,14 +407,15 @@ async fn a_canary_is_withdrawn_while_what_is_left_of_another_processor_loads() {
 
 #[tokio::test]
 async fn a_stop_waits_for_a_load_that_ends_in_time() {
-    let (rig, slow, module) = deployed().await;
+    let (rig, slow) = (Rig::start(1).await, slow());
+    let module = rig.upload("slow", Export::Slow(Arc::clone(&slow))).await;
     let deploying = deploying(&rig, spec(module), None);
     slow.begins().await;
     let mut stop = pin!(rig.broker.wind_down(PATIENCE));
     let waits = poll_fn(|context| Poll::Ready(stop.as_mut().poll(context).is_pending()));
-    assert!(waits.await);
+    assert!(waits.await, "there is nothing else to wait for");
     slow.end();
     soon(stop).await;
-    assert_eq!(current(&rig), Some(2), "nothing changes any more");
-    assert_eq!(soon(deploying).await.unwrap().unwrap().current, 2);
+    assert_eq!(current(&rig), Some(1), "nothing changes any more");
+    assert_eq!(soon(deploying).await.unwrap().unwrap().current, 1);
 }

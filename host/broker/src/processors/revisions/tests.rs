@@ -44,7 +44,11 @@ enum Step {
 
 impl Step {
     fn any(rng: &mut fastrand::Rng, processor: &Processor) -> Self {
-        let percent = rng.u32(0..=101);
+        let percent = match rng.u8(..8) {
+            0 => 0,
+            1 => 100,
+            _ => rng.u32(1..=99),
+        };
         // Mostly one that is there.
         let mut number = || match rng.u8(..8) {
             0 => rng.u32(0..200),
