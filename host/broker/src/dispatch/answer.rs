@@ -143,6 +143,12 @@ impl Verdict {
         failed.any(|failed| failed.cause == Cause::GivenUp)
     }
 
+    /// Whether it is the component's own word: the call returned.
+    pub(crate) fn is_returned(&self) -> bool {
+        let said = |failed: &Failed| matches!(failed.cause, Cause::Retry | Cause::Reject);
+        self.failed.iter().all(said)
+    }
+
     /// The verdict on a message that failed alone in its call.
     pub(crate) fn alone(error: &CallError, used: Option<CallUse>) -> Self {
         let (cause, reason, backtrace) = match error {

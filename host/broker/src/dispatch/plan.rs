@@ -248,12 +248,12 @@ impl Plan {
         self.side = batch.side;
     }
 
-    /// Messages are given up that were not cut: they count for the current revision.
+    /// Messages are given up without a call; their batch counts as one of the current revision.
     pub(crate) fn pick(&mut self) {
         self.side = Side::Current;
     }
 
-    /// There is nothing to cut, or something else is wanted: parts of a batch are no longer kept apart.
+    /// Parts of a batch are no longer kept apart: there is nothing to cut, or an operator asks for other messages.
     pub(crate) fn join(&mut self) {
         self.parts.clear();
     }

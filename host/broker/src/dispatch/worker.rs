@@ -1,6 +1,6 @@
-//! The worker: one task per processor and input partition. It cuts, calls, decides and commits, one [round](round) after the other;
-//! everything it knows is progress, which is committed with every batch. It holds no opinion: [`Plan`] says what to cut,
-//! [`batcher`] cuts, and [`super::delivery`] decides.
+//! The worker: one task per processor and input partition. It cuts, calls, decides and commits, one [`round`] after the other;
+//! everything it knows is progress, which is committed with every batch. It holds no opinion: [`Plan`] says what to cut, [`batcher`]
+//! cuts, and [`super::delivery`] decides.
 //!
 //! A batch is processed entirely by the revision that was current when it was cut, and its commit records that revision.
 

@@ -1,4 +1,4 @@
-//! The middle of a round: everybody else who has a say about an answer is asked: a shadow, the error handler and the breaker.
+//! The middle of a round: a shadow, the error handler and the breaker are asked about an answer.
 
 use std::sync::Arc;
 

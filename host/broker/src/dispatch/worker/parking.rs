@@ -246,7 +246,8 @@ impl Worker {
         progress.parked.drain(..gone);
         tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, messages = gone, before = %start, "parked messages were removed from their topic and are given up");
         self.meters.lost(gone as u64);
-        self.keep(progress.clone()).await?;
+        // Boxed, because it is rare and idle workers come by here.
+        Box::pin(self.keep(progress.clone())).await?;
         self.ledger.progress = progress.into();
         self.ledger.count();
         self.show_parked();

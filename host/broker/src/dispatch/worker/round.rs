@@ -80,6 +80,11 @@ impl Round {
     }
 }
 
+/// The time limit of a call.
+fn call_time_max(live: &Live) -> Duration {
+    Duration::from_millis(live.spec.limits.call_ms_max)
+}
+
 /// Ends when a call of this revision is no longer useful and has had its time to end by itself.
 async fn pointless(
     mut commands: watch::Receiver<Command>,
@@ -193,20 +198,9 @@ impl Worker {
 
     /// Calls the component with the batch, and sees the result through to its end.
     async fn process(&mut self, round: &mut Round) -> Result<Step, Trouble> {
-        let (called, used) = self.call_in_time(round).await?;
-        let returned = called.is_ok();
-        let answered = match called {
-            Ok(answered) => Some(answered),
-            Err(Unusable::Mixed(failed)) => self.set_apart(round, &failed),
-            Err(Unusable::Failed(error)) => self.failed(round, error)?,
-        };
-        let Some(mut answered) = answered else {
+        let Some(mut answered) = self.answer(round).await? else {
             return Ok(Step::Done);
         };
-        round.keep_answer(&answered.verdict);
-        if !answered.verdict.failed.is_empty() {
-            answered.verdict.used = used;
-        }
         if !self.judge(round, &mut answered).await {
             return Ok(Step::Done);
         }
@@ -216,7 +210,7 @@ impl Worker {
                 self.put_back(round, Came::Failed);
                 Settled::PutBack
             }
-            Err(CommitError::TooLarge { bytes, max }) if returned => {
+            Err(CommitError::TooLarge { bytes, max }) if answered.verdict.is_returned() => {
                 return Err(Trouble::Wait(format!(
                     "the handler's result for one message needs a commit of {bytes} bytes, and this engine takes {max}: deploy a revision that emits less"
                 )));
@@ -229,12 +223,11 @@ impl Worker {
         settled.step()
     }
 
-    /// The call, unless it takes too long or is interrupted; what it says of the component's speed is learnt.
-    async fn call_in_time(&mut self, round: &mut Round) -> Result<Outcome, Trouble> {
+    /// The answer to the batch, unless the call takes too long or is interrupted; `None` if there is nothing to decide about.
+    async fn answer(&mut self, round: &mut Round) -> Result<Option<Answered>, Trouble> {
         let home = self.take_turn(round).await?;
-        let (side, messages) = (round.batch.side, round.batch.len());
-        let time_max = Duration::from_millis(round.live.spec.limits.call_ms_max);
-        let most = self.plan.call_max(side, messages, time_max);
+        let (batch, time_max) = (&round.batch, call_time_max(&round.live));
+        let most = self.plan.call_max(batch.side, batch.len(), time_max);
         let before = self.context.clock.monotonic();
         let end = self.end_of_call(&round.live);
         let (called, used) = tokio::select! {
@@ -246,18 +239,58 @@ impl Worker {
             }
         };
         round.took = self.context.clock.monotonic().saturating_sub(before);
-        match &called {
+        self.learn(round, &called, used.as_ref());
+        self.usable(round, called, used)
+    }
+
+    /// What the call says of the component's speed.
+    fn learn(
+        &mut self,
+        round: &Round,
+        called: &Result<Answered, Unusable>,
+        used: Option<&CallUse>,
+    ) {
+        let (side, messages) = (round.batch.side, round.batch.len());
+        match called {
             Err(Unusable::Failed(CallError::Timeout(_))) => self.plan.timed_out(side, messages),
             Err(Unusable::Failed(_)) => {}
             Ok(_) | Err(Unusable::Mixed(_)) => self.plan.answered(&Call {
                 side,
                 messages,
                 took: round.took,
-                guest_time: used.as_ref().map_or(round.took, CallUse::guest_time),
-                time_max,
+                guest_time: used.map_or(round.took, CallUse::guest_time),
+                time_max: call_time_max(&round.live),
             }),
         }
-        Ok((called, used))
+    }
+
+    /// What there is to decide about; `None` if the batch had no effect.
+    fn usable(
+        &mut self,
+        round: &mut Round,
+        called: Result<Answered, Unusable>,
+        used: Option<CallUse>,
+    ) -> Result<Option<Answered>, Trouble> {
+        let mut answered = match called {
+            Ok(answered) => answered,
+            Err(Unusable::Mixed(failed)) => {
+                let came = match round.breaker.is_open() {
+                    true => Came::Discarded,
+                    false => Came::Isolated(&failed),
+                };
+                self.put_back(round, came);
+                return Ok(None);
+            }
+            Err(Unusable::Failed(error)) => match self.failed(round, error)? {
+                Some(verdict) => verdict.into(),
+                None => return Ok(None),
+            },
+        };
+        round.keep_answer(&answered.verdict);
+        if !answered.verdict.failed.is_empty() {
+            answered.verdict.used = used;
+        }
+        Ok(Some(answered))
     }
 
     /// Calls the component and has its answer checked; also returns what the call used.
@@ -288,19 +321,9 @@ impl Worker {
         (answered, used)
     }
 
-    /// Failed messages wrote to state that others may have seen: each is called alone.
-    fn set_apart(&mut self, round: &Round, failed: &[usize]) -> Option<Answered> {
-        let came = match round.breaker.is_open() {
-            true => Came::Discarded,
-            false => Came::Isolated(failed),
-        };
-        self.put_back(round, came);
-        None
-    }
-
     /// The meaning of a call that failed as a whole: for the processor, for the batch, or for its only message, which is then decided
     /// about.
-    fn failed(&mut self, round: &mut Round, error: CallError) -> Result<Option<Answered>, Trouble> {
+    fn failed(&mut self, round: &mut Round, error: CallError) -> Result<Option<Verdict>, Trouble> {
         if matches!(error, CallError::Interrupted) {
             let took = round.took;
             return self.interrupt(round, took).map(|()| None);
@@ -325,7 +348,7 @@ impl Worker {
                 self.rewind();
                 return Err(Trouble::Wait(error.to_string()));
             }
-            _ if messages == 1 => return Ok(Some(Verdict::alone(&error, None).into())),
+            _ if messages == 1 => return Ok(Some(Verdict::alone(&error, None))),
             _ if round.breaker.is_open() => Came::Discarded,
             _ => {
                 tracing::debug!(%processor, messages, %error, "a batch failed; bisecting");

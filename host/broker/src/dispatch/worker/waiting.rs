@@ -1,5 +1,5 @@
-//! How the worker gets its next batch, and everything that it waits for: messages, a fuller batch, room, the gate, or that trouble is
-//! over. No wait outlasts a command. [`Plan`](crate::dispatch::plan::Plan) says what to cut, [`batcher`] cuts.
+//! How the worker gets its next batch, and everything that it waits for: messages, a fuller batch, room, the gate, or the end of
+//! trouble. No wait outlasts a command. [`Plan`](crate::dispatch::plan::Plan) says what to cut, [`batcher`] cuts.
 
 use std::sync::Arc;
 use std::time::Duration;
