@@ -21,7 +21,7 @@ const HELP: &str = "\
 Examples:
   millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
   millrace processor deploy shout --module uppercase@2.0.0     the next revision; the rest stays
-  millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud --from latest
+  millrace processor deploy shout --module uppercase@1.0.0 --topic orders --from latest
   millrace processor deploy shout --attempts-max 20 --retry-max 10m
   millrace processor deploy shout --unset retry --unset output    back to the defaults
   millrace processor deploy shout --set breaker.enabled=false
