@@ -101,20 +101,20 @@ impl Processors {
     ) -> Result<(Prepared, Option<String>), TurnError> {
         // A running trial continues.
         let runs_alone = processor.trial.is_some() && !self.is_trying(&processor.name);
-        let why = match (
-            loaded.trial_problem(processor),
-            self.prepare(processor, loaded).await,
-        ) {
-            (Some(why), _) if runs_alone => why.to_owned(),
-            (_, Ok(prepared)) => return Ok((prepared, None)),
-            (_, Err(TurnError::Refused(error))) if runs_alone => error.to_string(),
-            (_, Err(TurnError::NotLoaded(lacking))) => {
-                return Err(TurnError::NotLoaded(Box::new(Lacking {
-                    runs_alone,
-                    ..*lacking
-                })));
-            }
-            (_, Err(refused)) => return Err(refused),
+        let known = loaded.trial_problem(processor).filter(|_| runs_alone);
+        let why = match known {
+            Some(why) => why.to_owned(),
+            None => match self.prepare(processor, loaded).await {
+                Ok(prepared) => return Ok((prepared, None)),
+                Err(TurnError::Refused(error)) if runs_alone => error.to_string(),
+                Err(TurnError::NotLoaded(lacking)) => {
+                    return Err(TurnError::NotLoaded(Box::new(Lacking {
+                        runs_alone,
+                        ..*lacking
+                    })));
+                }
+                Err(refused) => return Err(refused),
+            },
         };
         let prepared = self.prepare(&without_trial(processor), loaded).await?;
         tracing::error!(processor = %processor.name, error = why, "the revision on trial cannot be started; the current one runs alone");
@@ -178,7 +178,10 @@ impl Processors {
         }
         check_patience(&spec)?;
         self.check_limits(&spec)?;
-        self.check_chains(&processor)?;
+        // What a shadow answers goes nowhere.
+        if beginning != Beginning::Shadow {
+            self.check_chains(&processor)?;
+        }
         self.change(processor, loaded).await
     }
 

@@ -1,6 +1,7 @@
 //! Going back to a revision that worked: on an operator's request, or automatically after a bad deploy or a bad canary.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Weak;
 
 use futures_util::StreamExt;
@@ -18,39 +19,50 @@ use crate::processors::turns::TurnError;
 
 /// Does what gates want of revisions, while the broker exists. A processor whose components load slowly delays no other one.
 pub(crate) async fn heed_alarms(processors: Weak<Inner>, mut alarms: mpsc::Receiver<Alarm>) {
-    // At most two for each processor, by [`which`].
     let mut under_way = FuturesUnordered::new();
-    let mut busy = HashSet::new();
+    // One of each kind is under way, and the latest that came meanwhile waits for it.
+    let mut waiting: HashMap<Kind, Option<Alarm>> = HashMap::new();
     loop {
         let alarm = tokio::select! {
-            Some(done) = under_way.next() => {
-                busy.remove(&done);
-                continue;
-            }
-            alarm = alarms.recv() => alarm,
+            Some(done) = under_way.next() => match waiting.remove(&done).flatten() {
+                Some(next) => next,
+                None => continue,
+            },
+            alarm = alarms.recv() => match alarm {
+                Some(alarm) => alarm,
+                None => break,
+            },
         };
-        let (Some(alarm), Some(inner)) = (alarm, processors.upgrade()) else {
+        let Some(inner) = processors.upgrade() else {
             break;
         };
-        let processors = Processors::of(inner).by_itself();
-        let which = which(&alarm);
-        if busy.insert(which.clone()) {
-            under_way.push(async move {
-                processors.heed(alarm).await;
-                which
-            });
-        } else if let Wanted::Note = alarm.wanted {
-            // Told again with the next news. All else is told again in any case, as long as it is wanted.
-            processors.not_noted(&alarm.processor);
+        let kind = kind_of(&alarm);
+        match waiting.entry(kind.clone()) {
+            Entry::Occupied(mut entry) => {
+                entry.insert(Some(alarm));
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(None);
+                let processors = Processors::of(inner).by_itself();
+                under_way.push(async move {
+                    processors.heed(alarm).await;
+                    kind
+                });
+            }
         }
     }
     while under_way.next().await.is_some() {}
 }
 
-/// Of what there is one at a time: a processor's records to store, or its revisions to take away.
-fn which(alarm: &Alarm) -> (ProcessorName, bool) {
-    let is_note = matches!(alarm.wanted, Wanted::Note);
-    (alarm.processor.clone(), is_note)
+/// Storing how a revision does, or, without one, taking a processor's revision away.
+type Kind = (ProcessorName, Option<u32>);
+
+fn kind_of(alarm: &Alarm) -> Kind {
+    let noted = match alarm.wanted {
+        Wanted::Note => Some(alarm.revision),
+        Wanted::TakeBack { .. } | Wanted::Withdraw { .. } => None,
+    };
+    (alarm.processor.clone(), noted)
 }
 
 impl Processors {

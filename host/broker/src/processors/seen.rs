@@ -53,14 +53,9 @@ impl Processors {
             .decide(|| self.note_record_now(name, revision))
             .await;
         if noted.is_err() {
-            self.not_noted(name);
+            self.gates_of(name).for_each(|gate| gate.not_written());
         }
         noted
-    }
-
-    /// The record of a running revision was not stored: its gate tells of it again.
-    pub(super) fn not_noted(&self, name: &ProcessorName) {
-        self.gates_of(name).for_each(|gate| gate.not_written());
     }
 
     /// The gates of the current revision and of the canary.
