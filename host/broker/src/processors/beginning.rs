@@ -1,5 +1,6 @@
-//! Where a new processor begins: looked up once, when it is made, and kept with it in the same commit. From its first commit in a
-//! partition on, progress counts.
+//! Finds where a new processor begins. The offsets are looked up once, when the processor is
+//! created, and stored with it in the same commit. After its first commit in a partition, its
+//! progress counts.
 
 use millrace_model::{ProcessorName, ProcessorSpec, TopicStart};
 
@@ -8,7 +9,7 @@ use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
 
 impl Processors {
-    /// The offsets to start at, in the topics as they are now.
+    /// The offset to start at in each partition, as the topics are now.
     pub(crate) async fn start_of(
         &self,
         name: &ProcessorName,
@@ -42,7 +43,8 @@ impl Processors {
             });
         }
         match begin_at {
-            // Starts no lower than what is kept: a removed message must not be asked for.
+            // Without a stored offset, the oldest retained message comes first. A removed one
+            // cannot be read.
             BeginAt::Earliest => Ok(Vec::new()),
             _ => Ok(starts),
         }

@@ -21,14 +21,15 @@ pub struct CanaryStatus {
     pub canary: SideStatus,
     /// The results of all other messages in that time.
     pub current: SideStatus,
-    /// Why it takes no more messages and is about to be withdrawn.
+    /// Why it takes no more messages and is about to be withdrawn; `None` otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
 }
 
 impl Processors {
-    /// Creates a revision that takes the messages of `percent` of the keys, while the current one keeps the others. An existing canary
-    /// ends; one with the same specification gets the new share.
+    /// Creates a revision that takes the messages of `percent` of the keys. The current revision
+    /// keeps the others. An existing canary ends; if it has the same specification, it continues
+    /// with the new share.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.
@@ -68,10 +69,11 @@ impl Processors {
         self.change(processor, loaded).await
     }
 
-    /// Makes the revision on trial current. The history records the results of its trial.
+    /// Makes the revision on trial current. The history records the trial's results.
     ///
     /// # Errors
-    /// [`ProcessorError::TrialFails`] if it is about to be withdrawn, and [`ProcessorError`].
+    /// [`ProcessorError::TrialFails`] if the revision is about to be withdrawn; otherwise as
+    /// [`ProcessorError`] says.
     pub async fn promote(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
         self.promote_on_trial(name, false).await
     }
@@ -108,7 +110,7 @@ impl Processors {
         self.change(processor, loaded).await
     }
 
-    /// Withdraws a canary whose breaker has opened, if it is still the one.
+    /// Withdraws a canary whose breaker has opened, if it is still on trial.
     pub(crate) async fn withdraw_by_itself(
         &self,
         name: &ProcessorName,
@@ -138,7 +140,7 @@ impl Processors {
         Ok(())
     }
 
-    /// How the processor's canary does; `None` if there is none.
+    /// How the processor's canary does; `None` without a canary.
     pub(crate) fn canary_status(&self, processor: &Processor) -> Option<CanaryStatus> {
         let canary = self.inner.supervisor.canary(&processor.name)?;
         Some(CanaryStatus {
@@ -150,7 +152,7 @@ impl Processors {
     }
 }
 
-/// The canary's failures; `None` if there were none.
+/// A sentence about the canary's failures; `None` if there were none.
 pub(super) fn wrong_of_canary(status: &CanaryStatus) -> Option<String> {
     let SideStatus {
         messages,

@@ -7,13 +7,13 @@ use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::unknown::{CREATE_TOPIC, UnknownTopic};
 use crate::handler::{AdmitError, Interface};
 
-/// Why a processor did not change. It is unchanged.
+/// Why a processor did not change.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessorError {
     /// No such processor.
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
-    /// It names a topic that does not exist.
+    /// The specification names a topic that does not exist.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
     /// It names a module that does not exist.
@@ -29,7 +29,7 @@ pub enum ProcessorError {
         /// Its exports.
         has: Vec<Interface>,
     },
-    /// Another revision is current than the caller expected.
+    /// The current revision is not the one that the caller expected.
     #[error(
         "this would act on revision {current} of processor {name}, not on {expected}: the processor has changed meanwhile. Nothing was done"
     )]
@@ -52,24 +52,24 @@ pub enum ProcessorError {
     WayBackGone {
         /// The processor.
         name: ProcessorName,
-        /// These revisions.
+        /// The earlier revisions that worked.
         revisions: Vec<u32>,
     },
-    /// The host has just rolled back by itself.
+    /// The host has just rolled back automatically.
     #[error("{}: nothing was changed", done_by_host(.name, *.current, *.from, *.withdrawn))]
     RolledBackAlready {
         /// The processor.
         name: ProcessorName,
         /// The current revision.
         current: u32,
-        /// The one that was rolled back, or withdrawn.
+        /// The revision that was rolled back or withdrawn.
         from: Option<u32>,
-        /// Whether it was a canary, so that the current revision stayed.
+        /// Whether that revision was a canary, so that the current one stayed.
         withdrawn: bool,
-        /// Where a further rollback would lead.
+        /// The target of a further rollback.
         further: Option<u32>,
     },
-    /// The revision on trial does not run.
+    /// The revision on trial could not be loaded.
     #[error("revision {revision} of processor {name} is on trial and cannot be loaded: {why}")]
     TrialNotLoaded {
         /// The processor.
@@ -79,14 +79,14 @@ pub enum ProcessorError {
         /// The reason.
         why: String,
     },
-    /// The revision on trial is about to be withdrawn.
+    /// The revision on trial fails and is about to be withdrawn.
     #[error("revision {revision} of processor {name} fails on trial: {why}")]
     TrialFails {
         /// The processor.
         name: ProcessorName,
         /// The revision.
         revision: u32,
-        /// Its failures.
+        /// A description of its failures.
         why: String,
     },
     /// The processor has no revision on trial.
@@ -97,7 +97,7 @@ pub enum ProcessorError {
     NoSuchRevision {
         /// The processor.
         name: ProcessorName,
-        /// The requested partition.
+        /// The requested revision.
         revision: u32,
         /// The kept revisions.
         kept: Vec<u32>,
@@ -114,7 +114,7 @@ pub enum ProcessorError {
     /// The engine refused the commit.
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// A topic of its own could not be created.
+    /// A topic that the processor owns could not be created.
     #[error(transparent)]
     Topic(#[from] TopicError),
     /// A catalogue entry cannot be read.
@@ -159,7 +159,7 @@ impl Advised for ProcessorError {
     }
 }
 
-/// How to go back further than the host has gone by itself.
+/// How to roll back further than the host did.
 fn further_back(revision: Option<u32>) -> String {
     match revision {
         Some(revision) => format!(
@@ -173,7 +173,7 @@ pub(crate) fn invalid<T>(what: String) -> Result<T, ProcessorError> {
     Err(ProcessorError::InvalidSpec(what))
 }
 
-/// What the host did by itself, for the answer to another rollback.
+/// What the host did automatically, as the answer to another rollback.
 fn done_by_host(name: &ProcessorName, current: u32, from: Option<u32>, withdrawn: bool) -> String {
     match (from, withdrawn) {
         (Some(from), true) => format!(

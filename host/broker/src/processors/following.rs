@@ -1,4 +1,4 @@
-//! What other hosts changed of the processors is taken over: started, stopped or merely known.
+//! Follows changes of processors that other hosts commit: starts, stops or only records them here.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,8 @@ use crate::processors::handle::Processors;
 use crate::processors::waiting_gauge::none_waiting;
 
 impl Processors {
-    /// Follows changes of processors by others. The caller holds the lock of changes.
+    /// Applies changes of processors that other hosts committed. The caller holds the catalogue's
+    /// lock.
     pub(crate) async fn catch_up(&self) {
         if !self.inner.catalogue.is_followed() {
             self.take_over_all().await;
@@ -39,7 +40,7 @@ impl Processors {
         self.inner.catalogue.followed().up_to(newest);
     }
 
-    /// Creates a processor as another host has stored it.
+    /// Starts or updates a processor as another host has stored it.
     async fn take_over(&self, key: &str, entry: &Entry) {
         let processor = match serde_json::from_slice::<Processor>(&entry.value) {
             Ok(processor) => processor,
@@ -80,7 +81,7 @@ impl Processors {
             .deployed(&name)
             .is_some_and(|known| known.problem.is_some())
         {
-            // The previously running one is no longer wanted.
+            // This host cannot run the new revision, and the old one is no longer wanted.
             self.inner.supervisor.stop(&name).await;
         }
         self.have_sent_what_was_left(&name);
@@ -92,7 +93,7 @@ impl Processors {
         }
     }
 
-    /// Follows once: what others changed is taken over, unless it is known already.
+    /// Applies other hosts' changes once, unless this host already knows them all.
     pub(crate) async fn follow_once(&self) {
         if !self.inner.catalogue.is_followed() {
             let _change = self.inner.catalogue.change().await;
@@ -100,7 +101,7 @@ impl Processors {
         }
     }
 
-    /// A topic has more partitions: the processors that read it are given them.
+    /// Gives new partitions of a topic to the processors that read it.
     pub(crate) async fn enlarge(&self, topic: &Topic) {
         for Deployed { processor, .. } in self.inner.catalogue.readers_of(&topic.spec.name) {
             let current = processor.current();
@@ -116,7 +117,8 @@ impl Processors {
         }
     }
 
-    /// The processor was resumed on another host, with dead letters accepted: this applies to its breaker here as well.
+    /// Another host resumed the processor and may have accepted dead letters: this host's breaker
+    /// follows.
     fn resume_here(&self, name: &ProcessorName, resumed: Option<u64>) {
         if let Some(accepted) = resumed
             && let Some(gate) = self.inner.supervisor.gate(name)
@@ -125,7 +127,7 @@ impl Processors {
         }
     }
 
-    /// The processor continues elsewhere in a state that this host cannot read.
+    /// Stops the processor here: another host has stored it in a form that this host cannot read.
     async fn stop_here(&self, name: &ProcessorName, why: String) {
         self.inner
             .catalogue
@@ -133,7 +135,7 @@ impl Processors {
         self.inner.supervisor.stop(name).await;
     }
 
-    /// The processor was removed from the catalogue.
+    /// Stops and removes a processor that is no longer in the catalogue.
     pub(crate) async fn forget_processor(&self, name: &ProcessorName) {
         self.inner.supervisor.stop(name).await;
         self.inner.catalogue.unlearn(name);
@@ -142,7 +144,7 @@ impl Processors {
     }
 }
 
-/// Whether what should run stays the same.
+/// Whether both would run the same revisions in the same way.
 fn runs_alike(one: &Processor, other: &Processor) -> bool {
     // A processor that was deleted and created again starts with the same numbers.
     let revision = |processor: &Processor, number| {

@@ -1,4 +1,5 @@
-//! Going back to a revision that worked: on an operator's request, or automatically after a bad deploy or a bad canary.
+//! Rolls back to a revision that worked: on an operator's request, or automatically after a bad
+//! deploy or a bad canary.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -17,10 +18,11 @@ use crate::processors::loaded::Loaded;
 use crate::processors::revisions::{Asks, roll_back, take_back};
 use crate::processors::turns::TurnError;
 
-/// Does what gates want of revisions, while the broker exists. A processor whose components load slowly delays no other one.
+/// Carries out the alarms of gates until the broker is dropped. A processor whose components load
+/// slowly delays no other one.
 pub(crate) async fn heed_alarms(processors: Weak<Inner>, mut alarms: mpsc::Receiver<Alarm>) {
     let mut under_way = FuturesUnordered::new();
-    // One of each kind is under way, and the latest that came meanwhile waits for it.
+    // One alarm of each kind is being handled. The latest one that arrives meanwhile waits for it.
     let mut waiting: HashMap<Kind, Option<Alarm>> = HashMap::new();
     loop {
         let alarm = tokio::select! {
@@ -54,7 +56,8 @@ pub(crate) async fn heed_alarms(processors: Weak<Inner>, mut alarms: mpsc::Recei
     while under_way.next().await.is_some() {}
 }
 
-/// Storing how a revision does, or, without one, taking a processor's revision away.
+/// The kind of an alarm. With a revision: store its record. Without: roll the processor back or
+/// withdraw its canary.
 type Kind = (ProcessorName, Option<u32>);
 
 fn kind_of(alarm: &Alarm) -> Kind {
@@ -77,7 +80,8 @@ impl Processors {
             Wanted::Withdraw { why } => (self.withdraw_by_itself(name, revision, why).await, true),
             Wanted::Note => (self.note_record(name, revision).await, true),
         };
-        // A rollback is tried again with each failed probe, and the status shows its problem.
+        // The next failed probe tries the rollback again, and the status shows the problem, so it
+        // is logged once.
         if let Err(error) = done
             && is_new
         {
@@ -98,8 +102,9 @@ impl Processors {
         self.rollback_expecting(name, revision, None).await
     }
 
-    /// Like [`rollback`](Self::rollback), but refused unless this is the revision that it takes back: the one on trial if there is one,
-    /// otherwise the current one. So a repeated request rolls back once.
+    /// Like [`rollback`](Self::rollback), but refused unless this revision would be taken back: the
+    /// one on trial if there is one, otherwise the current one. So a repeated request rolls back
+    /// only once.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -138,14 +143,14 @@ impl Processors {
         if processor == known.processor {
             return Ok(processor);
         }
-        // A withdrawal takes a way from messages, and adds none.
+        // A withdrawal only removes a path of messages, so it cannot create a cycle.
         if processor.current != known.processor.current {
             self.check_chains(&processor)?;
         }
         self.change(processor, loaded).await
     }
 
-    /// Takes a bad deploy back, if it is still the one.
+    /// Rolls back a bad deploy, if it is still current.
     async fn roll_back_by_itself(
         &self,
         name: &ProcessorName,
@@ -186,7 +191,8 @@ impl Processors {
         Ok(())
     }
 
-    /// Stores why the revision could not be rolled back, or that there is no such problem; returns whether that is new.
+    /// Records why the revision could not be rolled back, or clears the problem; returns whether
+    /// that is new.
     fn note_way_back_problem(
         &self,
         name: &ProcessorName,

@@ -15,12 +15,13 @@ use crate::hosts::base::Base;
 use crate::hosts::living::Hosts;
 use crate::messages::handle::Messages;
 
-/// Sends dead letters again that are due because a revision was taken back: the room of dead letters, which stands above this one.
+/// Redrives dead letters that are due because a revision was rolled back. Implemented by the part
+/// that owns dead letters, which depends on this one and cannot be called directly.
 pub(crate) trait SendsAgain: Send + Sync {
-    /// The processor may have some that this host is to send.
+    /// The processor may have dead letters that this host must redrive.
     fn send_what_is_due(&self, name: &ProcessorName);
 
-    /// The processor may have some that another host was to send, and may have left.
+    /// The processor may have dead letters that another host was to redrive and may have left.
     fn send_what_was_left(&self, name: &ProcessorName);
 }
 
@@ -40,7 +41,8 @@ pub(crate) struct Inner {
     pub(super) supervisor: Supervisor,
     pub(super) catalogue: Catalogue,
     pub(super) messages: Messages,
-    /// Read by changes between their turns, and taken by a stop, which waits for them.
+    /// Changes hold this for reading between their turns. A stop takes it for writing, and so waits
+    /// for them.
     pub(super) changes_under_way: RwLock<()>,
     sends_again: OnceLock<Weak<dyn SendsAgain>>,
 }
@@ -73,7 +75,7 @@ impl Processors {
         }))
     }
 
-    /// The room, for what the host does by itself and signs with no name.
+    /// The handle for actions of the host itself, without a caller's name.
     pub(super) fn of(inner: Arc<Inner>) -> Self {
         Self {
             inner,
@@ -81,7 +83,7 @@ impl Processors {
         }
     }
 
-    /// The same room, for a caller.
+    /// The same handle for a caller.
     #[must_use]
     pub(crate) fn called_by(&self, caller: &Caller) -> Self {
         Self {
@@ -90,12 +92,12 @@ impl Processors {
         }
     }
 
-    /// The same room, for what the host does by itself.
+    /// The same handle for actions of the host itself.
     pub(super) fn by_itself(&self) -> Self {
         self.called_by(&Caller::host())
     }
 
-    /// Whoever is asked from now on to send dead letters again. Only the first call counts.
+    /// Sets the part that redrives dead letters. Only the first call counts.
     pub(crate) fn send_again_by(&self, whom: Weak<dyn SendsAgain>) {
         let _ = self.inner.sends_again.set(whom);
     }
@@ -104,12 +106,11 @@ impl Processors {
         self.inner.sends_again.get()?.upgrade()
     }
 
-    /// The workers.
     pub(crate) fn supervisor(&self) -> &Supervisor {
         &self.inner.supervisor
     }
 
-    /// As long as nobody else has the room, it goes.
+    /// A weak reference, which does not keep the processors alive.
     pub(crate) fn downgrade(&self) -> Weak<Inner> {
         Arc::downgrade(&self.inner)
     }

@@ -1,4 +1,5 @@
-//! What is loaded for a change of a processor, before anything of it takes effect. Whoever drops it has left nothing behind.
+//! What is loaded for a change of a processor. Nothing takes effect yet: dropping it leaves nothing
+//! behind.
 
 use std::sync::Arc;
 
@@ -8,11 +9,13 @@ use millrace_model::{Digest, Processor, Revision, Timestamp, TopicId};
 use crate::ground::partitioner::Partitioner;
 use crate::handler::{BatchHandler, FailureHandler};
 
-/// What a component is loaded for. One that is loaded for something else cannot stand in for it.
+/// The purpose that a component is loaded for. A component loaded for another purpose cannot
+/// replace it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Purpose {
     owner: String,
-    /// When the processor was created; `None` if it did not exist. What is stored for its components, as their log, goes with it.
+    /// When the processor was created; `None` if it did not exist. Data stored for its components,
+    /// such as their log, goes with it.
     made_at: Option<Timestamp>,
     revision: u32,
     digest: Digest,
@@ -20,7 +23,7 @@ pub(super) struct Purpose {
 }
 
 impl Purpose {
-    /// To process messages, or to decide about failures, as part of a revision.
+    /// The purpose of a handler or an error handler of a revision.
     pub(super) fn of(
         revision: &Revision,
         owner: &str,
@@ -72,13 +75,14 @@ impl Loaded {
         self.partitioners.push((topic, partitioner));
     }
 
-    /// Why the processor's revision on trial could not be loaded.
+    /// Why the revision on trial could not be loaded; `None` if it could.
     pub(super) fn trial_problem(&self, processor: &Processor) -> Option<&str> {
         let (revision, why) = self.trial_problem.as_ref()?;
         (processor.on_trial() == Some(*revision)).then_some(why)
     }
 
-    /// The same, without the revision on trial, for this reason.
+    /// The same components without the revision on trial, which could not be loaded for this
+    /// reason.
     pub(super) fn without_trial(self, processor: &Processor, why: String) -> Self {
         Self {
             trial_problem: processor.on_trial().map(|revision| (revision, why)),

@@ -1,5 +1,6 @@
-//! Processors: deployed, tried beside the current revision, taken back, paused, deleted; their state and what they have parked. A change
-//! is loaded first, without the catalogue's lock, becomes true by one commit of the catalogue, and is then shown to the workers, which take it at their next batch.
+//! Processors: deploy, try beside the current revision, roll back, pause, delete; their state and
+//! their parked messages. A change is loaded first, without the catalogue's lock. One commit of the
+//! catalogue makes it effective, and the workers adopt it at their next batch.
 
 #[cfg(test)]
 mod bad_deploys;

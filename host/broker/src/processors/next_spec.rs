@@ -1,5 +1,6 @@
-//! What a deployment specifies: a whole specification, or changes of the current one. Changes apply to whatever is current when the
-//! deployment has its turn, so two deployers do not undo each other's changes.
+//! What a deployment specifies: a whole specification, or changes to the current one. Changes apply
+//! to the specification that is current when the deployment is decided, so two deployers do not
+//! undo each other's changes.
 
 use millrace_model::{Processor, ProcessorName, ProcessorSpec};
 use serde_json::{Map, Value};
@@ -7,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::messages::beginning::BeginAt;
 use crate::processors::error::{ProcessorError, invalid};
 
-/// What the next revision is made of.
+/// The specification of the next revision.
 #[derive(Clone, Debug)]
 pub struct NextSpec {
     wanted: Wanted,
@@ -17,7 +18,7 @@ pub struct NextSpec {
 
 #[derive(Clone, Debug)]
 enum Wanted {
-    /// This specification, and nothing of the current one.
+    /// This specification; nothing of the current one stays.
     Whole(Box<ProcessorSpec>),
     /// The current specification with these fields changed.
     Changes(Map<String, Value>),
@@ -34,8 +35,9 @@ impl From<ProcessorSpec> for NextSpec {
 }
 
 impl NextSpec {
-    /// The current specification with these fields changed, as a merge patch (RFC 7396): groups are changed field by field, and null
-    /// resets to the default. For a new processor these are all fields that differ from the defaults.
+    /// The current specification with these fields changed, as a merge patch (RFC 7396): objects
+    /// are merged field by field, and null resets a field to its default. For a new processor, the
+    /// changes apply to the defaults.
     #[must_use]
     pub fn changes(changes: Map<String, Value>) -> Self {
         Self {
@@ -45,13 +47,13 @@ impl NextSpec {
         }
     }
 
-    /// Only if this revision is current; 0 means that the processor must not exist yet.
+    /// Deploys only if this revision is current; 0 means that the processor must not exist yet.
     #[must_use]
     pub fn expecting(self, expected: Option<u32>) -> Self {
         Self { expected, ..self }
     }
 
-    /// Where a new processor starts. An existing one continues where it is.
+    /// Where a new processor starts. An existing one continues at its progress.
     #[must_use]
     pub fn beginning_at(self, begin_at: Option<BeginAt>) -> Self {
         Self { begin_at, ..self }
@@ -61,7 +63,7 @@ impl NextSpec {
         self.begin_at
     }
 
-    /// The specification, given the `current` one.
+    /// The next specification, based on the `current` one.
     pub(crate) fn over(
         self,
         name: &ProcessorName,

@@ -1,5 +1,6 @@
-//! Parked messages: those that wait for their next attempt, or behind another message with their key. Each one says until when it waits
-//! and why; each can be tried now, or given up.
+//! Parked messages: messages that wait for their next attempt, or behind another message with the
+//! same key. Each shows why and until when it waits. An operator can try each one now or give it
+//! up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,23 +21,25 @@ use crate::processors::handle::Processors;
 /// A parked message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParkedMessage {
-    /// Its topic; a redrive topic if it is a redriven dead letter.
+    /// The input topic; a redrive topic for a redriven dead letter.
     pub topic: TopicName,
-    /// Its partition there.
+    /// The partition of that topic.
     pub partition: PartitionId,
-    /// Its offset there.
+    /// The offset in that partition.
     pub offset: Offset,
-    /// Its key, cut to a maximum length; `None` without a key, or if the message cannot be read.
+    /// The key, cut to a maximum length; `None` without a key, or if the message cannot be read.
     pub key: Option<Bytes>,
     /// Attempts so far.
     pub attempts: u32,
-    /// When it is tried again; `None` if it waits behind another one.
+    /// When it is tried again; `None` if it waits behind another message.
     pub due: Option<Timestamp>,
-    /// The message that it waits behind: of its key, or of the partition if that keeps its order.
+    /// The parked message it waits behind: one with the same key, or one of the partition if the
+    /// whole partition keeps its order.
     pub behind: Option<Offset>,
-    /// Since when it is held, because the revision that failed is not proven; `None` if it is not held.
+    /// Since when it is held because the revision that failed is not proven; `None` if it is not
+    /// held.
     pub held_since: Option<Timestamp>,
-    /// When its first attempt failed; `None` before.
+    /// When its first attempt failed; `None` if none has.
     pub first_failed_at: Option<Timestamp>,
     /// The class of its last attempt.
     pub class: Option<String>,
@@ -63,13 +66,13 @@ pub struct ParkedQuery {
     pub partition: Option<PartitionId>,
     /// Only those whose last attempt failed with this class.
     pub class: Option<String>,
-    /// From this one on, in the order of the list.
+    /// The first message to list, in list order; `None` starts at the beginning.
     pub from: Option<MessagePlace>,
     /// Maximum number, never more than [`PARKED_LISTED_MAX`].
     pub max: usize,
 }
 
-/// A page of them.
+/// A page of parked messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParkedPage {
     /// By topic, partition and offset.
@@ -80,12 +83,12 @@ pub struct ParkedPage {
     pub next: Option<MessagePlace>,
 }
 
-/// Which parked messages an order is about.
+/// The parked messages that an order applies to.
 #[derive(Clone, Debug)]
 pub enum WhichParked {
-    /// These.
+    /// The messages at these places.
     Places(Vec<MessagePlace>),
-    /// Those whose last attempt failed with this class.
+    /// Messages whose last attempt failed with this class.
     Class(String),
     /// All parked messages of the processor.
     All,
@@ -94,9 +97,10 @@ pub enum WhichParked {
 /// The result of an order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParkedDone {
-    /// Messages that it was applied to.
+    /// Number of messages that the order was applied to.
     pub done: usize,
-    /// Messages that were left, with the reason; for a partition that could not be asked, the offset is 0.
+    /// Messages that the order left alone, with the reason. If a partition could not be asked, its
+    /// offset is 0.
     pub left: Vec<(MessagePlace, String)>,
 }
 
@@ -149,8 +153,9 @@ impl Processors {
         Ok(page)
     }
 
-    /// Tries parked messages now, or gives them up. The worker of each partition does it between two batches, even while paused; a
-    /// worker that is busy for longer than [`PARKED_ORDER_WAIT_MS_MAX`] is left as it is.
+    /// Tries parked messages now, or gives them up. Each partition's worker does it between two
+    /// batches, even while the processor is paused. A worker that stays busy for longer than
+    /// [`PARKED_ORDER_WAIT_MS_MAX`] does nothing.
     ///
     /// # Errors
     /// [`ProcessorError`]; what was done in earlier partitions remains.
@@ -334,7 +339,7 @@ fn shown(
         offset: parked.offset,
         key: None,
         attempts: parked.attempts,
-        // A message that waits behind another one has no time of its own, unless its own is later.
+        // A message behind another one has no due time, unless its own is later.
         due: parked.due,
         behind,
         held_since: parked.held_since,
@@ -359,7 +364,7 @@ async fn wait_for(
             "its worker has been processing a batch for more than {PARKED_ORDER_WAIT_MS_MAX} ms, and nothing was done; try again, or see how long the call may take (call_ms_max)"
         ));
     }
-    // The order is being carried out: its result is known soon, unless the disk is in the way.
+    // The worker has started the order, so its result comes soon unless the disk is slow.
     match tokio::time::timeout(wait, answered).await {
         Ok(answer) => answer.unwrap_or_else(|_| Err(GONE.to_owned())),
         Err(_) => Err("it is being done but takes long; the list shows the progress".to_owned()),

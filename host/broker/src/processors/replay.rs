@@ -1,7 +1,8 @@
-//! Replays: run a time range of a processor's input through one of its revisions again, into another topic. A replay is a processor of
-//! its own, with its own progress, state, retries and dead letters; its input is fixed when it is created, and its workers rest at the
-//! end. Timestamps are set by producers and need not ascend, so it reads from the first message of its time to the partition's end, and
-//! skips messages of other times.
+//! Replays: run a time range of a processor's input through one of its revisions again, into
+//! another topic. A replay is a separate processor with its own progress, state, retries and dead
+//! letters. Its input is fixed when it is created, and its workers rest when they reach the end.
+//! Producers set timestamps, which need not ascend: a replay reads from the first message of the
+//! time range to the partition's end, and skips messages outside the range.
 
 use std::ops::Range;
 
@@ -20,9 +21,10 @@ use crate::processors::loaded::Loaded;
 use crate::processors::revisions::{create_replay, kept};
 use crate::processors::turns::TurnError;
 
-/// Maximum bytes read to check whether there is anything to replay; beyond that the replay finds out.
+/// Maximum bytes read to check whether the range contains any message. If that is not enough, the
+/// replay itself finds out.
 const LOOKED_AT_BYTES_MAX: usize = 64 << 20;
-/// Bytes of one such read.
+/// Bytes per read of that check.
 const LOOK_BYTES: usize = 1 << 20;
 
 /// What to replay.
@@ -30,9 +32,9 @@ const LOOK_BYTES: usize = 1 << 20;
 pub struct ReplayRequest {
     /// The revision to run; `None` is the current one.
     pub revision: Option<u32>,
-    /// Messages at or after this time,
+    /// The start of the time range, inclusive.
     pub from: Timestamp,
-    /// and before this one.
+    /// The end of the time range, exclusive.
     pub until: Timestamp,
     /// The topic for all outputs, whatever topic they name.
     pub into: TopicName,
@@ -40,7 +42,7 @@ pub struct ReplayRequest {
     pub name: Option<ProcessorName>,
 }
 
-/// What a turn found in the topics, for the next one: looking may take a while.
+/// What one turn found in the topics, kept for the next turn because the search may take a while.
 #[derive(Clone)]
 struct Looked {
     at: Vec<Topic>,
@@ -108,7 +110,7 @@ impl Processors {
         self.change(processor, loaded).await
     }
 
-    /// The content of the range now, by partition.
+    /// The offsets to replay in each partition, as the topics are now.
     async fn ranges(
         &self,
         topics: &[Topic],
@@ -122,7 +124,7 @@ impl Processors {
         for topic in topics {
             for place in topic.partitions() {
                 let engine = &self.inner.engine;
-                // Read first, because messages that arrive meanwhile are after it.
+                // The end is read first: messages that arrive meanwhile lie beyond it.
                 let end = engine.ends(place)?.end;
                 let first = engine.offset_at(place, request.from).await?;
                 let first = first.unwrap_or(end)..end;
@@ -140,8 +142,8 @@ impl Processors {
         }
     }
 
-    /// The first message of the time range among these, or, if that takes too long or something cannot be read, one before it; `None`
-    /// if there is none.
+    /// The first message of the time range within these offsets; `None` if there is none. If the
+    /// search takes too long or a read fails, the offset where it stopped.
     async fn first_in(
         &self,
         place: TopicPartition,
@@ -202,7 +204,8 @@ impl Processors {
         ))
     }
 
-    /// The name, if nothing uses it, and nothing left progress or state under it: a replay starts from scratch.
+    /// This name, if it is free and no progress or state is stored under it: a replay must start
+    /// from scratch.
     async fn unused(
         &self,
         name: &ProcessorName,
@@ -232,7 +235,7 @@ fn range(topic: &TopicName, partition: PartitionId, first: Offset, end: Offset) 
     }
 }
 
-/// The specification with which a revision is replayed.
+/// The specification of the replay of a revision.
 fn replayed(mut spec: ProcessorSpec, into: &TopicName) -> Result<ProcessorSpec, ProcessorError> {
     if spec.topics.contains(into) {
         return refuse(format!(

@@ -1,7 +1,9 @@
-//! The rules of revisions: which one is current, which one is on trial, which are kept, and what the history says.
+//! The rules of revisions: which one is current, which one is on trial, which are kept, and what
+//! the history says.
 //!
-//! Each transition is a plain decision about one processor. It is handed who asks, the time, and what the workers have seen; it reads and
-//! writes nothing else. A refused transition changes nothing. Verbs call these, and commit what comes out.
+//! Each transition decides about one processor. Its inputs are who asks, the time, and what the
+//! workers have seen; it reads and writes nothing else. A refused transition changes nothing.
+//! Public methods call a transition and commit its result.
 
 mod records;
 mod ways_back;
@@ -28,15 +30,15 @@ pub(crate) use ways_back::{Asks, gone_back_from, roll_back, take_back};
 /// Who changes a processor, and when.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a> {
-    /// Who, as claimed.
+    /// The name that the caller claims.
     pub(crate) by: Option<&'a str>,
     pub(crate) now: Timestamp,
 }
 
-/// What this host has seen of the revisions that run.
+/// What this host has seen of the running revisions.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// The current revision's record until now; `None` if it does not run here.
+    /// The current revision's record so far; `None` if it does not run here.
     pub(crate) noted: Option<Noted>,
     /// Why the current revision could not be loaded.
     pub(crate) problem: Option<String>,
@@ -44,7 +46,7 @@ pub(crate) struct Seen {
     pub(crate) trial_problem: Option<String>,
     /// Why the revision on trial is about to be withdrawn.
     pub(crate) trouble: Option<String>,
-    /// What the revision on trial did wrong, for the history.
+    /// What the revision on trial got wrong, for the history.
     pub(crate) wrong: Option<String>,
 }
 
@@ -66,7 +68,8 @@ pub(crate) fn create(name: &ProcessorName, spec: ProcessorSpec, asked: Asked) ->
     processor
 }
 
-/// A processor that replays a revision of another one. Guests know that one's number, so it stays the same.
+/// A processor that replays a revision of another one. The revision keeps its number, because
+/// guests can see it.
 pub(crate) fn create_replay(
     name: &ProcessorName,
     spec: ProcessorSpec,
@@ -106,7 +109,8 @@ fn begun(name: &ProcessorName, number: u32, spec: ProcessorSpec, asked: Asked) -
     }
 }
 
-/// Deploys a specification. The one on trial is not deployed twice: it begins in the new way. Returns whether anything changes.
+/// Deploys a specification. If it is already on trial, no second revision is created: the trial
+/// begins in the new way. Returns whether anything changes.
 pub(crate) fn deploy(
     processor: &mut Processor,
     asked: Asked,
@@ -130,7 +134,8 @@ pub(crate) fn deploy(
     }
 }
 
-/// Makes the specification current as a new revision, even if another one has the same; returns its number. A trial ends.
+/// Makes the specification current as a new revision, even if the current one has the same; returns
+/// the new number. A trial ends.
 pub(crate) fn deploy_anew(
     processor: &mut Processor,
     asked: Asked,
@@ -159,7 +164,7 @@ fn begin_trial(
     }
     check_beside(processor, &spec)?;
     let tried = processor.on_trial().filter(|_| is_tried(processor, &spec));
-    // One that could not be loaded is tried again.
+    // A revision on trial that could not be loaded is tried again.
     let goes_on = processor.trial.as_ref().is_some_and(|trial| {
         tried.is_some() && begins_as(trial) == beginning && seen.trial_problem.is_none()
     });
@@ -174,7 +179,7 @@ fn begin_trial(
     Ok(true)
 }
 
-/// How the revision on trial began, or would begin now to be as it is.
+/// How the revision on trial began.
 fn begins_as(trial: &Trial) -> Beginning {
     match *trial {
         Trial::Canary { percent, .. } => Beginning::Canary { percent },
@@ -225,7 +230,8 @@ pub(crate) fn change_share(
     Ok(())
 }
 
-/// Makes the revision on trial current, unless its trial has failed; or `anyway`. The history records what it did wrong.
+/// Makes the revision on trial current. Refused if the trial has failed, unless `anyway`. The
+/// history records what the revision got wrong.
 pub(crate) fn promote(
     processor: &mut Processor,
     asked: Asked,
@@ -287,7 +293,8 @@ pub(crate) fn end_shadow(processor: &mut Processor, asked: Asked) -> Result<(), 
     }
 }
 
-/// The host withdraws a failing revision, if it is still on trial; returns whether it was.
+/// Withdraws a failing revision on behalf of the host, if it is still on trial; returns whether it
+/// was.
 pub(crate) fn withdraw_failing(
     processor: &mut Processor,
     asked: Asked,
@@ -303,7 +310,7 @@ pub(crate) fn withdraw_failing(
     withdraw(processor, asked, Some(why.to_owned())).is_ok()
 }
 
-/// Takes no further batches.
+/// Stops taking batches.
 pub(crate) fn pause(processor: &mut Processor, asked: Asked) {
     if !std::mem::replace(&mut processor.paused, true) {
         let current = processor.current;
@@ -311,7 +318,7 @@ pub(crate) fn pause(processor: &mut Processor, asked: Asked) {
     }
 }
 
-/// Takes batches again, and this many dead letters are accepted.
+/// Takes batches again and accepts this many dead letters in advance.
 pub(crate) fn resume(processor: &mut Processor, asked: Asked, accept_dead_letters: Option<u64>) {
     let was_paused = std::mem::replace(&mut processor.paused, false);
     let current = processor.current;
@@ -319,12 +326,12 @@ pub(crate) fn resume(processor: &mut Processor, asked: Asked, accept_dead_letter
         let text = accept_dead_letters.map(|count| format!("{count} dead letters accepted"));
         record(processor, asked, ChangeKind::Resume, current, text);
     }
-    // This tells other hosts of it, even if nothing else differs.
+    // This tells other hosts of the resume, even if nothing else differs.
     let accepted = accept_dead_letters.unwrap_or(0);
     processor.resumes.again(current, accepted);
 }
 
-/// Adds a revision, which is to become current or be on trial; returns its number.
+/// Adds a revision that is about to become current or go on trial; returns its number.
 fn add(processor: &mut Processor, asked: Asked, spec: ProcessorSpec, trial: bool) -> u32 {
     let newest = processor.revisions.iter().map(|r| r.number).max();
     let number = newest.unwrap_or(0).max(processor.current) + 1;
@@ -354,13 +361,13 @@ fn revision(number: u32, spec: ProcessorSpec, asked: Asked) -> Revision {
     }
 }
 
-/// Ends the trial, if there is one; the history says why.
+/// Ends a trial if there is one. The history records `why`.
 fn end_trial(processor: &mut Processor, asked: Asked, why: &str) {
-    // Without one there is nothing to end.
+    // Without a trial there is nothing to end.
     let _ = withdraw(processor, asked, Some(why.to_owned()));
 }
 
-/// Records a change.
+/// Adds a change to the history.
 fn record(
     processor: &mut Processor,
     asked: Asked,
@@ -379,7 +386,7 @@ fn record(
     });
 }
 
-/// One of the processor's revisions.
+/// The revision with this number, or an error that names the kept ones.
 pub(crate) fn kept(processor: &Processor, number: u32) -> Result<&Revision, ProcessorError> {
     let unknown = || ProcessorError::NoSuchRevision {
         name: processor.name.clone(),
@@ -389,7 +396,7 @@ pub(crate) fn kept(processor: &Processor, number: u32) -> Result<&Revision, Proc
     processor.revision(number).ok_or_else(unknown)
 }
 
-/// The same, to be changed; none if it is not kept.
+/// The revision with this number, to change it; empty if it is not kept.
 fn with_number(processor: &mut Processor, number: u32) -> impl Iterator<Item = &mut Revision> {
     let revisions = processor.revisions.iter_mut();
     revisions.filter(move |revision| revision.number == number)

@@ -1,4 +1,5 @@
-//! What this host has seen of running revisions: asked for when a processor changes, and stored as they run.
+//! What this host has seen of running revisions: read when a processor changes, and stored as
+//! revisions run.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::processors::revisions::{Asked, Seen, take_down};
 use crate::processors::shadow::wrong_of_shadow;
 
 impl Processors {
-    /// Who asks, now.
+    /// The caller and the present time.
     pub(super) fn asked(&self) -> Asked<'_> {
         Asked {
             by: self.caller.name(),

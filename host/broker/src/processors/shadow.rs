@@ -1,5 +1,6 @@
-//! Shadows: a revision is called beside the current one, and its answers only count for a report. The catalogue stores which revision
-//! it is; the report is in memory, and starts over when the host restarts.
+//! Shadows: a revision is called beside the current one, and its answers only go into a report. The
+//! catalogue stores which revision is the shadow. The report is in memory and starts over when the
+//! host restarts.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +15,8 @@ use crate::processors::revisions::{Beginning, end_shadow};
 use crate::processors::turns::TurnError;
 
 impl Processors {
-    /// Creates a revision that is called with the current one's settled batches. An existing trial ends; a revision on trial with the
-    /// same specification becomes the shadow.
+    /// Creates a revision that is called with batches that the current one has settled. An existing
+    /// trial ends; a revision on trial with the same specification becomes the shadow.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.
@@ -66,7 +67,7 @@ impl Processors {
     }
 }
 
-/// The shadow's differences; `None` if there were none.
+/// A sentence about the shadow's differences; `None` if there were none.
 pub(super) fn wrong_of_shadow(report: &ShadowReport) -> Option<String> {
     let otherwise = report.compared.saturating_sub(report.alike);
     let is_wrong = otherwise > 0 || !report.failed_calls.is_empty();

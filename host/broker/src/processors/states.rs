@@ -1,4 +1,5 @@
-//! State of processors from outside: an operator can show, write and empty it; a deployment can empty it.
+//! Access to the state of processors: an operator can show, write and empty it; a deployment can
+//! empty it.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -24,7 +25,8 @@ use crate::catalogue::unknown::{UnknownPartition, known_partition};
 use crate::hosts::holding::Share;
 use crate::processors::handle::Processors;
 
-/// How long an operator's write waits for the batch that uses the state; then it is refused, and nothing is written.
+/// Maximum time an operator's write waits for the batch that uses the state. After that the write
+/// is refused.
 const STATE_TURN_WAIT_MS_MAX: u64 = 10_000;
 
 /// A processor's state in a partition.
@@ -38,14 +40,14 @@ pub struct StatePlace {
     pub partition: PartitionId,
 }
 
-/// A processor's state in one partition, or a part of it.
+/// Entries of a processor's state in one partition.
 #[derive(Clone, Debug)]
 pub struct StateHolding {
     /// The input topic.
     pub topic: TopicName,
     /// The partition.
     pub partition: PartitionId,
-    /// The content.
+    /// The entries, and the progress that they belong to.
     pub page: StatePage,
 }
 
@@ -63,10 +65,10 @@ fn which(topics: &[TopicName]) -> String {
 /// Why state could not be shown or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StateAccessError {
-    /// No such processor, and no state of one.
+    /// The processor does not exist and has left no state.
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
-    /// It reads, or has state for, another topic or several.
+    /// The processor reads, or has state for, another topic or several topics.
     #[error("processor {name} {}", which(.topics))]
     WhichTopic {
         /// The processor.
@@ -77,16 +79,16 @@ pub enum StateAccessError {
     /// The topic has fewer partitions.
     #[error(transparent)]
     UnknownPartition(#[from] UnknownPartition),
-    /// One or all entries exceed a bound; nothing was written.
+    /// An entry, or all entries together, would exceed a bound; nothing was written.
     #[error("{0}")]
     Bound(String),
-    /// A batch that uses the state did not end in time; nothing was written.
+    /// The batch that uses the state did not end in time; nothing was written.
     #[error("a batch of partition {0} has been running for more than {STATE_TURN_WAIT_MS_MAX} ms")]
     Busy(PartitionId),
-    /// It could not be read.
+    /// The state could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// It could not be written.
+    /// The state could not be written.
     #[error(transparent)]
     Commit(#[from] CommitError),
 }
@@ -115,7 +117,8 @@ impl Advised for StateAccessError {
 }
 
 impl Processors {
-    /// Entries of a processor's state in a partition, and the committed progress that they belong to; within the bounds of one answer.
+    /// Entries of a processor's state in a partition, with the committed progress that they belong
+    /// to. The bounds of one answer apply.
     ///
     /// # Errors
     /// [`StateAccessError`].
@@ -133,8 +136,9 @@ impl Processors {
         Ok(engine.read_state(group, partition, &query).await?)
     }
 
-    /// A key of a processor's state in each partition that has it, for this topic or for all that it reads or has state for. A
-    /// component may store any key wherever it runs, so every partition with state is asked, not only the key's own.
+    /// A key of a processor's state in each partition that has it: in this topic, or in all topics
+    /// that the processor reads or has state for. A component may store any key in any partition,
+    /// so all partitions with state are asked.
     ///
     /// # Errors
     /// [`StateAccessError`].
@@ -173,7 +177,8 @@ impl Processors {
         Ok(found)
     }
 
-    /// How much state a processor has in each partition of this topic, or of all that it reads or has state for.
+    /// The size of a processor's state in each partition: of this topic, or of all topics that the
+    /// processor reads or has state for.
     ///
     /// # Errors
     /// [`StateAccessError`].
@@ -222,7 +227,7 @@ impl Processors {
         Ok(holdings)
     }
 
-    /// Writes entries into a processor's state, between two of its batches. Durable on return.
+    /// Writes entries into a processor's state between two of its batches. Durable on return.
     ///
     /// # Errors
     /// [`StateAccessError`]; nothing was written.
@@ -246,7 +251,7 @@ impl Processors {
         writes: Arc<StateWrites>,
     ) -> Result<(), StateAccessError> {
         let group = &place.processor.group();
-        // The worker's lease, if it works here.
+        // Shares the worker's lease if the worker is on this host.
         let share = self.inner.hosts.holdings(group).claim(partition).await?;
         let written = self.write_under(place, partition, writes, &share).await;
         share.leave().await;
@@ -292,8 +297,8 @@ impl Processors {
         Ok(known_partition(&topic, place.partition)?)
     }
 
-    /// A topic that the processor reads or has state for: state stays when another revision reads other topics, and when the processor
-    /// is deleted.
+    /// A topic that the processor reads or has state for. State stays when a new revision reads
+    /// other topics, and when the processor is deleted.
     async fn state_topic(&self, place: &StatePlace) -> Result<Topic, StateAccessError> {
         let name = &place.processor;
         let (read, kept) = self.state_topics(name).await?;
@@ -339,8 +344,8 @@ impl Processors {
         Ok((read, kept.collect()))
     }
 
-    /// Commits a processor's entry, or its removal, together with empty state wherever it has any; returns the version. Its workers
-    /// have stopped.
+    /// Commits a processor's entry, or its removal, and empties its state in every partition, in
+    /// one commit. Returns the entry's version. The caller has stopped the workers.
     pub(crate) async fn keep_and_reset(
         &self,
         name: &ProcessorName,
@@ -348,11 +353,13 @@ impl Processors {
         expects: Vec<Expectation>,
     ) -> Result<Version, CommitError> {
         let holdings = self.inner.hosts.holdings(&name.group());
-        // Workers on other hosts may not have heard of it yet: their commits are refused from now on.
+        // Workers on other hosts may not know of the change yet. With these leases claimed, their
+        // commits are refused.
         let shares = holdings.claim_all(self.places_of(name).await?).await?;
         let leases: Vec<Lease> = shares.iter().filter_map(|s| s.lease().cloned()).collect();
         let has_state = self.inner.engine.state_partitions(&name.group()).await?;
-        // Nobody who has read the old state may write after it is gone. Several turns are taken in order.
+        // A writer that read the old state must not write after it is emptied. Turns are taken in
+        // order, so two resets cannot block each other.
         let mut turns = Vec::with_capacity(has_state.len());
         for &partition in &has_state {
             if let Ok(table) = self.inner.engine.state(&name.group(), partition).await {
@@ -388,7 +395,8 @@ impl Processors {
         Ok(committed?.versions.first().copied().unwrap_or_default())
     }
 
-    /// Where the processor has state, or may get some: revisions that are no longer kept may have read other topics.
+    /// The partitions where the processor has state or may get some. Revisions that are no longer
+    /// kept may have read other topics.
     async fn places_of(&self, name: &ProcessorName) -> Result<BTreeSet<TopicPartition>, ReadError> {
         let engine = &self.inner.engine;
         let mut places = BTreeSet::from_iter(engine.state_partitions(&name.group()).await?);

@@ -23,17 +23,17 @@ pub struct ProcessorStatus {
     pub processor: Processor,
     /// The status of each input partition.
     pub partitions: Vec<PartitionStatus>,
-    /// The state of its breaker; `None` if it cannot be started.
+    /// The state of its breaker; `None` if the processor cannot be started.
     pub breaker: Option<BreakerStatus>,
-    /// The status of its canary; `None` if none runs.
+    /// The status of its canary; `None` without a canary.
     pub canary: Option<CanaryStatus>,
-    /// Why the revision on trial does not run; `None` if it does, or there is none.
+    /// Why the revision on trial does not run; `None` if it does, or without a trial.
     pub trial_problem: Option<String>,
-    /// Messages that wait in topics which the current revision does not read.
+    /// Messages that wait in topics that the current revision does not read.
     pub left_behind: Vec<LeftBehind>,
     /// The revision that a rollback would return to.
     pub way_back: Option<u32>,
-    /// Why the host could not roll the current revision back, at its last try.
+    /// Why the host's last attempt to roll back the current revision failed.
     pub way_back_problem: Option<String>,
     /// The revision from which the host rolled back, if that was the last change and the revision is still kept.
     pub gone_back_from: Option<u32>,
@@ -65,16 +65,16 @@ pub struct PartitionStatus {
     pub end: Offset,
     /// Messages not read yet. If a disk error prevents counting them, the distance in offsets, which is an upper bound.
     pub lag: u64,
-    /// Messages below `next` that wait.
+    /// Number of parked messages below `next`.
     pub parked: usize,
     /// The revision that processed the last batch; 0 before the first.
     pub revision: u32,
     /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or `done` when a replay is settled.
     pub state: String,
-    /// If it is `waiting`, until when, if known.
+    /// While `waiting`: until when, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_until: Option<Timestamp>,
-    /// For how many milliseconds the current call has been running; absent between calls.
+    /// How long the current call has been running, in milliseconds; absent between calls.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calling_ms: Option<u64>,
 }
@@ -97,7 +97,7 @@ impl Processors {
         statuses
     }
 
-    /// One processor as it is deployed, without its status.
+    /// A processor as deployed, without its status.
     #[must_use]
     pub fn deployed_as(&self, name: &ProcessorName) -> Option<Processor> {
         self.inner
@@ -106,19 +106,19 @@ impl Processors {
             .map(|deployed| deployed.processor)
     }
 
-    /// One processor.
+    /// A processor and its status; `None` if it does not exist.
     pub async fn processor(&self, name: &ProcessorName) -> Option<ProcessorStatus> {
         let deployed = self.inner.catalogue.deployed(name)?;
         Some(self.status(deployed, &self.inner.catalogue.topics()).await)
     }
 
-    /// Log lines of its guests, newest last, as far as they are kept.
+    /// Log lines that are kept of the processor's guests, newest last.
     #[must_use]
     pub fn logs(&self, name: &ProcessorName) -> Vec<GuestLine> {
         self.inner.modules.logs(name)
     }
 
-    /// Lines of its guests that were dropped since the start because of their rate.
+    /// Number of the guests' log lines that the rate limit has dropped since the host started.
     #[must_use]
     pub fn log_lines_dropped(&self, name: &ProcessorName) -> u64 {
         self.inner.modules.lines_dropped(name)
@@ -148,7 +148,7 @@ impl Processors {
                 .catalogue
                 .way_back(&deployed.processor)
                 .map(|back| back.number),
-            // Once the breaker is closed nobody wants to go back.
+            // The problem only matters while the breaker is open.
             way_back_problem: deployed.way_back_problem.filter(|_| is_open),
             gone_back_from: gone_back_from(&deployed.processor),
             trial_problem: deployed.trial_problem,
@@ -176,7 +176,7 @@ impl Processors {
         lags
     }
 
-    /// The present end of a worker's input.
+    /// The current end of a worker's input.
     fn end_of(&self, input: &Input) -> Offset {
         let end = self.inner.catalogue.ends(&input.topic, input.partition);
         let end = end.unwrap_or_default().end;
@@ -209,7 +209,8 @@ impl Processors {
                 .calling
                 .map(|since| monotonic.saturating_sub(since));
             let Some(next) = standing.next.filter(|_| standing.state.is_here()) else {
-                // A new worker is at least where the previous one was; of a worker on another host, the committed progress is known.
+                // A new worker's position is at least its predecessor's. For a worker on another
+                // host, committed progress is shown.
                 if let Some(partition) = input.topic.partition(input.partition) {
                     let reads = (input.range, input.first);
                     let status = self.committed(name, &input.topic, partition, state, reads);
@@ -233,7 +234,7 @@ impl Processors {
         shown
     }
 
-    /// The status of a processor without workers, according to committed progress.
+    /// The status of a processor without workers, from committed progress.
     async fn stopped(&self, processor: &Processor, problem: &str) -> Vec<PartitionStatus> {
         let topics = processor.current().map(|r| r.spec.topics.clone());
         let state = State::Stopped(problem.to_owned()).to_string();
@@ -265,7 +266,8 @@ impl Processors {
         partitions
     }
 
-    /// A processor's committed progress in one partition, of which it reads this range, or everything from an offset on.
+    /// A processor's committed progress in one partition. The processor reads this range, or
+    /// everything from an offset on.
     async fn committed(
         &self,
         name: &ProcessorName,

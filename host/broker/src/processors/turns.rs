@@ -1,9 +1,11 @@
-//! How a change of a processor is made: in turns, with loading between them.
+//! Changes a processor in turns, with loading between them.
 //!
-//! A turn decides about the processor as it is, under the catalogue's lock, and commits. Loading compiles and starts components, so it
-//! happens between turns, without the lock: a slow load delays no other change. A turn that needs what is not loaded ends without any
-//! effect. After the load the next turn decides from the beginning, because everything may have changed; what is loaded serves as far
-//! as it fits. So whatever a change depends on holds when it is committed, and a change that comes to nothing leaves nothing behind.
+//! A turn decides about the processor as it is, under the catalogue's lock, and commits. Loading
+//! compiles and starts components; it happens between turns, without the lock, so a slow load
+//! delays no other change. A turn that lacks a component ends without any effect. After the load,
+//! the next turn decides from the beginning, because everything may have changed; loaded components
+//! are reused where they still fit. So everything a change depends on holds when it is committed,
+//! and a change that is not made leaves nothing behind.
 
 use std::sync::Arc;
 
@@ -15,7 +17,8 @@ use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
 use crate::processors::loaded::Loaded;
 
-/// How often a change is decided again because what was loaded no longer fits, before the conflict is reported.
+/// Maximum number of turns of a change. If the loaded components still do not fit, it fails with a
+/// conflict.
 const TURNS_MAX: usize = 16;
 
 /// Why a turn did not make the change.
@@ -27,7 +30,7 @@ pub(crate) enum TurnError {
     Refused(ProcessorError),
 }
 
-/// A processor as it is to become, of which not everything is loaded.
+/// A changed processor of which some components are not loaded.
 #[derive(Debug)]
 pub(crate) struct Lacking {
     pub(super) processor: Processor,
@@ -87,7 +90,7 @@ impl Processors {
     where
         F: Future<Output = Result<T, TurnError>>,
     {
-        // A stop waits for this one, as it would if all of it happened under the lock.
+        // A stop waits for this change, as it would if the whole change held the lock.
         let _under_way = self.inner.changes_under_way.read().await;
         let decision = &decision;
         let turn = |loaded: Arc<Loaded>| async move {
@@ -97,12 +100,12 @@ impl Processors {
         self.load_between(name, turn).await
     }
 
-    /// Waits until no change is between its turns any more.
+    /// Waits until no change is between two turns.
     pub(crate) async fn changes_rest(&self) {
         drop(self.inner.changes_under_way.write().await);
     }
 
-    /// Tries again with what was lacking, until nothing is.
+    /// Loads what a turn lacked and tries again, until nothing is lacking.
     pub(super) async fn load_between<T, F>(
         &self,
         name: &ProcessorName,
