@@ -28,8 +28,9 @@ pub struct CanaryStatus {
 
 impl Processors {
     /// Creates a revision that takes the messages of `percent` of the keys. The current revision
-    /// keeps the others. An existing canary ends; if it has the same specification, it continues
-    /// with the new share.
+    /// Creates a revision that takes the messages of `percent` of the keys. The current revision
+    /// keeps the others. An existing canary with the same specification continues with the new
+    /// share; any other trial ends.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.

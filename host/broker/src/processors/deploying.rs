@@ -1,5 +1,5 @@
-//! Processors: deployed, rolled back, paused, deleted. A change is loaded first, takes effect by one commit of the catalogue, and is
-//! then passed to the workers, which adopt it at their next batch.
+//! Processors: deploy, roll back, pause, delete. A change is loaded first, takes effect by one
+//! commit of the catalogue, and is then passed to the workers, which adopt it at their next batch.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -23,9 +23,10 @@ use crate::processors::revisions::{
 };
 use crate::processors::turns::{Lacking, TurnError, without_trial};
 
-/// How long a pause waits for running batches; then it is answered, and they end by themselves.
+/// Maximum time a pause waits for running batches. After that the pause returns, and the batches
+/// end by themselves.
 const PAUSE_WAIT_MS_MAX: u64 = 5_000;
-/// How often the pause checks.
+/// Interval at which a pause checks for running batches.
 const PAUSE_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Processors {
@@ -64,7 +65,7 @@ impl Processors {
         self.know_with(processor, version, problem, trial_problem);
     }
 
-    /// The running parts of a processor are told again about its surroundings.
+    /// Prepares a running processor again, because its surroundings have changed.
     pub(crate) async fn prepare_anew(&self, name: &ProcessorName) {
         let Some(known) = self
             .inner
@@ -82,7 +83,8 @@ impl Processors {
         }
     }
 
-    /// Loads and prepares a processor for which nothing is decided: it runs as it is. Whoever calls holds the lock of changes.
+    /// Loads and prepares a processor as it is, without a decision about it. The caller holds the
+    /// catalogue's lock.
     async fn load_and_prepare(
         &self,
         processor: &Processor,
@@ -92,14 +94,14 @@ impl Processors {
         self.load_between(&processor.name, prepare).await
     }
 
-    /// Prepares the revision on trial. If it cannot be loaded, the current one still runs; the second value says why the trial does
-    /// not.
+    /// Prepares the processor. If the revision on trial cannot be loaded, the current one still
+    /// runs; the second value says why the trial does not.
     async fn prepare_alone_if_need_be(
         &self,
         processor: &Processor,
         loaded: &Loaded,
     ) -> Result<(Prepared, Option<String>), TurnError> {
-        // A running trial continues.
+        // A trial that already runs here must not be dropped because it cannot be prepared again.
         let runs_alone = processor.trial.is_some() && !self.is_trying(&processor.name);
         let known = loaded.trial_problem(processor).filter(|_| runs_alone);
         let why = match known {
@@ -121,15 +123,16 @@ impl Processors {
         Ok((prepared, Some(why)))
     }
 
-    /// Whether a revision on trial runs on this host.
+    /// Whether this host runs a revision on trial of the processor.
     fn is_trying(&self, name: &ProcessorName) -> bool {
         let supervisor = &self.inner.supervisor;
         supervisor.canary(name).is_some() || supervisor.shadow(name).is_some()
     }
 
-    /// Creates the processor or its next revision, from a whole specification or from [`NextSpec`] changes to the current one. A
-    /// specification that fails changes nothing; the current one's specification returns the current revision. A deleted processor that
-    /// is created again continues where it was.
+    /// Creates the processor or its next revision, from a whole specification or from [`NextSpec`]
+    /// changes to the current one. A failed deployment changes nothing. If the specification is the
+    /// current one's, returns the current revision. A deleted processor that is created again
+    /// continues at its progress.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -141,7 +144,7 @@ impl Processors {
         self.deploy_as(name, spec.into(), Beginning::Current).await
     }
 
-    /// Deploys a revision, which begins in this way.
+    /// Deploys a revision that begins in this way.
     pub(super) async fn deploy_as(
         &self,
         name: &ProcessorName,
@@ -178,15 +181,16 @@ impl Processors {
         }
         check_patience(&spec)?;
         self.check_limits(&spec)?;
-        // What a shadow answers goes nowhere.
+        // A shadow's outputs go nowhere, so they cannot form a cycle.
         if beginning != Beginning::Shadow {
             self.check_chains(&processor)?;
         }
         self.change(processor, loaded).await
     }
 
-    /// Like [`deploy`](Self::deploy), with empty state: the workers stop after their batch, one commit makes the revision current and
-    /// empties its state in every partition, and they start again. The same specification as before also creates a revision.
+    /// Like [`deploy`](Self::deploy), with empty state. The workers stop after their batch, one
+    /// commit makes the revision current and empties its state in every partition, and the workers
+    /// start again. An unchanged specification also creates a revision.
     ///
     /// # Errors
     /// [`ProcessorError`]; nothing has changed then.
@@ -227,14 +231,15 @@ impl Processors {
         expects.extend(read_by(&prepared));
         self.inner.supervisor.stop(name).await;
         if self.inner.supervisor.is_closed() {
-            // A last batch may still write state.
+            // A worker's last batch may still write state.
             return Err(CommitError::Closed.into());
         }
         let kept = self.keep_and_reset(name, Some(&processor), expects).await;
         let version = match kept {
             Ok(version) => version,
             Err(error) => {
-                // If another host changed it, its present state is followed.
+                // If another host has changed the processor, its stored version is followed
+                // instead.
                 if let Some(before) =
                     before.filter(|before| self.inner.catalogue.is_entry_of(before))
                 {
@@ -269,7 +274,8 @@ impl Processors {
         Ok(processor)
     }
 
-    /// Nothing changes, but lost workers, and a processor that could not be loaded before, are started again.
+    /// Changes nothing, but restarts lost workers, and starts a processor that could not be loaded
+    /// before.
     async fn refresh(&self, known: Deployed, loaded: &Loaded) -> Result<Processor, TurnError> {
         let standings = self.inner.supervisor.standings(&known.processor.name);
         let lost = |(_, standing): &(Input, Standing)| matches!(standing.state, State::Stopped(_));
@@ -284,7 +290,8 @@ impl Processors {
         Ok(known.processor)
     }
 
-    /// Takes no further batches until [`resume`](Self::resume). Waits up to a few seconds for running ones, on any host.
+    /// Takes no further batches until [`resume`](Self::resume). Waits a few seconds at most for
+    /// running ones, on any host.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -309,10 +316,11 @@ impl Processors {
         Ok(processor)
     }
 
-    /// Partitions of a paused processor where another host may still be working, as far as this one knows.
+    /// Partitions of a paused processor where, as far as this host knows, another host may still be
+    /// working.
     fn worked_at_elsewhere(&self, processor: &Processor) -> Vec<TopicPartition> {
         let standings = self.inner.supervisor.standings(&processor.name);
-        // The same goes for redriven messages, which are under the same hold.
+        // Redriven messages need no check of their own: they are under the same lease.
         let here = standings
             .iter()
             .filter(|(input, standing)| standing.state == State::Paused && !input.is_redriven());
@@ -340,9 +348,10 @@ impl Processors {
         Ok(processor)
     }
 
-    /// Resumes after [`pause`](Self::pause). Lost workers are started again, and a processor with an open breaker tries a message at
-    /// once. `accept_dead_letters` closes the breaker and lets up to this many dead letters through before it and the bound of dead
-    /// letters apply again; another revision ends that.
+    /// Resumes after [`pause`](Self::pause). Lost workers are started again, and a processor with
+    /// an open breaker tries a message at once. `accept_dead_letters` closes the breaker and lets
+    /// up to this many dead letters through before the breaker and the bound of dead letters apply
+    /// again. Another revision ends that.
     ///
     /// # Errors
     /// [`ProcessorError`].
@@ -365,7 +374,7 @@ impl Processors {
     ) -> Result<Processor, TurnError> {
         let mut processor = self.known(name)?.processor;
         resume(&mut processor, self.asked(), accept_dead_letters);
-        // A trial that cannot be loaded must not keep the current revision from running.
+        // A trial that cannot be loaded must not stop the current revision.
         let (prepared, trial_problem) = self.prepare_alone_if_need_be(&processor, loaded).await?;
         let version = self.keep(&processor).await?;
         self.run(&processor, prepared).await;
@@ -416,7 +425,7 @@ impl Processors {
         let known = self.known(name)?;
         self.inner.supervisor.stop(name).await;
         if self.inner.supervisor.is_closed() {
-            // A last batch may still write state.
+            // A worker's last batch may still write state.
             return Err(CommitError::Closed.into());
         }
         let expects = vec![self.inner.catalogue.as_known(name)];
@@ -427,7 +436,8 @@ impl Processors {
                 Ok(())
             }
             Err(error) => {
-                // If another host changed it, its present state is followed.
+                // If another host has changed the processor, its stored version is followed
+                // instead.
                 if self.inner.catalogue.is_entry_of(&known) {
                     self.start_processor(known.processor, known.version).await;
                 }
@@ -441,7 +451,7 @@ impl Processors {
         deployed.ok_or_else(|| ProcessorError::Unknown(name.clone()))
     }
 
-    /// What is due of a processor that was taken back is sent again.
+    /// Starts redriving dead letters that are due after a rollback.
     pub(super) fn have_sent_what_is_due(&self, name: &ProcessorName) {
         if let Some(sends) = self.sends_again() {
             sends.send_what_is_due(name);
@@ -461,7 +471,8 @@ impl Processors {
     ) {
         let name = processor.name.clone();
         self.inner.catalogue.learn(name.clone(), |before| {
-            // Why it is not taken back is known of a revision, until another one is current.
+            // The problem belongs to the current revision, and is dropped when another one becomes
+            // current.
             let before = before.filter(|known| known.processor.current == processor.current);
             let deployed = Deployed {
                 way_back_problem: before.and_then(|known| known.way_back_problem.clone()),
@@ -476,11 +487,12 @@ impl Processors {
             }
             deployed
         });
-        // Not before it is known: writes in between would be taken for known.
+        // The version is recorded only now: earlier, changes in between would count as known.
         self.inner.catalogue.followed().own(version);
     }
 
-    /// Commits a processor whose decision depends on itself alone; returns its version.
+    /// Commits a processor whose decision depends only on the processor itself; returns its
+    /// version.
     pub(crate) async fn keep(&self, processor: &Processor) -> Result<Version, CommitError> {
         let expects = vec![self.inner.catalogue.as_known(&processor.name)];
         self.keep_on(processor, expects).await
@@ -499,7 +511,8 @@ impl Processors {
         write.await
     }
 
-    /// What a change of a processor depends on: itself, all others, and the topics and modules of its revisions that should run.
+    /// The expectations of a change of a processor: on itself, on all other processors, and on the
+    /// topics and modules of the revisions that will run.
     fn stands_on(&self, processor: &Processor) -> Vec<Expectation> {
         let engine = &self.inner.engine;
         let trial = processor.on_trial();
@@ -521,7 +534,7 @@ impl Processors {
         expects
     }
 
-    /// The end of a turn: one commit, then the workers are told. A failure before the commit changes nothing.
+    /// Ends a turn: commits, then tells the workers. A failure before the commit changes nothing.
     pub(crate) async fn change(
         &self,
         processor: Processor,
@@ -542,7 +555,8 @@ impl Processors {
     }
 }
 
-/// Expects that the topics from which a processor gets messages, and its dead-letter topics, are the ones that were found.
+/// Expects that the topics that the processor reads, and its dead-letter topics, are the ones that
+/// were found.
 fn read_by(prepared: &Prepared) -> Vec<Expectation> {
     let inputs = prepared.inputs.iter();
     let topics = inputs.flat_map(|input| [&input.topic, &input.dead_letters]);

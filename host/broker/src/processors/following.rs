@@ -63,7 +63,8 @@ impl Processors {
             resumes.since(&known.processor.resumes).filter(|_| is_meant)
         });
         match known {
-            // The running revision stays the same. If it had a problem, it is tried again: the problem may be gone.
+            // The same revisions run on. A revision with a problem is loaded again below, because
+            // the problem may be gone.
             Some(known) if known.problem.is_none() && runs_alike(&known.processor, &processor) => {
                 self.know_with(processor, entry.version, None, known.trial_problem);
                 self.resume_here(&name, resumed);

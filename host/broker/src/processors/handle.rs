@@ -41,8 +41,8 @@ pub(crate) struct Inner {
     pub(super) supervisor: Supervisor,
     pub(super) catalogue: Catalogue,
     pub(super) messages: Messages,
-    /// Changes hold this for reading between their turns. A stop takes it for writing, and so waits
-    /// for them.
+    /// Every change holds this for reading from its first turn to its last. A stop takes it for
+    /// writing, and so waits for all changes.
     pub(super) changes_under_way: RwLock<()>,
     sends_again: OnceLock<Weak<dyn SendsAgain>>,
 }

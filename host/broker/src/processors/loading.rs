@@ -1,5 +1,6 @@
-//! Prepares a revision: checks its specification, loads its modules, and creates the topics that it owns. Loading needs no lock; the rest
-//! belongs to a turn. Nothing takes effect until the catalogue says so.
+//! Prepares a revision: checks its specification, loads its modules, and creates the topics that it
+//! owns. Loading needs no lock; the rest belongs to a turn. Nothing takes effect until the
+//! catalogue has committed it.
 
 use std::sync::Arc;
 
@@ -37,8 +38,8 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 const LINGER_MS_MAX: u64 = 60_000;
 
 impl Processors {
-    /// Prepares the processor's current revision and the one on trial, with what is loaded of them. Creates the topics that it owns, once
-    /// nothing is lacking.
+    /// Prepares the processor's current revision and the one on trial from loaded components.
+    /// Creates the topics that the processor owns, once nothing is lacking.
     pub(crate) async fn prepare(
         &self,
         processor: &Processor,
@@ -107,8 +108,8 @@ impl Processors {
         Ok((topics, Arc::new(live)))
     }
 
-    /// Checks that this host allows what the specification asks for. A processor that was deployed under larger limits continues with
-    /// the present ones.
+    /// Checks that this host allows the limits that the specification asks for. A processor
+    /// deployed under larger limits continues with the host's present ones.
     pub(crate) fn check_limits(&self, spec: &ProcessorSpec) -> Result<(), ProcessorError> {
         let (asked, host) = (&spec.limits, self.inner.catalogue.guest_limits());
         let memory_max = host.guest_memory_bytes_max;
@@ -128,7 +129,8 @@ impl Processors {
         Ok(())
     }
 
-    /// The input topics, if every topic that the specification names exists and may be used in this way.
+    /// The input topics. An error unless every topic that the specification names exists and may be
+    /// used in this way.
     fn check_topics(
         &self,
         name: &ProcessorName,
@@ -155,8 +157,8 @@ impl Processors {
         Ok(inputs)
     }
 
-    /// Checks that every cycle with this processor ends. Checked when it changes, not when the host starts: deployments of earlier
-    /// versions continue to run.
+    /// Checks that every cycle through this processor ends. This is checked when the processor
+    /// changes, not when the host starts, so that deployments of earlier versions continue to run.
     pub(crate) fn check_chains(&self, processor: &Processor) -> Result<(), ProcessorError> {
         let mut all: Vec<(ProcessorName, ProcessorSpec)> = {
             let all = self.inner.catalogue.processors();
@@ -178,7 +180,7 @@ impl Processors {
         Ok(self.inner.catalogue.known_topic(topic)?)
     }
 
-    /// Loads what the processor would run, except what is loaded already.
+    /// Loads the components that the processor would run, except those that are loaded already.
     pub(super) async fn load_all(
         &self,
         processor: &Processor,
@@ -247,7 +249,7 @@ impl Processors {
         Ok(())
     }
 
-    /// Loads a revision, to be called outside of workers.
+    /// Loads a revision, outside of workers.
     pub(crate) async fn load(
         &self,
         name: &ProcessorName,
@@ -263,7 +265,7 @@ impl Processors {
         Ok(live.ok_or_else(changed)?)
     }
 
-    /// A revision with what is loaded of it, if that is everything. Its modules must still exist.
+    /// The revision with its loaded components, if none is missing. Its modules must still exist.
     fn live(
         &self,
         name: &ProcessorName,
@@ -312,13 +314,14 @@ impl Processors {
         }))
     }
 
-    /// When the processor was created that exists now.
+    /// When the existing processor of this name was created.
     fn made_at(&self, name: &ProcessorName) -> Option<Timestamp> {
         let known = self.inner.catalogue.processors();
         known.get(name).map(|known| known.processor.made_at)
     }
 
-    /// Checks that a module still exists after it was loaded. If it was deleted meanwhile, what the load stored of it goes as well.
+    /// Checks that a module still exists after it was loaded. If it was deleted meanwhile, data
+    /// that the load stored for it is deleted too.
     fn check_still_there(&self, digest: Digest) -> Result<(), ProcessorError> {
         if self.inner.catalogue.module_of(digest).is_none() {
             self.inner.modules.forget(digest);
@@ -327,7 +330,7 @@ impl Processors {
         Ok(())
     }
 
-    /// Checks that a module exists and can be used like this.
+    /// Checks that a module exists and exports the required interface.
     fn check_module(&self, digest: Digest, needs: Interface) -> Result<(), ProcessorError> {
         let module = self.inner.catalogue.module_of(digest);
         let module = module.ok_or(ProcessorError::UnknownModule(digest))?;
@@ -391,7 +394,8 @@ impl Processors {
         Ok(inputs.collect())
     }
 
-    /// A topic that the processor owns, with as many partitions as its input; created if it is missing.
+    /// A topic that the processor owns, with as many partitions as its input; created if it does
+    /// not exist.
     pub(crate) async fn own_topic(
         &self,
         name: &ProcessorName,
@@ -405,7 +409,7 @@ impl Processors {
         let topic = match self.inner.catalogue.topic(&own) {
             Some(topic) => topic,
             None => match self.make_own_topic(name, input, own.clone()).await {
-                // Another host was quicker, for the same processor or another one.
+                // Another host was faster, for the same processor or another one.
                 Err(TopicError::Exists(_)) => {
                     let made =
                         heard_of(&*self.inner.engine, || self.inner.catalogue.topic(&own)).await;
@@ -456,7 +460,7 @@ impl Processors {
     }
 }
 
-/// Keeps the inputs that a replay reads, including those of its redriven messages.
+/// Limits the inputs to what a replay reads, including its redriven messages.
 fn limit(inputs: &mut Vec<Input>, replay: &Replay) {
     let range_of = |input: &Input| {
         let of = &input.topic.spec.name;
@@ -475,12 +479,13 @@ fn running(processor: &Processor) -> impl Iterator<Item = (ProcessorName, Proces
     let numbers = [Some(processor.current), canary_of(processor)];
     let revisions = numbers.into_iter().flatten();
     let revisions = revisions.filter_map(|number| processor.revision(number));
-    // A replay ends by itself.
+    // A replay's input is fixed, so it ends by itself.
     let revisions = revisions.filter(|_| processor.replay.is_none());
     revisions.map(|revision| (processor.name.clone(), revision.spec.clone()))
 }
 
-/// In whose name a revision's components log. A shadow's lines do not count, and take no room from others.
+/// The name under which a revision's components log. A shadow's lines are kept apart, so they take
+/// no room from the others.
 fn owner_of(processor: &Processor, number: u32) -> String {
     match processor.trial {
         Some(Trial::Shadow { revision, .. }) if revision == number => {
@@ -498,13 +503,14 @@ fn canary_of(processor: &Processor) -> Option<u32> {
     }
 }
 
-/// The revision to go back to from this one. From a canary it is the current one.
+/// The revision to go back to from this one. For a canary it is the current one.
 #[cfg(test)]
 pub(crate) fn back_from(processor: &Processor, number: u32) -> Option<Back> {
     back_among(processor, number, |_| true)
 }
 
-/// The revision to go back to from this one, of those that can run. From a canary it is the current one.
+/// The revision to go back to from this one, among those that can run. For a canary it is the
+/// current one.
 fn back_among(
     processor: &Processor,
     number: u32,
@@ -518,7 +524,8 @@ fn back_among(
     let proven = processor.revisions.iter();
     let proven = proven.filter(|r| r.number != number && r.record.proven && !r.trial);
     let proven = proven.max_by_key(|r| (r.number == processor.current, r.record.left_as, r.number));
-    // If none is proven, the first revision defines what is usual: there was none before it to compare with.
+    // If none is proven, the first revision sets the usual rejections: it had no predecessor to
+    // compare with.
     let mut first = processor.revisions.iter();
     let first = first.find(|r| r.number < number && !r.trial && r.record.worked_at.is_some());
     let proven = proven.or_else(|| first.filter(|r| r.record.stopped.is_none()));
@@ -532,7 +539,8 @@ fn back_among(
     })
 }
 
-/// Checks that a new revision's retry delays are within the maximum wait. Those of existing revisions are shortened to it.
+/// Checks that a new revision's retry delays are within the maximum wait. Delays of existing
+/// revisions are shortened to it.
 pub(crate) fn check_patience(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
     match spec.retry.delay_max_ms {
         0..=RETRY_DELAY_MS_MAX => Ok(()),

@@ -75,11 +75,11 @@ pub struct ParkedQuery {
 /// A page of parked messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParkedPage {
-    /// By topic, partition and offset.
+    /// The messages, by topic, partition and offset.
     pub messages: Vec<ParkedMessage>,
-    /// All that match the query, on any page.
+    /// Number of messages that match the query, over all pages.
     pub total: usize,
-    /// Where to continue; `None` at the end.
+    /// The first message of the next page; `None` on the last page.
     pub next: Option<MessagePlace>,
 }
 

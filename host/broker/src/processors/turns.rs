@@ -24,7 +24,7 @@ const TURNS_MAX: usize = 16;
 /// Why a turn did not make the change.
 #[derive(Debug)]
 pub(crate) enum TurnError {
-    /// Something has to be loaded first.
+    /// A component must be loaded first.
     NotLoaded(Box<Lacking>),
     /// The change is refused.
     Refused(ProcessorError),

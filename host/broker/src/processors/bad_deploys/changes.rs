@@ -1,9 +1,9 @@
-//! What is done with the processor of a [`World`]: deployments, trials, ways back, starts of the host.
+//! Changes of a [`World`]'s processor: deployments, trials, rollbacks, restarts of the host.
 
 use super::*;
 
 impl World {
-    /// Does what the host would.
+    /// Carries out alarms as the host would.
     pub(super) fn heed(&mut self) {
         while let Ok(alarm) = self.alarms.try_recv() {
             match alarm.wanted {
@@ -181,7 +181,8 @@ impl World {
         });
     }
 
-    /// A shadow gives nothing up and is called beside: but it is a revision, which may be promoted.
+    /// Puts a shadow on trial. A shadow gives up no messages, but it is a revision and may be
+    /// promoted.
     pub(super) fn try_shadow(&mut self) {
         let nature = self.nature();
         self.end_canary();
@@ -215,7 +216,7 @@ impl World {
         self.install();
     }
 
-    /// The host starts again: what is not in the catalogue or in progress is gone.
+    /// Restarts the host: everything outside the catalogue and progress is lost.
     pub(super) fn start(&mut self) {
         self.what.push("start".to_owned());
         self.parts.iter_mut().for_each(|part| part.flight = None);

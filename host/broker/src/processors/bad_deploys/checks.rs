@@ -1,9 +1,9 @@
-//! What the page promises, checked of each step of a [`World`].
+//! Checks the promises of `docs/bad-deploys.md` after each step of a [`World`].
 
 use super::*;
 
 impl World {
-    /// A revision that fails at everything alike is stopped.
+    /// Checks that the breaker opens before too many different messages in a row fail alike.
     pub(super) fn watch_row(
         &mut self,
         part: usize,
@@ -13,7 +13,7 @@ impl World {
         probes: bool,
     ) {
         let back = live.back.as_ref().map(|back| back.revision);
-        // As the page says, whatever the rules make of it.
+        // Judged as the page says, independently of the rules under test.
         let is_news = |failed: &Failed| {
             let before = parked_before(batch, &self.parts[part].progress, failed.message);
             let log = before.map_or(&[][..], |parked| &parked.log);
@@ -49,7 +49,7 @@ impl World {
         );
     }
 
-    /// What became of a batch, against what is promised.
+    /// Checks a settled batch against the promises.
     pub(super) fn check(
         &mut self,
         part: usize,
@@ -76,7 +76,8 @@ impl World {
             let after = effects.progress.parked.iter();
             let after = { after }.find(|parked| parked.offset == *offset);
             let stays = after.is_some();
-            // What failed behind another of its key is as if it had not been called.
+            // A failure behind another message with the same key does not count: it is called
+            // again.
             let tries = |parked: Option<&Parked>| parked.map_or(0, |parked| parked.attempts);
             let counts =
                 after.is_none() || tries(after) > tries(parked_before(batch, before, message));
@@ -123,7 +124,7 @@ impl World {
         );
     }
 
-    /// A message was given up: whether that was none of the revision's doing.
+    /// Checks a message that was given up; returns whether the revision is not to blame.
     pub(super) fn gave_up(
         &mut self,
         part: usize,
@@ -174,7 +175,7 @@ impl World {
         let mut proven = self.proven.iter();
         let rejects = |of: &u32| matches!(self.natures[of], Nature::Fails(Cause::Reject, _));
         if failed.class == "new" && proven.any(rejects) {
-            // Usual by now, at whatever share that one had.
+            // The class became usual under a proven revision that rejected at any share.
             return true;
         }
         assert!(
@@ -184,7 +185,7 @@ impl World {
         false
     }
 
-    /// This many messages were processed and committed.
+    /// Records that a revision processed this many messages and committed them.
     fn processed(&mut self, revision: u32, messages: u64) {
         if messages == 0 || self.live.revision != revision || self.gate.is_open() {
             return;

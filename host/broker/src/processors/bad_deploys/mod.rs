@@ -1,7 +1,8 @@
-//! A model of bad deployments: random revisions, failures of every kind, canaries, error handlers, outages, several partitions, slow
-//! and fast traffic, restarts of the host. The rules are the host's own (breaker, gate, delivery, batcher, history); only reading and
-//! waiting are left out. After each step it checks what `docs/bad-deploys.md` promises, with its numbers; and every deliberately broken
-//! rule must be detected.
+//! A model of bad deployments: random revisions, failures of every kind, canaries, error handlers,
+//! outages, several partitions, slow and fast traffic, restarts of the host. The rules under test
+//! are the host's own (breaker, gate, delivery, batcher, history); only reading and waiting are
+//! left out. After each step the model checks what `docs/bad-deploys.md` promises, with its
+//! numbers. It must also detect every deliberately broken rule.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Write;
@@ -42,16 +43,17 @@ mod checks;
 mod running;
 
 const PAGE: &str = include_str!("../../../../../docs/bad-deploys.md");
-/// `MILLRACE_SEQUENCES` sets another number of sequences.
+/// Number of sequences; `MILLRACE_SEQUENCES` overrides it.
 const SEQUENCES: u64 = 100_000;
 const BATCH_MESSAGES: usize = 8;
-/// Steps of the final phase: dozens of messages that are called alone, each about twenty times.
+/// Steps of the final phase: enough for dozens of messages that are called alone, about twenty
+/// times each.
 const FINISH_STEPS: u32 = 5_000;
-/// Delay of an error handler that asks for retries.
+/// Attempts for which an error handler asks for retries.
 const PATIENCE_ATTEMPTS: u32 = 15;
 const KEYS: u64 = 5;
 
-/// The number in a row of the page's table.
+/// The number in the row of the page's table that contains `what`.
 fn number(what: &str) -> u64 {
     let row = PAGE
         .lines()
@@ -65,13 +67,13 @@ fn number(what: &str) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Good,
-    /// It takes every revision down.
+    /// Every revision traps on it.
     Poison,
     /// Every revision rejects it.
     Unwanted,
     /// It asks for this many retries, under any revision.
     Busy(u32),
-    /// It asks for retries forever, and the error handlers drop it.
+    /// It asks for retries forever, and error handlers drop it.
     Ignored,
 }
 
@@ -79,20 +81,20 @@ enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Nature {
     Well,
-    /// It fails this percentage of the good messages in this way.
+    /// It fails this percentage of the good messages with this cause.
     Fails(Cause, u64),
-    /// It rejects them, with the usual class.
+    /// It rejects all good messages with the usual class.
     Strict,
-    /// It says that something outside is down, for every message.
+    /// It reports for every message that an outside dependency is down.
     Down,
 }
 
 /// An error handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Patience {
-    /// There is none.
+    /// No error handler.
     None,
-    /// It drops what is to be ignored.
+    /// It drops messages of [`Kind::Ignored`].
     Drops,
     /// It also retries all other failures for a long time, whatever the policy says.
     Waits,
@@ -111,9 +113,9 @@ impl BatchHandler for Nobody {
 struct Part {
     messages: Vec<Kind>,
     progress: Progress,
-    /// Messages of a batch that failed as a whole, to be called alone.
+    /// Number of messages to call alone, because their batch failed as a whole.
     alone: usize,
-    /// The last message that was settled, by key.
+    /// The last settled message of each key.
     settled: HashMap<u64, u64>,
     ended: HashSet<u64>,
     /// A call that has not returned yet.
@@ -152,23 +154,24 @@ struct World {
     auto_rollback: bool,
     /// Messages given up by revisions since the last proven one.
     given_up: u64,
-    /// When each revision first processed a message since it became current, and how many it processed.
+    /// When each revision first processed a message since it became current, and how many it has
+    /// processed.
     processed: BTreeMap<u32, (Option<Timestamp>, u64)>,
     /// Revisions that ever processed a message as the current one.
     worked: BTreeSet<u32>,
-    /// Revisions that were proven, ever and since they became current last.
+    /// Revisions that were proven, ever and since they last became current.
     proven: BTreeSet<u32>,
     proven_anew: BTreeSet<u32>,
-    /// Good messages that were rejected as usual since the revision took over.
+    /// Good messages that were rejected with a usual class since the revision became current.
     excused: u64,
-    /// Whether something outside was ever down.
+    /// Whether an outside dependency was ever down.
     had_outage: bool,
     /// Failed attempts that counted, by partition, message and revision.
     attempts: HashMap<(usize, u64, u32), u32>,
-    /// Different messages in a row that the current revision failed at, and what it was like.
+    /// Different messages in a row that the current revision failed, and how they failed.
     row: (String, BTreeSet<(usize, u64)>),
     what: Vec<String>,
-    /// No more deployments.
+    /// No more deployments follow.
     is_over: bool,
 }
 
@@ -235,7 +238,7 @@ impl World {
         let mut rng = fastrand::Rng::with_seed(seed);
         let clock = Arc::new(ManualClock::at(Timestamp(1_000_000_000)));
         let (sender, alarms) = mpsc::channel(64);
-        // It has proven itself, and shown what is usual.
+        // The first revision is proven and has shown its usual rejections.
         let mut first = revision(1, 1);
         first.record = Record {
             worked_at: Some(clock.wall()),
@@ -318,7 +321,7 @@ impl World {
                 3 => Kind::Poison,
                 4..=6 => Kind::Busy(self.rng.u32(1..4)),
                 7..=9 if self.handler != Patience::None => Kind::Ignored,
-                // Somebody sends what nobody wants, and the handler knows it.
+                // A producer sends messages that the error handler knows to drop.
                 10..=69 if self.handler != Patience::None && self.noisy => Kind::Ignored,
                 _ => Kind::Good,
             };
@@ -327,7 +330,7 @@ impl World {
         }
     }
 
-    /// What calling a revision with a message comes to.
+    /// The outcome of calling a revision with a message; `None` is success.
     fn outcome(&self, number: u32, part: usize, offset: u64) -> Option<(Cause, &'static str)> {
         if self.outage {
             return Some((Cause::Retry, "down"));
@@ -363,10 +366,10 @@ impl World {
         self.clock.wall()
     }
 
-    /// Once all is well again, everything comes to its end.
+    /// Ends all trouble and checks that every message is settled.
     fn finish(&mut self) {
         (self.outage, self.is_over) = (false, true);
-        // It stays, whatever it meets that others have left.
+        // The final revision stays, whatever earlier ones have left to it.
         self.auto_rollback = false;
         self.end_canary();
         self.deploy_as(Nature::Well);
@@ -379,7 +382,8 @@ impl World {
                 return;
             }
             if self.gate.is_open() {
-                // Where nothing but poison is left nobody closes a breaker: something good comes, too.
+                // Good messages keep coming: with only poison left, no probe could close the
+                // breaker.
                 let part = self.rng.usize(..self.parts.len());
                 self.parts[part].messages.push(Kind::Good);
             }
@@ -461,7 +465,7 @@ fn live(processor: &Processor, number: u32) -> Arc<Live> {
     })
 }
 
-/// What is wrong with a sequence, if anything is.
+/// Runs a sequence; returns the promise that it broke, if any.
 fn wrong(seed: u64) -> Option<String> {
     let mut world = World::new(seed);
     let ran = catch_unwind(AssertUnwindSafe(|| world.run()));
@@ -514,15 +518,15 @@ fn no_sequence_of_deployments_and_failures_breaks_a_promise() {
             panic!("sequence {seed}: {why}");
         }
     }
-    // Also where the output of tests that pass is not shown.
+    // Written directly, so that it is shown although the test passes.
     let _ = writeln!(std::io::stderr(), "{sequences} sequences of deployments");
 }
 
 #[test]
 fn each_broken_rule_is_found_out() {
-    /// Sequences in which a broken rule is looked for.
+    /// Maximum number of sequences per broken rule.
     const LOOKS: u64 = 10_000;
-    // What is found out is no failure of this test; what other tests say is heard.
+    // Panics of planted faults are expected and not printed; other tests' panics are.
     let hook = Arc::new(std::panic::take_hook());
     let before = Arc::clone(&hook);
     std::panic::set_hook(Box::new(move |info| {

@@ -1,4 +1,4 @@
-//! Batches of a [`World`]: cut as the worker cuts them, called, and settled by the host's own rules.
+//! Batches of a [`World`]: cut as the worker cuts them, called, and settled by the host's rules.
 
 use super::*;
 
@@ -10,7 +10,7 @@ impl World {
         }
     }
 
-    /// One batch of a partition.
+    /// Runs one batch of a partition.
     pub(super) fn step(&mut self, part: usize) {
         if let Some(canary) = &self.canary {
             canary.gate.remind();
@@ -84,7 +84,7 @@ impl World {
         offsets.filter_map(outcome).collect()
     }
 
-    /// A call has returned; others may run by now.
+    /// Settles a call that has returned. Other revisions may run by now.
     pub(super) fn land(&mut self, part: usize, flight: Flight) {
         let Flight {
             batch,
@@ -150,7 +150,7 @@ impl World {
             return;
         }
         if !self.is_over && self.rng.u8(..60) == 0 {
-            // Somebody is faster.
+            // Another deployment takes effect between the judgement and the commit.
             self.deploy();
         }
         self.settle(
@@ -242,7 +242,7 @@ impl World {
         }
     }
 
-    /// The next batch of a partition, as the worker cuts it.
+    /// Cuts the next batch of a partition as the worker does.
     pub(super) fn cut(&mut self, part: usize, splits: bool, probes: bool) -> Option<Batch> {
         let percent = self.canary.as_ref().map_or(0, |canary| canary.percent);
         let now = self.now();
@@ -274,7 +274,7 @@ impl World {
             &parked[index.expect("what is due is parked")]
         };
         let sides = |offset: &Offset| side(offset.0, current_only(parked_of(*offset)));
-        // Where both wait either may come first, as in the worker.
+        // If both sides have messages, either may come first, as in the worker.
         let prefers = if self.rng.bool() {
             Side::Canary
         } else {
@@ -328,7 +328,7 @@ impl World {
         batch.side = of.unwrap_or_default();
         batch.columns = Arc::new(columns);
         if batch.offsets.is_empty() {
-            // Kept in mind, as by the worker.
+            // Position and parked messages are kept, as the worker does.
             let progress = &mut self.parts[part].progress;
             progress.next = batch.next;
             progress.parked.append(&mut batch.skipped);

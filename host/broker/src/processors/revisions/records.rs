@@ -1,4 +1,5 @@
-//! The records of revisions: how each did, which count as proven, which no longer count, and which are kept.
+//! The records of revisions: how each performed, which are proven, which are void, and which are
+//! kept.
 
 use millrace_model::bounds::REVISIONS_KEPT_MAX;
 use millrace_model::{Processor, Record, Rejections, Revision, Stopped, Timestamp};
@@ -7,19 +8,19 @@ use crate::dispatch::breaker::{CLASSES_MAX, Noted, PROVEN_AFTER, PROVEN_MESSAGES
 use crate::ground::planted::planted;
 use crate::processors::revisions::Seen;
 
-/// The first run of unproven revisions of a new processor. Counts in the progress of a deleted processor of the same name belong to
-/// none of its runs.
+/// The first run of unproven revisions of a new processor. It differs from the runs of a deleted
+/// processor with the same name, whose counts may still be in progress.
 pub(crate) fn first_run(now: Timestamp) -> u32 {
-    // Tenths of seconds, which last for about thirteen years.
+    // Tenths of seconds since the epoch, which repeat after about thirteen years.
     ((now.0 / 100) as u32).max(1)
 }
 
-/// Another revision becomes current: stores the previous one's record.
+/// Stores the record of the current revision before another one becomes current.
 pub(crate) fn leave(processor: &mut Processor, seen: Seen, now: Timestamp) {
     let number = processor.current;
     let mut noted = seen.noted;
     if let Some(problem) = seen.problem {
-        // A revision that cannot even be loaded is not one to go back to.
+        // A revision that cannot be loaded must not become a target of a rollback.
         let record = &mut noted.get_or_insert_default().record;
         record.stopped.get_or_insert(Stopped {
             class: None,
@@ -56,12 +57,12 @@ pub(crate) fn take_down(
     let processed = (u64::from(record.processed) + fresh).min(PROVEN_MESSAGES);
     record.processed = processed as u32;
     if noted.stopped.is_some() || goes_on {
-        // Otherwise it may be stopped on another host.
+        // Without news from this host the stored stop stays: it may come from another host.
         record.stopped = noted.stopped;
     }
     record.processed_since = match record.stopped {
         Some(_) => None,
-        // The hour counts from when it was stopped nowhere.
+        // The hour of proof counts from the time when it was stopped on no host.
         None => record.processed_since.max(noted.processed_since),
     };
     for class in noted.doubted {
@@ -73,13 +74,14 @@ pub(crate) fn take_down(
     *record != before
 }
 
-/// Shares come from the host that has measured most; a class is not forgotten because another host has not seen it.
+/// Merges shares of rejections. Shares come from the host that has measured most. A class that
+/// another host has not seen is not forgotten.
 fn reject(record: &mut Record, rejections: Vec<Rejections>, measured: u32) {
     if rejections.is_empty() {
         return;
     }
     if measured >= record.measured {
-        // The host that reports has followed the stored record, and its own includes it.
+        // The reporting host has followed the stored record, so its own counts include it.
         (record.rejections, record.measured) = (rejections, measured);
         return;
     }
@@ -94,8 +96,9 @@ fn reject(record: &mut Record, rejections: Vec<Rejections>, measured: u32) {
     }
 }
 
-/// The run of a revision that becomes current: that of the previous one, or a new one if that was proven meanwhile. A revision that was
-/// proven earlier and rolled back to does not start a new run.
+/// The run of a revision that becomes current: the previous revision's run, or a new one if that
+/// revision was proven meanwhile. Rolling back to a revision that was proven earlier starts no new
+/// run.
 pub(crate) fn unproven_run(processor: &Processor) -> u32 {
     let goes_on = |current: &&Revision| {
         !current.record.proven_anew && current.unproven_run > 0 && !planted!(BoundPerRevision)
@@ -107,8 +110,8 @@ pub(crate) fn unproven_run(processor: &Processor) -> u32 {
     }
 }
 
-/// Removes revisions beyond the maximum. Those that never worked as the current one are removed first, and do not displace others; the
-/// way back and the last proven one are always kept.
+/// Removes revisions beyond the maximum. Those that never worked as the current one go first, and
+/// do not displace others. The revision to go back to and the last proven one are always kept.
 pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
     let was_proven = |r: &&Revision| r.record.proven && !r.trial && r.number != newest;
     let proven = processor.revisions.iter().filter(was_proven);
@@ -139,8 +142,9 @@ pub(crate) fn forget_oldest(processor: &mut Processor, newest: u32) {
     }
 }
 
-/// Entries of earlier versions have no records of revisions: each one that was current and not rolled back counts as having worked. The
-/// current one is proven only if it had its hour.
+/// Adds records to an entry of an earlier version, which has none. Each revision that was current
+/// and not rolled back counts as having worked. The current one is proven only if it has run for an
+/// hour.
 pub(crate) fn told_of_records(processor: &mut Processor, now: Timestamp) {
     let current = processor.current;
     for revision in processor
@@ -160,14 +164,14 @@ pub(crate) fn told_of_records(processor: &mut Processor, now: Timestamp) {
     }
 }
 
-/// The revision was rolled back or withdrawn: its decisions no longer count.
+/// Voids a revision that was rolled back or withdrawn: its decisions no longer count.
 pub(crate) fn make_void(processor: &mut Processor, number: u32) {
     if let Some(revision) = processor.revisions.iter_mut().find(|r| r.number == number) {
         revision.record.voided = true;
     }
 }
 
-/// Makes a revision that was only tried current: from now on it counts as new.
+/// Makes a revision on trial current: from now on it counts as new.
 pub(crate) fn begin_anew(revision: &mut Revision, before: u32, now: Timestamp) {
     revision.trial = false;
     revision.deployed_at = now;

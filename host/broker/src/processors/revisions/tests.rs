@@ -1,4 +1,5 @@
-//! Random sequences of transitions of one processor: what holds after each of them, whether it was made or refused.
+//! Random sequences of transitions of one processor, with the invariants that hold after each one,
+//! made or refused.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ fn name() -> ProcessorName {
     ProcessorName::parse("p").expect("a name")
 }
 
-/// The specifications that are deployed: those with the same number are equal.
+/// A specification to deploy. Equal numbers give equal specifications.
 fn spec(number: u8, topic: &str) -> ProcessorSpec {
     let fields = serde_json::json!({
         "topics": [topic],
@@ -49,7 +50,7 @@ impl Step {
             1 => 100,
             _ => rng.u32(1..=99),
         };
-        // Mostly one that is there.
+        // Mostly a number that exists.
         let mut number = || match rng.u8(..8) {
             0 => rng.u32(0..200),
             1 => processor.current,
@@ -110,9 +111,9 @@ struct Sequence {
     rng: fastrand::Rng,
     processor: Processor,
     now: Timestamp,
-    /// Every number that was given, and to what.
+    /// Every number that was ever given to a revision, and its specification.
     given: BTreeMap<u32, ProcessorSpec>,
-    /// Topics of which are gone.
+    /// Revisions whose module begins with this byte cannot run, as if their topics were gone.
     gone: u8,
     what: Vec<String>,
 }
@@ -131,7 +132,7 @@ impl Sequence {
         sequence
     }
 
-    /// Numbers only grow, and none is given twice.
+    /// Checks that numbers only grow and that none is given twice.
     fn remember(&mut self) {
         let newest = self.given.keys().next_back().copied().unwrap_or(0);
         for revision in &self.processor.revisions {
@@ -145,7 +146,7 @@ impl Sequence {
         }
     }
 
-    /// What the workers might have seen.
+    /// A random report of the workers.
     fn seen(&mut self) -> Seen {
         let rng = &mut self.rng;
         let has_worked = rng.u8(..4) > 0;
@@ -170,7 +171,7 @@ impl Sequence {
         }
     }
 
-    /// Does it to `processor`; returns what it says, as far as that is checked.
+    /// Makes the step on `processor`.
     fn make(
         &self,
         step: Step,
@@ -237,7 +238,7 @@ impl Sequence {
         (step, changed)
     }
 
-    /// What holds at all times.
+    /// Checks the invariants.
     fn check(&mut self) {
         self.remember();
         let (processor, what) = (&self.processor, &self.what);
@@ -250,7 +251,7 @@ impl Sequence {
             assert!(tried.trial && trial > processor.current, "{what:?}");
             assert_ne!(tried.spec, current.spec, "{what:?}");
         }
-        // Beside those that count: the current one, the one on trial and the newest.
+        // Three may be kept beyond the maximum: the current one, the one on trial and the newest.
         let kept = processor.revisions.len();
         assert!(kept <= REVISIONS_KEPT_MAX + 3, "{kept}: {what:?}");
         assert!(processor.changes.len() <= CHANGES_KEPT_MAX, "{what:?}");
@@ -268,7 +269,7 @@ impl Sequence {
         assert_eq!(read, *processor, "{what:?}");
     }
 
-    /// What a step comes to that was made.
+    /// Checks the result of a step that was made.
     fn check_made(&self, step: Step, before: &Processor, next: &ProcessorSpec, seen: Seen) {
         let (processor, what) = (&self.processor, &self.what);
         let spec_of = |number: Option<u32>| {
@@ -309,7 +310,7 @@ impl Sequence {
             }
             Step::RollBack(asks) if processor != before => {
                 assert!(processor.trial.is_none(), "{what:?}");
-                // The same request again does not go back once more.
+                // A repeated request must not roll back again.
                 let from = Some(before.on_trial().unwrap_or(before.current));
                 let again = Asks { from, ..asks };
                 let mut twice = processor.clone();
@@ -323,7 +324,7 @@ impl Sequence {
                 assert!(processor.trial.is_none(), "{what:?}");
                 let note = processor.revision(bad).map(|bad| bad.note.is_some());
                 assert_ne!(note, Some(false), "{what:?}");
-                // Whoever meant to roll the bad one back is told that this was done.
+                // An operator who meant to roll back the bad revision is told that the host did it.
                 let mut twice = processor.clone();
                 let asks = Asks::default();
                 let done = self.make(Step::RollBack(asks), (&mut twice, seen), next);
@@ -364,7 +365,8 @@ fn whatever_is_done_to_a_processor_its_revisions_keep_their_rules() {
             *counts.entry(step.word()).or_insert(0u64) += 1;
         }
     }
-    // Each of them was made, and all but those that are always possible were refused, too, or changed nothing.
+    // Every step was made at least once. All but those that are always possible were also refused,
+    // or changed nothing.
     assert_eq!(changed.len(), 14, "{changed:?}");
     assert!(changed.values().all(|count| *count > 5), "{changed:?}");
     assert!(refused.values().all(|count| *count > 5), "{refused:?}");

@@ -1,4 +1,5 @@
-//! The ways back to a revision that worked: on an operator's request, or taken by the host after a bad deploy.
+//! Rollbacks to a revision that worked: on an operator's request, or by the host after a bad
+//! deploy.
 
 use std::time::Duration;
 
@@ -15,33 +16,34 @@ use crate::processors::revisions::{
     Asked, Seen, end_trial, kept, make_void, record, unproven_run, with_number, withdraw,
 };
 
-/// For this long after an automatic rollback, a rollback must name its target.
+/// For this long after an automatic rollback, an operator's rollback must name its target.
 const ASKED_AFTER_HOST: Duration = Duration::from_secs(60 * 60);
-/// Groups of revisions named when a rollback skips them.
+/// Maximum number of groups of skipped revisions that the history names.
 const PASSED_GROUPS_MAX: usize = 4;
 
-/// Where a rollback is to lead.
+/// The target of a rollback.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Asks {
     /// The target; `None` is the last revision that worked.
     pub(crate) to: Option<u32>,
-    /// The revision that it must take back, or else is refused.
+    /// The revision that must be taken back; if it would be another one, the rollback is refused.
     pub(crate) from: Option<u32>,
 }
 
-/// A bad deploy that the host has taken back.
+/// A bad deploy that the host has rolled back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TakenBack {
     /// The revision that is current now.
     pub(crate) to: u32,
-    /// Whether the host redrives what the bad one gave up.
+    /// Whether the host redrives messages that the bad revision gave up.
     pub(crate) redrives: bool,
 }
 
 /// Whether the topics and modules of a revision still exist.
 type CanRun<'a> = &'a dyn Fn(&Revision) -> bool;
 
-/// Goes back as asked. Without a target, or with the current one, a revision on trial is withdrawn and the current one stays.
+/// Rolls back as asked. Without a target, or with the current revision as the target, a revision on
+/// trial is withdrawn and the current one stays.
 pub(crate) fn roll_back(
     processor: &mut Processor,
     asked: Asked,
@@ -59,7 +61,7 @@ pub(crate) fn roll_back(
         });
     }
     let is_current = |number| number == processor.current;
-    // If the current one cannot be loaded, it does not stay.
+    // A current revision that cannot be loaded must not stay.
     if asks.to.is_none_or(is_current) && trial.is_some() && seen.problem.is_none() {
         return withdraw(processor, asked, None);
     }
@@ -72,7 +74,8 @@ pub(crate) fn roll_back(
     Ok(())
 }
 
-/// The host takes a bad deploy back, once: not if it is no longer current, or was made current again by someone.
+/// Rolls back a bad deploy on behalf of the host, once: not if it is no longer current, or if
+/// someone has made it current again.
 pub(crate) fn take_back(
     processor: &mut Processor,
     asked: Asked,
@@ -86,7 +89,7 @@ pub(crate) fn take_back(
     let Some(redrives) = current.map(|bad| bad.spec.auto_redrive) else {
         return Ok(None);
     };
-    // The way back at the time of the judgement may have lost its topics since.
+    // The target was chosen when the deploy was judged; its topics may be gone since.
     let judged = processor.revision(back_to);
     let back = judged.filter(|back| back.number < bad && can_run(back));
     let back = back.or_else(|| way_back(processor, can_run));
@@ -131,7 +134,8 @@ fn one_step_back(
     }
 }
 
-/// The last revision before the current one that worked; if none did, the one that it replaced, or else the last one that was current.
+/// The last revision before the current one that worked. If none did, the one that the current
+/// revision replaced, or else the newest earlier one that was current.
 fn revision_before(processor: &Processor, can_run: CanRun) -> Option<u32> {
     let back = way_back(processor, can_run).map(|back| back.number);
     let can_run = |revision: &&Revision| can_run(revision);
@@ -185,7 +189,8 @@ fn go_back(
     record(processor, asked, ChangeKind::Rollback, target, Some(text));
 }
 
-/// The history's text about a rollback: why, from where, what is skipped, and how to redrive what was given up.
+/// The history's text about a rollback: why, from which revision, which ones it skips, and how to
+/// redrive messages that were given up.
 fn told(processor: &Processor, target: u32, why: Option<&str>, can_run: CanRun) -> String {
     let from = processor.current;
     let mut text = format!("from revision {from}");
@@ -212,7 +217,7 @@ fn told(processor: &Processor, target: u32, why: Option<&str>, can_run: CanRun) 
     }
 }
 
-/// Revisions between the two that a rollback skips, and why.
+/// A sentence about the revisions between the two that a rollback skips, and why.
 fn passed_over(processor: &Processor, from: u32, target: u32, can_run: CanRun) -> String {
     let between = |r: &&Revision| r.number > target && r.number < from && !r.trial;
     let why = |r: &Revision| match (&r.record.stopped, r.record.worked_at) {
@@ -244,22 +249,22 @@ fn passed_over(processor: &Processor, from: u32, target: u32, can_run: CanRun) -
     }
 }
 
-/// The command that redrives what a revision gave up.
+/// The command that redrives messages that a revision gave up.
 fn sends_again(name: &ProcessorName, revision: u32) -> String {
     format!(
         "`millrace dlq redrive {name} --failed-revision {revision}` sends again what it gave up"
     )
 }
 
-/// The beginning of a revision's note after an automatic rollback to this one.
+/// The beginning of the note on a revision that was automatically rolled back to this one.
 fn note_of(back_to: u32) -> String {
     format!("rolled back to revision {back_to} by the host: ")
 }
 
-/// The range of time in which the current revision and those after `back_to` gave up messages. The first one's time is unknown if it is
-/// no longer kept; then the time of the one to go back to serves.
+/// The time range in which the current revision and those after `back_to` gave up messages. If the
+/// first of them is no longer kept, its time is unknown, and the time of `back_to` is used.
 fn redrive_due(processor: &Processor, back_to: u32) -> RedriveDue {
-    // Messages given up by a proven revision are not due to a bad deploy.
+    // A proven revision's dead letters were not caused by a bad deploy.
     let proven = processor.revisions.iter();
     let proven = proven.filter(|r| r.record.proven && !r.trial && r.number < processor.current);
     let proven = proven.map(|r| r.number).max().unwrap_or(0);
@@ -281,13 +286,14 @@ pub(crate) fn gone_back_from(processor: &Processor) -> Option<u32> {
     (went_back && left.record.left_as > 0 && left.number > processor.current).then_some(left.number)
 }
 
-/// Whether the change made another revision current. Other changes do not.
+/// Whether the change made another revision current.
 fn is_of_the_current(change: &&Change) -> bool {
     use ChangeKind::{Canary, Pause, Resume, Shadow, Withdraw};
     !matches!(change.what, Pause | Resume | Canary | Shadow | Withdraw)
 }
 
-/// Whether the last change was an automatic rollback or withdrawal: from which revision, if still known, and whether it was a canary.
+/// The last change, if it was an automatic rollback or withdrawal: the revision, if still known,
+/// and whether it was a canary.
 fn done_last_by_host(processor: &Processor, now: Timestamp) -> Option<(Option<u32>, bool)> {
     let by_host = |change: &Change, what| {
         let is_recent = change.at.until(now) < ASKED_AFTER_HOST;
