@@ -1,4 +1,5 @@
-//! How many dead letters a processor may create per period. At the bound the partition waits: nothing is dropped.
+//! Limits how many dead letters a processor may create per period. At the limit the partition
+//! waits; nothing is dropped.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,13 +19,13 @@ pub(crate) struct Allowance {
     accepted: u64,
 }
 
-/// How many of the wanted ones were granted.
+/// The answer to a request for dead letters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Granted {
     pub(crate) count: u32,
-    /// How many of them use up what an operator accepted.
+    /// How many granted ones use up what an operator accepted.
     accepted: u32,
-    /// When more are allowed.
+    /// How long until more are allowed.
     pub(crate) more_in: Duration,
 }
 
@@ -49,7 +50,7 @@ impl Allowance {
         self.accepted = count.map_or(0, |count| self.accepted.saturating_add(count));
     }
 
-    /// How many accepted ones are left.
+    /// How many accepted ones are unused.
     pub(crate) fn accepted(&self) -> u64 {
         self.accepted
     }
@@ -75,7 +76,7 @@ impl Allowance {
         }
     }
 
-    /// Gives them back: they were not created.
+    /// Returns granted dead letters that were not created.
     pub(crate) fn give_back(&mut self, granted: Granted) {
         self.accepted += u64::from(granted.accepted);
         let mut rest = granted.count - granted.accepted;

@@ -1,5 +1,5 @@
-//! An answer on its way to its commit: checked, with a partition for each output and the writes to state; then with what a shadow, the
-//! error handler and the breaker say of it.
+//! An answer before its commit: checked, with a partition for each output and the writes to state,
+//! and with the opinions of the shadow, the error handler and the breaker.
 
 use std::time::Duration;
 
@@ -16,24 +16,25 @@ use crate::dispatch::{placing, writes};
 use crate::ground::chains::Hops;
 use crate::handler::{CallError, Decision};
 
-/// Everything that is said of a batch before it is decided about.
+/// All opinions about a batch that the decision needs.
 pub(crate) struct Answered {
     pub(crate) verdict: Verdict,
     /// The partition of each output.
     pub(crate) places: Vec<u32>,
-    /// The answer of a shadow that uses state.
+    /// The answer of a shadow that reads state.
     pub(crate) glance: Glance,
     /// The error handler's decision on each failure; empty without an error handler.
     pub(crate) decisions: Vec<Decision>,
-    /// What the breaker says.
+    /// The breaker's opinion.
     pub(crate) judgement: Judgement,
 }
 
-/// Why there is nothing to decide about.
+/// Why an answer cannot be settled.
 pub(crate) enum Unusable {
     /// The call failed as a whole.
     Failed(CallError),
-    /// These messages failed, and others may have seen their writes to state: they must run alone first.
+    /// These messages failed, and others may have seen their writes to state. They must be called
+    /// alone.
     Mixed(Vec<usize>),
 }
 
@@ -56,11 +57,11 @@ impl From<Verdict> for Answered {
     }
 }
 
-/// What was asked, and when it was answered.
+/// The call, and when it was answered.
 pub(crate) struct Asked<'a> {
     pub(crate) live: &'a Live,
     pub(crate) batch: &'a Batch,
-    /// The right to write state, and whose state it is.
+    /// The right to write state, and the partition that the state belongs to.
     pub(crate) lease: &'a Lease,
     pub(crate) origin: TopicPartition,
     pub(crate) now: Timestamp,
@@ -68,7 +69,7 @@ pub(crate) struct Asked<'a> {
 }
 
 impl Answered {
-    /// Checks an answer, and what the call did to state.
+    /// Checks an answer and the call's writes to state.
     pub(crate) async fn check(
         asked: &Asked<'_>,
         (answer, attempt): (Answer, Option<Box<StateAttempt>>),

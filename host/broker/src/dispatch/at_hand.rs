@@ -1,7 +1,9 @@
-//! The memory of batches in work, over all workers of a host: as read, as a component sees them, their answers, and what is committed.
+//! Bounds the memory of batches in work, over all workers of a host: messages as read and as a
+//! component sees them, answers, and records to commit.
 //!
-//! Before it reads, a worker reserves room for the most that its next batch may need, and returns the rest as soon as that is known. A
-//! worker without room waits while holding nothing, in order of asking, so nobody holds what another one waits for.
+//! Before it reads, a worker reserves the most that its next batch may need, and returns the excess
+//! as soon as the need is known. A waiting worker holds no room, and workers wait in the order of
+//! asking, so no worker holds room that another one waits for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +29,7 @@ pub(crate) struct AtHand {
     kib: Arc<Semaphore>,
     kib_max: u32,
     waiting: AtomicUsize,
-    /// A worker began to wait.
+    /// Signalled when a worker begins to wait.
     wanted: Notify,
 }
 
@@ -37,7 +39,7 @@ pub(crate) struct InHand(OwnedSemaphorePermit);
 
 impl AtHand {
     pub(crate) fn new(bytes_max: usize) -> Arc<Self> {
-        // A semaphore cannot count more.
+        // A semaphore cannot hold more permits.
         let kib_max = (bytes_max >> 10).clamp(1, 1 << 28) as u32;
         Arc::new(Self {
             kib: Arc::new(Semaphore::new(kib_max as usize)),
@@ -47,27 +49,29 @@ impl AtHand {
         })
     }
 
-    /// Reserves this much if it is free and nobody waits for room.
+    /// Reserves this much if it is free and no worker waits for room.
     pub(crate) fn try_take(&self, bytes: usize) -> Option<InHand> {
         let permit = Arc::clone(&self.kib).try_acquire_many_owned(self.permits(bytes));
         permit.ok().map(InHand)
     }
 
-    /// Reserves this much in turn; a request for more than there is gets everything.
+    /// Reserves this much, in the order of asking. A request for more than the total gets the
+    /// total.
     pub(crate) async fn take(&self, bytes: usize) -> Option<InHand> {
         let permit = Arc::clone(&self.kib).acquire_many_owned(self.permits(bytes));
         let _waiting = Waiting::announce(&self.waiting);
         self.wanted.notify_waiters();
-        // Never closed.
+        // The semaphore is never closed.
         permit.await.ok().map(InHand)
     }
 
-    /// Whether somebody waits: then a batch that only waits for something else must not be held.
+    /// Whether a worker waits for room. If so, a batch that only waits for something else must not
+    /// hold room.
     pub(crate) fn is_wanted(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Ends when somebody waits.
+    /// Returns when a worker waits for room.
     pub(crate) async fn wanted(&self) {
         loop {
             let mut begins = std::pin::pin!(self.wanted.notified());
@@ -102,28 +106,28 @@ impl Drop for Waiting<'_> {
 }
 
 impl InHand {
-    /// Returns what exceeds this much.
+    /// Returns everything beyond this much.
     pub(crate) fn keep(&mut self, bytes: usize) {
         let kib = bytes.div_ceil(1 << 10).max(1);
         drop(self.0.split(self.0.num_permits().saturating_sub(kib)));
     }
 }
 
-/// The most that a batch of a processor may need, before any of it was read.
+/// The most that a batch of a processor may need, before any message is read.
 pub(crate) fn at_the_most(spec: &ProcessorSpec) -> usize {
     let batch = &spec.batch;
-    // One larger message still makes a batch.
+    // A batch may be one message larger than the policy's bytes.
     let read = (batch.bytes_max as usize).max(MESSAGE_BYTES_MAX);
     let messages = batch.messages_max as usize;
     TIMES_READ * read + PER_MESSAGE_BYTES * messages + answer_at_the_most(spec)
 }
 
-/// What it may need once it is cut.
+/// The most that a batch may need once it is cut.
 pub(crate) fn called(spec: &ProcessorSpec, batch: &Batch) -> usize {
     in_batch(batch) + answer_at_the_most(spec)
 }
 
-/// What it needs once it is answered, with outputs of this many bytes.
+/// What a batch needs once it is answered, with outputs of this many bytes.
 pub(crate) fn answered(batch: &Batch, output_bytes: usize, outputs: usize) -> usize {
     in_batch(batch) + TIMES_ANSWERED * output_bytes + PER_MESSAGE_BYTES * outputs
 }

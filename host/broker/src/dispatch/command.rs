@@ -1,4 +1,4 @@
-//! What the workers of a processor are to do.
+//! The command of a processor's workers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use crate::dispatch::live::Live;
 use crate::dispatch::shadow::Shadow;
 use crate::dispatch::sides::Canary;
 
-/// What the workers of a processor should do from their next batch on.
+/// What the workers of a processor must do from their next batch on.
 #[derive(Clone)]
 pub(crate) struct Command {
     pub(crate) live: Arc<Live>,
@@ -15,7 +15,8 @@ pub(crate) struct Command {
     pub(crate) shadow: Option<Arc<Shadow>>,
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
-    /// Until when, by the monotonic clock, a call may go on whose result this command no longer needs.
+    /// The time, by the monotonic clock, until which a call may continue whose result is no longer
+    /// needed.
     pub(crate) patience: Duration,
 }
 

@@ -1,5 +1,5 @@
-//! The evidence of a dead letter: headers, written when a message is given up and read on request. The only file that knows their
-//! names.
+//! The evidence of a dead letter: headers that are written when a message is given up and read on
+//! request. Their names are defined only here.
 
 use millrace_model::bounds::ATTEMPT_REASON_BYTES_MAX;
 use millrace_model::{
@@ -13,7 +13,7 @@ use crate::ground::headers::{HOPS, is_kept};
 use crate::ground::text::cut;
 use crate::handler::CallUse;
 
-/// Also set on redriven messages; the host removes it before a handler sees them.
+/// Also set on redriven messages. The host removes it before a handler sees them.
 pub(crate) const ORIGIN_OFFSET: &str = "millrace-origin-offset";
 
 const ORIGIN_TOPIC: &str = "millrace-origin-topic";
@@ -30,12 +30,12 @@ const FIRST_FAILED_AT: &str = "millrace-first-failed-at";
 const DIED_AT: &str = "millrace-died-at";
 const ATTEMPT_LOG: &str = "millrace-attempt-log";
 const CALL: &str = "millrace-call";
-/// The hops that a message had when it failed in a processor that counts; it has them again when it is redriven.
+/// The hops of a message when it failed in a processor that counts them. A redrive restores them.
 const ORIGIN_HOPS: &str = "millrace-origin-hops";
 /// How often a message was redriven; also set on redriven messages, like [`ORIGIN_OFFSET`].
 pub(crate) const REDRIVES: &str = "millrace-redrives";
 
-/// What is known of a message when it is given up.
+/// The evidence about a message that is given up.
 pub(crate) struct Death<'a> {
     pub(crate) input: &'a Input,
     pub(crate) processor: &'a str,
@@ -48,9 +48,9 @@ pub(crate) struct Death<'a> {
     pub(crate) log: &'a [Attempt],
     /// What the last call used.
     pub(crate) used: Option<&'a CallUse>,
-    /// How often it had been redriven.
+    /// How often the message had been redriven.
     pub(crate) redrives: u32,
-    /// The hops of the dead letter, and those that the message arrived with.
+    /// The hops of the dead letter, and those the message arrived with.
     pub(crate) trail: Option<(Trail, u32)>,
 }
 
@@ -108,7 +108,7 @@ fn evidence(origin_offset: u64, death: &Death<'_>) -> Vec<(&'static str, String)
             .clone()
             .map(|backtrace| (BACKTRACE, backtrace)),
     );
-    // Our own type of numbers and strings: it always serialises.
+    // The host's own type of numbers and strings always serialises.
     let used = death.used.and_then(|used| serde_json::to_string(used).ok());
     evidence.extend(used.map(|used| (CALL, used)));
     if let Some((_, before)) = death.trail.filter(|(trail, before)| trail.hops != *before) {
@@ -132,7 +132,7 @@ fn log(attempts: &[Attempt]) -> serde_json::Value {
     attempts.iter().map(attempt).collect()
 }
 
-/// Evidence read back.
+/// The evidence of a dead letter, read back.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Evidence {
     pub(crate) origin_topic: TopicName,
@@ -185,8 +185,8 @@ fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     str::from_utf8(found.value.as_deref()?).ok()
 }
 
-/// The headers that the message had before it failed, for a redrive. A message that was out of hops starts with none: a redrive means
-/// that it should run again.
+/// The headers that the message had before it failed, for a redrive. A message that was out of hops
+/// starts again without hops, because a redrive means that it must run again.
 pub(crate) fn kept(message: &Message) -> Vec<Header> {
     let spent = header(message, CLASS) == Some(HOPS_CLASS);
     let hops = header(message, ORIGIN_HOPS);
@@ -195,7 +195,7 @@ pub(crate) fn kept(message: &Message) -> Vec<Header> {
         is_kept(&header.name) && !replaced && !(spent && is_trail(&header.name))
     };
     let mut headers: Vec<Header> = message.headers.iter().filter(stays).cloned().collect();
-    // It had not yet passed the processor to which it returns.
+    // The message had not yet passed the processor that it returns to.
     headers.extend(hops.filter(|hops| *hops != "0").map(|hops| Header {
         name: HOPS.into(),
         value: Some(hops.to_owned().into()),

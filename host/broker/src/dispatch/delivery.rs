@@ -1,7 +1,9 @@
-//! Decides what happens to each message of a batch. Called by [`worker`](super::worker) with the handler's answer; returns everything
-//! that one commit then makes true. Touches nothing else: no clock, no engine, no waiting.
+//! Decides what happens to each message of a batch. [`worker`](super::worker) calls it with the
+//! handler's answer; it returns everything that one commit then makes true. It uses no clock and no
+//! engine, and never waits.
 //!
-//! Invariant: a message leaves progress exactly when its output, its dead letter or its drop is in the same effects.
+//! Invariant: a message leaves progress exactly when its output, its dead letter or its drop is in
+//! the same effects.
 
 use std::collections::HashSet;
 
@@ -26,7 +28,7 @@ use crate::dispatch::word::Word;
 use crate::ground::planted::planted;
 use crate::handler::Decision;
 
-/// Everything that a decision depends on.
+/// The inputs of a decision.
 pub(crate) struct Settling<'a> {
     pub(crate) processor: &'a str,
     pub(crate) revision: u32,
@@ -41,20 +43,21 @@ pub(crate) struct Settling<'a> {
     pub(crate) decisions: &'a [Decision],
     /// Whether the revision may give messages up.
     pub(crate) word: Word,
-    /// Which earlier attempts count as known.
+    /// Which earlier attempts count as known failures.
     pub(crate) whose: Whose,
-    /// Whether what the error handler drops would be dropped under the revision to go back to as well.
+    /// Whether the revision to go back to has the same error handler, so that it would drop the
+    /// same messages.
     pub(crate) same_handler: bool,
-    /// Whether a rejection of this class is a usual one.
+    /// Whether rejections of this class are usual.
     pub(crate) excuses: &'a (dyn Fn(&str) -> bool + Sync),
     /// Progress before the batch.
     pub(crate) progress: &'a Progress,
-    /// Whether the host has no room to keep more than a message's last attempt, shortened.
+    /// Whether memory for attempts is short: then only a message's last attempt is kept, shortened.
     pub(crate) is_short: bool,
     pub(crate) now: Timestamp,
 }
 
-/// What one commit makes true.
+/// The effects of one commit.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     /// Output topic (as an index), partition, messages.
@@ -65,9 +68,9 @@ pub(crate) struct Effects {
     pub(crate) progress: Progress,
     pub(crate) state: Option<StateWrite>,
     pub(crate) counts: Counts,
-    /// The indexes in the batch of the messages that are given up, ascending.
+    /// Indexes in the batch of messages that are given up, ascending.
     pub(crate) given_up: Vec<usize>,
-    /// How many of them, and of dropped messages, count against what an unproven revision may give up.
+    /// How many given-up and dropped messages count against the bound of an unproven revision.
     pub(crate) given_up_unproven: u32,
     /// Offsets and reasons of messages that the error handler dropped.
     pub(crate) dropped: Vec<(Offset, String)>,
@@ -86,7 +89,7 @@ pub(crate) fn settle(settling: &Settling<'_>, rng: &mut fastrand::Rng) -> Effect
     settler.finish()
 }
 
-/// The batch has no effect: its messages are parked unchanged, and no attempt is spent.
+/// Parks the messages of the batch unchanged. No attempt is spent.
 pub(crate) fn postpone(settling: &Settling<'_>) -> Effects {
     let mut settler = Settler::new(settling);
     settler.postpone();
@@ -94,7 +97,8 @@ pub(crate) fn postpone(settling: &Settling<'_>) -> Effects {
 }
 
 impl Effects {
-    /// Messages given up count from one revision to the next until one is proven. The count of an earlier run is discarded.
+    /// Adds to the messages given up in this run of revisions. The count continues from one
+    /// revision to the next until one is proven; the count of an earlier run is discarded.
     pub(crate) fn count_unproven(&mut self, run: u32) {
         if self.given_up_unproven > 0 && !planted!(BoundPerStart) {
             let known = self.progress.given_up.filter(|known| known.run == run);
@@ -120,13 +124,13 @@ impl Settling<'_> {
 struct Settler<'a> {
     settling: &'a Settling<'a>,
     effects: Effects,
-    /// Order keys of parked messages in this batch: messages behind them wait.
+    /// Order keys of messages of this batch that stay parked: later messages with these keys wait.
     blocked: HashSet<u64>,
     /// Messages whose outcome does not count; empty if all count.
     discarded: Vec<bool>,
     parked: Vec<Parked>,
     dead: BatchBuilder,
-    /// Dead letters and dropped messages that count against an unproven revision.
+    /// Dead letters and drops that count against an unproven revision.
     letters: u32,
     drops: u32,
 }
@@ -162,7 +166,7 @@ impl<'a> Settler<'a> {
         }
     }
 
-    /// Its outcome is discarded: it runs again when the message before it is done.
+    /// Discards the message's outcome: it is called again when the message before it is done.
     fn wait_behind(&mut self, message: usize, ordering: Option<u64>) {
         self.discarded[message] = true;
         let settling = self.settling;

@@ -4,21 +4,22 @@ use std::ops::Range;
 
 use millrace_model::{Offset, PartitionId, Timestamp, Topic, TopicName};
 
-/// One input partition of a processor, and where its dead letters go.
+/// An input partition of a processor, and the topic of its dead letters.
 #[derive(Clone, Debug)]
 pub(crate) struct Input {
     /// The topic that is read.
     pub(crate) topic: Topic,
     pub(crate) partition: PartitionId,
-    /// The topic that the messages came from originally: not `topic` if they are redriven.
+    /// The topic that the messages originally came from; differs from `topic` if they are redriven.
     pub(crate) origin: TopicName,
-    /// The dead-letter topic; a dead letter goes to the partition of the same number.
+    /// The dead-letter topic. A dead letter goes to the partition with the same number.
     pub(crate) dead_letters: Topic,
-    /// The messages to read, from the first to before the end; `None` means all that arrive.
+    /// The offsets to read, from the first to before the second; `None` reads everything that
+    /// arrives.
     pub(crate) range: Option<(Offset, Offset)>,
-    /// The message to start with if nothing is committed; `None` means the oldest.
+    /// The offset to start at if no progress is committed; `None` starts at the oldest message.
     pub(crate) first: Option<Offset>,
-    /// Of these, only those with these timestamps; `None` means all.
+    /// Only messages with these timestamps are read; `None` reads all.
     pub(crate) times: Option<Range<Timestamp>>,
 }
 

@@ -1,11 +1,16 @@
 //! Dispatch: how messages reach processors, and what happens to them.
 //!
-//! In the order of a batch: [`plan`] says what to cut, [`source`] reads, [`batcher`] cuts, [`worker`] calls, [`answer`] checks,
-//! [`placing`] chooses the partitions of outputs, [`delivery`] decides with [`retry`], [`dead_letter`] writes the evidence, and the
-//! worker commits everything in one transaction. [`supervisor`] keeps one worker per processor and input partition, and one [`gate`] per processor: the [`breaker`] that
-//! pauses it when most messages fail alike, and the [`allowance`] of dead letters. [`sides`] divides messages between the current
-//! revision and a canary; a [`shadow`] is called with finished batches, and its answers go to a [`comparison`]. Memory is bounded by
-//! [`at_hand`] for batches in work and by [`remembered`] for parked messages.
+//! In the order of a batch: [`plan`] says what to cut, [`source`] reads, [`batcher`] cuts,
+//! [`worker`] calls, [`answer`] checks, [`placing`] chooses the partitions of outputs, [`delivery`]
+//! decides with [`retry`], [`dead_letter`] writes the evidence, and the worker commits everything
+//! in one transaction.
+//!
+//! [`supervisor`] keeps one worker per processor and input partition, and one [`gate`] per
+//! processor. A gate holds the [`breaker`], which pauses the processor when most messages fail
+//! alike, and the [`allowance`] of dead letters. [`sides`] divides messages between the current
+//! revision and a canary. A [`shadow`] is called with finished batches, and its answers go to a
+//! [`comparison`]. Memory is bounded by [`at_hand`] for batches in work and by [`remembered`] for
+//! parked messages.
 
 pub(crate) mod allowance;
 pub(crate) mod answer;

@@ -1,4 +1,5 @@
-//! The supervisor: keeps one worker per processor and input partition, tells them what changes, and notices when one is lost.
+//! The supervisor: keeps one worker per processor and input partition, passes commands to them, and
+//! notices when one is lost.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -34,15 +35,16 @@ use crate::hosts::holding::Holdings;
 pub(crate) struct Supervisor {
     context: Context,
     teams: Mutex<BTreeMap<ProcessorName, Team>>,
-    /// Whether the host stops: no further worker starts.
+    /// Set while the host stops: no further worker starts.
     closed: AtomicBool,
 }
 
-/// Interval of the log lines about workers that are waited for.
+/// Interval of log lines about workers that a stop waits for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// Never more often than this.
+/// Minimum interval of these log lines.
 const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(100);
-/// A worker that was told to stop and whose call was interrupted ends within this time, or is cut off: the disk may be holding it.
+/// A worker that was told to stop and whose call was interrupted must end within this time. After
+/// that its task is aborted, because the disk may be holding it.
 const CUT_OFF_AFTER: Duration = Duration::from_millis(500);
 
 /// The workers of one processor.
@@ -53,7 +55,7 @@ struct Team {
     posts: Vec<Post>,
 }
 
-/// One worker.
+/// A worker and its input.
 struct Post {
     input: Input,
     window: Window,
@@ -62,7 +64,8 @@ struct Post {
 }
 
 impl Post {
-    /// Passed to the next worker: its position is at least this one's, even before it has read it.
+    /// The status for the next worker. The next worker's position is at least this one's, even
+    /// before it has read progress.
     fn handed_over(&self) -> Window {
         let standing = self.window.lock().clone();
         Arc::new(Mutex::new(Standing {
@@ -74,7 +77,7 @@ impl Post {
 }
 
 impl Supervisor {
-    /// Without workers yet.
+    /// A supervisor without workers.
     pub(crate) fn new(context: Context) -> Self {
         Self {
             context,
@@ -83,8 +86,8 @@ impl Supervisor {
         }
     }
 
-    /// From the next batch on, the processor runs these revisions on these inputs. Lost workers are started again; workers of other
-    /// inputs stop, and have stopped on return.
+    /// Runs these revisions of the processor on these inputs from the next batch on. Lost workers
+    /// are started again. Workers of other inputs have stopped on return.
     pub(crate) async fn apply(&self, prepared: Prepared, paused: bool) {
         let live = Arc::clone(&prepared.live);
         let patience = self.after_ms(REPLACED_CALL_MS_MAX);
@@ -120,7 +123,7 @@ impl Supervisor {
         join_all(leaving).await;
     }
 
-    /// The processor also reads these inputs; workers of existing ones continue unchanged.
+    /// Starts workers for further inputs of the processor; existing workers continue unchanged.
     pub(crate) fn enlarge(&self, name: &ProcessorName, inputs: Vec<Input>) {
         let mut teams = self.teams.lock();
         if self.is_closed() {
@@ -135,7 +138,7 @@ impl Supervisor {
         }
     }
 
-    /// The processor takes no further batches.
+    /// Makes the processor take no further batches.
     pub(crate) fn pause(&self, name: &ProcessorName) {
         let teams = self.teams.lock();
         if let Some(team) = teams.get(name) {
@@ -144,7 +147,7 @@ impl Supervisor {
         count_running(&teams);
     }
 
-    /// Whether the host stops: workers may still be finishing their last batches.
+    /// Whether the host is stopping. Workers may still be finishing their last batches.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
@@ -183,12 +186,13 @@ impl Supervisor {
                 watched.push((name.clone(), post.input, post.window));
                 tasks.push(post.task);
             }
-            // A worker whose command channel has closed would not wait for the call.
+            // Kept until the end: a worker whose command channel is closed would not wait for its
+            // call.
             commands.push(team.commands);
         }
         let handles: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
         let mut ended = pin!(join_all(tasks));
-        // Even a short patience gets its log line.
+        // A stop with a short patience must log at least once, too.
         let interval = REPORT_INTERVAL.min((patience / 4).max(REPORT_INTERVAL_MIN));
         loop {
             let now = self.context.clock.monotonic();
@@ -212,7 +216,7 @@ impl Supervisor {
         gauge!("millrace_processors_running").set(0);
     }
 
-    /// Logs what a stop waits for.
+    /// Logs the workers that a stop is waiting for.
     fn report(&self, watched: &[(ProcessorName, Input, Window)], now: Duration, left: Duration) {
         for (processor, input, window) in watched {
             let standing = window.lock().clone();
@@ -252,7 +256,8 @@ impl Supervisor {
         Some(report)
     }
 
-    /// Gives an order to the worker of a partition: returns its queue and the number to withdraw it by. `None` if no worker is there.
+    /// Queues an order for the worker of a partition. Returns the queue and the number that
+    /// withdraws the order; `None` without a worker.
     pub(crate) fn order(
         &self,
         name: &ProcessorName,
@@ -277,14 +282,14 @@ impl Supervisor {
         Some(Ok((orders, number)))
     }
 
-    /// All workers check whether they should still be where they are.
+    /// Makes all workers check whether they should still work on this host.
     pub(crate) fn nudge_all(&self) {
         for team in self.teams.lock().values() {
             team.commands.send_modify(|_| {});
         }
     }
 
-    /// Workers of this topic check it again: it may have shrunk.
+    /// Makes the workers of this topic check it again: its oldest messages may be gone.
     pub(crate) fn nudge(&self, topic: &TopicName) {
         let teams = self.teams.lock();
         let reads = |team: &&Team| {
@@ -300,7 +305,7 @@ impl Supervisor {
     pub(crate) fn parked(&self, name: &ProcessorName) -> Vec<ParkedIn> {
         let standings = self.standings(name).into_iter();
         let parked = standings.map(|(input, standing)| {
-            // If another host is working there, this one only knows what it last had itself.
+            // If another host works on the partition, this host only knows old progress.
             let works_here = standing.state.is_here();
             let known = standing.next.filter(|_| works_here);
             let progress = known.map(|_| standing.progress);
@@ -347,7 +352,7 @@ impl Team {
         }
     }
 
-    /// The shadow to run from now on. The report of an existing one continues.
+    /// The shadow to run from now on. An existing shadow continues with its report.
     fn shadow(&self, wanted: Option<(Arc<Live>, Timestamp)>) -> Option<Arc<Shadow>> {
         let (live, since) = wanted?;
         let before = self.commands.borrow().shadow.clone();
@@ -355,7 +360,8 @@ impl Team {
         Some(stays.unwrap_or_else(|| Arc::new(Shadow::new(live, since))))
     }
 
-    /// The canary to run from now on. The breaker and the counts of an existing one stay, whatever its share.
+    /// The canary to run from now on. An existing canary keeps its breaker and counts, even if its
+    /// share changes.
     fn canary(&self, wanted: Option<(Arc<Live>, u32)>) -> Option<Arc<Canary>> {
         let before = self.commands.borrow().canary.clone();
         let wanted_revision = wanted.as_ref().map(|(live, _)| live.revision);
@@ -382,7 +388,7 @@ impl Team {
         }))
     }
 
-    /// Removes workers whose input is no longer read; they notice that themselves.
+    /// Removes workers whose input is no longer read. They notice it themselves and end.
     fn dismiss(&mut self, inputs: &[Input]) -> Vec<JoinHandle<()>> {
         let stays = |post: &Post| inputs.iter().any(|input| same(input, &post.input));
         let (staying, leaving) = std::mem::take(&mut self.posts).into_iter().partition(stays);
@@ -393,7 +399,7 @@ impl Team {
             .collect()
     }
 
-    /// Makes sure that every input has its worker.
+    /// Starts a worker for every input that has none.
     fn staff(&mut self, context: &Context, inputs: Vec<Input>) {
         let (lost, staying): (Vec<Post>, _) = std::mem::take(&mut self.posts)
             .into_iter()
@@ -409,7 +415,7 @@ impl Team {
         self.in_order();
     }
 
-    /// Adds a worker.
+    /// Starts a worker.
     fn post(&mut self, context: &Context, input: Input, window: Window) {
         let orders = Orders::default();
         let run = worker::run(
@@ -421,7 +427,7 @@ impl Team {
             Arc::clone(&self.gate),
             Arc::clone(&self.holdings),
         );
-        // Boxed: otherwise a copy of it would be held for the rare case of its end.
+        // Boxed: otherwise the task would reserve memory for a second copy of the future.
         let task = tokio::spawn(guard(Box::pin(run), Arc::clone(&window)));
         self.posts.push(Post {
             input,
@@ -431,7 +437,7 @@ impl Team {
         });
     }
 
-    /// By topic and partition, the order of lists; and the gate learns of all.
+    /// Sorts workers by topic and partition, the order of lists, and tells the gate the inputs.
     fn in_order(&mut self) {
         let place = |post: &Post| (post.input.topic.spec.name.clone(), post.input.partition);
         self.posts.sort_by_cached_key(place);
@@ -440,7 +446,8 @@ impl Team {
             .reads(self.posts.iter().filter_map(read).collect());
     }
 
-    /// Tells all of them to stop; `patience` is how long a call may go on.
+    /// Tells all workers of the processor to stop. Running calls may continue until `patience`, a
+    /// time of the monotonic clock.
     fn dismiss_all(&self, patience: Duration) {
         self.commands.send_modify(|command| {
             command.stopped = true;
@@ -453,7 +460,8 @@ fn same(a: &Input, b: &Input) -> bool {
     a.topic.id == b.topic.id && a.partition == b.partition
 }
 
-/// A panic is our bug and ends only this worker. Nothing of its batch was committed.
+/// Catches a panic, which is a bug of the host, so that it ends only this worker. Nothing of the
+/// worker's batch was committed.
 async fn guard(run: impl Future<Output = ()>, window: Window) {
     if AssertUnwindSafe(run).catch_unwind().await.is_err() {
         tracing::error!("a worker panicked; nothing of its batch was committed");

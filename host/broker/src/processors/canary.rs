@@ -28,7 +28,6 @@ pub struct CanaryStatus {
 
 impl Processors {
     /// Creates a revision that takes the messages of `percent` of the keys. The current revision
-    /// Creates a revision that takes the messages of `percent` of the keys. The current revision
     /// keeps the others. An existing canary with the same specification continues with the new
     /// share; any other trial ends.
     ///

@@ -1,5 +1,5 @@
-//! What becomes of a failed message: retried, held, passed to the current revision, or given up with its evidence. The error handler
-//! or the policy decides, within what the revision's word is worth.
+//! Decides about a failed message: retry, hold, pass to the current revision, or give up with
+//! evidence. The error handler or the policy decides, within the limits of an unproven revision.
 
 use std::time::Duration;
 
@@ -20,22 +20,22 @@ use crate::ground::planted::planted;
 use crate::ground::text::cut;
 use crate::handler::{Cause, Decision};
 
-/// Dead letters of one commit are put into batches of about this size.
+/// Approximate size of the batches of dead letters in one commit.
 const DEAD_LETTER_BATCH_BYTES: usize = 8 << 20;
 
-/// A held message is retried no sooner than this, whatever the policy says.
+/// Minimum delay of a held message, whatever the policy says.
 pub(super) const HELD_DELAY_MIN: Duration = Duration::from_secs(1);
-/// A held message is retried after this at the latest: the revision may be proven meanwhile.
+/// Maximum delay of a held message: the revision may be proven meanwhile.
 pub(super) const HELD_DELAY_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// What happens to a failed message.
+/// The decision about a failed message.
 enum Fate {
     Retry(Duration),
-    /// It would be given up, but the revision is not proven.
+    /// The message would be given up, but the revision is not proven.
     Hold,
     DeadLetter,
     Drop(String),
-    /// The current revision answers instead.
+    /// The current revision is called instead.
     AskAgain,
 }
 
@@ -103,7 +103,7 @@ impl Settler<'_> {
         }
     }
 
-    /// A message given up counts against an unproven revision, unless it had to end.
+    /// Counts a given-up message against an unproven revision, unless the revision is not to blame.
     fn count(&mut self, fate: &Fate, failed: &Failed) {
         let settling = self.settling;
         let Word::CountsFor(may) = settling.word else {
@@ -115,7 +115,8 @@ impl Settler<'_> {
             Fate::Drop(_) => (self.letters, self.drops + 1),
             _ => (self.letters + 1, self.drops),
         };
-        // A message that was held for its hour is given up beyond the bound.
+        // A message that has been held for an hour is given up even beyond the bound, and does not
+        // count.
         let is_over = may.counted(letters, drops) > may.unproven;
         if !is_the_hosts && !is_over && !settling.is_free(fate, failed) {
             (self.letters, self.drops) = (letters, drops);
@@ -179,17 +180,18 @@ impl Settling<'_> {
         }
     }
 
-    /// Whether it was out of hops and not even called.
+    /// Whether the message was out of hops and was not even called.
     fn is_spent(&self, failed: &Failed) -> bool {
         self.verdict.is_final && failed.class == HOPS_CLASS
     }
 
-    /// The hops that a message arrived with.
+    /// The hops that the message arrived with.
     fn came(&self, failed: &Failed) -> Trail {
         trail_of(&self.batch.columns, failed.message).unwrap_or_default()
     }
 
-    /// The hops of its dead letter, and those it arrived with. A dead letter counts like an output, because it may be read.
+    /// The hops of the dead letter, and those the message arrived with. A dead letter counts like
+    /// an output, because processors may read it.
     fn trail(&self, failed: &Failed) -> Option<(Trail, u32)> {
         let came = self.came(failed);
         if self.is_spent(failed) {
@@ -220,7 +222,7 @@ impl Settling<'_> {
         })
     }
 
-    /// Applies this to a fate.
+    /// Changes a fate as the revision's standing requires.
     fn by_word(
         &self,
         fate: Fate,
@@ -253,7 +255,7 @@ impl Settling<'_> {
                 if self.is_free(&fate, failed) {
                     return fate;
                 }
-                // Nothing waits forever: a topic that gets nothing else would stand still.
+                // No message is held forever: a topic without other messages would stand still.
                 let has_waited = |since: Timestamp| since.after(PROVEN_AFTER) <= self.now;
                 let (letters, drops) = match &fate {
                     Fate::Drop(_) => (given_up.0, given_up.1 + 1),
@@ -269,10 +271,10 @@ impl Settling<'_> {
         }
     }
 
-    /// Whether giving up such a message is usual: its class of rejections is, or the error handler would also drop it under the
-    /// revision to go back to.
+    /// Whether giving the message up is usual: its class of rejections is usual, or the error
+    /// handler would also drop it under the revision to go back to.
     fn is_settled(&self, fate: &Fate, failed: &Failed) -> bool {
-        // Parked messages are a selection of failures.
+        // Retried messages are a selection of failures, so their rate of rejections means nothing.
         let is_new = failed.message >= self.batch.retried;
         let is_usual = || is_new && failed.cause == Cause::Reject && (self.excuses)(&failed.class);
         let is_dropped =
@@ -280,8 +282,8 @@ impl Settling<'_> {
         is_usual() || is_dropped()
     }
 
-    /// Whether the revision is not to blame for giving the message up: that is usual, or the revision to go back to had failed in the
-    /// same way, with the same error handler.
+    /// Whether the revision is not to blame for giving the message up: that is usual, or the
+    /// revision to go back to had failed in the same way with the same error handler.
     fn is_free(&self, fate: &Fate, failed: &Failed) -> bool {
         let before = self.parked(failed.message);
         self.is_settled(fate, failed)
@@ -289,7 +291,7 @@ impl Settling<'_> {
     }
 }
 
-/// Whether the call did not return: that is not the component's decision.
+/// Whether the call did not return. The component did not decide this.
 fn took_the_call_down(failed: &Failed) -> bool {
     !matches!(failed.cause, Cause::Retry | Cause::Reject)
 }
@@ -297,11 +299,11 @@ fn took_the_call_down(failed: &Failed) -> bool {
 /// The message's entry with this attempt added.
 fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) -> Parked {
     let before = settling.parked(failed.message);
-    // Giving up is not an attempt.
+    // An operator's giving up is not an attempt.
     let attempts = before
         .map_or(0, |parked| parked.attempts)
         .saturating_add(u32::from(failed.cause != Cause::GivenUp));
-    // A deleted processor of the same name may have had a revision of this number.
+    // A deleted processor of the same name may have had a revision with this number.
     let made_at = settling.whose.made_at;
     let is_its_own = |parked: &Parked| {
         let last = parked.log.last();
@@ -341,7 +343,7 @@ fn attempted(settling: &Settling<'_>, failed: &Failed, ordering: Option<u64>) ->
     }
 }
 
-/// A shortened reason: its end, and how many earlier attempts are missing.
+/// The beginning of a reason, with a note on how many earlier attempts are left out.
 fn shortened(reason: &str, before: u32) -> String {
     let kept = &reason[..reason.floor_char_boundary(ATTEMPT_SHORT_REASON_BYTES_MAX)];
     let end = if kept.len() < reason.len() { "…" } else { "" };

@@ -1,4 +1,5 @@
-//! Outputs of one commit, grouped by topic and partition; delayed ones stay by themselves.
+//! Groups the outputs of one commit by topic and partition. Each delayed output stays by
+//! itself.
 
 use millrace_model::columns::NONE;
 use millrace_model::{BatchBuilder, RecordBatch, Timestamp};
@@ -55,17 +56,17 @@ impl Settler<'_> {
     }
 }
 
-/// One batch in the making per topic and partition.
+/// The batches being built, one per topic and partition.
 struct Groups {
     groups: Vec<(u32, u32, BatchBuilder)>,
-    /// For each topic and partition, its index in `groups`.
+    /// For each topic and partition, the index in `groups`.
     places: Vec<Vec<u32>>,
     capacity: usize,
 }
 
 impl Groups {
     fn new(outputs: &Outputs) -> Self {
-        // A record has about 20 bytes of framing; this is a first guess that avoids large copies.
+        // A record has about 20 bytes of framing. A good first guess avoids large copies.
         let capacity = outputs.byte_count() + outputs.len() * 20;
         Self {
             groups: Vec::new(),

@@ -1,4 +1,4 @@
-//! What progress says of a batch's messages before it is decided about, and what it says afterwards.
+//! Progress of a batch's messages, before and after the decision.
 
 use millrace_model::{Attempt, Parked, Progress, Timestamp};
 
@@ -8,7 +8,7 @@ use crate::dispatch::batcher::{Batch, behind};
 use crate::dispatch::failed::Failed;
 use crate::handler::Failure;
 
-/// The failures of a batch in the form for an error handler.
+/// A batch's failures in the form that the error handler gets.
 pub(crate) fn failures(
     batch: &Batch,
     verdict: &Verdict,
@@ -53,7 +53,7 @@ pub(crate) fn contradictions(
     (0..batch.retried).filter(contradicts).count() as u32
 }
 
-/// The message's entry in progress, if it is retried.
+/// The message's entry in progress; `None` for a new message.
 pub(crate) fn parked_before<'a>(
     batch: &Batch,
     progress: &'a Progress,
@@ -75,7 +75,7 @@ pub(super) fn first_failed_at(before: Option<&Parked>, now: Timestamp) -> Timest
 }
 
 impl Settler<'_> {
-    /// Everything that the commit makes true.
+    /// Completes the effects.
     pub(super) fn finish(mut self) -> Effects {
         self.close_dead_letters();
         let Settling {
@@ -99,7 +99,7 @@ impl Settler<'_> {
         self.effects
     }
 
-    /// Every message of the batch runs again, after others that can run.
+    /// Parks every message of the batch again, to run after others that can run.
     pub(super) fn postpone(&mut self) {
         let settling = self.settling;
         for (message, &offset) in settling.batch.offsets.iter().enumerate() {
