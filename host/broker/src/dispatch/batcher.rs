@@ -1,5 +1,6 @@
-//! Cuts batches: due parked messages first, then new ones, up to the policy's bounds. Decides only; the worker reads. A new message
-//! that must wait behind a parked one with its key is parked here.
+//! Cuts batches: due parked messages first, then new ones, up to the policy's bounds. It decides
+//! only; the worker reads. A new message that must wait behind a parked one with the same key is
+//! parked here.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -22,19 +23,21 @@ use crate::handler::Cause;
 /// Messages for one call.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Batch {
-    /// In the form for the handler.
+    /// The messages in the form that the handler gets.
     pub(crate) columns: Arc<ColumnBatch>,
     /// Their offsets in the input partition: first the retried ones, then the new ones, each ascending.
     pub(crate) offsets: Vec<Offset>,
     /// How many of them are retries.
     pub(crate) retried: usize,
-    /// How often each of them was redriven as a dead letter; empty unless they were.
+    /// How often each message was redriven as a dead letter; empty for an input that is not a
+    /// redrive topic.
     pub(crate) redrives: Vec<u32>,
-    /// The revision they are for.
+    /// The side that the batch belongs to.
     pub(crate) side: Side,
-    /// New messages to park: one with their key is parked, or they belong to the other side.
+    /// New messages to park: they wait behind a parked message with the same key, or belong to the
+    /// other side.
     pub(crate) skipped: Vec<Parked>,
-    /// The offset after everything in this batch.
+    /// The offset after everything that the batch covers.
     pub(crate) next: Offset,
 }
 
@@ -71,11 +74,12 @@ pub(crate) fn behind(offset: Offset, ordering: Option<u64>) -> Parked {
 pub(crate) struct Due {
     /// Their offsets, ascending.
     pub(crate) offsets: Vec<Offset>,
-    /// Whether it is one that took down its whole batch before, and so runs alone.
+    /// Whether it is a single message to call alone, as after it failed its whole batch.
     pub(crate) alone: bool,
 }
 
-/// Which parked messages run now: due ones and those behind them, unless an earlier one with their order key still waits.
+/// The parked messages to run now: due ones and those behind them, unless an earlier one with the
+/// same order key still waits.
 pub(crate) fn due(parked: &[Parked], now: Timestamp, messages_max: usize) -> Due {
     let mut due = Due::default();
     let mut held = HashSet::new();
@@ -102,7 +106,7 @@ pub(crate) fn due(parked: &[Parked], now: Timestamp, messages_max: usize) -> Due
     due
 }
 
-/// The parked message to run alone: of those that could run now, the one due first.
+/// The parked message to call alone: among those that could run now, the one that was due first.
 pub(crate) fn oldest_due(parked: &[Parked], now: Timestamp, but_not: &HashSet<Offset>) -> Due {
     let mut held = HashSet::new();
     let fronts = parked
@@ -117,7 +121,8 @@ pub(crate) fn oldest_due(parked: &[Parked], now: Timestamp, but_not: &HashSet<Of
     }
 }
 
-/// Parked messages for the current revision only: those that a canary failed, and those behind them, which must not be overtaken.
+/// Tells which parked messages only the current revision may process: those that a canary failed,
+/// and those behind them, which must not overtake.
 pub(crate) fn current_only(parked: &[Parked]) -> impl Fn(&Parked) -> bool + use<> {
     let asked_again = parked.iter().filter(|parked| parked.current_only);
     let orders: HashSet<u64> = match planted!(OthersOvertake) {
@@ -127,8 +132,8 @@ pub(crate) fn current_only(parked: &[Parked]) -> impl Fn(&Parked) -> bool + use<
     move |parked| parked.current_only || parked.ordering.is_some_and(|o| orders.contains(&o))
 }
 
-/// Whether a message waits because of a revision whose decision no longer counts now that another one runs: then it is due at once. The
-/// same goes for a message held under another revision.
+/// Whether a message waits because of a revision whose decisions no longer count, and so is due at
+/// once. This also holds for a message that was held under another revision.
 pub(crate) fn waits_in_vain(
     parked: &Parked,
     revision: u32,
@@ -154,7 +159,7 @@ pub(crate) fn next_front(parked: &[Parked]) -> Option<&Parked> {
     fronts.min_by_key(|message| message.due.unwrap_or_default())
 }
 
-/// A message whose last attempt took down its whole batch would do so again.
+/// Whether the message's last attempt failed its whole batch. It would do so again.
 fn fails_batches(message: &Parked) -> bool {
     let last = message.log.last().map(|attempt| attempt.class.as_str());
     [Cause::Trap, Cause::Timeout, Cause::Memory, Cause::BadAnswer]
@@ -162,8 +167,9 @@ fn fails_batches(message: &Parked) -> bool {
         .any(|cause| last == Some(cause.as_str()))
 }
 
-/// How many new messages may be read: none while the whole partition waits, and never more than could be parked. Messages parked by an
-/// earlier revision that kept the partition's order may have any key, so they hold back all keys.
+/// How many new messages may be read: none while the whole partition waits, and never more than may
+/// be parked. A message that an earlier revision parked for the partition's order holds back all
+/// keys.
 pub(crate) fn new_messages_max(order: Order, parked: &[Parked]) -> usize {
     let waits = match order {
         Order::Partition => !parked.is_empty(),
@@ -184,7 +190,7 @@ pub(crate) fn retried_messages_max(messages_max: usize, has_new: bool) -> usize 
     }
 }
 
-/// A batch in the making.
+/// A batch being built.
 pub(crate) struct Cut {
     columns: ColumnBatch,
     offsets: Vec<Offset>,
@@ -195,14 +201,15 @@ pub(crate) struct Cut {
     messages_max: usize,
     bytes_max: usize,
     redriven: bool,
-    /// Whether new messages wait, which a flood of retries must not keep out.
+    /// Whether new messages wait. If so, retries must leave room for them.
     shared: bool,
     /// How messages are divided if there is a canary.
     split: Option<Split>,
 }
 
 impl Cut {
-    /// An empty batch of the topic's partition; `redriven` if its messages carry their original position.
+    /// An empty batch of a partition of the topic. With `redriven`, its messages carry their
+    /// original position.
     pub(crate) fn new(
         topic: &str,
         partition: u32,
@@ -229,17 +236,17 @@ impl Cut {
         }
     }
 
-    /// Takes messages of one side only.
+    /// Makes the batch take messages of one side only.
     pub(crate) fn split(&mut self, split: Split) {
         self.split = Some(split);
     }
 
-    /// How messages are divided.
+    /// How messages are divided between the sides.
     pub(crate) fn split_mut(&mut self) -> Option<&mut Split> {
         self.split.as_mut()
     }
 
-    /// Leaves half of the batch's bytes to new messages.
+    /// Reserves half of the batch's bytes for new messages.
     pub(crate) fn share(&mut self) {
         self.shared = true;
     }
@@ -254,7 +261,7 @@ impl Cut {
         self.offsets.is_empty()
     }
 
-    /// Reserves memory for about this many messages and bytes.
+    /// Allocates memory for about this many messages and bytes.
     pub(crate) fn reserve(&mut self, messages: usize, bytes: usize) {
         self.offsets.reserve(messages);
         let columns = &mut self.columns;
@@ -267,7 +274,8 @@ impl Cut {
         columns.header_ends.reserve(messages);
     }
 
-    /// Adds a parked message for its next attempt, or passes it over if it belongs to the other side; false if it no longer fits.
+    /// Adds a parked message for its next attempt, or leaves it parked if it belongs to the other
+    /// side; false if it no longer fits.
     pub(crate) fn take_retried(
         &mut self,
         bytes: &Bytes,
@@ -290,8 +298,8 @@ impl Cut {
         taken
     }
 
-    /// Adds new messages until a bound is reached, passing over those that must wait behind a parked one. At most `room` are added or
-    /// passed over.
+    /// Adds new messages until a bound is reached. Those that must wait behind a parked message are
+    /// parked. At most `room` are added or parked.
     pub(crate) fn take_new(
         &mut self,
         source: &mut Source,
@@ -390,11 +398,11 @@ fn waits_behind(
     ordering(order, key_of(bytes, view)).filter(|ordering| held.contains(ordering))
 }
 
-/// The history of a redriven message.
+/// The earlier life of a redriven message.
 struct History {
     /// Its original position.
     origin: Option<u64>,
-    /// How often it was redriven: at least once, whatever it says.
+    /// How often it was redriven: at least once, even if the header is missing or wrong.
     redrives: u32,
 }
 
@@ -408,7 +416,7 @@ impl Default for History {
 }
 
 impl History {
-    /// Takes a header if it is part of the history.
+    /// Takes a header if it belongs to the history; returns whether it did.
     fn take(&mut self, name: &[u8], value: Option<&[u8]>) -> bool {
         let text = value.and_then(|value| str::from_utf8(value).ok());
         if name == dead_letter::ORIGIN_OFFSET.as_bytes() {
@@ -422,7 +430,7 @@ impl History {
     }
 }
 
-/// Adds the headers; of a redriven message all except those of its history.
+/// Adds a message's headers; for a redriven message, without those of its history.
 fn put_headers(
     columns: &mut ColumnBatch,
     bytes: &Bytes,

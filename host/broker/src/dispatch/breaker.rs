@@ -1,13 +1,16 @@
-//! The breaker of a processor: distinguishes one poison message from an outage, a bad deploy and a flood of poison. Plain synchronous
-//! code that is given the time; [`gate`](super::gate) shares it among the processor's workers.
+//! The breaker of a processor: distinguishes one poison message from an outage, a bad deploy and a
+//! flood of poison. It is plain synchronous code that is given the time; [`gate`](super::gate)
+//! shares it among the processor's workers.
 //!
-//! Closed, everything runs and every batch is reported. The breaker opens when many *different* messages in a row, or most of the
-//! latest ones, fail alike, or at once when the component says that something outside is down. Open, only one message at a time is
-//! called: the probe. The first successful probe closes it. Failures in the batch that opened it, and failed probes, spend no attempt
-//! and never create a dead letter.
+//! While it is closed, everything runs and every batch is reported. It opens when many *different*
+//! messages in a row, or most of the latest ones, fail alike. It opens at once when the component
+//! reports that something outside is down. While it is open, only one message at a time is called:
+//! the probe. The first successful probe closes it. Failures in the batch that opened it, and
+//! failed probes, spend no attempt and never create a dead letter.
 //!
-//! Every failed attempt is evidence about the revision that made it, except repetitions of known failures and messages that the error
-//! handler settled: one message that keeps failing counts once. A revision's habitual rejections are judged by their share ([`usual`]).
+//! Every failed attempt is evidence about the revision that made it, except repetitions of known
+//! failures and messages that the error handler settled. So one message that keeps failing counts
+//! once. A revision's habitual rejections are judged by their share ([`usual`]).
 
 use std::collections::HashSet;
 use std::fmt;
@@ -37,16 +40,18 @@ pub(crate) use usual::KNOWN_REJECTIONS_MAX as CLASSES_MAX;
 use usual::Usual;
 use window::Window;
 
-/// A canary is withdrawn after this many consecutive calls that time out: each of them keeps the current revision waiting.
+/// A canary is withdrawn after this many consecutive timeouts: each one keeps the current revision
+/// waiting.
 pub(crate) const CANARY_TIMEOUTS_MAX: u32 = 2;
 /// Messages needed before shares of rejections mean anything.
 const MEASURED_AT_LEAST: u32 = 250;
-/// Opening again within this time of closing continues with the previous, longer delays.
+/// If the breaker opens again within this time after it closed, the delays between probes continue
+/// from their previous length.
 const HEALTHY: Duration = Duration::from_secs(10);
-/// How long a worker waits for another one's probe before it checks again.
+/// How long a worker waits for another worker's probe before it checks again.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
-/// A moment, by both clocks.
+/// A moment, on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
     pub(crate) wall: Timestamp,
@@ -56,15 +61,15 @@ pub(crate) struct Now {
 /// Why a breaker opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// Something that the messages need is down.
+    /// Something outside that the messages need is down.
     Outage,
-    /// An unproven revision fails where the one to go back to did not.
+    /// An unproven revision fails messages that the revision to go back to did not.
     BadDeploy { revision: u32, back: u32 },
     /// Most messages cannot be processed by any revision.
     PoisonFlood,
 }
 
-/// How the text of a bad deploy ends.
+/// The end of the text of a bad deploy.
 const ADVICE: &str = "; roll back, or deploy a fixed one";
 
 impl Reason {
@@ -73,7 +78,7 @@ impl Reason {
         text.find(ADVICE).map_or(text, |end| &text[..end])
     }
 
-    /// The reason's word in metrics and answers.
+    /// The reason in metrics and answers.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Outage => "outage",
@@ -86,11 +91,12 @@ impl Reason {
 /// What to do with a reported batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Judgement {
-    /// What the outcomes and the policy say.
+    /// Settle each message as its outcome and the policy say.
     Settle,
-    /// Nothing: it did not happen, and is tried again when the breaker closes.
+    /// Discard the outcomes: the batch is tried again when the breaker closes.
     Discard,
-    /// The probe failed: its message makes room for the next probe, without spending an attempt.
+    /// Park the message of a failed probe again, without spending an attempt, so that the next
+    /// probe may be another message.
     Postpone,
 }
 
@@ -98,20 +104,21 @@ pub(crate) enum Judgement {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     Go,
-    /// With one message; the worker must report its outcome or give the probe back.
+    /// With one message. The worker must report its outcome or return the probe.
     Probe,
-    /// Not before this time, or a change.
+    /// Wait this long, or until something changes.
     Wait(Duration),
 }
 
-/// Why it is open.
+/// Why the breaker is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Trip {
     pub(crate) reason: Reason,
     pub(crate) since: Timestamp,
-    /// An explanation for people.
+    /// An explanation for operators.
     pub(crate) text: String,
-    /// How the failures are alike; `None` if the component said that the batch could not be processed.
+    /// What the failures have in common; `None` if the component reported that the batch cannot be
+    /// processed.
     kind: Option<Kind>,
 }
 
@@ -126,7 +133,7 @@ struct Open {
     trip: Trip,
     /// Failed probes.
     probes: u32,
-    /// The delays between probes so far, each longer than the one before.
+    /// Number of delays between probes so far, which sets the bound of the next one.
     waits: u32,
     /// When the next probe is due.
     next: Now,
@@ -142,27 +149,27 @@ pub struct BreakerStatus {
     pub reason: Option<&'static str>,
     /// The reason as a sentence.
     pub text: Option<String>,
-    /// Since when it is open.
+    /// Since when it has been open.
     pub since: Option<Timestamp>,
-    /// When one message is tried next.
+    /// When the next message is tried.
     pub next_probe_at: Option<Timestamp>,
-    /// Failed probes since it opened.
+    /// Failed probes since the breaker opened.
     pub probes: u32,
-    /// How often it opened since the host started.
+    /// How often the breaker has opened since the host started.
     pub trips: u64,
-    /// Dead letters that may be created before a partition waits.
+    /// Dead letters that may still be created before a partition waits.
     pub dead_letters_left: u32,
-    /// Dead letters that an operator accepted in advance and that were not created yet.
+    /// Dead letters that an operator accepted in advance and that have not been created yet.
     pub dead_letters_accepted: u64,
 }
 
-/// What the breaker needs to know of the running revision.
+/// What the breaker needs to know about the running revision.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Subject {
     pub(crate) revision: u32,
-    /// The one to go back to.
+    /// The revision to go back to.
     pub(crate) back: Option<Back>,
-    /// Its stored record.
+    /// The stored record.
     pub(crate) record: Record,
 }
 
@@ -174,25 +181,26 @@ pub(crate) struct Back {
     pub(crate) record: Record,
     /// Whether the same error handler settles its failures.
     pub(crate) same_handler: bool,
-    /// The usual rejections: those of the last proven revision. Rejections of an unproven revision are usual for no other one.
+    /// The usual rejections: those of the last proven revision. An unproven revision's rejections
+    /// are not usual for any other revision.
     pub(crate) usual: Vec<Rejections>,
 }
 
 impl Back {
-    /// Whether it was stopped by the same failure.
+    /// Whether this failure stopped the revision before.
     fn failed_so(&self, kind: &Kind) -> bool {
         let stopped = self.record.stopped.as_ref();
         stopped.is_some_and(|stopped| stopped.class.as_ref() == Some(&kind.class))
     }
 }
 
-/// The changes to a revision's record, when there is something to store.
+/// The parts of a revision's record whose changes are stored.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Written {
     proof: (bool, bool, bool, u64),
     stopped: bool,
     doubted: usize,
-    /// The classes that it rejects, and over how many messages that was measured.
+    /// The number of rejected classes, and the number of messages over which they were measured.
     rejects: (usize, u32),
 }
 
@@ -200,14 +208,15 @@ struct Written {
 #[derive(Debug)]
 pub(crate) struct Breaker {
     policy: BreakerPolicy,
-    /// Whether an operator wants failures to be handled one by one for now.
+    /// Whether an operator has accepted dead letters, so that failures are handled one by one for
+    /// now.
     accepting: bool,
     revision: u32,
     back: Option<Back>,
     proof: Proof,
-    /// Why it is stopped, or was stopped and has processed nothing since.
+    /// Why the revision is stopped, or why it was stopped if it has processed nothing since.
     stopped: Option<Stopped>,
-    /// Whether it stopped here, rather than on another host or before this process.
+    /// Whether it stopped here, not on another host or before this process started.
     stopped_here: bool,
     /// Whether it has processed something since it stopped, and that is not stored yet.
     goes_on: bool,
@@ -216,18 +225,18 @@ pub(crate) struct Breaker {
     /// The stored record.
     written: Written,
     open: Option<Open>,
-    /// Different messages that failed alike, since the last success.
+    /// Different messages that failed alike since the last success.
     run: HashSet<(TopicPartition, Offset)>,
     run_kind: Option<Kind>,
     window: Window,
     usual: Usual,
-    /// When it last closed, and how long its delays were.
+    /// When the breaker last closed, and the number of delays until then.
     closed: Option<(Duration, u32)>,
     trips: u64,
 }
 
 impl Breaker {
-    /// Closed, for the processor's first revision in this process.
+    /// A closed breaker for the processor's first revision in this process.
     pub(crate) fn new(policy: BreakerPolicy, subject: &Subject, now: Now) -> Self {
         let mut breaker = Self {
             policy,
@@ -252,7 +261,8 @@ impl Breaker {
         breaker
     }
 
-    /// This revision takes the next batch. A new revision may succeed where the previous one failed, so the breaker closes.
+    /// Makes this revision take the next batch. A new revision may succeed where the previous one
+    /// failed, so the breaker closes.
     pub(crate) fn install(&mut self, policy: BreakerPolicy, subject: &Subject, now: Now) {
         self.policy = policy;
         if subject.revision == self.revision {
@@ -266,22 +276,22 @@ impl Breaker {
         self.begin_with(subject, now);
     }
 
-    /// No revision runs any more: failures of calls in flight are not counted here.
+    /// Ends the revision: failures of calls in flight no longer count here.
     pub(crate) fn retire(&mut self) {
         self.revision = 0;
     }
 
-    /// The revision's usual rejections, as far as they were measured.
+    /// The rejections that were measured for this revision.
     pub(crate) fn rejections(&self) -> Vec<Rejections> {
         self.usual.own()
     }
 
-    /// Whether a rejection of this class is a usual one.
+    /// Whether rejections of this class are usual.
     pub(crate) fn excuses(&self, class: &str) -> bool {
         self.usual.excuses(class) || planted!(KnownClassExcuses) && self.usual.knows(class)
     }
 
-    /// These shares are usual.
+    /// Sets the usual shares of rejections.
     pub(crate) fn learn(&mut self, rejections: &[Rejections]) {
         self.usual.learn(rejections);
     }
@@ -303,7 +313,8 @@ impl Breaker {
 
     fn as_written(&self) -> Written {
         let (classes, measured) = self.written.rejects;
-        // A class's share is stored only for a proven revision, and more exactly the more messages there were.
+        // Shares are stored only for a proven revision: when a class is new, and again once they
+        // are measured over four times as many messages.
         let news = self.usual.own_count() > classes
             || classes > 0 && self.usual.measured() / 4 >= measured.max(MEASURED_AT_LEAST);
         let rejects = match news && self.proof.is_given_anew() {
@@ -318,7 +329,7 @@ impl Breaker {
         }
     }
 
-    /// The revision's record in the form to store; the caller decides when that it worked is recorded.
+    /// The revision's record in the form to store. The caller sets when it first worked.
     pub(crate) fn record(&self, now: Now) -> Record {
         let mut record = Record {
             stopped: self.stopped.clone(),
@@ -331,12 +342,13 @@ impl Breaker {
         record
     }
 
-    /// Whether further processed messages may still prove it, or show that it is no longer stopped.
+    /// Whether more processed messages may still prove the revision, or show that it is no longer
+    /// stopped.
     pub(crate) fn is_watched(&self) -> bool {
         self.revision > 0 && (!self.proof.is_given_anew() || self.stopped.is_some())
     }
 
-    /// Whether something should be stored about the revision. Says so once.
+    /// Whether part of the record must be stored. Returns true once for each change.
     pub(crate) fn take_news(&mut self) -> bool {
         let is = self.as_written();
         let news = self.revision > 0 && is != self.written;
@@ -346,12 +358,12 @@ impl Breaker {
         news
     }
 
-    /// The store failed: it is still to be done.
+    /// Storing failed, so the change is reported again.
     pub(crate) fn not_written(&mut self) {
         self.written = Written::default();
     }
 
-    /// Whether failures are to be handled one by one, however many there are.
+    /// Sets whether failures are handled one by one, however many there are.
     pub(crate) fn accept(&mut self, accepting: bool) {
         self.accepting = accepting;
     }
@@ -361,7 +373,8 @@ impl Breaker {
         self.open.as_ref().map(|open| &open.trip)
     }
 
-    /// Whether a worker may take a batch now. A worker that gets the probe must report it or give it back.
+    /// Whether a worker may take a batch now. A worker that gets the probe must report it or return
+    /// it.
     pub(crate) fn admit(&mut self, now: Now) -> Admission {
         match &mut self.open {
             None => Admission::Go,
@@ -376,14 +389,14 @@ impl Breaker {
         }
     }
 
-    /// The worker had nothing to probe with, or could not.
+    /// Returns a probe that was not used.
     pub(crate) fn give_back(&mut self) {
         if let Some(open) = &mut self.open {
             open.probing = false;
         }
     }
 
-    /// A batch was answered, or a single message failed its call.
+    /// Reports a batch that was answered, or a single message that failed its call.
     pub(crate) fn report(
         &mut self,
         report: &Report<'_>,
@@ -392,7 +405,8 @@ impl Breaker {
         rng: &mut fastrand::Rng,
     ) -> Judgement {
         if report.revision != self.revision {
-            // The decision of a revision that no longer runs does not count; the running one may do better.
+            // The batch of a revision that no longer runs does not count; the running revision may
+            // succeed.
             if is_probe {
                 self.give_back();
             }
@@ -427,7 +441,8 @@ impl Breaker {
                         true => None,
                         false => self.judge(now),
                     };
-                // There may have been enough failures before, but a batch without a failure does not open the breaker.
+                // Earlier failures may have been enough evidence, but a batch without such a
+                // failure must not open the breaker.
                 let alike = |kind: &Kind| report.failed.iter().find(|failed| kind.is(failed));
                 let judged = judged.and_then(|(kind, what)| {
                     let example = alike(&kind).or(bad)?;
@@ -444,7 +459,7 @@ impl Breaker {
         }
     }
 
-    /// The component said that a batch cannot be processed for an outside reason.
+    /// Reports that the component cannot process a batch for an outside reason.
     pub(crate) fn unavailable(
         &mut self,
         revision: u32,
@@ -472,7 +487,7 @@ impl Breaker {
         }
     }
 
-    /// A call of a canary timed out.
+    /// Reports that a call of a canary timed out.
     pub(crate) fn timed_out(&mut self, revision: u32, now: Now, rng: &mut fastrand::Rng) {
         if revision != self.revision || self.open.is_some() {
             return;
@@ -488,7 +503,7 @@ impl Breaker {
         }
     }
 
-    /// A canary was wrong about this many messages: the current revision has processed them.
+    /// Reports messages that a canary failed and the current revision processed.
     pub(crate) fn contradicted(&mut self, messages: u32, now: Now, rng: &mut fastrand::Rng) {
         if self.open.is_none() && self.revision > 0 {
             let text = format!(
@@ -502,7 +517,7 @@ impl Breaker {
         }
     }
 
-    /// The next probe may run at once.
+    /// Allows the next probe at once.
     pub(crate) fn hurry(&mut self, now: Now) {
         if let Some(open) = &mut self.open {
             open.next = now;
@@ -510,7 +525,7 @@ impl Breaker {
         }
     }
 
-    /// Closed by an operator.
+    /// Closes the breaker: for an operator, or after a successful probe.
     pub(crate) fn close(&mut self, now: Now) {
         if let Some(open) = self.open.take() {
             self.closed = Some((now.monotonic, open.waits));
@@ -518,7 +533,7 @@ impl Breaker {
         }
     }
 
-    /// Its status; fields that it does not know have their defaults.
+    /// The breaker's status. Fields that the breaker does not know have their defaults.
     pub(crate) fn status(&self) -> BreakerStatus {
         let open = self.open.as_ref();
         BreakerStatus {
@@ -544,17 +559,17 @@ impl Breaker {
         self.usual.forget();
     }
 
-    /// Whether it has processed enough that failures count as the messages' fault.
+    /// Whether the revision has processed enough that failures count as the messages' fault.
     fn is_proven(&self, now: Now) -> bool {
         self.proof.is_given(now)
     }
 
-    /// Whether it is not proven, and there is one to go back to.
+    /// Whether the revision is not proven and there is one to go back to.
     pub(crate) fn is_new(&self, now: Now) -> bool {
         self.back.is_some() && !self.is_proven(now)
     }
 
-    /// This many messages were processed and committed.
+    /// Reports that this many messages were processed and committed.
     pub(crate) fn has_processed(&mut self, revision: u32, messages: u64, now: Now) {
         if revision == self.revision && messages > 0 && self.open.is_none() {
             self.proof.processed(messages, now);
@@ -634,7 +649,8 @@ impl Breaker {
 }
 
 impl Open {
-    /// At least half of a limit that doubles, so that an outage is neither hammered nor noticed late.
+    /// A random delay of at least half of a limit that doubles with each probe. So an outage is
+    /// neither hammered nor noticed late.
     fn wait(&mut self, policy: &BreakerPolicy, now: Now, rng: &mut fastrand::Rng) {
         let bound = policy
             .probe_first_ms

@@ -1,4 +1,5 @@
-//! Which failures are evidence about the revision, and when there is enough of it to open the breaker.
+//! Decides which failures are evidence about a revision, and when the evidence is enough to open
+//! the breaker.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::dispatch::failed::Failed;
 use crate::ground::planted::planted;
 use crate::handler::Cause;
 
-/// What makes failures alike.
+/// What alike failures have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kind {
     pub(super) cause: Cause,
@@ -34,10 +35,10 @@ pub(crate) struct Report<'a> {
     pub(crate) revision: u32,
     pub(crate) partition: TopicPartition,
     pub(crate) offsets: &'a [Offset],
-    /// How many of them, the first ones, are retries.
+    /// How many of the messages, from the first on, are retries.
     pub(crate) retried: usize,
     pub(crate) failed: &'a [Failed],
-    /// What each failure means; as many as `failed`.
+    /// What each failure means, in the order of `failed`.
     pub(crate) says: &'a [Says],
 }
 
@@ -47,7 +48,7 @@ impl Report<'_> {
         (self.offsets.len() - self.failed.len()) as u64
     }
 
-    /// How many did not fail, including those that the error handler has settled.
+    /// How many messages did not fail, plus those that the error handler settled.
     pub(super) fn good(&self) -> u64 {
         let settled = self.says.iter().filter(|says| **says == Says::Settled);
         let settled = settled.filter(|_| !planted!(DropsAreFailures));
@@ -58,11 +59,12 @@ impl Report<'_> {
 /// What a failure means for the revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Says {
-    /// A failure that was not known before.
+    /// A new failure.
     News,
-    /// A known failure: the message failed in this way before, under this revision or the one to go back to.
+    /// A known failure: the message failed in the same way before, under this revision or the one
+    /// to go back to.
     Nothing,
-    /// No failure: the error handler has settled it.
+    /// Not a failure: the error handler settled the message.
     Settled,
 }
 
@@ -73,7 +75,8 @@ pub(crate) struct Whose {
     pub(crate) revision: u32,
     /// The one to go back to.
     pub(crate) back: Option<u32>,
-    /// When the processor was created: earlier attempts are those of a deleted one.
+    /// When the processor was created. Earlier attempts belong to a deleted processor of the same
+    /// name.
     pub(crate) made_at: Timestamp,
 }
 
@@ -96,7 +99,8 @@ impl Whose {
         self.failed_so(before, failed, |by| Some(by) == self.back)
     }
 
-    /// What a failure means for the revision: nothing, if the message had failed in this way before, under it or the one to go back to.
+    /// The meaning of a failure for the revision: none, if the message failed in this way before
+    /// under it or the revision to go back to.
     pub(crate) fn says(&self, before: Option<&Parked>, failed: &Failed) -> Says {
         if planted!(FirstAttemptsOnly) && before.is_some_and(|parked| parked.attempts > 0) {
             return Says::Nothing;
@@ -110,8 +114,8 @@ impl Whose {
 }
 
 impl Breaker {
-    /// Whether the failure may mean more than a bad message. A rejection is the component's decision, unless it is new with a new
-    /// revision.
+    /// Whether the failure may mean more than one bad message. A rejection is the component's
+    /// decision, and counts only if a new revision rejects for a new reason.
     pub(super) fn counts(&self, failed: &Failed, now: Now) -> bool {
         let is_why = |open: &Open| open.trip.kind.as_ref().is_some_and(|kind| kind.is(failed));
         match failed.cause {
@@ -126,7 +130,7 @@ impl Breaker {
     pub(super) fn note(&mut self, report: &Report<'_>, now: Now) {
         let (good, percent) = (report.good(), self.policy.failed_percent);
         let span = match self.is_new(now) {
-            // Slow traffic is no excuse.
+            // Slow traffic must not hide failures, so the window has no maximum age.
             true => Duration::MAX,
             false => Duration::from_millis(self.policy.window_ms),
         };
@@ -151,12 +155,14 @@ impl Breaker {
             .collect();
         self.window
             .mixed(good, &evidence, now.monotonic, span, &self.policy);
-        // Parked messages are a selection of failures, so their rejections say nothing about the rate.
+        // Retried messages are a selection of failures, so their rejections say nothing about the
+        // rate.
         let (mut repeated, mut fresh) = (report.retried, Vec::new());
         let said = report.failed.iter().zip(report.says);
         for (failed, says) in said.filter(|(failed, _)| failed.message >= report.retried) {
             match says {
-                // Known failures do not count again, and what the error handler settles is not a rejection.
+                // Known failures must not count twice, and a failure that the error handler settled
+                // is no rejection.
                 Says::News => fresh.push((failed.message - repeated, failed)),
                 Says::Nothing => repeated += 1,
                 Says::Settled => {}
@@ -167,7 +173,8 @@ impl Breaker {
         self.follow_run(report, now);
     }
 
-    /// Failures at the end of the batch continue the run; a success before them ends the previous run.
+    /// Extends or ends the run of failures. Failures at the end of the batch continue it; a success
+    /// before them ends the earlier run.
     fn follow_run(&mut self, report: &Report<'_>, now: Now) {
         let mut end = report.offsets.len();
         let mut tail = Vec::new();
@@ -200,7 +207,7 @@ impl Breaker {
         }
     }
 
-    /// Whether the evidence is enough, and for which kind of failure.
+    /// The kind of failure for which the evidence is enough, with a sentence about it.
     pub(super) fn judge(&self, now: Now) -> Option<(Kind, String)> {
         let too_many = self.usual.too_many(self.policy.failures_min);
         let too_many = too_many.filter(|_| !planted!(KnownClassExcuses));

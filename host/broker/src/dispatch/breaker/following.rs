@@ -1,4 +1,4 @@
-//! What a breaker stores about its revision, and what it takes over from other hosts: each of them saw a part.
+//! Exchanges a revision's record with other hosts, each of which has seen a part.
 
 use millrace_model::Record;
 
@@ -7,13 +7,13 @@ use super::{Breaker, Now};
 /// The part of a revision's record that one host has seen.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Noted {
-    /// The record, including what was stored before.
+    /// The record, including the stored parts.
     pub(crate) record: Record,
-    /// Whether it has processed anything, now or before.
+    /// Whether the revision has ever processed anything.
     pub(crate) has_worked: bool,
     /// Messages processed here that are not stored yet.
     pub(crate) fresh: u32,
-    /// Whether it was stopped here and has processed something since.
+    /// Whether the revision was stopped here and has processed something since.
     pub(crate) goes_on: bool,
 }
 
@@ -28,12 +28,13 @@ impl Breaker {
         }
     }
 
-    /// This many messages are stored; after [following](Self::follow) they count among those of all hosts.
+    /// Records that this many messages are stored. After [`follow`](Self::follow) they count among
+    /// those of all hosts.
     pub(crate) fn written(&mut self, fresh: u32) {
         self.proof.written(fresh);
     }
 
-    /// The revision's record as stored by now, by any host.
+    /// Takes over the revision's record as any host has stored it.
     pub(crate) fn follow(&mut self, record: &Record) {
         self.proof.follow(record);
         self.usual.follow(record);
@@ -42,7 +43,7 @@ impl Breaker {
         }
         self.goes_on = false;
         match self.stopped_here {
-            // The stop here was overwritten by another host's progress: it is stored again.
+            // Another host's progress overwrote the stop of this host, so it is stored again.
             true => self.written.stopped = false,
             false => self.stopped = None,
         }

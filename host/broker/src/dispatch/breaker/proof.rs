@@ -1,5 +1,5 @@
-//! What proves a revision: processed messages, or an hour in which it processed some. A restart of the host takes neither away; an hour
-//! in which it was stopped or had nothing to do does not count.
+//! The proof of a revision: enough processed messages, or an hour in which it processed some. A
+//! restart of the host keeps both. Time in which it was stopped or had no messages does not count.
 
 use std::time::Duration;
 
@@ -8,37 +8,39 @@ use millrace_model::Record;
 use super::Now;
 use crate::ground::planted::planted;
 
-/// After this many processed messages a revision is proven: later failures are not blamed on its deployment.
+/// A revision is proven after this many processed messages: later failures are not blamed on its
+/// deployment.
 pub(crate) const PROVEN_MESSAGES: u64 = 1_000;
-/// A revision is proven this long after its first processed message, if it was not stopped meanwhile and has processed [`PROVEN_LEAST`]
-/// messages.
+/// A revision is proven this long after its first processed message, if it was not stopped
+/// meanwhile and has processed [`PROVEN_LEAST`] messages.
 pub(crate) const PROVEN_AFTER: Duration = Duration::from_secs(60 * 60);
 /// Messages needed before an hour proves a revision.
 pub(crate) const PROVEN_LEAST: u64 = 20;
-/// The progress of a proof is stored each time it has advanced by this much.
+/// The progress of a proof is stored whenever it has advanced by this many messages.
 const WRITTEN_EVERY: u64 = PROVEN_MESSAGES / 4;
-/// The first messages are stored sooner.
+/// Until [`PROVEN_LEAST`], the progress is stored whenever it has advanced by this many messages.
 const WRITTEN_FIRST_EVERY: u64 = PROVEN_LEAST / 4;
 
-/// How far the proof of a revision has come.
+/// The progress of a revision's proof.
 #[derive(Debug, Default)]
 pub(super) struct Proof {
-    /// Whether it ever processed a message as the current revision.
+    /// Whether the revision ever processed a message as the current one.
     worked: bool,
-    /// Whether it was proven when it was current before.
+    /// Whether it was proven in an earlier time as the current revision.
     before: bool,
     /// Whether it was proven since it last became current.
     anew: bool,
-    /// Stored messages since then, of all hosts.
+    /// Messages since then that are stored, over all hosts.
     written: u64,
     /// Messages since then that are not stored yet.
     fresh: u64,
-    /// When the first of them was processed, or the first after a stop; and when an hour will have passed.
+    /// When the first of them was processed, or the first after a stop, and when an hour will have
+    /// passed since then.
     since: Option<(Now, Duration)>,
 }
 
 impl Proof {
-    /// From a stored record.
+    /// The proof from a stored record.
     pub(super) fn of(record: &Record, now: Now) -> Self {
         let since = record.processed_since.map(|since| {
             let left = PROVEN_AFTER.saturating_sub(since.until(now.wall));
@@ -55,7 +57,7 @@ impl Proof {
         }
     }
 
-    /// This many messages were processed and committed.
+    /// Adds processed and committed messages.
     pub(super) fn processed(&mut self, messages: u64, now: Now) {
         self.worked = true;
         self.fresh = self.fresh.saturating_add(messages);
@@ -70,18 +72,19 @@ impl Proof {
         self.written.saturating_add(self.fresh)
     }
 
-    /// Messages not stored yet, as far as they matter.
+    /// Messages that are not stored yet, up to the number that proves a revision.
     pub(super) fn fresh(&self) -> u32 {
         self.fresh.min(PROVEN_MESSAGES) as u32
     }
 
-    /// This many of them are stored, but not followed yet.
+    /// Records that this many messages are stored; [`follow`](Self::follow) brings them back as
+    /// part of all hosts' count.
     pub(super) fn written(&mut self, fresh: u32) {
         self.fresh = self.fresh.saturating_sub(fresh.into());
         self.written = self.written.saturating_add(fresh.into());
     }
 
-    /// The stored record of all hosts.
+    /// Takes over the stored record of all hosts.
     pub(super) fn follow(&mut self, record: &Record) {
         self.worked |= record.worked_at.is_some();
         self.before |= record.proven;
@@ -89,30 +92,30 @@ impl Proof {
         self.anew |= record.proven_anew || self.all() >= PROVEN_MESSAGES;
     }
 
-    /// The breaker opened: an hour of failures proves nothing.
+    /// Restarts the hour because the breaker opened: an hour of failures proves nothing.
     pub(super) fn stood_still(&mut self) {
         if !planted!(IdleIsProof) {
             self.since = None;
         }
     }
 
-    /// Whether it has processed enough that failures count as the messages' fault.
+    /// Whether the revision has processed enough that failures count as the messages' fault.
     pub(super) fn is_given(&self, now: Now) -> bool {
         let idle = |(_, due): (Now, Duration)| planted!(IdleIsProof) && now.monotonic >= due;
         self.before || self.anew || self.since.is_some_and(idle)
     }
 
-    /// Whether it was proven since it last became current.
+    /// Whether the revision was proven since it last became current.
     pub(super) fn is_given_anew(&self) -> bool {
         self.anew
     }
 
-    /// Whether it processed anything, now or before.
+    /// Whether the revision ever processed anything.
     pub(super) fn has_worked(&self) -> bool {
         self.worked
     }
 
-    /// What changes when there is something to store.
+    /// The stages of the proof. When they change, the record must be stored.
     pub(super) fn step(&self) -> (bool, bool, bool, u64) {
         let processed = self.all();
         let steps = match processed < PROVEN_LEAST {
@@ -122,7 +125,7 @@ impl Proof {
         (self.worked, self.anew, self.since.is_some(), steps)
     }
 
-    /// In the form to store.
+    /// Writes the proof into a record.
     pub(super) fn write(&self, record: &mut Record, now: Now) {
         record.proven = self.is_given(now);
         record.proven_anew = self.anew;

@@ -9,19 +9,20 @@ use crate::handler::Cause;
 
 /// Maximum number of known classes of rejections. Further classes are not usual.
 pub(crate) const KNOWN_REJECTIONS_MAX: usize = 64;
-/// At this sum a revision rejects clearly more than usual. By chance that happens at most once in e^14 (1.2 million) messages.
+/// From this sum on, a revision rejects clearly more than usual. By chance that happens at most
+/// once in e^14 (1.2 million) messages.
 const LIMIT: f64 = 14.0;
-/// From this sum on a rejection may be one too many, and counts as a message given up. By chance that happens to at most one message in
-/// e^5 (148).
+/// From this sum on, a rejection may be one too many, and counts as a message given up. By chance
+/// that happens to at most one message in e^5 (148).
 const DOUBT: f64 = 5.0;
-/// Shares are measured over about this many latest messages.
+/// Shares are measured over about this many of the latest messages.
 const MEASURED_MESSAGES: u64 = 100_000;
-/// A stored share counts as measured over at most this many messages.
+/// A stored share counts as if it was measured over at most this many messages.
 const WRITTEN_MESSAGES: u64 = 1_000;
 const MILLION: f64 = 1_000_000.0;
-/// A usual share is taken to be at least this: nothing is certain.
+/// Minimum of a usual share: no class is certain never to occur.
 const SHARE_MIN: f64 = 0.001;
-/// A usual share is taken to be at most this.
+/// Maximum of a usual share.
 const SHARE_MAX: f64 = 0.98;
 
 /// Shares of rejections: the usual ones, and those of the running revision.
@@ -29,15 +30,15 @@ const SHARE_MAX: f64 = 0.98;
 pub(super) struct Usual {
     usual: Vec<Class>,
     own: Vec<(String, u64)>,
-    /// The latest messages, over which `own` was counted.
+    /// Number of latest messages over which `own` was counted.
     all: u64,
-    /// All messages judged.
+    /// Number of all messages judged.
     total: u64,
-    /// Classes with so many rejections that they are no longer usual.
+    /// Classes that are no longer usual, because there were too many rejections.
     doubted: Vec<String>,
 }
 
-/// A usual class.
+/// A class of usual rejections.
 #[derive(Debug)]
 struct Class {
     class: String,
@@ -45,12 +46,12 @@ struct Class {
     sum: f64,
     /// Rejections since the sum was zero.
     seen: u32,
-    /// The most of them at a moment when there were clearly too many.
+    /// The highest number of rejections at a moment when there were clearly too many.
     too_many: Option<u32>,
 }
 
 impl Usual {
-    /// From a stored record.
+    /// The shares from a stored record.
     pub(super) fn of(record: &Record) -> Self {
         let all = u64::from(record.measured).min(WRITTEN_MESSAGES);
         let count = |one: &Rejections| u64::from(one.per_million) * all / MILLION as u64;
@@ -64,7 +65,7 @@ impl Usual {
         }
     }
 
-    /// These shares are usual.
+    /// Sets the usual shares.
     pub(super) fn learn(&mut self, rejections: &[Rejections]) {
         let mut room = KNOWN_REJECTIONS_MAX.saturating_sub(self.usual.len());
         for one in rejections {
@@ -91,20 +92,21 @@ impl Usual {
         is_usual && !self.doubted.iter().any(|doubted| doubted == class)
     }
 
-    /// Whether a rejection of this class is a usual one: there are not clearly more of them.
+    /// Whether rejections of this class are usual: there are not clearly more of them.
     pub(super) fn excuses(&self, class: &str) -> bool {
         let known = self.usual.iter().find(|known| known.class == class);
         known.is_some_and(|known| known.sum < DOUBT) && self.knows(class)
     }
 
-    /// This class is no longer usual for the running revision.
+    /// Marks a class as no longer usual for the running revision.
     pub(super) fn doubt(&mut self, class: &str) {
         if self.knows(class) && self.doubted.len() < KNOWN_REJECTIONS_MAX {
             self.doubted.push(class.to_owned());
         }
     }
 
-    /// Takes over what other hosts have stored for the same revision: classes that were not seen here, at the share they have there.
+    /// Takes over other hosts' shares for the same revision: classes that this host has not seen,
+    /// at their stored share.
     pub(super) fn follow(&mut self, record: &Record) {
         let mut room = KNOWN_REJECTIONS_MAX.saturating_sub(self.own.len());
         for one in &record.rejections {
@@ -127,14 +129,14 @@ impl Usual {
         &self.doubted
     }
 
-    /// Over how many messages the rejections were measured.
+    /// The number of messages over which the rejections were measured.
     pub(super) fn measured(&self) -> u32 {
         u32::try_from(self.total).unwrap_or(u32::MAX)
     }
 
     /// The running revision's own rejections.
     pub(super) fn own(&self) -> Vec<Rejections> {
-        // One more rejection among two more messages: a few messages say little.
+        // Counts one more rejection in two more messages, because a few messages say little.
         let share = |count: u64| (count + 1) as f64 / (self.all + 2) as f64;
         let own = self.own.iter().map(|(class, count)| Rejections {
             class: class.clone(),
@@ -148,7 +150,7 @@ impl Usual {
         self.own.len()
     }
 
-    /// This many messages were decided, and these failed: their indexes, ascending.
+    /// Adds messages that were decided; `failed` are the indexes of the failed ones, ascending.
     pub(super) fn note(
         &mut self,
         messages: usize,
@@ -172,7 +174,7 @@ impl Usual {
         if self.all > MEASURED_MESSAGES {
             self.all /= 2;
             self.own.iter_mut().for_each(|(_, count)| *count /= 2);
-            // Classes seen only once make room for recurring ones.
+            // A class seen once makes room for recurring ones.
             self.own.retain(|(_, count)| *count > 0);
         }
         for class in &mut self.usual {
@@ -190,7 +192,7 @@ impl Usual {
         }
     }
 
-    /// The class with clearly more rejections than usual, and a sentence about it.
+    /// The class with clearly more rejections than usual, with a sentence about it.
     pub(super) fn too_many(&self, failures_min: u32) -> Option<(String, String)> {
         let seen = |class: &Class| class.too_many.filter(|seen| *seen >= failures_min);
         let mut classes = self
@@ -204,7 +206,7 @@ impl Usual {
         })
     }
 
-    /// Starts judging anew.
+    /// Starts to judge anew.
     pub(super) fn forget(&mut self) {
         for class in &mut self.usual {
             (class.sum, class.seen, class.too_many) = (0.0, 0, None);
@@ -213,7 +215,7 @@ impl Usual {
 }
 
 impl Class {
-    /// The share that would be too much.
+    /// The share that would be too large.
     fn more(&self, failed_percent: u32) -> f64 {
         let percent = (f64::from(failed_percent) / 100.0).min(0.99);
         self.share + (1.0 - self.share) * percent

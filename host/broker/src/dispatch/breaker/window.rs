@@ -1,4 +1,4 @@
-//! The latest messages: how many there were, and how many of them failed alike.
+//! The window of latest messages: how many there were, and how many failed alike.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,7 +8,8 @@ use millrace_model::processor::BreakerPolicy;
 use super::Kind;
 use crate::dispatch::failed::Failed;
 
-/// Kinds of failures that are distinguished in one batch. If every failure has a new class, they are not alike, and a few are enough to show it.
+/// Maximum number of kinds of failures that are distinguished in one batch. If every failure has
+/// its own class, the failures are not alike, and a few kinds are enough to show it.
 const KINDS_MAX: usize = 8;
 
 /// A batch's share of the window.
@@ -21,7 +22,8 @@ struct Sample {
     kind: Option<Kind>,
 }
 
-/// The latest messages, batch by batch: at least the policy's number, if there were that many in its period.
+/// The samples of the latest batches. They cover at least the policy's number of messages, if there
+/// were that many in its period.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     samples: VecDeque<Sample>,
@@ -31,7 +33,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// This many messages succeeded, and none failed.
+    /// Adds messages that all succeeded.
     pub(super) fn good(
         &mut self,
         count: u64,
@@ -64,7 +66,7 @@ impl Window {
         );
     }
 
-    /// This many messages succeeded, and these failed.
+    /// Adds messages of which some failed.
     pub(super) fn mixed(
         &mut self,
         good: u64,
@@ -96,7 +98,8 @@ impl Window {
         );
     }
 
-    /// The kind of the last failures, how many of the latest messages failed in this way, and how many there were.
+    /// The kind of the last failures, how many of the latest messages failed in this way, and the
+    /// number of latest messages.
     pub(super) fn most(&self) -> Option<(&Kind, u32, u64)> {
         let kind = self
             .samples
@@ -110,7 +113,7 @@ impl Window {
         Some((kind, alike.map(|sample| sample.failed).sum(), self.all))
     }
 
-    /// Forgets what is older than `span`.
+    /// Adds a sample, and drops those older than `span`.
     fn push(&mut self, sample: Sample, span: Duration, policy: &BreakerPolicy) {
         if sample.all == 0 {
             return;
