@@ -1,4 +1,5 @@
-//! Counts a processor's dead letters by class. Components choose the classes, so their number is limited.
+//! Counts a processor's dead letters by class. Components choose the classes, so the number of
+//! classes is limited.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +7,7 @@ use metrics::{Counter, counter};
 use millrace_model::bounds::DEAD_LETTER_CLASSES_MAX;
 use parking_lot::Mutex;
 
-/// The class under which all others are counted.
+/// The class that counts all further classes.
 const OTHER: &str = "other";
 
 /// The counters of one processor.
@@ -16,7 +17,7 @@ pub(crate) struct Classes {
 }
 
 impl Classes {
-    /// No class counted yet.
+    /// Counters without any class.
     pub(crate) fn of(processor: String) -> Self {
         Self {
             processor,
@@ -24,7 +25,7 @@ impl Classes {
         }
     }
 
-    /// Counts one more of this class.
+    /// Counts one more dead letter of this class.
     pub(crate) fn count(&self, class: &str) {
         let mut counters = self.counters.lock();
         let is_known = counters.contains_key(class);

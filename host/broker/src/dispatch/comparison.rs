@@ -1,4 +1,5 @@
-//! Compares a shadow's answers message by message: outcome, class, outputs. Counts everything and keeps a few samples.
+//! Compares a shadow's answers with the current revision's, message by message: outcome, class,
+//! outputs. Counts all differences and keeps a few samples.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use crate::handler::CallError;
 const SAMPLE_OUTPUTS_MAX: usize = 3;
 /// Headers shown for an output of a sample.
 const SAMPLE_HEADERS_MAX: usize = 4;
-/// The kind under which differences are counted beyond the maximum number of kinds.
+/// The kind that counts all differences beyond the maximum number of kinds.
 const OTHER_KINDS: &str = "other";
 
 /// How a shadow compares with the current revision, since it began on this host.
@@ -33,7 +34,7 @@ pub struct ShadowReport {
     pub since: Timestamp,
     /// Messages that both revisions answered.
     pub compared: u64,
-    /// Those with the same answer.
+    /// Messages that both revisions answered in the same way.
     pub alike: u64,
     /// Messages with a different outcome or class, by both: `emit -> reject too-old`.
     pub outcomes: BTreeMap<String, u64>,
@@ -41,15 +42,15 @@ pub struct ShadowReport {
     pub outputs: u64,
     /// Calls of the shadow that failed, by cause.
     pub failed_calls: BTreeMap<String, u64>,
-    /// Messages without an answer because of such calls.
+    /// Messages that the shadow did not answer because of such calls.
     pub not_answered: u64,
-    /// Messages that the shadow was not called with, because it was busy.
+    /// Messages that the shadow was not called with because it was busy.
     pub skipped: u64,
     /// Some of the messages that differ.
     pub samples: Vec<ShadowSample>,
 }
 
-/// A message with different answers.
+/// A message that the two revisions answered differently.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ShadowSample {
     /// Its topic.
@@ -60,7 +61,7 @@ pub struct ShadowSample {
     pub offset: Offset,
     /// Its key as text, cut to a maximum length.
     pub key: Option<String>,
-    /// Whether the key is not shown exactly: it is cut, or not UTF-8.
+    /// Whether the key is not shown exactly, because it was cut or is not UTF-8.
     pub key_lossy: bool,
     /// The kind of difference: an entry of `outcomes`, or `outputs`.
     pub differs: String,
@@ -73,18 +74,19 @@ pub struct ShadowSample {
 /// A revision's answer to a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Said {
-    /// `ack`, `emit`, `retry`, `reject`, or the cause of the failed call; with the class if there is one.
+    /// `ack`, `emit`, `retry`, `reject`, or the cause of the failed call, followed by the class if
+    /// there is one.
     pub outcome: String,
     /// The reason, cut to a maximum length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Number of outputs.
     pub output_count: usize,
-    /// The first of them.
+    /// The first outputs.
     pub outputs: Vec<SaidOutput>,
 }
 
-/// An output as text, cut to a maximum length.
+/// An output as text, with long fields cut.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SaidOutput {
     /// Its topic.
@@ -96,18 +98,19 @@ pub struct SaidOutput {
     pub key: Option<String>,
     /// Its value.
     pub value: Option<String>,
-    /// The first of its headers, as `name: value`.
+    /// The first headers, as `name: value`.
     pub headers: Vec<String>,
     /// Number of headers.
     pub header_count: usize,
-    /// Whether it is not shown exactly: long values are cut, and bytes that are not UTF-8 are replaced.
+    /// Whether the output is not shown exactly: long fields are cut, and bytes that are not UTF-8
+    /// are replaced.
     pub lossy: bool,
 }
 
-/// A part of a batch with both answers.
+/// A part of a batch with the answers of both revisions.
 pub(crate) struct Compared<'a> {
     pub(crate) settled: &'a Settled,
-    /// Which messages of the batch.
+    /// The messages of the part, as indexes in the batch.
     pub(crate) range: Range<usize>,
     pub(crate) shadow: &'a Live,
     /// These messages, as given to the shadow.
@@ -124,7 +127,7 @@ struct Side<'a> {
 }
 
 impl ShadowReport {
-    /// Nothing compared yet.
+    /// A report without messages.
     pub(crate) fn new(revision: u32, since: Timestamp) -> Self {
         Self {
             revision,
@@ -133,17 +136,17 @@ impl ShadowReport {
         }
     }
 
-    /// The shadow was not called with this many messages.
+    /// Counts messages that the shadow was not called with.
     pub(crate) fn skip(&mut self, messages: usize) {
         self.skipped += messages as u64;
     }
 
-    /// The shadow was called, and the call left nothing to compare.
+    /// Counts messages of a call that left nothing to compare.
     pub(crate) fn not_answered(&mut self, messages: usize) {
         self.not_answered += messages as u64;
     }
 
-    /// A call failed.
+    /// Counts a failed call of the shadow.
     pub(crate) fn call_failed(&mut self, error: &CallError) {
         let cause = match error {
             CallError::Unavailable(_) => "unavailable",
@@ -151,14 +154,14 @@ impl ShadowReport {
             CallError::Timeout(_) => "timeout",
             CallError::Memory(_) => "memory",
             CallError::BadAnswer(_) => "bad-answer",
-            // That says nothing about the revision.
+            // An interrupted call says nothing about the revision.
             CallError::Interrupted => return,
             CallError::Host(_) => "host",
         };
         *self.failed_calls.entry(cause.to_owned()).or_default() += 1;
     }
 
-    /// Both answered every message.
+    /// Compares the answers to all messages of the part.
     pub(crate) fn compare(&mut self, compared: &Compared<'_>) {
         let Compared {
             settled, columns, ..
@@ -222,14 +225,14 @@ impl ShadowReport {
     }
 }
 
-/// Walks through an answer, message by message.
+/// Iterates over an answer, message by message.
 struct Cursor<'a> {
     verdict: &'a Verdict,
     failed: usize,
     output: usize,
 }
 
-/// An answer's part for one message.
+/// The part of an answer that belongs to one message.
 struct Share<'a> {
     failed: Option<&'a Failed>,
     outputs: Range<usize>,
@@ -265,7 +268,8 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// `None` if both are the same; otherwise the kind of difference, which is `Some(None)` if only the outputs differ.
+/// `None` if both answers are the same. Otherwise the kind of difference, or `Some(None)` if only
+/// the outputs differ.
 #[allow(clippy::option_option, reason = "said above")]
 fn difference(
     ours: (Side<'_>, &Share<'_>),
@@ -302,7 +306,7 @@ fn same_output(ours: (Side<'_>, usize), theirs: (Side<'_>, usize)) -> bool {
         && headers(a, i, x.columns).eq(headers(b, j, y.columns))
 }
 
-/// An output's headers: its own, or those of its source.
+/// An output's headers: its own, or those of its source message.
 pub(crate) fn headers<'a>(
     outputs: &'a Outputs,
     output: usize,
@@ -335,7 +339,7 @@ fn said(side: Side<'_>, share: &Share<'_>) -> Said {
 }
 
 fn said_output(side: Side<'_>, output: usize) -> SaidOutput {
-    // Half of the bytes are for the current revision; a value may take half of its output's share.
+    // Half of the bytes are for the current revision. A field may take half of its output's share.
     let bytes_max = SHADOW_SAMPLE_BYTES_MAX / 2 / SAMPLE_OUTPUTS_MAX;
     let outputs = &side.verdict.outputs;
     let mut shown = Shown::default();
@@ -361,7 +365,7 @@ fn said_output(side: Side<'_>, output: usize) -> SaidOutput {
     }
 }
 
-/// Makes texts of bytes, and remembers whether any of them is inexact.
+/// Converts bytes to text and remembers whether any text is inexact.
 #[derive(Default)]
 struct Shown {
     lossy: bool,

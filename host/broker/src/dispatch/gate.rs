@@ -1,5 +1,6 @@
-//! The gate of a processor: its breaker and its allowance of dead letters, shared by the workers of all partitions. A closed breaker
-//! costs a worker one check of a flag before a batch and one short lock after it.
+//! The gate of a processor: its breaker and its allowance of dead letters, shared by the workers of
+//! all partitions. While the breaker is closed, the gate costs a worker one check of a flag before
+//! each batch and one short lock after it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +20,10 @@ use crate::dispatch::live::Live;
 use crate::dispatch::word::{Left, Word};
 use crate::handler::Cause;
 
-/// Receives what should be done with a revision.
+/// Receives requests to act on a revision.
 pub(crate) type Alarms = mpsc::Sender<Alarm>;
 
-/// What should be done with a revision.
+/// A request to act on a revision.
 #[derive(Clone, Debug)]
 pub(crate) struct Alarm {
     pub(crate) processor: ProcessorName,
@@ -33,32 +34,32 @@ pub(crate) struct Alarm {
 /// The action.
 #[derive(Clone, Debug)]
 pub(crate) enum Wanted {
-    /// It is a bad deploy, for this reason, and should be rolled back to that revision.
+    /// The revision is a bad deploy, for this reason, and must be rolled back to revision `to`.
     TakeBack { to: u32, why: String },
-    /// It is a canary that should be withdrawn, for this reason.
+    /// The canary must be withdrawn, for this reason.
     Withdraw { why: String },
-    /// Its record should be stored.
+    /// The revision's record must be stored.
     Note,
 }
 
-/// After this time a canary that should be withdrawn and is still there is reported again.
+/// A canary that is still there this long after its withdrawal was requested is reported again.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One processor's gate.
 pub(crate) struct Gate {
     clock: Arc<dyn Clock>,
     alarms: Alarms,
-    /// Whether the breaker is open; `state` is authoritative.
+    /// Whether the breaker is open. Only a copy: `state` decides.
     open: AtomicBool,
-    /// Whether the breaker must learn what was processed; `state` is authoritative.
+    /// Whether the breaker must be told of processed messages. Only a copy: `state` decides.
     watched: AtomicBool,
     state: Mutex<State>,
-    /// Changes when waiting workers should check again.
+    /// Changes when waiting workers must check again.
     changes: watch::Sender<u64>,
     meters: Meters,
-    /// Its dead letters.
+    /// The processor's dead letters by class.
     pub(crate) classes: Classes,
-    /// The current revision's gate, if this is a canary's.
+    /// The current revision's gate, if this gate is a canary's.
     elder: Option<Arc<Gate>>,
 }
 
@@ -71,7 +72,8 @@ struct State {
     reported: Option<Duration>,
     /// Messages that this canary failed and the current revision processed.
     contradicted: u32,
-    /// How many messages unproven revisions have given up, and in which run of revisions; `None` if not looked up yet.
+    /// How many messages unproven revisions have given up, and in which run of revisions; `None`
+    /// until it is looked up.
     given_up: Option<GivenUp>,
     /// The processor's inputs.
     inputs: Arc<[TopicPartition]>,
@@ -86,7 +88,7 @@ struct Meters {
     probes_failed: Counter,
 }
 
-/// What a worker may do.
+/// What a worker may do now.
 pub(crate) enum Entry {
     /// Take a batch.
     Go,
@@ -96,7 +98,7 @@ pub(crate) enum Entry {
     Wait(Duration, String),
 }
 
-/// The right to try one message while the breaker is open. Returned when it is dropped unused.
+/// The right to try one message while the breaker is open. Dropping it unused returns it.
 pub(crate) struct Probe {
     gate: Arc<Gate>,
     used: bool,
@@ -112,10 +114,11 @@ impl Drop for Probe {
 }
 
 impl Gate {
-    /// The gate of a canary: rejections that the current revision shares are not new, and if it opens the canary is withdrawn.
+    /// The gate of a canary. Rejections that the current revision shares are not new. When the
+    /// canary's breaker opens, the canary is withdrawn.
     pub(crate) fn of_canary(elder: &Arc<Self>, live: Arc<Live>) -> Self {
         let (clock, alarms) = (Arc::clone(&elder.clock), elder.alarms.clone());
-        // A canary's processed messages neither prove it nor are stored.
+        // A canary's processed messages do not prove it and are not stored.
         let mut gate = Self::new(clock, alarms, live);
         gate.meters.open = Gauge::noop();
         gate.elder = Some(Arc::clone(elder));
@@ -161,12 +164,12 @@ impl Gate {
         }
     }
 
-    /// Its revision takes no further batches: failures of calls in flight are not counted here.
+    /// Ends the gate's revision: failures of calls in flight no longer count here.
     pub(crate) fn retire(&self) {
         self.state.lock().breaker.retire();
     }
 
-    /// Reports again that this canary should be withdrawn, if it should have been by now.
+    /// Requests the withdrawal of this canary again, if it should be gone by now.
     pub(crate) fn remind(&self) {
         if self.is_open() {
             self.report_canary(&mut self.state.lock());
@@ -192,7 +195,8 @@ impl Gate {
         state.reported = Some(now);
     }
 
-    /// The revision's usual rejections; empty while it is unknown whether the revision is a good one.
+    /// The revision's rejections that are usual for its canary; empty while the revision itself is
+    /// not proven.
     fn rejections(&self) -> Vec<Rejections> {
         let now = self.now();
         let state = self.state.lock();
@@ -202,7 +206,8 @@ impl Gate {
         }
     }
 
-    /// The revision's record in the form to store. `None` if another one runs.
+    /// The revision's record in the form to store; `None` unless this revision runs or was the last
+    /// to run.
     pub(crate) fn record(&self, revision: u32) -> Option<Noted> {
         let now = self.now();
         let state = self.state.lock();
@@ -213,7 +218,7 @@ impl Gate {
         before.map(|(_, noted)| noted.clone())
     }
 
-    /// This many messages that the revision processed here are stored.
+    /// Records that this many messages that the revision processed here are stored.
     pub(crate) fn written(&self, revision: u32, fresh: u32) {
         let mut state = self.state.lock();
         if state.live.revision == revision {
@@ -224,7 +229,7 @@ impl Gate {
         }
     }
 
-    /// The revision's record as stored by now, by any host.
+    /// Takes over the revision's record as any host has stored it.
     pub(crate) fn follow(&self, revision: u32, record: &Record) {
         let mut state = self.state.lock();
         if state.live.revision != revision {
@@ -237,18 +242,18 @@ impl Gate {
         self.watch(&state);
     }
 
-    /// Storing the revision's record failed: it is reported again.
+    /// Storing the revision's record failed, so the request is repeated.
     pub(crate) fn not_written(&self) {
         self.state.lock().breaker.not_written();
     }
 
-    /// This revision takes the next batch.
+    /// Makes this revision take the next batch.
     pub(crate) fn install(&self, live: &Arc<Live>) {
         let now = self.now();
         let mut state = self.state.lock();
         if live.revision != state.live.revision {
             state.allowance.accept(None);
-            // What it did while the next one was being prepared counts, too.
+            // Messages that it processed while its successor was being prepared count, too.
             state.before = Some((state.live.revision, state.breaker.noted(now)));
             if state.breaker.take_news() {
                 self.tell(&mut state);
@@ -264,7 +269,8 @@ impl Gate {
         self.notify();
     }
 
-    /// Tries a message at once if the breaker is open. With a number, closes it and lets up to this many dead letters through.
+    /// Lets the next probe run at once if the breaker is open. With a number, closes the breaker
+    /// and lets up to this many dead letters through.
     pub(crate) fn resume(&self, accept_dead_letters: Option<u64>) {
         let now = self.now();
         let mut state = self.state.lock();
@@ -299,12 +305,13 @@ impl Gate {
         }
     }
 
-    /// Whether only probes are called.
+    /// Whether the breaker is open, so that only probes are called.
     pub(crate) fn is_open(&self) -> bool {
         self.open.load(Ordering::Acquire)
     }
 
-    /// A batch was answered, or a single message failed its call; returns what to do with it.
+    /// Reports a batch that was answered, or a single message that failed its call; returns what to
+    /// do with it.
     pub(crate) fn report(&self, report: &Report<'_>, probe: Option<&mut Probe>) -> Judgement {
         let now = self.now();
         let is_probe = use_up(probe);
@@ -332,7 +339,7 @@ impl Gate {
         judgement
     }
 
-    /// This many messages of a batch were processed and committed.
+    /// Reports that this many messages of a batch were processed and committed.
     pub(crate) fn processed(&self, revision: u32, messages: u64) {
         if messages == 0 || !self.watched.load(Ordering::Relaxed) {
             return;
@@ -351,7 +358,7 @@ impl Gate {
         self.watched.store(watched, Ordering::Relaxed);
     }
 
-    /// Has the revision's record stored.
+    /// Requests that the revision's record is stored.
     fn tell(&self, state: &mut State) {
         let told = self.alarms.try_send(Alarm {
             processor: state.live.processor.clone(),
@@ -359,12 +366,12 @@ impl Gate {
             wanted: Wanted::Note,
         });
         if told.is_err() {
-            // With the next batch, then.
+            // The queue is full. The next batch reports the change again.
             state.breaker.not_written();
         }
     }
 
-    /// A call of this canary timed out.
+    /// Reports that a call of this canary timed out.
     pub(crate) fn timed_out(&self, revision: u32) {
         let now = self.now();
         let mut state = self.state.lock();
@@ -374,7 +381,8 @@ impl Gate {
         self.changed(was_open, false, &mut state);
     }
 
-    /// The current revision has processed this many messages that this canary would have given up.
+    /// Reports messages that this canary would have given up and the current revision has
+    /// processed.
     pub(crate) fn contradicted(&self, messages: u32) {
         let now = self.now();
         let mut state = self.state.lock();
@@ -395,7 +403,8 @@ impl Gate {
         self.changed(was_open, false, &mut state);
     }
 
-    /// Whether the revision may give messages up. `Err` if it was not looked up yet how many were given up before.
+    /// Whether the revision may give messages up. `Err` until the number given up before is looked
+    /// up.
     pub(crate) fn word(&self, revision: u32) -> Result<Word, NotLookedUp> {
         let now = self.now();
         let state = self.state.lock();
@@ -406,7 +415,7 @@ impl Gate {
             return Ok(Word::Counts);
         }
         if state.inputs.is_empty() {
-            // It is not known yet where to look.
+            // The partitions in which to look are not known yet.
             return Ok(Word::CountsFor(Left::default()));
         }
         let run = state.live.unproven_run;
@@ -423,12 +432,13 @@ impl Gate {
         }))
     }
 
-    /// The processor reads these.
+    /// Sets the processor's inputs.
     pub(crate) fn reads(&self, inputs: Arc<[TopicPartition]>) {
         self.state.lock().inputs = inputs;
     }
 
-    /// This many were given up in committed progress, over all partitions. Messages taken meanwhile count as well.
+    /// Sets how many messages were given up in committed progress, over all partitions. Messages
+    /// taken meanwhile are added.
     pub(crate) fn looked_up(&self, given_up: GivenUp) {
         let mut state = self.state.lock();
         let run = given_up.run;
@@ -437,7 +447,7 @@ impl Gate {
         }
     }
 
-    /// Takes this many messages to give up, if the maximum allows it.
+    /// Takes this many of the messages that may be given up; false if there are not enough.
     pub(crate) fn take_unproven(&self, run: u32, messages: u32) -> bool {
         let mut state = self.state.lock();
         let unproven_max = state.live.spec.dead_letters.unproven_max;
@@ -454,7 +464,7 @@ impl Gate {
         }
     }
 
-    /// Gives them back: they were not given up.
+    /// Returns messages that were taken and not given up.
     pub(crate) fn give_back_unproven(&self, run: u32, messages: u32) {
         let mut state = self.state.lock();
         if let Some(known) = state.given_up.as_mut().filter(|known| known.run == run) {
@@ -462,12 +472,12 @@ impl Gate {
         }
     }
 
-    /// Whether a rejection of this class is a usual one.
+    /// Whether rejections of this class are usual.
     pub(crate) fn excuses(&self, class: &str) -> bool {
         self.state.lock().breaker.excuses(class)
     }
 
-    /// The component said that a batch cannot be processed for an outside reason.
+    /// Reports that the component cannot process a batch for an outside reason.
     pub(crate) fn unavailable(&self, revision: u32, why: &str, probe: Option<&mut Probe>) {
         let now = self.now();
         let is_probe = use_up(probe);
@@ -484,14 +494,14 @@ impl Gate {
         self.state.lock().allowance.take(dead_letters, now)
     }
 
-    /// Gives them back: they were not created.
+    /// Returns dead letters that were taken and not created.
     pub(crate) fn give_back(&self, granted: Granted) {
         if granted.count > 0 {
             self.state.lock().allowance.give_back(granted);
         }
     }
 
-    /// Wakes when waiting workers should check again.
+    /// Notifies waiting workers when they must check again.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -508,7 +518,7 @@ impl Gate {
         }
     }
 
-    /// Notifies everyone affected by a report.
+    /// Publishes the effects of a report: metrics, logs, alarms, and a notice to workers.
     fn changed(&self, was_open: bool, is_probe: bool, state: &mut State) {
         if self.elder.is_some() {
             self.show(state);
@@ -541,7 +551,7 @@ impl Gate {
             && let Reason::BadDeploy { revision, back } = trip.reason
             && state.live.spec.auto_rollback
         {
-            // If nobody receives it, the next failed probe reports it again.
+            // If the queue is full, the next failed probe reports it again.
             let _ = self.alarms.try_send(Alarm {
                 processor: state.live.processor.clone(),
                 revision,
@@ -580,7 +590,8 @@ fn now(clock: &dyn Clock) -> Now {
     }
 }
 
-/// How many messages were given up must be looked up: in this run of revisions, in these partitions.
+/// The number of messages given up must be looked up first: for this run of revisions, in these
+/// partitions.
 #[derive(Clone, Debug)]
 pub(crate) struct NotLookedUp {
     pub(crate) run: u32,

@@ -1,4 +1,4 @@
-//! A revision that is loaded, and the topics that it may write to.
+//! A loaded revision, and the topics that it may write to.
 
 use std::sync::Arc;
 
@@ -9,19 +9,20 @@ use crate::dispatch::breaker::{Back, Whose};
 use crate::ground::partitioner::Partitioner;
 use crate::handler::{BatchHandler, FailureHandler};
 
-/// One loaded revision of a processor: everything a worker needs to take its next batch.
+/// A loaded revision of a processor: everything that a worker needs for its next batch.
 pub(crate) struct Live {
     pub(crate) processor: ProcessorName,
     pub(crate) revision: u32,
     /// When the processor was created.
     pub(crate) made_at: Timestamp,
-    /// The revision to go back to from it.
+    /// The revision to go back to from this one.
     pub(crate) back: Option<Back>,
-    /// Revisions that were stopped, rolled back or withdrawn: what they made messages wait for no longer counts.
+    /// Revisions that were stopped, rolled back or withdrawn. Waits that they decided on no longer
+    /// count.
     pub(crate) voided: Vec<u32>,
-    /// Its stored record.
+    /// The stored record.
     pub(crate) record: Record,
-    /// Its run: consecutive revisions without a proven one among them.
+    /// The run of the revision: consecutive revisions of which none is proven.
     pub(crate) unproven_run: u32,
     pub(crate) spec: ProcessorSpec,
     /// The module's digest, for the evidence.
@@ -32,12 +33,13 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Which earlier attempts at a message count as known for this one.
+    /// Which earlier attempts at a message count as known failures for this revision.
     pub(crate) fn whose(&self, now: Timestamp) -> Whose {
         Whose {
             revision: self.revision,
             back: self.back.as_ref().map(|back| back.revision),
-            // If the clock was set back to before that time, it cannot tell processors apart.
+            // A clock that was set back to before this time cannot tell the processor from a
+            // deleted one.
             made_at: if now < self.made_at {
                 Timestamp::default()
             } else {
@@ -51,21 +53,22 @@ impl Live {
 #[derive(Default)]
 pub(crate) struct OutputTopics {
     pub(crate) topics: Vec<OutputTopic>,
-    /// The one for outputs that name none.
+    /// The index of the topic for outputs that name none.
     pub(crate) default: Option<u32>,
-    /// Whether that one takes all outputs, whatever topic and partition they name.
+    /// Whether the default topic takes all outputs, whatever topic and partition they name.
     pub(crate) takes_all: bool,
 }
 
 /// One topic that a processor may write to.
 pub(crate) struct OutputTopic {
-    /// As it was when the revision was loaded; the partitioner knows the present number of partitions.
+    /// The topic as it was when the revision was loaded. The partitioner knows the present number
+    /// of partitions.
     pub(crate) topic: Topic,
     pub(crate) partitioner: Arc<Partitioner>,
 }
 
 impl OutputTopics {
-    /// The topic with this name.
+    /// The index of the topic with this name.
     pub(crate) fn find(&self, name: &str) -> Option<u32> {
         if self.takes_all {
             return self.default;
@@ -77,7 +80,8 @@ impl OutputTopics {
         found.map(|index| index as u32)
     }
 
-    /// The present number of partitions of a topic: some may have been added since the revision was loaded.
+    /// The present number of partitions of a topic. Some may have been added since the revision was
+    /// loaded.
     pub(crate) fn partitions(&self, topic: u32) -> u32 {
         let topic = (topic != NONE).then(|| self.topics.get(topic as usize));
         topic

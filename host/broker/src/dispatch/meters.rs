@@ -22,11 +22,11 @@ pub(crate) struct Meters {
     missed: Counter,
     traps: [Counter; 4],
     parked: Gauge,
-    /// This worker's share of `parked`, which is the processor's.
+    /// This worker's share of `parked`, which counts the whole processor.
     parked_count: usize,
     state_entries: Gauge,
     state_bytes: Gauge,
-    /// This worker's share of both.
+    /// This worker's share of both gauges, which count the whole processor.
     state: StateSize,
 }
 
@@ -56,13 +56,13 @@ impl Meters {
         }
     }
 
-    /// A call took this long for this many messages.
+    /// Records a call of this many messages and its time.
     pub(crate) fn called(&self, took: Duration, messages: usize) {
         self.guest_seconds.record(took.as_secs_f64());
         self.batch_messages.record(messages as f64);
     }
 
-    /// A call failed as a whole.
+    /// Counts a call that failed as a whole.
     pub(crate) fn call_failed(&self, error: &CallError) {
         let cause = match error {
             CallError::Trap { .. } => 0,
@@ -74,7 +74,7 @@ impl Meters {
         self.traps[cause].increment(1);
     }
 
-    /// A batch was committed.
+    /// Counts a committed batch.
     pub(crate) fn committed(&self, took: Duration, counts: Counts, dropped: u64) {
         self.commit_seconds.record(took.as_secs_f64());
         for (counter, count) in [
@@ -90,19 +90,19 @@ impl Meters {
         }
     }
 
-    /// A partition waits before it may create another dead letter.
+    /// Counts a time that a partition had to wait before it could create another dead letter.
     pub(crate) fn dead_letters_held(&self) {
         self.dead_letters_held.increment(1);
     }
 
-    /// Messages are gone without having been processed.
+    /// Counts messages that were lost before they could be processed.
     pub(crate) fn lost(&self, messages: u64) {
         if messages > 0 {
             self.missed.increment(messages);
         }
     }
 
-    /// The size of the state in the worker's partition.
+    /// Sets the size of the state in the worker's partition.
     pub(crate) fn state(&mut self, size: StateSize) {
         if size != self.state {
             self.state_entries
@@ -113,7 +113,7 @@ impl Meters {
         }
     }
 
-    /// The number of parked messages.
+    /// Sets the number of parked messages of the worker's partition.
     pub(crate) fn parked(&mut self, parked: usize) {
         if parked != self.parked_count {
             self.parked

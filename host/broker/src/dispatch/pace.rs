@@ -1,12 +1,12 @@
-//! How many messages a slow guest gets at once, so that a call takes a quarter of its time limit. Decides only; the worker measures. A
-//! guest that is fast enough for the policy's batches is not limited.
+//! Limits the batches of a slow guest so that a call takes a quarter of its time limit. It decides
+//! only; the worker measures. A guest that is fast enough for the policy's batches is not limited.
 
 use std::time::Duration;
 
 /// A call should take 1/SHARE of its limit. After a timeout the next batch is SHARE times smaller.
 const SHARE: u32 = 4;
 
-/// What one worker has learnt about its guest.
+/// What one worker has measured of its guest.
 #[derive(Debug)]
 pub(crate) struct Pace {
     messages_max: usize,
@@ -26,7 +26,8 @@ impl Pace {
         self.messages_max
     }
 
-    /// A call of this many messages was answered after `took`; its limit is `time_max`.
+    /// Records that a call of this many messages was answered after `took`; its limit is
+    /// `time_max`.
     pub(crate) fn answered(&mut self, messages: usize, took: Duration, time_max: Duration) {
         let aim = time_max / SHARE;
         let per_message = took.max(Duration::from_nanos(1)).as_secs_f64() / messages.max(1) as f64;
@@ -34,12 +35,13 @@ impl Pace {
         if took > aim {
             self.messages_max = fitting.min(messages);
         } else if messages >= self.messages_max {
-            // The batch was limited: grow gradually, because a few messages may have been quick ones.
+            // The batch was limited, so the next one grows gradually: a few messages may have been
+            // unusually quick.
             self.messages_max = fitting.min(self.messages_max.saturating_mul(2));
         }
     }
 
-    /// A call of this many messages timed out.
+    /// Records that a call of this many messages timed out.
     pub(crate) fn timed_out(&mut self, messages: usize) {
         self.messages_max = (messages / SHARE as usize).max(1);
     }
@@ -52,7 +54,8 @@ mod tests {
     const CALL_TIME: Duration = Duration::from_secs(1);
     const POLICY: usize = 1_000;
 
-    /// Calls with as many messages as there may be: how many ran out of time, and how many messages the last one had.
+    /// Makes calls of the largest allowed size; returns how many timed out, and the size of the
+    /// last one.
     fn calls(pace: &mut Pace, count: usize, per_message: Duration) -> (usize, usize) {
         let (mut late, mut last) = (0, 0);
         for _ in 0..count {

@@ -1,4 +1,4 @@
-//! A processor ready to run: what its workers are given when it was loaded.
+//! A loaded processor that is ready to run, as its workers receive it.
 
 use std::sync::Arc;
 
@@ -18,6 +18,6 @@ pub(crate) struct Prepared {
 pub(crate) enum PreparedTrial {
     /// It takes the messages of this percentage of the keys.
     Canary { live: Arc<Live>, percent: u32 },
-    /// It is called beside the current one, since then.
+    /// It is called beside the current one, since this time.
     Shadow { live: Arc<Live>, since: Timestamp },
 }

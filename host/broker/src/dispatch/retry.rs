@@ -6,7 +6,8 @@ use millrace_model::bounds::{RETRY_DELAY_MS_MAX, RETRY_DELAY_MS_MIN};
 use millrace_model::processor::RetryPolicy;
 use millrace_model::{Parked, Timestamp};
 
-/// The delay, whoever asked for it, limited to [`RETRY_DELAY_MS_MIN`] and [`RETRY_DELAY_MS_MAX`].
+/// The delay, limited to [`RETRY_DELAY_MS_MIN`] and [`RETRY_DELAY_MS_MAX`], also if a component
+/// asked for it.
 pub(crate) fn bounded(delay: Duration) -> Duration {
     delay.clamp(
         Duration::from_millis(RETRY_DELAY_MS_MIN),
@@ -14,15 +15,15 @@ pub(crate) fn bounded(delay: Duration) -> Duration {
     )
 }
 
-/// Retries as the previous worker committed them, for a new worker: none waits longer than was asked for when it failed, even if the
-/// clock has been set back since.
+/// Adjusts retries that the previous worker committed. No message waits longer than was asked for
+/// when it failed, even if the clock has been set back since.
 pub(crate) fn brought_near(parked: &mut [Parked], now: Timestamp) {
     for parked in parked {
         parked.held_since = parked.held_since.map(|since| since.min(now));
         let Some(due) = parked.due.filter(|due| *due > now) else {
             continue;
         };
-        // An entry without a failure had no delay.
+        // An entry without a failure has no delay.
         let asked = parked
             .log
             .last()
@@ -32,8 +33,8 @@ pub(crate) fn brought_near(parked: &mut [Parked], now: Timestamp) {
     }
 }
 
-/// A message's delay after this many failed attempts: random up to the exponential limit, so that messages that failed together do not
-/// come back together.
+/// The delay after this many failed attempts: random up to an exponential limit, so that messages
+/// that failed together are not retried together.
 pub(crate) fn message_delay(
     policy: &RetryPolicy,
     attempts: u32,
@@ -101,7 +102,7 @@ mod tests {
         assert_eq!(near(parked(Some(ten), due), 9 * HOUR), 9 * HOUR + 3_000);
         assert_eq!(near(parked(Some(ten), due), ten + 1_000), due);
         assert_eq!(near(parked(Some(ten), due), 11 * HOUR), due);
-        // Nothing was asked for, or more than may be.
+        // No delay was asked for, or more than the maximum.
         assert_eq!(near(parked(None, due), 9 * HOUR), 9 * HOUR);
         let longest = ten + RETRY_DELAY_MS_MAX;
         assert_eq!(near(parked(Some(ten), u64::MAX), ten), longest);

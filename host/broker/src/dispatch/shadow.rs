@@ -1,6 +1,8 @@
-//! A shadow: a revision that is called with the current one's batches after they are settled, and whose answers only count for a
-//! report. Each worker has a short queue to it; a batch that finds the queue full is skipped and counted. Nothing waits for a shadow,
-//! unless it reads state: then it must be called before the commit, and gets about as long as the current revision took.
+//! A shadow: a revision that is called with the current one's batches after they are settled, and
+//! whose answers only go into a report. Each worker has a short queue to it; a batch that finds the
+//! queue full is skipped and counted. Nothing waits for a shadow, with one exception: a shadow that
+//! reads state must be called before the commit, and gets about as long as the current revision
+//! took.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -23,13 +25,14 @@ use crate::dispatch::live::Live;
 use crate::ground::columns;
 use crate::handler::CallError;
 
-/// Maximum number of calls for one batch: enough to find one message that crashes a batch of a thousand.
+/// Maximum number of calls for one batch: enough to find one message that crashes a batch of a
+/// thousand.
 const CALLS_MAX: usize = 24;
-/// After a timeout a shadow rests this many times as long.
+/// After a timeout, a shadow rests for this many times its limit of a call.
 const REST_FACTOR: u32 = 9;
-/// Minimum time of a call before the commit.
+/// Minimum time limit of a call before the commit.
 const GLANCE_MIN: Duration = Duration::from_millis(5);
-/// Batches that are skipped after a call that was too late.
+/// Number of batches that are skipped after a call that was too late.
 const LATE_SKIPS: u32 = 100;
 
 /// A shadow revision.
@@ -39,7 +42,7 @@ pub(crate) struct Shadow {
 }
 
 impl Shadow {
-    /// Nothing compared yet.
+    /// A shadow with an empty report.
     pub(crate) fn new(live: Arc<Live>, since: Timestamp) -> Self {
         let report = ShadowReport::new(live.revision, since);
         Self {
@@ -72,10 +75,10 @@ pub(crate) struct Settled {
 pub(crate) struct Echo {
     pub(crate) shadow: Arc<Shadow>,
     queue: mpsc::Sender<Settled>,
-    /// A call before a commit that was too late, while it still runs.
+    /// A call before a commit that was too late and is still running.
     late: Option<AbortOnDrop>,
     skips: u32,
-    /// Compares until no worker sends batches any more; a running call is then interrupted.
+    /// The task that compares batches. Dropping it interrupts a running call.
     _listener: AbortOnDrop,
 }
 
@@ -88,7 +91,7 @@ impl Drop for AbortOnDrop {
 }
 
 impl Echo {
-    /// A queue to the present shadow: the one there is, or another if the shadow is another one.
+    /// Makes `echo` a queue to the present shadow. An existing queue to the same shadow stays.
     pub(crate) fn follow(echo: &mut Option<Self>, shadow: Option<&Arc<Shadow>>) {
         let heard = echo.as_ref().map(|echo| Arc::as_ptr(&echo.shadow));
         if heard != shadow.map(Arc::as_ptr) {
@@ -109,7 +112,7 @@ impl Echo {
         }
     }
 
-    /// Passes a settled batch to the shadow if it has time for it.
+    /// Passes a settled batch to the shadow unless its queue is full.
     pub(crate) fn offer(&self, input: &Input, live: &Arc<Live>, batch: &Batch, answered: Answered) {
         let messages = batch.len();
         let unseen = self.shadow.uses_state() && answered.glance.is_none();
@@ -130,8 +133,9 @@ impl Echo {
         }
     }
 
-    /// Calls a shadow that uses state before the commit, when the state is what the current revision's batch saw. Waits as long as that
-    /// revision took, and a little more; `None` if there is no answer by then.
+    /// Calls a shadow that uses state before the commit, while the state is still what the current
+    /// revision's batch saw. Waits as long as that revision took and a little more; `None` without
+    /// an answer by then.
     pub(crate) async fn glance(
         &mut self,
         columns: &Arc<ColumnBatch>,
@@ -176,7 +180,7 @@ fn checked(
     Verdict::of(answer, columns, &live.outputs, outputs_max)
 }
 
-/// Compares batches until the worker is gone.
+/// Compares batches until the worker has ended.
 async fn listen(shadow: Arc<Shadow>, mut queue: mpsc::Receiver<Settled>) {
     while let Some(mut settled) = queue.recv().await {
         if queue.is_closed() {
@@ -197,8 +201,8 @@ async fn listen(shadow: Arc<Shadow>, mut queue: mpsc::Receiver<Settled>) {
     }
 }
 
-/// Calls the shadow with the batch, and with its halves if that fails, and so on, so that one bad message does not hide all others.
-/// Returns whether a call timed out.
+/// Calls the shadow with the batch. If that fails, calls it with each half, and so on, so that one
+/// bad message does not hide all others. Returns whether a call timed out.
 async fn replay(shadow: &Shadow, settled: &Settled) -> bool {
     let mut ranges = VecDeque::new();
     ranges.push_back(0..settled.offsets.len());

@@ -1,4 +1,4 @@
-//! A worker's status, as others see it.
+//! A worker's status, as other parts of the host see it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,13 +13,14 @@ pub(crate) enum State {
     #[default]
     Running,
     Paused,
-    /// Everything that it was to read is settled.
+    /// Every message of the worker's input is settled.
     Done,
-    /// Another host should work here; its address.
+    /// Another host should work on this partition; its address.
     Elsewhere(String),
-    /// Someone else holds the work and should release it: another host, or an operator for a moment.
+    /// Another holder has the lease and must release it first: another host, or an operator for a
+    /// moment.
     Held,
-    /// Why, and until when, if known.
+    /// The reason, and until when, if known.
     Waiting(String, Option<Timestamp>),
     Stopped(String),
 }
@@ -41,12 +42,12 @@ impl fmt::Display for State {
 }
 
 impl State {
-    /// Whether a worker of this host is working, or should be.
+    /// Whether a worker of this host works on the partition, or should.
     pub(crate) fn is_here(&self) -> bool {
         !matches!(self, Self::Elsewhere(_) | Self::Held)
     }
 
-    /// Until when it waits, if it waits and that is known.
+    /// Until when the worker waits; `None` if it does not wait, or if that is not known.
     pub(crate) fn until(&self) -> Option<Timestamp> {
         match self {
             Self::Waiting(_, until) => *until,
@@ -55,14 +56,14 @@ impl State {
     }
 }
 
-/// What others may see of a worker.
+/// The published status of a worker.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Standing {
     pub(crate) state: State,
     /// `None` until the worker has read the committed progress.
     pub(crate) next: Option<Offset>,
     pub(crate) parked: usize,
-    /// The worker's status.
+    /// The worker's latest progress.
     pub(crate) progress: Arc<Progress>,
     pub(crate) revision: u32,
     /// When the running call started, by the monotonic clock; `None` between calls.

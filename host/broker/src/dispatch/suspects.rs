@@ -1,10 +1,13 @@
-//! Messages that may have ended the host. A trap is caught; a crash of the process is not, and would recur at every start. So a new
-//! worker writes a mark with its progress before its first call. If the next worker finds the mark, the host ended during that call:
-//! its messages are suspects, and each is called alone, under its own mark. A message found marked like this twice was in flight at
-//! three ends of the host: it is not called again but given up. Once the first call has returned nothing is marked any more, so all
-//! this costs one commit per start.
+//! Finds messages that may have ended the host. A trap is caught; a crash of the process is not,
+//! and would recur at every start.
 //!
-//! Decides only; the worker commits the marks.
+//! So a new worker writes a mark with its progress before its first call. If the next worker finds
+//! the mark, the host ended during that call. The messages of the call are then suspects, and each
+//! is called alone, under a mark of its own. A message with two such marks was in flight at three
+//! ends of the host: it is not called again but given up. Once the first call has returned, nothing
+//! is marked any more, so all this costs one commit per start.
+//!
+//! This file decides only; the worker commits the marks.
 
 use std::collections::HashSet;
 
@@ -15,11 +18,13 @@ use millrace_model::{Attempt, Offset, Parked, Progress, Timestamp};
 use crate::dispatch::batcher::{self, Batch, Due};
 use crate::handler::Cause;
 
-/// The number of ends of the host during which a message may be in flight alone before it is given up. One is not enough: a host that
-/// is ended from outside, and again while it starts, may well be calling a harmless message.
+/// A message is given up after this many ends of the host during which it was in flight alone. One
+/// is not enough: a host that is ended from outside, and again while it starts, may just be calling
+/// a harmless message.
 const ENDS_ALONE_MAX: usize = 2;
 
-/// The previous worker's host is alive: what it was calling when it lost its hold does not incriminate any message.
+/// Removes the mark of a call by a host that is alive: that host lost its lease during the call, so
+/// the call incriminates no message.
 pub(crate) fn forget_call(progress: &mut Progress) {
     if progress.first_call.take().is_none() {
         return;
@@ -28,7 +33,8 @@ pub(crate) fn forget_call(progress: &mut Progress) {
         let last = parked.log.last().filter(|attempt| is_mark(attempt));
         last.map(|attempt| attempt.at)
     };
-    // The newest mark belongs to the call, if there was one; if not, one end is forgotten, and one message is called once more.
+    // The newest mark belongs to that call, if there was one. Otherwise an end of the host is
+    // forgotten, and one message is called once too often.
     let newest = progress
         .parked
         .iter_mut()
@@ -38,7 +44,8 @@ pub(crate) fn forget_call(progress: &mut Progress) {
     }
 }
 
-/// Takes off the mark of a call that this host was about to make: it was in doubt whether it is committed, and nobody was called.
+/// Removes the mark of a call that this host was about to make. The mark's commit was in doubt, and
+/// nothing was called.
 pub(crate) fn forget_mark(progress: &mut Progress, (offset, at): (Offset, Timestamp)) {
     let marked = progress.parked.iter_mut().find(|p| p.offset == offset);
     if let Some(parked) = marked {
@@ -49,7 +56,8 @@ pub(crate) fn forget_mark(progress: &mut Progress, (offset, at): (Offset, Timest
     }
 }
 
-/// The batch's only message is parked, so that it is found again wherever it was; returns the progress with it.
+/// Parks the batch's only message, so that it is found again wherever it came from; returns the
+/// progress.
 pub(crate) fn parked(
     progress: &Progress,
     order: Order,
@@ -75,23 +83,25 @@ fn is_mark(attempt: &Attempt) -> bool {
     attempt.class == Cause::HostDied.as_str()
 }
 
-/// What a worker knows of the host's last end.
+/// What a worker knows about the host's last end.
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
-    /// Messages below were in flight at the host's last end; `None` if all of them were called since, or there were none.
+    /// Messages below this offset were in flight at the host's last end; `None` if there were none,
+    /// or all have been called since.
     until: Option<Offset>,
-    /// Those that were called since the worker started.
+    /// Suspects that were called since the worker started.
     cleared: HashSet<Offset>,
-    /// Messages that are given up without a call.
+    /// Messages to give up without a call.
     convicted: Vec<Offset>,
     /// Whether a call has returned since the worker started.
     begun: bool,
-    /// Whether there is a mark that no commit has removed yet.
+    /// Whether a mark is committed that no later commit has removed.
     marked: bool,
 }
 
 impl Suspects {
-    /// Reads the previous worker's progress. If its host is alive (`left` is false), no host ended during it.
+    /// Reads the previous worker's progress. With `left` false, that worker's host is alive, so no
+    /// host ended during its call.
     pub(crate) fn of(progress: &Progress, left: bool) -> Self {
         let ends = |parked: &Parked| parked.log.iter().filter(|a| is_mark(a)).count();
         let convicted = progress
@@ -110,17 +120,17 @@ impl Suspects {
         self.convicted.last().copied()
     }
 
-    /// That one is parked no longer.
+    /// Records that the convicted message was given up.
     pub(crate) fn is_gone(&mut self) {
         self.convicted.pop();
     }
 
-    /// Whether there are any, so that messages are called alone.
+    /// Whether suspects are left, so that messages are called alone.
     pub(crate) fn are_there(&self) -> bool {
         self.until.is_some()
     }
 
-    /// Ends the search if all of them were called; true if it ends just now.
+    /// Ends the search if all suspects were called; true if it ends now.
     pub(crate) fn end(&mut self, progress: &Progress, now: Timestamp) -> bool {
         let Some(until) = self.until.filter(|until| progress.next >= *until) else {
             return false;
@@ -134,7 +144,7 @@ impl Suspects {
         ends
     }
 
-    /// Nothing was left to call below `next`: returns whether that ends the search.
+    /// Reports that nothing is left to call below `next`; true if that ends the search.
     pub(crate) fn end_at(&mut self, next: Offset) -> bool {
         let ends = self.until.is_some_and(|until| next >= until);
         if ends {
@@ -143,10 +153,11 @@ impl Suspects {
         ends
     }
 
-    /// The parked message to call next, with or without new ones to read.
+    /// The parked message to call next. `has_new` tells whether new messages are left to read.
     pub(super) fn due(&self, parked: &[Parked], has_new: bool, now: Timestamp) -> Due {
         match batcher::oldest_due(parked, now, &self.cleared) {
-            // The next suspect waits behind one that was called before: that one continues first.
+            // The next suspect waits behind a message that was called before, so that one continues
+            // first.
             due if due.offsets.is_empty() && !has_new => {
                 batcher::oldest_due(parked, now, &HashSet::new())
             }
@@ -154,7 +165,7 @@ impl Suspects {
         }
     }
 
-    /// Whether the batch about to be called is the worker's first one, and has to be marked as a whole.
+    /// Whether the next call is the worker's first one, whose batch must be marked as a whole.
     pub(crate) fn is_first_call(&self) -> bool {
         !self.begun && self.until.is_none()
     }
@@ -168,10 +179,11 @@ impl Suspects {
         at: Timestamp,
     ) -> Progress {
         let mut marked = progress.clone();
-        // If the host ends now, this one and those behind it are still suspects.
+        // If the host ends now, this message and those behind it are still suspects.
         marked.first_call = self.until;
         if let Some(parked) = marked.parked.iter_mut().find(|p| p.offset == offset) {
-            // The oldest is dropped: the marks of the latest ends are the newest.
+            // The oldest attempt is dropped. The marks of the latest ends are the newest attempts
+            // and stay.
             if parked.log.len() >= ATTEMPT_LOG_MAX {
                 parked.log.remove(0);
             }
@@ -185,17 +197,18 @@ impl Suspects {
         marked
     }
 
-    /// A mark is committed.
+    /// Records that a mark is committed.
     pub(crate) fn mark(&mut self) {
         self.marked = true;
     }
 
-    /// A commit has removed the mark.
+    /// Records that a commit has removed the mark.
     pub(super) fn answered(&mut self) {
         self.marked = false;
     }
 
-    /// A call of these has returned, unless it was interrupted; returns whether a mark is left to remove.
+    /// Records that a call has returned, unless it was interrupted; returns whether a mark is left
+    /// to remove.
     pub(crate) fn called(&mut self, offsets: &[Offset], interrupted: bool) -> bool {
         self.begun = true;
         if self.until.is_some() && !interrupted {
@@ -228,7 +241,7 @@ mod tests {
         for end in 1..=ENDS_ALONE_MAX {
             let suspects = Suspects::of(&progress, true);
             assert!(suspects.are_there() && suspects.convicted().is_none());
-            // The next worker reads this if the host ends during the call.
+            // The next worker reads this progress if the host ends during the call.
             progress = suspects.marked(&progress, Offset(3), 1, Timestamp(end as u64));
         }
         let mut suspects = Suspects::of(&progress, true);
@@ -271,7 +284,7 @@ mod tests {
             assert_eq!(suspects.due(&progress.parked, true, now).offsets, [offset]);
             suspects.mark();
             assert!(suspects.called(&[offset], true), "a mark is left to remove");
-            // The call was interrupted and says nothing: it is called again.
+            // The interrupted call says nothing about the message, so it is called again.
             assert_eq!(suspects.due(&progress.parked, true, now).offsets, [offset]);
             suspects.mark();
             suspects.answered();

@@ -1,5 +1,6 @@
-//! What a decision takes from the processor's allowances before its commit: dead letters, and messages that an unproven revision gives
-//! up. Other partitions take from the same allowances, so nothing is committed that was not taken.
+//! Takes dead letters, and messages that an unproven revision gives up, from the processor's
+//! allowances before their commit. Other partitions take from the same allowances, so nothing may
+//! be committed that was not taken.
 
 use std::time::Duration;
 
@@ -7,24 +8,27 @@ use crate::dispatch::allowance::Granted;
 use crate::dispatch::delivery::Effects;
 use crate::dispatch::gate::Gate;
 
-/// Taken for one decision; to be given back if that is not committed.
+/// What was taken for one decision. It must be given back if the decision is not committed.
 #[must_use]
 pub(crate) struct Taken {
     dead_letters: Granted,
-    /// How many messages are given up, in this run of unproven revisions.
+    /// The run of unproven revisions, and how many messages are given up in it.
     unproven: (u32, u32),
 }
 
-/// Why a decision cannot have what it needs.
+/// Why a decision cannot take what it needs.
 pub(crate) enum Short {
-    /// Another partition was faster, or another revision runs by now. A new decision sees what is left, eventually nothing.
+    /// Another partition was faster, or another revision runs by now. A new decision sees what is
+    /// left, which may be nothing.
     Outrun,
-    /// There are fewer dead letters than it has: this message of the batch would be the first too many. More come after this time.
+    /// Fewer dead letters are allowed than the decision has. `first` is the first message of the
+    /// batch beyond the limit, and more are allowed after `more_in`.
     DeadLetters { first: usize, more_in: Duration },
 }
 
 impl Taken {
-    /// Takes what the decision needs. What an operator gives up needs no allowance of dead letters.
+    /// Takes what the decision needs. Messages that an operator gives up need no allowance of dead
+    /// letters.
     pub(crate) fn take(
         gate: &Gate,
         run: u32,
@@ -59,7 +63,7 @@ impl Taken {
         }
     }
 
-    /// The decision is not committed.
+    /// Returns everything, because the decision is not committed.
     pub(crate) fn give_back(self, gate: &Gate) {
         let (run, messages) = self.unproven;
         gate.give_back(self.dead_letters);
@@ -94,7 +98,7 @@ mod tests {
         }
     }
 
-    /// Three dead letters are allowed, and two of them to unproven revisions.
+    /// A gate that allows three dead letters, two of them to unproven revisions.
     fn gate() -> Gate {
         let live = Live {
             processor: ProcessorName::parse("p").unwrap(),

@@ -26,7 +26,7 @@ use crate::hosts::holding::Share;
 use crate::processors::handle::Processors;
 
 /// Maximum time an operator's write waits for the batch that uses the state. After that the write
-/// is refused.
+/// is refused, and nothing is written.
 const STATE_TURN_WAIT_MS_MAX: u64 = 10_000;
 
 /// A processor's state in a partition.
