@@ -1,4 +1,4 @@
-//! Checks an answer before anything uses it: every number, span, name and size. The result can be trusted.
+//! Checks every number, span, name and size of an answer before anything uses it.
 
 use millrace_engine::state::StateWrite;
 use millrace_model::bounds::{BACKTRACE_BYTES_MAX, BATCH_MESSAGES_MAX, DELAY_MS_MAX};
@@ -23,15 +23,14 @@ use crate::handler::{CallError, CallUse, Cause};
 /// A handler's checked answer to a batch.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// The outputs.
     pub(crate) outputs: Outputs,
-    /// The failed messages, ascending.
+    /// The failed messages, by ascending index.
     pub(crate) failed: Vec<Failed>,
-    /// The writes to state of the other messages.
+    /// The writes to state of the messages that did not fail.
     pub(crate) state: Option<StateWrite>,
-    /// Whether expired entries are removed in the same commit.
+    /// Whether the same commit also removes expired entries.
     pub(crate) removes_ended: bool,
-    /// What the call used, if any message failed and it is known.
+    /// The resources that the call used, if known; only set if a message failed.
     pub(crate) used: Option<CallUse>,
     /// Whether failed messages are given up without asking the error handler.
     pub(crate) is_final: bool,
@@ -41,7 +40,7 @@ pub(crate) struct Verdict {
 #[derive(Debug, Default)]
 pub(crate) struct Outputs {
     answer: Answer,
-    /// Maps each topic name of the answer to an output topic.
+    /// For each topic name of the answer, the index of the output topic.
     names: Vec<u32>,
     default: u32,
     bytes: usize,
@@ -77,7 +76,7 @@ impl Verdict {
         })
     }
 
-    /// The verdict on a message during which the host ended repeatedly.
+    /// The verdict on a message that was in flight when the host ended several times.
     pub(crate) fn host_died(reason: String) -> Self {
         let cause = Cause::HostDied;
         Self {
@@ -137,13 +136,13 @@ impl Verdict {
         }
     }
 
-    /// Whether an operator gave them up.
+    /// Whether an operator gave the messages up.
     pub(crate) fn is_by_hand(&self) -> bool {
         let mut failed = self.failed.iter();
         failed.any(|failed| failed.cause == Cause::GivenUp)
     }
 
-    /// Whether it is the component's own word: the call returned.
+    /// Whether the call returned, so that this is the component's own decision.
     pub(crate) fn is_returned(&self) -> bool {
         let said = |failed: &Failed| matches!(failed.cause, Cause::Retry | Cause::Reject);
         self.failed.iter().all(said)
@@ -226,7 +225,7 @@ fn topic_of(answer: &Answer, names: &[u32], default: u32, output: usize) -> u32 
 }
 
 impl Outputs {
-    /// From now on the outputs carry the hops of their sources, plus one if this processor counts.
+    /// Makes the outputs carry the hops of their sources, plus one if this processor counts hops.
     pub(crate) fn carry(&mut self, hops: Hops) {
         self.hops = hops;
     }
@@ -236,12 +235,12 @@ impl Outputs {
         self.answer.sources.len()
     }
 
-    /// Their total bytes.
+    /// Total bytes of the outputs.
     pub(crate) fn byte_count(&self) -> usize {
         self.bytes
     }
 
-    /// The message that an output comes from.
+    /// The index of the message that an output comes from.
     pub(crate) fn source(&self, output: usize) -> usize {
         self.answer.sources[output] as usize
     }
@@ -303,18 +302,19 @@ impl Outputs {
         bytes_of(&self.answer, batch, column, index)
     }
 
-    /// Its time of delivery; `None` is at once.
+    /// When the output is delivered; `None` is at once.
     pub(crate) fn deliver_at(&self, output: usize) -> Option<Timestamp> {
         time(&self.answer, output, 1)
     }
 
-    /// Its own timestamp, or its time of delivery, or its source's timestamp.
+    /// The output's own timestamp, else its time of delivery, else its source's timestamp.
     fn timestamp(&self, output: usize, batch: &ColumnBatch) -> Timestamp {
         let given = time(&self.answer, output, 0).or_else(|| self.deliver_at(output));
         given.unwrap_or_else(|| Timestamp(batch.timestamps[self.source(output)]))
     }
 
-    /// Whether all times are in milliseconds, and times of delivery near enough. A timestamp copied from the source is not checked.
+    /// Checks that all times are in milliseconds, and that times of delivery are near enough. A
+    /// timestamp copied from the source is not checked.
     pub(crate) fn check_times(&self, batch: &ColumnBatch, now: Timestamp) -> Result<(), CallError> {
         for output in 0..self.answer.times.len() / 2 {
             let own = |at: &Timestamp| at.0 != batch.timestamps[self.source(output)];
@@ -339,7 +339,7 @@ impl Outputs {
         }
     }
 
-    /// Adds an output to columns, for a partitioner to read.
+    /// Adds an output to columns that a partitioner reads.
     pub(crate) fn show(&self, output: usize, batch: &ColumnBatch, columns: &mut ColumnBatch) {
         let source = self.source(output);
         let parts = (self.key(output, batch), self.value(output, batch));
@@ -371,7 +371,7 @@ impl Outputs {
     }
 }
 
-/// Writes a message with these hops, whatever the component says.
+/// Writes a message with these hops and ignores the hops that the component set.
 fn write_with<'a>(
     builder: &mut BatchBuilder,
     timestamp: Timestamp,

@@ -1,4 +1,4 @@
-//! A message that failed: how, and as what class of failure.
+//! A failed message and the class of its failure.
 
 use crate::handler::Cause;
 

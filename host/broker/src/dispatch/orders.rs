@@ -1,6 +1,7 @@
-//! An operator's orders about parked messages, on their way to the worker that holds them, because only the worker changes progress. A
-//! worker looks for orders between two batches and while it waits. The caller waits for the answer, and withdraws the order if the
-//! worker does not reach it in time.
+//! Passes an operator's orders about parked messages to the worker that holds them, because only
+//! the worker changes progress. A worker looks for orders between two batches and while it waits.
+//! The caller waits for the answer, and withdraws the order if the worker does not reach it in
+//! time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,12 +30,12 @@ pub enum ParkedAction {
     GiveUp,
 }
 
-/// Which parked messages of a partition.
+/// The parked messages of a partition that an order applies to.
 #[derive(Clone, Debug)]
 pub(crate) enum Meant {
-    /// These.
+    /// The messages at these offsets.
     Offsets(Vec<Offset>),
-    /// Those whose last attempt failed with this class.
+    /// Messages whose last attempt failed with this class.
     Class(String),
     All,
 }
@@ -42,9 +43,9 @@ pub(crate) enum Meant {
 /// The result of an order.
 #[derive(Debug, Default)]
 pub(crate) struct Obeyed {
-    /// Messages that it was applied to.
+    /// Number of messages that the order was applied to.
     pub(crate) done: usize,
-    /// Messages that were named and not handled, with the reason.
+    /// Named messages that were not handled, with the reason.
     pub(crate) left: Vec<(Offset, String)>,
 }
 
@@ -52,7 +53,7 @@ pub(crate) struct Obeyed {
 pub(crate) struct Order {
     pub(crate) action: ParkedAction,
     pub(crate) meant: Meant,
-    /// Who asks, for the evidence.
+    /// The caller's name, for the evidence.
     pub(crate) by: Option<String>,
     pub(crate) answer: oneshot::Sender<Result<Obeyed, String>>,
 }
@@ -63,13 +64,13 @@ pub(crate) struct Orders(Arc<Mutex<Waiting>>);
 
 #[derive(Default)]
 struct Waiting {
-    /// Number of orders so far.
+    /// Number of orders that were ever put; numbers the next one.
     count: u64,
     orders: VecDeque<(u64, Order)>,
 }
 
 impl Orders {
-    /// Adds one; returns the number by which it can be withdrawn.
+    /// Adds an order; returns the number that withdraws it.
     pub(crate) fn put(&self, order: Order) -> u64 {
         let mut waiting = self.0.lock();
         waiting.count += 1;
@@ -78,12 +79,12 @@ impl Orders {
         number
     }
 
-    /// The next one; from here on it can no longer be withdrawn.
+    /// Takes the next order. From here on it can no longer be withdrawn.
     pub(crate) fn take(&self) -> Option<Order> {
         self.0.lock().orders.pop_front().map(|(_, order)| order)
     }
 
-    /// Withdraws one; false if a worker has already taken it.
+    /// Withdraws an order; false if a worker has already taken it.
     pub(crate) fn take_back(&self, number: u64) -> bool {
         let mut waiting = self.0.lock();
         let before = waiting.orders.len();

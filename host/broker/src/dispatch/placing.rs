@@ -1,4 +1,5 @@
-//! Chooses the partitions of outputs: the handler's own choice first, then the output topic's partitioner.
+//! Chooses the partitions of outputs: the handler's choice if there is one, otherwise the output
+//! topic's partitioner.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use crate::handler::CallError;
 /// The partition of each output, at this moment of the monotonic clock.
 ///
 /// # Errors
-/// The failure of a partitioner component: a batch that it could not place fails as if its processor could not process it.
+/// The failure of a partitioner component. A batch whose outputs it could not place fails as if its
+/// processor could not process it.
 pub(crate) async fn place(
     outputs: &Outputs,
     batch: &ColumnBatch,
@@ -47,7 +49,8 @@ pub(crate) async fn place(
         }
     }
     for (output, place) in placed.iter_mut().enumerate() {
-        // A partition beyond the topic's is possible only if one topic takes the outputs meant for others.
+        // A partition beyond the topic's last is possible only if one topic takes the outputs meant
+        // for others.
         let partitions = topics.partitions(outputs.topic(output)).max(1);
         let asked = outputs.partition(output).map(|asked| asked % partitions);
         *place = asked.unwrap_or(*place);
@@ -94,7 +97,7 @@ async fn ask(
     answer.map_err(|error| named(error, topic))
 }
 
-/// Names the partitioner in the error.
+/// Adds the topic's name to a partitioner's error.
 fn named(error: CallError, topic: &str) -> CallError {
     let name = |text: String| format!("partitioner of topic {topic}: {text}");
     match error {

@@ -1,9 +1,10 @@
-//! The bound on records of failed attempts, over all partitions of a host: each may park thousands of messages and keeps the last
-//! attempts of each, with their reasons.
+//! Bounds the records of failed attempts, over all partitions of a host. Each partition may park
+//! thousands of messages and keeps the last attempts of each, with their reasons.
 //!
-//! At the bound, a partition with parked messages takes no new ones until some are settled, and one without takes one message at a
-//! time: retries continue everywhere, no partition is blocked for good by others, and no message is dropped. A further attempt at a
-//! parked message then replaces the earlier ones and is shortened; each message counts with that size from the beginning.
+//! At the bound, a partition with parked messages takes no new ones until some are settled, and a
+//! partition without takes one message at a time. So retries continue everywhere, no partition is
+//! blocked for good by others, and no message is dropped. A further attempt at a parked message is
+//! shortened and replaces the earlier ones; each message counts with that size from the beginning.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,23 +13,23 @@ use millrace_model::Progress;
 use millrace_model::bounds::{ATTEMPT_SHORT_REASON_BYTES_MAX, FAILURE_CLASS_BYTES_MAX};
 use millrace_model::progress::Parked;
 
-/// Size of a parked message besides its record, and of an attempt besides its texts. Each is in memory twice, in the worker and in the
-/// engine.
+/// Size of a parked message besides its record, and of an attempt besides its texts. Both are in
+/// memory twice, in the worker and in the engine.
 const ENTRY_BYTES: usize = 160;
 const TIMES_IN_MEMORY: usize = 2;
-/// Length of the note that says how many attempts are missing.
+/// Length of the note about attempts that were left out.
 const LEFT_OUT_BYTES: usize = 72;
 /// Maximum size of a shortened attempt.
 const SHORT_BYTES: usize =
     ENTRY_BYTES + FAILURE_CLASS_BYTES_MAX + ATTEMPT_SHORT_REASON_BYTES_MAX + LEFT_OUT_BYTES;
-/// What a parked message counts at least: it may grow to this without asking.
+/// The minimum size that a parked message counts with. It may grow to this size without a check.
 const LEAST_BYTES: usize = TIMES_IN_MEMORY * (ENTRY_BYTES + SHORT_BYTES);
 
 /// Bytes of records, and their maximum.
 #[derive(Debug)]
 pub(crate) struct Remembered {
     bytes: AtomicUsize,
-    /// What messages in work may add.
+    /// Bytes that messages in work may add.
     expected: AtomicUsize,
     bytes_max: usize,
 }
@@ -37,11 +38,11 @@ pub(crate) struct Remembered {
 #[derive(Debug)]
 pub(crate) struct Part {
     of: Arc<Remembered>,
-    /// What counts for it now.
+    /// Bytes that count for this worker now.
     bytes: usize,
-    /// What its messages in work may add.
+    /// Bytes that its messages in work may add.
     expected: usize,
-    /// What counts once nothing is in work.
+    /// Bytes that will count when nothing is in work.
     settled: usize,
 }
 
@@ -58,7 +59,7 @@ impl Remembered {
         self.bytes.load(Ordering::Relaxed) >= self.bytes_max
     }
 
-    /// What is left if everything in work has to wait.
+    /// Bytes that are left if every message in work is parked.
     fn left(&self) -> usize {
         let expected = self.expected.load(Ordering::Relaxed);
         let bytes = self.bytes.load(Ordering::Relaxed);
@@ -79,33 +80,33 @@ impl Part {
         part
     }
 
-    /// The worker now records this much.
+    /// Sets the worker's records.
     pub(crate) fn set(&mut self, progress: &Progress) {
         self.propose(progress);
         self.settled = self.bytes;
     }
 
-    /// Announced before a commit, so that other workers' decisions account for it.
+    /// Counts a progress before its commit, so that decisions of other workers include it.
     pub(crate) fn propose(&mut self, progress: &Progress) {
         self.move_to(progress.parked.iter().map(cost).sum(), 0);
     }
 
-    /// What was announced is committed.
+    /// Records that the proposed progress is committed.
     pub(crate) fn settle(&mut self) {
         self.settled = self.bytes;
     }
 
-    /// This many new messages were read, and may all have to wait.
+    /// Counts new messages that were read and may all be parked.
     pub(crate) fn expect(&mut self, messages: usize) {
         self.move_to(self.settled, messages * LEAST_BYTES);
     }
 
-    /// Nothing is in work any more.
+    /// Records that nothing is in work.
     pub(crate) fn rest(&mut self) {
         self.move_to(self.settled, 0);
     }
 
-    /// Whether there is only room for a message's last attempt, shortened.
+    /// Whether memory is short: then only a message's last attempt is kept, shortened.
     pub(crate) fn is_short(&self) -> bool {
         self.of.is_full()
     }
@@ -120,14 +121,14 @@ impl Part {
         (self.bytes, self.expected) = (bytes, expected);
     }
 
-    /// How many new messages may be read, given the partition's own room. Messages that are only in work elsewhere never keep a
-    /// partition from reading one message.
+    /// How many new messages may be read, given the partition's own room. Messages that are only in
+    /// work elsewhere never stop a partition from reading one message.
     pub(crate) fn new_messages_max(&self, room: usize) -> usize {
         let least = usize::from(self.settled == 0 || !self.of.is_full());
         room.min((self.of.left() / LEAST_BYTES).max(least))
     }
 
-    /// Why none may be read, if that is so.
+    /// Why no new message may be read; `None` if some may.
     pub(crate) fn why_none(&self) -> Option<String> {
         let is_full = self.new_messages_max(1) == 0;
         is_full.then(|| {
@@ -193,7 +194,7 @@ mod tests {
         let other = Part::new(&host, &parked(1));
         one.expect(5);
         assert_eq!(other.new_messages_max(9), 2);
-        // It may come to nothing: nobody is kept waiting for it, and nothing is shortened.
+        // The messages may succeed, so nothing waits because of them and nothing is shortened.
         one.expect(500);
         assert_eq!(other.new_messages_max(9), 1);
         assert!(!other.is_short() && other.why_none().is_none());

@@ -1,8 +1,9 @@
-//! Two revisions at work: the current one and a canary, which takes the messages of a share of the keys. A batch belongs to one side.
-//! Messages of the other side are parked and form that side's next batch.
+//! Divides messages between two revisions: the current one, and a canary that takes the messages of
+//! a share of the keys. A batch belongs to one side. Messages of the other side are parked and form
+//! that side's next batch.
 //!
-//! A key never changes sides while the share stays the same. Whichever side runs, messages of one key stay in order: parked ones come
-//! first, and the worker runs one batch at a time.
+//! A key stays on its side while the share stays the same. Messages of one key stay in order
+//! whichever side runs: parked ones come first, and the worker runs one batch at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +40,7 @@ impl Side {
 pub(crate) struct Canary {
     pub(crate) live: Arc<Live>,
     pub(crate) percent: u32,
-    /// Its own breaker. Once it opens, the canary is out and all messages belong to the current revision.
+    /// The canary's own breaker. When it opens, all messages belong to the current revision.
     pub(crate) gate: Arc<Gate>,
     pub(crate) tally: Arc<Tally>,
 }
@@ -49,19 +50,19 @@ pub(crate) struct Canary {
 pub struct SideStatus {
     /// The revision.
     pub revision: u32,
-    /// Messages that it processed.
+    /// Messages that the revision processed.
     pub messages: u64,
     /// Failed attempts.
     pub failed: u64,
     /// Calls that failed as a whole.
     pub failed_calls: u64,
-    /// Messages that it gave up.
+    /// Messages that the revision gave up.
     pub dead_letters: u64,
-    /// Messages that this canary would have given up and passed to the current revision.
+    /// Messages that this canary would have given up; they were passed to the current revision.
     pub asked_again: u64,
 }
 
-/// Counts both sides.
+/// The counts of both sides.
 pub(crate) struct Tally {
     current: Count,
     canary: Count,
@@ -78,7 +79,7 @@ struct Count {
 }
 
 impl Tally {
-    /// Nothing counted yet.
+    /// A tally of zeros.
     pub(crate) fn new(processor: &ProcessorName) -> Self {
         Self {
             current: Count::new(processor, "current"),
@@ -86,7 +87,7 @@ impl Tally {
         }
     }
 
-    /// A batch of this side was committed.
+    /// Counts a committed batch of this side.
     pub(crate) fn committed(&self, side: Side, counts: Counts) {
         let count = self.of(side);
         let add = |to: &AtomicU64, number| to.fetch_add(number, Ordering::Relaxed);
@@ -98,7 +99,7 @@ impl Tally {
         count.failed_total.increment(counts.failed);
     }
 
-    /// A call of this side failed as a whole.
+    /// Counts a call of this side that failed as a whole.
     pub(crate) fn call_failed(&self, side: Side) {
         let failed = &self.of(side).failed_calls;
         failed.fetch_add(1, Ordering::Relaxed);
@@ -141,7 +142,7 @@ impl Count {
     }
 }
 
-/// Whether a message is in the canary's share: by its key, or without a key by its offset.
+/// The side of a message by its key, or without a key by its offset.
 pub(crate) fn side_of(percent: u32, key: Option<&[u8]>, offset: Offset) -> Side {
     let hash = match key {
         Some(key) => fnv1a(key.iter().copied()),
@@ -153,7 +154,7 @@ pub(crate) fn side_of(percent: u32, key: Option<&[u8]>, offset: Offset) -> Side 
     }
 }
 
-/// Spreads small differences over all bits (the end of SplitMix64).
+/// Spreads small differences over all bits (the final step of SplitMix64).
 fn scattered(mut bits: u64) -> u64 {
     bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -161,16 +162,16 @@ fn scattered(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// How a batch is cut for a side. It is asked about each message, in order.
+/// Decides for each message, in order, whether it belongs to the batch's side.
 #[derive(Clone, Debug)]
 pub(crate) struct Split {
     percent: u32,
     in_line: bool,
-    /// The batch's side, once something was added.
+    /// The batch's side; `None` until a message is added.
     side: Option<Side>,
-    /// The preferred side if there is a choice.
+    /// The side to choose if both have messages.
     prefers: Side,
-    /// Messages that may still be set aside.
+    /// Number of messages that may still be parked for the other side.
     aside_max: usize,
     /// Maximum messages and bytes of a batch of the current revision, and of the canary.
     bounds: [(usize, usize); 2],
@@ -179,17 +180,18 @@ pub(crate) struct Split {
 /// What to do with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sorted {
-    /// It belongs to the batch's side.
+    /// It belongs to the batch's side: take it.
     Take,
-    /// It waits for the other side's next batch.
+    /// It belongs to the other side: park it for that side's next batch.
     Aside,
-    /// The batch ends before it.
+    /// End the batch before it.
     End,
 }
 
 impl Split {
-    /// For a batch that follows one of the side `before`: it takes the other side if both wait. The parts of a batch that is repeated
-    /// in parts (`again`) belong to one side.
+    /// For a batch that follows one of side `before`: if both sides have messages, the other side
+    /// is next. With `again`, the batch repeats another one in parts, and all parts belong to the
+    /// same side.
     pub(crate) fn new(
         percent: u32,
         order: Order,
@@ -217,7 +219,8 @@ impl Split {
         self.side.unwrap_or_default()
     }
 
-    /// Parked messages with these keys and offsets are about to be added: chooses the side.
+    /// Chooses the side for parked messages with these keys and offsets, which are about to be
+    /// added.
     pub(crate) fn choose<'a>(
         &mut self,
         mut messages: impl Iterator<Item = (Option<&'a [u8]>, Offset, bool)>,
@@ -233,7 +236,8 @@ impl Split {
         self.side = Some(if other { self.prefers } else { first });
     }
 
-    /// New messages follow. Only the larger side sets others aside, and only a limited number: a small part of what it takes.
+    /// Prepares for new messages. Only the larger side parks messages of the other side, and only
+    /// up to a maximum number, because they are a small part of what it takes.
     pub(crate) fn begin_new(&mut self, parked: &[Parked], again: bool) {
         let larger = match self.percent > 50 {
             true => Side::Canary,
@@ -249,7 +253,8 @@ impl Split {
         self.aside_max = CANARY_ASIDE_MESSAGES_MAX.saturating_sub(waiting);
     }
 
-    /// A parked message's side: the current revision's if a canary failed it, whatever its key.
+    /// A parked message's side. A message that a canary failed belongs to the current revision,
+    /// whatever its key.
     fn side_of_parked(&self, key: Option<&[u8]>, offset: Offset, current_only: bool) -> Side {
         match current_only {
             true => Side::Current,
@@ -277,7 +282,7 @@ impl Split {
         let side = side_of(self.percent, key, offset);
         let wanted = match self.side {
             Some(side) => side,
-            // There is no preference: the batch goes to the side of the first message.
+            // Nothing may be parked: the batch takes the side of its first message.
             None if self.aside_max == 0 => side,
             None => self.prefers,
         };

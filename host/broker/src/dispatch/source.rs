@@ -1,4 +1,5 @@
-//! Reads one input partition for its worker: new messages in order, many batches at a time, and parked ones by their offsets.
+//! Reads one input partition for its worker: new messages in order, many batches at a time, and
+//! parked messages by their offsets.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -8,11 +9,13 @@ use millrace_engine::{Engine, ReadError, Watch};
 use millrace_model::batch::RecordView;
 use millrace_model::{BatchError, Offset, RecordBatch, Timestamp, TopicPartition};
 
-/// Bytes per read of parked messages: they are scattered, so little more than the batch itself is useful.
+/// Bytes per read of parked messages. They are scattered, so reading far beyond the batch is no
+/// use.
 const PARKED_READ_BYTES: usize = 16 << 10;
-/// Approximate bytes of batches held for parked messages: each message holds its whole batch.
+/// Approximate bytes of batches held for parked messages, because each message holds its whole
+/// batch.
 const PARKED_HELD_BYTES: usize = 16 << 20;
-/// Minimum bytes per read: one call for many small batches.
+/// Minimum bytes per read, so that one call reads many small batches.
 const READ_BYTES_MIN: usize = 256 << 10;
 
 /// New messages of one partition, in order, from the worker's position.
@@ -22,7 +25,7 @@ pub(crate) struct Source {
     watch: Watch,
     /// Messages below this offset are not returned again.
     position: Offset,
-    /// The end of the partition when it was last looked at: waiting starts from here.
+    /// The end of the partition when it was last read. Waiting starts from here.
     seen: Offset,
     /// Where the next read continues.
     read_next: Offset,
@@ -34,13 +37,13 @@ pub(crate) struct Source {
     views: Vec<RecordView>,
     at: usize,
     lost: u64,
-    /// Messages from here on are not returned.
+    /// The first offset that is not returned.
     limit: Offset,
     /// Only messages with these timestamps are returned; `None` means all.
     times: Option<Range<Timestamp>>,
 }
 
-/// A message in place.
+/// A message: its batch and its place in it.
 pub(crate) type Located = (RecordBatch, RecordView);
 
 impl Source {
@@ -70,7 +73,8 @@ impl Source {
         }
     }
 
-    /// Skips messages with other timestamps: they need not ascend, so a range of offsets contains some.
+    /// Skips messages outside these timestamps. Timestamps need not ascend, so a range of offsets
+    /// may contain such messages.
     pub(crate) fn only(mut self, times: Option<Range<Timestamp>>) -> Self {
         self.times = times;
         self
@@ -86,7 +90,7 @@ impl Source {
         self.position >= self.limit
     }
 
-    /// The offset after everything that was taken or skipped.
+    /// The offset after all messages that were taken or skipped.
     pub(crate) fn position(&self) -> Offset {
         self.position
     }
@@ -101,18 +105,18 @@ impl Source {
         self.waiting.0 + self.views.len() - self.at
     }
 
-    /// Unreadable messages that were skipped since the last call.
+    /// Number of unreadable messages that were skipped since the last call.
     pub(crate) fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
     }
 
-    /// The end as it is now: [`wait`](Self::wait) waits for what comes after it.
+    /// The partition's end now. [`wait`](Self::wait) waits for messages after it.
     pub(crate) fn look(&mut self) -> Offset {
         self.seen = self.end();
         self.seen
     }
 
-    /// Waits for messages after those that were seen; false if the partition is gone.
+    /// Waits for messages after the last known end; false if the partition is gone.
     pub(crate) async fn wait(&mut self) -> bool {
         self.watch.past(self.seen).await.is_some()
     }
@@ -148,8 +152,9 @@ impl Source {
         self.batches.push_back(batch);
     }
 
-    /// Removed messages cannot be waited for. Damaged ones are skipped only if their loss was accepted: they may be repaired, and
-    /// unprocessed messages are not ours to give up.
+    /// Moves past messages that cannot be read. Removed messages cannot come back. Damaged ones are
+    /// skipped only if their loss was accepted: they may be repaired, and skipping would lose
+    /// messages that were never processed.
     fn pass_over(&mut self, error: ReadError) -> Result<(), ReadError> {
         let to = match &error {
             ReadError::BelowStart { start, .. } => *start,
@@ -183,7 +188,7 @@ impl Source {
         let from = from.max(self.engine.ends(partition).map_or(from, |ends| ends.start));
         let ranges = self.engine.damage().ranges.into_iter();
         let accepted = ranges.filter(|r| r.partition == partition && r.accepted_at.is_some());
-        // The accepted range may by now be known as several adjacent ranges.
+        // The accepted range may be stored as several adjacent ranges by now.
         let covered = accepted.fold(from, |covered, range| {
             if range.from <= covered {
                 covered.max(range.to)
@@ -229,7 +234,8 @@ impl Source {
         self.open = Some(batch);
     }
 
-    /// Views the batch's records, up to the first that cannot be read. A compressed batch is replaced by its decompressed form.
+    /// Reads the batch's records, up to the first that cannot be read. A compressed batch is
+    /// replaced by its decompressed form.
     fn view(&mut self, batch: &mut RecordBatch) -> Result<(), BatchError> {
         *batch = batch.inflated()?;
         for record in batch.records()? {
@@ -244,7 +250,7 @@ impl Source {
         self.at = 0;
     }
 
-    /// Holds no memory while there is nothing to do.
+    /// Frees memory while there is nothing to do.
     pub(crate) fn rest(&mut self) {
         if self.at_hand() == 0 {
             self.close();
@@ -262,8 +268,8 @@ impl Source {
         };
     }
 
-    /// Messages by ascending offsets; `None` where one no longer exists. Returns fewer than asked for, but at least one, if more would
-    /// take too much memory.
+    /// Reads messages at these ascending offsets; `None` for a message that no longer exists.
+    /// Returns fewer than asked for, but at least one, if more would take too much memory.
     pub(crate) async fn load(&self, offsets: &[Offset]) -> Result<Vec<Option<Located>>, ReadError> {
         let mut found = Vec::with_capacity(offsets.len());
         let mut held_bytes = 0;
@@ -284,7 +290,7 @@ impl Source {
                     to.max(wanted.next())
                 }
                 Err(ReadError::PastEnd { .. }) => Offset::MAX,
-                // Messages found before this can be processed meanwhile.
+                // Messages found before the damage can be processed meanwhile.
                 Err(ReadError::Damaged { .. }) if !found.is_empty() => break,
                 Err(error) => return Err(error),
             };
@@ -296,8 +302,8 @@ impl Source {
     }
 }
 
-/// Finds the next wanted offsets that are in the batch, or before it and thus gone. Returns the bytes held for them: those of the
-/// decompressed form, if the batch is compressed.
+/// Finds the next wanted offsets that lie in the batch, or before it and so no longer exist.
+/// Returns the bytes held for them: the decompressed size if the batch is compressed.
 fn locate(batch: &RecordBatch, offsets: &[Offset], found: &mut Vec<Option<Located>>) -> usize {
     let before = found.len();
     let in_reach = |wanted: &Offset| *wanted < batch.end_offset();

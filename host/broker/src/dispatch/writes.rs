@@ -1,8 +1,9 @@
-//! A call's writes to state.
+//! The writes to state of one call.
 //!
-//! A failed message must leave nothing behind, and no other message may have seen its writes. If a failed message, or one that waits
-//! behind it, wrote to state in a batch of several, the whole batch has no effect: it is cut so that each failed message is called
-//! alone, and all others see only committed state.
+//! A failed message must leave no writes behind, and no other message may have seen them. If a
+//! failed message, or one that waits behind it, wrote to state in a batch of several messages, the
+//! whole batch has no effect. It is cut again so that each failed message is called alone and all
+//! others see only committed state.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use millrace_model::processor::Order;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::{self, Batch};
 
-/// The failed messages, if other messages may have seen their writes; otherwise none.
+/// The failed messages, if other messages may have seen their writes; otherwise empty.
 pub(crate) fn must_stand_alone(
     order: Order,
     batch: &Batch,
@@ -45,7 +46,7 @@ pub(crate) fn must_stand_alone(
     }
 }
 
-/// The changes of an attempt to commit; none for a message that failed alone.
+/// The state changes to commit for a call; none for a message that failed alone.
 pub(crate) fn to_commit(
     lease: &Lease,
     partition: TopicPartition,

@@ -1,4 +1,4 @@
-//! The checks of an answer. A failed check returns an error that says what is wrong.
+//! The checks of an answer. A failed check says what is wrong.
 
 use millrace_model::bounds::{
     ANSWER_OUTPUT_BYTES_MAX, DELAYED_MESSAGE_BYTES_MAX, FAILURE_CLASS_BYTES_MAX, MESSAGE_BYTES_MAX,
@@ -14,7 +14,7 @@ use crate::ground::chains::is_trail;
 use crate::ground::headers;
 use crate::handler::{CallError, Cause};
 
-/// An answer with the batch that it answers.
+/// An answer, and the batch that it answers.
 pub(super) struct Check<'a> {
     pub(super) answer: &'a Answer,
     pub(super) batch: &'a ColumnBatch,
@@ -54,7 +54,7 @@ impl Check<'_> {
         }
     }
 
-    /// The output topic of each name, and the bytes of all outputs.
+    /// The index of each named output topic, and the total bytes of the outputs.
     pub(super) fn outputs(&self, outputs_max: usize) -> Result<(Vec<u32>, usize), CallError> {
         let count = self.answer.sources.len();
         if count > outputs_max {
@@ -183,7 +183,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Stored values are signed, as in Kafka; a larger number would be read back as another one.
+    /// Checks timestamps. They are stored signed, as in Kafka; a larger number would be read back
+    /// as another one.
     fn times(&self) -> Result<(), CallError> {
         let beyond = |&ms: &u64| ms != NO_TIME && ms > i64::MAX as u64;
         match self.answer.times.iter().position(beyond) {
@@ -248,11 +249,13 @@ impl Check<'_> {
         Ok(size)
     }
 
-    /// An output may repeat its message's `millrace-` headers unchanged, but not invent any. `millrace-hops` is always recomputed.
+    /// An output may repeat its message's `millrace-` headers unchanged, but may not set any of its
+    /// own. `millrace-hops` is always recomputed.
     fn headers(&self) -> Result<(), CallError> {
         let answer = self.answer;
         let part = |index| bytes_of(answer, self.batch, &answer.headers, index);
-        // Those of one source at a time, because sources ascend: an answer may have a million headers, and its messages thousands.
+        // The headers of one source are collected at a time, because sources ascend: an answer may
+        // have a million headers, and its messages thousands.
         let (mut source, mut carried) = (None, Vec::new());
         for output in 0..answer.header_ends.len() {
             for header in header_range(answer, output) {
@@ -279,7 +282,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The length of a span, which must lie entirely in the batch's data or entirely in the answer's.
+    /// The length of a span. The span must lie entirely in the batch's data or entirely in the
+    /// answer's.
     fn span(
         &self,
         what: &str,
@@ -312,7 +316,7 @@ fn failure(message: usize, cause: Cause, detail: Option<&Detail>) -> Failed {
         .unwrap_or_default();
     let own = [Cause::HostDied, Cause::GivenUp].map(Cause::as_str);
     let class = if given.is_empty() || own.contains(&given) {
-        // These are the host's own headers: only the host may set them.
+        // Only the host may set its own headers.
         cause.as_str()
     } else {
         given

@@ -1,4 +1,4 @@
-//! Answers that lie, one lie each, and any answer at all.
+//! Checks of answers with one lie each, and of random answers.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ fn batch() -> ColumnBatch {
     batch
 }
 
-/// Emits the first message, retries the second, rejects the third.
+/// A correct answer: emits from the first message, retries the second, rejects the third.
 fn sound() -> Answer {
     let detail = |message, class: &str| Detail {
         message,
@@ -170,7 +170,7 @@ fn every_lie_is_found_and_named() {
             a.keys[2..].copy_from_slice(&[0, 1_000])
         }),
         ("the value of output 0", |a| a.values[0] = u32::MAX - 1),
-        // Half in the batch's data, half in the answer's.
+        // Half of the span is in the batch's data, half in the answer's.
         ("the value of output 0", |a| {
             a.values[..2].copy_from_slice(&[40, 20])
         }),
@@ -203,7 +203,7 @@ fn too_many_too_large_and_homeless_outputs_are_refused() {
     assert!(check(answer(10)).is_ok());
     assert!(check(answer(11)).is_err());
     assert!(Verdict::of(answer(1), &batch(), &topics(false), 10).is_err());
-    // A large span named often is a small answer that asks for a lot.
+    // A small answer can ask for much by naming a large span many times.
     let mut large = answer(4);
     large.data = vec![0; MESSAGE_BYTES_MAX];
     let theirs = batch().data.len() as u32;

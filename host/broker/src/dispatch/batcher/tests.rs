@@ -1,4 +1,4 @@
-//! Which parked messages run, and when.
+//! Which parked messages are due, and when.
 
 use millrace_model::Attempt;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! The breaker, at a clock that stands where the test says.
+//! The breaker, with a clock that the test sets.
 
 use std::ops::Range;
 
@@ -60,7 +60,7 @@ impl Bench {
         self.swap_from(revision, |_| {});
     }
 
-    /// Another revision takes over; what is written down of the one before may be changed.
+    /// Makes another revision take over. `change` may change the record of the previous one first.
     fn swap_from(&mut self, revision: u32, change: impl FnOnce(&mut Record)) {
         let mut record = self.breaker.record(at(self.now_ms));
         change(&mut record);
@@ -79,7 +79,7 @@ impl Bench {
             .install(BreakerPolicy::default(), &subject, at(self.now_ms));
     }
 
-    /// A batch of so many new messages, of which these failed.
+    /// Reports a batch of `count` new messages, of which `failed` failed.
     fn batch(&mut self, count: usize, failed: &[Failed], probe: bool) -> Judgement {
         let offsets: Vec<Offset> = (self.next..self.next + count as u64).map(Offset).collect();
         self.next += count as u64;
@@ -105,7 +105,7 @@ impl Bench {
         let now = at(self.now_ms);
         let judgement = self.breaker.report(&report, probe, now, &mut self.rng);
         if judgement == Judgement::Settle {
-            // It is committed.
+            // The batch is committed.
             let processed = report.processed();
             self.breaker.has_processed(self.revision, processed, now);
         }
@@ -120,7 +120,7 @@ impl Bench {
         self.batch(1, &[failed(0, cause, cause.as_str())], false)
     }
 
-    /// The message of the failing range, in a batch of that many.
+    /// Reports a batch of `count` messages, of which those in `bad` failed.
     fn part(&mut self, count: usize, bad: Range<usize>, cause: Cause) -> Judgement {
         let failures: Vec<Failed> = bad.map(|m| failed(m, cause, "busy")).collect();
         self.batch(count, &failures, false)
@@ -175,7 +175,7 @@ fn the_same_message_again_and_again_never_opens_it() {
         let judgement = bench.again(&[Offset(7)], &[poison], &[says], false);
         assert_eq!(judgement, Judgement::Settle);
     }
-    // Nor where its attempt is the first one for ever, because what was decided could not be committed.
+    // Nor if the attempt stays the first one forever, because its commit fails each time.
     for _ in 0..1_000 {
         let poison = failed(0, Cause::Trap, "trap");
         assert_eq!(
@@ -365,7 +365,7 @@ fn what_messages_failed_at_before_is_no_news_and_what_parked_ones_fail_at_anew_i
     bench.swap(2);
     let offsets: Vec<Offset> = (0..9).map(Offset).collect();
     let failures: Vec<Failed> = (0..9).map(|m| failed(m, Cause::Retry, "busy")).collect();
-    // As under the revision before: whatever is wrong, the deployment is not why.
+    // Under the previous revision they failed alike, so the deployment is not the reason.
     let known = bench.again(&offsets, &failures, &[Says::Nothing; 9], false);
     assert_eq!((known, bench.reason()), (Judgement::Settle, None));
     let traps: Vec<Failed> = (0..9).map(|m| failed(m, Cause::Trap, "trap")).collect();
@@ -407,7 +407,7 @@ fn a_class_that_was_usual_is_known_at_about_its_usual_share() {
     }
     assert_eq!(bench.batch(25, &rejects(25), false), Judgement::Discard);
     assert_eq!(bench.reason().map(Reason::as_str), Some("bad-deploy"));
-    // And it stays so until one is not rejected.
+    // The breaker stays open until a message is not rejected.
     bench.probe();
     assert_eq!(bench.batch(1, &rejects(1), true), Judgement::Postpone);
     bench.probe();
@@ -444,7 +444,7 @@ fn slow_traffic_and_idle_hours_prove_nothing_and_an_hour_of_work_does() {
     bench.good(2_000);
     bench.swap(2);
     bench.now_ms += 5 * 3_600_000;
-    // Every other message fails, one a minute.
+    // Every other message fails, at one message per minute.
     let mut messages = 0;
     while bench.reason().is_none() {
         bench.now_ms += 60_000;
@@ -455,7 +455,7 @@ fn slow_traffic_and_idle_hours_prove_nothing_and_an_hour_of_work_does() {
         assert!(messages < 60, "it is seen within an hour");
     }
     assert_eq!(bench.reason().map(Reason::as_str), Some("bad-deploy"));
-    // One message, and then nothing all night.
+    // One message, followed by an idle night.
     bench.swap(3);
     bench.good(1);
     bench.now_ms += 8 * 3_600_000;
@@ -610,8 +610,8 @@ fn anything() -> impl Strategy<Value = Happens> {
 }
 
 proptest! {
-    /// Whatever happens: open, only probes are settled; a probe always comes; a success closes; fewer failures than the least
-    /// number are never a reason.
+    /// Invariants for any sequence: while it is open, only probes are settled; there is always a
+    /// next probe; a success closes it; fewer failures than the minimum never open it.
     #[test]
     fn it_keeps_its_promises_whatever_happens(
         steps in proptest::collection::vec(anything(), 1..200),

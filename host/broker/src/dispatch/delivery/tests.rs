@@ -65,7 +65,7 @@ fn spec() -> ProcessorSpec {
     }
 }
 
-/// Messages of these keys, at offsets from 10 on; the first `retried` of them are parked before.
+/// Messages with these keys, at offsets from 10 on. The first `retried` of them were parked before.
 fn batch(keys: &[&str], retried: usize) -> Batch {
     let mut columns = ColumnBatch::default();
     for (offset, key) in (10..).zip(keys) {
@@ -479,7 +479,7 @@ fn attempts_of_other_revisions_count_for_nothing_and_a_first_failure_is_never_th
     );
     assert!(after(tried(4, 8), Word::Counts).given_up.is_empty());
     assert_eq!(after(tried(4, 9), Word::Counts).given_up, [0]);
-    // The handler would give it up, after so many attempts.
+    // After these attempts, the handler would give the message up.
     let before = Progress {
         next: Offset(11),
         parked: vec![tried(3, 50)],
@@ -520,7 +520,7 @@ fn before(parked: Parked) -> Progress {
 #[test]
 fn what_the_revision_to_go_back_to_had_failed_at_alike_counts_against_nobody() {
     for (by, class, given_up) in [(2, "new", 1), (2, "other", 0), (3, "new", 0)] {
-        // Its second attempt: a first failure is never the last.
+        // This is the second attempt: a first failure is never final.
         let before = before(Parked {
             revision: 4,
             own_attempts: 1,
@@ -589,7 +589,7 @@ fn what_an_operator_has_accepted_is_given_up_beside_the_bound() {
         (effects.given_up, effects.given_up_unproven),
         (vec![0, 1, 2], 1)
     );
-    // It was not of messages that are dropped.
+    // An operator's acceptance does not cover dropped messages.
     let failures: Vec<Failed> = (0..3).map(|m| failed(m, Cause::Trap, None)).collect();
     let drops = vec![Decision::Drop("noise".to_owned()); 3];
     let effects = by_word(Word::CountsFor(left), failures, &drops, &none, 0);
