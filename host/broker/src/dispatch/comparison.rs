@@ -26,10 +26,11 @@ const OTHER_KINDS: &str = "other";
 
 /// How a shadow compares with the current revision, since it began on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ShadowReport {
     /// The shadow's revision.
     pub revision: u32,
-    /// When the comparison began.
+    /// When the comparison began, in milliseconds since the Unix epoch.
     pub since: Timestamp,
     /// Messages that both revisions answered.
     pub compared: u64,
@@ -51,6 +52,7 @@ pub struct ShadowReport {
 
 /// A message with different answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ShadowSample {
     /// Its topic.
     pub topic: TopicName,
@@ -72,6 +74,7 @@ pub struct ShadowSample {
 
 /// A revision's answer to a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Said {
     /// `ack`, `emit`, `retry`, `reject`, or the cause of the failed call; with the class if there is one.
     pub outcome: String,
@@ -80,12 +83,13 @@ pub struct Said {
     pub reason: Option<String>,
     /// Number of outputs.
     pub output_count: usize,
-    /// The first of them.
+    /// The first few, as text, cut to a maximum length.
     pub outputs: Vec<SaidOutput>,
 }
 
 /// An output as text, cut to a maximum length.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SaidOutput {
     /// Its topic.
     pub topic: String,
@@ -96,7 +100,7 @@ pub struct SaidOutput {
     pub key: Option<String>,
     /// Its value.
     pub value: Option<String>,
-    /// The first of its headers, as `name: value`.
+    /// The first few of its headers, as `name: value`.
     pub headers: Vec<String>,
     /// Number of headers.
     pub header_count: usize,
