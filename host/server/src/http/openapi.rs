@@ -165,13 +165,22 @@ mod tests {
     }
 
     #[test]
-    fn groups_of_settings_are_open_and_each_field_may_be_left_out_or_null() {
+    fn each_field_of_settings_may_be_left_out_or_null_and_has_no_default() {
         let document = document();
-        let batch = &document["components"]["schemas"]["BatchPolicy"];
-        assert!(batch["required"].is_null() && batch["additionalProperties"].is_null());
-        let linger = &batch["properties"]["linger_ms"];
-        assert_eq!(linger["type"], json!(["integer", "null"]));
-        assert!(linger["default"].is_null());
+        let schemas = &document["components"]["schemas"];
+        for name in finish::SETTINGS.iter().chain(&finish::RECORDS) {
+            let fields = schemas[name]["properties"].as_object().expect(name);
+            for (field, shape) in fields {
+                assert!(shape.get("default").is_none(), "{name}: {field}");
+            }
+        }
+        for name in finish::SETTINGS {
+            let shape = &schemas[name];
+            assert!(shape["required"].is_null() && shape["additionalProperties"].is_null());
+            for (field, shape) in shape["properties"].as_object().expect(name) {
+                assert_eq!(shape["type"][1], "null", "{name}: {field}");
+            }
+        }
     }
 
     #[test]

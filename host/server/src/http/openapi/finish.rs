@@ -17,7 +17,7 @@ use super::plain::or_null;
 /// The characters of names. Client generators need not know that `.`, `..` and names that begin with `__` are reserved.
 const NAME_PATTERN: &str = "^[A-Za-z0-9._-]+$";
 /// Groups of settings, which requests give in part and answers in full.
-const SETTINGS: [&str; 6] = [
+pub(super) const SETTINGS: [&str; 6] = [
     "BatchPolicy",
     "BreakerPolicy",
     "DeadLetterPolicy",
@@ -26,7 +26,7 @@ const SETTINGS: [&str; 6] = [
     "TopicSettings",
 ];
 /// Parts of answers whose stored form may lack fields.
-const RECORDS: [&str; 2] = ["Resumes", "RevisionRecord"];
+pub(super) const RECORDS: [&str; 2] = ["Resumes", "RevisionRecord"];
 const BYTES: &str = "application/octet-stream";
 const BAD_REQUEST: &str = "400";
 const OTHERWISE: &str = "default";
@@ -71,7 +71,7 @@ impl Modify for Finish {
     }
 }
 
-/// No field has to be given, and null resets one. There may be more fields in the answers of later hosts.
+/// No field has to be given, and in a change null resets one. The answers of later hosts may have more fields.
 fn leave_open(settings: &mut Object) {
     settings.required.clear();
     settings.additional_properties = None;
@@ -82,7 +82,7 @@ fn leave_open(settings: &mut Object) {
     }
 }
 
-/// What a field is without being given is the host's matter: a client that filled it in would send back what nobody meant to change.
+/// The derive shows the defaults of a noun. A generated client would fill them in, and so change settings that its caller did not give.
 fn drop_default(property: &mut RefOr<Schema>) {
     match property {
         RefOr::T(Schema::Object(value)) => value.default = None,
