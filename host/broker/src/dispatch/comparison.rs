@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::dispatch::answer::{Outputs, Verdict};
 use crate::dispatch::failed::Failed;
 use crate::dispatch::live::Live;
-use crate::dispatch::shadow::Settled;
+use crate::dispatch::settled::SettledBatch;
 use crate::ground::text::cut;
 use crate::handler::CallError;
 
@@ -110,7 +110,7 @@ pub struct SaidOutput {
 
 /// A part of a batch with both answers.
 pub(crate) struct Compared<'a> {
-    pub(crate) settled: &'a Settled,
+    pub(crate) settled: &'a SettledBatch,
     /// Which messages of the batch.
     pub(crate) range: Range<usize>,
     pub(crate) shadow: &'a Live,
