@@ -24,6 +24,8 @@ pub mod hash;
 pub mod message;
 pub mod name;
 pub mod offset;
+#[cfg(feature = "openapi")]
+mod openapi;
 pub mod order;
 pub mod plain;
 pub mod processor;

@@ -23,11 +23,12 @@ pub enum Order {
 
 /// When a batch is cut: at whichever bound is reached first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct BatchPolicy {
     /// Maximum number of messages.
     pub messages_max: u32,
-    /// Maximum bytes of keys, values and headers (one larger message still makes a batch).
+    /// Maximum bytes of keys, values and headers; one larger message still makes a batch.
     pub bytes_max: u32,
     /// How long to wait for a fuller batch once there is a message; 0 takes what is there.
     pub linger_ms: u64,
@@ -46,13 +47,14 @@ impl Default for BatchPolicy {
 /// How failed messages are retried: exponential backoff with full jitter. By default for minutes (seven on average, at most 13.5), so
 /// that a database restart does not create dead letters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(from = "SaidOfRetry")]
 pub struct RetryPolicy {
     /// Attempts in total; after the last failed one the message becomes a dead letter.
     pub attempts_max: u32,
     /// Upper bound of the first delay; doubles with each attempt.
     pub delay_first_ms: u64,
-    /// The delay never exceeds this.
+    /// Upper bound of every delay; at most thirty days. No message is retried within ten milliseconds in any case.
     pub delay_max_ms: u64,
 }
 
@@ -92,6 +94,7 @@ impl From<SaidOfRetry> for RetryPolicy {
 
 /// When a processor pauses by itself, and how it finds out that it may resume. One breaker for all its partitions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct BreakerPolicy {
     /// Whether failed messages open it. An outage reported by the component always does.
@@ -106,7 +109,7 @@ pub struct BreakerPolicy {
     pub window_ms: u64,
     /// Upper bound of the delay before the first probe; doubles with each failed probe.
     pub probe_first_ms: u64,
-    /// The delay between probes never exceeds this.
+    /// Upper bound of every delay between probes.
     pub probe_max_ms: u64,
 }
 
@@ -124,13 +127,14 @@ impl Default for BreakerPolicy {
     }
 }
 
-/// How many dead letters a processor may create. At the bound the partition waits; nothing is dropped.
+/// How many dead letters a processor may create. At the bound a partition waits; nothing is dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct DeadLetterPolicy {
-    /// Dead letters of all its partitions together,
+    /// Dead letters of all its partitions together in one period.
     pub max: u32,
-    /// per this period.
+    /// The period.
     pub per_ms: u64,
     /// Dead letters that revisions may create in total before one of them is proven, if there is an earlier one to go back to. Further
     /// messages wait until the revision is proven or rolled back.
@@ -147,8 +151,9 @@ impl Default for DeadLetterPolicy {
     }
 }
 
-/// The limits of a component. Always on.
+/// The limits of a call. Always on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Linear memory of one instance.
@@ -175,68 +180,79 @@ impl Default for Limits {
     }
 }
 
-/// The specification of one revision.
+/// A revision's specification, with modules by digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProcessorSpec {
     /// Topics that it reads; at least one.
     pub topics: Vec<TopicName>,
-    /// The module that processes messages.
+    /// The digest of the module that processes messages.
     pub module: Digest,
-    /// The topic for outputs that name none; `None`: every output must name one.
+    /// The topic for outputs that name none; without it, every output must name one.
     #[serde(default)]
     pub output: Option<TopicName>,
     /// Further topics that it may write to.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub grants: Vec<TopicName>,
-    /// What stays in order.
+    /// What stays in order when a message is retried: `key`, `partition` or `none`.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub order: Order,
     /// When a batch is cut.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub batch: BatchPolicy,
     /// How failures are retried.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub retry: RetryPolicy,
-    /// The component that decides about failures; `None` means the retry policy alone.
+    /// The digest of the module that decides about failures; without it, the retry policy alone decides.
     #[serde(default)]
     pub error_handler: Option<Digest>,
     /// The limits of a call.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub limits: Limits,
     /// When it pauses by itself.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub breaker: BreakerPolicy,
     /// How many dead letters it may create.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub dead_letters: DeadLetterPolicy,
     /// Whether the host rolls a bad deploy back to the last revision that worked.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub auto_rollback: bool,
     /// Whether, after an automatic rollback, the host redrives what the failed revision gave up.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub auto_redrive: bool,
     /// Counts in a header how many counting processors a message has passed, including this one, and gives up messages that have passed
-    /// this many before. At least one processor of a cycle must have it; `None` counts nothing.
+    /// this many before. At least one processor of a cycle must have it. Absent if hops are not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hops_max: Option<u32>,
 }
 
 /// One deployment of a processor. Numbers count from 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Revision {
     /// Its number.
     pub number: u32,
     /// What it is made of.
     pub spec: ProcessorSpec,
-    /// When it was deployed.
+    /// When it was deployed, in milliseconds since the Unix epoch.
     pub deployed_at: Timestamp,
     /// Who deployed it, as claimed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployed_by: Option<String>,
-    /// The revision that it replaced; `None` for the first one.
+    /// The revision that it replaced; absent for the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<u32>,
-    /// Whether it was never current: it is, or only was, on trial.
+    /// Whether it was never current: it is, or only was, on trial. Absent if not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub trial: bool,
     /// What the host did with it by itself, and why.
@@ -244,57 +260,65 @@ pub struct Revision {
     pub note: Option<String>,
     /// The number of its run: consecutive revisions without a proven one among them. 0 if a version without runs created it.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub unproven_run: u32,
-    /// What the host still has to redrive of what it gave up, after a rollback; `None` if nothing.
+    /// What the host still has to redrive of what it gave up, after a rollback; absent if nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redrive_due: Option<RedriveDue>,
     /// Its record.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub record: Record,
 }
 
 /// A due redrive: of several revisions, up to the one that it is stored with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RedriveDue {
     /// The first of these revisions.
     pub from: u32,
-    /// Since when they were deployed. Earlier dead letters may be of a deleted processor's revisions with the same numbers.
+    /// Only dead letters given up at this time or later, in milliseconds since the Unix epoch: earlier ones may be of a deleted
+    /// processor's revisions with the same numbers.
     pub since: Timestamp,
 }
 
 /// A revision's record, as far as it matters for later ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = RevisionRecord))]
 #[serde(default)]
 pub struct Record {
-    /// When it processed its first message; `None` if it never did.
+    /// When it processed its first message; absent if it never did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worked_at: Option<Timestamp>,
     /// Whether it has processed enough that failures count as the messages' fault, now or when it was current before.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub proven: bool,
     /// Whether it was proven since it last became current: then it ended the run of unproven revisions.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub proven_anew: bool,
-    /// How many messages it has processed since it last became current, as far as that matters for its proof.
+    /// How many messages it has processed since it last became current, as far as that matters for its proof; absent if none.
     #[serde(skip_serializing_if = "is_zero")]
     pub processed: u32,
-    /// When it processed the first of them, or the first after a stop; `None` if none.
+    /// When it processed the first of them, or the first after a stop; absent if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processed_since: Option<Timestamp>,
-    /// Why it is stopped, or was stopped when another revision replaced it; `None` if it was not.
+    /// Why it is stopped, or was stopped when another revision replaced it; absent if it was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Stopped>,
-    /// Its position in the order in which revisions were last replaced; 0 if it never was.
+    /// Its position in the order in which revisions were last replaced; absent if it never was.
     #[serde(skip_serializing_if = "is_zero")]
     pub left_as: u32,
-    /// Its usual rejections.
+    /// Its usual rejections; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rejections: Vec<Rejections>,
-    /// Over how many messages these shares were measured.
+    /// Over how many messages these shares were measured; absent if none.
     #[serde(skip_serializing_if = "is_zero")]
     pub measured: u32,
-    /// Whether its decisions no longer count, because it was rolled back or withdrawn.
+    /// Whether its decisions no longer count, because it was rolled back or withdrawn; absent if not.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub voided: bool,
-    /// Classes that were usual and that it rejected too often.
+    /// Classes that were usual and that it rejected too often; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub doubted: Vec<String>,
 }
@@ -318,8 +342,9 @@ fn is_zero(number: &u32) -> bool {
 
 /// Why a processor stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Stopped {
-    /// The kind of its failures: `trap`, `timeout`, … or the component's class; `None` if the component reported an outage.
+    /// The kind of its failures: `trap`, `timeout`, … or the component's class; absent if the component reported an outage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
     /// An explanation for people.
@@ -328,6 +353,7 @@ pub struct Stopped {
 
 /// A revision's share of rejections of a class.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Rejections {
     /// The class.
     pub class: String,
@@ -476,40 +502,43 @@ pub enum ChangeKind {
 
 /// One change of a processor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Change {
-    /// When.
+    /// When, in milliseconds since the Unix epoch.
     pub at: Timestamp,
     /// Who asked for it, as claimed; `host` is the host itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// The kind of change.
+    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or `replay`.
     pub what: ChangeKind,
     /// The revision concerned.
     pub revision: u32,
-    /// An explanation; cut to [`crate::bounds::CHANGE_TEXT_BYTES_MAX`].
+    /// An explanation; a long one is cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
 }
 
 /// The input of a replay: fixed when it is created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Replay {
     /// The processor whose input it reads.
     pub of: ProcessorName,
     /// The revision that it runs.
     pub revision: u32,
-    /// Messages at or after this time,
+    /// Messages at or after this time, in milliseconds since the Unix epoch.
     pub from: Timestamp,
-    /// and before this one.
+    /// Messages before this time.
     pub until: Timestamp,
     /// The topic for all outputs, whatever topic they name.
     pub into: TopicName,
-    /// The range in each partition that has messages of that time; at most [`crate::bounds::REPLAY_PARTITIONS_MAX`].
+    /// The range in each partition that has messages of that time.
     pub ranges: Vec<ReplayRange>,
 }
 
 /// A range of messages of a partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReplayRange {
     /// The topic.
     pub topic: TopicName,
@@ -523,6 +552,7 @@ pub struct ReplayRange {
 
 /// Where a processor starts in a topic: an offset for each partition. In partitions added later it starts at the oldest message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TopicStart {
     /// The topic's name, for people.
     pub topic: TopicName,
@@ -534,13 +564,17 @@ pub struct TopicStart {
 
 /// How often a processor was resumed, paused or not, and which dead letters were accepted: the breakers of all hosts follow this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Resumes {
     /// How often, since it was created.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub count: u64,
     /// The revision that was current the last time.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub revision: u32,
     /// Dead letters that were accepted then.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub dead_letters: u64,
 }
 

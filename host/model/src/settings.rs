@@ -10,8 +10,9 @@ use crate::compression::Compression;
 /// Default time for which a compacted topic keeps a tombstone, in milliseconds: one day.
 pub const TOMBSTONE_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// A topic's settings. `None` means no bound, or the host's default.
+/// A topic's settings. Null means no bound, or the host's default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct TopicSettings {
     /// Removes messages older than this many milliseconds, a segment at a time: this long after the segment's largest timestamp, or
@@ -28,7 +29,8 @@ pub struct TopicSettings {
     pub segment_bytes: Option<u64>,
     /// The age in milliseconds at which a segment ends even if it is not full.
     pub segment_ms: Option<u64>,
-    /// How the host compresses the batches that it builds itself; produced batches are kept as they are.
+    /// How the host compresses the batches that it builds itself: `none`, `gzip`, `snappy`, `lz4` or `zstd`. Produced batches are kept as
+    /// they are.
     pub compression: Compression,
 }
 

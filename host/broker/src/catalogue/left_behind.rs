@@ -17,12 +17,13 @@ const LEFT_BEHIND: &str = "millrace_left_behind_messages";
 
 /// Messages that wait for a processor in a topic that its current revision does not read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LeftBehind {
     /// The topic; for redriven dead letters their redrive topic.
     pub topic: TopicName,
     /// Parked messages.
     pub parked: u64,
-    /// Redriven dead letters that were not read; in the processor's own topics only.
+    /// Redriven dead letters that were not read; absent if there are none.
     #[serde(skip_serializing_if = "is_zero")]
     pub unread: u64,
 }

@@ -32,14 +32,16 @@ pub enum AuditAction {
     Edit,
 }
 
-/// One entry of the trail: one transaction.
+/// One entry of an audit trail: one transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditEntry {
-    /// The time.
+    /// The time, in milliseconds since the Unix epoch.
     pub at: Timestamp,
     /// Who asked, as the caller claims.
     pub by: String,
-    /// The action.
+    /// `redrive` or `edit`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub action: AuditAction,
     /// The processor.
     pub processor: ProcessorName,
@@ -48,6 +50,7 @@ pub struct AuditEntry {
     /// Its partition.
     pub partition: PartitionId,
     /// The dead letters there: ranges of offsets, the end exclusive.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Vec<u64>>))]
     pub offsets: Sent,
     /// Their number.
     pub count: usize,
@@ -58,6 +61,7 @@ pub struct AuditEntry {
 
 /// A message before and after an edit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EditDigests {
     /// Of the message in the dead letter.
     pub before: Digests,
@@ -67,22 +71,24 @@ pub struct EditDigests {
 
 /// SHA-256 of the parts of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Digests {
-    /// Of the key's bytes; `None` without a key.
+    /// Of the key's bytes; null without a key.
     pub key: Option<Digest>,
-    /// Of the value's bytes; `None` without a value.
+    /// Of the value's bytes; null without a value.
     pub value: Option<Digest>,
     /// Of its own headers in order: name and value of each, each preceded by its length as eight bytes, little-endian; all ones mean no
     /// value.
     pub headers: Digest,
 }
 
-/// Entries of the trail.
+/// Entries of an audit trail.
 #[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditPage {
     /// Oldest first.
     pub entries: Vec<AuditEntry>,
-    /// Where to continue; `None` at the end.
+    /// Where to continue, as `from`; null at the end.
     pub next: Option<MessagePlace>,
 }
 

@@ -66,6 +66,7 @@ pub struct DryRun {
 
 /// Dead letters with the same outcome.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DryRunOutcome {
     /// `ok`, or how it failed: `retry`, `reject`, `trap`, `timeout`, `memory`, `bad-answer`.
     pub outcome: String,
@@ -73,7 +74,7 @@ pub struct DryRunOutcome {
     pub class: String,
     /// Their number.
     pub count: u64,
-    /// One of them.
+    /// The place of one of them.
     pub sample: MessagePlace,
     /// The reason given for that one.
     pub reason: String,

@@ -40,6 +40,7 @@ pub struct DeadLetterPage {
 
 /// Dead letters with the same class, cause and revision.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DeadLetterGroup {
     /// Their class.
     pub class: String,
@@ -49,11 +50,11 @@ pub struct DeadLetterGroup {
     pub revision: u32,
     /// Their number.
     pub count: u64,
-    /// When the first of them was given up.
+    /// When the first of them was given up, in milliseconds since the Unix epoch.
     pub first_died_at: Timestamp,
-    /// And the last.
+    /// When the last of them was given up.
     pub last_died_at: Timestamp,
-    /// One of them.
+    /// The place of one of them.
     pub sample: MessagePlace,
     /// The reason given for that one.
     pub sample_reason: String,
@@ -61,6 +62,7 @@ pub struct DeadLetterGroup {
 
 /// Dead letters by group.
 #[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DeadLetterGroups {
     /// The largest first.
     pub groups: Vec<DeadLetterGroup>,
@@ -68,7 +70,7 @@ pub struct DeadLetterGroups {
     pub count: u64,
     /// How many of them are in none of these groups, because there are more groups than the maximum.
     pub others: u64,
-    /// Where to continue counting, if time ran out; the counts add up.
+    /// Where to continue counting, as `from`, if time ran out; the counts add up.
     pub next: Option<MessagePlace>,
 }
 

@@ -87,18 +87,19 @@ impl RedriveRequest {
 
 /// What a redrive did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Redriven {
     /// Redriven now.
     pub sent: usize,
     /// Already redriven before.
     pub already: usize,
-    /// Skipped: they were redriven [`REDRIVES_MAX`] times and failed each time.
+    /// Skipped: they were redriven three times before and failed each time.
     pub skipped: usize,
     /// Left where they are: they came from topics that the processor no longer reads.
     pub not_read: usize,
     /// Where to continue, if a bound ended it; dead letters from `started_at` on are for the next redrive.
     pub next: Option<MessagePlace>,
-    /// When it began.
+    /// When it began, in milliseconds since the Unix epoch.
     pub started_at: Timestamp,
 }
 

@@ -20,6 +20,9 @@ use crate::ground::columns;
 use crate::ground::text::cut;
 use crate::handler::{CallError, CallUse, Cause};
 
+/// The shadow's answer before the commit, if it was called.
+pub(crate) type Glance = Option<Result<Verdict, CallError>>;
+
 /// A handler's checked answer to a batch.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {

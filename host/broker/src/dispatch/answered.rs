@@ -7,11 +7,10 @@ use millrace_engine::Lease;
 use millrace_engine::state::StateAttempt;
 use millrace_model::{Answer, Timestamp, TopicPartition};
 
-use crate::dispatch::answer::Verdict;
+use crate::dispatch::answer::{Glance, Verdict};
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::breaker::Judgement;
 use crate::dispatch::live::Live;
-use crate::dispatch::shadow::Glance;
 use crate::dispatch::{placing, writes};
 use crate::ground::chains::Hops;
 use crate::handler::{CallError, Decision};

@@ -142,6 +142,7 @@ struct Open {
 
 /// The state of a processor's breaker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BreakerStatus {
     /// `closed`, `open`, or `off` if the specification disables it.
     pub state: &'static str,
@@ -149,7 +150,7 @@ pub struct BreakerStatus {
     pub reason: Option<&'static str>,
     /// The reason as a sentence.
     pub text: Option<String>,
-    /// Since when it has been open.
+    /// Since when it has been open, in milliseconds since the Unix epoch.
     pub since: Option<Timestamp>,
     /// When the next message is tried.
     pub next_probe_at: Option<Timestamp>,

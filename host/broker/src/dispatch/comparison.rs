@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::dispatch::answer::{Outputs, Verdict};
 use crate::dispatch::failed::Failed;
 use crate::dispatch::live::Live;
-use crate::dispatch::shadow::Settled;
+use crate::dispatch::settled::SettledBatch;
 use crate::ground::text::cut;
 use crate::handler::CallError;
 
@@ -27,10 +27,11 @@ const OTHER_KINDS: &str = "other";
 
 /// How a shadow compares with the current revision, since it began on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ShadowReport {
     /// The shadow's revision.
     pub revision: u32,
-    /// When the comparison began.
+    /// When the comparison began, in milliseconds since the Unix epoch.
     pub since: Timestamp,
     /// Messages that both revisions answered.
     pub compared: u64,
@@ -52,6 +53,7 @@ pub struct ShadowReport {
 
 /// A message that the two revisions answered differently.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ShadowSample {
     /// Its topic.
     pub topic: TopicName,
@@ -73,6 +75,7 @@ pub struct ShadowSample {
 
 /// A revision's answer to a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Said {
     /// `ack`, `emit`, `retry`, `reject`, or the cause of the failed call, followed by the class if
     /// there is one.
@@ -82,12 +85,13 @@ pub struct Said {
     pub reason: Option<String>,
     /// Number of outputs.
     pub output_count: usize,
-    /// The first outputs.
+    /// The first few outputs, as text, cut to a maximum length.
     pub outputs: Vec<SaidOutput>,
 }
 
 /// An output as text, with long fields cut.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SaidOutput {
     /// Its topic.
     pub topic: String,
@@ -98,7 +102,7 @@ pub struct SaidOutput {
     pub key: Option<String>,
     /// Its value.
     pub value: Option<String>,
-    /// The first headers, as `name: value`.
+    /// The first few headers, as `name: value`.
     pub headers: Vec<String>,
     /// Number of headers.
     pub header_count: usize,
@@ -109,7 +113,7 @@ pub struct SaidOutput {
 
 /// A part of a batch with the answers of both revisions.
 pub(crate) struct Compared<'a> {
-    pub(crate) settled: &'a Settled,
+    pub(crate) settled: &'a SettledBatch,
     /// The messages of the part, as indexes in the batch.
     pub(crate) range: Range<usize>,
     pub(crate) shadow: &'a Live,

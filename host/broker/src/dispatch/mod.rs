@@ -36,6 +36,7 @@ pub(crate) mod plan;
 pub(crate) mod prepared;
 pub(crate) mod remembered;
 pub(crate) mod retry;
+mod settled;
 pub(crate) mod shadow;
 pub(crate) mod sides;
 pub(crate) mod source;

@@ -11,17 +11,18 @@ use std::time::Duration;
 
 use millrace_engine::state::{StateAttempt, StateTable};
 use millrace_model::bounds::SHADOW_QUEUE_BATCHES_MAX;
-use millrace_model::{ColumnBatch, Offset, PartitionId, Timestamp, TopicName};
+use millrace_model::{ColumnBatch, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::dispatch::answer::Verdict;
+use crate::dispatch::answer::{Glance, Verdict};
 use crate::dispatch::answered::Answered;
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::comparison::{Compared, ShadowReport};
 use crate::dispatch::input::Input;
 use crate::dispatch::live::Live;
+use crate::dispatch::settled::SettledBatch;
 use crate::ground::columns;
 use crate::handler::CallError;
 
@@ -56,25 +57,10 @@ impl Shadow {
     }
 }
 
-/// The shadow's answer before the commit, if it was called.
-pub(crate) type Glance = Option<Result<Verdict, CallError>>;
-
-/// A batch that the current revision has settled.
-pub(crate) struct Settled {
-    pub(crate) topic: TopicName,
-    pub(crate) partition: PartitionId,
-    pub(crate) columns: Arc<ColumnBatch>,
-    pub(crate) offsets: Vec<Offset>,
-    /// The revision that settled it, and its answer.
-    pub(crate) live: Arc<Live>,
-    pub(crate) verdict: Verdict,
-    pub(crate) glance: Glance,
-}
-
 /// One worker's queue to the shadow.
 pub(crate) struct Echo {
     pub(crate) shadow: Arc<Shadow>,
-    queue: mpsc::Sender<Settled>,
+    queue: mpsc::Sender<SettledBatch>,
     /// A call before a commit that was too late and is still running.
     late: Option<AbortOnDrop>,
     skips: u32,
@@ -116,7 +102,7 @@ impl Echo {
     pub(crate) fn offer(&self, input: &Input, live: &Arc<Live>, batch: &Batch, answered: Answered) {
         let messages = batch.len();
         let unseen = self.shadow.uses_state() && answered.glance.is_none();
-        let settled = Settled {
+        let settled = SettledBatch {
             topic: input.topic.spec.name.clone(),
             partition: input.partition,
             columns: Arc::clone(&batch.columns),
@@ -181,7 +167,7 @@ fn checked(
 }
 
 /// Compares batches until the worker has ended.
-async fn listen(shadow: Arc<Shadow>, mut queue: mpsc::Receiver<Settled>) {
+async fn listen(shadow: Arc<Shadow>, mut queue: mpsc::Receiver<SettledBatch>) {
     while let Some(mut settled) = queue.recv().await {
         if queue.is_closed() {
             return;
@@ -203,7 +189,7 @@ async fn listen(shadow: Arc<Shadow>, mut queue: mpsc::Receiver<Settled>) {
 
 /// Calls the shadow with the batch. If that fails, calls it with each half, and so on, so that one
 /// bad message does not hide all others. Returns whether a call timed out.
-async fn replay(shadow: &Shadow, settled: &Settled) -> bool {
+async fn replay(shadow: &Shadow, settled: &SettledBatch) -> bool {
     let mut ranges = VecDeque::new();
     ranges.push_back(0..settled.offsets.len());
     let mut calls = 0;
@@ -244,7 +230,7 @@ async fn replay(shadow: &Shadow, settled: &Settled) -> bool {
 /// Compares the shadow's answer for a part of the batch.
 fn judge(
     shadow: &Shadow,
-    settled: &Settled,
+    settled: &SettledBatch,
     range: Range<usize>,
     columns: &ColumnBatch,
     answer: Result<Verdict, CallError>,

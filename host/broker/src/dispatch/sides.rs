@@ -47,6 +47,7 @@ pub(crate) struct Canary {
 
 /// The results of one side since the canary began on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SideStatus {
     /// The revision.
     pub revision: u32,
@@ -58,7 +59,8 @@ pub struct SideStatus {
     pub failed_calls: u64,
     /// Messages that the revision gave up.
     pub dead_letters: u64,
-    /// Messages that this canary would have given up; they were passed to the current revision.
+    /// Messages that this canary would have given up and passed to the current revision. A canary
+    /// gives none up.
     pub asked_again: u64,
 }
 

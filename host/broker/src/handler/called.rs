@@ -20,6 +20,7 @@ pub struct Called {
 
 /// What one call used.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CallUse {
     /// Time that the guest ran or waited for the host, in microseconds.
     pub guest_us: u64,
@@ -27,7 +28,7 @@ pub struct CallUse {
     pub memory_bytes: u64,
     /// Messages in the call.
     pub messages: u32,
-    /// The last lines that the guest logged in it, newest last; see [`CallLog`].
+    /// The last lines that the guest logged in it, newest last: at most 10 lines and 2 KiB.
     pub log: Vec<GuestLine>,
 }
 

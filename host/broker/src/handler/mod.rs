@@ -381,13 +381,14 @@ pub trait ModuleHost: Send + Sync + 'static {
 
 /// A log line of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GuestLine {
-    /// Its time.
+    /// Its time, in milliseconds since the Unix epoch.
     pub at: Timestamp,
     /// `error`, `warn`, `info` or `debug`.
     pub level: String,
     /// The revision that logged it.
     pub revision: u32,
-    /// The text, cut to its bound and without control characters.
+    /// The text, cut to a maximum length and without control characters.
     pub text: String,
 }

@@ -54,3 +54,13 @@ impl Serialize for MessagePlace {
         serializer.collect_str(self)
     }
 }
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for MessagePlace {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        String::schema()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for MessagePlace {}

@@ -56,7 +56,7 @@ impl Messages {
         // Offsets may have gaps: where nothing was found, nothing is before the end that was known then.
         let next = batches
             .last()
-            .map_or(from.max(before), RecordBatch::end_offset);
+            .map_or_else(|| from.max(before), RecordBatch::end_offset);
         let ends = engine.ends(partition)?;
         Ok(ReadResult {
             batches,

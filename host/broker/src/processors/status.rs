@@ -54,6 +54,7 @@ pub struct Lag {
 
 /// A processor's status in one partition.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PartitionStatus {
     /// The input topic.
     pub topic: TopicName,
@@ -71,7 +72,7 @@ pub struct PartitionStatus {
     pub revision: u32,
     /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or `done` when a replay is settled.
     pub state: String,
-    /// While `waiting`: until when, if known.
+    /// While `waiting`: until when, in milliseconds since the Unix epoch, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_until: Option<Timestamp>,
     /// How long the current call has been running, in milliseconds; absent between calls.

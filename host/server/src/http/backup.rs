@@ -34,7 +34,6 @@ struct KnownFileBody {
     path: String,
     bytes: u64,
     version: String,
-    #[schema(value_type = String)]
     sha256: Digest,
 }
 

@@ -20,24 +20,19 @@ use super::query::{InPath, InQuery};
 #[derive(Serialize, ToSchema)]
 #[schema(as = Consumer)]
 pub(super) struct ConsumerBody {
-    #[schema(value_type = String)]
     topic: TopicName,
-    #[schema(value_type = String)]
     name: ConsumerName,
     /// In milliseconds since the Unix epoch, like all times.
-    #[schema(value_type = u64)]
     created_at: Timestamp,
     /// Offsets still to read, over all partitions.
     lag: u64,
     /// The current reader; null if there is none.
     reader: Option<ReaderBody>,
     /// When it last committed.
-    #[schema(value_type = Option<u64>)]
     committed_at: Option<Timestamp>,
     /// By whom, as claimed.
     committed_by: Option<String>,
     /// When its positions were last reset.
-    #[schema(value_type = Option<u64>)]
     reset_at: Option<Timestamp>,
     /// By whom, as claimed.
     reset_by: Option<String>,
@@ -53,7 +48,6 @@ struct ReaderBody {
     /// Its name, as claimed.
     by: String,
     /// When the lease ends, unless the reader renews it.
-    #[schema(value_type = u64)]
     until: Timestamp,
 }
 
@@ -61,16 +55,12 @@ struct ReaderBody {
 #[derive(Serialize, ToSchema)]
 #[schema(as = ConsumerPlace)]
 struct PlaceBody {
-    #[schema(value_type = u32)]
     partition: PartitionId,
     /// The next offset to read, as committed. If it is below `start`, messages were removed before the consumer reached them.
-    #[schema(value_type = u64)]
     position: Offset,
     /// The first offset kept.
-    #[schema(value_type = u64)]
     start: Offset,
     /// The offset that the next message will have.
-    #[schema(value_type = u64)]
     end: Offset,
     /// Offsets still to read.
     lag: u64,

@@ -76,35 +76,25 @@ impl Default for ReadQuery {
     }
 }
 
-#[derive(Serialize)]
-struct ReadBody<'a> {
-    messages: Vec<MessageOut<'a>>,
-    commit: ToCommit,
-    leased_until: Timestamp,
-    created: bool,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    passed_over: Vec<PassedOver>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<Problem>,
-}
-
 /// The next messages for a consumer.
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(as = ConsumerMessages)]
-#[allow(dead_code, reason = "describes ReadBody in the OpenAPI document")]
-pub(super) struct ReadSchema {
+pub(super) struct ReadBody<'a> {
     /// In order for each partition.
-    messages: Vec<MessageSchema>,
+    #[schema(value_type = Vec<MessageSchema>)]
+    messages: Vec<MessageOut<'a>>,
     /// What to send to `…/commit`, unchanged, after processing all of them.
     commit: ToCommit,
     /// When the lease ends, in milliseconds since the Unix epoch; a request with the lease renews it.
-    leased_until: u64,
+    leased_until: Timestamp,
     /// Whether this request created the consumer.
     created: bool,
     /// Offsets that were removed before the consumer reached them. A commit moves past them.
-    passed_over: Option<Vec<PassedOver>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    passed_over: Vec<PassedOver>,
     /// Partitions that cannot be read at the consumer's position. Committing their `next` skips what cannot be read.
-    problems: Option<Vec<Problem>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<Problem>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -118,13 +108,10 @@ struct ToCommit {
 
 #[derive(Serialize, ToSchema)]
 struct PassedOver {
-    #[schema(value_type = u32)]
     partition: PartitionId,
     /// The first missing offset.
-    #[schema(value_type = u64)]
     from: Offset,
     /// The offset after them.
-    #[schema(value_type = u64)]
     to: Offset,
 }
 
@@ -132,7 +119,7 @@ struct PassedOver {
 /// creates the consumer if it does not exist. The same messages are returned again until they are committed.
 #[utoipa::path(get, path = "/v1/topics/{topic}/consumers/{name}/messages", tag = "consumers",
     params(("topic" = String, Path,), ("name" = String, Path,), ReadQuery, ByHeader), responses(
-    (status = 200, body = ReadSchema, description = "Messages, and what to commit after processing them"),
+    (status = 200, body = ReadBody, description = "Messages, and what to commit after processing them"),
     (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody, description = "The topic does not exist, or the consumer of this lease was deleted"),
     (status = 409, body = ErrorBody, description = "Another reader has the lease (`consumer-busy`, with Retry-After); the lease is no longer valid (`lease-lost`); or the topic has the maximum number of consumers"),
@@ -327,7 +314,6 @@ pub(super) struct CommitBody {
 #[derive(Serialize, ToSchema)]
 pub(super) struct CommittedBody {
     /// When the lease ends, in milliseconds since the Unix epoch; null if it was released.
-    #[schema(value_type = Option<u64>)]
     leased_until: Option<Timestamp>,
 }
 

@@ -93,26 +93,20 @@ pub(super) struct DelayedBody {
     /// Whether there are more: ask for those after the last one.
     has_more: bool,
     /// By partition, then by time of delivery.
-    delayed: Vec<DelayedMessageBody>,
+    delayed: Vec<Shown<'static>>,
 }
 
-#[derive(ToSchema)]
+/// A message that waits for its time.
+#[derive(Serialize, ToSchema)]
 #[schema(as = DelayedMessage)]
-#[allow(dead_code, reason = "describes what Shown writes")]
-struct DelayedMessageBody {
-    /// The id, to cancel it.
-    id: String,
-    partition: u32,
-    /// Milliseconds since the Unix epoch.
-    deliver_at: u64,
-    message: MessageSchema,
-}
-
-#[derive(Serialize)]
 struct Shown<'a> {
+    /// The id, to cancel it.
+    #[schema(value_type = String)]
     id: DelayedId,
     partition: PartitionId,
+    /// Milliseconds since the Unix epoch.
     deliver_at: Timestamp,
+    #[schema(value_type = MessageSchema)]
     message: MessageOut<'a>,
 }
 

@@ -23,12 +23,9 @@ use super::by::ByHeader;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::history::{Difference, differences};
-use super::processors::{DeployParams, LeftBehindSchema, SpecBody};
+use super::processors::{DeployParams, SpecBody};
 use super::query::{InPath, InQuery};
-use super::shapes::{
-    BatchPolicySchema, BreakerPolicySchema, DeadLetterPolicySchema, LimitsSchema, ProcessorSchema,
-    RetryPolicySchema,
-};
+use super::shapes::ProcessorSchema;
 use crate::units::time_ms;
 
 /// A processor, and what a deployment changed.
@@ -51,14 +48,16 @@ pub(super) struct DeployedBody {
     note: Option<String>,
     /// Messages that wait in topics which the current revision does not read; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<LeftBehindSchema>)]
     left_behind: Vec<LeftBehind>,
 }
 
 /// The changes; omitted fields stay as they are. Null resets to the default, and the fields of a group are changed one by one.
 #[derive(ToSchema)]
 #[schema(as = SpecChanges)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
+#[allow(
+    dead_code,
+    reason = "a merge patch is read as JSON and has no type of its own"
+)]
 pub(super) struct SpecChangesSchema {
     /// Topics that it reads; at least one.
     topics: Option<Vec<String>>,
@@ -70,13 +69,13 @@ pub(super) struct SpecChangesSchema {
     grants: Option<Vec<String>>,
     /// What stays in order when a message is retried: `key`, `partition` or `none`.
     order: Option<String>,
-    batch: Option<BatchPolicySchema>,
-    retry: Option<RetryPolicySchema>,
+    batch: Option<BatchPolicy>,
+    retry: Option<RetryPolicy>,
     /// The module that decides what to do about failures.
     error_handler: Option<String>,
-    limits: Option<LimitsSchema>,
-    breaker: Option<BreakerPolicySchema>,
-    dead_letters: Option<DeadLetterPolicySchema>,
+    limits: Option<Limits>,
+    breaker: Option<BreakerPolicy>,
+    dead_letters: Option<DeadLetterPolicy>,
     /// Whether the host rolls a bad deploy back to the last revision that worked.
     auto_rollback: Option<bool>,
     /// Whether, after an automatic rollback, the host redrives what the failed revision gave up.

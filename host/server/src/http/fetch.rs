@@ -58,26 +58,18 @@ impl Default for FetchQuery {
     }
 }
 
-#[derive(Serialize)]
-struct FetchBody<'a> {
-    messages: Vec<MessageOut<'a>>,
-    next: Offset,
-    start: Offset,
-    end: Offset,
-}
-
 /// Messages, and where to continue.
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(as = Messages)]
-#[allow(dead_code, reason = "describes FetchBody in the OpenAPI document")]
-pub(super) struct FetchSchema {
-    messages: Vec<MessageSchema>,
+pub(super) struct FetchBody<'a> {
+    #[schema(value_type = Vec<MessageSchema>)]
+    messages: Vec<MessageOut<'a>>,
     /// Where to continue.
-    next: u64,
+    next: Offset,
     /// The first offset kept.
-    start: u64,
+    start: Offset,
     /// The offset that the next message will have.
-    end: u64,
+    end: Offset,
 }
 
 /// Reads messages; with `wait_ms`, waits for new ones. With `Accept: application/x-ndjson`, or another name for it, they are returned
@@ -85,7 +77,7 @@ pub(super) struct FetchSchema {
 #[utoipa::path(get, path = "/v1/topics/{topic}/partitions/{partition}/messages", tag = "messages",
     params(("topic" = String, Path,), ("partition" = u32, Path,), FetchQuery),
     responses(
-        (status = 200, content((FetchSchema = "application/json"), (MessageSchema = "application/x-ndjson"))),
+        (status = 200, content((FetchBody = "application/json"), (MessageSchema = "application/x-ndjson"))),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 503, body = ErrorBody),

@@ -61,29 +61,21 @@ impl Default for FetchAllQuery {
     }
 }
 
-#[derive(Serialize)]
-struct FetchAllBody<'a> {
-    messages: Vec<MessageOut<'a>>,
-    next: String,
-    partitions: u32,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<Problem>,
-}
-
 /// Messages of several partitions, and where to continue.
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(as = MessagesOfAll)]
-#[allow(dead_code, reason = "describes FetchAllBody in the OpenAPI document")]
-pub(super) struct FetchAllSchema {
+pub(super) struct FetchAllBody<'a> {
     /// In order for each partition.
-    messages: Vec<MessageSchema>,
+    #[schema(value_type = Vec<MessageSchema>)]
+    messages: Vec<MessageOut<'a>>,
     /// Where to continue: pass it as `from`.
     #[schema(example = "0:17,1:5")]
     next: String,
     /// How many partitions the topic has, whichever were requested.
     partitions: u32,
     /// Partitions that cannot be read at the reader's position. If nothing else can be read, the answer is the first of these errors.
-    problems: Option<Vec<Problem>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<Problem>,
 }
 
 /// A partition that cannot be read at the reader's position; `next` of the answer does not move past it.
@@ -103,7 +95,7 @@ pub(super) struct Problem {
 #[utoipa::path(get, path = "/v1/topics/{topic}/messages", tag = "messages",
     params(("topic" = String, Path,), FetchAllQuery),
     responses(
-        (status = 200, description = "Messages, and where to continue", body = FetchAllSchema),
+        (status = 200, description = "Messages, and where to continue", body = FetchAllBody),
         (status = 400, description = "The query is invalid", body = ErrorBody),
         (status = 404, description = "The topic, partition or offset does not exist", body = ErrorBody),
         (status = 500, description = "Nothing can be read, because of damage; the error says where to continue", body = ErrorBody),

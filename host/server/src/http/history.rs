@@ -11,7 +11,6 @@ use utoipa::ToSchema;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
-use super::shapes::ChangeSchema;
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct HistoryBody {
@@ -23,7 +22,6 @@ pub(super) struct HistoryBody {
     /// Oldest first, as far as they are kept.
     revisions: Vec<PastRevision>,
     /// Oldest first, as far as they are kept.
-    #[schema(value_type = Vec<ChangeSchema>)]
     changes: Vec<Change>,
 }
 

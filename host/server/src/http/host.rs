@@ -18,7 +18,6 @@ pub(super) struct HostBody {
     version: &'static str,
     /// The process id.
     pid: u32,
-    #[schema(value_type = u64)]
     started_at: Timestamp,
     /// How long it has run.
     uptime_ms: u64,

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::http::HeaderMap;
 use millrace_broker::{Before, ChangedTopic, Growth, TopicPatch};
-use millrace_model::{Durability, Offset, PartitionId, SettingsPatch, TopicName};
+use millrace_model::{Durability, Offset, PartitionId, SettingsPatch, TopicName, TopicSettings};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -12,7 +12,6 @@ use super::app::to_the_end;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
-use super::shapes::TopicSettingsSchema;
 use super::topics::TopicBody;
 
 /// The changes to a topic; omitted fields stay as they are.
@@ -21,11 +20,10 @@ use super::topics::TopicBody;
 pub(super) struct TopicChangeBody {
     /// When appends are acknowledged: `durable`, `os` or `none`.
     #[serde(default)]
-    #[schema(value_type = Option<String>)]
     durability: Option<Durability>,
     /// Settings to change; `null` removes a bound.
     #[serde(default)]
-    #[schema(value_type = Option<TopicSettingsSchema>)]
+    #[schema(value_type = Option<TopicSettings>)]
     settings: SettingsPatch,
     /// The new number of partitions: the same as before, or more, never fewer. Existing messages stay where they are; keys are spread
     /// over all partitions from now on, so a key's messages may be in two of them.
@@ -55,7 +53,6 @@ pub(super) struct GrownBody {
     /// How many it had.
     before: u32,
     /// Topics of processors that grew with it.
-    #[schema(value_type = Vec<String>)]
     along: Vec<TopicName>,
     /// What it means for messages and keys, and which uses are affected.
     note: String,
@@ -141,10 +138,8 @@ pub(super) struct TrimmedBody {
 
 #[derive(Serialize, ToSchema)]
 struct StartBody {
-    #[schema(value_type = u32)]
     partition: PartitionId,
     /// The first offset kept.
-    #[schema(value_type = u64)]
     start: Offset,
 }
 

@@ -38,12 +38,9 @@ pub(super) struct FoundBody {
 /// A key in a partition.
 #[derive(Serialize, ToSchema)]
 pub(super) struct FoundEntry {
-    #[schema(value_type = String)]
     topic: TopicName,
-    #[schema(value_type = u32)]
     partition: PartitionId,
     /// The state contains exactly the writes of the messages below this offset, except parked ones.
-    #[schema(value_type = u64)]
     as_of: Offset,
     #[schema(value_type = StateEntryBody)]
     entry: Shown,
@@ -114,12 +111,9 @@ pub(super) struct TotalsBody {
 /// The amount of state of a partition.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PartitionTotal {
-    #[schema(value_type = String)]
     topic: TopicName,
-    #[schema(value_type = u32)]
     partition: PartitionId,
     /// The state contains exactly the writes of the messages below this offset, except parked ones.
-    #[schema(value_type = u64)]
     as_of: Offset,
     entries: usize,
     bytes: usize,

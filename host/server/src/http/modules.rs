@@ -24,7 +24,6 @@ use super::record::Subject;
 #[derive(Serialize, ToSchema)]
 pub(super) struct ModuleBody {
     /// SHA-256 of its bytes.
-    #[schema(value_type = String)]
     digest: Digest,
     /// The first `name@version` given to it.
     tag: Option<String>,
@@ -40,7 +39,6 @@ pub(super) struct ModuleBody {
     compile_ms: u64,
     /// How long its upload waited for its turn to be compiled.
     waited_ms: u64,
-    #[schema(value_type = u64)]
     uploaded_at: Timestamp,
 }
 

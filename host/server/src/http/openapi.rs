@@ -1,12 +1,14 @@
-//! The OpenAPI document. Tests compare it with the code: it has every route, and each of its
-//! [`super::shapes`] has the fields of its noun.
+//! The OpenAPI document. Tests compare it with the code: it has every route, and the
+//! [`super::shapes`] have the fields of their nouns.
 
 mod finish;
+mod plain;
 
 use axum::Json;
 use utoipa::OpenApi;
 
 use self::finish::Finish;
+use self::plain::Plain;
 use super::{
     backup, consumers, consuming, damage, dead_letters, delays, deploying, fetch, fetch_all,
     health, history, host, lifetime, lookups, modules, parked, processors, produce, replays,
@@ -15,7 +17,7 @@ use super::{
 
 #[derive(OpenApi)]
 #[openapi(
-    modifiers(&Finish),
+    modifiers(&Plain, &Finish),
     info(
         title = "Millrace",
         description = "A message broker that runs your WebAssembly. Every error has one shape: a code, a message, and what to do."
@@ -103,11 +105,7 @@ pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use millrace_broker::BreakerStatus;
-    use millrace_model::TopicSettings;
-    use millrace_model::processor::{
-        BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, RetryPolicy,
-    };
+    use millrace_model::Processor;
     use serde_json::{Value, json};
 
     use super::*;
@@ -135,24 +133,67 @@ mod tests {
     }
 
     #[test]
-    fn the_shapes_have_the_fields_of_their_nouns() {
+    fn a_processor_has_the_fields_that_the_document_says() {
+        let place = json!({"topic": "t", "partition": 0, "first": 1, "end": 2});
+        let spec = json!({"topics": ["t"], "module": "ab".repeat(32)});
+        let revision = json!({
+            "number": 1, "spec": spec, "deployed_at": 1, "deployed_by": "me", "predecessor": 1, "trial": true, "note": "n",
+            "redrive_due": {"from": 1, "since": 2},
+        });
+        let processor = json!({
+            "name": "p", "made_at": 1, "current": 1, "paused": false, "revisions": [revision],
+            "canary": {"revision": 1, "percent": 5, "since": 1}, "shadow": {"revision": 1, "since": 1},
+            "replay": {"of": "p", "revision": 1, "from": 1, "until": 2, "into": "o", "ranges": [place]},
+            "start": [{"topic": "t", "id": 1, "offsets": [1]}], "resumes": {"count": 1},
+            "changes": [{"at": 1, "what": "pause", "revision": 1}],
+        });
+        let processor: Processor = serde_json::from_value(processor).expect("a processor");
+        let noun = json!(processor);
         let document = document();
-        let nouns = [
-            ("BatchPolicy", json!(BatchPolicy::default())),
-            ("RetryPolicy", json!(RetryPolicy::default())),
-            ("Limits", json!(Limits::default())),
-            ("BreakerPolicy", json!(BreakerPolicy::default())),
-            ("DeadLetterPolicy", json!(DeadLetterPolicy::default())),
-            ("BreakerStatus", json!(BreakerStatus::default())),
-            ("TopicSettings", json!(TopicSettings::default())),
-        ];
-        for (name, noun) in nouns {
+        let fields = |value: &Value| -> BTreeSet<String> {
+            value.as_object().expect("fields").keys().cloned().collect()
+        };
+        for (name, noun) in [
+            ("Processor", &noun),
+            ("Revision", &noun["revisions"][0]),
+            ("Canary", &noun["canary"]),
+            ("Shadow", &noun["shadow"]),
+        ] {
             let shape = &document["components"]["schemas"][name]["properties"];
-            let fields = |value: &Value| -> BTreeSet<String> {
-                value.as_object().expect(name).keys().cloned().collect()
-            };
-            assert_eq!(fields(shape), fields(&noun), "{name}");
+            assert_eq!(fields(shape), fields(noun), "{name}");
         }
+    }
+
+    #[test]
+    fn each_field_of_settings_may_be_left_out_or_null_and_has_no_default() {
+        let document = document();
+        let schemas = &document["components"]["schemas"];
+        for name in finish::SETTINGS.iter().chain(&finish::RECORDS) {
+            let fields = schemas[name]["properties"].as_object().expect(name);
+            for (field, shape) in fields {
+                assert!(shape.get("default").is_none(), "{name}: {field}");
+            }
+        }
+        for name in finish::SETTINGS {
+            let shape = &schemas[name];
+            assert!(shape["required"].is_null() && shape["additionalProperties"].is_null());
+            for (field, shape) in shape["properties"].as_object().expect(name) {
+                assert_eq!(shape["type"][1], "null", "{name}: {field}");
+            }
+        }
+    }
+
+    #[test]
+    fn small_types_are_the_numbers_and_texts_that_they_are_in_json() {
+        let document = document();
+        let schemas = &document["components"]["schemas"];
+        assert!(schemas["Offset"].is_null() && schemas["TopicName"].is_null());
+        let status = &schemas["PartitionStatus"]["properties"];
+        assert_eq!(status["topic"]["type"], "string");
+        assert_eq!(status["next"]["format"], "int64");
+        assert_eq!(status["next"]["description"], "The next offset to read.");
+        let until = &status["waiting_until"]["type"];
+        assert_eq!(until, &json!(["integer", "null"]));
     }
 
     /// Each operation, and what the document says of it.

@@ -48,7 +48,6 @@ pub(super) struct ParkedBody {
     /// All that match, on any page.
     total: usize,
     /// Where to continue, as `from`; null at the end.
-    #[schema(value_type = Option<String>)]
     next: Option<MessagePlace>,
     /// By topic, partition and offset.
     #[schema(value_type = Vec<ParkedMessageSchema>)]
@@ -161,7 +160,6 @@ pub(super) struct WhichBody {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct PlaceOfParked {
-    #[schema(value_type = String)]
     topic: TopicName,
     partition: u32,
     offset: u64,
@@ -200,7 +198,6 @@ pub(super) struct ParkedDoneBody {
 #[derive(Serialize, ToSchema)]
 struct LeftBody {
     /// `TOPIC/PARTITION/OFFSET`; if messages were not named, any offset of their partition.
-    #[schema(value_type = String)]
     message: MessagePlace,
     why: String,
 }

@@ -21,48 +21,36 @@ use super::called::Called;
 use super::deploying::{DeployedBody, deployed};
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
-use super::shapes::{
-    BatchPolicySchema, BreakerPolicySchema, BreakerStatusSchema, CanaryStatusSchema,
-    DeadLetterPolicySchema, GuestLineSchema, LimitsSchema, PartitionStatusSchema, ProcessorSchema,
-    RetryPolicySchema,
-};
+use super::shapes::{CanaryStatusSchema, ProcessorSchema};
 
 /// A revision's specification.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SpecBody {
     /// Topics that it reads; at least one.
-    #[schema(value_type = Vec<String>)]
     topics: Vec<TopicName>,
     /// The module that processes messages, by digest, prefix or tag.
     module: String,
     /// The topic for outputs that name none.
-    #[schema(value_type = Option<String>)]
     output: Option<TopicName>,
     /// Further topics that it may write to.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
     grants: Vec<TopicName>,
     /// What stays in order when a message is retried: `key`, `partition` or `none`.
     #[serde(default)]
     #[schema(value_type = String, default = "key")]
     order: Order,
     #[serde(default)]
-    #[schema(value_type = BatchPolicySchema)]
     batch: BatchPolicy,
     #[serde(default)]
-    #[schema(value_type = RetryPolicySchema)]
     retry: RetryPolicy,
     /// The module that decides what to do about failures.
     error_handler: Option<String>,
     #[serde(default)]
-    #[schema(value_type = LimitsSchema)]
     limits: Limits,
     #[serde(default)]
-    #[schema(value_type = BreakerPolicySchema)]
     breaker: BreakerPolicy,
     #[serde(default)]
-    #[schema(value_type = DeadLetterPolicySchema)]
     dead_letters: DeadLetterPolicy,
     /// Whether the host rolls a bad deploy back to the last revision that worked.
     #[serde(default)]
@@ -109,11 +97,9 @@ pub(super) struct StatusBody {
     #[serde(flatten)]
     #[schema(value_type = ProcessorSchema)]
     processor: Processor,
-    #[schema(value_type = Vec<PartitionStatusSchema>)]
     partitions: Vec<PartitionStatus>,
     /// The state of its breaker; absent if the processor cannot be started.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<BreakerStatusSchema>)]
     breaker: Option<BreakerStatus>,
     /// How its canary compares with the current revision; absent without a canary.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -135,21 +121,7 @@ pub(super) struct StatusBody {
     gone_back_from: Option<u32>,
     /// Messages that wait in topics which the current revision does not read; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<LeftBehindSchema>)]
     left_behind: Vec<LeftBehind>,
-}
-
-/// Messages that wait where the current revision does not read.
-#[derive(ToSchema)]
-#[schema(as = LeftBehind)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct LeftBehindSchema {
-    /// For redriven dead letters, their redrive topic.
-    topic: String,
-    /// Parked messages.
-    parked: u64,
-    /// Redriven dead letters that were not read; absent if there are none.
-    unread: Option<u64>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -379,7 +351,6 @@ pub(super) struct DeleteParams {
 #[derive(Serialize, ToSchema)]
 pub(super) struct ProcessorDeletedBody {
     /// Messages that wait for it, until a processor is created under its name that reads them.
-    #[schema(value_type = Vec<LeftBehindSchema>)]
     left_behind: Vec<LeftBehind>,
     /// Why topics of its own were not deleted: they are used or needed elsewhere.
     topics_kept: Vec<String>,
@@ -439,7 +410,6 @@ pub(super) async fn remove(
 #[derive(Serialize, ToSchema)]
 pub(super) struct LogsBody {
     /// Newest last.
-    #[schema(value_type = Vec<GuestLineSchema>)]
     lines: Vec<GuestLine>,
     /// Lines that were dropped since the host started because they exceeded its rate; absent if none.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -30,11 +30,9 @@ pub(super) struct ReplayBody {
     #[schema(value_type = Option<u64>)]
     until: Option<Moment>,
     /// Where all outputs go, whatever topic they name. The processor must not read it.
-    #[schema(value_type = String)]
     into: TopicName,
     /// The replay's name; if omitted, `NAME-replay-1`, or the next free number.
     #[serde(rename = "as")]
-    #[schema(value_type = Option<String>)]
     name: Option<ProcessorName>,
 }
 

@@ -24,7 +24,6 @@ use super::query::InPath;
 #[serde(deny_unknown_fields)]
 pub(super) struct ScheduleIn<'a> {
     /// The topic for its messages.
-    #[schema(value_type = String)]
     topic: TopicName,
     /// When, in UTC: minute, hour, day, month and day of the week, optionally with seconds first.
     #[schema(example = "*/5 * * * *")]
@@ -104,9 +103,7 @@ impl Serialize for Shown {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Schedule)]
 pub(super) struct ScheduleBody {
-    #[schema(value_type = String)]
     name: ScheduleName,
-    #[schema(value_type = String)]
     topic: TopicName,
     cron: String,
     key: Option<String>,
@@ -114,19 +111,15 @@ pub(super) struct ScheduleBody {
     #[serde(flatten)]
     #[schema(value_type = ScheduleHeaders)]
     headers: Shown,
-    #[schema(value_type = Option<u32>)]
     partition: Option<PartitionId>,
     paused: bool,
     /// When the next message is due, in milliseconds since the Unix epoch.
-    #[schema(value_type = u64)]
     next: Timestamp,
     /// When the last one was due.
-    #[schema(value_type = Option<u64>)]
     last: Option<Timestamp>,
     /// Messages created so far.
     made: u64,
     /// When it was last run by hand, in milliseconds since the Unix epoch.
-    #[schema(value_type = Option<u64>)]
     last_run: Option<Timestamp>,
     /// Who ran it, as claimed.
     last_run_by: Option<String>,

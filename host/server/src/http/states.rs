@@ -63,7 +63,6 @@ fn max_default() -> usize {
 #[derive(Serialize, ToSchema)]
 pub(super) struct StateBody {
     /// The state contains exactly the writes of the messages below this offset, except parked ones.
-    #[schema(value_type = u64)]
     as_of: Offset,
     /// Changes whenever something is written, and after a restart: answers with the same version belong together.
     version: u64,
@@ -198,7 +197,6 @@ pub(crate) fn check_entry(text: &str) -> Result<usize, String> {
 #[serde(deny_unknown_fields)]
 pub(super) struct StateWriteBody {
     /// The input topic; optional if the processor reads only one.
-    #[schema(value_type = Option<String>)]
     topic: Option<TopicName>,
     partition: u32,
     /// Whether to empty the state first.

@@ -19,14 +19,12 @@ use super::damage::DamagedOffsets;
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
 use super::record::Subject;
-use super::shapes::TopicSettingsSchema;
 
 /// A new topic.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewTopicBody {
     /// 1 to 249 letters, digits, '.', '_', '-'.
-    #[schema(value_type = String)]
     name: TopicName,
     /// At least one. It can be raised later, never lowered.
     #[serde(default = "one")]
@@ -41,7 +39,7 @@ pub(super) struct NewTopicBody {
     partitioner: Option<String>,
     /// Settings that can be changed later; omitted ones have their defaults.
     #[serde(default)]
-    #[schema(value_type = Option<TopicSettingsSchema>)]
+    #[schema(value_type = Option<TopicSettings>)]
     settings: TopicSettings,
 }
 
@@ -53,19 +51,13 @@ fn one() -> u32 {
 #[derive(Serialize, ToSchema)]
 pub(super) struct TopicBody {
     id: u64,
-    #[schema(value_type = String)]
     name: TopicName,
     partitions: u32,
-    #[schema(value_type = String)]
     durability: Durability,
-    #[schema(value_type = Option<String>)]
     partitioner: Option<Digest>,
     /// The processor that owns it.
-    #[schema(value_type = Option<String>)]
     owner: Option<ProcessorName>,
-    #[schema(value_type = u64)]
     created_at: Timestamp,
-    #[schema(value_type = TopicSettingsSchema)]
     settings: TopicSettings,
     /// The start and end of each partition.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,13 +66,10 @@ pub(super) struct TopicBody {
 
 #[derive(Serialize, ToSchema)]
 struct EndsBody {
-    #[schema(value_type = u32)]
     partition: PartitionId,
     /// The first offset kept.
-    #[schema(value_type = u64)]
     start: Offset,
     /// The offset that the next message will have.
-    #[schema(value_type = u64)]
     end: Offset,
     /// How many messages are kept: fewer than the offsets between start and end if some were removed by compaction.
     messages: u64,

@@ -1,7 +1,5 @@
 //! Revisions on trial over HTTP: a canary's share, a shadow's report, promotion.
 
-use std::collections::BTreeMap;
-
 use axum::Json;
 use axum::body::Body;
 use axum::http::HeaderMap;
@@ -17,78 +15,6 @@ use super::deploying::DeployedBody;
 use super::error::{ApiError, ErrorBody};
 use super::query::InPath;
 use super::shapes::ProcessorSchema;
-
-/// How a shadow compares with the current revision, since it began on this host.
-#[derive(ToSchema)]
-#[schema(as = ShadowReport)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-pub(super) struct ShadowReportSchema {
-    revision: u32,
-    /// Milliseconds since the Unix epoch.
-    since: u64,
-    /// Messages that both revisions answered.
-    compared: u64,
-    /// Those with the same answer.
-    alike: u64,
-    /// Messages with a different outcome or class, by both: `emit -> reject too-old`.
-    outcomes: BTreeMap<String, u64>,
-    /// Messages with the same outcome and different outputs.
-    outputs: u64,
-    /// Calls of the shadow that failed, by cause.
-    failed_calls: BTreeMap<String, u64>,
-    /// Messages without an answer because of such calls.
-    not_answered: u64,
-    /// Messages that the shadow was not called with, because it was busy.
-    skipped: u64,
-    /// Some of the messages that differ.
-    samples: Vec<ShadowSampleSchema>,
-}
-
-/// A message with different answers.
-#[derive(ToSchema)]
-#[schema(as = ShadowSample)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-struct ShadowSampleSchema {
-    topic: String,
-    partition: u32,
-    offset: u64,
-    /// As text, cut to a maximum length.
-    key: Option<String>,
-    /// Whether the key is not shown exactly: it is cut, or not UTF-8.
-    key_lossy: bool,
-    /// An entry of `outcomes`, or `outputs`.
-    differs: String,
-    current: SaidSchema,
-    shadow: SaidSchema,
-}
-
-/// A revision's answer to a message.
-#[derive(ToSchema)]
-#[schema(as = Said)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-struct SaidSchema {
-    outcome: String,
-    reason: Option<String>,
-    output_count: usize,
-    /// The first few, as text, cut to a maximum length.
-    outputs: Vec<SaidOutputSchema>,
-}
-
-/// An output as text, cut to a maximum length.
-#[derive(ToSchema)]
-#[schema(as = SaidOutput)]
-#[allow(dead_code, reason = "the shape is read by the derive only")]
-struct SaidOutputSchema {
-    topic: String,
-    partition: Option<u32>,
-    key: Option<String>,
-    value: Option<String>,
-    /// The first few, as `name: value`.
-    headers: Vec<String>,
-    header_count: usize,
-    /// Whether it is not shown exactly: long values are cut, and bytes that are not UTF-8 are replaced.
-    lossy: bool,
-}
 
 /// A canary's share.
 #[derive(Deserialize, ToSchema)]
@@ -159,7 +85,7 @@ pub(super) async fn promote(
 
 /// How the processor's shadow compares with its current revision. The report is in memory, and starts over when the host restarts.
 #[utoipa::path(get, path = "/v1/processors/{name}/shadow", tag = "processors", params(("name" = String, Path,)), responses(
-    (status = 200, body = ShadowReportSchema),
+    (status = 200, body = ShadowReport),
     (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody, description = "There is no shadow, or it could not be loaded when the host started"),
 ))]

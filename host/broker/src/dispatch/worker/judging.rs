@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::Worker;
 use super::round::Round;
+use crate::dispatch::answer::Glance;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::answered::Answered;
 use crate::dispatch::breaker::{Judgement, Report, Says};
 use crate::dispatch::delivery;
 use crate::dispatch::failed::Failed;
 use crate::dispatch::plan::Came;
-use crate::dispatch::shadow::Glance;
 use crate::ground::columns;
 use crate::handler::{CallError, Cause, Decision};
 

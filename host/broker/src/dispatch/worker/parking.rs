@@ -7,7 +7,7 @@ use millrace_model::calendar::utc;
 use millrace_model::{Offset, Parked, Progress};
 
 use super::round::Round;
-use super::settling::Settled;
+use super::round::Settled;
 use super::{Step, Trouble, Worker};
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::batcher::{self, Batch, WHOLE_PARTITION};

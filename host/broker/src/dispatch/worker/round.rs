@@ -8,7 +8,6 @@ use millrace_engine::CommitError;
 use millrace_model::{Progress, TopicName};
 use tokio::sync::watch;
 
-use super::settling::Settled;
 use super::state::{Home, Writing};
 use super::{SLEEP_MAX, Step, Trouble, Worker, changed_within, wants};
 use crate::dispatch::answer::Verdict;
@@ -110,6 +109,28 @@ async fn pointless(
         };
         if !changed_within(&mut commands, wait).await {
             return;
+        }
+    }
+}
+
+/// How a round ended.
+pub(super) enum Settled {
+    Committed,
+    /// It had no effect: its messages are cut again.
+    PutBack,
+    /// The same, but something is in the way.
+    Blocked(String),
+    /// The same, and no more dead letters are allowed for this long.
+    Held(String, Duration),
+}
+
+impl Settled {
+    /// What this means for the worker's next step.
+    pub(super) fn step(self) -> Result<Step, Trouble> {
+        match self {
+            Self::Committed | Self::PutBack => Ok(Step::Done),
+            Self::Blocked(reason) => Err(Trouble::Wait(reason)),
+            Self::Held(reason, wait) => Ok(Step::Held(reason, wait)),
         }
     }
 }
@@ -225,7 +246,7 @@ impl Worker {
 
     /// The answer to the batch, unless the call takes too long or is interrupted; `None` if there is nothing to decide about.
     async fn answer(&mut self, round: &mut Round) -> Result<Option<Answered>, Trouble> {
-        let home = self.take_turn(round).await?;
+        let home = self.take_turn(&round.live, &mut round.writing).await?;
         let (batch, time_max) = (&round.batch, call_time_max(&round.live));
         let most = self.plan.call_max(batch.side, batch.len(), time_max);
         let before = self.context.clock.monotonic();

@@ -10,8 +10,8 @@ use millrace_model::{
     Compression, GivenUp, PartitionId, Progress, RecordBatch, Topic, TopicPartition,
 };
 
-use super::round::Round;
-use super::{Step, Trouble, Worker};
+use super::Worker;
+use super::round::{Round, Settled};
 use crate::dispatch::answered::Answered;
 use crate::dispatch::breaker::Judgement;
 use crate::dispatch::delivery::{self, Effects, Settling};
@@ -26,28 +26,6 @@ use crate::dispatch::word::{Left, Word};
 use crate::ground::packing;
 use crate::messages::delays::delayed::DelaysFull;
 use crate::messages::delays::stored::Additions;
-
-/// How a round ended.
-pub(super) enum Settled {
-    Committed,
-    /// It had no effect: its messages are cut again.
-    PutBack,
-    /// The same, but something is in the way.
-    Blocked(String),
-    /// The same, and no more dead letters are allowed for this long.
-    Held(String, Duration),
-}
-
-impl Settled {
-    /// What this means for the worker's next step.
-    pub(super) fn step(self) -> Result<Step, Trouble> {
-        match self {
-            Self::Committed | Self::PutBack => Ok(Step::Done),
-            Self::Blocked(reason) => Err(Trouble::Wait(reason)),
-            Self::Held(reason, wait) => Ok(Step::Held(reason, wait)),
-        }
-    }
-}
 
 /// Why a decision is not committed.
 enum Refused {

@@ -6,7 +6,6 @@ use millrace_engine::state::{Ended, StateAttempt, StateTable, Turn};
 use millrace_model::{Timestamp, TopicPartition};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::round::Round;
 use super::{Trouble, Worker};
 use crate::dispatch::batcher::Batch;
 use crate::dispatch::live::Live;
@@ -71,13 +70,17 @@ impl Worker {
     }
 
     /// The place of its state for a round that uses any, with the turn to write there.
-    pub(super) async fn take_turn(&mut self, round: &mut Round) -> Result<Option<Home>, Trouble> {
-        let home = self.home(&round.live).await?;
+    pub(super) async fn take_turn(
+        &mut self,
+        live: &Live,
+        writing: &mut Writing,
+    ) -> Result<Option<Home>, Trouble> {
+        let home = self.home(live).await?;
         if let Some(home) = &home {
             // Before taking the turn: nobody who has a turn waits for another.
             let attempts = Arc::clone(&self.context.attempts);
-            round.writing.room = attempts.acquire_owned().await.ok();
-            round.writing.turn = Some(home.table.turn().await);
+            writing.room = attempts.acquire_owned().await.ok();
+            writing.turn = Some(home.table.turn().await);
         }
         Ok(home)
     }

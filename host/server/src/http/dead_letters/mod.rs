@@ -6,7 +6,7 @@ pub(super) mod work;
 use axum::Json;
 use axum::response::Response;
 use millrace_broker::{
-    DeadLetter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, MessagePlace,
+    CallUse, DeadLetter, DeadLetterGroups, DeadLetterPage, DeadLetterQuery, MessagePlace,
 };
 use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
 use serde::Serialize;
@@ -16,9 +16,8 @@ use super::answers::worst;
 use super::bounds::{DEAD_LETTER_ROOM_BYTES, DEAD_LETTERS_MAX, DEAD_LETTERS_ROOM_BYTES};
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
-use super::messages::MessageOut;
+use super::messages::{MessageOut, MessageSchema};
 use super::query::{InPath, InQuery};
-use super::shapes::{DeadLetterGroupsSchema, DeadLetterSchema};
 use find::Find;
 
 /// Default number of dead letters in a list.
@@ -30,6 +29,38 @@ pub(super) struct DeadLettersBody {
     dead_letters: Vec<DeadLetterSchema>,
     /// Where to continue, as `from`; null at the end. There may be more even if none was found so far.
     next: Option<String>,
+}
+
+/// A dead letter with its evidence.
+#[derive(ToSchema)]
+#[schema(as = DeadLetter)]
+#[allow(
+    dead_code,
+    reason = "describes what WithMessage writes: the evidence and the message, as one object"
+)]
+struct DeadLetterSchema {
+    topic: String,
+    partition: u32,
+    offset: u64,
+    origin_topic: String,
+    origin_partition: u32,
+    origin_offset: u64,
+    revision: u32,
+    module: String,
+    attempts: u32,
+    cause: String,
+    class: String,
+    reason: String,
+    first_failed_at: u64,
+    died_at: u64,
+    attempt_log: serde_json::Value,
+    backtrace: Option<String>,
+    /// What the last call used.
+    call: Option<CallUse>,
+    /// How often the message had been redriven before it failed this time.
+    redrives: u32,
+    redriven: bool,
+    message: MessageSchema,
 }
 
 /// A dead letter's evidence and its message.
@@ -114,7 +145,7 @@ fn write(out: &mut Vec<u8>, letter: &DeadLetter) -> Result<(), ApiError> {
 #[utoipa::path(get, path = "/v1/processors/{name}/dead-letters/groups", tag = "dead letters",
     params(("name" = String, Path,), Find),
     responses(
-        (status = 200, body = DeadLetterGroupsSchema),
+        (status = 200, body = DeadLetterGroups),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
     )

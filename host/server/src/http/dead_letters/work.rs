@@ -23,9 +23,6 @@ use super::super::called::Called;
 use super::super::error::{ApiError, ErrorBody};
 use super::super::messages::{HeaderPart, HeaderValue, ListedIn, Pairs, entry, headers_of, one_of};
 use super::super::query::{InPath, InQuery};
-use super::super::shapes::{
-    AuditPageSchema, DryRunOutcomeSchema, DryRunOutputSchema, RedrivenSchema,
-};
 use super::find::{DeadLetterPlaceBody, Find, place, which};
 
 /// Default number of dead letters in a dry run.
@@ -55,7 +52,7 @@ pub(in super::super) struct RedriveBody {
     params(("name" = String, Path,), ByHeader),
     request_body = RedriveBody,
     responses(
-        (status = 200, body = RedrivenSchema),
+        (status = 200, body = Redriven),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 409, body = ErrorBody, description = "The processor is not deployed, or reads none of the topics that they came from; or the audit trail cannot be written"),
@@ -141,7 +138,7 @@ impl EditBody {
         ByHeader),
     request_body = EditBody,
     responses(
-        (status = 200, body = RedrivenSchema),
+        (status = 200, body = Redriven),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 409, body = ErrorBody, description = "It was already redriven"),
@@ -196,7 +193,6 @@ pub(in super::super) struct DryRunAnswer {
     /// How many dead letters it was called with.
     letters: usize,
     /// Its outcomes, the most frequent first.
-    #[schema(value_type = Vec<DryRunOutcomeSchema>)]
     outcomes: Vec<DryRunOutcome>,
     /// Number of outputs that would be written.
     outputs: usize,
@@ -204,10 +200,28 @@ pub(in super::super) struct DryRunAnswer {
     #[schema(value_type = Vec<DryRunOutputSchema>)]
     samples: Vec<Sample>,
     /// Where to continue, as the filter's `from`, if a bound ended the run.
-    #[schema(value_type = Option<String>)]
     next: Option<MessagePlace>,
     /// Why the run stopped early, if it did.
     stopped: Option<String>,
+}
+
+/// An output that would be written.
+#[derive(ToSchema)]
+#[schema(as = DryRunOutput)]
+#[allow(dead_code, reason = "describes what Sample writes by hand")]
+struct DryRunOutputSchema {
+    /// The place of the dead letter it comes from.
+    letter: String,
+    topic: String,
+    /// Cut to a kilobyte, like the others.
+    key: Option<String>,
+    /// Like `key`, if it is not text.
+    key_base64: Option<String>,
+    value: Option<String>,
+    /// Like `value`, if it is not text.
+    value_base64: Option<String>,
+    /// Whether any of it was cut.
+    is_cut: bool,
 }
 
 struct Sample(DryRunOutput);
@@ -295,7 +309,7 @@ impl Default for AuditQuery {
 #[utoipa::path(get, path = "/v1/processors/{name}/dead-letters/audit", tag = "dead letters",
     params(("name" = String, Path,), AuditQuery),
     responses(
-        (status = 200, body = AuditPageSchema),
+        (status = 200, body = AuditPage),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
     )

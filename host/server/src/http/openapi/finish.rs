@@ -7,11 +7,26 @@ use millrace_model::bounds::{
 };
 use utoipa::Modify;
 use utoipa::openapi::path::{Operation, ParameterIn};
-use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type};
+use utoipa::openapi::schema::{
+    KnownFormat, Object, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type,
+};
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
+
+use super::plain::or_null;
 
 /// The characters of names. Client generators need not know that `.`, `..` and names that begin with `__` are reserved.
 const NAME_PATTERN: &str = "^[A-Za-z0-9._-]+$";
+/// Groups of settings, which requests give in part and answers in full.
+pub(super) const SETTINGS: [&str; 6] = [
+    "BatchPolicy",
+    "BreakerPolicy",
+    "DeadLetterPolicy",
+    "Limits",
+    "RetryPolicy",
+    "TopicSettings",
+];
+/// Parts of answers whose stored form may lack fields.
+pub(super) const RECORDS: [&str; 2] = ["Resumes", "RevisionRecord"];
 const BYTES: &str = "application/octet-stream";
 const BAD_REQUEST: &str = "400";
 const OTHERWISE: &str = "default";
@@ -21,6 +36,19 @@ pub(super) struct Finish;
 
 impl Modify for Finish {
     fn modify(&self, document: &mut OpenApi) {
+        let schemas = document.components.iter_mut();
+        for (name, schema) in schemas.flat_map(|components| &mut components.schemas) {
+            let RefOr::T(Schema::Object(object)) = schema else {
+                continue;
+            };
+            let name = name.as_str();
+            if SETTINGS.contains(&name) {
+                leave_open(object);
+            }
+            if SETTINGS.contains(&name) || RECORDS.contains(&name) {
+                object.properties.values_mut().for_each(drop_default);
+            }
+        }
         for (path, item) in &mut document.paths.paths {
             let operations = [
                 ("get", &mut item.get),
@@ -40,6 +68,27 @@ impl Modify for Finish {
                 say_bytes(operation);
             }
         }
+    }
+}
+
+/// No field has to be given, and in a change null resets one. The answers of later hosts may have more fields.
+fn leave_open(settings: &mut Object) {
+    settings.required.clear();
+    settings.additional_properties = None;
+    for property in settings.properties.values_mut() {
+        if let RefOr::T(Schema::Object(value)) = property {
+            or_null(value);
+        }
+    }
+}
+
+/// The derive shows the defaults of a noun. A generated client would fill them in, and so change settings that its caller did not give.
+fn drop_default(property: &mut RefOr<Schema>) {
+    match property {
+        RefOr::T(Schema::Object(value)) => value.default = None,
+        RefOr::T(Schema::Array(array)) => array.default = None,
+        RefOr::T(Schema::OneOf(one_of)) => one_of.default = None,
+        _ => {}
     }
 }
 
