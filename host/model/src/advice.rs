@@ -1,6 +1,6 @@
-//! What an error has besides its text, the same for every door: its [`Code`] for programs, and what
-//! people can do now. It is declared once, with the error; a door only maps [`Kind`]s, or codes if
-//! its protocol distinguishes more than the kinds.
+//! An error's [`Code`] for programs and the advice for its reader, the same for every door. It is
+//! declared once, beside the error. A door only maps [`Kind`]s, or codes if its protocol
+//! distinguishes more than the kinds.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -13,17 +13,17 @@ use crate::offset::Offset;
 pub enum Kind {
     /// The request cannot be understood.
     Malformed,
-    /// What it names does not exist.
+    /// Something that the request names does not exist.
     Unknown,
-    /// It is valid, but not in the present state.
+    /// The request is valid, but not in the present state.
     Conflict,
-    /// It is larger than what is accepted.
+    /// The request is larger than what is accepted.
     TooLarge,
-    /// It is understood, but will not be done.
+    /// The request is understood, but will not be carried out.
     Refused,
-    /// The host is already doing as much of this as it does at once.
+    /// The host is already doing as much of this as it can at once.
     Busy,
-    /// The host cannot do it now.
+    /// The host cannot carry out the request now.
     Unavailable,
     /// Stored data can no longer be read.
     Damaged,
@@ -45,7 +45,7 @@ impl Kind {
         Self::Internal,
     ];
 
-    /// What to do in general for this kind.
+    /// General advice for this kind.
     #[must_use]
     pub fn remedy(self) -> &'static str {
         match self {
@@ -61,23 +61,23 @@ impl Kind {
         }
     }
 
-    /// Whether the same request may succeed a little later, without a change by the caller.
+    /// Whether the same request may succeed a little later, unchanged.
     #[must_use]
     pub fn is_passing(self) -> bool {
         matches!(self, Self::Busy | Self::Unavailable)
     }
 }
 
-/// An error's code, and what to do now.
+/// An error's code, and the advice for its reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advice {
-    /// The code, which also tells the kind.
+    /// The error's code.
     pub code: Code,
-    /// What to do now.
+    /// What the reader can do now.
     pub hint: Cow<'static, str>,
-    /// When to try again. Always given if the kind [is passing](Kind::is_passing).
+    /// Seconds after which to try again. Always present if the kind [is passing](Kind::is_passing).
     pub retry_after_s: Option<u32>,
-    /// Where to continue, after messages that cannot be read.
+    /// The offset to continue at, after messages that cannot be read.
     pub next: Option<Offset>,
 }
 
@@ -99,21 +99,21 @@ impl Advice {
         self.code.kind()
     }
 
-    /// With this hint instead.
+    /// Replaces the hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
         self.hint = hint.into();
         self
     }
 
-    /// With this time instead.
+    /// Replaces the seconds after which to try again.
     #[must_use]
     pub fn after_s(mut self, seconds: u32) -> Self {
         self.retry_after_s = Some(seconds);
         self
     }
 
-    /// With the offset to continue at.
+    /// Adds the offset to continue at.
     #[must_use]
     pub fn next(mut self, next: Offset) -> Self {
         self.next = Some(next);

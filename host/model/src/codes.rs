@@ -1,12 +1,12 @@
-//! The codes of errors, for programs: stable, and the same for every door. Each has one [`Kind`], a
-//! meaning, and a default hint, which an error may replace. `docs/errors.md` is generated from this
+//! The codes of errors, for programs: stable, and the same for every door. Each has a [`Kind`], a
+//! meaning, and a default hint that an error may replace. `docs/errors.md` is generated from this
 //! list.
 
 use std::fmt;
 
 use crate::advice::{Advice, Kind};
 
-/// Default seconds after which to try again.
+/// Default number of seconds after which to try again.
 const SOON_S: u32 = 1;
 
 macro_rules! codes {
@@ -21,7 +21,7 @@ macro_rules! codes {
             /// All codes, by kind.
             pub const ALL: &[Self] = &[$($(Self::$name,)*)*];
 
-            /// Its kind.
+            /// The code's kind.
             #[must_use]
             pub const fn kind(self) -> Kind {
                 match self {
@@ -29,7 +29,7 @@ macro_rules! codes {
                 }
             }
 
-            /// The code as text, as it is sent.
+            /// The code as sent to callers.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {
@@ -37,7 +37,7 @@ macro_rules! codes {
                 }
             }
 
-            /// What it means.
+            /// The code's meaning.
             #[must_use]
             pub const fn meaning(self) -> &'static str {
                 match self {
@@ -56,7 +56,7 @@ macro_rules! codes {
     };
 }
 
-// Each line: the code, its meaning, and what to do.
+// Each entry: the code, its meaning, and what to do.
 codes! {
     Malformed {
         Malformed "malformed"
@@ -297,9 +297,9 @@ codes! {
             "stop the host and copy its directory, or take a snapshot of the file system";
     }
     Busy {
-        // The same code with two kinds, here and below: a caller that fills a bound by sending must
-        // slow down, while a caller that needs something in use only has to wait. HTTP's documented
-        // statuses (429 and 503) distinguish them; for a program both mean to try again later.
+        // Here and below, one code has two kinds. A caller that fills a bound by sending must slow
+        // down; a caller that needs something in use only has to wait. HTTP's documented statuses
+        // (429 and 503) distinguish the two; for a program, both mean to try again later.
         Busy "busy"
             "The host is already handling as many of these requests as it accepts at once; nothing was stored."
             "send more slowly; nothing of this request was stored";
@@ -364,13 +364,13 @@ impl Code {
         Advice::of(self)
     }
 
-    /// The same with another hint.
+    /// The advice with another hint.
     #[must_use]
     pub fn hint(self, hint: impl Into<std::borrow::Cow<'static, str>>) -> Advice {
         Advice::of(self).hint(hint)
     }
 
-    /// When to try again; given for all kinds that are passing.
+    /// Seconds after which to try again; `Some` for all kinds that are passing.
     pub(crate) fn retry_after_s(self) -> Option<u32> {
         match self {
             Self::StateBusy => Some(5),

@@ -12,12 +12,12 @@ use crate::topic::TopicId;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
-    /// Messages with the key wait behind a parked one; all others continue.
+    /// Messages with the same key wait behind a parked one; all others continue.
     #[default]
     Key,
-    /// The whole partition waits.
+    /// All later messages of the partition wait.
     Partition,
-    /// Nothing waits.
+    /// No message waits for another one.
     None,
 }
 
@@ -30,7 +30,8 @@ pub struct BatchPolicy {
     pub messages_max: u32,
     /// Maximum bytes of keys, values and headers; one larger message still makes a batch.
     pub bytes_max: u32,
-    /// How long to wait for a fuller batch once there is a message; 0 takes what is there.
+    /// Maximum time to wait for a fuller batch once there is a message; 0 takes the messages at
+    /// hand.
     pub linger_ms: u64,
 }
 
@@ -44,17 +45,18 @@ impl Default for BatchPolicy {
     }
 }
 
-/// How failed messages are retried: exponential backoff with full jitter. By default for minutes (seven on average, at most 13.5), so
-/// that a database restart does not create dead letters.
+/// How failed messages are retried: exponential backoff with full jitter. The defaults retry for
+/// minutes (seven on average, at most 13.5), so that a restart of a database does not create dead
+/// letters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(from = "SaidOfRetry")]
 pub struct RetryPolicy {
-    /// Attempts in total; after the last failed one the message becomes a dead letter.
+    /// Attempts in total. When the last one fails, the message becomes a dead letter.
     pub attempts_max: u32,
     /// Upper bound of the first delay; doubles with each attempt.
     pub delay_first_ms: u64,
-    /// Upper bound of every delay; at most thirty days. No message is retried within ten milliseconds in any case.
+    /// Upper bound of every delay; at most thirty days. The minimum delay is ten milliseconds.
     pub delay_max_ms: u64,
 }
 
@@ -68,7 +70,7 @@ impl Default for RetryPolicy {
     }
 }
 
-/// The given fields of a retry policy.
+/// The fields of a retry policy that were given.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct SaidOfRetry {
@@ -78,7 +80,8 @@ struct SaidOfRetry {
 }
 
 impl From<SaidOfRetry> for RetryPolicy {
-    /// Omitted fields have their defaults; but a low maximum delay also lowers the default of the first one.
+    /// Omitted fields get their defaults, but a low maximum delay also lowers the default of the
+    /// first one.
     fn from(said: SaidOfRetry) -> Self {
         let default = Self::default();
         let delay_max_ms = said.delay_max_ms.unwrap_or(default.delay_max_ms);
@@ -92,20 +95,22 @@ impl From<SaidOfRetry> for RetryPolicy {
     }
 }
 
-/// When a processor pauses by itself, and how it finds out that it may resume. One breaker for all its partitions.
+/// When a processor pauses automatically, and how it finds out that it may resume. All partitions
+/// of a processor share one breaker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct BreakerPolicy {
-    /// Whether failed messages open it. An outage reported by the component always does.
+    /// Whether failed messages open the breaker. An outage reported by the component always does.
     pub enabled: bool,
-    /// This many different messages in a row that fail alike open it; fewer never do.
+    /// The breaker opens when this many different messages in a row fail alike; fewer never open
+    /// it.
     pub failures_min: u32,
-    /// This percentage of the latest messages failing alike opens it, too.
+    /// The breaker also opens when this percentage of the latest messages fail alike.
     pub failed_percent: u32,
-    /// The number of latest messages.
+    /// How many messages count as the latest.
     pub window_messages: u32,
-    /// Messages older than this do not count.
+    /// Messages older than this do not count as the latest.
     pub window_ms: u64,
     /// Upper bound of the delay before the first probe; doubles with each failed probe.
     pub probe_first_ms: u64,
@@ -127,17 +132,18 @@ impl Default for BreakerPolicy {
     }
 }
 
-/// How many dead letters a processor may create. At the bound a partition waits; nothing is dropped.
+/// How many dead letters a processor may create. At the maximum a partition waits; nothing is
+/// dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct DeadLetterPolicy {
-    /// Dead letters of all its partitions together in one period.
+    /// Dead letters of all partitions together in one period.
     pub max: u32,
     /// The period.
     pub per_ms: u64,
-    /// Dead letters that revisions may create in total before one of them is proven, if there is an earlier one to go back to. Further
-    /// messages wait until the revision is proven or rolled back.
+    /// Dead letters that revisions may create in total before one of them is proven, if there is an
+    /// earlier one to go back to. Further messages wait until a revision is proven or rolled back.
     pub unproven_max: u32,
 }
 
@@ -151,20 +157,21 @@ impl Default for DeadLetterPolicy {
     }
 }
 
-/// The limits of a call. Always on.
+/// The limits of a component. They always apply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Linear memory of one instance.
     pub memory_bytes_max: u64,
-    /// Duration of one call: the guest runs or waits for the host; time in the queue for a core does not count.
+    /// Duration of one call, in which the guest runs or waits for the host. Time in the queue for a
+    /// core does not count.
     pub call_ms_max: u64,
     /// Bytes of one answer.
     pub answer_bytes_max: u64,
     /// Outputs of one answer.
     pub answer_outputs_max: u32,
-    /// Log lines per second; more are counted and dropped.
+    /// Log lines per second. Further lines are counted and dropped.
     pub log_lines_per_second: u32,
 }
 
@@ -184,14 +191,14 @@ impl Default for Limits {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProcessorSpec {
-    /// Topics that it reads; at least one.
+    /// Topics that the processor reads; at least one.
     pub topics: Vec<TopicName>,
     /// The digest of the module that processes messages.
     pub module: Digest,
     /// The topic for outputs that name none; without it, every output must name one.
     #[serde(default)]
     pub output: Option<TopicName>,
-    /// Further topics that it may write to.
+    /// Further topics that the processor may write to.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub grants: Vec<TopicName>,
@@ -214,11 +221,11 @@ pub struct ProcessorSpec {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub limits: Limits,
-    /// When it pauses by itself.
+    /// When the processor pauses automatically.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub breaker: BreakerPolicy,
-    /// How many dead letters it may create.
+    /// How many dead letters the processor may create.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub dead_letters: DeadLetterPolicy,
@@ -226,12 +233,14 @@ pub struct ProcessorSpec {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub auto_rollback: bool,
-    /// Whether, after an automatic rollback, the host redrives what the failed revision gave up.
+    /// Whether, after an automatic rollback, the host redrives messages that the failed revision
+    /// gave up.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub auto_redrive: bool,
-    /// Counts in a header how many counting processors a message has passed, including this one, and gives up messages that have passed
-    /// this many before. At least one processor of a cycle must have it. Absent if hops are not counted.
+    /// Counts in a header how many counting processors a message has passed, including this one.
+    /// Gives up a message that has already passed this many. At least one processor of a cycle must
+    /// have it. Absent if hops are not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hops_max: Option<u32>,
 }
@@ -240,49 +249,52 @@ pub struct ProcessorSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Revision {
-    /// Its number.
+    /// The revision's number.
     pub number: u32,
-    /// What it is made of.
+    /// The specification that was deployed.
     pub spec: ProcessorSpec,
     /// When it was deployed, in milliseconds since the Unix epoch.
     pub deployed_at: Timestamp,
-    /// Who deployed it, as claimed.
+    /// Who deployed it, as the caller claimed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployed_by: Option<String>,
     /// The revision that it replaced; absent for the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<u32>,
-    /// Whether it was never current: it is, or only was, on trial. Absent if not.
+    /// Whether it was never current: it is or was only on trial. Absent if not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub trial: bool,
-    /// What the host did with it by itself, and why.
+    /// What the host did with it automatically, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// The number of its run: consecutive revisions without a proven one among them. 0 if a version without runs created it.
+    /// The number of its run: consecutive revisions of which none is proven. 0 if it was created by
+    /// a version without runs.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub unproven_run: u32,
-    /// What the host still has to redrive of what it gave up, after a rollback; absent if nothing.
+    /// The redrive that the host still has to do after a rollback, of messages that this revision
+    /// gave up; absent if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redrive_due: Option<RedriveDue>,
-    /// Its record.
+    /// How the revision performed.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub record: Record,
 }
 
-/// A due redrive: of several revisions, up to the one that it is stored with.
+/// A due redrive of dead letters of several revisions: from the first one here to the one that
+/// stores this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RedriveDue {
-    /// The first of these revisions.
+    /// The first of the revisions.
     pub from: u32,
     /// Only dead letters given up at this time or later, in milliseconds since the Unix epoch: earlier ones may be of a deleted
     /// processor's revisions with the same numbers.
     pub since: Timestamp,
 }
 
-/// A revision's record, as far as it matters for later ones.
+/// The parts of a revision's past that matter for later revisions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(as = RevisionRecord))]
@@ -294,25 +306,28 @@ pub struct Record {
     /// Whether it has processed enough that failures count as the messages' fault, now or when it was current before.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub proven: bool,
-    /// Whether it was proven since it last became current: then it ended the run of unproven revisions.
+    /// Whether it was proven since it last became current. If so, it ended the run of unproven
+    /// revisions.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub proven_anew: bool,
-    /// How many messages it has processed since it last became current, as far as that matters for its proof; absent if none.
+    /// How many messages it has processed since it last became current, up to the number that
+    /// proves it; absent if none.
     #[serde(skip_serializing_if = "is_zero")]
     pub processed: u32,
     /// When it processed the first of them, or the first after a stop; absent if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processed_since: Option<Timestamp>,
-    /// Why it is stopped, or was stopped when another revision replaced it; absent if it was not.
+    /// Why it is stopped, or was stopped when another revision replaced it; absent if it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Stopped>,
-    /// Its position in the order in which revisions were last replaced; absent if it never was.
+    /// Its place in the order in which revisions were last replaced; absent if it was never
+    /// replaced.
     #[serde(skip_serializing_if = "is_zero")]
     pub left_as: u32,
     /// Its usual rejections; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rejections: Vec<Rejections>,
-    /// Over how many messages these shares were measured; absent if none.
+    /// The number of messages over which these shares were measured; absent if none.
     #[serde(skip_serializing_if = "is_zero")]
     pub measured: u32,
     /// Whether its decisions no longer count, because it was rolled back or withdrawn; absent if not.
@@ -324,7 +339,8 @@ pub struct Record {
 }
 
 impl Record {
-    /// It becomes current: what it did before does not prove what it does now.
+    /// Begins a new time as the current revision: what the revision did before does not prove it
+    /// now.
     pub fn begin_anew(&mut self) {
         self.proven_anew = false;
         self.processed = 0;
@@ -344,14 +360,15 @@ fn is_zero(number: &u32) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Stopped {
-    /// The kind of its failures: `trap`, `timeout`, … or the component's class; absent if the component reported an outage.
+    /// The kind of its failures: `trap`, `timeout`, …, or the component's class. Absent if the
+    /// component reported an outage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
-    /// An explanation for people.
+    /// An explanation for operators.
     pub text: String,
 }
 
-/// A revision's share of rejections of a class.
+/// How often a revision rejects messages with a class.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Rejections {
@@ -364,20 +381,20 @@ pub struct Rejections {
 /// The revision on trial beside the current one. There is at most one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trial {
-    /// It takes a share of the messages.
+    /// The revision takes a share of the messages.
     Canary {
-        /// Its number.
+        /// The revision's number.
         revision: u32,
-        /// Its share of the keys.
+        /// The percentage of the keys that it takes.
         percent: u32,
-        /// Since when.
+        /// When the trial began.
         since: Timestamp,
     },
-    /// It is called beside the current one, and its answers only count for a report.
+    /// The revision is called beside the current one, and its answers only go into a report.
     Shadow {
-        /// Its number.
+        /// The revision's number.
         revision: u32,
-        /// Since when.
+        /// When the trial began.
         since: Timestamp,
     },
 }
@@ -401,7 +418,7 @@ impl Trial {
     }
 }
 
-/// A trial in its stored form: two fields of the processor, of which at most one is there.
+/// The stored form of a trial: two fields of the processor, of which at most one is present.
 mod stored_trial {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -492,11 +509,11 @@ pub enum ChangeKind {
     Rollback,
     /// A trial was ended; the current revision stays.
     Withdraw,
-    /// It was paused.
+    /// The processor was paused.
     Pause,
-    /// It was resumed.
+    /// The processor was resumed.
     Resume,
-    /// It was created as a replay of another one.
+    /// The processor was created as a replay of another one.
     Replay,
 }
 
@@ -506,12 +523,12 @@ pub enum ChangeKind {
 pub struct Change {
     /// When, in milliseconds since the Unix epoch.
     pub at: Timestamp,
-    /// Who asked for it, as claimed; `host` is the host itself.
+    /// Who asked for it, as the caller claimed; `host` is the host itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
     /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or `replay`.
     pub what: ChangeKind,
-    /// The revision concerned.
+    /// The revision that the change is about.
     pub revision: u32,
     /// An explanation; a long one is cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -524,7 +541,7 @@ pub struct Change {
 pub struct Replay {
     /// The processor whose input it reads.
     pub of: ProcessorName,
-    /// The revision that it runs.
+    /// The revision that the replay runs.
     pub revision: u32,
     /// Messages at or after this time, in milliseconds since the Unix epoch.
     pub from: Timestamp,
@@ -532,11 +549,11 @@ pub struct Replay {
     pub until: Timestamp,
     /// The topic for all outputs, whatever topic they name.
     pub into: TopicName,
-    /// The range in each partition that has messages of that time.
+    /// The range of offsets in each partition that has messages of that time.
     pub ranges: Vec<ReplayRange>,
 }
 
-/// A range of messages of a partition.
+/// A range of offsets in a partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReplayRange {
@@ -550,36 +567,38 @@ pub struct ReplayRange {
     pub end: Offset,
 }
 
-/// Where a processor starts in a topic: an offset for each partition. In partitions added later it starts at the oldest message.
+/// Where a processor starts in a topic: an offset for each partition. In partitions that are added
+/// later, it starts at the oldest message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TopicStart {
-    /// The topic's name, for people.
+    /// The topic's name, for display.
     pub topic: TopicName,
-    /// Its number, which is unique even if a name is reused.
+    /// The topic's id, which stays unique even if a name is reused.
     pub id: TopicId,
-    /// The first message to read in each of its partitions.
+    /// The first message to read, in each partition of the topic.
     pub offsets: Vec<Offset>,
 }
 
-/// How often a processor was resumed, paused or not, and which dead letters were accepted: the breakers of all hosts follow this.
+/// How often a processor was resumed, whether it was paused or not, and how many dead letters were
+/// accepted. The breakers of all hosts follow this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Resumes {
-    /// How often, since it was created.
+    /// How often the processor was resumed since it was created.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub count: u64,
-    /// The revision that was current the last time.
+    /// The revision that was current when the processor was last resumed.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub revision: u32,
-    /// Dead letters that were accepted then.
+    /// Dead letters that were accepted for that revision.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub dead_letters: u64,
 }
 
 impl Resumes {
-    /// It is resumed, and this many dead letters are accepted.
+    /// Records that the processor is resumed and that this many dead letters are accepted.
     pub fn again(&mut self, revision: u32, dead_letters: u64) {
         if self.revision != revision {
             self.dead_letters = 0;
@@ -589,7 +608,8 @@ impl Resumes {
         self.dead_letters = self.dead_letters.saturating_add(dead_letters);
     }
 
-    /// Dead letters accepted since it had this value; `None` if it was not resumed since.
+    /// Dead letters that were accepted since `before`; `None` if the processor was not resumed
+    /// since.
     #[must_use]
     pub fn since(&self, before: &Self) -> Option<u64> {
         let counted = match before.revision == self.revision {
@@ -610,26 +630,27 @@ impl Resumes {
 pub struct Processor {
     /// Its name.
     pub name: ProcessorName,
-    /// When it was created. Older progress is that of a deleted processor of the same name.
+    /// When it was created. Older progress belongs to a deleted processor of the same name.
     #[serde(default)]
     pub made_at: Timestamp,
     /// The number of the revision that takes the next batch.
     pub current: u32,
     /// Whether it is paused.
     pub paused: bool,
-    /// Oldest first; at most [`crate::bounds::REVISIONS_KEPT_MAX`], besides the current one, the one on trial and the newest.
+    /// Its revisions, oldest first; at most [`crate::bounds::REVISIONS_KEPT_MAX`], besides the
+    /// current one, the one on trial and the newest.
     pub revisions: Vec<Revision>,
     /// The revision on trial; stored as `canary` or `shadow`.
     #[serde(flatten, with = "stored_trial")]
     pub trial: Option<Trial>,
-    /// Its input, if it is a replay; such a processor has one revision.
+    /// The input of a replay; absent for other processors. A replay has only one revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
-    /// Where it starts, as given when it was created; empty means the oldest message everywhere. Applies in each partition until
-    /// progress is committed there.
+    /// Where it starts, as given when it was created; empty means at the oldest message everywhere.
+    /// Applies in each partition until progress is committed there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub start: Vec<TopicStart>,
-    /// How often it was resumed.
+    /// How often it was resumed, and what was accepted then.
     #[serde(default, skip_serializing_if = "Resumes::is_none")]
     pub resumes: Resumes,
     /// Its changes, oldest first; at most [`crate::bounds::CHANGES_KEPT_MAX`].
@@ -644,7 +665,7 @@ impl Processor {
         self.revision(self.current)
     }
 
-    /// Whether the revision takes batches, or is on trial.
+    /// Whether the revision is current or on trial.
     #[must_use]
     pub fn runs(&self, number: u32) -> bool {
         number == self.current || self.on_trial() == Some(number)
@@ -663,14 +684,14 @@ impl Processor {
         start.offsets.get(partition.0 as usize).copied()
     }
 
-    /// The target of a rollback from this revision: the latest earlier one that worked and was not stopped when it was replaced;
-    /// otherwise the last one that was proven.
+    /// The target of a rollback from this revision: the latest earlier one that worked and was not
+    /// stopped when it was replaced, or else the last one that was proven.
     #[must_use]
     pub fn way_back_from(&self, number: u32) -> Option<&Revision> {
         self.way_back_among(number, |_| true)
     }
 
-    /// Like [`way_back_from`](Self::way_back_from), leaving out revisions that cannot be returned to.
+    /// Like [`way_back_from`](Self::way_back_from), among those revisions that can be returned to.
     #[must_use]
     pub fn way_back_among(
         &self,
@@ -691,7 +712,7 @@ impl Processor {
         self.way_back_from(self.current)
     }
 
-    /// One of its revisions, if it is still kept.
+    /// The revision with this number, if it is still kept.
     #[must_use]
     pub fn revision(&self, number: u32) -> Option<&Revision> {
         self.revisions
@@ -735,7 +756,7 @@ mod tests {
         assert!(serde_json::from_str::<RetryPolicy>(r#"{"attempts": 3}"#).is_err());
     }
 
-    /// A processor as versions before [`Trial`] wrote it, with these fields for its trial.
+    /// A processor as versions before [`Trial`] stored it, with these fields for its trial.
     fn stored(trial: &str) -> String {
         format!(r#"{{"name":"p","made_at":5,"current":1,"paused":false,"revisions":[]{trial}}}"#)
     }
@@ -800,7 +821,7 @@ mod tests {
         let waits = 1..attempts_max;
         let bounds = waits.map(|wait| (delay_first_ms << (wait - 1)).min(delay_max_ms));
         let longest: u64 = bounds.sum();
-        // With full jitter half of it, on average.
+        // Full jitter halves the delay on average.
         assert!(
             (5 * 60_000..15 * 60_000).contains(&(longest / 2)),
             "{longest}"

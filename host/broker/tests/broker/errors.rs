@@ -1,4 +1,4 @@
-//! Errors in code and text: the same condition gives the same error, whatever was requested.
+//! Errors in code and text: the same condition gives the same error in every operation.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use millrace_model::{Advised, Code, ConsumerName, Kind, Offset, PartitionId, Top
 
 use crate::rig::{Rig, Say, message, processor, topic};
 
-/// The errors of every operation on a topic.
+/// Runs every operation on a topic; returns the errors.
 async fn said(rig: &Rig, name: &TopicName, partition: Option<u32>) -> Vec<(String, Code)> {
     let partition = partition.map(PartitionId);
     let at = partition.unwrap_or_default();

@@ -191,7 +191,7 @@ async fn two_hosts_commit_in_turns_and_each_finds_what_the_other_committed() {
         };
         let new = [position("in", 0, round), position("out", 1, round)];
         commit(writes, &new).await.unwrap();
-        // The reader's own commit makes it see all earlier ones.
+        // After its own commit, a host sees all earlier ones of other hosts.
         commit(reads, &[position("in", 1, round)]).await.unwrap();
         let all = positions(reads).await;
         assert_eq!(all[0], new[0]);

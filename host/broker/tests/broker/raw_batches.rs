@@ -56,7 +56,7 @@ async fn read(rig: &Rig, name: &str, from: u64) -> Result<ReadResult, FetchError
     rig.session.messages().read(request).await
 }
 
-/// The same batch with one byte of its header changed, and a checksum that matches.
+/// The batch with one byte of its header changed and a valid checksum.
 fn with_byte(batch: &RecordBatch, at: usize, value: u8) -> RecordBatch {
     let mut bytes = batch.bytes().to_vec();
     bytes[at] = value;
@@ -92,7 +92,7 @@ async fn what_is_appended_is_read_byte_for_byte_and_processed_like_any_message()
     assert_eq!((result.next, result.ends.end), (Offset(4), Offset(4)));
     assert_eq!(result.batches.len(), sent.len());
     for (stored, sent) in result.batches.iter().zip(&sent) {
-        // The producer knows neither the offset nor the host's stamp; everything else is its own.
+        // The host sets the offset and its stamp; all other bytes are the producer's.
         assert_eq!(stored.clone().unstamped().bytes()[8..], sent.bytes()[8..]);
     }
     rig.settled().await;
@@ -311,7 +311,7 @@ async fn a_numbered_batch_is_stored_once_and_in_order_and_a_newer_epoch_fences_t
     assert!(messages.init_producer(Some("")).await.is_err());
 }
 
-/// Any bytes that decode as a batch are either refused, or stored as they are and readable.
+/// Changed bytes that still decode as a batch are either refused, or stored unchanged and readable.
 #[tokio::test]
 async fn bent_batches_are_refused_or_readable() {
     let rig = Rig::deployed(1, |_| {}, |_, _| Say::Ack).await;

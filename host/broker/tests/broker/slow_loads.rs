@@ -1,4 +1,5 @@
-//! Loading a component takes as long as it likes: no other change waits for it, and what changed meanwhile is decided about again.
+//! A slow load of a component: no other change waits for it, and a change is decided again if
+//! something changed meanwhile.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -13,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::rig::{Export, Rig, Say, SetClock, SlowLoad, per_message, processor, spec, topic, trap};
 
-/// How long a change that needs no load may take.
+/// Time limit for changes that need no load.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn soon<T>(work: impl Future<Output = T>) -> T {
@@ -30,7 +31,7 @@ async fn upload(rig: &Rig, name: &str) -> Digest {
         .await
 }
 
-/// Processor `p`, and a module that loads slowly.
+/// Deploys processor `p`, and uploads a module that loads slowly.
 async fn deployed() -> (Rig, Arc<SlowLoad>, Digest) {
     let rig = Rig::start(1).await;
     rig.deploy(spec(upload(&rig, "a").await)).await;
@@ -83,7 +84,7 @@ async fn a_slow_load_of_one_processor_keeps_no_other_change_waiting() {
             .delete_topic(&topic("another"), false)
             .await
             .unwrap();
-        // Nor do those of this one that need not load it.
+        // Changes of the loading processor that need no load do not wait either.
         processors.pause(&p).await.unwrap();
     })
     .await;
@@ -92,7 +93,7 @@ async fn a_slow_load_of_one_processor_keeps_no_other_change_waiting() {
     let deployed = soon(deploying).await.unwrap().unwrap();
     assert_eq!(deployed.current, 2);
     assert!(deployed.paused, "what was done meanwhile stays done");
-    // As paused as it was, it has its component, loaded once.
+    // The processor has loaded its component once, although it is paused.
     assert_eq!(slow.held(), 1);
 }
 
@@ -138,7 +139,7 @@ async fn two_deployments_that_expect_nothing_both_become_revisions() {
     second.begins().await;
     first.end();
     assert_eq!(soon(a).await.unwrap().unwrap().current, 2);
-    // It was loaded as revision 2, which is taken: it is loaded again.
+    // The component was loaded as revision 2, which exists by now, so it is loaded again.
     second.end();
     soon(second.begins()).await;
     second.end();
@@ -199,7 +200,7 @@ async fn a_processor_that_is_deleted_meanwhile_is_made_anew_if_nothing_is_expect
         .await
         .unwrap();
     slow.end();
-    // Now as its first revision.
+    // The component is loaded again, as the first revision.
     soon(slow.begins()).await;
     slow.end();
     let made = soon(deploying).await.unwrap().unwrap();
@@ -227,7 +228,7 @@ async fn what_was_loaded_for_a_deleted_processor_is_not_for_one_of_the_same_name
     clock.step(1_000);
     rig.deploy(spec(upload(&rig, "b").await)).await;
     slow.end();
-    // Its next revision is 2 as well.
+    // The next revision of the new processor is 2 as well, but the component is loaded again.
     soon(slow.begins()).await;
     slow.end();
     let deployed = soon(deploying).await.unwrap().unwrap();
@@ -243,7 +244,7 @@ async fn a_module_that_is_deleted_meanwhile_is_not_deployed() {
     let topics = rig.session.catalogue().topics();
     let deploying = deploying(&rig, spec(module), None);
     slow.begins().await;
-    // Nothing uses it yet.
+    // No processor uses the module yet.
     soon(rig.session.catalogue().delete_module(module))
         .await
         .unwrap();
@@ -255,7 +256,7 @@ async fn a_module_that_is_deleted_meanwhile_is_not_deployed() {
     );
     assert_eq!((current(&rig), slow.held()), (None, 0));
     assert_eq!(rig.session.catalogue().topics(), topics, "none of its own");
-    // When it was deleted, and when it was loaded all the same.
+    // Once when the module was deleted, and once when its load ended.
     assert_eq!(*rig.modules.forgotten.lock(), [module, module]);
 }
 
@@ -270,7 +271,7 @@ async fn a_module_that_is_deleted_after_its_load_is_not_deployed_either() {
         ..spec(module)
     };
     let deploying = deploying(&rig, both, None);
-    // The other one is loaded.
+    // The handler's module is loaded by now.
     slow.begins().await;
     let catalogue = rig.session.catalogue();
     soon(catalogue.delete_module(module)).await.unwrap();
@@ -331,7 +332,7 @@ async fn a_deployment_that_always_comes_too_late_says_so_in_the_end() {
         tokio::select! {
             done = &mut late => break done.unwrap().unwrap_err(),
             () = slow.begins() => {
-                // Another revision takes its number.
+                // Another deployment takes the revision's number.
                 loads += 1;
                 rig.deploy(spec(others[loads % 2])).await;
                 slow.end();

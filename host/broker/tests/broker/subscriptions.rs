@@ -1,5 +1,5 @@
-//! Subscriptions: batches of many partitions in one stream, each message once and in order, as far
-//! as the credit allows.
+//! Subscriptions: batches of many partitions in one stream. Each message is delivered once and in
+//! order, within the credit.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -37,7 +37,7 @@ fn values(delivery: &Delivery) -> Vec<String> {
     values
 }
 
-/// Whether nothing is delivered once everything has run that can run by itself.
+/// Whether nothing is delivered after all other tasks had time to run.
 async fn is_quiet(subscription: &mut Subscription) -> bool {
     let mut next = Box::pin(subscription.next());
     for _ in 0..50 {
@@ -185,7 +185,7 @@ async fn a_partition_that_cannot_be_read_is_reported_once_and_keeps_no_other_wai
     assert!(is_quiet(&mut subscription).await);
 }
 
-/// Offsets of a store that several hosts write have gaps, and a partition may end after one.
+/// Offsets in a store with several writing hosts have gaps, and a partition may end with one.
 #[tokio::test]
 async fn gaps_in_a_partition_are_passed_over_also_at_its_end() {
     let clock = Arc::new(SystemClock::new());
