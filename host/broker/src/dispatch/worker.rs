@@ -41,9 +41,6 @@ use round::Round;
 use state::Home;
 use waiting::Outside;
 
-/// The longest sleep, because the wall clock may be set meanwhile.
-const SLEEP_MAX: Duration = Duration::from_secs(60);
-
 /// What every worker works with.
 #[derive(Clone)]
 pub(crate) struct Context {

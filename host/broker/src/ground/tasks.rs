@@ -10,6 +10,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+/// The longest sleep of a task that waits for a time by the wall clock, which may be set meanwhile.
+pub(crate) const SLEEP_MAX: Duration = Duration::from_secs(60);
+
 /// Delay after a panic: its cause may still be there.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 

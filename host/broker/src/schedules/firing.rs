@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use crate::catalogue::entries::entry;
 use crate::ground::headers::{DUE, MISSED, RUN_BY, SCHEDULE};
 use crate::ground::tasks;
+use crate::ground::tasks::SLEEP_MAX;
 use crate::handler::CallError;
 use crate::messages::produce::ProduceError;
 use crate::schedules::handle::{Inner, Schedules};
@@ -24,8 +25,6 @@ const MADE_AT_ONCE_MAX: usize = 16;
 const MISSED_COUNTED_MAX: u64 = 100_000;
 /// Delay before a schedule whose message could not be created tries again.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
-/// The longest sleep, because the wall clock may be set meanwhile.
-const SLEEP_MAX: Duration = Duration::from_secs(60);
 /// A schedule whose next time is later than its pattern says by more than this was set by a clock that was ahead. A smaller difference
 /// is kept, so that a clock that is set back a little creates nothing twice.
 const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(3_600);

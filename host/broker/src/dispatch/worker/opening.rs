@@ -12,7 +12,7 @@ use millrace_model::{Processor, Progress, SteadyClock, TopicPartition};
 use tokio::sync::watch;
 
 use super::waiting::Outside;
-use super::{Context, Ledger, SLEEP_MAX, Worker, changed_within, wants};
+use super::{Context, Ledger, Worker, changed_within, wants};
 use crate::dispatch::command::Command;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::input::Input;
@@ -25,6 +25,7 @@ use crate::dispatch::source::Source;
 use crate::dispatch::standing::{State, Window};
 use crate::dispatch::suspects::{self, Suspects};
 use crate::ground::backoff::Backoff;
+use crate::ground::tasks::SLEEP_MAX;
 use crate::hosts::holding::{Holdings, Share};
 
 /// Interval at which a worker checks whether another holder has released the work.

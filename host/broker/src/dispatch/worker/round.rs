@@ -9,7 +9,7 @@ use millrace_model::{Progress, TopicName};
 use tokio::sync::watch;
 
 use super::state::{Home, Writing};
-use super::{SLEEP_MAX, Step, Trouble, Worker, changed_within, wants};
+use super::{Step, Trouble, Worker, changed_within, wants};
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::answered::{Answered, Asked, Unusable};
 use crate::dispatch::at_hand::{self, InHand};
@@ -21,6 +21,7 @@ use crate::dispatch::plan::{Call, Came, Take};
 use crate::dispatch::sides::{Canary, Side};
 use crate::dispatch::suspects;
 use crate::ground::chains;
+use crate::ground::tasks::SLEEP_MAX;
 use crate::handler::{CallError, CallUse, Called};
 
 /// The result of a call, and what it used.

@@ -10,7 +10,7 @@ use millrace_model::{Offset, TopicName};
 use tokio::sync::watch;
 
 use super::round::Round;
-use super::{SLEEP_MAX, Trouble, Worker, changed_within, wants};
+use super::{Trouble, Worker, changed_within, wants};
 use crate::dispatch::at_hand::{self, InHand};
 use crate::dispatch::batcher::{self, Batch, Cut, Due};
 use crate::dispatch::command::Command;
@@ -19,6 +19,7 @@ use crate::dispatch::live::Live;
 use crate::dispatch::orders::Orders;
 use crate::dispatch::plan::{Choice, Most, Take, Want};
 use crate::dispatch::standing::{State, Window};
+use crate::ground::tasks::SLEEP_MAX;
 
 /// How often a worker checks whether there is room for records of failed attempts again.
 const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
