@@ -1,8 +1,10 @@
-//! The plan of a worker: what to cut next, and what earlier batches have taught for that. Plain code: the worker hands in clock values,
-//! asks with [`Plan::next`], and tells what became of a batch with [`Plan::on`].
+//! The plan of a worker: what to cut next, and what earlier batches have taught about it. It is
+//! plain code. The worker passes clock values, asks [`Plan::next`], and reports the outcome of a
+//! batch to [`Plan::on`].
 //!
-//! Invariant: a batch that has no effect is cut again, whole or in parts that cover it exactly. Parts only group messages: which
-//! message comes next, and whether it counts, is up to progress alone.
+//! Invariant: a batch that has no effect is cut again, whole or in parts that cover it exactly.
+//! Parts only group messages. Progress alone decides which message comes next and whether it
+//! counts.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -20,37 +22,41 @@ use crate::ground::chains;
 
 /// A canary's call is ended after this many times the longest of the current revision's recent calls.
 const CANARY_SLOWNESS_MAX: u32 = 20;
-/// A canary's call is never ended sooner than this for being slower than the current revision: a machine may be busy.
+/// A canary's call is never ended sooner than this for being slower than the current revision,
+/// because the machine may be busy.
 const CANARY_CALL_MIN: Duration = Duration::from_secs(3);
-/// With each call, the longest earlier one decays by this fraction.
+/// With each call, the longest earlier time is multiplied by this.
 const LONGEST_FADES: f64 = 0.99;
 
 /// The running revisions and the canary's share.
 type Revisions = (u32, Option<(u32, u32)>);
 
-/// A failure that the breaker knows of: the message, whose batch, the class.
+/// A failure that was reported to the breaker: the message, the side of its batch, and the class.
 type Reported = (Offset, Side, String);
 
-/// What one worker means to do next.
+/// What one worker does next.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    /// What it has learnt is about these.
+    /// The revisions that everything else here was learnt about.
     revisions: Revisions,
     /// Sizes of the parts of a batch that had no effect, the next one last.
     parts: Vec<usize>,
-    /// How many messages each side gets at once.
+    /// Limits how many messages each side gets at once.
     paces: [Pace; 2],
     /// The side of the last batch.
     side: Side,
-    /// Whether the last batch was one message that runs alone: then new ones have their turn.
+    /// Whether the last batch was one message that is called alone. If so, new messages are next.
     alone: bool,
-    /// Bytes of the last batch, a guess for the next.
+    /// Bytes of the last batch, as a guess for the next one.
     bytes_before: usize,
-    /// The longest recent times of the current revision, for a call and for a message; zero if it made no call.
+    /// The longest recent times of the current revision, per call and per message; zero before its
+    /// first call.
     longest: [Duration; 2],
-    /// Messages whose failures the breaker knows of, and which are called again because they could not be committed.
+    /// Failures that were reported to the breaker and could not be committed, so that the messages
+    /// are called again.
     reported: HashSet<Reported>,
-    /// Whether the next batch leaves expired state in place, because there was no room to remove it.
+    /// Whether the next batch leaves expired state in place, because removing it made a commit too
+    /// large.
     leaves_ended: bool,
     /// Messages that may have ended the host.
     pub(crate) suspects: Suspects,
@@ -61,31 +67,31 @@ pub(crate) struct Plan {
 /// The kind of batch wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Take {
-    /// As much as there is.
+    /// As many messages as there are.
     Batch,
-    /// One message, to see whether others might succeed. New and parked ones alternate, so that no message at the front is tried
-    /// forever.
+    /// One message, to test whether others might succeed. New and parked messages alternate, so
+    /// that no message at the front is tried forever.
     Probe,
-    /// One message during which the host may have ended.
+    /// One message that may have ended the host.
     Suspect,
 }
 
-/// The most that a revision takes at once.
+/// The most that a revision gets at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Most {
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
 }
 
-/// What there is to cut from.
+/// What a batch can be cut from.
 pub(crate) struct Choice<'a> {
     pub(crate) take: Take,
     pub(crate) order: Order,
     pub(crate) parked: &'a [Parked],
-    /// Whether new messages are there and may be read.
+    /// Whether there are new messages that may be read.
     pub(crate) has_new: bool,
     pub(crate) current: Most,
-    /// The canary's share in percent, and the most it takes; `None` without a canary.
+    /// The canary's percentage of the keys, and the most that it gets; `None` without a canary.
     pub(crate) canary: Option<(u32, Most)>,
     pub(crate) now: Timestamp,
 }
@@ -94,11 +100,11 @@ pub(crate) struct Choice<'a> {
 pub(crate) struct Want {
     pub(crate) take: Take,
     pub(crate) most: Most,
-    /// The parked messages, which come first.
+    /// The parked messages. They come first.
     pub(crate) due: Due,
     /// Whether new messages follow.
     pub(crate) has_new: bool,
-    /// Whether a fuller batch is worth waiting for.
+    /// Whether to wait for a fuller batch.
     pub(crate) lingers: bool,
     /// Whether this is a part of a batch that had no effect.
     pub(crate) is_part: bool,
@@ -113,39 +119,43 @@ impl Want {
     }
 }
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Came<'a> {
-    /// It is decided, and the decision is committed.
+    /// The batch was decided, and the decision is committed.
     Settled,
-    /// It failed as a whole, or its results were too large for one commit: its halves are next.
+    /// The batch failed as a whole, or its results were too large for one commit. Its halves are
+    /// next.
     Failed,
-    /// These messages failed and wrote to state: each is called alone, so that all others see only committed state.
+    /// These messages failed and wrote to state. Each is called alone, so that all others see only
+    /// committed state.
     Isolated(&'a [usize]),
-    /// These messages are out of hops: they are separated from those that are called.
+    /// These messages are out of hops. They are separated from those to call.
     Spent(&'a [usize]),
-    /// From this message on it has more dead letters than are allowed now: those before it are next.
+    /// From this message on, the batch has more dead letters than are allowed now. The messages
+    /// before it are next.
     Excess(usize),
-    /// Its writes to state and the removal of expired state are too large for one commit: it leaves expired state to another one.
+    /// The writes to state and the removal of expired state are too large for one commit. The next
+    /// batch leaves expired state in place.
     TooMuchEnded,
-    /// It did not happen, and the next batch starts from scratch.
+    /// The batch has no effect, and the next one is cut from scratch.
     Discarded,
 }
 
-/// A call that returned.
+/// A call that was answered.
 pub(crate) struct Call {
     pub(crate) side: Side,
     pub(crate) messages: usize,
-    /// How long it kept the partition waiting.
+    /// How long the call kept the partition waiting.
     pub(crate) took: Duration,
-    /// How much of that the component itself took.
+    /// How much of that time the component took.
     pub(crate) guest_time: Duration,
-    /// Its limit.
+    /// The time limit of the call.
     pub(crate) time_max: Duration,
 }
 
 impl Plan {
-    /// Nothing learnt yet.
+    /// A plan that has learnt nothing yet.
     pub(crate) fn new(suspects: Suspects) -> Self {
         Self {
             suspects,
@@ -153,7 +163,7 @@ impl Plan {
         }
     }
 
-    /// These revisions run. If they are others than before, what was learnt no longer counts: they may succeed where those failed.
+    /// Sets the running revisions. If they differ from before, what was learnt is forgotten, because they may succeed where the earlier ones failed. Returns whether they differ.
     pub(crate) fn run(&mut self, revisions: Revisions) -> bool {
         if revisions == self.revisions {
             return false;
@@ -178,7 +188,7 @@ impl Plan {
         let canary = choice
             .canary
             .map(|(percent, most)| (percent, self.paced(Side::Canary, most, part)));
-        // It is not known yet which side the batch is for.
+        // The side of the batch is not known yet.
         let pace = match canary {
             None => self.pace(Side::Current),
             Some(_) => self.pace(Side::Current).max(self.pace(Side::Canary)),
@@ -215,7 +225,7 @@ impl Plan {
             Take::Suspect => self.suspects.due(parked, has_new, now),
             _ if self.alone && has_new => Due::default(),
             Take::Probe => batcher::oldest_due(parked, now, &HashSet::new()),
-            // In turns, or retries would keep new messages out.
+            // New and parked messages take turns; otherwise retries would keep new messages out.
             Take::Batch if messages_max == 1 && has_new => {
                 batcher::oldest_due(parked, now, &HashSet::new())
             }
@@ -237,28 +247,29 @@ impl Plan {
         }
     }
 
-    /// Bytes that the next batch may have, as a first guess.
+    /// A first guess at the bytes of the next batch.
     pub(crate) fn bytes_before(&self) -> usize {
         self.bytes_before
     }
 
-    /// This batch was cut.
+    /// Records a batch that was cut.
     pub(crate) fn cut(&mut self, batch: &Batch) {
         self.bytes_before = batch.columns.data.len();
         self.side = batch.side;
     }
 
-    /// Messages are given up without a call; their batch counts as one of the current revision.
+    /// Records that messages are given up without a call, as a batch of the current revision.
     pub(crate) fn pick(&mut self) {
         self.side = Side::Current;
     }
 
-    /// Parts of a batch are no longer kept apart: there is nothing to cut, or an operator asks for other messages.
+    /// Forgets the parts of a batch: there is nothing to cut, or an operator asks for other
+    /// messages.
     pub(crate) fn join(&mut self) {
         self.parts.clear();
     }
 
-    /// This became of a batch.
+    /// Records the outcome of a batch.
     pub(crate) fn on(&mut self, batch: &Batch, came: Came<'_>) {
         let messages = batch.len();
         match came {
@@ -272,7 +283,7 @@ impl Plan {
         }
     }
 
-    /// The batch is cut again in parts of these sizes.
+    /// Cuts the batch again in parts of these sizes.
     fn part(&mut self, sizes: &[usize]) {
         self.parts.pop();
         self.parts.extend(sizes.iter().rev());
@@ -304,7 +315,7 @@ impl Plan {
         self.leaves_ended
     }
 
-    /// A call was answered.
+    /// Records a call that was answered.
     pub(crate) fn answered(&mut self, call: &Call) {
         self.paces[call.side as usize].answered(call.messages, call.guest_time, call.time_max);
         if call.side == Side::Current {
@@ -315,13 +326,13 @@ impl Plan {
         }
     }
 
-    /// A call ran out of time.
+    /// Records a call that timed out.
     pub(crate) fn timed_out(&mut self, side: Side, messages: usize) {
         self.paces[side as usize].timed_out(messages);
     }
 
-    /// How long a call may keep the partition waiting, if that is shorter than its limit: a canary's call must not take many times as
-    /// long as the current revision's.
+    /// Maximum time a canary's call may keep the partition waiting: a multiple of the current
+    /// revision's time. `None` if only the call's limit applies.
     pub(crate) fn call_max(
         &self,
         side: Side,
@@ -337,23 +348,24 @@ impl Plan {
         (most < time_max).then_some(most)
     }
 
-    /// Whether the breaker knows of this failure.
+    /// Whether this failure was reported to the breaker.
     pub(crate) fn has_reported(&self, batch: &Batch, failed: &Failed) -> bool {
         self.reported.contains(&reported(batch, failed))
     }
 
-    /// The breaker knows of these failures, until the batch is settled.
+    /// Records failures that were reported to the breaker, until the batch is settled.
     pub(crate) fn report(&mut self, batch: &Batch, failed: &[Failed]) {
         let failed = failed.iter().map(|failed| reported(batch, failed));
         self.reported.extend(failed);
     }
 
-    /// The breaker has opened: what it knows was about messages that are called anew once it closes.
+    /// Forgets reported failures because the breaker has opened: their messages are called anew
+    /// when it closes.
     pub(crate) fn forget_reports(&mut self) {
         self.reported.clear();
     }
 
-    /// How long to wait for what is in the way: each time longer, until a batch is settled.
+    /// How long to wait for an obstacle: longer each time, until a batch is settled.
     pub(crate) fn back_off(&mut self, rng: &mut fastrand::Rng) -> Duration {
         self.backoff.next(rng)
     }
@@ -364,7 +376,8 @@ fn reported(batch: &Batch, failed: &Failed) -> Reported {
     (offset, batch.side, failed.class.clone())
 }
 
-/// Sizes of the parts if each of these messages is one, and so are the messages between two.
+/// Sizes of the parts of a batch if each of these messages is a part, and so is each group of
+/// messages between them.
 fn around(alone: &[usize], messages: usize) -> Vec<usize> {
     let mut parts = Vec::with_capacity(2 * alone.len() + 1);
     let mut begin = 0;

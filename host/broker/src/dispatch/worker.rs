@@ -1,8 +1,10 @@
-//! The worker: one task per processor and input partition. It cuts, calls, decides and commits, one [`round`] after the other;
-//! everything it knows is progress, which is committed with every batch. It holds no opinion: [`Plan`] says what to cut, [`batcher`]
-//! cuts, and [`super::delivery`] decides.
+//! The worker: one task per processor and input partition. It cuts, calls, decides and commits, one
+//! [`round`] after the other. All it knows is progress, which is committed with every batch. It
+//! makes no decisions itself: [`Plan`] says what to cut, [`batcher`] cuts, and [`super::delivery`]
+//! decides.
 //!
-//! A batch is processed entirely by the revision that was current when it was cut, and its commit records that revision.
+//! A batch is processed entirely by the revision that was current when it was cut, and its commit
+//! records that revision.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +43,7 @@ use round::Round;
 use state::Home;
 use waiting::Outside;
 
-/// What every worker works with.
+/// What all workers of a host share.
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) clock: Arc<dyn Clock>,
@@ -50,51 +52,52 @@ pub(crate) struct Context {
     pub(crate) delays: Arc<Delays>,
     pub(crate) alarms: Alarms,
     pub(crate) remembered: Arc<Remembered>,
-    /// Concurrent calls that may write to state: each call's writes are in memory until they are committed.
+    /// Limits concurrent calls that may write to state, because each call's writes are in memory
+    /// until they are committed.
     pub(crate) attempts: Arc<Semaphore>,
-    /// Memory of batches in work.
+    /// Bounds the memory of batches in work.
     pub(crate) at_hand: Arc<AtHand>,
 }
 
-/// What a step did.
+/// The result of a step.
 enum Step {
     Done,
     /// There is nothing to do until something changes.
     Idle,
-    /// No more dead letters are allowed, for this reason and time.
+    /// No more dead letters are allowed for this time, with the reason.
     Held(String, Duration),
 }
 
-/// A worker at its partition, under its hold.
+/// A worker that holds the lease of its partition.
 struct Worker {
     context: Context,
     input: Input,
     hold: Hold,
     outside: Outside,
-    /// The clock for its messages: durations stay the same if the system clock is set.
+    /// The clock for messages: durations stay the same if the system clock is set.
     time: SteadyClock,
     gate: Arc<Gate>,
     source: Source,
     ledger: Ledger,
-    /// What to cut next.
+    /// Decides what to cut next.
     plan: Plan,
-    /// The place of its state; `None` until a revision has used any.
+    /// The place of the worker's state; `None` until a revision has used state.
     home: Option<Home>,
-    /// The queue to the shadow while there is one.
+    /// The queue to the shadow; `None` without a shadow.
     echo: Option<Echo>,
     rng: fastrand::Rng,
     meters: Meters,
 }
 
-/// What a worker knows of its messages.
+/// What a worker knows about its messages.
 struct Ledger {
     progress: Arc<Progress>,
-    /// Its share of the records of failed attempts, as the host's bound counts it.
+    /// The worker's share of the host's records of failed attempts.
     records: Part,
 }
 
 impl Ledger {
-    /// Begins with the previous worker's progress, without the mark of its first call.
+    /// The previous worker's progress, without the mark of its first call.
     fn new(remembered: &Arc<Remembered>, progress: Progress) -> Self {
         Self {
             records: Part::new(remembered, &progress),
@@ -105,12 +108,12 @@ impl Ledger {
         }
     }
 
-    /// Counts the records anew: messages were parked or released without a batch.
+    /// Counts the records again after messages were parked or released without a batch.
     fn count(&mut self) {
         self.records.set(&self.progress);
     }
 
-    /// What was proposed is committed.
+    /// Records that the proposed progress is committed.
     fn settle(&mut self, progress: Arc<Progress>) {
         self.records.settle();
         self.progress = progress;
@@ -128,7 +131,8 @@ fn wants(command: &Command, origin: &TopicName) -> bool {
     !command.stopped && command.live.spec.topics.contains(origin)
 }
 
-/// Waits for the delay or the next command, whichever comes first; false if the command channel is closed.
+/// Waits for the delay or the next command, whichever comes first; false if the command channel is
+/// closed.
 async fn changed_within(commands: &mut watch::Receiver<Command>, delay: Duration) -> bool {
     tokio::select! {
         changed = commands.changed() => changed.is_ok(),
@@ -137,11 +141,11 @@ async fn changed_within(commands: &mut watch::Receiver<Command>, delay: Duration
 }
 
 impl Worker {
-    /// Works until it is told to stop, must stop, or should leave; then its hold is released.
+    /// Works until told to stop, or until it must stop or leave; then releases the lease.
     async fn work(mut self: Box<Self>, beginning: &mut Backoff) -> End {
         let end = self.work_on().await;
         if self.plan.has_settled() {
-            // It was able to work, so the next start is immediate.
+            // The worker was able to work, so its next start is not delayed.
             beginning.reset();
         }
         let Self { hold, .. } = *self;
@@ -151,7 +155,8 @@ impl Worker {
 
     async fn work_on(&mut self) -> End {
         loop {
-            // An in-memory engine never waits, and a busy worker would keep its thread from all other tasks.
+            // An in-memory engine never waits, so a busy worker would keep its thread from all
+            // other tasks.
             tokio::task::yield_now().await;
             let command = match self.command().await {
                 Ok(command) => command,
@@ -173,7 +178,8 @@ impl Worker {
                 Err(Trouble::Stop(reason)) => return End::Stopped(reason),
                 Err(Trouble::Leave(reason)) => return End::Left(reason),
                 Err(Trouble::Wait(reason)) => {
-                    // Messages read ahead may be trimmed or compacted meanwhile: they are read again.
+                    // Messages that were read ahead may be trimmed or compacted during the wait, so
+                    // they are read again.
                     self.rewind();
                     self.back_off(reason).await;
                 }
@@ -181,7 +187,7 @@ impl Worker {
         }
     }
 
-    /// The revisions to work with; waits while paused.
+    /// Waits while the processor is paused; returns the command with the revisions to run.
     async fn command(&mut self) -> Result<Command, End> {
         loop {
             if let Some(why) = self.hold.is_over() {
@@ -200,10 +206,11 @@ impl Worker {
                 tracing::debug!(why, "parked messages could not be released");
             }
             if self.outside.orders.wait() {
-                // Boxed, like everything rare or per batch: thousands of workers are idle.
+                // Boxed, like everything that is rare or happens once per batch: thousands of
+                // workers are idle, and each one's future would hold it.
                 Box::pin(self.obey(&command)).await;
                 if self.outside.commands.has_changed().unwrap_or(true) {
-                    // That may have taken a while.
+                    // The orders may have taken a while, so the new command is read first.
                     continue;
                 }
             }
@@ -214,7 +221,8 @@ impl Worker {
                 return Ok(command);
             }
             self.show(State::Paused);
-            // Messages read ahead may be trimmed or compacted meanwhile: they are read again.
+            // Messages that were read ahead may be trimmed or compacted during the pause, so they
+            // are read again.
             self.rewind();
             if !self.context.hosts.is_alone() {
                 return Err(End::Paused);
@@ -227,7 +235,7 @@ impl Worker {
         }
     }
 
-    /// Passes the processor's gate for the next batch.
+    /// Passes the processor's gate and works on the next batch.
     async fn step(&mut self, command: &Command) -> Result<Step, Trouble> {
         Echo::follow(&mut self.echo, command.shadow.as_ref());
         if let Some(canary) = &command.canary {
@@ -247,13 +255,13 @@ impl Worker {
         }
     }
 
-    /// The round has no effect: its messages are cut again, as this demands.
+    /// Discards the round: its messages are cut again as `came` requires.
     fn put_back(&mut self, round: &Round, came: Came<'_>) {
         self.plan.on(&round.batch, came);
         self.rewind();
     }
 
-    /// What was read ahead is read again.
+    /// Discards messages that were read ahead, so that they are read again.
     fn rewind(&mut self) {
         self.source.rewind(self.ledger.progress.next);
     }

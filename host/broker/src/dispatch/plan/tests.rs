@@ -1,4 +1,4 @@
-//! What is true of plans.
+//! Properties of plans.
 
 use std::collections::HashMap;
 
@@ -51,7 +51,8 @@ fn next_size(plan: &mut Plan) -> usize {
     plan.next(&choice(&[], true, Timestamp(0))).most.messages
 }
 
-/// A partition whose worker follows a plan: some messages fail, some take their whole batch down, and anything may get in the way.
+/// A partition whose worker follows a plan. Some messages fail, some fail their whole batch, and
+/// obstacles occur at random.
 struct World {
     plan: Plan,
     rng: fastrand::Rng,
@@ -81,7 +82,7 @@ impl World {
         }
     }
 
-    /// Whether a message takes its whole batch down.
+    /// Whether a message fails its whole batch.
     fn is_bad(offset: Offset) -> bool {
         side_of(10, None, offset) == Side::Canary
     }
@@ -224,7 +225,7 @@ fn parts_cover_their_batch_and_after_them_batches_are_as_large_as_before() {
         let before = next_size(&mut plan);
         let whole = batch(0..before as u64);
         let mut next = Offset(0);
-        // One batch falls apart again and again, at random.
+        // The batch is split again and again, at random.
         let mut open = true;
         while open || next < whole.next {
             let size = next_size(&mut plan) as u64;

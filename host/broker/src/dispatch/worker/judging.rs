@@ -1,4 +1,4 @@
-//! The middle of a round: a shadow, the error handler and the breaker are asked about an answer.
+//! The middle of a round: asks the shadow, the error handler and the breaker about an answer.
 
 use std::sync::Arc;
 
@@ -15,16 +15,16 @@ use crate::ground::columns;
 use crate::handler::{CallError, Cause, Decision};
 
 impl Worker {
-    /// Asks them one after the other; false if that is the end of the round.
+    /// Asks them in turn; false if the round ends here.
     pub(super) async fn judge(&mut self, round: &mut Round, answered: &mut Answered) -> bool {
         let end = self.end_of_call(&round.live);
         answered.glance = tokio::select! {
             biased;
             glance = self.ask_shadow(round) => glance,
-            // The current revision's result for the batch stands.
+            // The shadow is not waited for. The current revision's answer stands.
             () = end => None,
         };
-        // Before the breaker, because a failure settled here is no failure.
+        // Asked before the breaker, because a failure that the handler settles is no failure.
         match self.ask_error_handler(round, &answered.verdict).await {
             Some(decisions) => answered.decisions = decisions,
             // The call was interrupted: the batch has no effect.
@@ -67,7 +67,7 @@ impl Worker {
         true
     }
 
-    /// Calls a shadow that uses state, while nobody else can write any.
+    /// Calls a shadow that uses state. The round's turn keeps all others from writing it.
     async fn ask_shadow(&mut self, round: &Round) -> Glance {
         let shadow = &self.echo.as_ref()?.shadow;
         let live = Arc::clone(&shadow.live);
@@ -78,7 +78,8 @@ impl Worker {
         echo.glance(columns, home.table, now, round.took).await
     }
 
-    /// The error handler's decisions. `None` if the call was interrupted: the batch has no effect.
+    /// The error handler's decisions; `None` if the call was interrupted, so that the batch has no
+    /// effect.
     async fn ask_error_handler(
         &mut self,
         round: &mut Round,

@@ -1,5 +1,6 @@
-//! How a worker starts and leaves: if this host should work on the partition, it takes the hold first and then reads the previous
-//! worker's progress. It starts again for as long as it is wanted. Everything is committed under that hold.
+//! Starts and ends a worker. If this host should work on the partition, the worker takes the lease
+//! and then reads the previous worker's progress. All its commits use that lease. It starts again
+//! while it is wanted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +29,10 @@ use crate::ground::backoff::Backoff;
 use crate::ground::tasks::SLEEP_MAX;
 use crate::hosts::holding::{Holdings, Share};
 
-/// Interval at which a worker checks whether another holder has released the work.
+/// Interval at which a worker checks whether another holder has released the lease.
 const HELD_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Works until told to stop, or until it must.
+/// Runs a worker until it is told to stop or must stop.
 pub(crate) async fn run(
     context: Context,
     input: Input,
@@ -56,7 +57,7 @@ pub(crate) async fn run(
         hosts.borrow_and_update();
         let now = context.clock.monotonic();
         let lies = |since: &mut Duration| now >= *since + holdings.taken_up_after();
-        // Held until it is opened.
+        // Kept until the worker is opened.
         let taken_up = match elsewhere_since.take_if(lies) {
             Some(_) if !is_paused => take_up(&context, &input, &holdings).await,
             _ => None,
@@ -70,7 +71,7 @@ pub(crate) async fn run(
             Ok(Opened::Here(worker)) => match Box::pin(worker.work(&mut backoff)).await {
                 End::Over => break None,
                 End::Stopped(reason) => break Some(reason),
-                // A command wakes it.
+                // Only a command ends this wait.
                 End::Paused => Duration::MAX,
                 End::Left(reason) => {
                     tracing::info!(topic = %input.topic.spec.name, partition = %input.partition, reason, "a worker leaves its partition");
@@ -79,7 +80,7 @@ pub(crate) async fn run(
             },
             Ok(Opened::Elsewhere(host)) => {
                 window.lock().state = State::Elsewhere(host.address.to_string());
-                // A paused processor holds nothing.
+                // A paused processor holds no lease, so its work is not left undone.
                 match is_paused {
                     true => elsewhere_since = None,
                     false => _ = elsewhere_since.get_or_insert(now),
@@ -98,7 +99,7 @@ pub(crate) async fn run(
         };
         let goes_on = tokio::select! {
             goes_on = changed_within(&mut commands, wait) => goes_on,
-            // Without an engine there are no hosts.
+            // An error means that the engine is gone, and the hosts with it.
             _ = hosts.changed() => true,
         };
         if !goes_on {
@@ -110,11 +111,11 @@ pub(crate) async fn run(
     }
     let reason = reason.unwrap_or_else(|| "no longer deployed".to_owned());
     window.lock().state = State::Stopped(reason);
-    // Orders are no longer carried out, and their callers are told so.
+    // Dropping the orders tells their callers that they are not carried out.
     while orders.take().is_some() {}
 }
 
-/// Takes over work that its preferred host leaves undone.
+/// Takes over work that the preferred host leaves undone.
 async fn take_up(context: &Context, input: &Input, holdings: &Holdings) -> Option<Arc<Share>> {
     let origin = origin(input, &*context.engine).ok()?;
     // Work that cannot be taken now is tried again later.
@@ -131,9 +132,9 @@ fn origin(input: &Input, engine: &dyn Engine) -> Result<TopicPartition, Trouble>
     found.ok_or_else(|| Trouble::Stop(format!("topic {} was deleted", input.origin)))
 }
 
-/// What a worker's first commit expects, if there are other hosts: that the processor is still deployed as this host knows it. A reset
-/// of its state or its deletion takes the work from all workers for that moment; a worker whose host has not heard of it must not
-/// continue.
+/// The expectation of a worker's first commit, if there are other hosts: the processor is still
+/// deployed as this host knows it. A reset of the state, or a deletion, briefly takes the leases of
+/// all workers. A worker whose host does not know of it must not continue afterwards.
 fn expected(context: &Context, live: &Live) -> Result<Option<Expectation>, Trouble> {
     if !context.hosts.had_others() {
         return Ok(None);
@@ -153,21 +154,21 @@ fn expected(context: &Context, live: &Live) -> Result<Option<Expectation>, Troub
 /// A worker's right to work on its partition, and what it has stored there.
 pub(super) struct Hold {
     pub(super) share: Arc<Share>,
-    /// What its commits are made with.
+    /// The lease for the worker's commits.
     pub(super) lease: Lease,
     holdings: Arc<Holdings>,
-    /// The partition it works on.
+    /// The worker's partition.
     pub(super) partition: TopicPartition,
-    /// The original partition of the messages: the hold and the state belong to it.
+    /// The original partition of the messages, to which the lease and the state belong.
     pub(super) origin: TopicPartition,
-    /// What the first commit expects, until it is made.
+    /// The expectation of the first commit; `None` after it.
     beginning: Option<Expectation>,
-    /// The stored progress: a commit contains the changes to it.
+    /// The stored progress. A commit contains the changes to it.
     stored: Arc<Progress>,
 }
 
 impl Hold {
-    /// Commits this progress, with all that the transaction contains.
+    /// Commits this progress together with the transaction.
     pub(super) async fn commit(
         &mut self,
         progress: &Arc<Progress>,
@@ -188,7 +189,7 @@ impl Hold {
         Ok(())
     }
 
-    /// Why the worker should leave, if it should.
+    /// Why the worker must leave; `None` if it may stay.
     pub(super) fn is_over(&self) -> Option<&'static str> {
         if self.share.is_lost() {
             return Some("it was taken over");
@@ -198,25 +199,25 @@ impl Hold {
     }
 }
 
-/// Why a worker cannot go on.
+/// Why a worker cannot continue.
 pub(super) enum Trouble {
-    /// It may be able to later.
+    /// The worker may be able to continue later.
     Wait(String),
-    /// It must not.
+    /// The worker must not continue.
     Stop(String),
-    /// Not under this hold: it was taken, or should go to another host.
+    /// The worker cannot continue with this lease, which was taken or should go to another host.
     Leave(String),
 }
 
-/// How a worker's work at its partition ended.
+/// How a worker's work ended.
 pub(super) enum End {
-    /// It is no longer wanted.
+    /// The worker is no longer wanted.
     Over,
-    /// It must not go on.
+    /// The worker must not continue.
     Stopped(String),
-    /// It may start again, if it is still wanted on this host.
+    /// The worker may start again, if it is still wanted on this host.
     Left(String),
-    /// It is stopped and holds nothing, so that other hosts can see it.
+    /// The processor is paused. The worker holds no lease, so that other hosts can see it.
     Paused,
 }
 
@@ -224,7 +225,8 @@ impl From<ReadError> for Trouble {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::UnknownPartition(_) => Self::Stop(error.to_string()),
-            // It keeps checking, because the damage may be repaired; nothing is skipped meanwhile.
+            // The worker keeps checking, because the damage may be repaired. It skips no messages
+            // meanwhile.
             ReadError::Damaged { .. } => Self::Wait(format!(
                 "{error} once the loss is accepted (`millrace damage accept`), or restore the file from a backup"
             )),
@@ -242,12 +244,14 @@ impl From<CommitError> for Trouble {
             | CommitError::State(_)
             | CommitError::TooLarge { .. }
             | CommitError::UnknownPartition(_) => Self::Wait(error.to_string()),
-            // Under a new lease its state is known; or the processor was changed when this worker started.
+            // A new lease settles whether the commit took effect; or the processor was changed when
+            // this worker started.
             CommitError::InDoubt(_) | CommitError::Fenced { .. } | CommitError::Conflict(_) => {
                 Self::Leave(error.to_string())
             }
             CommitError::Poisoned(_) | CommitError::Closed => Self::Stop(error.to_string()),
-            // A worker's commits have no number or mark: its lease and its progress make them take effect once.
+            // A worker's commits carry no producer's number and no request's mark. Lease and
+            // progress make them take effect once.
             CommitError::OutOfOrderSequence { .. }
             | CommitError::ProducerFenced { .. }
             | CommitError::UnknownProducer(_)
@@ -261,9 +265,9 @@ impl From<CommitError> for Trouble {
 /// The result of opening a worker.
 enum Opened {
     Here(Box<Worker>),
-    /// Another host should work there.
+    /// Another host should work on the partition.
     Elsewhere(HostInfo),
-    /// Another host has not released it.
+    /// Another holder has not released the lease.
     Held,
 }
 
@@ -286,7 +290,8 @@ impl Worker {
             return Ok(Opened::Elsewhere(host));
         }
         let processor = commands.borrow().live.processor.clone();
-        // The hold comes first: after that the previous holder can commit nothing, so the progress read is the latest.
+        // The lease is taken first. After that the previous holder can commit nothing, so the
+        // progress that is read is the latest.
         let share = holdings.take(origin).await?;
         let held = share.and_then(|share| Some((share.lease()?.clone(), share)));
         let Some((lease, share)) = held else {

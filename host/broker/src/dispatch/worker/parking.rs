@@ -1,4 +1,5 @@
-//! Parked messages between two batches: operators' orders, messages that are no longer kept, and what an idle worker waits for.
+//! Parked messages between two batches: operators' orders, messages that no longer exist, and what
+//! an idle worker waits for.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::dispatch::orders::{Meant, Obeyed, Order, ParkedAction};
 use crate::dispatch::plan::Most;
 use crate::dispatch::standing::State;
 
-/// Messages that one commit gives up.
+/// Maximum number of messages that one commit gives up.
 const GIVEN_UP_AT_ONCE_MAX: usize = 500;
 /// Bytes per commit, except for one larger message.
 const GIVEN_UP_BYTES_AT_ONCE_MAX: usize = 4 << 20;
@@ -27,11 +28,12 @@ const GIVEN_UP_AT_ONCE: Most = Most {
     bytes: GIVEN_UP_BYTES_AT_ONCE_MAX,
 };
 
-/// Why a message is given up that may have ended the host.
+/// Why a message that may have ended the host is given up.
 const HOST_DIED: &str = "the host ended while processing this message, once in a batch and twice alone; it is not called again";
 
 impl Worker {
-    /// Other revisions run from now on. Messages that a replaced revision held, or made wait wrongly, are due at once.
+    /// Applies a change of revisions. Messages that a replaced revision held, or made wait by a
+    /// decision that no longer counts, are due at once.
     pub(super) fn let_go(&mut self, command: &Command) {
         let now = self.now();
         let live = &command.live;
@@ -50,7 +52,7 @@ impl Worker {
     pub(super) async fn obey(&mut self, command: &Command) {
         let state = self.outside.window.lock().state.clone();
         while let Some(order) = self.outside.orders.take() {
-            // The current batch is cut again afterwards.
+            // The current batch is cut again after the orders.
             self.plan.join();
             let Order {
                 action,
@@ -63,14 +65,15 @@ impl Worker {
                 ParkedAction::GiveUp => self.give_up(command, &meant, by.as_deref()).await,
             };
             self.show(state.clone());
-            // The caller may not have waited.
+            // The caller may have stopped waiting.
             let _ = answer.send(obeyed.map_err(|trouble| match trouble {
                 Trouble::Wait(why) | Trouble::Stop(why) | Trouble::Leave(why) => why,
             }));
         }
     }
 
-    /// The messages that are meant and parked, and of those named, the others.
+    /// The parked messages that an order applies to; and the named ones that are not parked, with
+    /// the reason.
     fn meant(&self, meant: &Meant) -> (Vec<Offset>, Vec<(Offset, String)>) {
         let parked = &self.ledger.progress.parked;
         let offsets = |which: &dyn Fn(&Parked) -> bool| {
@@ -98,12 +101,13 @@ impl Worker {
         }
     }
 
-    /// Messages that wait for no other are due now. The next commit stores this, and until then a restart would try them soon anyway;
-    /// but a paused worker next to other hosts leaves as soon as it has obeyed, and the next one reads what is stored.
+    /// Makes messages due that wait behind no other. The next commit stores this, and until then a
+    /// restart would try them soon anyway. But a paused worker beside other hosts leaves right
+    /// after its orders, and the next worker reads what is stored; so this one commits first.
     async fn try_now(&mut self, meant: &Meant) -> Result<Obeyed, Trouble> {
         let goes = self.outside.commands.borrow().paused && !self.context.hosts.is_alone();
         if goes && self.has_suspects() {
-            // A commit would release those.
+            // A commit would clear the suspects of the host's last end.
             return Err(Trouble::Wait(
                 "messages that were in flight when a host ended must be called first; resume the processor and try again".to_owned(),
             ));
@@ -144,7 +148,8 @@ impl Worker {
         Obeyed { done, left }
     }
 
-    /// They become dead letters, in as many commits as necessary. The bound of dead letters does not apply: an operator wants them.
+    /// Turns messages into dead letters, in as many commits as necessary. The bound of dead letters
+    /// does not apply, because an operator wants them.
     async fn give_up(
         &mut self,
         command: &Command,
@@ -157,7 +162,7 @@ impl Worker {
         while !rest.is_empty() {
             let (some, others) = rest.split_at(rest.len().min(GIVEN_UP_AT_ONCE_MAX));
             let batch = self.parked_batch(some, GIVEN_UP_AT_ONCE).await?;
-            // The rest follows in the next commits; messages that are no longer kept were released.
+            // The next commits take the rest. Messages that no longer exist were released.
             let taken = batch.offsets.last().map_or(some.len(), |last| {
                 some.partition_point(|offset| offset <= last)
             });
@@ -193,7 +198,7 @@ impl Worker {
         Verdict::given_up(last, by)
     }
 
-    /// Gives a message up without a call, because the host may have ended during it.
+    /// Gives up a message without a call, because it may have ended the host.
     pub(super) async fn bury(
         &mut self,
         command: &Command,
@@ -220,7 +225,8 @@ impl Worker {
         settled.step()
     }
 
-    /// A parked message of which nothing is left to retry or to show: what is known of it is logged.
+    /// Releases a parked message that no longer exists and so cannot be retried or shown. Its last
+    /// attempt is logged.
     pub(super) fn release_lost(&mut self, index: usize) {
         let gone = Arc::make_mut(&mut self.ledger.progress)
             .parked
@@ -232,7 +238,8 @@ impl Worker {
         tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, offset = %gone.offset, attempts = gone.attempts, reason, "a parked message is no longer kept and is given up");
     }
 
-    /// Releases parked messages before the partition's start, which a trim or retention removed. Messages behind them continue.
+    /// Releases parked messages below the partition's start, which were removed by a trim or by
+    /// retention. Messages behind them continue.
     pub(super) async fn release(&mut self) -> Result<(), Trouble> {
         let Some(first) = self.ledger.progress.parked.first() else {
             return Ok(());
@@ -246,7 +253,7 @@ impl Worker {
         progress.parked.drain(..gone);
         tracing::warn!(topic = %self.input.topic.spec.name, partition = %self.input.partition, messages = gone, before = %start, "parked messages were removed from their topic and are given up");
         self.meters.lost(gone as u64);
-        // Boxed, because it is rare and idle workers come by here.
+        // Boxed, because it is rare and idle workers run this code.
         Box::pin(self.keep(progress.clone())).await?;
         self.ledger.progress = progress.into();
         self.ledger.count();
@@ -254,7 +261,7 @@ impl Worker {
         Ok(())
     }
 
-    /// When the wall clock is set, the times of retries move with it, so that each keeps its delay.
+    /// Moves the times of retries when the wall clock is set, so that each keeps its delay.
     pub(super) fn follow_clock(&mut self) {
         let Some(step) = self.time.follow(&*self.context.clock) else {
             return;
@@ -270,7 +277,7 @@ impl Worker {
         self.show_parked();
     }
 
-    /// The same state, for the messages now parked.
+    /// Shows the same status for the messages that are parked now.
     fn show_parked(&mut self) {
         let state = self.outside.window.lock().state.clone();
         self.show(state);

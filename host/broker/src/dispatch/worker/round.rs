@@ -1,5 +1,5 @@
-//! A round: one batch from its cut to its end. It is called, its answer is checked, the error handler and the breaker are asked, and
-//! everything that follows is settled in one commit.
+//! A round: one batch from its cut to its end. The component is called, its answer is checked, the
+//! shadow, the error handler and the breaker are asked, and one commit settles everything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,31 +24,31 @@ use crate::ground::chains;
 use crate::ground::tasks::SLEEP_MAX;
 use crate::handler::{CallError, CallUse, Called};
 
-/// The result of a call, and what it used.
+/// The result of a call, and the resources that the call used.
 type Outcome = (Result<Answered, Unusable>, Option<CallUse>);
 
-/// One batch, and all that is held for it.
+/// One batch, and everything that is held for it.
 pub(super) struct Round {
     /// The revision that is called: the current one or the canary.
     pub(super) live: Arc<Live>,
-    /// The canary while there is one, for the counts of both sides.
+    /// The canary, for the counts of both sides; `None` without a canary.
     pub(super) canary: Option<Arc<Canary>>,
     /// The breaker of the revision that is called.
     pub(super) breaker: Arc<Gate>,
     /// The right to call while the breaker is open.
     pub(super) probe: Option<Probe>,
     pub(super) batch: Batch,
-    /// Held while the batch is in memory.
+    /// The reserved memory of the batch.
     pub(super) in_hand: Option<InHand>,
     pub(super) writing: Writing,
     /// How long the call kept the partition waiting.
     pub(super) took: Duration,
-    /// Whether the call was interrupted: nothing happened.
+    /// Whether the call was interrupted, so that it has no effect.
     interrupted: bool,
 }
 
 impl Round {
-    /// Nothing is called yet.
+    /// A round that has not called anything yet.
     pub(super) fn new(command: &Command, gate: &Arc<Gate>, batch: Batch) -> Self {
         let canary = command.canary.clone();
         let called = canary.as_ref().filter(|_| batch.side == Side::Canary);
@@ -65,14 +65,14 @@ impl Round {
         }
     }
 
-    /// This much memory is enough from now on.
+    /// Returns reserved memory beyond this much.
     fn keep(&mut self, bytes: usize) {
         if let Some(in_hand) = &mut self.in_hand {
             in_hand.keep(bytes);
         }
     }
 
-    /// The answer is known: room for a larger one is not needed.
+    /// Returns the memory that was reserved for a larger answer.
     fn keep_answer(&mut self, verdict: &Verdict) {
         let outputs = &verdict.outputs;
         let bytes = at_hand::answered(&self.batch, outputs.byte_count(), outputs.len());
@@ -85,7 +85,7 @@ fn call_time_max(live: &Live) -> Duration {
     Duration::from_millis(live.spec.limits.call_ms_max)
 }
 
-/// Ends when a call of this revision is no longer useful and has had its time to end by itself.
+/// Returns when a call of this revision is no longer useful and its time to end by itself is over.
 async fn pointless(
     mut commands: watch::Receiver<Command>,
     clock: Arc<dyn millrace_model::Clock>,
@@ -98,7 +98,7 @@ async fn pointless(
             let command = commands.borrow_and_update();
             until = match wants(&command, &origin) && command.runs(revision) {
                 true => None,
-                // A second command does not extend the time.
+                // A later command must not extend the time.
                 false => Some(until.unwrap_or(Duration::MAX).min(command.patience)),
             };
         }
@@ -117,16 +117,16 @@ async fn pointless(
 /// How a round ended.
 pub(super) enum Settled {
     Committed,
-    /// It had no effect: its messages are cut again.
+    /// The round had no effect. Its messages are cut again.
     PutBack,
-    /// The same, but something is in the way.
+    /// The round had no effect, because of this obstacle.
     Blocked(String),
-    /// The same, and no more dead letters are allowed for this long.
+    /// The round had no effect, and no more dead letters are allowed for this time.
     Held(String, Duration),
 }
 
 impl Settled {
-    /// What this means for the worker's next step.
+    /// The result of the worker's step.
     pub(super) fn step(self) -> Result<Step, Trouble> {
         match self {
             Self::Committed | Self::PutBack => Ok(Step::Done),
@@ -149,7 +149,7 @@ impl Worker {
             None => Take::Batch,
         };
         let Some(mut round) = self.next_round(command, take, probe).await? else {
-            // A command came while it waited for room.
+            // A command came while the worker waited for room.
             return Ok(Step::Done);
         };
         self.meters.lost(self.source.take_lost());
@@ -158,7 +158,7 @@ impl Worker {
         }
         self.plan.cut(&round.batch);
         if !self.outside.wants(&self.input.origin) {
-            // A command came while it waited for a fuller batch: no new batch is started.
+            // A command came while the worker waited for a fuller batch. No new batch may start.
             self.put_back(&round, Came::Discarded);
             return Ok(Step::Done);
         }
@@ -178,12 +178,13 @@ impl Worker {
         processed
     }
 
-    /// There is nothing to call: any messages read wait behind others.
+    /// Ends a round without a message to call. Messages that were read wait behind others.
     async fn pass(&mut self, command: &Command, round: Round) -> Result<Step, Trouble> {
         let Round { batch, probe, .. } = round;
         let (next, passes) = (batch.next, batch.next != self.ledger.progress.next);
         if passes {
-            // Kept in memory and committed with the next batch; they are not read again.
+            // These messages are not read again: the parked entries are in memory, and the next
+            // batch commits them.
             let progress = Arc::make_mut(&mut self.ledger.progress);
             progress.next = next;
             progress.parked.extend(batch.skipped);
@@ -198,14 +199,14 @@ impl Worker {
             let state = self.resting(&command.live);
             self.show(state);
         }
-        // Another revision may be the first to use state, and others may have written it.
+        // Another revision may now use state for the first time, and others may have written it.
         self.home(&command.live).await?;
         self.show_state();
         Ok(Step::Idle)
     }
 
-    /// Gives up a batch whose messages are all out of hops; a batch with some of them is cut into parts. The breaker is not told,
-    /// because there was no call.
+    /// Gives up a batch whose messages are all out of hops. If only some are, cuts the batch into
+    /// parts. The breaker is not told, because nothing was called.
     async fn end_of_chain(&mut self, mut round: Round, spent: &[usize]) -> Result<Step, Trouble> {
         round.probe = None;
         let messages = round.batch.len();
@@ -218,7 +219,7 @@ impl Worker {
         self.settle(&mut round, &verdict.into()).await?.step()
     }
 
-    /// Calls the component with the batch, and sees the result through to its end.
+    /// Calls the component with the batch and settles the result.
     async fn process(&mut self, round: &mut Round) -> Result<Step, Trouble> {
         let Some(mut answered) = self.answer(round).await? else {
             return Ok(Step::Done);
@@ -227,7 +228,8 @@ impl Worker {
             return Ok(Step::Done);
         }
         let settled = match self.settle(round, &answered).await {
-            // The engine's limit is not the component's fault, so no attempt is spent. Smaller batches need less.
+            // The engine's limit is not the component's fault, so no attempt is spent. Smaller
+            // batches need less.
             Err(CommitError::TooLarge { .. }) if round.batch.len() > 1 => {
                 self.put_back(round, Came::Failed);
                 Settled::PutBack
@@ -245,7 +247,8 @@ impl Worker {
         settled.step()
     }
 
-    /// The answer to the batch, unless the call takes too long or is interrupted; `None` if there is nothing to decide about.
+    /// Calls the component, unless the call takes too long or is interrupted; `None` if there is no
+    /// answer to settle.
     async fn answer(&mut self, round: &mut Round) -> Result<Option<Answered>, Trouble> {
         let home = self.take_turn(&round.live, &mut round.writing).await?;
         let (batch, time_max) = (&round.batch, call_time_max(&round.live));
@@ -265,7 +268,7 @@ impl Worker {
         self.usable(round, called, used)
     }
 
-    /// What the call says of the component's speed.
+    /// Records what the call shows about the component's speed.
     fn learn(
         &mut self,
         round: &Round,
@@ -286,7 +289,7 @@ impl Worker {
         }
     }
 
-    /// What there is to decide about; `None` if the batch had no effect.
+    /// The answer to settle; `None` if the batch has no effect.
     fn usable(
         &mut self,
         round: &mut Round,
@@ -315,7 +318,7 @@ impl Worker {
         Ok(Some(answered))
     }
 
-    /// Calls the component and has its answer checked; also returns what the call used.
+    /// Calls the component and checks its answer.
     async fn call(&self, round: &Round, home: Option<&Home>) -> Outcome {
         let Round { live, batch, .. } = round;
         let clock = &self.context.clock;
@@ -343,8 +346,8 @@ impl Worker {
         (answered, used)
     }
 
-    /// The meaning of a call that failed as a whole: for the processor, for the batch, or for its only message, which is then decided
-    /// about.
+    /// Handles a call that failed as a whole. A message that was called alone gets a verdict; any
+    /// other batch has no effect, and `None` is returned.
     fn failed(&mut self, round: &mut Round, error: CallError) -> Result<Option<Verdict>, Trouble> {
         if matches!(error, CallError::Interrupted) {
             let took = round.took;
@@ -381,15 +384,15 @@ impl Worker {
         Ok(None)
     }
 
-    /// Ends when the running call must be interrupted.
+    /// Returns when the running call must be interrupted.
     pub(super) fn end_of_call(&self, live: &Live) -> impl Future<Output = ()> + Send + 'static {
         let commands = self.outside.commands.clone();
         let clock = Arc::clone(&self.context.clock);
         pointless(commands, clock, self.input.origin.clone(), live.revision)
     }
 
-    /// A call was interrupted after this time: the batch has no effect, and this says nothing about its messages. If the host continues
-    /// with this revision, the next round does not follow at once.
+    /// Discards a batch whose call was interrupted after this time. That says nothing about its
+    /// messages. If the host continues with this revision, the error delays the next round.
     pub(super) fn interrupt(&mut self, round: &mut Round, took: Duration) -> Result<(), Trouble> {
         round.interrupted = true;
         let Round { live, batch, .. } = &*round;
@@ -402,7 +405,7 @@ impl Worker {
         }
     }
 
-    /// Whether messages are called alone, because the host may have ended during one of them.
+    /// Whether messages are called alone, because one of them may have ended the host.
     pub(super) fn has_suspects(&mut self) -> bool {
         if self.plan.suspects.end(&self.ledger.progress, self.now()) {
             tracing::info!(topic = %self.input.topic.spec.name, partition = %self.input.partition, "every message in flight at the host's last end has been called alone; continuing with batches");
@@ -410,7 +413,7 @@ impl Worker {
         self.plan.suspects.are_there()
     }
 
-    /// Writes a mark before the call if this is the first one or the message is a suspect.
+    /// Commits a mark before the worker's first call, or before the call of a suspect.
     async fn mark(&mut self, round: &mut Round) -> Result<(), Trouble> {
         if self.plan.suspects.are_there() {
             return self.mark_suspect(round).await;
@@ -424,7 +427,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The suspect is parked with the mark, so that it is found again wherever it was.
+    /// Parks the suspect with its mark, so that it is found again wherever it came from.
     async fn mark_suspect(&mut self, round: &mut Round) -> Result<(), Trouble> {
         let Round { live, batch, .. } = round;
         let (offset, at) = (batch.offsets[0], self.now());
@@ -434,7 +437,8 @@ impl Worker {
             .suspects
             .marked(&progress, offset, live.revision, at);
         let (share, partition) = (Arc::clone(&self.hold.share), self.hold.partition);
-        // If the commit is in doubt, this worker ends without a call, and the next one on this host must not take the mark for an end.
+        // If the commit is in doubt, this worker ends without a call. The next worker on this host
+        // must not take the mark for an end of the host.
         share.marks(partition, (offset, at));
         self.keep(marked).await?;
         share.marked(partition);
@@ -443,11 +447,12 @@ impl Worker {
         Ok(())
     }
 
-    /// The call has returned. Its commit has removed the mark; otherwise that is done now.
+    /// Removes the mark after the call, unless the batch's commit has removed it.
     async fn unmark(&mut self, round: &Round) {
         let suspects = &mut self.plan.suspects;
         if suspects.called(&round.batch.offsets, round.interrupted) {
-            // If this fails, the mark stays until the next commit, which will not succeed before the disk works again.
+            // If this fails, the mark stays until the next commit, which cannot succeed before the
+            // disk works again.
             let _ = self.keep(Progress::clone(&self.ledger.progress)).await;
         }
     }

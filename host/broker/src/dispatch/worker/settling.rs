@@ -1,5 +1,5 @@
-//! The end of a round: everything is decided, and the decision is committed in one transaction; it is made again for as long as there
-//! is no room for it.
+//! The end of a round: everything is decided, and one transaction commits the decision. While there
+//! is no room for it, it is made again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,8 @@ use crate::messages::delays::stored::Additions;
 
 /// Why a decision is not committed.
 enum Refused {
-    /// There is no room for it on the disk or among delayed messages. That is worth waiting for: the call need not be repeated.
+    /// There is no room for it on the disk or among delayed messages. That is worth waiting for,
+    /// because the call need not be repeated.
     NoRoom(String),
     Failed(CommitError),
 }
@@ -53,7 +54,8 @@ impl From<CommitError> for Refused {
 }
 
 impl Worker {
-    /// Decides about the batch and commits the decision; waits while the disk is full, or there is no room for delayed outputs.
+    /// Decides about the batch and commits the decision. Waits while the disk is full or there is
+    /// no room for delayed outputs.
     pub(super) async fn settle(
         &mut self,
         round: &mut Round,
@@ -79,7 +81,7 @@ impl Worker {
             };
             effects.count_unproven(run);
             let progress = Arc::new(std::mem::take(&mut effects.progress));
-            // Before the commit, so that other workers' decisions account for it.
+            // Proposed before the commit, so that other workers' decisions include it.
             self.ledger.records.propose(&progress);
             let refused = match self.commit(round, &mut effects, &progress).await {
                 Ok(took) => {
@@ -99,7 +101,8 @@ impl Worker {
         }
     }
 
-    /// Whether the called revision may give messages up. Reads how many others gave up before, if that is not known yet.
+    /// Whether the called revision may give messages up. If necessary, reads how many messages
+    /// unproven revisions gave up before.
     async fn word(&self, round: &Round) -> Word {
         if round.batch.side == Side::Canary {
             return Word::IsAskedAgain;
@@ -119,7 +122,7 @@ impl Worker {
                         let given_up = given_up.filter(|given_up| given_up.run == run);
                         messages += given_up.map_or(0, |given_up| given_up.messages);
                     }
-                    // It is asked again with the next batch; until then nothing is given up.
+                    // The next batch asks again. Until then nothing is given up.
                     Err(_) => return Word::CountsFor(Left::default()),
                 }
             }
@@ -127,7 +130,7 @@ impl Worker {
         }
     }
 
-    /// What the commit is to make true.
+    /// The effects that the commit will have.
     fn decide(&mut self, round: &Round, answered: &Answered, word: Word) -> Effects {
         let Round { live, batch, .. } = round;
         let now = self.now();
@@ -156,8 +159,8 @@ impl Worker {
         }
     }
 
-    /// No more dead letters are allowed than those before this message: the messages before it are next. If there are none, the worker
-    /// waits.
+    /// Ends a round that has more dead letters than are allowed. The messages before the first
+    /// excess one are next; if there are none, the worker waits.
     fn cut_short(&mut self, round: &Round, first: usize, more_in: Duration) -> Settled {
         self.put_back(round, Came::Excess(first));
         if first > 0 {
@@ -178,7 +181,7 @@ impl Worker {
         Settled::Held(reason, more_in)
     }
 
-    /// One transaction: outputs, dead letters, progress; returns how long it took.
+    /// Commits outputs, dead letters and progress in one transaction; returns how long that took.
     async fn commit(
         &mut self,
         round: &Round,
@@ -202,7 +205,8 @@ impl Worker {
         Ok(self.context.clock.monotonic().saturating_sub(before))
     }
 
-    /// Compresses outputs as their topics now require. Dead letters stay uncompressed: they are few, and people read them.
+    /// Compresses outputs as their topics now require. Dead letters stay uncompressed, because they
+    /// are few and people read them.
     async fn pack(&self, live: &Live, effects: &mut Effects) {
         let compression = |output: &OutputTopic| {
             let topic = self.context.engine.topic(&output.topic.spec.name);
@@ -217,7 +221,7 @@ impl Worker {
         }
     }
 
-    /// Gives delayed outputs their ids. If there is no room they wait, and the partition with them.
+    /// Gives delayed outputs their ids. Without room for them, the partition waits.
     async fn delay(&self, live: &Live, effects: &mut Effects) -> Result<Additions, DelaysFull> {
         let delays = &self.context.delays;
         let mut additions = Additions::default();
@@ -243,7 +247,7 @@ impl Worker {
         outputs.chain(letters).collect()
     }
 
-    /// The batch is settled: everybody who counts is told, and the worker continues behind it.
+    /// Publishes the effects of a settled batch; the worker continues after it.
     fn committed(
         &mut self,
         round: &Round,
@@ -280,13 +284,13 @@ impl Worker {
         self.ledger.settle(progress);
         self.plan.on(batch, Came::Settled);
         if self.source.position() != self.ledger.progress.next {
-            // The commit came after a rewind: messages that it settled must not be read again.
+            // The commit came after a rewind, so the messages that it settled must be skipped.
             self.rewind();
         }
         self.show(State::Running);
     }
 
-    /// The engine does not take the decision.
+    /// Handles a commit that the engine refused.
     fn refused(
         &mut self,
         round: &Round,
@@ -294,14 +298,16 @@ impl Worker {
         error: CommitError,
     ) -> Result<Settled, CommitError> {
         match error {
-            // Removing expired state may be what exceeds the limit: the batch is called again, and leaves that to another one.
+            // Removing expired state may be what exceeds the limit. The batch is called again and
+            // leaves expired state in place.
             CommitError::TooLarge { .. }
                 if answered.verdict.removes_ended && !self.plan.leaves_ended() =>
             {
                 self.put_back(round, Came::TooMuchEnded);
                 Ok(Settled::PutBack)
             }
-            // Other workers took the room meanwhile. The component is called again and gets the answer `full` itself.
+            // Other workers took the room. The component is called again and gets the answer `full`
+            // itself.
             CommitError::RoomFull(full) => {
                 self.rewind();
                 Ok(Settled::Blocked(full.to_string()))
@@ -313,15 +319,15 @@ impl Worker {
         }
     }
 
-    /// Waits before a decision is made again. Returns how the round ends if it has to, because its answer no longer holds or its room is
-    /// needed.
+    /// Waits before a decision is made again. Returns how the round ends if its answer no longer
+    /// holds or its memory is needed.
     async fn wait_for_room(
         &mut self,
         round: &mut Round,
         reason: String,
         is_by_hand: bool,
     ) -> Option<Settled> {
-        // Its writes to state are not held while it waits: it is called again.
+        // The call's writes to state are not held during the wait. A batch that could write is called again.
         let wrote = round.writing.pause();
         let at_hand = Arc::clone(&self.context.at_hand);
         let is_wanted = tokio::select! {
@@ -330,13 +336,13 @@ impl Worker {
             () = self.back_off(reason.clone()) => false,
         };
         if is_wanted {
-            // Other workers need its room. The batch is called again.
+            // Other workers need this memory, so the batch is called again.
             self.rewind();
             return Some(Settled::Blocked(reason));
         }
         let holds = !wrote && round.writing.resume().await && {
             let command = self.outside.commands.borrow();
-            // Operators' orders come first, except the one being carried out.
+            // Operators' orders come first, unless this is one of them.
             let is_told = !is_by_hand && (self.outside.orders.wait() || command.paused);
             !command.stopped && !is_told && command.runs(round.live.revision)
         };
@@ -348,8 +354,8 @@ impl Worker {
     }
 }
 
-/// Outputs for a missing partition make the commit fail: only the engine knows the present partitions, since some may have been added
-/// after the revision was loaded.
+/// An append of one batch. If the partition does not exist, the commit fails: only the engine knows
+/// the present partitions, because some may have been added after the revision was loaded.
 fn append(topic: &Topic, partition: PartitionId, batch: RecordBatch) -> Append {
     let partition = TopicPartition {
         topic: topic.id,

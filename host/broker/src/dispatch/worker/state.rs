@@ -1,4 +1,4 @@
-//! State: where a worker's state is, and the right to write it during a round.
+//! The place of a worker's state, and the right to write it during a round.
 
 use std::sync::Arc;
 
@@ -19,21 +19,21 @@ const SWEPT_BYTES_MAX: usize = 64 << 10;
 #[derive(Clone)]
 pub(super) struct Home {
     pub(super) table: Arc<StateTable>,
-    /// The worker's partition, or for redriven messages their original one.
+    /// The worker's partition, or the original one if the messages are redriven.
     partition: TopicPartition,
 }
 
-/// What a round holds while its call may write state.
+/// What a round holds while its call may write to state.
 #[derive(Default)]
 pub(super) struct Writing {
-    /// Held while the call's writes are in memory.
+    /// The permit to hold the call's writes in memory.
     room: Option<OwnedSemaphorePermit>,
-    /// The right to write, exclusive from the first read of the batch to its commit.
+    /// The right to write, exclusive from the batch's first read to its commit.
     pub(super) turn: Option<Turn>,
 }
 
 impl Writing {
-    /// Lets others write while the round waits; its own writes are not kept in memory. Returns whether it had any.
+    /// Lets others write while the round waits. The call's own writes are dropped; returns whether it could have any.
     pub(super) fn pause(&mut self) -> bool {
         if let Some(turn) = &mut self.turn {
             turn.pause();
@@ -51,7 +51,7 @@ impl Writing {
 }
 
 impl Worker {
-    /// The place of its state, if the revision uses any.
+    /// The place of the state; `None` if the revision uses none.
     pub(super) async fn home(&mut self, live: &Live) -> Result<Option<Home>, Trouble> {
         if !live.handler.uses_state() {
             return Ok(None);
@@ -69,7 +69,7 @@ impl Worker {
         Ok(Home { table, partition })
     }
 
-    /// The place of its state for a round that uses any, with the turn to write there.
+    /// The place of the state, with the turn to write there; `None` if the revision uses none.
     pub(super) async fn take_turn(
         &mut self,
         live: &Live,
@@ -77,7 +77,7 @@ impl Worker {
     ) -> Result<Option<Home>, Trouble> {
         let home = self.home(live).await?;
         if let Some(home) = &home {
-            // Before taking the turn: nobody who has a turn waits for another.
+            // Taken before the turn, so that no holder of a turn waits for another one.
             let attempts = Arc::clone(&self.context.attempts);
             writing.room = attempts.acquire_owned().await.ok();
             writing.turn = Some(home.table.turn().await);
@@ -85,7 +85,7 @@ impl Worker {
         Ok(home)
     }
 
-    /// The state that a batch is called with.
+    /// The state for the call of a batch.
     pub(super) async fn attempt(&self, batch: &Batch, home: &Home) -> Box<StateAttempt> {
         let now = self.now();
         home.table.sweep(now, SWEPT_ENTRIES_MAX);
@@ -97,7 +97,8 @@ impl Worker {
         attempt
     }
 
-    /// Expired entries of a table that is partly in files. They are absent in any case, so a batch does not fail for this.
+    /// Expired entries of a table that is partly in files. Entries that are not found here are
+    /// absent for the component all the same, so an error does not fail the batch.
     async fn ended(&self, home: &Home, now: Timestamp) -> Ended {
         let table = Arc::clone(&home.table);
         let find = move || table.find_ended(now, SWEPT_ENTRIES_MAX, SWEPT_BYTES_MAX);

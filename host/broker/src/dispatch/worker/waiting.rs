@@ -1,5 +1,6 @@
-//! How the worker gets its next batch, and everything that it waits for: messages, a fuller batch, room, the gate, or the end of
-//! trouble. No wait outlasts a command. [`Plan`](crate::dispatch::plan::Plan) says what to cut, [`batcher`] cuts.
+//! Gets the worker's next batch, and waits for everything that it needs: messages, a fuller batch,
+//! room, the gate, or the end of an obstacle. A command ends every wait.
+//! [`Plan`](crate::dispatch::plan::Plan) says what to cut, and [`batcher`] cuts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,17 +22,17 @@ use crate::dispatch::plan::{Choice, Most, Take, Want};
 use crate::dispatch::standing::{State, Window};
 use crate::ground::tasks::SLEEP_MAX;
 
-/// How often a worker checks whether there is room for records of failed attempts again.
+/// Interval at which a worker checks again whether there is room for records of failed attempts.
 const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Workers that wait for the same probe wake at most this far apart, in a different order each time.
+/// Workers that wait for the same probe wake at most this far apart, in a random order.
 const PROBE_SPREAD: Duration = Duration::from_millis(20);
 
-/// What a worker hears from others, and where they see it.
+/// A worker's channels to the rest of the host.
 pub(super) struct Outside {
     pub(super) commands: watch::Receiver<Command>,
     pub(super) orders: Orders,
-    /// Changes when waiting workers should ask the gate again.
+    /// Changes when waiting workers must ask the gate again.
     pub(super) gate: watch::Receiver<u64>,
     pub(super) window: Window,
 }
@@ -42,13 +43,13 @@ impl Outside {
         wants(&self.commands.borrow(), origin)
     }
 
-    /// Ends with the next command, which is not obeyed yet.
+    /// Returns when a command is there, and leaves it to be read.
     pub(super) async fn is_told(&mut self) {
         let _ = self.commands.changed().await;
         self.commands.mark_changed();
     }
 
-    /// Waits for a change at the gate, at most this long.
+    /// Waits for a change at the gate or a command, at most this long.
     async fn gate_changes_within(&mut self, wait: Duration) {
         tokio::select! {
             _ = self.gate.changed() => {}
@@ -57,7 +58,8 @@ impl Outside {
     }
 }
 
-/// The most that a batch of a revision has: at most half of the bytes of one engine commit, because its results are committed at once.
+/// The most that a batch of a revision may have. Its bytes are limited to half of those of one
+/// engine commit, because its results are committed at once.
 fn most(engine: &dyn Engine, live: &Live) -> Most {
     let policy = &live.spec.batch;
     Most {
@@ -67,8 +69,8 @@ fn most(engine: &dyn Engine, live: &Live) -> Most {
 }
 
 impl Worker {
-    /// A round for the next batch, cut from due and new messages; an empty batch if there is nothing to do, and `None` if a command came
-    /// while it waited for room.
+    /// Cuts the next batch from due and new messages. The batch is empty if there is nothing to do.
+    /// `None` if a command came while the worker waited for room.
     pub(super) async fn next_round(
         &mut self,
         command: &Command,
@@ -78,7 +80,7 @@ impl Worker {
         let (live, engine) = (&command.live, &*self.context.engine);
         self.source.look();
         let room = self.ledger.room_for_new(live.spec.order);
-        // A probe is for the current revision, whatever its key.
+        // The current revision gets every probe, whatever the message's key.
         let canary = command.canary().filter(|_| probe.is_none());
         let want = self.plan.next(&Choice {
             take,
@@ -109,7 +111,8 @@ impl Worker {
         Ok(Some(round))
     }
 
-    /// Waits for a fuller batch, if the policy says so. It goes by offsets and reads nothing, so nothing is held while it lingers.
+    /// Waits for a fuller batch if the policy says so. It counts offsets and reads nothing, so no
+    /// memory is held meanwhile.
     async fn linger(&mut self, live: &Live, messages_max: usize) {
         let policy = &live.spec.batch;
         if policy.linger_ms == 0 {
@@ -125,7 +128,8 @@ impl Worker {
             }
             tokio::select! {
                 () = &mut over => return,
-                // The current batch still follows the old command, the next one the new command.
+                // The current batch still follows the old command; the next one follows the new
+                // command.
                 () = self.outside.is_told() => return,
                 _ = self.source.wait() => {}
             }
@@ -145,7 +149,7 @@ impl Worker {
         }
     }
 
-    /// Reads and cuts what is wanted; at most `room` new messages are taken or passed over.
+    /// Reads and cuts a batch. At most `room` new messages are taken or parked.
     async fn cut(&mut self, want: Want, order: Order, room: usize) -> Result<Batch, Trouble> {
         let Most { messages, bytes } = want.most;
         let mut cut = self.empty_cut(messages, bytes);
@@ -156,11 +160,11 @@ impl Worker {
             cut.share();
         }
         self.take_due(&want.due, &mut cut).await?;
-        // Other workers may have used the room for records meanwhile.
+        // Other workers may have used room for records meanwhile.
         let room = self.ledger.room_for_new(order).min(room);
         if want.has_new && room > 0 && !cut.is_full() {
             match self.source.fill(messages, bytes).await {
-                // Retries continue, whatever is in the way of new messages.
+                // Retries continue even if new messages cannot be read.
                 Err(_) if !cut.is_empty() => {}
                 filled => filled?,
             }
@@ -175,7 +179,8 @@ impl Worker {
         Ok(cut.finish(self.source.position()))
     }
 
-    /// These parked messages, up to a number and a size; those that are gone are released.
+    /// Cuts a batch of these parked messages, up to a number and a size. Messages that no longer
+    /// exist are released.
     pub(super) async fn parked_batch(
         &mut self,
         offsets: &[Offset],
@@ -241,12 +246,13 @@ impl Worker {
         let room = self.ledger.room_for_new(order);
         if let Some(why) = self.ledger.records.why_none() {
             self.show(State::Waiting(why, None));
-            // Nobody signals when other workers have settled some.
+            // Nothing signals that other workers have settled some of theirs.
             sleep = sleep.min(FULL_LOOK_INTERVAL);
         }
         let reads = room > 0 && !self.source.is_done();
         if !reads {
-            // As after a pause; and it may wait for hours.
+            // This wait may take hours, so messages that were read ahead are dropped and read
+            // again.
             self.rewind();
         }
         let exists = tokio::select! {
@@ -262,7 +268,8 @@ impl Worker {
 
     /// Waits while the breaker is open.
     pub(super) async fn wait_for_probe(&mut self, wait: Duration, reason: String) {
-        // Messages read ahead may be trimmed or compacted meanwhile: they are read again.
+        // Messages that were read ahead may be trimmed or compacted during the wait, so they are
+        // read again.
         self.rewind();
         let until = self.now().after(wait);
         self.show(State::Waiting(reason, Some(until)));
@@ -278,7 +285,7 @@ impl Worker {
         self.outside.gate_changes_within(wait).await;
     }
 
-    /// Waits with growing delays, but never through a command.
+    /// Waits with growing delays, or until a command comes.
     pub(super) async fn back_off(&mut self, reason: String) {
         let delay = self.plan.back_off(&mut self.rng);
         let until = self.now().after(delay);
