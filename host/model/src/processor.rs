@@ -214,7 +214,8 @@ pub struct ProcessorSpec {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub retry: RetryPolicy,
-    /// The digest of the module that decides about failures; without it, the retry policy alone decides.
+    /// The digest of the module that decides about failures; without it, the retry policy alone
+    /// decides.
     #[serde(default)]
     pub error_handler: Option<Digest>,
     /// The limits of a call.
@@ -289,8 +290,8 @@ pub struct Revision {
 pub struct RedriveDue {
     /// The first of the revisions.
     pub from: u32,
-    /// Only dead letters given up at this time or later, in milliseconds since the Unix epoch: earlier ones may be of a deleted
-    /// processor's revisions with the same numbers.
+    /// Only dead letters given up at this time or later, in milliseconds since the Unix epoch:
+    /// earlier ones may be of a deleted processor's revisions with the same numbers.
     pub since: Timestamp,
 }
 
@@ -303,7 +304,8 @@ pub struct Record {
     /// When it processed its first message; absent if it never did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worked_at: Option<Timestamp>,
-    /// Whether it has processed enough that failures count as the messages' fault, now or when it was current before.
+    /// Whether it has processed enough that failures count as the messages' fault, now or when it
+    /// was current before.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub proven: bool,
     /// Whether it was proven since it last became current. If so, it ended the run of unproven
@@ -330,7 +332,8 @@ pub struct Record {
     /// The number of messages over which these shares were measured; absent if none.
     #[serde(skip_serializing_if = "is_zero")]
     pub measured: u32,
-    /// Whether its decisions no longer count, because it was rolled back or withdrawn; absent if not.
+    /// Whether its decisions no longer count, because it was rolled back or withdrawn; absent if
+    /// not.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub voided: bool,
     /// Classes that were usual and that it rejected too often; absent if there are none.
@@ -526,7 +529,8 @@ pub struct Change {
     /// Who asked for it, as the caller claimed; `host` is the host itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or `replay`.
+    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or
+    /// `replay`.
     pub what: ChangeKind,
     /// The revision that the change is about.
     pub revision: u32,

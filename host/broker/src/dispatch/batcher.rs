@@ -25,7 +25,8 @@ use crate::handler::Cause;
 pub(crate) struct Batch {
     /// The messages in the form that the handler gets.
     pub(crate) columns: Arc<ColumnBatch>,
-    /// Their offsets in the input partition: first the retried ones, then the new ones, each ascending.
+    /// Their offsets in the input partition: first the retried ones, then the new ones, each
+    /// ascending.
     pub(crate) offsets: Vec<Offset>,
     /// How many of them are retries.
     pub(crate) retried: usize,

@@ -203,7 +203,8 @@ pub(crate) fn kept(message: &Message) -> Vec<Header> {
     headers
 }
 
-/// The message as it was before it failed, plus two headers with its original position and the number of redrives.
+/// The message as it was before it failed, plus two headers with its original position and the
+/// number of redrives.
 pub(crate) fn revive(mut message: Message, origin_offset: Offset, redrives: u32) -> Message {
     message.headers = kept(&message);
     let added = [

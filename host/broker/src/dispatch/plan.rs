@@ -20,7 +20,8 @@ use crate::dispatch::suspects::Suspects;
 use crate::ground::backoff::Backoff;
 use crate::ground::chains;
 
-/// A canary's call is ended after this many times the longest of the current revision's recent calls.
+/// A canary's call is ended after this many times the longest of the current revision's recent
+/// calls.
 const CANARY_SLOWNESS_MAX: u32 = 20;
 /// A canary's call is never ended sooner than this for being slower than the current revision,
 /// because the machine may be busy.
@@ -163,7 +164,8 @@ impl Plan {
         }
     }
 
-    /// Sets the running revisions. If they differ from before, what was learnt is forgotten, because they may succeed where the earlier ones failed. Returns whether they differ.
+    /// Sets the running revisions. If they differ from before, what was learnt is forgotten,
+    /// because they may succeed where the earlier ones failed. Returns whether they differ.
     pub(crate) fn run(&mut self, revisions: Revisions) -> bool {
         if revisions == self.revisions {
             return false;

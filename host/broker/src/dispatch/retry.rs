@@ -97,7 +97,8 @@ mod tests {
             brought_near(&mut one, Timestamp(now));
             one[0].due.unwrap().0
         };
-        // Failed at ten o'clock, to wait for three seconds; at the start it is nine, ten, or eleven.
+        // Failed at ten o'clock, to wait for three seconds; at the start it is nine, ten, or
+        // eleven.
         let (ten, due) = (10 * HOUR, 10 * HOUR + 3_000);
         assert_eq!(near(parked(Some(ten), due), 9 * HOUR), 9 * HOUR + 3_000);
         assert_eq!(near(parked(Some(ten), due), ten + 1_000), due);

@@ -156,7 +156,8 @@ impl Supervisor {
         self.context.clock.monotonic() + Duration::from_millis(ms)
     }
 
-    /// Stops the processor's workers at their next batch boundary. Calls that do not end soon are interrupted.
+    /// Stops the processor's workers at their next batch boundary. Calls that do not end soon are
+    /// interrupted.
     pub(crate) async fn stop(&self, name: &ProcessorName) {
         let team = {
             let mut teams = self.teams.lock();
@@ -170,7 +171,8 @@ impl Supervisor {
         }
     }
 
-    /// Stops all workers at their next batch boundary, permanently. Calls that have not ended after `patience` are interrupted.
+    /// Stops all workers at their next batch boundary, permanently. Calls that have not ended after
+    /// `patience` are interrupted.
     pub(crate) async fn stop_all(&self, patience: Duration) {
         let teams = {
             let mut teams = self.teams.lock();

@@ -1,4 +1,5 @@
-//! Canaries: a revision takes a share of the keys while another one stays current. Each change is one commit of the catalogue.
+//! Canaries: a revision takes a share of the keys while another one stays current. Each change is
+//! one commit of the catalogue.
 
 use metrics::counter;
 use millrace_model::{Processor, ProcessorName};

@@ -385,7 +385,8 @@ impl Processors {
         Ok(processor)
     }
 
-    /// Deletes the processor. Its dead-letter topics, progress and state stay: created again under the same name, it continues.
+    /// Deletes the processor. Its dead-letter topics, progress and state stay: created again under
+    /// the same name, it continues.
     ///
     /// # Errors
     /// [`ProcessorError`].

@@ -89,8 +89,8 @@ impl Processors {
         }
     }
 
-    /// Rolls back to `revision`, or to the last one that worked. Without a number, or with that of the current one, it withdraws a
-    /// revision on trial, and the current one stays.
+    /// Rolls back to `revision`, or to the last one that worked. Without a number, or with that of
+    /// the current one, it withdraws a revision on trial, and the current one stays.
     ///
     /// # Errors
     /// [`ProcessorError`].

@@ -263,7 +263,8 @@ impl Processors {
         wait_for(answered, &orders, number).await
     }
 
-    /// The parked messages of each input partition: those of its worker, or else the committed ones.
+    /// The parked messages of each input partition: those of its worker, or else the committed
+    /// ones.
     async fn parked_in(
         &self,
         name: &ProcessorName,

@@ -35,7 +35,8 @@ pub struct ProcessorStatus {
     pub way_back: Option<u32>,
     /// Why the host's last attempt to roll back the current revision failed.
     pub way_back_problem: Option<String>,
-    /// The revision from which the host rolled back, if that was the last change and the revision is still kept.
+    /// The revision from which the host rolled back, if that was the last change and the revision
+    /// is still kept.
     pub gone_back_from: Option<u32>,
 }
 
@@ -64,13 +65,15 @@ pub struct PartitionStatus {
     pub next: Offset,
     /// The offset that the next message will have.
     pub end: Offset,
-    /// Messages not read yet. If a disk error prevents counting them, the distance in offsets, which is an upper bound.
+    /// Messages not read yet. If a disk error prevents counting them, the distance in offsets,
+    /// which is an upper bound.
     pub lag: u64,
     /// Number of parked messages below `next`.
     pub parked: usize,
     /// The revision that processed the last batch; 0 before the first.
     pub revision: u32,
-    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or `done` when a replay is settled.
+    /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or `done` when a replay is
+    /// settled.
     pub state: String,
     /// While `waiting`: until when, in milliseconds since the Unix epoch, if known.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,7 @@
-//! A revision's usual rejections, and whether another one rejects clearly more. Each class is judged by a cumulative sum of
-//! log-likelihood ratios between its usual share and one halfway to all (E. S. Page, "Continuous inspection schemes", Biometrika 41,
-//! 1954). It counts messages, so slow and fast traffic are judged alike.
+//! A revision's usual rejections, and whether another one rejects clearly more. Each class is
+//! judged by a cumulative sum of log-likelihood ratios between its usual share and one halfway to
+//! all (E. S. Page, "Continuous inspection schemes", Biometrika 41, 1954). It counts messages, so
+//! slow and fast traffic are judged alike.
 
 use millrace_model::{Record, Rejections};
 

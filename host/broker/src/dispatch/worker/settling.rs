@@ -327,7 +327,8 @@ impl Worker {
         reason: String,
         is_by_hand: bool,
     ) -> Option<Settled> {
-        // The call's writes to state are not held during the wait. A batch that could write is called again.
+        // The call's writes to state are not held during the wait. A batch that could write is
+        // called again.
         let wrote = round.writing.pause();
         let at_hand = Arc::clone(&self.context.at_hand);
         let is_wanted = tokio::select! {

@@ -33,7 +33,8 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// Lets others write while the round waits. The call's own writes are dropped; returns whether it could have any.
+    /// Lets others write while the round waits. The call's own writes are dropped; returns whether
+    /// it could have any.
     pub(super) fn pause(&mut self) -> bool {
         if let Some(turn) = &mut self.turn {
             turn.pause();

@@ -136,7 +136,8 @@ impl Worker {
         }
     }
 
-    /// Reserves room for the next batch; `None` if a command came first. Nothing is held while waiting.
+    /// Reserves room for the next batch; `None` if a command came first. Nothing is held while
+    /// waiting.
     async fn make_room(&mut self, bytes: usize) -> Option<InHand> {
         let at_hand = Arc::clone(&self.context.at_hand);
         if let Some(room) = at_hand.try_take(bytes) {

@@ -36,7 +36,8 @@ pub(crate) fn leave(processor: &mut Processor, seen: Seen, now: Timestamp) {
     }
 }
 
-/// Merges a revision's record, running or final, with what other hosts saw; returns whether anything is new.
+/// Merges a revision's record, running or final, with what other hosts saw; returns whether
+/// anything is new.
 pub(crate) fn take_down(
     processor: &mut Processor,
     number: u32,
@@ -182,7 +183,8 @@ pub(crate) fn begin_anew(revision: &mut Revision, before: u32, now: Timestamp) {
     revision.record.begin_anew();
 }
 
-/// Revisions whose decisions no longer count: they were stopped when they were replaced, rolled back or withdrawn.
+/// Revisions whose decisions no longer count: they were stopped when they were replaced, rolled
+/// back or withdrawn.
 pub(crate) fn voided(processor: &Processor) -> Vec<u32> {
     let is_void = |r: &&Revision| {
         !processor.runs(r.number) && (r.record.stopped.is_some() || r.record.voided)

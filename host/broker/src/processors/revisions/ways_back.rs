@@ -277,7 +277,8 @@ fn redrive_due(processor: &Processor, back_to: u32) -> RedriveDue {
     }
 }
 
-/// The revision from which the host rolled back, if that was the last change and the revision is still kept.
+/// The revision from which the host rolled back, if that was the last change and the revision is
+/// still kept.
 pub(crate) fn gone_back_from(processor: &Processor) -> Option<u32> {
     let last = processor.changes.iter().rfind(is_of_the_current)?;
     let went_back = last.what == ChangeKind::Rollback && last.revision == processor.current;
