@@ -326,7 +326,7 @@ pub struct Record {
     /// replaced.
     #[serde(skip_serializing_if = "is_zero")]
     pub left_as: u32,
-    /// Its usual rejections; absent if there are none.
+    /// The revision's usual rejections; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rejections: Vec<Rejections>,
     /// The number of messages over which these shares were measured; absent if none.
@@ -632,7 +632,7 @@ impl Resumes {
 /// A processor and its history. Its name is its consumer group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Processor {
-    /// Its name.
+    /// The processor's name.
     pub name: ProcessorName,
     /// When it was created. Older progress belongs to a deleted processor of the same name.
     #[serde(default)]
@@ -657,7 +657,7 @@ pub struct Processor {
     /// How often it was resumed, and what was accepted then.
     #[serde(default, skip_serializing_if = "Resumes::is_none")]
     pub resumes: Resumes,
-    /// Its changes, oldest first; at most [`crate::bounds::CHANGES_KEPT_MAX`].
+    /// The processor's changes, oldest first; at most [`crate::bounds::CHANGES_KEPT_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
 }

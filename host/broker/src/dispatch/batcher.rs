@@ -28,7 +28,7 @@ pub(crate) struct Batch {
     /// Their offsets in the input partition: first the retried ones, then the new ones, each
     /// ascending.
     pub(crate) offsets: Vec<Offset>,
-    /// How many of them are retries.
+    /// How many of the messages are retries.
     pub(crate) retried: usize,
     /// How often each message was redriven as a dead letter; empty for an input that is not a
     /// redrive topic.
@@ -73,7 +73,7 @@ pub(crate) fn behind(offset: Offset, ordering: Option<u64>) -> Parked {
 /// Parked messages to run now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Due {
-    /// Their offsets, ascending.
+    /// The messages' offsets, ascending.
     pub(crate) offsets: Vec<Offset>,
     /// Whether it is a single message to call alone, as after it failed its whole batch.
     pub(crate) alone: bool,
@@ -401,7 +401,7 @@ fn waits_behind(
 
 /// The earlier life of a redriven message.
 struct History {
-    /// Its original position.
+    /// The message's original offset.
     origin: Option<u64>,
     /// How often it was redriven: at least once, even if the header is missing or wrong.
     redrives: u32,

@@ -146,7 +146,7 @@ struct Open {
 pub struct BreakerStatus {
     /// `closed`, `open`, or `off` if the specification disables it.
     pub state: &'static str,
-    /// Why it is open: `outage`, `bad-deploy` or `poison-flood`.
+    /// Why the breaker is open: `outage`, `bad-deploy` or `poison-flood`.
     pub reason: Option<&'static str>,
     /// The reason as a sentence.
     pub text: Option<String>,
@@ -178,7 +178,7 @@ pub(crate) struct Subject {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Back {
     pub(crate) revision: u32,
-    /// Its record.
+    /// The record of that revision.
     pub(crate) record: Record,
     /// Whether the same error handler settles its failures.
     pub(crate) same_handler: bool,
@@ -369,7 +369,7 @@ impl Breaker {
         self.accepting = accepting;
     }
 
-    /// Why it is open; `None` if it is closed.
+    /// Why the breaker is open; `None` if it is closed.
     pub(crate) fn trip(&self) -> Option<&Trip> {
         self.open.as_ref().map(|open| &open.trip)
     }

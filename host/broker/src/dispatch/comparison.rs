@@ -55,13 +55,13 @@ pub struct ShadowReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ShadowSample {
-    /// Its topic.
+    /// The message's topic.
     pub topic: TopicName,
-    /// Its partition.
+    /// The message's partition.
     pub partition: PartitionId,
-    /// Its offset.
+    /// The message's offset.
     pub offset: Offset,
-    /// Its key as text, cut to a maximum length.
+    /// The message's key as text, cut to a maximum length.
     pub key: Option<String>,
     /// Whether the key is not shown exactly, because it was cut or is not UTF-8.
     pub key_lossy: bool,
@@ -93,14 +93,14 @@ pub struct Said {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SaidOutput {
-    /// Its topic.
+    /// The output's topic.
     pub topic: String,
     /// The requested partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<u32>,
-    /// Its key.
+    /// The output's key.
     pub key: Option<String>,
-    /// Its value.
+    /// The output's value.
     pub value: Option<String>,
     /// The first few headers, as `name: value`.
     pub headers: Vec<String>,

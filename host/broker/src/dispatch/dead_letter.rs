@@ -46,7 +46,7 @@ pub(crate) struct Death<'a> {
     pub(crate) first_failed_at: Timestamp,
     pub(crate) died_at: Timestamp,
     pub(crate) log: &'a [Attempt],
-    /// What the last call used.
+    /// The resources that the last call used.
     pub(crate) used: Option<&'a CallUse>,
     /// How often the message had been redriven.
     pub(crate) redrives: u32,

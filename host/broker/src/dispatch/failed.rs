@@ -5,7 +5,7 @@ use crate::handler::Cause;
 /// One failed message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failed {
-    /// Its index in the batch.
+    /// The message's index in the batch.
     pub(crate) message: usize,
     pub(crate) cause: Cause,
     pub(crate) class: String,

@@ -3,7 +3,7 @@
 /// What happens to messages that a revision would give up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
-    /// They are given up.
+    /// All of them are given up.
     Counts,
     /// At most this many are given up, because the revision is not proven. The others are retried.
     CountsFor(Left),

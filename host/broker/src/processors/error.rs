@@ -16,7 +16,7 @@ pub enum ProcessorError {
     /// The specification names a topic that does not exist.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
-    /// It names a module that does not exist.
+    /// The specification names a module that does not exist.
     #[error("module {0} does not exist; upload it first")]
     UnknownModule(Digest),
     /// The module does not export the required interface.
