@@ -142,13 +142,20 @@ mod tests {
         });
         let processor = json!({
             "name": "p", "made_at": 1, "current": 1, "paused": false, "revisions": [revision],
-            "canary": {"revision": 1, "percent": 5, "since": 1}, "shadow": {"revision": 1, "since": 1},
             "replay": {"of": "p", "revision": 1, "from": 1, "until": 2, "into": "o", "ranges": [place]},
             "start": [{"topic": "t", "id": 1, "offsets": [1]}], "resumes": {"count": 1},
             "changes": [{"at": 1, "what": "pause", "revision": 1}],
         });
-        let processor: Processor = serde_json::from_value(processor).expect("a processor");
-        let noun = json!(processor);
+        let stored = |trial: &str, on_trial: Value| {
+            let mut processor = processor.clone();
+            processor[trial] = on_trial;
+            let processor: Processor = serde_json::from_value(processor).expect("a processor");
+            json!(processor)
+        };
+        // One revision at most is on trial.
+        let canary = stored("canary", json!({"revision": 1, "percent": 5, "since": 1}));
+        let mut noun = stored("shadow", json!({"revision": 1, "since": 1}));
+        noun["canary"] = canary["canary"].clone();
         let document = document();
         let fields = |value: &Value| -> BTreeSet<String> {
             value.as_object().expect("fields").keys().cloned().collect()
