@@ -112,7 +112,12 @@ fn worlds(plan: &Plan, skipped: &mut Vec<(Fault, String)>) -> VecDeque<WorldPlan
 fn tells_of_medium(finding: &Finding) -> bool {
     let says = |text: &str| finding.text.contains(text);
     let is_named = says("doctor ends with") && says("are damaged");
-    is_named || says("(os error 74)") || says("(os error 117)")
+    is_named || names_damage(&finding.text)
+}
+
+/// Whether a text contains the error of a damaged file system: EBADMSG or EUCLEAN.
+fn names_damage(text: &str) -> bool {
+    text.contains("(os error 74)") || text.contains("(os error 117)")
 }
 
 /// Removes the findings that only the medium is to blame for, and returns whether it lost anything.
@@ -164,6 +169,12 @@ impl Report {
     fn take(&mut self, world: &WorldPlan, lived: Result<Verdict>) -> Option<WorldPlan> {
         let mut verdict = match lived {
             Ok(verdict) => verdict,
+            // The file system is damaged so far that the world cannot be judged.
+            Err(error) if world.fault == Fault::Eio && names_damage(&format!("{error:#}")) => {
+                eprintln!("torture: {error:#}");
+                self.lost_file_systems.push(world.seed);
+                return self.instead_of(world, world.count);
+            }
             Err(error) => {
                 eprintln!("torture: {error:#}");
                 self.broken.push(format!("{error:#}"));
@@ -192,10 +203,18 @@ impl Report {
         let (kills, cuts) = (self.count(Fault::Kill), self.count(Fault::Power));
         let found = self.findings.len();
         eprintln!("torture: so far {kills} kills, {cuts} power cuts, {found} findings");
-        let is_due = is_lost && left > 0 && self.lost_file_systems.len() <= LOST_MAX;
+        match is_lost && left > 0 {
+            true => self.instead_of(world, u32::try_from(left).unwrap_or(u32::MAX)),
+            false => None,
+        }
+    }
+
+    /// A new world for the remaining faults of one that lost its file system, unless too many did.
+    fn instead_of(&self, world: &WorldPlan, count: u32) -> Option<WorldPlan> {
+        let is_due = self.lost_file_systems.len() <= LOST_MAX;
         is_due.then(|| WorldPlan {
-            seed: Rng::with_seed(seed).u64(..),
-            count: u32::try_from(left).unwrap_or(u32::MAX),
+            seed: Rng::with_seed(world.seed).u64(..),
+            count,
             ..world.clone()
         })
     }
@@ -319,6 +338,24 @@ mod tests {
         verdict.findings.remove(0);
         assert!(!excuse_medium(&mut verdict));
         assert_eq!(verdict.findings.len(), 2);
+    }
+
+    #[test]
+    fn a_world_on_a_damaged_file_system_is_replaced_if_its_medium_broke_and_is_broken_otherwise() {
+        let world = |fault| WorldPlan {
+            binary: PathBuf::new(),
+            seed: 7,
+            fault,
+            count: 4,
+            keep: PathBuf::new(),
+        };
+        let ended = || Err(anyhow!("reading failed: Bad message (os error 74)"));
+        let mut report = Report::default();
+        let again = report.take(&world(Fault::Eio), ended());
+        assert_eq!(again.map(|again| again.count), Some(4));
+        assert!(report.is_clean());
+        assert!(report.take(&world(Fault::Kill), ended()).is_none());
+        assert!(!report.is_clean());
     }
 
     #[test]
