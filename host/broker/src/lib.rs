@@ -60,6 +60,7 @@ pub use handler::{
 };
 pub use messages::append::{AppendRequest, Appended};
 pub use messages::beginning::BeginAt;
+pub use messages::call::{CallKey, NewMessage, Placed, Produced};
 pub use messages::delays::delayed::{
     DelayedError, DelayedMessage, DelayedPage, DelayedQuery, DelaysFull,
 };
@@ -67,7 +68,7 @@ pub use messages::delays::stored::{DelayedId, DueAt, NotADelayedId};
 pub use messages::fetch::{FetchError, FetchRequest, FetchResult, Fetched};
 pub use messages::handle::Messages;
 pub use messages::place::MessagePlace;
-pub use messages::produce::{CallKey, NewMessage, Placed, ProduceError, Produced};
+pub use messages::produce_error::ProduceError;
 pub use messages::read::{ReadRequest, ReadResult};
 pub use messages::subscription::{Delivery, SubscribeError, Subscription, SubscriptionError};
 /// The state of a processor, stored beside its progress.

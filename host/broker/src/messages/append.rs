@@ -11,10 +11,10 @@ use millrace_model::batch::RecordView;
 
 use crate::catalogue::unknown::known_partition;
 use crate::ground::packing;
+use crate::messages::checks::{check_bytes, check_content, check_count, check_timestamp};
 use crate::messages::handle::Messages;
-use crate::messages::produce::{
-    ProduceError, check_bytes, check_content, check_count, check_timestamp, pack,
-};
+use crate::messages::produce::pack;
+use crate::messages::produce_error::ProduceError;
 
 /// Batches for one topic, stored in one commit.
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@ use millrace_engine::ReadError;
 use millrace_model::{Offset, PartitionId, RecordBatch, Topic, TopicPartition};
 
 use crate::ground::packing;
+use crate::messages::call::Placed;
 use crate::messages::handle::Messages;
-use crate::messages::produce::Placed;
 
 /// Bytes per read from the engine.
 const LOOK_BYTES: usize = 1 << 20;

@@ -2,6 +2,8 @@
 
 pub(crate) mod append;
 pub(crate) mod beginning;
+pub(crate) mod call;
+pub(crate) mod checks;
 pub(crate) mod delays;
 pub(crate) mod fetch;
 pub(crate) mod gone;
@@ -9,5 +11,6 @@ pub(crate) mod handle;
 pub(crate) mod place;
 pub(crate) mod placement;
 pub(crate) mod produce;
+pub(crate) mod produce_error;
 pub(crate) mod read;
 pub(crate) mod subscription;

@@ -8,8 +8,8 @@
 use millrace_model::bounds::PRODUCE_CALL_MESSAGES_MAX;
 use millrace_model::{Offset, PartitionId, Timestamp, varint};
 
+use crate::messages::call::Placed;
 use crate::messages::delays::stored::DelayedId;
-use crate::messages::produce::Placed;
 
 /// The positions of a call's messages.
 #[derive(Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::ground::headers::{DUE, MISSED, RUN_BY, SCHEDULE};
 use crate::ground::tasks;
 use crate::ground::tasks::SLEEP_MAX;
 use crate::handler::CallError;
-use crate::messages::produce::ProduceError;
+use crate::messages::produce_error::ProduceError;
 use crate::schedules::handle::{Inner, Schedules};
 use crate::schedules::keeping::{ScheduleError, message_of};
 use crate::schedules::known::{Known, ScheduleStatus, waiting};

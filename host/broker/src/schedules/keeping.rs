@@ -14,7 +14,8 @@ use millrace_model::{
 };
 
 use crate::catalogue::deciding::{decided, decision_errors};
-use crate::messages::produce::{NewMessage, ProduceError};
+use crate::messages::call::NewMessage;
+use crate::messages::produce_error::ProduceError;
 use crate::processors::error::ProcessorError;
 use crate::schedules::handle::Schedules;
 use crate::schedules::known::{Known, ScheduleStatus};
