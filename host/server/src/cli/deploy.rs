@@ -261,11 +261,10 @@ pub(super) fn current(name: &ProcessorName, answer: &Value) -> String {
     }));
     let is_first =
         answer["current"] == 1 && answer["canary"].is_null() && answer["shadow"].is_null();
-    if answer["differs"] == json!([]) && !is_first {
-        lines.push("  nothing has changed".to_owned());
-    }
     if let Some(note) = answer["note"].as_str() {
         lines.push(format!("  {note}"));
+    } else if answer["differs"] == json!([]) && !is_first {
+        lines.push("  nothing has changed".to_owned());
     }
     let is_trial = !answer["canary"].is_null() || !answer["shadow"].is_null();
     if is_trial {
@@ -354,6 +353,9 @@ mod tests {
             "processor p: revision 2 takes the next batch\n  output              - -> out\n  retry.attempts_max  10 -> 5"
         );
         assert!(answer(false, json!([])).ends_with("nothing has changed"));
+        let noted = json!({"current": 2, "differs": [], "note": "revision 3 is now a shadow"});
+        let name = ProcessorName::parse("p").expect("a name");
+        assert!(current(&name, &noted).ends_with("next batch\n  revision 3 is now a shadow"));
         assert!(answer(true, json!([])).starts_with("processor p is paused: revision 2"));
     }
 

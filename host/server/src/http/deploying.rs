@@ -198,7 +198,7 @@ impl DeployedBody {
         Self {
             differs: differs.unwrap_or_default(),
             created: before.is_none(),
-            note: last.and_then(|last| note(&processor, last, way_back)),
+            note: last.and_then(|last| note(before, &processor, last, way_back)),
             way_back,
             left_behind: left_behind.unwrap_or_default(),
             processor,
@@ -233,9 +233,27 @@ impl DeployedBody {
 }
 
 /// What to say about a change beyond that it was made.
-fn note(processor: &Processor, change: &Change, way_back: Option<u32>) -> Option<String> {
+fn note(
+    before: Option<&Processor>,
+    processor: &Processor,
+    change: &Change,
+    way_back: Option<u32>,
+) -> Option<String> {
     let (name, current) = (&processor.name, processor.current);
+    // The specification of such a revision is the same as before; only its trial differs.
+    let was_tried = before.and_then(Processor::on_trial) == Some(change.revision);
     match change.what {
+        ChangeKind::Canary if was_tried => {
+            let share = change.text.as_deref().unwrap_or("a share of the keys");
+            Some(format!("revision {} now gets {share}", change.revision))
+        }
+        ChangeKind::Shadow if was_tried => {
+            Some(format!("revision {} is now a shadow", change.revision))
+        }
+        // Deploying the same again changes nothing, unless the state is emptied.
+        ChangeKind::Deploy if has_same_spec(before, processor) => Some(format!(
+            "revision {current} has the same specification, and begins with empty state"
+        )),
         ChangeKind::Rollback | ChangeKind::Promote => change.text.clone(),
         ChangeKind::Withdraw => {
             let further = way_back.map_or(String::new(), |back| {
@@ -250,6 +268,11 @@ fn note(processor: &Processor, change: &Change, way_back: Option<u32>) -> Option
         }
         _ => None,
     }
+}
+
+fn has_same_spec(before: Option<&Processor>, now: &Processor) -> bool {
+    let compared = before.and_then(|before| changed(before, now));
+    compared.is_some_and(|(old, new)| old.spec == new.spec)
 }
 
 /// The revisions to compare: one on trial now with the current one, a current one with the previously current one.

@@ -21,6 +21,28 @@ fn spec(host: &TestHost) -> Value {
     current.expect("the current one")["spec"].clone()
 }
 
+/// The specification of a revision on trial is the same before and after, so the note is all there is to see.
+#[test]
+fn another_trial_of_the_same_revision_is_a_change_and_the_answer_says_which() {
+    let host = with_uppercase(TestHost::start());
+    let changes = json!({"retry": {"attempts_max": 7}});
+    let begun = patch(&host, "?canary=10", &changes).json();
+    assert!(
+        begun["note"].is_null() && begun["differs"] != json!([]),
+        "{begun}"
+    );
+    let same = patch(&host, "?canary=10", &changes).json();
+    assert!(
+        same["note"].is_null() && same["differs"] == json!([]),
+        "{same}"
+    );
+    let share = patch(&host, "?canary=30", &changes).json();
+    assert_eq!(share["note"], "revision 2 now gets 30 % of the keys");
+    let shadow = patch(&host, "?shadow=true", &changes).json();
+    assert_eq!(shadow["note"], "revision 2 is now a shadow");
+    assert_eq!(shadow["shadow"]["revision"], 2);
+}
+
 #[test]
 fn what_a_change_does_not_name_stays_and_the_answer_says_what_is_different() {
     let host = with_uppercase(TestHost::start()).with_topic("more", 1);
@@ -115,6 +137,8 @@ fn a_trial_and_a_state_reset_are_changes_of_the_current_revision_too() {
         (&reset["current"], &reset["differs"]),
         (&json!(4), &json!([]))
     );
+    let emptied = "revision 4 has the same specification, and begins with empty state";
+    assert_eq!(reset["note"], emptied);
     assert_eq!(spec(&host), now);
 }
 
