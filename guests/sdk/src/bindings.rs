@@ -13,7 +13,7 @@ use crate::columns::{Answer, Columns, Detail};
 use crate::failure::{Cause, Decision, FailureFacts};
 use crate::outcome::Unavailable;
 
-pub use processor::millrace::broker::{log, state, types};
+pub use processor::millrace::broker::{config, log, metrics, secrets, state, types};
 
 pub mod processor {
     wit_bindgen::generate!({
@@ -31,8 +31,8 @@ pub mod partitioner {
         pub_export_macro: true,
         default_bindings_module: "millrace_guest::bindings::partitioner",
         with: {
-            "millrace:broker/types@0.1.0": crate::bindings::types,
-            "millrace:broker/log@0.1.0": crate::bindings::log,
+            "millrace:broker/types@0.1.1": crate::bindings::types,
+            "millrace:broker/log@0.1.1": crate::bindings::log,
         },
     });
 }
@@ -44,8 +44,9 @@ pub mod error_handler {
         pub_export_macro: true,
         default_bindings_module: "millrace_guest::bindings::error_handler",
         with: {
-            "millrace:broker/types@0.1.0": crate::bindings::types,
-            "millrace:broker/log@0.1.0": crate::bindings::log,
+            "millrace:broker/types@0.1.1": crate::bindings::types,
+            "millrace:broker/log@0.1.1": crate::bindings::log,
+            "millrace:broker/config@0.1.1": crate::bindings::config,
         },
     });
 }

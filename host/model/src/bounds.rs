@@ -26,6 +26,9 @@ pub const TOPIC_NAME_CHARS_MAX: usize = 249;
 /// `<topic>.<processor>.dlq` must be a topic name.
 pub const PROCESSOR_NAME_CHARS_MAX: usize = 64;
 
+/// Characters of a secret's name.
+pub const SECRET_NAME_CHARS_MAX: usize = 64;
+
 /// Partitions of one topic. Creating a topic with more is refused.
 pub const TOPIC_PARTITIONS_MAX: u32 = 10_000;
 

@@ -51,7 +51,9 @@ pub use digest::Digest;
 pub use group::{GroupKind, GroupName};
 pub use guests::GuestLimits;
 pub use message::{Header, Message};
-pub use name::{ConsumerName, NameError, ProcessorName, ScheduleName, Tenant, TopicName};
+pub use name::{
+    ConsumerName, NameError, ProcessorName, ScheduleName, SecretName, Tenant, TopicName,
+};
 pub use offset::{Offset, PartitionId};
 pub use processor::{
     Change, ChangeKind, Processor, ProcessorSpec, Record, RedriveDue, Rejections, Replay,

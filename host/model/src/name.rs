@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::advice::{Advice, Advised};
 use crate::bounds::{
     CONSUMER_NAME_CHARS_MAX, PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX,
-    TENANT_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX,
+    SECRET_NAME_CHARS_MAX, TENANT_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX,
 };
 use crate::codes::Code;
 
@@ -162,6 +162,13 @@ name_type!(
     ConsumerName,
     "consumer",
     CONSUMER_NAME_CHARS_MAX
+);
+
+name_type!(
+    /// The name of a secret of the host.
+    SecretName,
+    "secret",
+    SECRET_NAME_CHARS_MAX
 );
 
 name_type!(

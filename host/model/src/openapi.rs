@@ -7,9 +7,9 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::clock::Timestamp;
 use crate::compression::Compression;
 use crate::digest::Digest;
-use crate::name::{ConsumerName, ProcessorName, ScheduleName, TopicName};
+use crate::name::{ConsumerName, ProcessorName, ScheduleName, SecretName, TopicName};
 use crate::offset::{Offset, PartitionId};
-use crate::processor::{ChangeKind, Order};
+use crate::processor::{ChangeKind, Order, Origin};
 use crate::topic::{Durability, TopicId};
 
 macro_rules! shown_as {
@@ -28,5 +28,5 @@ macro_rules! shown_as {
 
 shown_as!(u32: PartitionId);
 shown_as!(u64: Offset, Timestamp, TopicId);
-shown_as!(String: ConsumerName, ProcessorName, ScheduleName, TopicName, Digest);
-shown_as!(String: ChangeKind, Compression, Durability, Order);
+shown_as!(String: ConsumerName, ProcessorName, ScheduleName, SecretName, TopicName, Digest);
+shown_as!(String: ChangeKind, Compression, Durability, Order, Origin);

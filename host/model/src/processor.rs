@@ -1,10 +1,12 @@
 //! A processor: a named deployment of a module, its policy and limits, and its revisions.
 
+mod grants;
 mod policies;
 mod trial;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::grants::{Grants, Origin, OriginError};
 pub use self::policies::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
 };
@@ -26,10 +28,10 @@ pub struct ProcessorSpec {
     /// The topic for outputs that name none; without it, every output must name one.
     #[serde(default)]
     pub output: Option<TopicName>,
-    /// Further topics that the processor may write to.
+    /// What the module may use.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
-    pub grants: Vec<TopicName>,
+    pub grants: Grants,
     /// What stays in order when a message is retried: `key`, `partition` or `none`.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]

@@ -532,6 +532,6 @@ impl Catalogue {
 
 /// Whether a specification reads the topic, or writes to it.
 fn uses(spec: &ProcessorSpec, topic: &TopicName) -> bool {
-    let written = spec.output.iter().chain(&spec.grants);
+    let written = spec.output.iter().chain(&spec.grants.topics);
     spec.topics.iter().chain(written).any(|used| used == topic)
 }

@@ -19,7 +19,11 @@ impl Catalogue {
     /// Whether the topics and modules of a revision still exist.
     pub(crate) fn can_run(&self, revision: &Revision) -> bool {
         let spec = &revision.spec;
-        let mut topics = spec.topics.iter().chain(&spec.output).chain(&spec.grants);
+        let mut topics = spec
+            .topics
+            .iter()
+            .chain(&spec.output)
+            .chain(&spec.grants.topics);
         let mut modules = [Some(spec.module), spec.error_handler]
             .into_iter()
             .flatten();

@@ -76,7 +76,7 @@ mod tests {
     use std::sync::Arc;
 
     use async_trait::async_trait;
-    use millrace_model::processor::DeadLetterPolicy;
+    use millrace_model::processor::{DeadLetterPolicy, Grants};
     use millrace_model::{
         Answer, ColumnBatch, Digest, GivenUp, ManualClock, ProcessorName, ProcessorSpec, Record,
         Timestamp, TopicName,
@@ -112,7 +112,7 @@ mod tests {
                 topics: vec![TopicName::parse("in").unwrap()],
                 module: Digest([0; 32]),
                 output: None,
-                grants: Vec::new(),
+                grants: Grants::default(),
                 order: Default::default(),
                 batch: Default::default(),
                 retry: Default::default(),

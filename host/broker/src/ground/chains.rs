@@ -159,7 +159,7 @@ fn steps<'a>(
     read: Option<&TopicName>,
 ) -> impl Iterator<Item = (TopicName, &'a ProcessorName, Option<TopicName>)> + use<'a> {
     let read = read.cloned();
-    let outputs = spec.output.iter().chain(&spec.grants).cloned();
+    let outputs = spec.output.iter().chain(&spec.grants.topics).cloned();
     let own = spec.topics.iter().flat_map(|topic| {
         let own = [DEAD_LETTERS_SUFFIX, AUDIT_SUFFIX].map(|suffix| own_name(topic, writer, suffix));
         // A name that is too long is skipped: the deployment is refused for that elsewhere.

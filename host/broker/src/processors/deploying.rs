@@ -523,7 +523,11 @@ impl Processors {
             self.inner.catalogue.all_as_known(),
         ];
         for Revision { spec, .. } in processor.current().into_iter().chain(trial) {
-            let topics = spec.topics.iter().chain(&spec.output).chain(&spec.grants);
+            let topics = spec
+                .topics
+                .iter()
+                .chain(&spec.output)
+                .chain(&spec.grants.topics);
             expects.extend(topics.map(|name| Expectation::Topic {
                 name: name.clone(),
                 topic: engine.topic(name),

@@ -146,7 +146,7 @@ impl Processors {
                 ));
             }
         }
-        for output in spec.output.iter().chain(&spec.grants) {
+        for output in spec.output.iter().chain(&spec.grants.topics) {
             let topic = self.existing(output)?;
             if let Some(owner) = topic.spec.owner {
                 return invalid(format!(
@@ -362,7 +362,7 @@ impl Processors {
     /// The topics that a revision may write to, its default output first.
     fn written_by(&self, spec: &ProcessorSpec) -> Result<Vec<Topic>, ProcessorError> {
         let mut topics: Vec<Topic> = Vec::new();
-        for name in spec.output.iter().chain(&spec.grants) {
+        for name in spec.output.iter().chain(&spec.grants.topics) {
             if topics.iter().all(|known| known.spec.name != *name) {
                 topics.push(self.existing(name)?);
             }
@@ -574,7 +574,7 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
         ),
         (
             "grants",
-            spec.grants.len() as u64,
+            spec.grants.topics.len() as u64,
             0,
             PROCESSOR_TOPICS_MAX as u64,
         ),

@@ -243,7 +243,7 @@ fn replayed(mut spec: ProcessorSpec, into: &TopicName) -> Result<ProcessorSpec, 
         ));
     }
     spec.output = Some(into.clone());
-    spec.grants.clear();
+    spec.grants.topics.clear();
     spec.auto_rollback = false;
     Ok(spec)
 }

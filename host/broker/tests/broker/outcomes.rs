@@ -379,7 +379,7 @@ async fn outputs_go_to_granted_topics_with_fresh_bytes_and_the_partition_asked_f
     });
     let module = rig.upload_handler("m", handler).await;
     let mut spec = spec(module);
-    spec.grants = vec![topic("other")];
+    spec.grants.topics = vec![topic("other")];
     rig.deploy(spec).await;
     rig.produce(&[("a", "1"), ("b", "2")]).await;
     rig.hold("out", &["1", "2"]).await;

@@ -147,7 +147,7 @@ async fn all_outputs_of_a_replay_go_to_its_topic_and_its_failures_are_its_own() 
     });
     let module = rig.upload_handler("m", elsewhere).await;
     let mut granted = spec(module);
-    granted.grants = vec![topic("other")];
+    granted.grants.topics = vec![topic("other")];
     rig.deploy(granted).await;
     produce(&rig, 1..11).await;
     rig.settled().await;

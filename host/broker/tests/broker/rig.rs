@@ -18,7 +18,7 @@ use millrace_broker::{
 use millrace_engine::{Engine, MemoryEngine};
 use millrace_model::bounds::MESSAGE_HEADERS_MAX;
 use millrace_model::columns::{Detail, OutcomeCode};
-use millrace_model::processor::RetryPolicy;
+use millrace_model::processor::{Grants, RetryPolicy};
 use millrace_model::{
     Answer, BatchBuilder, Clock, ColumnBatch, Digest, Durability, Header, Message, Offset,
     PartitionId, ProcessorName, ProcessorSpec, RecordBatch, SystemClock, Timestamp, TopicName,
@@ -580,7 +580,7 @@ pub(crate) fn spec(module: Digest) -> ProcessorSpec {
         topics: vec![topic("in")],
         module,
         output: Some(topic("out")),
-        grants: Vec::new(),
+        grants: Grants::default(),
         order: Default::default(),
         batch: Default::default(),
         retry: RetryPolicy {

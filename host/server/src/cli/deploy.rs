@@ -4,7 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use millrace_model::{ProcessorName, TopicName};
+use millrace_model::processor::Origin;
+use millrace_model::{ProcessorName, SecretName, TopicName};
 use serde_json::{Map, Value, json};
 use ureq::http::Method;
 
@@ -50,8 +51,23 @@ pub(super) struct DeployArgs {
     #[arg(long, value_name = "TOPIC")]
     output: Option<TopicName>,
     /// Another topic that it may write to; repeat it for several. The list replaces the previous one
-    #[arg(long = "grant", value_name = "TOPIC")]
-    grants: Vec<TopicName>,
+    #[arg(long = "grant-topic", visible_alias = "grant", value_name = "TOPIC")]
+    grant_topics: Vec<TopicName>,
+    /// Let it keep state; true by default
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    grant_state: Option<bool>,
+    /// Let it have metrics of its own
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    grant_metrics: Option<bool>,
+    /// A secret of the host that it may read; repeat it for several. The list replaces the previous one
+    #[arg(long = "grant-secret", value_name = "SECRET")]
+    grant_secrets: Vec<SecretName>,
+    /// A server that it may send HTTP requests to, such as https://api.example.com; repeat it for several. The list replaces the previous one
+    #[arg(long = "grant-http", value_name = "ORIGIN")]
+    grant_http: Vec<Origin>,
+    /// Let names of these servers resolve to private addresses
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    grant_http_private: Option<bool>,
     /// What stays in order when a message is retried
     #[arg(long, value_parser = ["key", "partition", "none"])]
     order: Option<String>,
@@ -185,7 +201,12 @@ impl DeployArgs {
             ("module", json!(self.module)),
             ("topics", json!(self.topics)),
             ("output", json!(self.output)),
-            ("grants", json!(self.grants)),
+            ("grants.topics", json!(self.grant_topics)),
+            ("grants.state", json!(self.grant_state)),
+            ("grants.metrics", json!(self.grant_metrics)),
+            ("grants.secrets", json!(self.grant_secrets)),
+            ("grants.http", json!(self.grant_http)),
+            ("grants.http_private", json!(self.grant_http_private)),
             ("order", json!(self.order)),
             ("error_handler", json!(self.error_handler)),
             ("hops_max", json!(self.hops_max)),

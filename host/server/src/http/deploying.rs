@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use millrace_broker::{BeginAt, LeftBehind, NextSpec, ProcessorError, Session, merge};
 use millrace_model::processor::{
-    BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
+    BatchPolicy, BreakerPolicy, DeadLetterPolicy, Grants, Limits, Order, RetryPolicy,
 };
 use millrace_model::unit::check_ms;
 use millrace_model::{
@@ -65,8 +65,7 @@ pub(super) struct SpecChangesSchema {
     module: Option<String>,
     /// The topic for outputs that name none.
     output: Option<String>,
-    /// Further topics that it may write to.
-    grants: Option<Vec<String>>,
+    grants: Option<Grants>,
     /// What stays in order when a message is retried: `key`, `partition` or `none`.
     order: Option<String>,
     batch: Option<BatchPolicy>,
@@ -328,7 +327,7 @@ fn any_spec() -> Map<String, Value> {
         "topics": ["any"],
         "module": module,
         "output": "any",
-        "grants": [],
+        "grants": Grants::default(),
         "order": Order::default(),
         "batch": BatchPolicy::default(),
         "retry": RetryPolicy::default(),

@@ -9,7 +9,7 @@ use millrace_broker::{
     ProcessorStatus,
 };
 use millrace_model::processor::{
-    BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
+    BatchPolicy, BreakerPolicy, DeadLetterPolicy, Grants, Limits, Order, RetryPolicy,
 };
 use millrace_model::{Code, Processor, ProcessorName, ProcessorSpec, TopicName};
 use serde::{Deserialize, Serialize};
@@ -33,9 +33,8 @@ pub(super) struct SpecBody {
     module: String,
     /// The topic for outputs that name none.
     output: Option<TopicName>,
-    /// Further topics that it may write to.
     #[serde(default)]
-    grants: Vec<TopicName>,
+    grants: Grants,
     /// What stays in order when a message is retried: `key`, `partition` or `none`.
     #[serde(default)]
     #[schema(value_type = String, default = "key")]

@@ -37,7 +37,7 @@ impl Level {
 }
 
 pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
-    linker.instance("millrace:broker/log@0.1.0")?.func_wrap(
+    linker.instance("millrace:broker/log@0.1.1")?.func_wrap(
         "log",
         |store: StoreContextMut<'_, GuestState>, (level, message): (Level, WasmStr)| {
             let sink = store.data().log.clone();

@@ -53,7 +53,7 @@ type Numbers = WasmList<u32>;
 const STATE_READ_MS_MAX: u64 = 30_000;
 
 pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
-    let mut interface = linker.instance("millrace:broker/state@0.1.0")?;
+    let mut interface = linker.instance("millrace:broker/state@0.1.1")?;
     interface.func_wrap_async(
         "get",
         |mut store: Store<'_>, (data, keys): (Bytes, Numbers)| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_model::bounds::ATTEMPT_LOG_MAX;
-use millrace_model::processor::RetryPolicy;
+use millrace_model::processor::{Grants, RetryPolicy};
 use millrace_model::{
     Answer, Attempt, ColumnBatch, Digest, PartitionId, ProcessorSpec, Topic, TopicId, TopicName,
     TopicSpec,
@@ -51,7 +51,7 @@ fn spec() -> ProcessorSpec {
         topics: vec![TopicName::parse("in").unwrap()],
         module: Digest([0; 32]),
         output: None,
-        grants: Vec::new(),
+        grants: Grants::default(),
         order: Default::default(),
         batch: Default::default(),
         retry: Default::default(),

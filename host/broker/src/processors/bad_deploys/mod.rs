@@ -200,7 +200,7 @@ fn spec() -> ProcessorSpec {
         topics: vec![name("in")],
         module: Digest([0; 32]),
         output: None,
-        grants: Vec::new(),
+        grants: millrace_model::processor::Grants::default(),
         order: Default::default(),
         batch: Default::default(),
         retry: Default::default(),
