@@ -380,10 +380,9 @@ pub(crate) fn interface_of(export: &str) -> Option<Interface> {
         .find(|interface| spoken && interface.interface_name() == name)
 }
 
-/// Whether an import is our `state`.
-pub(crate) fn is_state(import: &str) -> bool {
-    let name = import.strip_prefix(PACKAGE);
-    name.is_some_and(|name| name.split('@').next() == Some("state"))
+/// Our interface's name in an import, whatever its version.
+pub(crate) fn own_interface(import: &str) -> Option<&str> {
+    import.strip_prefix(PACKAGE)?.split('@').next()
 }
 
 fn interfaces_of<'a>(exports: impl Iterator<Item = &'a str>) -> Vec<Interface> {
