@@ -8,6 +8,7 @@ mod canary;
 mod chains;
 mod clocks;
 mod compression;
+mod configs;
 mod consumers;
 mod dead_letters;
 mod delays;

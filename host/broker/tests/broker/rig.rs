@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::{
-    BatchHandler, Decision, Failure, FailureHandler, LoadRequest, ModuleHost, PartitionHandler,
+    BatchHandler, Decision, Failure, FailureHandler, LiveConfig, LoadRequest, ModuleHost,
+    PartitionHandler,
 };
 use millrace_broker::{
     AdmitError, Broker, BrokerLimits, CallError, Caller, DeadLetter, DeadLetterQuery, FetchRequest,
@@ -247,11 +248,18 @@ pub(crate) struct Modules {
     exports: Mutex<HashMap<Digest, Export>>,
     /// Those of which nothing is to be stored any more, each time that it was said.
     pub(crate) forgotten: Mutex<Vec<Digest>>,
+    /// The settings that each processor's component was loaded with, by its owner.
+    pub(crate) configs: Mutex<HashMap<String, LiveConfig>>,
 }
 
 impl Modules {
     pub(crate) fn know(&self, name: &str, export: Export) {
         self.exports.lock().insert(digest(name), export);
+    }
+
+    /// The same exports for another host.
+    pub(crate) fn know_all_of(&self, other: &Self) {
+        self.exports.lock().clone_from(&other.exports.lock());
     }
 
     fn export(&self, digest: Digest) -> Result<Export, AdmitError> {
@@ -288,6 +296,7 @@ impl ModuleHost for Modules {
     }
 
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
+        self.configs.lock().insert(request.owner, request.config);
         match self.export(request.digest)? {
             Export::Processor(handler) => Ok(handler),
             Export::Slow(slow) => Ok(slow.load().await),

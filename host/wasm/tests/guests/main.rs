@@ -8,6 +8,7 @@ mod cost;
 mod diagnostics;
 mod grants;
 mod hostile;
+mod kept;
 mod state;
 mod support;
 mod words;
