@@ -31,6 +31,8 @@ pub use catalogue::handle::Catalogue;
 pub use catalogue::left_behind::LeftBehind;
 pub use catalogue::lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
 pub use catalogue::modules::{Module, ModuleError};
+pub use catalogue::policy::ModulePolicy;
+pub use catalogue::tags::VersionOrder;
 pub use catalogue::topics::{Loss, NewTopic, TopicCreateError, TopicDeleteError};
 pub use catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 pub use dead_letters::audit::{AuditAction, AuditEntry, AuditPage, Digests, EditDigests};

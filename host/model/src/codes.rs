@@ -159,9 +159,12 @@ codes! {
         TagTaken "tag-taken"
             "The tag belongs to another module."
             "a tag cannot be moved to another module; choose the next version";
+        VersionNotNewer "version-not-newer"
+            "Versions of a module's name may only rise on this host, and this one does not."
+            "choose a version above the newest one; to run earlier code again, roll the processor back";
         TooManyTags "too-many-tags"
             "The module has the maximum number of tags."
-            "GET /v1/modules lists them";
+            "GET /v1/modules lists them; DELETE /v1/modules/{tag}/tags/{tag} or `millrace module untag` takes one back";
         OtherRevision "other-revision"
             "Another revision is current than the one expected; nothing was done."
             "see which revision is current (GET /v1/processors/{name}/history), and repeat the request with its number as expected_revision";

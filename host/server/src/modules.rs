@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::Args;
-use millrace_broker::ModuleHost;
+use clap::{Args, ValueEnum};
+use millrace_broker::{ModuleHost, ModulePolicy, VersionOrder};
 use millrace_model::{Clock, GuestLimits};
 use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,33 @@ pub struct ModuleSettings {
     /// memory if that is less]
     #[arg(long, id = "modules.compile_memory_bytes_max", value_name = "BYTES")]
     pub compile_memory_bytes_max: u64,
+    /// Whether the versions of a name may only rise: any, monotonic [default: any]
+    #[arg(
+        long = "module-versions",
+        id = "modules.versions",
+        value_name = "ORDER"
+    )]
+    pub versions: Versions,
+}
+
+/// How the versions of a module's name may follow each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Versions {
+    /// In any order.
+    #[default]
+    Any,
+    /// Each newer than every earlier one, as semantic versions.
+    Monotonic,
+}
+
+impl From<Versions> for VersionOrder {
+    fn from(versions: Versions) -> Self {
+        match versions {
+            Versions::Any => Self::Any,
+            Versions::Monotonic => Self::Monotonic,
+        }
+    }
 }
 
 impl Default for ModuleSettings {
@@ -57,11 +84,19 @@ impl From<GuestLimits> for ModuleSettings {
             guest_start_ms_max: limits.guest_start_ms_max,
             compile_cpu_seconds_max: limits.compile_cpu_seconds_max,
             compile_memory_bytes_max: limits.compile_memory_bytes_max,
+            versions: Versions::default(),
         }
     }
 }
 
 impl ModuleSettings {
+    /// The rules for modules, in the form for the broker that applies them.
+    pub(crate) fn policy(&self) -> ModulePolicy {
+        ModulePolicy {
+            versions: self.versions.into(),
+        }
+    }
+
     /// The same limits in the form for the code that applies them.
     pub(crate) fn limits(&self) -> GuestLimits {
         GuestLimits {

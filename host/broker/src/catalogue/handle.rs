@@ -12,6 +12,7 @@ use tokio::sync::{MutexGuard, watch};
 
 use crate::catalogue::deciding::Followed;
 use crate::catalogue::deployed::Deployed;
+use crate::catalogue::policy::ModulePolicy;
 use crate::ground::partitioner::Partitioners;
 use crate::handler::ModuleHost;
 use crate::hosts::base::Base;
@@ -54,6 +55,7 @@ pub(super) struct Inner {
     pub(super) modules: Arc<dyn ModuleHost>,
     pub(super) partitioners: Arc<Partitioners>,
     hosts: Arc<Hosts>,
+    pub(super) policy: ModulePolicy,
     /// The processors, with the reason for each that does not run.
     pub(super) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
     /// Up to which version this host knows the catalogue's entries of processors.
@@ -69,7 +71,7 @@ pub(super) struct Inner {
 }
 
 impl Catalogue {
-    pub(crate) fn new(base: &Base) -> Self {
+    pub(crate) fn new(base: &Base, policy: ModulePolicy) -> Self {
         let Base {
             clock,
             engine,
@@ -83,6 +85,7 @@ impl Catalogue {
             modules,
             partitioners,
             hosts,
+            policy,
             processors: RwLock::default(),
             processors_followed: Followed::default(),
             topics_followed: Mutex::default(),

@@ -9,6 +9,8 @@ pub(crate) mod handle;
 pub(crate) mod left_behind;
 pub(crate) mod lifetime;
 pub(crate) mod modules;
+pub(crate) mod policy;
+pub(crate) mod tags;
 pub(crate) mod topics;
 pub(crate) mod unknown;
 pub(crate) mod way_back;

@@ -102,7 +102,7 @@ enum Command {
     /// Create messages by the clock
     #[command(subcommand)]
     Schedule(schedule::Verb),
-    /// Upload, list, show and delete modules
+    /// Upload, list, show, tag and delete modules
     #[command(subcommand)]
     Module(module::Verb),
     /// Deploy and manage processors

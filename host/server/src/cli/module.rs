@@ -1,4 +1,4 @@
-//! `module`: upload, list, show and delete modules.
+//! `module`: upload, list, show, tag and delete modules.
 
 use std::fs::File;
 use std::io;
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use ureq::SendBody;
+use ureq::http::Method;
 
 use super::client::{Client, escaped};
 use super::failure::Failure;
@@ -32,6 +33,22 @@ pub(super) enum Verb {
     Show {
         /// Digest, a unique beginning of it, or tag
         module: String,
+    },
+    /// Give a module a further tag; the same bytes may have several
+    #[command(after_help = "Example:\n  millrace module tag uppercase@1.0.0 uppercase@1.0.1")]
+    Tag {
+        /// Digest, a unique beginning of it, or tag
+        module: String,
+        /// The tag
+        #[arg(value_name = "NAME@VERSION")]
+        tag: String,
+    },
+    /// Take a tag back; the module and all that is deployed stay
+    #[command(after_help = "Example:\n  millrace module untag uppercase@1.0.1")]
+    Untag {
+        /// The tag
+        #[arg(value_name = "NAME@VERSION")]
+        tag: String,
     },
     /// Delete a module that is not in use
     Delete {
@@ -61,6 +78,22 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         }
         Verb::List => out.answer(&client.get("/v1/modules")?, list),
         Verb::Show { module } => out.answer(&client.get(&path(&module))?, show),
+        Verb::Tag { module, tag } => {
+            let tagged = client.send_again(Method::PUT, &tag_path(&module, &tag), &json!({}))?;
+            out.answer(&tagged, |module| {
+                format!("module {} is {tag}", short(&module["digest"]))
+            })
+        }
+        Verb::Untag { tag } => {
+            let untagged = client.delete(&tag_path(&tag, &tag))?;
+            out.answer(&untagged, |module| {
+                let tags = cell(&module["tags"]);
+                format!(
+                    "tag {tag} is taken back\ndigest  {}\ntags    {tags}",
+                    cell(&module["digest"])
+                )
+            })
+        }
         Verb::Delete { module } => {
             client.delete(&path(&module))?;
             out.answer(&json!({"deleted": module}), |_| {
@@ -72,6 +105,10 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
 
 fn path(reference: &str) -> String {
     format!("/v1/modules/{}", escaped(reference))
+}
+
+fn tag_path(reference: &str, tag: &str) -> String {
+    format!("{}/tags/{}", path(reference), escaped(tag))
 }
 
 /// Uploads a file, with a progress bar on standard error if that is a terminal.

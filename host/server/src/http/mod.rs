@@ -168,6 +168,11 @@ fn routes() -> Vec<Route> {
         get("/v1/modules", on::get(modules::list)),
         get("/v1/modules/{reference}", on::get(modules::show)),
         delete("/v1/modules/{reference}", on::delete(modules::remove)),
+        put("/v1/modules/{reference}/tags/{tag}", on::put(modules::tag)),
+        delete(
+            "/v1/modules/{reference}/tags/{tag}",
+            on::delete(modules::untag),
+        ),
         get("/v1/processors", on::get(processors::list)),
         get(PROCESSOR, on::get(processors::show)),
         put(PROCESSOR, on::put(processors::deploy)),

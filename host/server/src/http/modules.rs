@@ -1,4 +1,4 @@
-//! Modules over HTTP: upload, list, show, delete.
+//! Modules over HTTP: upload, list, show, tag, delete.
 
 use std::net::IpAddr;
 
@@ -193,4 +193,38 @@ pub(super) async fn remove(
     let digest = app.digest_of(&reference)?;
     to_the_end(async move { Ok(app.session.catalogue().delete_module(digest).await?) }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Gives a module a further tag, `name@version`. A tag of another module does not move; take it back there first.
+#[utoipa::path(put, path = "/v1/modules/{reference}/tags/{tag}", tag = "modules", params(("reference" = String, Path,), ("tag" = String, Path,)), responses(
+    (status = 200, body = ModuleBody),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "The tag belongs to another module, or its version is not newer than earlier ones"),
+))]
+pub(super) async fn tag(
+    app: Called,
+    InPath((reference, tag)): InPath<(String, String)>,
+) -> Result<Json<ModuleBody>, ApiError> {
+    let digest = app.digest_of(&reference)?;
+    let tagged =
+        to_the_end(async move { Ok(app.session.catalogue().tag_module(digest, &tag).await?) });
+    Ok(Json(tagged.await?.into()))
+}
+
+/// Takes a tag back. The module stays, and so does everything that is deployed.
+#[utoipa::path(delete, path = "/v1/modules/{reference}/tags/{tag}", tag = "modules", params(("reference" = String, Path,), ("tag" = String, Path,)), responses(
+    (status = 200, body = ModuleBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn untag(
+    app: Called,
+    InPath((reference, tag)): InPath<(String, String)>,
+) -> Result<Json<ModuleBody>, ApiError> {
+    let module = app.module(&reference)?;
+    if module.tags().all(|known| known != tag) {
+        return Err(ModuleError::UnknownTag(tag).into());
+    }
+    let untagged = to_the_end(async move { Ok(app.session.catalogue().untag_module(&tag).await?) });
+    Ok(Json(untagged.await?.into()))
 }

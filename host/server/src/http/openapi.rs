@@ -55,6 +55,8 @@ use super::{
         modules::list,
         modules::show,
         modules::remove,
+        modules::tag,
+        modules::untag,
         processors::list,
         processors::show,
         processors::deploy,
