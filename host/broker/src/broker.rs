@@ -179,6 +179,7 @@ impl Broker {
         } = &broker.inner.rooms;
         schedules.read_schedules()?;
         groups.recover_consumers().await?;
+        broker.inner.rooms.catalogue.log_distrusted();
         processors.start_processors().await?;
         dead_letters.redrive_what_is_due();
         broker.start_tasks();

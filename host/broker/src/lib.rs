@@ -30,8 +30,12 @@ pub use catalogue::growth::{ChangedTopic, Growth, KeyedUse};
 pub use catalogue::handle::Catalogue;
 pub use catalogue::left_behind::LeftBehind;
 pub use catalogue::lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
-pub use catalogue::modules::{Module, ModuleError};
+pub use catalogue::modules::{Module, ModuleError, Upload};
 pub use catalogue::policy::ModulePolicy;
+pub use catalogue::signatures::{
+    DistrustError, KeyId, ModuleSignature, SIGNATURE_BYTES_MAX, SignatureError, SignaturePolicy,
+    TrustedKey,
+};
 pub use catalogue::tags::VersionOrder;
 pub use catalogue::topics::{Loss, NewTopic, TopicCreateError, TopicDeleteError};
 pub use catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};

@@ -69,6 +69,17 @@ codes! {
             "This cannot be a module's tag."
             "write name@1.0.0";
     }
+    Forbidden {
+        SignatureMissing "signature-missing"
+            "The module has no signature, and this host demands one."
+            "sign it with `millrace module sign`, and upload it with its signature: `millrace module push FILE --signature FILE`; over HTTP in the header Millrace-Signature";
+        SignatureInvalid "signature-invalid"
+            "The signature is not of this module, or not for this tag."
+            "sign the very file that is uploaded, and send the signature unchanged";
+        SignatureUntrusted "signature-untrusted"
+            "The module is signed by a key that this host does not trust."
+            "sign it with a trusted key, or name the public key in the host's setting trusted_keys";
+    }
     Unknown {
         UnknownTopic "unknown-topic"
             "There is no topic of this name."

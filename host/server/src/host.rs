@@ -133,7 +133,7 @@ impl Host {
             at_hand_bytes: memory.at_hand_bytes,
             ..BrokerLimits::default()
         };
-        let policy = config.modules.policy();
+        let policy = config.modules.policy()?;
         let broker = Broker::start_under(clock.clone(), engine, modules, limits, policy).await?;
         broker.ready().await.map_err(StartError::Poisoned)?;
 

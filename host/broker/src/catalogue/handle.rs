@@ -1,12 +1,12 @@
 //! The catalogue's handle: what this host knows about topics, modules and processors, and the lock
 //! under which it changes them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
 use millrace_engine::{Engine, EntryKind, EntryWrite};
-use millrace_model::{Clock, ProcessorName, Topic, TopicId, TopicName};
+use millrace_model::{Clock, Digest, ProcessorName, Topic, TopicId, TopicName};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::{MutexGuard, watch};
 
@@ -56,6 +56,8 @@ pub(super) struct Inner {
     pub(super) partitioners: Arc<Partitioners>,
     hosts: Arc<Hosts>,
     pub(super) policy: ModulePolicy,
+    /// Modules whose signatures were found good since the start, at most [`VERIFIED_MODULES_MAX`](super::signatures::VERIFIED_MODULES_MAX).
+    pub(super) verified: Mutex<HashSet<Digest>>,
     /// The processors, with the reason for each that does not run.
     pub(super) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
     /// Up to which version this host knows the catalogue's entries of processors.
@@ -86,6 +88,7 @@ impl Catalogue {
             partitioners,
             hosts,
             policy,
+            verified: Mutex::default(),
             processors: RwLock::default(),
             processors_followed: Followed::default(),
             topics_followed: Mutex::default(),

@@ -10,6 +10,7 @@ pub(crate) mod left_behind;
 pub(crate) mod lifetime;
 pub(crate) mod modules;
 pub(crate) mod policy;
+pub(crate) mod signatures;
 pub(crate) mod tags;
 pub(crate) mod topics;
 pub(crate) mod unknown;

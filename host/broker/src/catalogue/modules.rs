@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::entries::entry;
 use crate::catalogue::handle::Catalogue;
+use crate::catalogue::signatures::{ModuleSignature, SignatureError};
 use crate::catalogue::tags::{MODULE_TAGS_MAX, parts_of};
 use crate::handler::{AdmitError, ModuleFacts, Uploader};
 
@@ -26,6 +27,22 @@ pub struct Module {
     pub more_tags: Vec<String>,
     /// When it was first uploaded.
     pub uploaded_at: Timestamp,
+    /// Its signature, if it was uploaded with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<ModuleSignature>,
+}
+
+/// An upload.
+#[derive(Clone, Debug, Default)]
+pub struct Upload {
+    /// The component.
+    pub bytes: Bytes,
+    /// A tag for it.
+    pub tag: Option<String>,
+    /// The text of its signature's file.
+    pub signature: Option<String>,
+    /// Who uploads: uploaders take turns to compile.
+    pub uploader: Uploader,
 }
 
 /// Why a module was not uploaded, found or deleted.
@@ -34,6 +51,9 @@ pub enum ModuleError {
     /// Admission refused it; nothing was stored.
     #[error(transparent)]
     Admit(#[from] AdmitError),
+    /// Its signature is not accepted.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     /// There is no module with this digest or tag.
     #[error("module {0} does not exist; `module list` shows the modules that do")]
     Unknown(String),
@@ -94,6 +114,7 @@ impl Advised for ModuleError {
     fn advice(&self) -> Advice {
         match self {
             Self::Admit(error) => error.advice(),
+            Self::Signature(error) => error.advice(),
             Self::Unknown(_) | Self::UnknownTag(_) => Code::UnknownModule.advice(),
             Self::Tag(_) | Self::NotSemantic(_) => Code::BadTag.advice(),
             Self::NotNewer { .. } => Code::VersionNotNewer.advice(),
@@ -116,25 +137,35 @@ impl Catalogue {
         bytes: Bytes,
         tag: Option<String>,
     ) -> Result<Module, ModuleError> {
-        self.upload_module_of(bytes, tag, Uploader::default()).await
+        self.upload_module_of(Upload {
+            bytes,
+            tag,
+            ..Upload::default()
+        })
+        .await
     }
 
-    /// Like [`upload_module`](Self::upload_module), for a named uploader: uploaders take turns to
-    /// compile.
+    /// Like [`upload_module`](Self::upload_module), for a named uploader, and with a signature.
     ///
     /// # Errors
     /// [`ModuleError`]; nothing was stored.
-    pub async fn upload_module_of(
-        &self,
-        bytes: Bytes,
-        tag: Option<String>,
-        uploader: Uploader,
-    ) -> Result<Module, ModuleError> {
+    pub async fn upload_module_of(&self, upload: Upload) -> Result<Module, ModuleError> {
+        let Upload {
+            bytes,
+            tag,
+            signature,
+            uploader,
+        } = upload;
         if let Some(tag) = tag.as_ref().filter(|tag| parts_of(tag).is_none()) {
             return Err(ModuleError::Tag(tag.clone()));
         }
+        // Before it is compiled: strangers' bytes should cost as little as possible.
+        let signature = self.verify_upload(&bytes, signature).await?;
+        if let (Some(signature), Some(tag)) = (&signature, &tag) {
+            signature.check_tag(tag)?;
+        }
         let facts = self.inner.modules.admit(bytes.clone(), uploader).await?;
-        self.decide(|| self.keep_module(&facts, &bytes, tag.as_ref()))
+        self.decide(|| self.keep_module(&facts, &bytes, tag.as_ref(), signature.as_ref()))
             .await
     }
 
@@ -143,6 +174,7 @@ impl Catalogue {
         facts: &ModuleFacts,
         bytes: &Bytes,
         tag: Option<&String>,
+        signature: Option<&ModuleSignature>,
     ) -> Result<Module, ModuleError> {
         let digest = facts.digest;
         let engine = &self.inner.engine;
@@ -156,6 +188,7 @@ impl Catalogue {
         let is_new = known.is_none();
         if let Some(known) = &known
             && tag.is_none_or(|tag| known.has_tag(tag))
+            && signature.is_none_or(|signature| known.signature.as_ref() == Some(signature))
         {
             // The stored bytes may be damaged; if not, this writes nothing.
             engine.put_module(digest, bytes.clone()).await?;
@@ -173,9 +206,13 @@ impl Catalogue {
             tag: None,
             more_tags: Vec::new(),
             uploaded_at: self.inner.clock.wall(),
+            signature: None,
         });
         module.facts = facts.clone();
-        if let Some(tag) = tag {
+        if let Some(signature) = signature {
+            module.signature = Some(signature.clone());
+        }
+        if let Some(tag) = tag.filter(|tag| !module.has_tag(tag)) {
             module.add_tag(tag)?;
         }
         // The bytes first: an entry must not exist without them.

@@ -1,5 +1,6 @@
 //! The host's rules for modules.
 
+use crate::catalogue::signatures::SignaturePolicy;
 use crate::catalogue::tags::VersionOrder;
 
 /// What a host demands of modules, besides what admission does.
@@ -7,4 +8,6 @@ use crate::catalogue::tags::VersionOrder;
 pub struct ModulePolicy {
     /// How the versions of a name may follow each other.
     pub versions: VersionOrder,
+    /// Whose signatures count, and whether each module needs one.
+    pub signatures: SignaturePolicy,
 }

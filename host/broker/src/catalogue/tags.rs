@@ -49,8 +49,11 @@ impl Module {
         self.tags().any(|known| known == tag)
     }
 
-    /// Adds a tag, if there is room for it.
+    /// Adds a tag, if its signature allows it and there is room for it.
     pub(super) fn add_tag(&mut self, tag: &str) -> Result<(), ModuleError> {
+        if let Some(signature) = &self.signature {
+            signature.check_tag(tag)?;
+        }
         match &self.tag {
             None => self.tag = Some(tag.to_owned()),
             Some(_) if self.more_tags.len() + 1 >= MODULE_TAGS_MAX => {

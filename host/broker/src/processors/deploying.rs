@@ -181,6 +181,7 @@ impl Processors {
         }
         check_patience(&spec)?;
         self.check_limits(&spec)?;
+        self.check_trusted(&spec).await?;
         // A shadow's outputs go nowhere, so they cannot form a cycle.
         if beginning != Beginning::Shadow {
             self.check_chains(&processor)?;
@@ -219,6 +220,7 @@ impl Processors {
                 let spec = next.over(name, Some(&known.processor))?;
                 check_patience(&spec)?;
                 self.check_limits(&spec)?;
+                self.check_trusted(&spec).await?;
                 let mut processor = known.processor.clone();
                 deploy_anew(&mut processor, self.asked(), self.seen(known), spec)?;
                 self.check_chains(&processor)?;
@@ -262,6 +264,7 @@ impl Processors {
         let spec = next.over(name, None)?;
         check_patience(&spec)?;
         self.check_limits(&spec)?;
+        self.check_trusted(&spec).await?;
         if name.as_str().starts_with('-') {
             return invalid(format!(
                 "a new processor cannot be named {name}: the command line would take it for a flag"

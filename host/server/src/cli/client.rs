@@ -165,10 +165,21 @@ impl Client {
         content_type: &str,
         body: impl AsSendBody,
     ) -> Result<Value, Failure> {
+        self.upload_with(path, content_type, &[], body)
+    }
+
+    /// Like [`Client::upload`], with further headers.
+    pub(super) fn upload_with(
+        &self,
+        path: &str,
+        content_type: &str,
+        more: &[(&str, &str)],
+        body: impl AsSendBody,
+    ) -> Result<Value, Failure> {
         if !self.patience().is_zero() {
             self.call(Again::Harmless, Method::GET, "/health/ready", &[], &[])?;
         }
-        let headers = [("content-type", content_type)];
+        let headers = [&[("content-type", content_type)], more].concat();
         let sent = self.exchange(Method::POST, path, &headers, body);
         let reply = sent.map_err(|unreached| unreached.failure)?;
         self.json_of(&reply.success()?)

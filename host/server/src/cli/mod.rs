@@ -19,6 +19,7 @@ mod dlq;
 mod doctor;
 mod failure;
 mod feed;
+mod keys;
 mod module;
 mod output;
 mod parked;
@@ -102,7 +103,7 @@ enum Command {
     /// Create messages by the clock
     #[command(subcommand)]
     Schedule(schedule::Verb),
-    /// Upload, list, show, tag and delete modules
+    /// Upload, list, show, tag, sign and delete modules
     #[command(subcommand)]
     Module(module::Verb),
     /// Deploy and manage processors

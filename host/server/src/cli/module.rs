@@ -1,16 +1,20 @@
-//! `module`: upload, list, show, tag and delete modules.
+//! `module`: upload, list, show, tag, sign and delete modules.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use indicatif::{ProgressBar, ProgressStyle};
+use millrace_broker::SIGNATURE_BYTES_MAX;
 use serde_json::{Value, json};
-use ureq::SendBody;
 use ureq::http::Method;
+use ureq::{AsSendBody, SendBody};
 
 use super::client::{Client, escaped};
 use super::failure::Failure;
+use super::keys::{self, KeygenArgs, SignArgs};
 use super::table::{cell, facts, items, short, table, when};
 
 /// Manage modules
@@ -18,7 +22,7 @@ use super::table::{cell, facts, items, short, table, when};
 pub(super) enum Verb {
     /// Upload a component; it is checked, compiled and tried before it is stored
     #[command(
-        after_help = "Example:\n  millrace module push target/wasm32-wasip2/release/uppercase.wasm --tag uppercase@1.0.0"
+        after_help = "Examples:\n  millrace module push target/wasm32-wasip2/release/uppercase.wasm --tag uppercase@1.0.0\n  millrace module push uppercase.wasm --signature uppercase.wasm.minisig"
     )]
     Push {
         /// The component
@@ -26,7 +30,14 @@ pub(super) enum Verb {
         /// A tag for it, name@version
         #[arg(long, value_name = "NAME@VERSION")]
         tag: Option<String>,
+        /// The file of its signature
+        #[arg(long, value_name = "FILE")]
+        signature: Option<PathBuf>,
     },
+    /// Make a pair of keys for signatures of modules
+    Keygen(KeygenArgs),
+    /// Sign a component
+    Sign(SignArgs),
     /// List all modules
     List,
     /// Show a module
@@ -60,8 +71,16 @@ pub(super) enum Verb {
 pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
     let mut out = client.output();
     match verb {
-        Verb::Push { file, tag } => {
-            let module = push(client, &file, tag.as_deref())?;
+        Verb::Keygen(args) => keys::keygen(&args, &mut out),
+        Verb::Sign(args) => keys::sign(&args, &mut out),
+        Verb::Push {
+            file,
+            tag,
+            signature,
+        } => {
+            let signature = signature.map(|file| keys::read(&file, SIGNATURE_BYTES_MAX as u64));
+            let signature = signature.transpose()?;
+            let module = push(client, &file, tag.as_deref(), signature.as_deref())?;
             out.answer(&module, |module| {
                 let name = tag.unwrap_or_else(|| short(&module["digest"]));
                 let ms = &module["compile_ms"];
@@ -112,7 +131,12 @@ fn tag_path(reference: &str, tag: &str) -> String {
 }
 
 /// Uploads a file, with a progress bar on standard error if that is a terminal.
-fn push(client: &Client, file: &Path, tag: Option<&str>) -> Result<Value, Failure> {
+fn push(
+    client: &Client,
+    file: &Path,
+    tag: Option<&str>,
+    signature: Option<&str>,
+) -> Result<Value, Failure> {
     let unreadable = |error| Failure::usage(format!("{} cannot be read: {error}", file.display()));
     let opened = File::open(file).map_err(unreadable)?;
     let about = opened.metadata().map_err(unreadable)?;
@@ -123,11 +147,27 @@ fn push(client: &Client, file: &Path, tag: Option<&str>) -> Result<Value, Failur
     let bytes = about.len();
     check_size(client, bytes)?;
     let bar = bar(bytes);
-    let query = tag.map_or_else(String::new, |tag| format!("?tag={}", escaped(tag)));
     let body = SendBody::from_owned_reader(bar.wrap_read(opened));
-    let module = client.upload(&format!("/v1/modules{query}"), "application/wasm", body);
+    let module = upload(client, tag, signature, body);
     bar.finish_and_clear();
     module
+}
+
+/// Uploads a component, with its signature if it has one.
+fn upload(
+    client: &Client,
+    tag: Option<&str>,
+    signature: Option<&str>,
+    body: impl AsSendBody,
+) -> Result<Value, Failure> {
+    let query = tag.map_or_else(String::new, |tag| format!("?tag={}", escaped(tag)));
+    let signature = signature.map(|text| STANDARD.encode(text));
+    let headers: Vec<(&str, &str)> = signature
+        .iter()
+        .map(|text| ("millrace-signature", text.as_str()))
+        .collect();
+    let path = format!("/v1/modules{query}");
+    client.upload_with(&path, "application/wasm", &headers, body)
 }
 
 /// Asks for the largest module size before sending the file, to avoid a useless upload.
@@ -182,5 +222,17 @@ fn show(module: &Value) -> String {
     ];
     let mut pairs = names.map(fact).to_vec();
     pairs.push(("uploaded", when(&module["uploaded_at"])));
+    let signature = &module["signature"];
+    if !signature.is_null() {
+        let trusted = match signature["trusted"].as_bool() {
+            Some(true) => "trusted",
+            _ => "not trusted any more",
+        };
+        pairs.push((
+            "signed by",
+            format!("key {}, {trusted}", cell(&signature["key"])),
+        ));
+        pairs.push(("signed", cell(&signature["comment"])));
+    }
     facts(&pairs)
 }
