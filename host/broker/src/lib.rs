@@ -62,7 +62,8 @@ pub use groups::shapes::{
     ConsumerCommit, ConsumerPlace, ConsumerStatus, HoldRequest, ReaderStatus,
 };
 pub use handler::{
-    AdmitError, CallError, CallUse, Cause, GuestLine, Interface, ModuleFacts, ModuleHost, Uploader,
+    AdmitError, CallError, CallUse, Cause, Dependency, GuestLine, Interface, Metadata, ModuleFacts,
+    ModuleHost, Producer, RegistryFact, Uploader,
 };
 pub use messages::append::{AppendRequest, Appended};
 pub use messages::beginning::BeginAt;

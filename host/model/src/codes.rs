@@ -273,6 +273,9 @@ codes! {
         WrongInterface "wrong-interface"
             "The module does not export what this use requires."
             "GET /v1/modules or `millrace module list` shows what each module exports";
+        DigestMismatch "digest-mismatch"
+            "The module's bytes are not those whose digest was given."
+            "send them again; nothing was stored";
         NotAComponent "not-a-component"
             "These bytes are not a WebAssembly component."
             "build for the target wasm32-wasip2";

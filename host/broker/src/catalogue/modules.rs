@@ -1,14 +1,16 @@
 //! Modules: uploading, finding and deleting them. Their bytes and records are in the engine; the module host admits them.
 
 use bytes::Bytes;
-use millrace_engine::{CommitError, Entry, EntryKind, EntryWrite, Expectation, Transaction};
+use millrace_engine::{
+    CommitError, Entry, EntryKind, EntryWrite, Expectation, ReadError, Transaction,
+};
 use millrace_model::{Advice, Advised, Code, Digest, Durability, GuestLimits, Revision, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::entries::entry;
 use crate::catalogue::handle::Catalogue;
-use crate::catalogue::signatures::{ModuleSignature, SignatureError};
+use crate::catalogue::signatures::{ModuleSignature, SignatureError, digest_of};
 use crate::catalogue::tags::{MODULE_TAGS_MAX, parts_of};
 use crate::handler::{AdmitError, ModuleFacts, Uploader};
 
@@ -39,6 +41,8 @@ pub struct Upload {
     pub bytes: Bytes,
     /// A tag for it.
     pub tag: Option<String>,
+    /// The digest that the bytes must have.
+    pub digest: Option<Digest>,
     /// The text of its signature's file.
     pub signature: Option<String>,
     /// Who uploads: uploaders take turns to compile.
@@ -54,6 +58,17 @@ pub enum ModuleError {
     /// Its signature is not accepted.
     #[error(transparent)]
     Signature(#[from] SignatureError),
+    /// The bytes are not those that were announced.
+    #[error("the bytes that arrived have the digest {}, not {wanted}", .found.map_or_else(String::new, |digest| digest.to_string()))]
+    OtherBytes {
+        /// The digest that they should have.
+        wanted: Digest,
+        /// The digest that they have; `None` if the host stops.
+        found: Option<Digest>,
+    },
+    /// The bytes of a module cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// There is no module with this digest or tag.
     #[error("module {0} does not exist; `module list` shows the modules that do")]
     Unknown(String),
@@ -115,6 +130,8 @@ impl Advised for ModuleError {
         match self {
             Self::Admit(error) => error.advice(),
             Self::Signature(error) => error.advice(),
+            Self::OtherBytes { .. } => Code::DigestMismatch.advice(),
+            Self::Read(error) => error.advice(),
             Self::Unknown(_) | Self::UnknownTag(_) => Code::UnknownModule.advice(),
             Self::Tag(_) | Self::NotSemantic(_) => Code::BadTag.advice(),
             Self::NotNewer { .. } => Code::VersionNotNewer.advice(),
@@ -153,11 +170,18 @@ impl Catalogue {
         let Upload {
             bytes,
             tag,
+            digest,
             signature,
             uploader,
         } = upload;
         if let Some(tag) = tag.as_ref().filter(|tag| parts_of(tag).is_none()) {
             return Err(ModuleError::Tag(tag.clone()));
+        }
+        if let Some(wanted) = digest {
+            let found = digest_of(&bytes).await;
+            if found != Some(wanted) {
+                return Err(ModuleError::OtherBytes { wanted, found });
+            }
         }
         // Before it is compiled: strangers' bytes should cost as little as possible.
         let signature = self.verify_upload(&bytes, signature).await?;
@@ -297,6 +321,15 @@ impl Catalogue {
         let key = digest.to_string();
         let entry = self.inner.engine.entry(EntryKind::Module, &key)?;
         serde_json::from_slice(&entry.value).ok()
+    }
+
+    /// The bytes of a module.
+    ///
+    /// # Errors
+    /// [`ModuleError`].
+    pub async fn module_bytes(&self, digest: Digest) -> Result<Bytes, ModuleError> {
+        let bytes = self.inner.engine.module(digest).await?;
+        bytes.ok_or_else(|| ModuleError::Unknown(digest.to_string()))
     }
 
     /// Deletes a module that is not in use.

@@ -222,6 +222,12 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     tokio::task::spawn_blocking(work).await.ok()
 }
 
+/// The digest of the bytes; `None` if the host stops meanwhile.
+pub(super) async fn digest_of(bytes: &Bytes) -> Option<Digest> {
+    let bytes = bytes.clone();
+    aside(move || Digest(Sha256::digest(&bytes).into())).await
+}
+
 impl Catalogue {
     /// Verifies the signature of an upload, before anything else is done with it: the one that comes with it, or the one that is kept of
     /// the same bytes. `None` if there is none and none is needed.
@@ -235,11 +241,8 @@ impl Catalogue {
             Some(text) => text,
             None if !self.inner.policy.signatures.required => return Ok(None),
             None => {
-                let digest = aside({
-                    let bytes = bytes.clone();
-                    move || Digest(Sha256::digest(&bytes).into())
-                });
-                let known = digest.await.and_then(|digest| self.module_of(digest));
+                let digest = digest_of(bytes).await;
+                let known = digest.and_then(|digest| self.module_of(digest));
                 let kept = known.and_then(|module| module.signature);
                 kept.ok_or_else(|| SignatureError::Missing(what()))?.text
             }

@@ -2,6 +2,7 @@
 //! implements these traits for components; tests and the bench implement them by hand.
 
 mod called;
+mod metadata;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use millrace_model::{
 use serde::{Deserialize, Serialize};
 
 pub use called::{CallLog, CallUse, Called};
+pub use metadata::{Dependency, Metadata, Producer, RegistryFact};
 
 /// One of the interfaces that a component may export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -47,6 +49,9 @@ pub struct ModuleFacts {
     /// How long the upload waited for its turn to be compiled.
     #[serde(default)]
     pub waited_ms: u64,
+    /// What it says about itself.
+    #[serde(default)]
+    pub metadata: Metadata,
 }
 
 /// Who uploads, as far as the host can tell. Uploaders take turns to compile.

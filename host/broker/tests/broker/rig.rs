@@ -284,6 +284,7 @@ impl ModuleHost for Modules {
             imports: Vec::new(),
             compile_ms: 0,
             waited_ms: 0,
+            metadata: Default::default(),
         })
     }
 

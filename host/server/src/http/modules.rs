@@ -9,7 +9,7 @@ use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use millrace_broker::{
-    AdmitError, Interface, Module, ModuleError, SignatureError, Upload, Uploader,
+    AdmitError, Interface, Metadata, Module, ModuleError, SignatureError, Upload, Uploader,
 };
 use millrace_model::{Code, Digest, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,8 @@ pub(super) struct ModuleBody {
     uploaded_at: Timestamp,
     /// Its signature, if it was uploaded with one.
     signature: Option<SignatureBody>,
+    /// What it says about itself.
+    metadata: Metadata,
 }
 
 /// A module's signature, which was found good when it was uploaded.
@@ -85,6 +87,9 @@ pub(super) struct ModulesBody {
 pub(super) struct UploadQuery {
     /// `name@version`, by which it can be referred to.
     tag: Option<String>,
+    /// The SHA-256 that the bytes must have: an upload that was changed on its way is refused.
+    #[param(value_type = Option<String>)]
+    digest: Option<Digest>,
 }
 
 impl Called {
@@ -108,6 +113,7 @@ impl Called {
             compile_ms: module.facts.compile_ms,
             waited_ms: module.facts.waited_ms,
             uploaded_at: module.uploaded_at,
+            metadata: module.facts.metadata,
         }
     }
 }
@@ -179,6 +185,7 @@ pub(super) async fn upload(
             .upload_module_of(Upload {
                 bytes: taken.bytes.clone(),
                 tag: query.tag,
+                digest: query.digest,
                 signature,
                 uploader,
             })
@@ -240,6 +247,23 @@ pub(super) async fn show(
     InPath(reference): InPath<String>,
 ) -> Result<Json<ModuleBody>, ApiError> {
     Ok(Json(app.shown(app.module(&reference)?)))
+}
+
+/// A module's bytes, as they were uploaded.
+#[utoipa::path(get, path = "/v1/modules/{reference}/bytes", tag = "modules", params(("reference" = String, Path,)), responses(
+    (status = 200, body = Vec<u8>, content_type = "application/wasm"),
+    (status = 404, body = ErrorBody),
+    (status = 503, body = ErrorBody),
+))]
+pub(super) async fn bytes(
+    app: Called,
+    InPath(reference): InPath<String>,
+) -> Result<Response, ApiError> {
+    let module = app.module(&reference)?;
+    let count = usize::try_from(module.facts.byte_count).unwrap_or(usize::MAX);
+    let room = app.answer_room(count).await?;
+    let read = app.session.catalogue().module_bytes(module.facts.digest);
+    Ok(room.answer("application/wasm", read.await?.into()))
 }
 
 /// Deletes a module that is not in use.

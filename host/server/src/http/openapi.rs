@@ -54,6 +54,7 @@ use super::{
         modules::upload,
         modules::list,
         modules::show,
+        modules::bytes,
         modules::remove,
         modules::tag,
         modules::untag,
