@@ -21,6 +21,7 @@ mod failure;
 mod feed;
 mod keys;
 mod module;
+mod oci;
 mod output;
 mod parked;
 mod paths;
@@ -103,7 +104,7 @@ enum Command {
     /// Create messages by the clock
     #[command(subcommand)]
     Schedule(schedule::Verb),
-    /// Upload, list, show, tag, sign and delete modules
+    /// Upload, list, show, tag, sign, copy and delete modules
     #[command(subcommand)]
     Module(module::Verb),
     /// Deploy and manage processors

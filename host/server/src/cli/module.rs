@@ -1,4 +1,4 @@
-//! `module`: upload, list, show, tag, sign and delete modules.
+//! `module`: upload, list, show, tag, sign, copy and delete modules.
 
 use std::fs::File;
 use std::io;
@@ -15,6 +15,7 @@ use ureq::{AsSendBody, SendBody};
 use super::client::{Client, escaped};
 use super::failure::Failure;
 use super::keys::{self, KeygenArgs, SignArgs};
+use super::oci::{self, PublishArgs, PullArgs};
 use super::table::{cell, facts, items, short, table, when};
 
 /// Manage modules
@@ -34,6 +35,10 @@ pub(super) enum Verb {
         #[arg(long, value_name = "FILE")]
         signature: Option<PathBuf>,
     },
+    /// Copy a component from an OCI registry to the host
+    Pull(PullArgs),
+    /// Copy a module of the host to an OCI registry
+    Publish(PublishArgs),
     /// Make a pair of keys for signatures of modules
     Keygen(KeygenArgs),
     /// Sign a component
@@ -71,6 +76,8 @@ pub(super) enum Verb {
 pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
     let mut out = client.output();
     match verb {
+        Verb::Pull(args) => oci::pull(client, args),
+        Verb::Publish(args) => oci::publish(client, args),
         Verb::Keygen(args) => keys::keygen(&args, &mut out),
         Verb::Sign(args) => keys::sign(&args, &mut out),
         Verb::Push {
@@ -81,19 +88,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             let signature = signature.map(|file| keys::read(&file, SIGNATURE_BYTES_MAX as u64));
             let signature = signature.transpose()?;
             let module = push(client, &file, tag.as_deref(), signature.as_deref())?;
-            out.answer(&module, |module| {
-                let name = tag.unwrap_or_else(|| short(&module["digest"]));
-                let ms = &module["compile_ms"];
-                let waited = match module["waited_ms"].as_u64() {
-                    None | Some(0) => String::new(),
-                    Some(waited) => format!(" after waiting {waited} ms for its turn"),
-                };
-                format!(
-                    "module {name} is admitted ({} bytes, compiled in {ms} ms{waited})\ndigest  {}",
-                    module["byte_count"],
-                    cell(&module["digest"])
-                )
-            })
+            out.answer(&module, |module| admitted(module, tag.as_deref()))
         }
         Verb::List => out.answer(&client.get("/v1/modules")?, list),
         Verb::Show { module } => out.answer(&client.get(&path(&module))?, show),
@@ -122,7 +117,22 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
     }
 }
 
-fn path(reference: &str) -> String {
+/// What is said about an upload.
+pub(super) fn admitted(module: &Value, tag: Option<&str>) -> String {
+    let name = tag.map_or_else(|| short(&module["digest"]), str::to_owned);
+    let ms = &module["compile_ms"];
+    let waited = match module["waited_ms"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(waited) => format!(" after waiting {waited} ms for its turn"),
+    };
+    format!(
+        "module {name} is admitted ({} bytes, compiled in {ms} ms{waited})\ndigest  {}",
+        module["byte_count"],
+        cell(&module["digest"])
+    )
+}
+
+pub(super) fn path(reference: &str) -> String {
     format!("/v1/modules/{}", escaped(reference))
 }
 
@@ -148,25 +158,31 @@ fn push(
     check_size(client, bytes)?;
     let bar = bar(bytes);
     let body = SendBody::from_owned_reader(bar.wrap_read(opened));
-    let module = upload(client, tag, signature, body);
+    let module = upload(client, tag, None, signature, body);
     bar.finish_and_clear();
     module
 }
 
-/// Uploads a component, with its signature if it has one.
-fn upload(
+/// Uploads a component, with its signature if it has one. The host refuses it if it has another digest than the one given.
+pub(super) fn upload(
     client: &Client,
     tag: Option<&str>,
+    digest: Option<&str>,
     signature: Option<&str>,
     body: impl AsSendBody,
 ) -> Result<Value, Failure> {
-    let query = tag.map_or_else(String::new, |tag| format!("?tag={}", escaped(tag)));
+    let fields = [("tag", tag), ("digest", digest)];
+    let given = fields.iter().filter_map(|(name, value)| {
+        let value = escaped((*value)?);
+        Some(format!("{name}={value}"))
+    });
+    let query = given.collect::<Vec<_>>().join("&");
     let signature = signature.map(|text| STANDARD.encode(text));
     let headers: Vec<(&str, &str)> = signature
         .iter()
         .map(|text| ("millrace-signature", text.as_str()))
         .collect();
-    let path = format!("/v1/modules{query}");
+    let path = format!("/v1/modules?{query}");
     client.upload_with(&path, "application/wasm", &headers, body)
 }
 
@@ -222,6 +238,29 @@ fn show(module: &Value) -> String {
     ];
     let mut pairs = names.map(fact).to_vec();
     pairs.push(("uploaded", when(&module["uploaded_at"])));
+    let metadata = &module["metadata"];
+    for producer in items(&metadata["producers"]) {
+        let text = format!("{} {}", cell(&producer["name"]), cell(&producer["version"]));
+        pairs.push((field_of(&producer["field"]), text.trim_end().to_owned()));
+    }
+    for fact in items(&metadata["registry"]) {
+        let text = format!("{}: {}", cell(&fact["name"]), cell(&fact["value"]));
+        pairs.push(("says", text));
+    }
+    let dependencies = items(&metadata["dependencies"]);
+    if !dependencies.is_empty() {
+        let names = dependencies.iter().map(|dependency| {
+            format!(
+                "{} {}",
+                cell(&dependency["name"]),
+                cell(&dependency["version"])
+            )
+        });
+        pairs.push(("built from", names.collect::<Vec<_>>().join(", ")));
+    }
+    if metadata["more"] == true {
+        pairs.push(("and more", "the host keeps only so much of it".to_owned()));
+    }
     let signature = &module["signature"];
     if !signature.is_null() {
         let trusted = match signature["trusted"].as_bool() {
@@ -235,4 +274,13 @@ fn show(module: &Value) -> String {
         pairs.push(("signed", cell(&signature["comment"])));
     }
     facts(&pairs)
+}
+
+/// What a producer is, in the words of a table.
+fn field_of(field: &Value) -> &'static str {
+    match field.as_str() {
+        Some("language") => "language",
+        Some("sdk") => "sdk",
+        _ => "tool",
+    }
 }
