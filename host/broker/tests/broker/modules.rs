@@ -125,6 +125,49 @@ async fn where_versions_begin_to_rise_the_tags_that_are_there_count() {
     upload(&rising, "three", "m@2.0.1").await.unwrap();
 }
 
+#[tokio::test]
+async fn a_tag_that_a_hundred_uploads_want_at_once_belongs_to_one_of_them() {
+    let rig = rig(VersionOrder::Any, memory()).await;
+    let uploads = (0..100).map(|n| {
+        let name = format!("module {n}");
+        let handler = Arc::new(per_message(|_, _| Say::Ack));
+        rig.modules.know(&name, Export::Processor(handler));
+        let session = rig.session.clone();
+        tokio::spawn(async move {
+            let tag = Some("wanted@1".to_owned());
+            session.catalogue().upload_module(name.into(), tag).await
+        })
+    });
+    let mut won = Vec::new();
+    for upload in uploads.collect::<Vec<_>>() {
+        match upload.await.unwrap() {
+            Ok(module) => won.push(module),
+            Err(error) => assert!(matches!(error, ModuleError::TagTaken { .. }), "{error}"),
+        }
+    }
+    assert_eq!(won.len(), 1);
+    // The others left nothing.
+    assert_eq!(rig.session.catalogue().modules(), won);
+}
+
+#[tokio::test]
+async fn an_upload_is_refused_if_its_bytes_are_not_the_announced_ones() {
+    let rig = rig(VersionOrder::Any, memory()).await;
+    let upload = |digest| Upload {
+        bytes: Bytes::from_static(b"one"),
+        digest: Some(crate::rig::digest(digest)),
+        ..Upload::default()
+    };
+    let catalogue = rig.session.catalogue();
+    let refused = catalogue.upload_module_of(upload("two")).await;
+    assert!(
+        matches!(refused, Err(ModuleError::OtherBytes { .. })),
+        "{refused:?}"
+    );
+    assert!(catalogue.modules().is_empty());
+    catalogue.upload_module_of(upload("one")).await.unwrap();
+}
+
 /// A host that demands signatures by these keys.
 async fn demanding(keys: &[&KeyPair], engine: Arc<MemoryEngine>) -> Rig {
     let trusted = keys.iter().map(|pair| {

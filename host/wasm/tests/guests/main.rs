@@ -9,4 +9,5 @@ mod diagnostics;
 mod hostile;
 mod state;
 mod support;
+mod uploads;
 mod words;
