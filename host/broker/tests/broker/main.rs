@@ -21,6 +21,7 @@ mod growth;
 mod host_headers;
 mod left_behind;
 mod lifetime;
+mod modules;
 mod orders;
 mod outcomes;
 mod parked;

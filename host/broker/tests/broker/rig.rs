@@ -13,8 +13,8 @@ use millrace_broker::handler::{
 };
 use millrace_broker::{
     AdmitError, Broker, BrokerLimits, CallError, Caller, DeadLetter, DeadLetterQuery, FetchRequest,
-    GuestLine, Interface, ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed, Session,
-    Uploader,
+    GuestLine, Interface, ModuleFacts, ModulePolicy, NewMessage, NewTopic, PartitionStatus, Placed,
+    Session, Uploader,
 };
 use millrace_engine::{Engine, MemoryEngine};
 use millrace_model::bounds::MESSAGE_HEADERS_MAX;
@@ -292,6 +292,7 @@ impl ModuleHost for Modules {
             imports: Vec::new(),
             compile_ms: 0,
             waited_ms: 0,
+            metadata: Default::default(),
         })
     }
 
@@ -416,8 +417,21 @@ impl Rig {
         modules: Arc<Modules>,
         limits: BrokerLimits,
     ) -> Self {
+        Self::under(ModulePolicy::default(), clock, engine, modules, limits).await
+    }
+
+    /// A broker with its own rules for modules.
+    pub(crate) async fn under(
+        policy: ModulePolicy,
+        clock: Arc<dyn Clock>,
+        engine: Arc<MemoryEngine>,
+        modules: Arc<Modules>,
+        limits: BrokerLimits,
+    ) -> Self {
         let (e, m) = (Arc::clone(&engine), Arc::clone(&modules));
-        let broker = Broker::start_within(clock, e, m, limits).await.unwrap();
+        let broker = Broker::start_under(clock, e, m, limits, policy)
+            .await
+            .unwrap();
         Self {
             session: broker.session(Caller::unnamed()),
             broker,

@@ -19,7 +19,9 @@ mod dlq;
 mod doctor;
 mod failure;
 mod feed;
+mod keys;
 mod module;
+mod oci;
 mod output;
 mod parked;
 mod paths;
@@ -102,7 +104,7 @@ enum Command {
     /// Create messages by the clock
     #[command(subcommand)]
     Schedule(schedule::Verb),
-    /// Upload, list, show and delete modules
+    /// Upload, list, show, tag, sign, copy and delete modules
     #[command(subcommand)]
     Module(module::Verb),
     /// Deploy and manage processors

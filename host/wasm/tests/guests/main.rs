@@ -11,4 +11,5 @@ mod hostile;
 mod kept;
 mod state;
 mod support;
+mod uploads;
 mod words;
