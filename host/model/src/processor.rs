@@ -1,11 +1,13 @@
 //! A processor: a named deployment of a module, its policy and limits, and its revisions.
 
+mod config;
 mod grants;
 mod policies;
 mod trial;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::config::{Config, ConfigError};
 pub use self::grants::{Grants, Origin, OriginError};
 pub use self::policies::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
@@ -356,6 +358,9 @@ pub struct Processor {
     pub current: u32,
     /// Whether it is paused.
     pub paused: bool,
+    /// Settings that its component reads, changed without a deployment. Absent if there are none.
+    #[serde(default, skip_serializing_if = "Config::is_empty")]
+    pub config: Config,
     /// Its revisions, oldest first; at most [`crate::bounds::REVISIONS_KEPT_MAX`], besides the
     /// current one, the one on trial and the newest.
     pub revisions: Vec<Revision>,

@@ -43,9 +43,19 @@ const NAME_LISTED_BYTES_MAX: usize = 120;
 const PACKAGE: &str = "millrace:broker/";
 const PACKAGE_VERSION: &str = "0.1.";
 
-/// Interfaces of WASI 0.2 that every guest may import; apart from clocks, random numbers and the log, none reaches beyond its own
-/// instance. Not granted: `wasi:filesystem`, `wasi:sockets`, `wasi:http`.
-const WASI_GRANTED: [&str; 4] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:random/"];
+/// Interfaces of WASI 0.2 that every guest may import, because toolchains import them by default. Apart from clocks, random numbers and
+/// the log, none reaches beyond its own instance: the filesystem is empty, and sockets are closed.
+const WASI_GRANTED: [&str; 6] = [
+    "wasi:cli/",
+    "wasi:io/",
+    "wasi:clocks/",
+    "wasi:random/",
+    "wasi:filesystem/",
+    "wasi:sockets/",
+];
+
+/// Interfaces of our package that a guest may import. Whether a processor may use them is decided when it is deployed.
+const GRANTED: [&str; 6] = ["types", "log", "state", "config", "secrets", "metrics"];
 const WASI_VERSION: &str = "0.2.";
 
 /// A component's imports, exports and sizes.
@@ -414,9 +424,7 @@ fn is_granted(import: &str) -> bool {
         return false;
     };
     match name.strip_prefix(PACKAGE) {
-        Some(ours) => {
-            matches!(ours, "log" | "state" | "types") && version.starts_with(PACKAGE_VERSION)
-        }
+        Some(ours) => GRANTED.contains(&ours) && version.starts_with(PACKAGE_VERSION),
         None => {
             version.starts_with(WASI_VERSION)
                 && WASI_GRANTED.iter().any(|granted| name.starts_with(granted))

@@ -2,6 +2,7 @@
 //! implements these traits for components; tests and the bench implement them by hand.
 
 mod called;
+mod live_config;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,13 +12,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::state::StateAttempt;
-use millrace_model::processor::Limits;
+use millrace_model::processor::{Grants, Limits};
 use millrace_model::{
     Advice, Advised, Answer, Code, ColumnBatch, Digest, GuestLimits, ProcessorName, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 pub use called::{CallLog, CallUse, Called};
+pub use live_config::LiveConfig;
 
 /// One of the interfaces that a component may export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -336,6 +338,10 @@ pub struct LoadRequest {
     pub revision: u32,
     /// The limits of a call.
     pub limits: Limits,
+    /// What it may use.
+    pub grants: Grants,
+    /// Its settings.
+    pub config: LiveConfig,
 }
 
 /// Admits and loads modules.

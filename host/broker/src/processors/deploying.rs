@@ -555,6 +555,8 @@ impl Processors {
     }
 
     async fn run(&self, processor: &Processor, prepared: Prepared) {
+        // A new processor's first call may begin before it is known.
+        self.inner.catalogue.configure(processor);
         let supervisor = &self.inner.supervisor;
         supervisor.apply(prepared, processor.paused).await;
     }

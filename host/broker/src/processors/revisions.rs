@@ -100,6 +100,7 @@ fn begun(name: &ProcessorName, number: u32, spec: ProcessorSpec, asked: Asked) -
         made_at: asked.now,
         current: number,
         paused: false,
+        config: Default::default(),
         revisions: vec![first],
         trial: None,
         replay: None,
