@@ -913,8 +913,10 @@ mr_outcome mr_unavailable(mr_output *output, const char *reason) {
 /* A detail of the answer, as in the contract. */
 typedef struct mr_detail_ {
   uint32_t message;
-  uint8_t has_delay;
-  uint64_t delay_ms;
+  struct {
+    uint8_t is_some;
+    uint64_t ms;
+  } delay;
   mr_bytes class_name, reason;
 } mr_detail_;
 
@@ -932,8 +934,8 @@ void mr_answer(mr_batch *batch, mr_outcome outcome) {
     mr_detail_ *detail = (mr_detail_ *)mr_list_add_(&batch->details, sizeof(mr_detail_), 1, 8);
     memset(detail, 0, sizeof(*detail));
     detail->message = message;
-    detail->has_delay = batch->has_delay;
-    detail->delay_ms = batch->has_delay ? batch->delay_ms : 0;
+    detail->delay.is_some = batch->has_delay;
+    detail->delay.ms = batch->has_delay ? batch->delay_ms : 0;
     detail->class_name = batch->class_name;
     detail->reason = batch->reason;
     if (detail->class_name.data == NULL) mr_fail_("mr_answer: return mr_retry(…) or mr_reject(…), not the bare constant");
