@@ -31,13 +31,15 @@ import "iter"
 
 // Processor makes this function the module's message processor. Call it in a function init.
 func Processor(process func(*Message) Outcome) {
-	BatchProcessor(func(batch *Batch) {
-		for message := range batch.Messages() {
-			if outcome := process(message); !batch.Answer(outcome) {
-				return
-			}
+	BatchProcessor(func(batch *Batch) { answerEach(batch, process) })
+}
+
+func answerEach(batch *Batch, process func(*Message) Outcome) {
+	for index := range batch.messages {
+		if !batch.Answer(process(&batch.messages[index])) {
+			return
 		}
-	})
+	}
 }
 
 // BatchProcessor makes this function the module's message processor, for work that is cheaper once per batch. It calls Batch.Answer once for each message, in order. Call it in a function init.
