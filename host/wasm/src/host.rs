@@ -24,6 +24,7 @@ use crate::compile::{CODE_BYTES_MAX, CompileChild, Compiler, Job, QUICK_CPU_MS_M
 use crate::compiled::{CodeCache, TrustedCode};
 use crate::engine;
 use crate::epoch::Ticker;
+use crate::granted;
 use crate::guest_metrics::AllMetrics;
 use crate::interfaces::{self, error_handler, partitioner, processor};
 use crate::logs::{GuestLogs, HostLog, LogSink, Owner};
@@ -297,6 +298,7 @@ impl WasmHost {
         let module = self
             .module(request.digest, &request.bytes, &mut job)
             .await?;
+        granted::check(module.imports(), &request.grants, &owner)?;
         let purpose = self.purpose(&owner, request.revision, request.limits);
         let purpose = Purpose {
             grants: Arc::new(request.grants),

@@ -12,6 +12,7 @@ mod compile;
 mod compiled;
 mod engine;
 mod epoch;
+mod granted;
 mod guest_metrics;
 mod host;
 mod interfaces;

@@ -105,6 +105,16 @@ pub enum AdmitError {
         /// Each such import.
         imports: Vec<String>,
     },
+    /// It imports more than the processor is granted.
+    #[error(
+        "the component imports {}, which the processor is not granted. Grant it: {command}", .imports.join(", ")
+    )]
+    NotGranted {
+        /// Each such import.
+        imports: Vec<String>,
+        /// The command that grants them.
+        command: String,
+    },
     /// Compiling exceeded its limit.
     #[error(
         "compiling the component exceeded its limit ({0}); simplify the code or build it with optimisation"
@@ -142,6 +152,9 @@ impl Advised for AdmitError {
             Self::Invalid(_) => Code::InvalidComponent.advice(),
             Self::MissingExport { .. } => Code::MissingExport.advice(),
             Self::UngrantedImports { .. } => Code::UngrantedImport.advice(),
+            Self::NotGranted { command, .. } => Code::NotGranted.hint(format!(
+                "run `{command}` if the component may have this; over HTTP, set the field grants"
+            )),
             Self::CompileLimit(_) => Code::CompileLimit.advice(),
             Self::Start(_) => Code::DoesNotStart.advice(),
             Self::Busy { retry_after_s, .. } => Code::Occupied
