@@ -21,7 +21,7 @@
  * `abort()`, `__builtin_trap()` and a failed `assert` are a trap: the host finds the failing message, tries it again, and finally makes it a dead letter. What the
  * module printed to standard error before becomes part of the explanation.
  *
- * Build it as a reactor for wasm32-wasi, for example: clang --target=wasm32-wasi -mexec-model=reactor -O2 -o core.wasm main.c
+ * Build it as a reactor for wasm32-wasi, for example: clang --target=wasm32-wasi -mexec-model=reactor -O2 -msimd128 -o core.wasm main.c
  */
 #ifndef MILLRACE_H
 #define MILLRACE_H

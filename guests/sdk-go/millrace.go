@@ -21,7 +21,8 @@
 // the input, are not copied.
 //
 // Keys, values and headers of a message, and a *Message itself, live until the call ends: copy what you need longer. A call has one thread. While it lasts, time.Now stands nearly
-// still, and a sleep ends at once: waiting is the host's part (RetryAfter).
+// still, and a sleep ends at once: waiting is the host's part (RetryAfter). A handler may start goroutines that compute, but only its own goroutine may use the host: state, config,
+// secrets, metrics and logging.
 //
 // A panic is a trap: the host finds the failing message, tries it again, and finally makes it a dead letter with the text of the panic. Handlers can be tested with
 // plain go test: package millracetest passes messages to them.
