@@ -4,6 +4,7 @@
 //   npx millrace-build --wit build/wit --world module --kind processor --imports log,state,config \
 //     --source handler.js --output build/greeter.wasm
 
+import { mkdir, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { dirname, relative, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";

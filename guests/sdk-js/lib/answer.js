@@ -5,7 +5,7 @@
 import { NONE, Output } from "./batch.js";
 import { toWide } from "./host.js";
 import { ACK, EMIT, Outcome, REJECT, RETRY } from "./outcomes.js";
-import { fromBinary, isAscii, textToBinary } from "./text.js";
+import { asciiBytes, fromBinary, textToBinary } from "./text.js";
 
 const NO_TIME = 0xffffffffffffffffn;
 const NOTHING = [];
@@ -70,6 +70,11 @@ class Columns {
     this.batch = batch;
     this.outputs = outputs;
     this.topicNames = [];
+    this.has = partsOf(outputs);
+    // Getters of a typed array are calls; these are needed for each output.
+    this.base = batch.data.length;
+    this.buffer = batch.data.buffer;
+    this.offset = batch.data.byteOffset;
     this.start(false);
   }
 
@@ -84,18 +89,18 @@ class Columns {
 
   answer(outcomes, details) {
     let spans = this.spans();
-    let text = this.pieces.join("");
-    if (!isAscii(text)) {
+    let text = asciiBytes(this.pieces.join(""));
+    if (text === undefined) {
       // The lengths are those of the bytes, not of the text.
       this.start(true);
       spans = this.spans();
-      text = this.pieces.join("");
+      text = fromBinary(this.pieces.join(""));
     }
     return {
       outcomes,
       details,
       data: this.newBytes(text),
-      sources: this.column(1, NONE, (output) => output.source),
+      sources: this.sources(),
       topicNames: this.topicNames,
       topics: this.topics(),
       partitions: this.partitions(),
@@ -107,27 +112,17 @@ class Columns {
     };
   }
 
-  column(width, none, value) {
+  sources() {
     const { outputs } = this;
-    const column = new Uint32Array(outputs.length * width);
-    for (let at = 0; at < outputs.length; at++) column[at] = value(outputs[at]) ?? none;
-    return column;
-  }
-
-  /** Whether an output changes this. */
-  some(name) {
-    const { outputs } = this;
-    for (let at = 0; at < outputs.length; at++) {
-      const { changes } = outputs[at];
-      if (changes !== undefined && changes[name] !== undefined) return true;
-    }
-    return false;
+    const sources = new Uint32Array(outputs.length);
+    for (let at = 0; at < outputs.length; at++) sources[at] = outputs[at].source;
+    return sources;
   }
 
   topics() {
-    if (!this.some("topic")) return NOTHING;
+    if (!this.has.topic) return NOTHING;
     const numbers = new Map();
-    return this.column(1, NONE, ({ changes }) => {
+    return Uint32Array.from(this.outputs, ({ changes }) => {
       const name = changes?.topic;
       if (name === undefined) return NONE;
       if (!numbers.has(name)) numbers.set(name, this.topicNames.push(String(name)) - 1);
@@ -136,12 +131,12 @@ class Columns {
   }
 
   partitions() {
-    if (!this.some("partition")) return NOTHING;
-    return this.column(1, NONE, ({ changes }) => changes?.partition);
+    if (!this.has.partition) return NOTHING;
+    return Uint32Array.from(this.outputs, ({ changes }) => changes?.partition ?? NONE);
   }
 
   times() {
-    if (!this.some("timestamp") && !this.some("deliverAt")) return NOTHING;
+    if (!this.has.times) return NOTHING;
     const times = new BigUint64Array(this.outputs.length * 2).fill(NO_TIME);
     this.outputs.forEach(({ changes }, at) => {
       if (changes?.timestamp !== undefined) times[2 * at] = timeOf(changes.timestamp);
@@ -152,9 +147,9 @@ class Columns {
 
   spans() {
     const { batch } = this;
-    const keys = this.some("key") ? this.changed("key", batch.keys) : NOTHING;
-    const values = this.some("value") ? this.changed("value", batch.values) : NOTHING;
-    const { headerEnds, headers } = this.some("headers") || this.some("clearHeaders") ? this.headers() : NO_HEADERS;
+    const keys = this.has.key ? this.changed("key", batch.keys) : NOTHING;
+    const values = this.has.value ? this.changed("value", batch.values) : NOTHING;
+    const { headerEnds, headers } = this.has.headers ? this.headers() : NO_HEADERS;
     if (this.chunksLength > 0) {
       this.settleChunks(keys);
       this.settleChunks(values);
@@ -192,44 +187,69 @@ class Columns {
     const { batch, outputs } = this;
     const { headers: kept, headerEnds: keptEnds } = batch.columns;
     const headerEnds = new Uint32Array(outputs.length);
-    const headers = [];
-    outputs.forEach(({ changes, source }, at) => {
-      if (changes?.clearHeaders !== true) {
-        for (let from = 4 * batch.headersFrom(source); from < 4 * keptEnds[source]; from++) headers.push(kept[from]);
+    let headers = new Uint32Array(kept.length + 4 * outputs.length);
+    // The same few names come again and again: each is placed once.
+    const names = new Map();
+    let end = 0;
+    const reserve = (count) => {
+      if (end + count <= headers.length) return;
+      const larger = new Uint32Array(2 * headers.length + count);
+      larger.set(headers);
+      headers = larger;
+    };
+    const add = (name, value) => {
+      reserve(4);
+      const first = names.get(name);
+      if (first === undefined) {
+        names.set(name, end);
+        this.place(String(name), headers, end);
+      } else {
+        headers[end] = headers[first];
+        headers[end + 1] = headers[first + 1];
       }
-      if (changes?.headers !== undefined) {
-        for (const [name, value] of pairsOf(changes.headers)) {
-          const end = headers.length;
-          headers.push(0, 0, 0, 0);
-          this.place(String(name), headers, end);
-          this.place(value, headers, end + 2);
-        }
+      this.place(value, headers, end + 2);
+      end += 4;
+    };
+    for (let at = 0; at < outputs.length; at++) {
+      const { changes, source } = outputs[at];
+      if (changes === undefined || changes.clearHeaders !== true) {
+        let from = source === 0 ? 0 : 4 * keptEnds[source - 1];
+        const to = 4 * keptEnds[source];
+        if (from < to) reserve(to - from);
+        while (from < to) headers[end++] = kept[from++];
       }
-      headerEnds[at] = headers.length / 4;
-    });
-    return { headerEnds, headers: Uint32Array.from(headers) };
+      const given = changes?.headers;
+      if (Array.isArray(given)) {
+        for (const [name, value] of given) add(name, value);
+      } else if (given !== undefined) {
+        for (const name in given) add(name, given[name]);
+      }
+      headerEnds[at] = end / 4;
+    }
+    return { headerEnds, headers: headers.subarray(0, end) };
   }
 
   /** Puts the span of these bytes into a column, and the bytes into the answer if they are not in the batch. */
   place(given, column, at) {
-    const { batch } = this;
     if (typeof given === "string") {
       const piece = this.encodes ? textToBinary(given) : given;
-      column[at] = batch.data.length + this.textLength;
-      column[at + 1] = piece.length;
+      const { length } = piece;
+      column[at] = this.base + this.textLength;
+      column[at + 1] = length;
       this.pieces.push(piece);
-      this.textLength += piece.length;
+      this.textLength += length;
     } else if (given === null) {
       column[at] = 0;
       column[at + 1] = NONE;
     } else if (given instanceof Uint8Array) {
-      column[at + 1] = given.length;
-      if (given.buffer === batch.data.buffer) {
-        column[at] = given.byteOffset - batch.data.byteOffset;
+      const { length } = given;
+      column[at + 1] = length;
+      if (given.buffer === this.buffer) {
+        column[at] = given.byteOffset - this.offset;
       } else {
-        column[at] = CHUNK + batch.data.length + this.chunksLength;
+        column[at] = CHUNK + this.base + this.chunksLength;
         this.chunks.push(given);
-        this.chunksLength += given.length;
+        this.chunksLength += length;
       }
     } else {
       throw new TypeError(`${describe(given)} is neither text, bytes nor null: use JSON.stringify(…) for JSON, String(…) for numbers`);
@@ -238,10 +258,10 @@ class Columns {
 
   newBytes(text) {
     const { chunks, chunksLength } = this;
-    if (chunks.length === 0) return fromBinary(text);
+    if (chunks.length === 0) return text;
     const data = new Uint8Array(text.length + chunksLength);
     let end = text.length;
-    if (end > 0) data.set(fromBinary(text));
+    data.set(text);
     for (const chunk of chunks) {
       data.set(chunk, end);
       end += chunk.length;
@@ -252,8 +272,20 @@ class Columns {
 
 const NO_HEADERS = { headerEnds: NOTHING, headers: NOTHING };
 
-function pairsOf(headers) {
-  return Array.isArray(headers) ? headers : Object.entries(headers);
+/** Which parts of their messages the outputs change. */
+function partsOf(outputs) {
+  const has = { key: false, value: false, headers: false, topic: false, partition: false, times: false };
+  for (let at = 0; at < outputs.length; at++) {
+    const { changes } = outputs[at];
+    if (changes === undefined) continue;
+    if (changes.key !== undefined) has.key = true;
+    if (changes.value !== undefined) has.value = true;
+    if (changes.headers !== undefined || changes.clearHeaders === true) has.headers = true;
+    if (changes.topic !== undefined) has.topic = true;
+    if (changes.partition !== undefined) has.partition = true;
+    if (changes.timestamp !== undefined || changes.deliverAt !== undefined) has.times = true;
+  }
+  return has;
 }
 
 function timeOf(ms) {

@@ -1,12 +1,16 @@
 // Messages and outputs over the columns of a call (wit/types.wit). A message is two numbers; its bytes are views of the batch's data.
 
 import { beginCall } from "./host.js";
-import { binaryToText, isAscii, toBinary } from "./text.js";
+import { binaryToText, isAsciiIn, textToBinary, toBinary, wordsOf } from "./text.js";
 
 /** The length that means "none". */
 export const NONE = 0xffffffff;
 /** Batches up to this size are turned into text as a whole, once; of larger ones only what is asked for. */
 const WHOLE_TEXT_BYTES_MAX = 1 << 20;
+/** Spans up to this length are not worth that. */
+const SHORT = 32;
+
+const TOO_LARGE = Symbol("too large");
 
 export class Batch {
   constructor(columns) {
@@ -19,6 +23,7 @@ export class Batch {
     this.keys = columns.keys;
     this.values = columns.values;
     this.binary = undefined;
+    this.words = undefined;
     this.ascii = false;
   }
 
@@ -47,17 +52,35 @@ export class Batch {
   /** The text of a span; null for none. */
   textOf(start, length) {
     if (length === NONE) return null;
-    if (this.binary === undefined && !this.readBinary()) {
-      return binaryToText(toBinary(this.data.subarray(start, start + length)));
-    }
-    const binary = this.binary.slice(start, start + length);
-    return this.ascii ? binary : binaryToText(binary);
+    const binary = this.binaryOf(start, length);
+    return this.isAscii(start, length) ? binary : binaryToText(binary);
+  }
+
+  isAscii(start, length) {
+    return this.ascii || isAsciiIn(this.data, this.words, start, start + length);
+  }
+
+  binaryOf(start, length) {
+    const end = start + length;
+    if (length <= SHORT) return String.fromCharCode.apply(null, this.data.subarray(start, end));
+    this.binary ??= this.readBinary();
+    return this.binary === TOO_LARGE ? toBinary(this.data.subarray(start, end)) : this.binary.slice(start, end);
   }
 
   readBinary() {
-    if (this.data.length > WHOLE_TEXT_BYTES_MAX) return false;
-    this.binary = toBinary(this.data);
-    this.ascii = isAscii(this.binary);
+    const { data } = this;
+    this.words = wordsOf(data);
+    if (data.length > WHOLE_TEXT_BYTES_MAX) return TOO_LARGE;
+    this.ascii = isAsciiIn(data, this.words, 0, data.length);
+    return toBinary(data);
+  }
+
+  /** Whether these bytes stand at `start`. */
+  has(start, binary) {
+    const { data } = this;
+    for (let at = 0; at < binary.length; at++) {
+      if (data[start + at] !== binary.charCodeAt(at)) return false;
+    }
     return true;
   }
 
@@ -93,6 +116,15 @@ export class Message {
     return batch.textOf(batch.values[2 * index], batch.values[2 * index + 1]);
   }
 
+  asciiText() {
+    const { batch, index } = this;
+    const start = batch.values[2 * index];
+    const length = batch.values[2 * index + 1];
+    if (length === NONE) return null;
+    const binary = batch.binaryOf(start, length);
+    return batch.isAscii(start, length) ? binary : null;
+  }
+
   json() {
     const text = this.text();
     return text === null ? null : JSON.parse(text);
@@ -126,9 +158,10 @@ export class Message {
   findHeader(name) {
     const { batch, index } = this;
     const { headers, headerEnds } = batch.columns;
+    const binary = textToBinary(name);
     const from = 4 * batch.headersFrom(index);
     for (let at = 4 * headerEnds[index] - 4; at >= from; at -= 4) {
-      if (batch.textOf(headers[at], headers[at + 1]) === name) return at;
+      if (headers[at + 1] === binary.length && batch.has(headers[at], binary)) return at;
     }
     return -1;
   }

@@ -153,11 +153,11 @@ export const state = {
       const column = (Column, choose) => Column.from({ length: to - from }, (_, at) => choose(batch.message(from + at)));
       const how = {
         ttlMs: ttlMs === undefined ? NOTHING : column(BigUint64Array, (message) => lifeOf(ttlMs, message)),
-        messages: Uint32Array.from({ length: to - from }, (_, at) => from + at),
+        messages: counted(from, to),
       };
       const deltas = delta === undefined ? NOTHING : column(BigInt64Array, (message) => BigInt(delta(message)));
       const added = orFull(() => hostOf("state").add(data, keys.subarray(2 * from, 2 * to), deltas, how));
-      for (let at = 0; at < added.length; at++) sums.push(Number(added[at]));
+      for (let at = 0; at < added.length; at++) sums[from + at] = Number(added[at]);
     }
     return sums;
   },
@@ -171,6 +171,13 @@ export const state = {
   },
 };
 
+/** The numbers from `from` up to `to`. */
+function counted(from, to) {
+  const numbers = new Uint32Array(to - from);
+  for (let at = 0; at < numbers.length; at++) numbers[at] = from + at;
+  return numbers;
+}
+
 function lifeOf(ttlMs, message) {
   const ms = typeof ttlMs === "function" ? ttlMs(message) : ttlMs;
   return ms === null || ms === undefined ? FOREVER : BigInt(Math.round(ms));
@@ -178,7 +185,7 @@ function lifeOf(ttlMs, message) {
 
 /** The batch's keys; that of a message without one is empty. */
 function ownKeys(batch) {
-  const keys = Uint32Array.from(batch.keys);
+  const keys = new Uint32Array(batch.keys);
   for (let at = 0; at < keys.length; at += 2) {
     if (keys[at + 1] === NONE) keys[at] = keys[at + 1] = 0;
   }
