@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import accumulate
 from typing import Any, Iterable
 
 from ._batch import NONE, Batch
-from ._outcomes import ACK, EMIT, KEEP, Outcome, Output
+from ._outcomes import ACK, EMIT, KEEP, Outcome, Output, Rest
 
 NO_TIME = 0xFFFFFFFFFFFFFFFF
 
@@ -87,80 +88,102 @@ def _foreign() -> TypeError:
 
 
 def _fill(answer: Answer, batch: Batch, outputs: list[Output]) -> None:
-    data = _NewBytes(batch)
-    answer.sources = [output.source for output in outputs]
-    answer.keys = _changed(data, outputs, batch.keys, [output.key for output in outputs])
-    answer.values = _changed(data, outputs, batch.values, [output.value for output in outputs])
-    answer.headers, answer.header_ends = _headers(data, outputs)
-    answer.topic_names, answer.topics = _topics([output.topic for output in outputs])
-    answer.partitions = _partitions([output.partition for output in outputs])
-    answer.times = _times(outputs)
-    answer.data = b"".join(data.parts)
+    """Fills the columns of outputs. Most of it is done by functions of C, since this is what costs the time of a batch."""
+    sources = answer.sources = [output.source for output in outputs]
+    parts: list[bytes] = []
+    # The spans of new bytes continue behind those of the batch.
+    end = len(batch.data)
+    answer.keys, end = _changed(parts, end, [output.key for output in outputs], sources, batch.keys)
+    answer.values, end = _changed(parts, end, [output.value for output in outputs], sources, batch.values)
+    rests = [output.rest for output in outputs]
+    if rests.count(None) == len(rests):
+        rests = []
+    given = [output.headers for output in outputs]
+    if given.count(None) == len(given) and not any(rest.clear_headers for rest in rests if rest):
+        answer.headers, answer.header_ends = [], []
+    else:
+        answer.headers, answer.header_ends = _headers(parts, end, given, sources, rests, batch.columns)
+    answer.topic_names, answer.topics = _topics([rest and rest.topic for rest in rests])
+    answer.partitions = _partitions([rest and rest.partition for rest in rests])
+    answer.times = _times(rests)
+    answer.data = b"".join(parts)
 
 
-class _NewBytes:
-    """Bytes that are not in the batch. Their spans continue behind those of the batch."""
-
-    __slots__ = ("end", "parts")
-
-    def __init__(self, batch: Batch) -> None:
-        self.parts: list[bytes] = []
-        self.end = len(batch.data)
-
-    def add(self, column: list[int], given: str | bytes | None) -> None:
-        """Appends a span to the column."""
-        if given is None:
-            column += (0, NONE)
-            return
-        if given.__class__ is str:
-            given = given.encode("utf-8", "surrogateescape")
-        elif not isinstance(given, (bytes, bytearray, memoryview)):
-            raise TypeError(f"{describe(given)} is neither text, bytes nor None: use json.dumps(…) for JSON, str(…) for numbers")
-        length = len(given)
-        column += (self.end, length)
-        self.parts.append(given)
-        self.end += length
+def encoded(given: Any) -> bytes:
+    """Text or bytes as bytes."""
+    if given.__class__ is str:
+        return given.encode("utf-8", "replace")
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return given
+    raise TypeError(f"{describe(given)} is neither text, bytes nor None: use json.dumps(…) for JSON, str(…) for numbers")
 
 
-def _changed(data: _NewBytes, outputs: list[Output], kept: list[int], given: list[Any]) -> list[int]:
-    """The column of keys or values."""
+def _changed(parts: list[bytes], end: int, given: list[Any], sources: list[int], kept: list[int]) -> tuple[list[int], int]:
+    """The column of keys or values, and where the new bytes end then."""
     if given.count(KEEP) == len(given):
-        return []
+        return [], end
+    if KEEP in given or None in given:
+        return _partly_changed(parts, end, given, sources, kept)
+    news = [value if value.__class__ is bytes else encoded(value) for value in given]
+    parts += news
+    lengths = list(map(len, news))
+    ends = list(accumulate(lengths, initial=end))
+    column = [0] * (2 * len(news))
+    column[1::2] = lengths
+    end = ends.pop()
+    column[0::2] = ends
+    return column, end
+
+
+def _partly_changed(parts: list[bytes], end: int, given: list[Any], sources: list[int], kept: list[int]) -> tuple[list[int], int]:
     column: list[int] = []
-    add = data.add
-    for value, output in zip(given, outputs):
+    for value, source in zip(given, sources):
         if value is KEEP:
-            at = 2 * output.source
-            column += kept[at : at + 2]
+            column += kept[2 * source : 2 * source + 2]
+        elif value is None:
+            column += (0, NONE)
         else:
-            add(column, value)
-    return column
+            value = encoded(value)
+            parts.append(value)
+            column += (end, len(value))
+            end += len(value)
+    return column, end
 
 
-def _headers(data: _NewBytes, outputs: list[Output]) -> tuple[list[int], list[int]]:
-    if not any(output.headers or output.clear_headers for output in outputs):
-        return [], []
+def _headers(
+    parts: list[bytes], end: int, given: list[Any], sources: list[int], rests: list[Rest | None], columns: Any
+) -> tuple[list[int], list[int]]:
     headers: list[int] = []
     ends: list[int] = []
-    add = data.add
     names: dict[str, tuple[int, int]] = {}
-    columns = outputs[0].batch.columns
-    kept, kept_ends = columns.headers, columns.header_ends
-    for output in outputs:
-        if not output.clear_headers:
-            source = output.source
-            headers += kept[4 * kept_ends[source - 1] if source else 0 : 4 * kept_ends[source]]
-        if output.headers:
-            given = output.headers
-            for name, value in given.items() if hasattr(given, "items") else given:
-                # The same few names come again and again.
-                known = names.get(name)
-                if known is None:
-                    add(headers, name)
-                    names[name] = (headers[-2], headers[-1])
+    kept = columns.headers
+    begins = [0, *columns.header_ends]
+    place = parts.append
+    for at, source in enumerate(sources):
+        rest = rests[at] if rests else None
+        if rest is None or not rest.clear_headers:
+            begin, stop = begins[source], begins[source + 1]
+            if begin != stop:
+                headers += kept[4 * begin : 4 * stop]
+        own = given[at]
+        if own:
+            for name, value in own.items() if own.__class__ is dict or hasattr(own, "items") else own:
+                span = names.get(name)
+                if span is None:
+                    # The same few names come again and again: each is placed once.
+                    text = encoded(name)
+                    place(text)
+                    span = names[name] = (end, len(text))
+                    end += len(text)
+                headers += span
+                if value is None:
+                    headers += (0, NONE)
                 else:
-                    headers += known
-                add(headers, value)
+                    value = encoded(value)
+                    place(value)
+                    length = len(value)
+                    headers += (end, length)
+                    end += length
         ends.append(len(headers) // 4)
     return headers, ends
 
@@ -179,12 +202,12 @@ def _partitions(given: list[int | None]) -> list[int]:
     return [NONE if partition is None else partition for partition in given]
 
 
-def _times(outputs: list[Output]) -> list[int]:
-    if not any(output.timestamp is not None or output.deliver_at is not None for output in outputs):
+def _times(rests: list[Rest | None]) -> list[int]:
+    if not any(rest.timestamp is not None or rest.deliver_at is not None for rest in rests if rest):
         return []
     times: list[int] = []
-    for output in outputs:
-        times += (_time(output.timestamp), _time(output.deliver_at))
+    for rest in rests:
+        times += (_time(rest.timestamp), _time(rest.deliver_at)) if rest else (NO_TIME, NO_TIME)
     return times
 
 

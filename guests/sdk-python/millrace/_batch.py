@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any, Iterator
 
-from ._outcomes import KEEP, Output, _Keep
+from ._outcomes import KEEP, Headers, Output, Rest, _Keep
 
 #: The length that means "none".
 NONE = 0xFFFFFFFF
@@ -157,7 +157,7 @@ class Message:
         key: str | bytes | None | _Keep = KEEP,
         topic: str | None = None,
         partition: int | None = None,
-        headers: Mapping[str, str | bytes | None] | Iterable[tuple[str, str | bytes | None]] | None = None,
+        headers: Headers | None = None,
         clear_headers: bool = False,
         timestamp: int | datetime | None = None,
         deliver_at: int | datetime | None = None,
@@ -173,7 +173,10 @@ class Message:
         deliver_at     the same: the host keeps the output until this time, never delivers it earlier, and gives it that timestamp
                        unless another one is given
         """
-        return Output(self._batch, self.index, value, key, topic, partition, headers, clear_headers, timestamp, deliver_at)
+        if topic is None and partition is None and timestamp is None and deliver_at is None and not clear_headers:
+            return Output(self._batch, self.index, value, key, headers, None)
+        rest = Rest(topic, partition, clear_headers, timestamp, deliver_at)
+        return Output(self._batch, self.index, value, key, headers, rest)
 
     def __repr__(self) -> str:
         return f"<message {self.index} of {self.topic}/{self.partition}: key {self.key!r}, value {self.value!r}>"

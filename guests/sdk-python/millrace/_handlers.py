@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any, Callable, Iterable, TypeVar
 
 from . import _host
@@ -98,13 +97,24 @@ def logged(call: Callable[..., Any]) -> Callable[..., Any]:
             return call(*arguments)
         except Unavailable:
             raise
-        except Exception:
+        except Exception as error:
             if "log" in _host.interfaces:
                 host = _host.of("log")
-                host.log(host.Level.ERROR, traceback.format_exc().rstrip())
+                host.log(host.Level.ERROR, _told(error))
             raise
 
     return logging
+
+
+def _told(error: BaseException) -> str:
+    """The exception with its traceback. Without lines of source: a component has no files, and to look for them traps."""
+    lines = ["Traceback (most recent call last):"]
+    frame = error.__traceback__
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        lines.append(f"  File {code.co_filename!r}, line {frame.tb_lineno}, in {code.co_name}")
+        frame = frame.tb_next
+    return "\n".join([*lines, f"{type(error).__name__}: {error}"])
 
 
 def _export_processor(call: Callable[..., Any]) -> tuple[str, type]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Iterable, Mapping
+from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     from ._batch import Batch
@@ -22,13 +22,16 @@ class _Keep:
 KEEP = _Keep()
 
 
+Headers = Mapping[str, "str | bytes | None"] | Iterable[tuple[str, "str | bytes | None"]]
+
+
 class Outcome:
     """The outcome of a message; made by `ack`, `emit`, `retry`, `retry_after` and `reject`."""
 
     __slots__ = ("after_ms", "class_", "kind", "outputs", "reason")
 
     def __init__(
-        self, kind: int, outputs: list[Output] | None = None, after_ms: int | None = None, class_: str = "", reason: str = ""
+        self, kind: int, outputs: Sequence[Output] = (), after_ms: int | None = None, class_: str = "", reason: str = ""
     ) -> None:
         self.kind = kind
         self.outputs = outputs
@@ -40,18 +43,7 @@ class Outcome:
 class Output(Outcome):
     """An output of a message, made by `Message.output`. Alone, it is its own outcome: most messages have one output."""
 
-    __slots__ = (
-        "batch",
-        "clear_headers",
-        "deliver_at",
-        "headers",
-        "key",
-        "partition",
-        "source",
-        "timestamp",
-        "topic",
-        "value",
-    )
+    __slots__ = ("batch", "headers", "key", "rest", "source", "value")
 
     def __init__(
         self,
@@ -59,23 +51,26 @@ class Output(Outcome):
         source: int,
         value: str | bytes | None | _Keep,
         key: str | bytes | None | _Keep,
-        topic: str | None,
-        partition: int | None,
-        headers: Mapping[str, str | bytes | None] | Iterable[tuple[str, str | bytes | None]] | None,
-        clear_headers: bool,
-        timestamp: int | datetime | None,
-        deliver_at: int | datetime | None,
+        headers: Headers | None,
+        rest: Rest | None,
     ) -> None:
         self.batch = batch
         self.source = source
         self.value = value
         self.key = key
-        self.topic = topic
-        self.partition = partition
         self.headers = headers
-        self.clear_headers = clear_headers
-        self.timestamp = timestamp
-        self.deliver_at = deliver_at
+        # What few outputs change: None is none of it.
+        self.rest = rest
+
+
+class Rest(NamedTuple):
+    """What few outputs change."""
+
+    topic: str | None
+    partition: int | None
+    clear_headers: bool
+    timestamp: int | datetime | None
+    deliver_at: int | datetime | None
 
 
 class Unavailable(Exception):
@@ -94,7 +89,7 @@ def emit(*outputs: Output) -> Outcome:
     """Done, with these outputs, in order. Without outputs it is the same as `ack`."""
     if len(outputs) == 1:
         return outputs[0]
-    return Outcome(EMIT, list(outputs)) if outputs else _ACKED
+    return Outcome(EMIT, outputs) if outputs else _ACKED
 
 
 def retry(class_: str, reason: str) -> Outcome:
@@ -102,17 +97,17 @@ def retry(class_: str, reason: str) -> Outcome:
 
     `class_` is a short word by which failures are grouped, `reason` an explanation for people.
     """
-    return Outcome(RETRY, None, None, class_, reason)
+    return Outcome(RETRY, (), None, class_, reason)
 
 
 def retry_after(after_ms: int, class_: str, reason: str) -> Outcome:
     """Try again after this many milliseconds."""
-    return Outcome(RETRY, None, whole_ms(after_ms), class_, reason)
+    return Outcome(RETRY, (), whole_ms(after_ms), class_, reason)
 
 
 def reject(class_: str, reason: str) -> Outcome:
     """Give the message up: it becomes a dead letter."""
-    return Outcome(REJECT, None, None, class_, reason)
+    return Outcome(REJECT, (), None, class_, reason)
 
 
 def whole_ms(ms: float) -> int:
