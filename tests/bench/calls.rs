@@ -9,10 +9,10 @@ use anyhow::Result;
 use bytes::Bytes;
 use guest_artifacts as guests;
 use millrace_broker::ModuleHost;
-use millrace_broker::handler::{BatchHandler, LoadRequest, Uploader};
+use millrace_broker::handler::{BatchHandler, LiveConfig, LoadRequest, Uploader};
 use millrace_guest::{Batch, Columns, Message, Outcome, Outcomes};
 use millrace_model::ColumnBatch;
-use millrace_model::processor::Limits;
+use millrace_model::processor::{Grants, Limits};
 
 use crate::setup;
 use crate::table::{Table, median};
@@ -79,6 +79,8 @@ async fn load(
         owner: "bench".to_owned(),
         revision: 1,
         limits: Limits::default(),
+        grants: Grants::default(),
+        config: LiveConfig::default(),
     };
     Ok(host.processor(request).await?)
 }

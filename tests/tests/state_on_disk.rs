@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest_artifacts as guests;
-use millrace_broker::handler::{BatchHandler, CallError, LoadRequest, ModuleHost as _};
+use millrace_broker::handler::{BatchHandler, CallError, LiveConfig, LoadRequest, ModuleHost as _};
 use millrace_broker::state::{StateAttempt, StateChange, StateTable, StateValue, StateWrites};
 use millrace_engine::state::{NEVER, StateWrite};
 use millrace_engine::{Engine, Transaction};
 use millrace_local::{LocalEngine, LocalOptions};
 use millrace_log::sim::{Effect, Fault, Gate, OperationKind, SimDisk};
-use millrace_model::processor::Limits;
+use millrace_model::processor::{Grants, Limits};
 use millrace_model::{
     Answer, ColumnBatch, Digest, Durability, GroupName, ProcessorName, SystemClock, Timestamp,
     TopicName, TopicSpec,
@@ -43,6 +43,8 @@ impl Counter {
             owner: "p".to_owned(),
             revision: 1,
             limits,
+            grants: Grants::default(),
+            config: LiveConfig::default(),
         };
         Self {
             handler: host.processor(request).await.unwrap(),

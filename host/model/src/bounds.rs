@@ -26,6 +26,15 @@ pub const TOPIC_NAME_CHARS_MAX: usize = 249;
 /// `<topic>.<processor>.dlq` must be a topic name.
 pub const PROCESSOR_NAME_CHARS_MAX: usize = 64;
 
+/// Keys of a processor's configuration.
+pub const CONFIG_KEYS_MAX: usize = 100;
+
+/// Characters of such a key.
+pub const CONFIG_KEY_CHARS_MAX: usize = 100;
+
+/// Bytes of a processor's configuration, keys and values together.
+pub const CONFIG_BYTES_MAX: usize = 64 << 10;
+
 /// Characters of a secret's name.
 pub const SECRET_NAME_CHARS_MAX: usize = 64;
 

@@ -269,8 +269,11 @@ codes! {
             "The component exports none of the host's interfaces."
             "export one of the interfaces of wit/";
         UngrantedImport "ungranted-import"
-            "The component imports what is not granted."
+            "The component imports what no component may import on this host."
             "build it without these imports";
+        NotGranted "not-granted"
+            "The component imports more than its processor is granted."
+            "grant it with the command in the message, or build the component without these imports";
         CompileLimit "compile-limit"
             "Compiling the component exceeded its limit."
             "simplify the code, or build it with optimisation; if the message names a setting, it can be raised at the host";

@@ -1,11 +1,13 @@
 //! A processor: a named deployment of a module, its policy and limits, and its revisions.
 
+mod config;
 mod grants;
 mod policies;
 mod trial;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::config::{Config, ConfigError};
 pub use self::grants::{Grants, Origin, OriginError};
 pub use self::policies::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Limits, Order, RetryPolicy,
@@ -231,6 +233,8 @@ pub enum ChangeKind {
     Pause,
     /// The processor was resumed.
     Resume,
+    /// The settings that its component reads were changed.
+    Configure,
     /// The processor was created as a replay of another one.
     Replay,
 }
@@ -244,8 +248,8 @@ pub struct Change {
     /// Who asked for it, as the caller claimed; `host` is the host itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or
-    /// `replay`.
+    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume`,
+    /// `configure` or `replay`.
     pub what: ChangeKind,
     /// The revision that the change is about.
     pub revision: u32,
@@ -356,6 +360,9 @@ pub struct Processor {
     pub current: u32,
     /// Whether it is paused.
     pub paused: bool,
+    /// Settings that its component reads, changed without a deployment. Absent if there are none.
+    #[serde(default, skip_serializing_if = "Config::is_empty")]
+    pub config: Config,
     /// Its revisions, oldest first; at most [`crate::bounds::REVISIONS_KEPT_MAX`], besides the
     /// current one, the one on trial and the newest.
     pub revisions: Vec<Revision>,

@@ -14,7 +14,7 @@ use crate::logs::clean;
 /// Functions of a component, over all its core modules.
 const FUNCTIONS_MAX: u64 = 50_000;
 /// Bytes of one function's body.
-const FUNCTION_BYTES_MAX: usize = 512 << 10;
+const FUNCTION_BYTES_MAX: usize = 1 << 20;
 /// Local variables of one function.
 const FUNCTION_LOCALS_MAX: u64 = 5_000;
 /// Types, core and component, over all parts.
@@ -26,7 +26,7 @@ const SEGMENTS_MAX: u64 = 50_000;
 /// Globals, over all core modules.
 const GLOBALS_MAX: u64 = 50_000;
 /// Core modules and nested components.
-const PARTS_MAX: u64 = 64;
+const PARTS_MAX: u64 = 256;
 /// Components within components.
 const DEPTH_MAX: usize = 8;
 /// Memories and tables, over all core modules.
@@ -43,9 +43,19 @@ const NAME_LISTED_BYTES_MAX: usize = 120;
 const PACKAGE: &str = "millrace:broker/";
 const PACKAGE_VERSION: &str = "0.1.";
 
-/// Interfaces of WASI 0.2 that every guest may import; apart from clocks, random numbers and the log, none reaches beyond its own
-/// instance. Not granted: `wasi:filesystem`, `wasi:sockets`, `wasi:http`.
-const WASI_GRANTED: [&str; 4] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:random/"];
+/// Interfaces of WASI 0.2 that every guest may import, because toolchains import them by default. Apart from clocks, random numbers and
+/// the log, none reaches beyond its own instance: the filesystem is empty, and sockets are closed.
+const WASI_GRANTED: [&str; 6] = [
+    "wasi:cli/",
+    "wasi:io/",
+    "wasi:clocks/",
+    "wasi:random/",
+    "wasi:filesystem/",
+    "wasi:sockets/",
+];
+
+/// Interfaces of our package that a guest may import. Whether a processor may use them is decided when it is deployed.
+const GRANTED: [&str; 6] = ["types", "log", "state", "config", "secrets", "metrics"];
 const WASI_VERSION: &str = "0.2.";
 
 /// A component's imports, exports and sizes.
@@ -370,10 +380,9 @@ pub(crate) fn interface_of(export: &str) -> Option<Interface> {
         .find(|interface| spoken && interface.interface_name() == name)
 }
 
-/// Whether an import is our `state`.
-pub(crate) fn is_state(import: &str) -> bool {
-    let name = import.strip_prefix(PACKAGE);
-    name.is_some_and(|name| name.split('@').next() == Some("state"))
+/// Our interface's name in an import, whatever its version.
+pub(crate) fn own_interface(import: &str) -> Option<&str> {
+    import.strip_prefix(PACKAGE)?.split('@').next()
 }
 
 fn interfaces_of<'a>(exports: impl Iterator<Item = &'a str>) -> Vec<Interface> {
@@ -414,9 +423,7 @@ fn is_granted(import: &str) -> bool {
         return false;
     };
     match name.strip_prefix(PACKAGE) {
-        Some(ours) => {
-            matches!(ours, "log" | "state" | "types") && version.starts_with(PACKAGE_VERSION)
-        }
+        Some(ours) => GRANTED.contains(&ours) && version.starts_with(PACKAGE_VERSION),
         None => {
             version.starts_with(WASI_VERSION)
                 && WASI_GRANTED.iter().any(|granted| name.starts_with(granted))

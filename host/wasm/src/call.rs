@@ -213,7 +213,10 @@ pub(crate) fn explain(error: &Error, guest: &GuestState) -> CallError {
         }
     };
     CallError::Trap {
-        message: with_words(&cause, &guest.last_words()),
+        message: guest
+            .log
+            .hidden
+            .removed_from(with_words(&cause, &guest.last_words())),
         backtrace: frames.map_or_else(String::new, backtrace),
     }
 }

@@ -17,13 +17,13 @@ const FIBER_STACK_BYTES: usize = 1 << 20;
 const BACKTRACE_FRAMES_MAX: usize = 20;
 
 /// Core instances within one component instance: the module itself, its shims and adapters.
-pub(crate) const CORE_INSTANCES_PER_INSTANCE_MAX: u32 = 16;
+pub(crate) const CORE_INSTANCES_PER_INSTANCE_MAX: u32 = 64;
 
-/// Linear memories within one component instance.
-pub(crate) const MEMORIES_PER_INSTANCE_MAX: u32 = 2;
+/// Linear memories within one component instance: one for each of the components that it is composed of.
+pub(crate) const MEMORIES_PER_INSTANCE_MAX: u32 = 6;
 
 /// Tables within one component instance.
-pub(crate) const TABLES_PER_INSTANCE_MAX: u32 = 6;
+pub(crate) const TABLES_PER_INSTANCE_MAX: u32 = 32;
 
 /// Memory of a returned slot that stays resident, so that its next instance starts without page faults.
 const WARM_SLOT_BYTES: usize = 256 << 10;
@@ -69,9 +69,10 @@ fn code_settings() -> Config {
         .concurrency_support(false)
         .shared_memory(false)
         .wasm_memory64(false)
-        .wasm_multi_memory(false)
+        // The adapters that pass values between composed components read one memory and write another.
+        .wasm_multi_memory(true)
         .wasm_relaxed_simd(false)
-        .wasm_tail_call(false);
+        .wasm_tail_call(true);
     config
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::{
-    AdmitError, BatchHandler, FailureHandler, GuestLine, Interface, LoadRequest, ModuleFacts,
-    ModuleHost, PartitionHandler, Uploader,
+    AdmitError, BatchHandler, FailureHandler, GuestLine, Interface, LiveConfig, LoadRequest,
+    ModuleFacts, ModuleHost, PartitionHandler, Uploader,
 };
 use millrace_model::processor::Limits;
 use millrace_model::{Clock, Digest, GuestLimits, ProcessorName};
@@ -24,10 +24,13 @@ use crate::compile::{CODE_BYTES_MAX, CompileChild, Compiler, Job, QUICK_CPU_MS_M
 use crate::compiled::{CodeCache, TrustedCode};
 use crate::engine;
 use crate::epoch::Ticker;
+use crate::granted;
+use crate::guest_metrics::AllMetrics;
 use crate::interfaces::{self, error_handler, partitioner, processor};
 use crate::logs::{GuestLogs, HostLog, LogSink, Owner};
 use crate::module::Module;
-use crate::pool::{GuestState, NotOpened, Pool, Shared};
+use crate::pool::{GuestState, NotOpened, Pool, Purpose, Shared};
+use crate::secrets::{NoSecrets, SecretStore};
 use crate::slots::Slots;
 use crate::threads::GuestThreads;
 use crate::turns::{Asker, Turns};
@@ -55,7 +58,7 @@ pub struct WasmOptions {
     pub one_compile: bool,
     /// Maximum bytes of compiled code, up to 256 MiB.
     pub code_bytes_max: u64,
-    /// Instances of all modules together. Each reserves about 8 GiB of address space, and no memory until it is used.
+    /// Instances of all modules together. Each reserves about 24 GiB of address space, and no memory until it is used.
     pub instances_max: u32,
     /// Memory of all instances together, each counted with its maximum. Another instance waits until there is room.
     pub memory_bytes_max: u64,
@@ -63,6 +66,8 @@ pub struct WasmOptions {
     pub threads: usize,
     /// Whether guests' log lines go to the host's log as well.
     pub ships_lines: bool,
+    /// Where secrets come from.
+    pub secrets: Arc<dyn SecretStore>,
 }
 
 impl WasmOptions {
@@ -81,6 +86,7 @@ impl WasmOptions {
             memory_bytes_max: 64 << 30,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             ships_lines: false,
+            secrets: Arc::new(NoSecrets),
         }
     }
 }
@@ -114,6 +120,7 @@ pub struct WasmHost {
     compiler: Compiler,
     cache: Arc<CodeCache>,
     logs: GuestLogs,
+    metrics: AllMetrics,
     host_log: Option<Arc<HostLog>>,
     /// For trials with the largest limits: memory for one of them at a time.
     trials: Arc<Turns>,
@@ -143,6 +150,7 @@ impl WasmHost {
             instances_made: AtomicU64::new(0),
             engine,
             limits: options.limits,
+            secrets: options.secrets,
             clock,
         };
         Ok(Arc::new(Self {
@@ -152,6 +160,7 @@ impl WasmHost {
             trials: Turns::new(),
             cache: Arc::new(cache),
             logs: GuestLogs::default(),
+            metrics: AllMetrics::default(),
             host_log: options.ships_lines.then(Arc::default),
             loaded: Mutex::default(),
             bombs: Mutex::default(),
@@ -289,26 +298,35 @@ impl WasmHost {
         let module = self
             .module(request.digest, &request.bytes, &mut job)
             .await?;
-        let opened = self.open_pool::<C>(module, owner, request.revision, request.limits);
-        Ok(opened.await?)
+        granted::check(module.imports(), &request.grants, &owner)?;
+        let purpose = self.purpose(&owner, request.revision, request.limits);
+        let purpose = Purpose {
+            grants: Arc::new(request.grants),
+            config: request.config,
+            ..purpose
+        };
+        let pool = Pool::open::<C>(Arc::clone(&self.shared), module, purpose);
+        Ok(pool.await?)
     }
 
-    async fn open_pool<C: GuestCall>(
-        &self,
-        module: Arc<Module>,
-        owner: Owner,
-        revision: u32,
-        limits: Limits,
-    ) -> Result<Arc<Pool>, NotOpened> {
+    /// With no grants beyond the default.
+    fn purpose(&self, owner: &Owner, revision: u32, limits: Limits) -> Purpose {
         let sink = LogSink {
-            log: self.logs.of(&owner),
+            log: self.logs.of(owner),
             clock: Arc::clone(&self.shared.clock),
             revision,
             lines_per_second: limits.log_lines_per_second,
             host_log: self.host_log.clone(),
             notes: Arc::default(),
+            hidden: Arc::default(),
         };
-        Pool::open::<C>(Arc::clone(&self.shared), module, limits, sink).await
+        Purpose {
+            limits,
+            grants: Arc::default(),
+            config: LiveConfig::default(),
+            sink,
+            metrics: self.metrics.of(owner),
+        }
     }
 
     /// Creates an instance for each interface, to check that it starts and has the right functions: under the default limits, otherwise
@@ -353,19 +371,19 @@ impl WasmHost {
     ) -> Result<(), NotOpened> {
         for interface in module.interfaces() {
             let (module, owner) = (Arc::clone(module), Owner::Admission(uploader.to_string()));
-            let limits = limits.clone();
+            let (shared, purpose) = (
+                Arc::clone(&self.shared),
+                self.purpose(&owner, 0, limits.clone()),
+            );
             match interface {
                 Interface::MessageProcessor => {
-                    self.open_pool::<processor::Process>(module, owner, 0, limits)
-                        .await
+                    Pool::open::<processor::Process>(shared, module, purpose).await
                 }
                 Interface::Partitioner => {
-                    self.open_pool::<partitioner::Assign>(module, owner, 0, limits)
-                        .await
+                    Pool::open::<partitioner::Assign>(shared, module, purpose).await
                 }
                 Interface::ErrorHandler => {
-                    self.open_pool::<error_handler::Handle>(module, owner, 0, limits)
-                        .await
+                    Pool::open::<error_handler::Handle>(shared, module, purpose).await
                 }
             }?;
         }

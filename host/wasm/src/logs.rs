@@ -11,6 +11,7 @@ use millrace_model::{Clock, Timestamp};
 use parking_lot::Mutex;
 
 use crate::notes::Notes;
+use crate::secrets::Hidden;
 
 /// Lines kept per owner; the oldest are dropped first.
 const LINES_KEPT_MAX: usize = 1_000;
@@ -195,6 +196,8 @@ pub(crate) struct LogSink {
     pub(crate) host_log: Option<Arc<HostLog>>,
     /// The lines of the current call, if they are needed.
     pub(crate) notes: Arc<Notes>,
+    /// Secrets that the instance has read.
+    pub(crate) hidden: Arc<Hidden>,
 }
 
 impl LogSink {
@@ -202,6 +205,7 @@ impl LogSink {
     pub(crate) fn noting(&self, notes: &Arc<Notes>) -> Self {
         Self {
             notes: Arc::clone(notes),
+            hidden: Arc::default(),
             ..self.clone()
         }
     }
@@ -230,7 +234,7 @@ impl LogSink {
         if admitted {
             let line = line();
             self.log.cut.increment(line.cut as u64);
-            self.keep(level, line.shown());
+            self.keep(level, self.hidden.removed_from(line.shown()));
         } else {
             self.log.dropped.increment(1);
         }
@@ -348,6 +352,7 @@ mod tests {
             lines_per_second,
             host_log: None,
             notes: Arc::default(),
+            hidden: Arc::default(),
         }
     }
 

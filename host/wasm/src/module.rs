@@ -5,7 +5,7 @@ use std::sync::Arc;
 use millrace_broker::handler::{AdmitError, Interface};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
-use crate::admission::{interface_of, is_state, missing_export};
+use crate::admission::{interface_of, missing_export, own_interface};
 use crate::compiled::{self, TrustedCode};
 use crate::logs::{clean, without_places};
 use crate::pool::GuestState;
@@ -19,6 +19,8 @@ pub(crate) struct Module {
     component: Component,
     /// Names of its exports.
     exports: Vec<String>,
+    /// Names of its imports.
+    imports: Vec<String>,
     imports_state: bool,
 }
 
@@ -36,14 +38,19 @@ impl Module {
             .exports(component.engine())
             .map(|(name, _)| name.to_owned())
             .collect();
-        let imports_state = component
+        let imports: Vec<String> = component
             .component_type()
             .imports(component.engine())
-            .any(|(name, _)| is_state(name));
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let imports_state = imports
+            .iter()
+            .any(|import| own_interface(import) == Some("state"));
         Ok(Arc::new(Self {
             linked,
             component,
             exports,
+            imports,
             imports_state,
         }))
     }
@@ -51,6 +58,11 @@ impl Module {
     /// Whether it imports `state`.
     pub(crate) fn imports_state(&self) -> bool {
         self.imports_state
+    }
+
+    /// What it imports.
+    pub(crate) fn imports(&self) -> &[String] {
+        &self.imports
     }
 
     /// The position of an interface's function.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millrace_broker::handler::{AdmitError, CallError, CallUse};
+use millrace_broker::handler::{AdmitError, CallError, CallUse, LiveConfig};
 use millrace_broker::state::StateAttempt;
 use millrace_model::bounds::BATCH_MESSAGES_MAX;
-use millrace_model::processor::Limits;
+use millrace_model::processor::{Config, Grants, Limits};
 use millrace_model::{Clock, ColumnBatch, GuestLimits};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -17,12 +17,14 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::call::{self, GuestCall, Returned, explain};
 use crate::epoch::Ticker;
+use crate::guest_metrics::GuestMetrics;
 use crate::interfaces::wasi;
 use crate::limits::{Allowed, InstanceGauges, InstanceLimits};
 use crate::logs::{LogSink, Owner, without_places};
 use crate::module::Module;
 use crate::notes::{Noted, Notes};
 use crate::output::LineStream;
+use crate::secrets::SecretStore;
 use crate::slots::{Slot, Slots};
 use crate::threads::{GuestThreads, Lane};
 
@@ -42,6 +44,15 @@ const HANDLES_MAX: usize = 1_000;
 /// Size of an answer's columns besides its bytes: the numbers of an output, of a message.
 const OUTPUT_COLUMNS_BYTES: u64 = 64;
 
+/// What a module is loaded for, and with what.
+pub(crate) struct Purpose {
+    pub(crate) limits: Limits,
+    pub(crate) grants: Arc<Grants>,
+    pub(crate) config: LiveConfig,
+    pub(crate) sink: LogSink,
+    pub(crate) metrics: Arc<GuestMetrics>,
+}
+
 /// Shared by all pools.
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
@@ -51,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) slots: Slots,
     pub(crate) instances_made: AtomicU64,
     pub(crate) limits: GuestLimits,
+    pub(crate) secrets: Arc<dyn SecretStore>,
 }
 
 /// The instances of one loaded module.
@@ -59,7 +71,10 @@ pub(crate) struct Pool {
     module: Arc<Module>,
     function: ComponentExportIndex,
     limits: Limits,
+    grants: Arc<Grants>,
+    config: LiveConfig,
     sink: LogSink,
+    metrics: Arc<GuestMetrics>,
     gauges: InstanceGauges,
     /// At most [`INSTANCES_MAX`], like running calls.
     idle: Mutex<Vec<Guest>>,
@@ -109,6 +124,11 @@ pub(crate) struct GuestState {
     pub(crate) instance_limits: InstanceLimits,
     pub(crate) call_limits: Limits,
     pub(crate) log: LogSink,
+    pub(crate) grants: Arc<Grants>,
+    /// The settings of this call.
+    pub(crate) config: Arc<Config>,
+    pub(crate) secret_store: Arc<dyn SecretStore>,
+    pub(crate) metrics: Arc<GuestMetrics>,
     stdout: LineStream,
     stderr: LineStream,
     /// While a batch is processed.
@@ -156,9 +176,15 @@ impl Pool {
     pub(crate) async fn open<C: GuestCall>(
         shared: Arc<Shared>,
         module: Arc<Module>,
-        limits: Limits,
-        sink: LogSink,
+        purpose: Purpose,
     ) -> Result<Arc<Self>, NotOpened> {
+        let Purpose {
+            limits,
+            grants,
+            config,
+            sink,
+            metrics,
+        } = purpose;
         let pool = Arc::new(Self {
             function: module.function(C::INTERFACE, C::FUNCTION)?,
             lane: shared.threads.lane(&sink.owner().lane()),
@@ -166,7 +192,10 @@ impl Pool {
             shared,
             module,
             limits,
+            grants,
+            config,
             sink,
+            metrics,
             idle: Mutex::default(),
             turns: Semaphore::new(INSTANCES_MAX),
         });
@@ -300,7 +329,7 @@ impl Pool {
             // Boxed, because it is large and rare: otherwise every call would move it.
             Place::Free(slot) => Box::pin(Arc::clone(&self).instantiate(slot, notes)).await?,
         };
-        guest.begin_call(call.batch());
+        guest.begin_call(call.batch(), &self.config);
         let made = call.make(&mut guest).await;
         guest.store.data_mut().end_call();
         match made {
@@ -394,6 +423,10 @@ impl Pool {
             ),
             call_limits: self.limits.clone(),
             log: sink,
+            grants: Arc::clone(&self.grants),
+            config: self.config.now(),
+            secret_store: Arc::clone(&self.shared.secrets),
+            metrics: Arc::clone(&self.metrics),
             wasi: wasi::context(&self.shared.clock, stdout.clone(), stderr.clone()),
             stdout,
             stderr,
@@ -424,7 +457,7 @@ impl Place {
 }
 
 impl Guest {
-    fn begin_call(&mut self, batch: Option<&Arc<ColumnBatch>>) {
+    fn begin_call(&mut self, batch: Option<&Arc<ColumnBatch>>, config: &LiveConfig) {
         self.calls += 1;
         self.store.set_epoch_deadline(1);
         let state = self.store.data_mut();
@@ -432,6 +465,7 @@ impl Guest {
         if state.log.host_log.is_some() {
             state.notes.set_batch(batch.cloned());
         }
+        state.config = config.now();
         state.instance_limits.begin_call();
         state.stdout.begin_call();
         state.stderr.begin_call();

@@ -6,14 +6,14 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
 use millrace_engine::{Engine, EntryKind, EntryWrite};
-use millrace_model::{Clock, ProcessorName, Topic, TopicId, TopicName};
+use millrace_model::{Clock, Processor, ProcessorName, Topic, TopicId, TopicName};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::{MutexGuard, watch};
 
 use crate::catalogue::deciding::Followed;
 use crate::catalogue::deployed::Deployed;
 use crate::ground::partitioner::Partitioners;
-use crate::handler::ModuleHost;
+use crate::handler::{LiveConfig, ModuleHost};
 use crate::hosts::base::Base;
 use crate::hosts::living::Hosts;
 
@@ -56,6 +56,8 @@ pub(super) struct Inner {
     hosts: Arc<Hosts>,
     /// The processors, with the reason for each that does not run.
     pub(super) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
+    /// The settings that components of processors read, shared with their instances.
+    configs: Mutex<HashMap<ProcessorName, LiveConfig>>,
     /// Up to which version this host knows the catalogue's entries of processors.
     pub(super) processors_followed: Followed,
     /// Topics and their partition counts as this host last saw them, if there are other hosts.
@@ -84,6 +86,7 @@ impl Catalogue {
             partitioners,
             hosts,
             processors: RwLock::default(),
+            configs: Mutex::default(),
             processors_followed: Followed::default(),
             topics_followed: Mutex::default(),
             changes: tokio::sync::Mutex::default(),
@@ -140,6 +143,7 @@ impl Catalogue {
     ) {
         let mut all = self.inner.processors.write();
         let known = learn(all.get(&name));
+        self.configure(&known.processor);
         all.insert(name, known);
     }
 
@@ -155,6 +159,19 @@ impl Catalogue {
     /// Forgets a processor.
     pub(crate) fn unlearn(&self, name: &ProcessorName) {
         self.inner.processors.write().remove(name);
+        self.inner.configs.lock().remove(name);
+    }
+
+    /// The settings that the processor's component reads. They follow each change, also of a
+    /// processor that does not exist yet.
+    pub(crate) fn config_of(&self, name: &ProcessorName) -> LiveConfig {
+        let mut configs = self.inner.configs.lock();
+        configs.entry(name.clone()).or_default().clone()
+    }
+
+    /// Gives the processor's settings to its component.
+    pub(crate) fn configure(&self, processor: &Processor) {
+        self.config_of(&processor.name).set(&processor.config);
     }
 
     /// The names of all processors.

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use millrace_engine::{Engine, ReadError};
-use millrace_model::processor::Limits;
+use millrace_model::processor::{Grants, Limits};
 use millrace_model::{ColumnBatch, Digest, Topic, TopicId};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::handler::{AdmitError, CallError, LoadRequest, ModuleHost, PartitionHandler};
+use crate::handler::{
+    AdmitError, CallError, LiveConfig, LoadRequest, ModuleHost, PartitionHandler,
+};
 
 /// Messages without a key stay in one partition for this many bytes, so that they form few large batches,
 const STICKY_BYTES: usize = 16 << 10;
@@ -268,6 +270,8 @@ pub(crate) async fn load_component(
         owner: topic.to_owned(),
         revision: 0,
         limits: Limits::default(),
+        grants: Grants::default(),
+        config: LiveConfig::default(),
     };
     Ok(modules.partitioner(request).await?)
 }

@@ -2,6 +2,7 @@
 //! implements these traits for components; tests and the bench implement them by hand.
 
 mod called;
+mod live_config;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,13 +12,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::state::StateAttempt;
-use millrace_model::processor::Limits;
+use millrace_model::processor::{Grants, Limits};
 use millrace_model::{
     Advice, Advised, Answer, Code, ColumnBatch, Digest, GuestLimits, ProcessorName, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 pub use called::{CallLog, CallUse, Called};
+pub use live_config::LiveConfig;
 
 /// One of the interfaces that a component may export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -103,6 +105,16 @@ pub enum AdmitError {
         /// Each such import.
         imports: Vec<String>,
     },
+    /// It imports more than the processor is granted.
+    #[error(
+        "the component imports {}, which the processor is not granted. Grant it: {command}", .imports.join(", ")
+    )]
+    NotGranted {
+        /// Each such import.
+        imports: Vec<String>,
+        /// The command that grants them.
+        command: String,
+    },
     /// Compiling exceeded its limit.
     #[error(
         "compiling the component exceeded its limit ({0}); simplify the code or build it with optimisation"
@@ -140,6 +152,9 @@ impl Advised for AdmitError {
             Self::Invalid(_) => Code::InvalidComponent.advice(),
             Self::MissingExport { .. } => Code::MissingExport.advice(),
             Self::UngrantedImports { .. } => Code::UngrantedImport.advice(),
+            Self::NotGranted { command, .. } => Code::NotGranted.hint(format!(
+                "run `{command}` if the component may have this; over HTTP, set the field grants"
+            )),
             Self::CompileLimit(_) => Code::CompileLimit.advice(),
             Self::Start(_) => Code::DoesNotStart.advice(),
             Self::Busy { retry_after_s, .. } => Code::Occupied
@@ -336,6 +351,10 @@ pub struct LoadRequest {
     pub revision: u32,
     /// The limits of a call.
     pub limits: Limits,
+    /// What it may use.
+    pub grants: Grants,
+    /// Its settings.
+    pub config: LiveConfig,
 }
 
 /// Admits and loads modules.

@@ -214,7 +214,7 @@ impl Processors {
             None => {
                 let needs = Interface::MessageProcessor;
                 let request = self
-                    .load_request(owner, revision, spec.module, needs)
+                    .load_request(name, owner, revision, spec.module, needs)
                     .await?;
                 let handler = self.inner.modules.processor(request).await?;
                 self.check_still_there(spec.module)?;
@@ -228,7 +228,9 @@ impl Processors {
                 Some(handler) => handler,
                 None => {
                     let needs = Interface::ErrorHandler;
-                    let request = self.load_request(owner, revision, digest, needs).await?;
+                    let request = self
+                        .load_request(name, owner, revision, digest, needs)
+                        .await?;
                     let handler = self.inner.modules.error_handler(request).await?;
                     self.check_still_there(digest)?;
                     handler
@@ -343,6 +345,7 @@ impl Processors {
 
     async fn load_request(
         &self,
+        name: &ProcessorName,
         owner: &str,
         revision: &Revision,
         digest: Digest,
@@ -356,6 +359,8 @@ impl Processors {
             owner: owner.to_owned(),
             revision: revision.number,
             limits: revision.spec.limits.clone(),
+            grants: revision.spec.grants.clone(),
+            config: self.inner.catalogue.config_of(name),
         })
     }
 

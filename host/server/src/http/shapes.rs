@@ -3,6 +3,8 @@
 //! changes. A test of [`super::openapi`] compares it with the noun.
 #![allow(dead_code, reason = "the shapes are read by the derive only")]
 
+use std::collections::BTreeMap;
+
 use millrace_broker::SideStatus;
 use millrace_model::{Change, Replay, Resumes, Revision, TopicStart};
 use utoipa::ToSchema;
@@ -17,6 +19,8 @@ pub(super) struct ProcessorSchema {
     /// The number of the revision that takes the next batch.
     current: u32,
     paused: bool,
+    /// The settings that its component reads; absent if there are none.
+    config: Option<BTreeMap<String, String>>,
     /// Oldest first.
     revisions: Vec<Revision>,
     /// The canary.

@@ -2,10 +2,13 @@
 //!
 //! Columns are passed by reference: the only copy of a batch's bytes is the one into the guest's memory.
 
+pub(crate) mod config;
 pub(crate) mod error_handler;
 pub(crate) mod log;
+pub(crate) mod metrics;
 pub(crate) mod partitioner;
 pub(crate) mod processor;
+pub(crate) mod secrets;
 pub(crate) mod state;
 pub(crate) mod wasi;
 
@@ -18,6 +21,9 @@ use crate::pool::GuestState;
 pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     log::link(linker)?;
     state::link(linker)?;
+    config::link(linker)?;
+    secrets::link(linker)?;
+    metrics::link(linker)?;
     wasi::link(linker)
 }
 

@@ -1,7 +1,7 @@
-//! The part of WASI 0.2 that every guest may import: what language runtimes need, and nothing with access to the outside.
+//! The part of WASI 0.2 that every guest may import: what toolchains import by default, and nothing with access to the outside.
 //!
-//! Standard output is the log, standard input is empty, the environment is empty, clocks have millisecond resolution. Filesystem,
-//! sockets and HTTP are absent, so they cannot be linked.
+//! Standard output is the log, standard input is empty, the environment is empty, clocks have millisecond resolution. The filesystem is
+//! empty and has no directory in which something could be created; sockets cannot be created, and names are not resolved.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +10,11 @@ use millrace_model::Clock;
 use wasmtime::component::{HasData, Linker, ResourceTable};
 use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
-use wasmtime_wasi::p2::bindings::{cli, clocks, random};
+use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
+use wasmtime_wasi::p2::bindings::sockets::network::LinkOptions;
+use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, random, sockets};
 use wasmtime_wasi::random::WasiRandom;
+use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
 use wasmtime_wasi::{HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxBuilder, WasiView};
 use wasmtime_wasi_io::bindings::wasi::io;
 
@@ -32,6 +35,15 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     io::streams::add_to_linker::<T, Table>(l, |t| t.ctx().table)?;
     clocks::wall_clock::add_to_linker::<T, WasiClocks>(l, T::clocks)?;
     clocks::monotonic_clock::add_to_linker::<T, WasiClocks>(l, T::clocks)?;
+    filesystem::types::add_to_linker::<T, WasiFilesystem>(l, T::filesystem)?;
+    filesystem::preopens::add_to_linker::<T, WasiFilesystem>(l, T::filesystem)?;
+    sockets::tcp::add_to_linker::<T, WasiSockets>(l, T::sockets)?;
+    sockets::tcp_create_socket::add_to_linker::<T, WasiSockets>(l, T::sockets)?;
+    sockets::udp::add_to_linker::<T, WasiSockets>(l, T::sockets)?;
+    sockets::udp_create_socket::add_to_linker::<T, WasiSockets>(l, T::sockets)?;
+    sockets::instance_network::add_to_linker::<T, WasiSockets>(l, T::sockets)?;
+    sockets::network::add_to_linker::<T, WasiSockets>(l, &LinkOptions::default(), T::sockets)?;
+    sockets::ip_name_lookup::add_to_linker::<T, WasiSockets>(l, T::sockets)?;
     random::random::add_to_linker::<T, WasiRandom>(l, |t| t.ctx().ctx.random())?;
     random::insecure::add_to_linker::<T, WasiRandom>(l, |t| t.ctx().ctx.random())?;
     random::insecure_seed::add_to_linker::<T, WasiRandom>(l, |t| t.ctx().ctx.random())?;
@@ -59,6 +71,9 @@ pub(crate) fn context(clock: &Arc<dyn Clock>, stdout: LineStream, stderr: LineSt
     WasiCtxBuilder::new()
         .stdout(stdout)
         .stderr(stderr)
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
         .max_random_size(RANDOM_BYTES_MAX)
         .wall_clock(GuestClock(Arc::clone(clock)))
         .monotonic_clock(GuestClock(Arc::clone(clock)))

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_broker::handler::{
-    AdmitError, BatchHandler, CallError, LoadRequest, ModuleFacts, ModuleHost as _, Uploader,
+    AdmitError, BatchHandler, CallError, LiveConfig, LoadRequest, ModuleFacts, ModuleHost as _,
+    Uploader,
 };
-use millrace_model::processor::Limits;
+use millrace_model::processor::{Grants, Limits};
 use millrace_model::{Answer, ColumnBatch, Digest, SystemClock};
 use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
 use sha2::{Digest as _, Sha256};
@@ -88,6 +89,8 @@ pub(crate) fn request(owner: &str, bytes: &[u8]) -> LoadRequest {
         owner: owner.to_owned(),
         revision: 1,
         limits: Limits::default(),
+        grants: Grants::default(),
+        config: LiveConfig::default(),
     }
 }
 

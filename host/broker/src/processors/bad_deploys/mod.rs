@@ -256,6 +256,7 @@ impl World {
             made_at: clock.wall(),
             current: 1,
             paused: false,
+            config: Default::default(),
             revisions: vec![first],
             trial: None,
             replay: None,

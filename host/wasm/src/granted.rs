@@ -1,0 +1,88 @@
+//! Compares what a component imports with what it is granted.
+
+use millrace_broker::handler::AdmitError;
+use millrace_model::processor::Grants;
+
+use crate::admission::own_interface;
+use crate::logs::Owner;
+
+/// Outbound HTTP; `wasi:http/types` alone reaches nobody.
+const OUTGOING_HTTP: &str = "wasi:http/outgoing-handler@";
+
+/// Refuses a component that imports more than its owner is granted.
+pub(crate) fn check(imports: &[String], grants: &Grants, owner: &Owner) -> Result<(), AdmitError> {
+    let lacking = imports.iter().filter_map(|import| {
+        let flag = match own_interface(import) {
+            Some("state") if !grants.state => "--grant-state",
+            Some("metrics") if !grants.metrics => "--grant-metrics",
+            Some("secrets") if grants.secrets.is_empty() => "--grant-secret NAME",
+            None if import.starts_with(OUTGOING_HTTP) && grants.http.is_empty() => {
+                "--grant-http ORIGIN"
+            }
+            _ => return None,
+        };
+        Some((import.clone(), flag))
+    });
+    let (imports, flags): (Vec<String>, Vec<&str>) = lacking.unzip();
+    let flags = flags.join(" ");
+    match owner {
+        _ if imports.is_empty() => Ok(()),
+        Owner::Processor(name) => {
+            // A part of a processor, such as its shadow, has the processor's grants.
+            let name = name.split('/').next().unwrap_or(name);
+            let command = format!("millrace processor deploy {name} {flags}");
+            Err(AdmitError::NotGranted { imports, command })
+        }
+        Owner::Topic(_) | Owner::Admission(_) => Err(AdmitError::UngrantedImports { imports }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_model::SecretName;
+    use millrace_model::processor::Origin;
+
+    use super::*;
+
+    #[test]
+    fn a_component_that_imports_more_than_it_is_granted_is_refused_with_the_command_that_grants_it()
+    {
+        let imports = [
+            "millrace:broker/log@0.1.1",
+            "millrace:broker/config@0.1.1",
+            "millrace:broker/state@0.1.0",
+            "millrace:broker/metrics@0.1.1",
+            "millrace:broker/secrets@0.1.1",
+            "wasi:http/types@0.2.6",
+            "wasi:http/outgoing-handler@0.2.6",
+            "wasi:clocks/wall-clock@0.2.6",
+        ]
+        .map(str::to_owned);
+        let owner = Owner::Processor("p".into());
+        let none = Grants {
+            state: false,
+            ..Grants::default()
+        };
+        let Err(AdmitError::NotGranted {
+            imports: lacking,
+            command,
+        }) = check(&imports, &none, &owner)
+        else {
+            panic!("it was not refused");
+        };
+        assert_eq!(lacking.len(), 4);
+        assert_eq!(
+            command,
+            "millrace processor deploy p --grant-state --grant-metrics --grant-secret NAME --grant-http ORIGIN"
+        );
+        let all = Grants {
+            metrics: true,
+            secrets: vec![SecretName::parse("token").expect("a name")],
+            http: vec![Origin::parse("https://example.com").expect("an origin")],
+            ..Grants::default()
+        };
+        assert_eq!(check(&imports, &all, &owner), Ok(()));
+        let topic = check(&imports, &Grants::default(), &Owner::Topic("t".into()));
+        assert!(matches!(topic, Err(AdmitError::UngrantedImports { .. })));
+    }
+}
