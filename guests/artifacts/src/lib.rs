@@ -84,8 +84,14 @@ guests! {
     DEEP = "deep";
     /// Floods its log on one value.
     CHATTY = "chatty";
-    /// Imports sockets, which no processor is granted.
+    /// Tries to reach out of its sandbox.
     SOCKET = "socket";
+    /// Imports an interface that no host has.
+    OUTSIDER = "outsider";
+    /// Gives away what it may know: secrets, settings, metrics, as the value says.
+    BLABBER = "blabber";
+    /// The processor of the conformance scenario, in Rust.
+    CONFORMANCE = "conformance-rust";
     /// Traps during instantiation.
     START_TRAP = "start-trap";
     /// Writes without line ends, or lines that are too long, as the value says.

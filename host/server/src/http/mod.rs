@@ -14,6 +14,7 @@ mod by;
 mod called;
 mod callers;
 mod coding;
+mod configuring;
 mod connection;
 mod consumers;
 mod consuming;
@@ -108,6 +109,7 @@ fn routes() -> Vec<Route> {
     const PROCESSOR: &str = "/v1/processors/{name}";
     const SCHEDULE: &str = "/v1/schedules/{name}";
     const STATE: &str = "/v1/processors/{name}/state";
+    const CONFIG: &str = "/v1/processors/{name}/config";
     const SHADOW: &str = "/v1/processors/{name}/shadow";
     const DEAD: &str = "/v1/processors/{name}/dead-letters";
     let get = |path, handler| Route::new(Method::GET, path, handler);
@@ -178,6 +180,9 @@ fn routes() -> Vec<Route> {
             "/v1/processors/{name}/rollback",
             on::post(processors::rollback),
         ),
+        get(CONFIG, on::get(configuring::show)),
+        put(CONFIG, on::put(configuring::replace)),
+        patch(CONFIG, on::patch(configuring::amend)),
         post("/v1/processors/{name}/pause", on::post(processors::pause)),
         post("/v1/processors/{name}/resume", on::post(processors::resume)),
         get("/v1/processors/{name}/logs", on::get(processors::logs)),
