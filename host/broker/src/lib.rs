@@ -52,6 +52,9 @@ pub use dead_letters::redrive::{RedriveRequest, RedriveWhich, Redriven};
 pub use dispatch::breaker::BreakerStatus;
 pub use dispatch::comparison::{Said, SaidOutput, ShadowReport, ShadowSample};
 pub use dispatch::orders::ParkedAction;
+pub use dispatch::rehearsal::{
+    Rehearsal, Rehearsed, RehearsedCall, RehearsedMessage, RehearsedOutput, batch_of,
+};
 pub use dispatch::sides::SideStatus;
 pub use ground::caller::Caller;
 pub use groups::consumers::HeldConsumer;

@@ -216,7 +216,7 @@ pub(crate) fn open(
 }
 
 /// The running binary itself, even after another one was installed in its place.
-fn own_program() -> std::io::Result<PathBuf> {
+pub(crate) fn own_program() -> std::io::Result<PathBuf> {
     let running = PathBuf::from("/proc/self/exe");
     match running.exists() {
         true => Ok(running),

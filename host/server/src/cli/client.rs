@@ -384,6 +384,11 @@ impl Client {
         }
     }
 
+    /// The host's URL.
+    pub(super) fn url(&self) -> &str {
+        &self.base
+    }
+
     /// Where answers are printed.
     pub(super) fn output(&self) -> Output {
         Output::new(self.json)

@@ -64,6 +64,7 @@ pub(crate) use app::App;
 pub(crate) use called::Called;
 pub(crate) use deploying::check_spec;
 pub use error::own::{ErrorCode, error_codes};
+pub(crate) use messages::message_of;
 pub(crate) use states::check_entry;
 
 use crate::net::Connection;
