@@ -84,6 +84,8 @@ guests! {
     DEEP = "deep";
     /// Floods its log on one value.
     CHATTY = "chatty";
+    /// Sends HTTP requests as its messages say.
+    FETCH = "fetch";
     /// Imports sockets, which no processor is granted.
     SOCKET = "socket";
     /// Traps during instantiation.

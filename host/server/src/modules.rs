@@ -40,6 +40,10 @@ pub struct ModuleSettings {
     /// memory if that is less]
     #[arg(long, id = "modules.compile_memory_bytes_max", value_name = "BYTES")]
     pub compile_memory_bytes_max: u64,
+    /// A PEM file with certificates that components' HTTPS requests trust besides those that
+    /// browsers trust
+    #[arg(long, id = "modules.http_roots_file", value_name = "FILE")]
+    pub http_roots_file: Option<PathBuf>,
 }
 
 impl Default for ModuleSettings {
@@ -57,6 +61,7 @@ impl From<GuestLimits> for ModuleSettings {
             guest_start_ms_max: limits.guest_start_ms_max,
             compile_cpu_seconds_max: limits.compile_cpu_seconds_max,
             compile_memory_bytes_max: limits.compile_memory_bytes_max,
+            http_roots_file: None,
         }
     }
 }
@@ -120,6 +125,7 @@ pub(crate) fn open(
     options.one_compile = memory.compile_bytes < configured.compile_memory_bytes_max;
     options.code_bytes_max = options.code_bytes_max.min(options.limits.module_bytes_max);
     options.ships_lines = around.ships_lines;
+    options.http.roots_file = settings.http_roots_file.clone();
     options.keeps_code = !around.is_encrypted;
     Ok(WasmHost::new(options, clock.clone())?)
 }

@@ -85,8 +85,9 @@ const MESSAGES: &[f64] = &[
 /// [`ConfigError::Value`] if the filter is invalid.
 pub(crate) fn start_logging(settings: &LogSettings) -> Result<LogLines, ConfigError> {
     let refused = |why: String| refused("log.filter", &*settings.filter, why);
-    // SQL statements of the checkpoint's database are logged only if asked for by name.
-    let filter = format!("sqlx=warn,{}", settings.filter);
+    // SQL statements of the checkpoint's database are logged only if asked for by name; so are guests' malformed requests, which could
+    // flood the log.
+    let filter = format!("sqlx=warn,wasmtime_wasi_http=error,{}", settings.filter);
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         refused(format!(
             "{error}; write a level such as info, or target=level pairs"

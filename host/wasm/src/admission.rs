@@ -58,6 +58,10 @@ const WASI_GRANTED: [&str; 6] = [
 const GRANTED: [&str; 6] = ["types", "log", "state", "config", "secrets", "metrics"];
 const WASI_VERSION: &str = "0.2.";
 
+/// Of `wasi:http`: the types, and requests to servers that the grants name.
+const HTTP_TYPES: &str = "wasi:http/types";
+const HTTP_SENDING: &str = "wasi:http/outgoing-handler";
+
 /// A component's imports, exports and sizes.
 pub(crate) struct Outline {
     pub(crate) exports: Vec<Interface>,
@@ -385,6 +389,16 @@ pub(crate) fn own_interface(import: &str) -> Option<&str> {
     import.strip_prefix(PACKAGE)?.split('@').next()
 }
 
+/// Whether an import is a part of `wasi:http`.
+pub(crate) fn is_http(import: &str) -> bool {
+    matches!(import.split('@').next(), Some(HTTP_TYPES | HTTP_SENDING))
+}
+
+/// Whether an import sends HTTP requests.
+pub(crate) fn sends_http(import: &str) -> bool {
+    import.split('@').next() == Some(HTTP_SENDING)
+}
+
 fn interfaces_of<'a>(exports: impl Iterator<Item = &'a str>) -> Vec<Interface> {
     let mut found: Vec<_> = exports.filter_map(interface_of).collect();
     found.sort_unstable();
@@ -425,8 +439,8 @@ fn is_granted(import: &str) -> bool {
     match name.strip_prefix(PACKAGE) {
         Some(ours) => GRANTED.contains(&ours) && version.starts_with(PACKAGE_VERSION),
         None => {
-            version.starts_with(WASI_VERSION)
-                && WASI_GRANTED.iter().any(|granted| name.starts_with(granted))
+            let of_everyone = WASI_GRANTED.iter().any(|granted| name.starts_with(granted));
+            version.starts_with(WASI_VERSION) && (of_everyone || is_http(name))
         }
     }
 }

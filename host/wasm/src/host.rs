@@ -29,6 +29,7 @@ use crate::guest_metrics::AllMetrics;
 use crate::interfaces::{self, error_handler, partitioner, processor};
 use crate::logs::{GuestLogs, HostLog, LogSink, Owner};
 use crate::module::Module;
+use crate::outbound::{HttpOptions, Outbound};
 use crate::pool::{GuestState, NotOpened, Pool, Purpose, Shared};
 use crate::secrets::{NoSecrets, SecretStore};
 use crate::slots::Slots;
@@ -68,6 +69,8 @@ pub struct WasmOptions {
     pub ships_lines: bool,
     /// Where secrets come from.
     pub secrets: Arc<dyn SecretStore>,
+    /// How guests send HTTP requests.
+    pub http: HttpOptions,
 }
 
 impl WasmOptions {
@@ -87,6 +90,7 @@ impl WasmOptions {
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             ships_lines: false,
             secrets: Arc::new(NoSecrets),
+            http: HttpOptions::default(),
         }
     }
 }
@@ -108,6 +112,11 @@ pub enum StartError {
         /// The error.
         error: std::io::Error,
     },
+    /// The certificates that guests' requests should trust cannot be read.
+    #[error(
+        "the certificates for components' HTTP requests cannot be used: {0}. Point the setting http_roots_file at a PEM file"
+    )]
+    Certificates(String),
     /// Threads could not be started.
     #[error("cannot start threads for guests: {0}")]
     Threads(std::io::Error),
@@ -143,7 +152,9 @@ impl WasmHost {
         let directory = options.cache_dir.clone();
         let cache = CodeCache::open(options.cache_dir, options.keeps_code, &engine)
             .map_err(|error| StartError::Cache { directory, error })?;
+        let outbound = Outbound::new(options.http, Arc::clone(&clock));
         let shared = Shared {
+            outbound: outbound.map(Arc::new).map_err(StartError::Certificates)?,
             ticker: Ticker::start(engine.clone()).map_err(StartError::Threads)?,
             threads: GuestThreads::start(options.threads).map_err(StartError::Threads)?,
             slots: Slots::new(options.instances_max, options.memory_bytes_max),

@@ -7,6 +7,8 @@ mod calls;
 mod cost;
 mod diagnostics;
 mod hostile;
+mod http;
+mod servers;
 mod state;
 mod support;
 mod words;
