@@ -86,6 +86,8 @@ guests! {
     CHATTY = "chatty";
     /// Sends HTTP requests as its messages say.
     FETCH = "fetch";
+    /// Answers HTTP requests as their paths say.
+    WEB = "web";
     /// Imports sockets, which no processor is granted.
     SOCKET = "socket";
     /// Traps during instantiation.

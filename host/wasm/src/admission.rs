@@ -352,36 +352,49 @@ fn invalid(error: wasmparser::BinaryReaderError) -> AdmitError {
     AdmitError::Invalid(clean(&error.to_string(), 500))
 }
 
+/// What a component exports to answer HTTP requests.
+const HTTP_HANDLER: &str = "wasi:http/incoming-handler";
+
 /// An interface's place in the contract.
 pub(crate) trait Contract: Sized {
-    const ALL: [Self; 3];
-    /// The interface's name within our package.
+    const ALL: [Self; 4];
+    /// The interface's name with its package.
     fn interface_name(self) -> &'static str;
+    /// How a supported version begins.
+    fn version(self) -> &'static str;
 }
 
 impl Contract for Interface {
-    const ALL: [Self; 3] = [
+    const ALL: [Self; 4] = [
         Self::MessageProcessor,
         Self::Partitioner,
         Self::ErrorHandler,
+        Self::HttpHandler,
     ];
 
     fn interface_name(self) -> &'static str {
         match self {
-            Self::MessageProcessor => "message-processor",
-            Self::Partitioner => "partitioner",
-            Self::ErrorHandler => "error-handler",
+            Self::MessageProcessor => "millrace:broker/message-processor",
+            Self::Partitioner => "millrace:broker/partitioner",
+            Self::ErrorHandler => "millrace:broker/error-handler",
+            Self::HttpHandler => HTTP_HANDLER,
+        }
+    }
+
+    fn version(self) -> &'static str {
+        match self {
+            Self::MessageProcessor | Self::Partitioner | Self::ErrorHandler => PACKAGE_VERSION,
+            Self::HttpHandler => WASI_VERSION,
         }
     }
 }
 
-/// Our interface with this export's name, in a supported version.
+/// The interface with this export's name, in a supported version.
 pub(crate) fn interface_of(export: &str) -> Option<Interface> {
-    let (name, version) = export.strip_prefix(PACKAGE)?.split_once('@')?;
-    let spoken = version.starts_with(PACKAGE_VERSION);
-    Interface::ALL
-        .into_iter()
-        .find(|interface| spoken && interface.interface_name() == name)
+    let (name, version) = export.split_once('@')?;
+    Interface::ALL.into_iter().find(|interface| {
+        interface.interface_name() == name && version.starts_with(interface.version())
+    })
 }
 
 /// Our interface's name in an import, whatever its version.
@@ -410,7 +423,7 @@ fn interfaces_of<'a>(exports: impl Iterator<Item = &'a str>) -> Vec<Interface> {
 pub(crate) fn missing_export(wanted: &[Interface], exports: &[String]) -> AdmitError {
     let wanted = wanted
         .iter()
-        .map(|interface| format!("{PACKAGE}{}@{PACKAGE_VERSION}x", interface.interface_name()))
+        .map(|interface| format!("{}@{}x", interface.interface_name(), interface.version()))
         .collect::<Vec<_>>()
         .join(", ");
     let found = match exports {

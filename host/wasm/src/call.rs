@@ -46,6 +46,9 @@ pub(crate) trait GuestCall: Send + 'static {
     /// Its name there.
     const FUNCTION: &'static str;
 
+    /// Whether an instance may be called again.
+    const REUSES: bool = true;
+
     /// Whether the guest's function has the required type.
     fn check(guest: &Guest) -> wasmtime::Result<()>;
 

@@ -33,6 +33,10 @@ pub(crate) fn check(imports: &[String], grants: &Grants, owner: &Owner) -> Resul
             let command = format!("millrace processor deploy {name} {flags}");
             Err(AdmitError::NotGranted { imports, command })
         }
+        Owner::Route(path) => {
+            let command = format!("millrace route set {path} {flags}");
+            Err(AdmitError::NotGranted { imports, command })
+        }
         Owner::Topic(_) | Owner::Admission(_) => Err(AdmitError::UngrantedImports { imports }),
     }
 }

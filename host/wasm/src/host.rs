@@ -10,11 +10,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::{
-    AdmitError, BatchHandler, FailureHandler, GuestLine, Interface, LiveConfig, LoadRequest,
-    ModuleFacts, ModuleHost, PartitionHandler, Uploader,
+    AdmitError, BatchHandler, FailureHandler, GuestLine, HttpHandler, Interface, LiveConfig,
+    LoadRequest, ModuleFacts, ModuleHost, PartitionHandler, Uploader,
 };
 use millrace_model::processor::Limits;
-use millrace_model::{Clock, Digest, GuestLimits, ProcessorName};
+use millrace_model::{Clock, Digest, GuestLimits, ProcessorName, RoutePath};
 use parking_lot::Mutex;
 use wasmtime::component::Linker;
 
@@ -26,7 +26,7 @@ use crate::engine;
 use crate::epoch::Ticker;
 use crate::granted;
 use crate::guest_metrics::AllMetrics;
-use crate::interfaces::{self, error_handler, partitioner, processor};
+use crate::interfaces::{self, error_handler, http_handler, partitioner, processor};
 use crate::logs::{GuestLogs, HostLog, LogSink, Owner};
 use crate::module::Module;
 use crate::outbound::{HttpOptions, Outbound};
@@ -396,6 +396,9 @@ impl WasmHost {
                 Interface::ErrorHandler => {
                     Pool::open::<error_handler::Handle>(shared, module, purpose).await
                 }
+                Interface::HttpHandler => {
+                    Pool::open::<http_handler::Serve>(shared, module, purpose).await
+                }
             }?;
         }
         Ok(())
@@ -448,6 +451,20 @@ impl ModuleHost for WasmHost {
         let owner = Owner::Processor(request.owner.clone());
         let pool = self.load::<error_handler::Handle>(owner, request).await?;
         Ok(Arc::new(error_handler::ErrorHandler(pool)))
+    }
+
+    async fn http_handler(&self, request: LoadRequest) -> Result<Arc<dyn HttpHandler>, AdmitError> {
+        let owner = Owner::Route(request.owner.clone());
+        let pool = self.load::<http_handler::Serve>(owner, request).await?;
+        Ok(Arc::new(http_handler::Handler(pool)))
+    }
+
+    fn route_logs(&self, route: &RoutePath) -> Vec<GuestLine> {
+        self.logs.lines(&Owner::Route(route.to_string()))
+    }
+
+    fn forget_route_logs(&self, route: &RoutePath) {
+        self.logs.forget(&Owner::Route(route.to_string()));
     }
 
     fn forget(&self, digest: Digest) {

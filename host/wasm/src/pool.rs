@@ -245,10 +245,12 @@ impl Pool {
     fn too_slow(&self) -> String {
         let ms = self.start_time_max().as_millis();
         let setting = match self.sink.owner() {
-            Owner::Processor(_) | Owner::Topic(_) if ms == self.call_time_max().as_millis() => {
+            Owner::Processor(_) | Owner::Topic(_) | Owner::Route(_)
+                if ms == self.call_time_max().as_millis() =>
+            {
                 "limits.call_ms_max"
             }
-            Owner::Admission(_) | Owner::Processor(_) | Owner::Topic(_) => {
+            Owner::Admission(_) | Owner::Processor(_) | Owner::Topic(_) | Owner::Route(_) => {
                 "the host's setting guest_start_ms_max"
             }
         };
@@ -355,7 +357,9 @@ impl Pool {
         match made {
             Ok(Returned::Answer(answer)) => {
                 let noted = guest.store.data().notes.take();
-                self.give_back(guest);
+                if C::REUSES {
+                    self.give_back(guest);
+                }
                 Ok((answer, noted))
             }
             Ok(Returned::Unavailable(reason)) => {

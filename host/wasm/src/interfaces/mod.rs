@@ -5,6 +5,7 @@
 pub(crate) mod config;
 pub(crate) mod error_handler;
 pub(crate) mod http;
+pub(crate) mod http_handler;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod partitioner;

@@ -8,6 +8,7 @@ mod cost;
 mod diagnostics;
 mod hostile;
 mod http;
+mod http_handler;
 mod servers;
 mod state;
 mod support;
