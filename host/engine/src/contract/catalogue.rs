@@ -18,16 +18,19 @@ pub enum EntryKind {
     Damage,
     /// A schedule and its next time, by its name.
     Schedule,
+    /// A route, by its path.
+    Route,
 }
 
 impl EntryKind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Module,
         Self::Processor,
         Self::Redriven,
         Self::Damage,
         Self::Schedule,
+        Self::Route,
     ];
 
     /// The kind's stored word.
@@ -39,6 +42,7 @@ impl EntryKind {
             Self::Redriven => "redriven",
             Self::Damage => "damage",
             Self::Schedule => "schedule",
+            Self::Route => "route",
         }
     }
 
