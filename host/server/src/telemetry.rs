@@ -408,6 +408,14 @@ fn describe() {
         "millrace_delayed_lateness_seconds",
         "Time from when a delayed message was due until it was committed to its partition"
     );
+    describe_counter!(
+        "millrace_route_requests_total",
+        "Requests that routes were asked to answer, by route and outcome"
+    );
+    describe_histogram!(
+        "millrace_route_seconds",
+        "Time from a request to the head of its route's answer, by route"
+    );
     describe_gauge!("millrace_instances", "Component instances, by processor");
     describe_gauge!(
         "millrace_guest_memory_bytes",
