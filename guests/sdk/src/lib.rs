@@ -39,7 +39,10 @@ mod run;
 mod sample;
 mod scratch;
 
+pub mod config;
 pub mod log;
+pub mod metrics;
+pub mod secrets;
 pub mod state;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;

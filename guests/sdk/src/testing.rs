@@ -63,6 +63,7 @@ use crate::outcomes::Outcomes;
 use crate::run::{Finished, Verdict};
 use crate::sample::Sample;
 use crate::state::memory::{self, Entry, Store};
+use crate::{config, secrets};
 
 pub use said::{Change, Said, Sent};
 pub use text::Text;
@@ -73,6 +74,8 @@ type Call<'a> = Box<dyn Fn(Columns) -> Result<Answer, Unavailable> + 'a>;
 pub struct Tester<'a> {
     call: Call<'a>,
     entries: BTreeMap<Vec<u8>, Entry>,
+    config: BTreeMap<String, String>,
+    secrets: BTreeMap<String, Vec<u8>>,
 }
 
 impl fmt::Debug for Tester<'_> {
@@ -102,7 +105,23 @@ impl<'a> Tester<'a> {
         Self {
             call: Box::new(process),
             entries: BTreeMap::new(),
+            config: BTreeMap::new(),
+            secrets: BTreeMap::new(),
         }
+    }
+
+    /// Gives the handler this setting.
+    #[must_use]
+    pub fn with_config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.config.insert(key.into(), value.into());
+        self
+    }
+
+    /// Grants the handler this secret.
+    #[must_use]
+    pub fn with_secret(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.secrets.insert(name.into(), value.into());
+        self
     }
 
     /// Starts with this key in state.
@@ -219,6 +238,8 @@ impl<'a> Tester<'a> {
             entries: self.entries.clone(),
             ..Store::default()
         });
+        config::host::replace(&self.config);
+        secrets::host::replace(&self.secrets);
         let answer = (self.call)(columns.clone());
         let store = lent.take_back();
         Ok((reading::said(&columns, &answer?), store))

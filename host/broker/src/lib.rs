@@ -78,7 +78,7 @@ pub use millrace_engine::state;
 pub use processors::canary::CanaryStatus;
 pub use processors::error::ProcessorError;
 pub use processors::handle::Processors;
-pub use processors::next_spec::{NextSpec, merge};
+pub use processors::next_spec::{ConfigChange, NextSpec, merge};
 pub use processors::parked::{ParkedDone, ParkedMessage, ParkedPage, ParkedQuery, WhichParked};
 pub use processors::replay::ReplayRequest;
 pub use processors::states::{StateAccessError, StateHolding, StatePlace};

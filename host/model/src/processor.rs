@@ -233,6 +233,8 @@ pub enum ChangeKind {
     Pause,
     /// The processor was resumed.
     Resume,
+    /// The settings that its component reads were changed.
+    Configure,
     /// The processor was created as a replay of another one.
     Replay,
 }
@@ -246,8 +248,8 @@ pub struct Change {
     /// Who asked for it, as the caller claimed; `host` is the host itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume` or
-    /// `replay`.
+    /// `deploy`, `canary`, `shadow`, `promote`, `rollback`, `withdraw`, `pause`, `resume`,
+    /// `configure` or `replay`.
     pub what: ChangeKind,
     /// The revision that the change is about.
     pub revision: u32,

@@ -22,15 +22,8 @@ pub struct EncryptionSettings {
         id = "encryption.key_file",
         value_name = "FILE"
     )]
-    #[serde(serialize_with = "shown")]
+    #[serde(serialize_with = "names::maybe_shown")]
     pub key_file: Option<PathBuf>,
-}
-
-fn shown<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
-    match path {
-        Some(path) => names::shown(path, serializer),
-        None => serializer.serialize_none(),
-    }
 }
 
 impl EncryptionSettings {

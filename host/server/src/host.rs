@@ -23,6 +23,7 @@ use crate::memory::MemoryPlan;
 use crate::modules;
 use crate::net::bounds::RESERVED_CONNECTIONS_MAX;
 use crate::net::{Budgets, DoorLimits, Doors, Listener};
+use crate::secrets::Secrets;
 use crate::telemetry;
 
 /// How often metrics of deleted things are removed and the engine is checked.
@@ -123,6 +124,7 @@ impl Host {
             program: config.compile_program.as_ref(),
             is_encrypted: config.encryption.keys()?.is_some(),
             ships_lines: config.log.guests == GuestLog::Host,
+            secrets: Secrets::of(&config.secrets),
         };
         let modules = modules::open(&config.modules, around, memory, &clock)
             .map_err(|error| StartError::Modules(error.to_string()))?;

@@ -20,6 +20,7 @@ mod nearest;
 mod net;
 mod process;
 mod registry;
+mod secrets;
 mod telemetry;
 mod text;
 mod units;

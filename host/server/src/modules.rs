@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::error::{ConfigError, refused};
 use crate::memory::MemoryPlan;
+use crate::secrets::Secrets;
 
 /// The hidden subcommand that compiles an upload, in a process of its own.
 pub(crate) const COMPILE_COMMAND: &str = "compile-module";
@@ -101,6 +102,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) is_encrypted: bool,
     /// Whether guests' log lines go to the host's log.
     pub(crate) ships_lines: bool,
+    /// Where secrets come from.
+    pub(crate) secrets: Secrets,
 }
 
 /// Starts the module host.
@@ -126,6 +129,7 @@ pub(crate) fn open(
     options.code_bytes_max = options.code_bytes_max.min(options.limits.module_bytes_max);
     options.ships_lines = around.ships_lines;
     options.http.roots_file = settings.http_roots_file.clone();
+    options.secrets = Arc::new(around.secrets);
     options.keeps_code = !around.is_encrypted;
     Ok(WasmHost::new(options, clock.clone())?)
 }

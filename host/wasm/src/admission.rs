@@ -14,7 +14,7 @@ use crate::logs::clean;
 /// Functions of a component, over all its core modules.
 const FUNCTIONS_MAX: u64 = 50_000;
 /// Bytes of one function's body.
-const FUNCTION_BYTES_MAX: usize = 512 << 10;
+const FUNCTION_BYTES_MAX: usize = 1 << 20;
 /// Local variables of one function.
 const FUNCTION_LOCALS_MAX: u64 = 5_000;
 /// Types, core and component, over all parts.
@@ -26,7 +26,7 @@ const SEGMENTS_MAX: u64 = 50_000;
 /// Globals, over all core modules.
 const GLOBALS_MAX: u64 = 50_000;
 /// Core modules and nested components.
-const PARTS_MAX: u64 = 64;
+const PARTS_MAX: u64 = 256;
 /// Components within components.
 const DEPTH_MAX: usize = 8;
 /// Memories and tables, over all core modules.

@@ -72,7 +72,7 @@ fn code_settings() -> Config {
         // The adapters that pass values between composed components read one memory and write another.
         .wasm_multi_memory(true)
         .wasm_relaxed_simd(false)
-        .wasm_tail_call(false);
+        .wasm_tail_call(true);
     config
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::{CommitError, EntryKind, Expectation, Version};
+use millrace_model::processor::Config;
 use millrace_model::{Processor, ProcessorName, Revision, Topic, TopicId, TopicPartition};
 
 use crate::catalogue::deciding::as_read;
@@ -17,9 +18,9 @@ use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
 use crate::processors::loaded::Loaded;
 use crate::processors::loading::check_patience;
-use crate::processors::next_spec::NextSpec;
+use crate::processors::next_spec::{ConfigChange, NextSpec};
 use crate::processors::revisions::{
-    Beginning, create, deploy, deploy_anew, pause, resume, told_of_records,
+    Beginning, configure, create, deploy, deploy_anew, pause, resume, told_of_records,
 };
 use crate::processors::turns::{Lacking, TurnError, without_trial};
 
@@ -173,10 +174,12 @@ impl Processors {
             }
             None => return Err(ProcessorError::Unknown(name.clone()).into()),
         };
+        let config = next.config_over(&known.processor.config)?;
         let spec = next.over(name, Some(&known.processor))?;
         let mut processor = known.processor.clone();
         let (asked, seen) = (self.asked(), self.seen(&known));
-        if !deploy(&mut processor, asked, seen, spec.clone(), beginning)? {
+        let is_deployed = deploy(&mut processor, asked, seen, spec.clone(), beginning)?;
+        if !configure(&mut processor, asked, config) && !is_deployed {
             return self.refresh(known, loaded).await;
         }
         check_patience(&spec)?;
@@ -216,10 +219,12 @@ impl Processors {
         let before = self.inner.catalogue.deployed(name);
         let processor = match &before {
             Some(known) => {
+                let config = next.config_over(&known.processor.config)?;
                 let spec = next.over(name, Some(&known.processor))?;
                 check_patience(&spec)?;
                 self.check_limits(&spec)?;
                 let mut processor = known.processor.clone();
+                configure(&mut processor, self.asked(), config);
                 deploy_anew(&mut processor, self.asked(), self.seen(known), spec)?;
                 self.check_chains(&processor)?;
                 processor
@@ -259,6 +264,7 @@ impl Processors {
         next: NextSpec,
     ) -> Result<Processor, ProcessorError> {
         let begin_at = next.begin_at();
+        let config = next.config_over(&Config::default())?;
         let spec = next.over(name, None)?;
         check_patience(&spec)?;
         self.check_limits(&spec)?;
@@ -270,6 +276,7 @@ impl Processors {
         let start = self.start_of(name, &spec, begin_at).await?;
         let mut processor = create(name, spec, self.asked());
         processor.start = start;
+        processor.config = config;
         self.check_chains(&processor)?;
         Ok(processor)
     }
@@ -331,6 +338,41 @@ impl Processors {
         let topics = topics.filter_map(|name| self.inner.catalogue.topic(name));
         let all = topics.flat_map(|topic| topic.partitions().collect::<Vec<_>>());
         all.filter(|partition| !here.contains(partition)).collect()
+    }
+
+    /// Changes the settings that its component reads, without a new revision: every call that
+    /// begins afterwards sees them.
+    ///
+    /// # Errors
+    /// [`ProcessorError`].
+    pub async fn configure(
+        &self,
+        name: &ProcessorName,
+        change: ConfigChange,
+    ) -> Result<Processor, ProcessorError> {
+        let decide = || self.configure_now(name, change.clone());
+        self.inner.catalogue.decide(decide).await
+    }
+
+    async fn configure_now(
+        &self,
+        name: &ProcessorName,
+        change: ConfigChange,
+    ) -> Result<Processor, ProcessorError> {
+        let known = self.known(name)?;
+        let mut processor = known.processor;
+        let config = change.over(&processor.config)?;
+        if !configure(&mut processor, self.asked(), config) {
+            return Ok(processor);
+        }
+        let version = self.keep(&processor).await?;
+        self.know_with(
+            processor.clone(),
+            version,
+            known.problem,
+            known.trial_problem,
+        );
+        Ok(processor)
     }
 
     async fn pause_now(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {

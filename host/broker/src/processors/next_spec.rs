@@ -2,6 +2,9 @@
 //! to the specification that is current when the deployment is decided, so two deployers do not
 //! undo each other's changes.
 
+use std::collections::BTreeMap;
+
+use millrace_model::processor::Config;
 use millrace_model::{Processor, ProcessorName, ProcessorSpec};
 use serde_json::{Map, Value};
 
@@ -14,6 +17,26 @@ pub struct NextSpec {
     wanted: Wanted,
     expected: Option<u32>,
     begin_at: Option<BeginAt>,
+    config: ConfigChange,
+}
+
+/// A change of the settings that a processor's component reads.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigChange {
+    /// Whether keys that are not named lose their values.
+    pub replaces: bool,
+    /// Keys and their new values; `None` removes a key.
+    pub values: BTreeMap<String, Option<String>>,
+}
+
+impl ConfigChange {
+    /// The settings after the change.
+    pub(crate) fn over(self, before: &Config) -> Result<Config, ProcessorError> {
+        let nothing = Config::default();
+        let before = if self.replaces { &nothing } else { before };
+        let after = before.with(self.values);
+        after.or_else(|error| invalid(error.to_string()))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -30,6 +53,7 @@ impl From<ProcessorSpec> for NextSpec {
             wanted: Wanted::Whole(Box::new(spec)),
             expected: None,
             begin_at: None,
+            config: ConfigChange::default(),
         }
     }
 }
@@ -44,6 +68,7 @@ impl NextSpec {
             wanted: Wanted::Changes(changes),
             expected: None,
             begin_at: None,
+            config: ConfigChange::default(),
         }
     }
 
@@ -57,6 +82,17 @@ impl NextSpec {
     #[must_use]
     pub fn beginning_at(self, begin_at: Option<BeginAt>) -> Self {
         Self { begin_at, ..self }
+    }
+
+    /// Also changes the settings that the component reads, of an existing or a new processor.
+    #[must_use]
+    pub fn configuring(self, config: ConfigChange) -> Self {
+        Self { config, ..self }
+    }
+
+    /// The settings after the deployment.
+    pub(crate) fn config_over(&self, before: &Config) -> Result<Config, ProcessorError> {
+        self.config.clone().over(before)
     }
 
     pub(crate) fn begin_at(&self) -> Option<BeginAt> {

@@ -80,6 +80,7 @@ impl Processors {
         }
         let number = request.revision.unwrap_or(original.current);
         let spec = replayed(kept(&original, number)?.spec.clone(), &request.into)?;
+        let config = original.config.clone();
         let topics = spec
             .topics
             .iter()
@@ -106,7 +107,8 @@ impl Processors {
             into: request.into.clone(),
             ranges,
         };
-        let processor = create_replay(&name, spec, replay, self.asked());
+        let mut processor = create_replay(&name, spec, replay, self.asked());
+        processor.config = config;
         self.change(processor, loaded).await
     }
 

@@ -11,7 +11,10 @@ mod ways_back;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use millrace_model::bounds::{CHANGE_TEXT_BYTES_MAX, CHANGES_KEPT_MAX};
+use millrace_model::processor::Config;
 use millrace_model::{
     Change, ChangeKind, Processor, ProcessorName, ProcessorSpec, Record, Replay, Revision,
     Timestamp, Trial,
@@ -317,6 +320,24 @@ pub(crate) fn pause(processor: &mut Processor, asked: Asked) {
         let current = processor.current;
         record(processor, asked, ChangeKind::Pause, current, None);
     }
+}
+
+/// Gives the component other settings; returns whether they differ.
+pub(crate) fn configure(processor: &mut Processor, asked: Asked, config: Config) -> bool {
+    let before = std::mem::replace(&mut processor.config, config);
+    let (now, current) = (&processor.config, processor.current);
+    let keys: BTreeSet<&String> = before.iter().chain(now).map(|(key, _)| key).collect();
+    let differ = keys
+        .into_iter()
+        .filter(|key| before.get(key) != now.get(key));
+    let differ: Vec<&str> = differ.map(String::as_str).collect();
+    if differ.is_empty() {
+        return false;
+    }
+    // Values may be confidential; keys say what to look at.
+    let text = differ.join(", ");
+    record(processor, asked, ChangeKind::Configure, current, Some(text));
+    true
 }
 
 /// Takes batches again and accepts this many dead letters in advance.

@@ -29,12 +29,14 @@ Examples:
   millrace processor deploy shout --module uppercase@2.0.0 --canary 10
   millrace processor deploy shout --module uppercase@2.0.0 --shadow
   millrace processor deploy count --module counter@2.0.0 --reset-state
+  millrace processor deploy greet --module greet@1.0.0 --topic in --output out --config greeting=hello
+  millrace processor deploy greet --grant-metrics --grant-secret api-key --grant-http https://api.example.com
   millrace processor deploy shout --spec shout.toml --module uppercase@2.0.0
 
 Settings without a flag stay as in the current revision; the answer lists the changes.
 A spec file (TOML or JSON) is the whole specification: omitted fields get their defaults. It has the fields of
 PUT /v1/processors/{name}: topics, module, output, grants, order, batch, retry, error_handler, limits, breaker,
-dead_letters, auto_rollback, auto_redrive, hops_max. Flags override the file.";
+dead_letters, auto_rollback, auto_redrive, hops_max, and config. Flags override the file.";
 
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
@@ -116,6 +118,9 @@ pub(super) struct DeployArgs {
     /// Count hops, and give up messages that have reached this many; every cycle of processors must contain one with this setting
     #[arg(long, value_name = "COUNT")]
     hops_max: Option<u32>,
+    /// A setting that its component reads, such as greeting=hello; repeat it for several. Others stay as they are
+    #[arg(long = "config", value_name = "KEY=VALUE", value_parser = config_value)]
+    config: Vec<(String, String)>,
     /// Set any field of the specification, such as breaker.enabled=false; repeat it for several
     #[arg(long = "set", value_name = "FIELD=VALUE", value_parser = setting)]
     settings: Vec<(String, Value)>,
@@ -150,6 +155,14 @@ fn setting(text: &str) -> Result<(String, Value), String> {
         .ok_or("write FIELD=VALUE, such as breaker.enabled=false")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
     Ok((field.to_owned(), value))
+}
+
+/// `KEY=VALUE`; the value is text.
+pub(super) fn config_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE, such as greeting=hello".to_owned()),
+    }
 }
 
 pub(super) fn deploy(args: DeployArgs, client: &Client, out: &mut Output) -> Result<(), Failure> {
@@ -227,6 +240,9 @@ impl DeployArgs {
         let is_said = |(_, value): &(&str, Value)| !value.is_null() && *value != json!([]);
         for (field, value) in given.into_iter().filter(is_said) {
             set(&mut spec, field, value)?;
+        }
+        for (key, value) in self.config {
+            set(&mut spec, &format!("config.{key}"), json!(value))?;
         }
         for field in &self.unset {
             set(&mut spec, field, Value::Null)?;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use millrace_model::ProcessorName;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use ureq::http::Method;
 
 use super::client::Client;
-use super::deploy::{DeployArgs, current, deploy, left_behind, waiting};
+use super::deploy::{DeployArgs, config_value, current, deploy, left_behind, waiting};
 use super::failure::Failure;
 use super::output::Output;
 use super::parked::{self, ParkedArgs, WhichArgs};
@@ -99,6 +99,19 @@ rolled back or withdrawn a canary by itself within the last hour, --to is requir
         #[arg(long = "to", alias = "revision", value_name = "REVISION")]
         revision: Option<u32>,
     },
+    /// Show or change the settings that its component reads; the next call sees a change, without a new revision
+    #[command(
+        after_help = "Examples:\n  millrace processor config greet\n  millrace processor config greet greeting=hello limit=5\n  millrace processor config greet --unset limit"
+    )]
+    Config {
+        name: ProcessorName,
+        /// Settings to change
+        #[arg(value_name = "KEY=VALUE", value_parser = config_value)]
+        values: Vec<(String, String)>,
+        /// A key to remove; repeat it for several
+        #[arg(long, value_name = "KEY")]
+        unset: Vec<String>,
+    },
     /// Delete a processor; its dead-letter topics stay, and so do its progress and state, for a processor of the same name
     #[command(
         after_help = "The remaining state can be shown, exported and emptied with `millrace processor state`.\n\nExamples:\n  millrace processor delete shout\n  millrace processor delete count --reset-state\n  millrace processor delete old --with-topics"
@@ -134,6 +147,21 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             let answer = client.send(Method::POST, &path(&name, "/pause"), &json!({}))?;
             let status = client.get(&path(&name, ""))?;
             out.answer(&answer, |_| paused(&name, &status))
+        }
+        Verb::Config {
+            name,
+            values,
+            unset,
+        } => {
+            let set = values.into_iter().map(|(key, value)| (key, json!(value)));
+            let unset = unset.into_iter().map(|key| (key, Value::Null));
+            let changes: Map<String, Value> = set.chain(unset).collect();
+            let path = path(&name, "/config");
+            let answer = match changes.is_empty() {
+                true => client.get(&path)?,
+                false => client.send(Method::PATCH, &path, &Value::Object(changes))?,
+            };
+            out.answer(&answer, |answer| config(&name, answer))
         }
         Verb::Resume {
             name,
@@ -294,6 +322,41 @@ fn list(answer: &Value) -> String {
     table(&headings, rows, note)
 }
 
+/// What the component may use, one kind a line.
+fn grants(grants: &Value) -> String {
+    let names = |field: &str| {
+        let names: Vec<String> = items(&grants[field]).iter().map(cell).collect();
+        (!names.is_empty()).then(|| format!("{field} {}", names.join(", ")))
+    };
+    let word = |field: &str| (grants[field] == true).then(|| field.to_owned());
+    let private = (grants["http_private"] == true).then(|| "http to private addresses".to_owned());
+    let granted = [
+        word("state"),
+        word("metrics"),
+        names("topics"),
+        names("secrets"),
+        names("http"),
+        private,
+    ];
+    match granted.into_iter().flatten().collect::<Vec<_>>() {
+        none if none.is_empty() => "nothing".to_owned(),
+        granted => granted.join("\n"),
+    }
+}
+
+fn config(name: &ProcessorName, answer: &Value) -> String {
+    let values = answer["config"].as_object().into_iter().flatten();
+    let pairs: Vec<(&str, String)> = values
+        .map(|(key, value)| (key.as_str(), cell(value)))
+        .collect();
+    match pairs.is_empty() {
+        true => format!(
+            "processor {name} has no settings; set one with `millrace processor config {name} KEY=VALUE`"
+        ),
+        false => facts(&pairs),
+    }
+}
+
 fn show(processor: &Value) -> String {
     let spec = &current_revision(processor)["spec"];
     let mut pairs = vec![
@@ -306,7 +369,6 @@ fn show(processor: &Value) -> String {
             "module",
             "topics",
             "output",
-            "grants",
             "order",
             "error_handler",
             "batch",
@@ -319,6 +381,13 @@ fn show(processor: &Value) -> String {
         ]
         .map(|field| (field, cell(&spec[field]))),
     );
+    pairs.push(("grants", grants(&spec["grants"])));
+    if let Some(config) = processor["config"].as_object() {
+        let config = config
+            .iter()
+            .map(|(key, value)| format!("{key}={}", cell(value)));
+        pairs.push(("config", config.collect::<Vec<_>>().join("\n")));
+    }
     pairs.push(("breaker", breaker(&processor["breaker"])));
     if let Some(revision) = processor["way_back"].as_u64() {
         pairs.push(("way back", format!("revision {revision}")));

@@ -4,13 +4,16 @@
 //! Old spellings still work, with a hint. Both spellings at once are refused, because it would be
 //! unclear which one is meant.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serializer;
 
 /// The variable that may hold encryption keys instead of a file. There is no flag, because every
 /// user can see a command line.
 pub(crate) const KEY_VARIABLE: &str = "MILLRACE_ENCRYPTION_KEY";
+
+/// Variables with this prefix are secrets of components: `api-key` is `MILLRACE_SECRET_API_KEY`.
+pub(crate) const SECRET_PREFIX: &str = "MILLRACE_SECRET_";
 
 /// The prefix of the host's variables.
 pub(super) const PREFIX: &str = "MILLRACE_";
@@ -99,4 +102,15 @@ pub(crate) fn shown<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.as_ref().to_string_lossy())
+}
+
+/// The same for a path that may be absent.
+pub(crate) fn maybe_shown<S: Serializer>(
+    path: &Option<PathBuf>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => shown(path, serializer),
+        None => serializer.serialize_none(),
+    }
 }

@@ -12,6 +12,7 @@ use crate::engine::EngineSettings;
 use crate::http::settings::HttpSettings;
 use crate::memory::MemorySettings;
 use crate::modules::ModuleSettings;
+use crate::secrets::SecretSettings;
 use crate::telemetry::LogSettings;
 
 /// The whole configuration of a host: general settings, and its sections.
@@ -44,6 +45,9 @@ pub struct Config {
     /// Limits of modules.
     #[command(flatten)]
     pub modules: ModuleSettings,
+    /// Secrets of components.
+    #[command(flatten)]
+    pub secrets: SecretSettings,
     /// The `millrace` binary that compiles uploads in a child process; by default this process's
     /// own. Not a setting, only for tests.
     #[arg(skip)]
@@ -62,6 +66,7 @@ impl Default for Config {
             log: LogSettings::default(),
             limits: MemorySettings::default(),
             modules: ModuleSettings::default(),
+            secrets: SecretSettings::default(),
             compile_program: None,
         }
     }
@@ -101,6 +106,7 @@ impl Config {
         self.engine.local.check()?;
         self.limits.check()?;
         self.modules.check()?;
+        self.secrets.check()?;
         let addresses = self.listen.http.addresses()?;
         let is_exposed = addresses.iter().any(|address| !address.ip().is_loopback());
         if is_exposed && !self.listen.insecure_no_auth {

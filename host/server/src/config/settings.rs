@@ -7,7 +7,8 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
 use super::error::ConfigError;
 use super::names::{
-    KEY_VARIABLE, PREFIX, RETIRED, is_set, old_variable, variable, variable_read, variables,
+    KEY_VARIABLE, PREFIX, RETIRED, SECRET_PREFIX, is_set, old_variable, variable, variable_read,
+    variables,
 };
 use super::sections::Config;
 
@@ -92,5 +93,6 @@ pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String>
     names
         .into_iter()
         .filter(|name| name.starts_with(PREFIX) && !known.contains(name))
+        .filter(|name| !name.starts_with(SECRET_PREFIX))
         .collect()
 }

@@ -1,11 +1,15 @@
 //! Changes of an existing processor: PATCH applies fields to the specification of the current revision. Also: the part of an answer
 //! that says what a deployment changed.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use millrace_broker::{BeginAt, LeftBehind, NextSpec, ProcessorError, Session, merge};
+use millrace_broker::{
+    BeginAt, ConfigChange, LeftBehind, NextSpec, ProcessorError, Session, merge,
+};
 use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Grants, Limits, Order, RetryPolicy,
 };
@@ -82,6 +86,8 @@ pub(super) struct SpecChangesSchema {
     /// Counts hops in the header `millrace-hops`, and gives up messages that have reached this many; every cycle of processors needs a
     /// processor that does.
     hops_max: Option<u32>,
+    /// Settings that its component reads: null removes a key, other keys stay. They are not part of the revision.
+    config: Option<BTreeMap<String, Option<String>>>,
 }
 
 /// Changes a processor: its next revision is the current one with the given fields changed. Two people who change different fields at
@@ -107,8 +113,8 @@ pub(super) async fn amend(
 ) -> Result<Response, ApiError> {
     params.check()?;
     let session = app.session.clone();
-    let changes = app.changes(app.take_json(&headers, body).await?)?;
-    let next = NextSpec::changes(changes);
+    let (changes, config) = app.changes(app.take_json(&headers, body).await?)?;
+    let next = NextSpec::changes(changes).configuring(config);
     let now = app.clock.wall();
     to_the_end(deployed(session, name, params, next, now)).await
 }
@@ -290,7 +296,10 @@ fn changed<'a>(before: &'a Processor, now: &'a Processor) -> Option<(&'a Revisio
 
 impl Called {
     /// Changes in the broker's form: only known fields, with modules by digest.
-    fn changes(&self, mut changes: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+    fn changes(
+        &self,
+        mut changes: Map<String, Value>,
+    ) -> Result<(Map<String, Value>, ConfigChange), ApiError> {
         for field in ["topics", "module"] {
             if changes.get(field) == Some(&Value::Null) {
                 let message = format!("{field} has no default, and cannot be null");
@@ -300,13 +309,21 @@ impl Called {
         // Parsed like a whole specification, so that mistakes get the same answers.
         let mut whole = any_spec();
         merge_known(&mut whole, &changes);
-        of_value::<SpecBody>(Value::Object(whole))?;
+        let config = of_value::<SpecBody>(Value::Object(whole))?.config(false);
+        // Null, which resets any field, removes all settings.
+        let config = match changes.remove("config") {
+            Some(Value::Null) => ConfigChange {
+                replaces: true,
+                ..config
+            },
+            _ => config,
+        };
         for field in ["module", "error_handler"] {
             if let Some(Value::String(reference)) = changes.get_mut(field) {
                 *reference = self.digest_of(reference)?.to_string();
             }
         }
-        Ok(changes)
+        Ok((changes, config))
     }
 }
 

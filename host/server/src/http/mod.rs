@@ -14,6 +14,7 @@ mod by;
 mod called;
 mod callers;
 mod coding;
+mod configuring;
 mod connection;
 mod consumers;
 mod consuming;
@@ -109,6 +110,7 @@ fn every_route() -> Vec<Route> {
     const SCHEDULE: &str = "/v1/schedules/{name}";
     const ROUTE: &str = "/v1/routes/{*path}";
     const STATE: &str = "/v1/processors/{name}/state";
+    const CONFIG: &str = "/v1/processors/{name}/config";
     const SHADOW: &str = "/v1/processors/{name}/shadow";
     const DEAD: &str = "/v1/processors/{name}/dead-letters";
     let get = |path, handler| Route::new(Method::GET, path, handler);
@@ -179,6 +181,9 @@ fn every_route() -> Vec<Route> {
             "/v1/processors/{name}/rollback",
             on::post(processors::rollback),
         ),
+        get(CONFIG, on::get(configuring::show)),
+        put(CONFIG, on::put(configuring::replace)),
+        patch(CONFIG, on::patch(configuring::amend)),
         post("/v1/processors/{name}/pause", on::post(processors::pause)),
         post("/v1/processors/{name}/resume", on::post(processors::resume)),
         get("/v1/processors/{name}/logs", on::get(processors::logs)),

@@ -10,9 +10,9 @@ use utoipa::OpenApi;
 use self::finish::Finish;
 use self::plain::Plain;
 use super::{
-    backup, consumers, consuming, damage, dead_letters, delays, deploying, fetch, fetch_all,
-    health, history, host, lifetime, lookups, modules, parked, processors, produce, replays,
-    routes, schedules, states, topics, trials,
+    backup, configuring, consumers, consuming, damage, dead_letters, delays, deploying, fetch,
+    fetch_all, health, history, host, lifetime, lookups, modules, parked, processors, produce,
+    replays, routes, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -61,6 +61,9 @@ use super::{
         deploying::amend,
         processors::remove,
         processors::rollback,
+        configuring::show,
+        configuring::replace,
+        configuring::amend,
         processors::pause,
         processors::resume,
         processors::logs,

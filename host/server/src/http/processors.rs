@@ -5,8 +5,8 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use millrace_broker::{
-    BreakerStatus, CanaryStatus, GuestLine, LeftBehind, PartitionStatus, ProcessorError,
-    ProcessorStatus,
+    BreakerStatus, CanaryStatus, ConfigChange, GuestLine, LeftBehind, NextSpec, PartitionStatus,
+    ProcessorError, ProcessorStatus,
 };
 use millrace_model::processor::{
     BatchPolicy, BreakerPolicy, DeadLetterPolicy, Grants, Limits, Order, RetryPolicy,
@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use super::app::to_the_end;
 use super::by::ByHeader;
 use super::called::Called;
+use super::configuring::ConfigChanges;
 use super::deploying::{DeployedBody, deployed};
 use super::error::{ApiError, ErrorBody};
 use super::query::{InPath, InQuery};
@@ -60,6 +61,19 @@ pub(super) struct SpecBody {
     /// Counts hops in the header `millrace-hops`, and gives up messages that have reached this many; every cycle of processors needs a
     /// processor that does.
     hops_max: Option<u32>,
+    /// Settings that its component reads. They are not part of the revision: omitted, they stay as they are.
+    config: Option<ConfigChanges>,
+}
+
+impl SpecBody {
+    /// The change of the settings, if there is one.
+    pub(super) fn config(&mut self, replaces: bool) -> ConfigChange {
+        let values = self.config.take();
+        values.map_or_else(ConfigChange::default, |values| ConfigChange {
+            replaces,
+            values,
+        })
+    }
 }
 
 impl Called {
@@ -236,9 +250,11 @@ pub(super) async fn deploy(
 ) -> Result<Response, ApiError> {
     params.check()?;
     let session = app.session.clone();
-    let spec = app.spec(app.take_json(&headers, body).await?)?;
+    let mut body: SpecBody = app.take_json(&headers, body).await?;
+    let config = body.config(true);
+    let next = NextSpec::from(app.spec(body)?).configuring(config);
     let now = app.clock.wall();
-    to_the_end(deployed(session, name, params, spec.into(), now)).await
+    to_the_end(deployed(session, name, params, next, now)).await
 }
 
 /// Which revision to go back to.

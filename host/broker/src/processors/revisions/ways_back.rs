@@ -289,8 +289,11 @@ pub(crate) fn gone_back_from(processor: &Processor) -> Option<u32> {
 
 /// Whether the change made another revision current.
 fn is_of_the_current(change: &&Change) -> bool {
-    use ChangeKind::{Canary, Pause, Resume, Shadow, Withdraw};
-    !matches!(change.what, Pause | Resume | Canary | Shadow | Withdraw)
+    use ChangeKind::{Canary, Configure, Pause, Resume, Shadow, Withdraw};
+    !matches!(
+        change.what,
+        Pause | Resume | Configure | Canary | Shadow | Withdraw
+    )
 }
 
 /// The last change, if it was an automatic rollback or withdrawal: the revision, if still known,
@@ -300,7 +303,10 @@ fn done_last_by_host(processor: &Processor, now: Timestamp) -> Option<(Option<u3
         let is_recent = change.at.until(now) < ASKED_AFTER_HOST;
         change.what == what && change.by.as_deref() == Some(HOST) && is_recent
     };
-    let goes_on = |change: &&Change| matches!(change.what, ChangeKind::Pause | ChangeKind::Resume);
+    let goes_on = |change: &&Change| {
+        use ChangeKind::{Configure, Pause, Resume};
+        matches!(change.what, Pause | Resume | Configure)
+    };
     let last = processor.changes.iter().rfind(|change| !goes_on(change))?;
     if by_host(last, ChangeKind::Withdraw) {
         return Some((Some(last.revision), true));
