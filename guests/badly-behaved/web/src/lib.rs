@@ -1,5 +1,5 @@
 //! Answers HTTP requests, well or badly, as the last segment of their path says: `echo` says what it was asked, `count` counts the
-//! requests of its instance, `parts` answers in many parts, `trap`, `trap-late` (after a part of its answer), `endless`, `silent` (no
+//! requests of its instance, `parts` answers in many parts, `trap`, `trap-late` (after many parts of its answer), `endless`, `silent` (no
 //! answer), `refuses` (an error instead of an answer), `large` (an answer without end), `odd` (an informational status).
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -37,7 +37,10 @@ impl Guest for Web {
             }),
             "trap" => panic!("as its path says"),
             "trap-late" => answer(out, 200, |stream| {
-                write(stream, b"a part");
+                // So many that some are on their way.
+                for _ in 0..100 {
+                    write(stream, &[b'x'; WRITE_BYTES]);
+                }
                 panic!("as its path says");
             }),
             "endless" => loop {

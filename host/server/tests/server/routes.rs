@@ -139,7 +139,8 @@ fn a_component_that_fails_harms_nobody_else() {
     let partly = host.raw(b"GET /web/trap-late HTTP/1.1\r\nhost: localhost\r\n\r\n");
     assert!(
         partly.starts_with("HTTP/1.1 200") && !partly.ends_with("0\r\n\r\n"),
-        "{partly}"
+        "{} bytes",
+        partly.len()
     );
     let shown = host.get("/v1/routes/web").json();
     let lines = shown["lines"].to_string();
