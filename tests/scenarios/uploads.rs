@@ -73,8 +73,9 @@ fn a_component_without_our_exports_is_refused_and_told_which_are_missing() -> Re
 }
 
 #[test]
-fn a_component_that_wants_sockets_is_refused_and_told_which_import_is_not_granted() -> Result<()> {
-    refused(guests::SOCKET, 422, "ungranted-import", &["wasi:sockets"])
+fn a_component_that_wants_what_no_host_has_is_refused_and_told_which_import() -> Result<()> {
+    let named = "outside:places/telephone@1.0.0";
+    refused(guests::OUTSIDER, 422, "ungranted-import", &[named])
 }
 
 #[test]

@@ -88,8 +88,14 @@ guests! {
     FETCH = "fetch";
     /// Answers HTTP requests as their paths say.
     WEB = "web";
-    /// Imports sockets, which no processor is granted.
+    /// Tries to reach out of its sandbox.
     SOCKET = "socket";
+    /// Imports an interface that no host has.
+    OUTSIDER = "outsider";
+    /// Gives away what it may know: secrets, settings, metrics, as the value says.
+    BLABBER = "blabber";
+    /// The processor of the conformance scenario, in Rust.
+    CONFORMANCE = "conformance-rust";
     /// Traps during instantiation.
     START_TRAP = "start-trap";
     /// Writes without line ends, or lines that are too long, as the value says.

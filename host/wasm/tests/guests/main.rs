@@ -6,6 +6,7 @@ mod cache;
 mod calls;
 mod cost;
 mod diagnostics;
+mod grants;
 mod hostile;
 mod http;
 mod http_handler;
