@@ -1,6 +1,6 @@
 //! Modules as artefacts, with the command line: tags, signatures, and the way to a registry and back.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};

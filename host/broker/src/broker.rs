@@ -36,6 +36,7 @@ use crate::messages::handle::Messages;
 use crate::processors::error::ProcessorError;
 use crate::processors::going_back::heed_alarms;
 use crate::processors::handle::{Processors, SendsAgain};
+use crate::routes::handle::Routes;
 use crate::schedules::firing;
 use crate::schedules::handle::Schedules;
 use crate::session::{Rooms, Session};
@@ -175,12 +176,14 @@ impl Broker {
             processors,
             dead_letters,
             schedules,
+            routes,
             ..
         } = &broker.inner.rooms;
         schedules.read_schedules()?;
         groups.recover_consumers().await?;
         broker.inner.rooms.catalogue.log_distrusted();
         processors.start_processors().await?;
+        routes.start().await;
         dead_letters.redrive_what_is_due();
         broker.start_tasks();
         tokio::spawn(heed_alarms(processors.downgrade(), heard));
@@ -234,6 +237,7 @@ impl Broker {
             processors.clone(),
         );
         let schedules = Schedules::new(&base, catalogue.clone(), messages.clone());
+        let routes = Routes::new(&base, catalogue.clone());
         let upstairs: Arc<dyn Dependents> = Arc::new(Upstairs {
             messages: messages.clone(),
             groups: groups.clone(),
@@ -255,6 +259,7 @@ impl Broker {
                     processors,
                     dead_letters,
                     schedules,
+                    routes,
                 },
                 _upstairs: upstairs,
                 _sends_again: sends_again,
@@ -361,6 +366,7 @@ async fn follow_catalogue(
             Some(inner) => {
                 inner.rooms.processors.follow_once().await;
                 inner.rooms.schedules.follow_schedules().await;
+                inner.rooms.routes.follow().await;
                 inner.rooms.catalogue.follow_topics().await;
             }
             None => return,

@@ -117,6 +117,9 @@ codes! {
         UnknownSchedule "unknown-schedule"
             "There is no schedule of this name."
             "GET /v1/schedules or `millrace schedule list` shows the schedules that exist";
+        NoSuchRoute "no-such-route"
+            "There is no route with this path."
+            "GET /v1/routes or `millrace route list` shows the routes that exist";
         UnknownProducer "unknown-producer"
             "The producer's id was never issued, or what it sent is forgotten."
             "request a new id, and number from 0";
@@ -208,6 +211,9 @@ codes! {
             "nothing was sent; fix the topic that the message names, then try again";
         TooManySchedules "too-many-schedules"
             "There are as many schedules, or bytes of their messages, as the host keeps."
+            "delete one that is not needed";
+        TooManyRoutes "too-many-routes"
+            "There are as many routes as the host keeps."
             "delete one that is not needed";
         BackupUnderWay "backup-under-way"
             "Another backup of this host is running."
@@ -337,6 +343,12 @@ codes! {
         TooManyWaiting "too-many-waiting"
             "As many fetches as the host takes are waiting for messages."
             "try again in a moment, or without waiting";
+        RouteBusy "route-busy"
+            "The route is answering as many requests as it may at a time."
+            "try again";
+        RouteUnavailable "route-unavailable"
+            "The component of the route cannot be called on this host now."
+            "try again; GET /v1/routes/{path} or `millrace route show` says why";
         StateBusy "state-busy"
             "The stored state cannot be read, or has changed meanwhile."
             "try again";

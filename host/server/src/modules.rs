@@ -67,6 +67,10 @@ pub struct ModuleSettings {
         value_delimiter = ','
     )]
     pub trusted_keys: Vec<PathBuf>,
+    /// A PEM file with certificates that components' HTTPS requests trust besides those that
+    /// browsers trust
+    #[arg(long, id = "modules.http_roots_file", value_name = "FILE")]
+    pub http_roots_file: Option<PathBuf>,
 }
 
 /// Bytes of a file with a public key; a larger one is refused.
@@ -110,6 +114,7 @@ impl From<GuestLimits> for ModuleSettings {
             versions: Versions::default(),
             require_signature: false,
             trusted_keys: Vec::new(),
+            http_roots_file: None,
         }
     }
 }
@@ -210,6 +215,7 @@ pub(crate) fn open(
     options.one_compile = memory.compile_bytes < configured.compile_memory_bytes_max;
     options.code_bytes_max = options.code_bytes_max.min(options.limits.module_bytes_max);
     options.ships_lines = around.ships_lines;
+    options.http.roots_file = settings.http_roots_file.clone();
     options.secrets = Arc::new(around.secrets);
     options.keeps_code = !around.is_encrypted;
     Ok(WasmHost::new(options, clock.clone())?)

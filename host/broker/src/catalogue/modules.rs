@@ -4,7 +4,9 @@ use bytes::Bytes;
 use millrace_engine::{
     CommitError, Entry, EntryKind, EntryWrite, Expectation, ReadError, Transaction,
 };
-use millrace_model::{Advice, Advised, Code, Digest, Durability, GuestLimits, Revision, Timestamp};
+use millrace_model::{
+    Advice, Advised, Code, Digest, Durability, GuestLimits, Revision, Route, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::deciding::decision_errors;
@@ -108,12 +110,12 @@ pub enum ModuleError {
         "module {0} already has {MODULE_TAGS_MAX} tags, the maximum; use one of those, or take one back"
     )]
     TooManyTags(Digest),
-    /// Processors or topics use it.
+    /// Processors, topics or routes use it.
     #[error("module {digest} is used by {}; deploy another module there or delete them first", .by.join(", "))]
     InUse {
         /// The module.
         digest: Digest,
-        /// `processor NAME` or `topic NAME`.
+        /// `processor NAME revision N`, `topic NAME` or `route PATH`.
         by: Vec<String>,
     },
     /// The engine refused the commit.
@@ -342,9 +344,17 @@ impl Catalogue {
 
     async fn delete_module_now(&self, digest: Digest) -> Result<(), ModuleError> {
         let unused = Expectation::NoPartitioner { module: digest };
-        let expects = vec![self.modules_as_now(), self.all_as_known(), unused];
         let unknown = || ModuleError::Unknown(digest.to_string());
         let module = self.module_of(digest).ok_or_else(unknown)?;
+        let kind = EntryKind::Route;
+        let version = self.inner.engine.version(kind);
+        let same_routes = Expectation::Kind { kind, version };
+        let expects = vec![
+            self.modules_as_now(),
+            self.all_as_known(),
+            unused,
+            same_routes,
+        ];
         let by = self.users_of_module(digest);
         if !by.is_empty() {
             return Err(ModuleError::InUse { digest, by });
@@ -381,6 +391,11 @@ impl Catalogue {
         let topics = topics
             .filter(|topic| topic.spec.partitioner == Some(digest))
             .map(|topic| format!("topic {}", topic.spec.name));
-        revisions.chain(topics).collect()
+        let routes = self.inner.engine.entries(EntryKind::Route).into_iter();
+        let routes = routes.filter_map(|(path, entry)| {
+            let route: Route = serde_json::from_slice(&entry.value).ok()?;
+            (route.spec.module == digest).then(|| format!("route {path}"))
+        });
+        revisions.chain(topics).chain(routes).collect()
     }
 }

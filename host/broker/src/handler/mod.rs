@@ -2,6 +2,7 @@
 //! implements these traits for components; tests and the bench implement them by hand.
 
 mod called;
+mod http;
 mod live_config;
 mod metadata;
 
@@ -15,11 +16,15 @@ use bytes::Bytes;
 use millrace_engine::state::StateAttempt;
 use millrace_model::processor::{Grants, Limits};
 use millrace_model::{
-    Advice, Advised, Answer, Code, ColumnBatch, Digest, GuestLimits, ProcessorName, Timestamp,
+    Advice, Advised, Answer, Code, ColumnBatch, Digest, GuestLimits, ProcessorName, RoutePath,
+    Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 pub use called::{CallLog, CallUse, Called};
+pub use http::{
+    HTTP_BODY_PARTS_MAX, HttpAnswer, HttpBody, HttpHandler, HttpHeaders, HttpPart, HttpRequest,
+};
 pub use live_config::LiveConfig;
 pub use metadata::{Dependency, Metadata, Producer, RegistryFact};
 
@@ -33,6 +38,8 @@ pub enum Interface {
     Partitioner,
     /// Decides about failures.
     ErrorHandler,
+    /// Answers HTTP requests.
+    HttpHandler,
 }
 
 /// What admission found out about a module.
@@ -388,6 +395,14 @@ pub trait ModuleHost: Send + Sync + 'static {
         request: LoadRequest,
     ) -> Result<Arc<dyn FailureHandler>, AdmitError>;
 
+    /// A component that answers HTTP requests, ready to be called.
+    async fn http_handler(&self, request: LoadRequest) -> Result<Arc<dyn HttpHandler>, AdmitError> {
+        let owner = request.owner;
+        Err(AdmitError::Host(format!(
+            "{owner}: this host runs no components that answer HTTP requests"
+        )))
+    }
+
     /// Removes what is stored of a deleted module besides its bytes, such as compiled code. Loaded handlers continue.
     fn forget(&self, digest: Digest);
 
@@ -401,6 +416,14 @@ pub trait ModuleHost: Send + Sync + 'static {
 
     /// Forgets the lines of a deleted processor.
     fn forget_logs(&self, _processor: &ProcessorName) {}
+
+    /// Log lines of a route's guests, newest last, as far as they are kept.
+    fn route_logs(&self, _route: &RoutePath) -> Vec<GuestLine> {
+        Vec::new()
+    }
+
+    /// Forgets the lines of a deleted route.
+    fn forget_route_logs(&self, _route: &RoutePath) {}
 }
 
 /// A log line of a guest.

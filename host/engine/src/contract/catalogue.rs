@@ -20,17 +20,20 @@ pub enum EntryKind {
     Schedule,
     /// The newest version that a module's name has had, by the name.
     Newest,
+    /// A route, by its path.
+    Route,
 }
 
 impl EntryKind {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Module,
         Self::Processor,
         Self::Redriven,
         Self::Damage,
         Self::Schedule,
         Self::Newest,
+        Self::Route,
     ];
 
     /// The kind's stored word.
@@ -43,6 +46,7 @@ impl EntryKind {
             Self::Damage => "damage",
             Self::Schedule => "schedule",
             Self::Newest => "newest",
+            Self::Route => "route",
         }
     }
 

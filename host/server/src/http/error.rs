@@ -101,6 +101,12 @@ impl ApiError {
         (self.code, self.message, self.next)
     }
 
+    /// Adds when to try again.
+    pub(crate) fn after_s(mut self, seconds: u32) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+
     /// Adds the partition.
     pub(crate) fn of_partition(mut self, partition: u32) -> Self {
         self.partition = Some(partition);
