@@ -89,37 +89,7 @@ def _export(function: _F, kind: str, call: Callable[..., Any]) -> _F:
     return function
 
 
-def logged(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A trap tells the host only that there was one, so an exception that nobody caught is logged before it becomes one."""
-
-    def logging(*arguments: Any) -> Any:
-        try:
-            return call(*arguments)
-        except Unavailable:
-            raise
-        except Exception as error:
-            if "log" in _host.interfaces:
-                host = _host.of("log")
-                host.log(host.Level.ERROR, _told(error))
-            raise
-
-    return logging
-
-
-def _told(error: BaseException) -> str:
-    """The exception with its traceback. Without lines of source: a component has no files, and to look for them traps."""
-    lines = ["Traceback (most recent call last):"]
-    frame = error.__traceback__
-    while frame is not None:
-        code = frame.tb_frame.f_code
-        lines.append(f"  File {code.co_filename!r}, line {frame.tb_lineno}, in {code.co_name}")
-        frame = frame.tb_next
-    return "\n".join([*lines, f"{type(error).__name__}: {error}"])
-
-
 def _export_processor(call: Callable[..., Any]) -> tuple[str, type]:
-    call = logged(call)
-
     class MessageProcessor:
         def process(self, batch: Any) -> Any:
             try:
@@ -134,8 +104,6 @@ def _export_processor(call: Callable[..., Any]) -> tuple[str, type]:
 
 
 def _export_partitioner(call: Callable[..., Any]) -> tuple[str, type]:
-    call = logged(call)
-
     class Partitioner:
         def assign(self, partitions: int, messages: Any) -> Any:
             return call(partitions, messages)
@@ -144,8 +112,6 @@ def _export_partitioner(call: Callable[..., Any]) -> tuple[str, type]:
 
 
 def _export_error_handler(call: Callable[..., Any]) -> tuple[str, type]:
-    call = logged(call)
-
     class ErrorHandler:
         def handle(self, failures: Any, messages: Any) -> Any:
             from wit_world.exports import error_handler as bindings
