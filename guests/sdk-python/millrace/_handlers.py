@@ -14,6 +14,11 @@ from .state import StateFull
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+#: The bindings; they exist in a component only.
+_results = _host.binding("componentize_py_types")
+_types = _host.binding("wit_world.imports.types")
+_decisions = _host.binding("wit_world.exports.error_handler")
+
 #: The attribute of a decorated function with its kind and what the host calls.
 MARK = "__millrace__"
 
@@ -95,10 +100,7 @@ def _export_processor(call: Callable[..., Any]) -> tuple[str, type]:
             try:
                 return call(batch)
             except Unavailable as error:
-                from componentize_py_types import Err
-                from wit_world.imports.types import BatchError_Unavailable
-
-                raise Err(BatchError_Unavailable(str(error))) from None
+                raise _results.Err(_types.BatchError_Unavailable(str(error))) from None
 
     return "MessageProcessor", MessageProcessor
 
@@ -114,17 +116,22 @@ def _export_partitioner(call: Callable[..., Any]) -> tuple[str, type]:
 def _export_error_handler(call: Callable[..., Any]) -> tuple[str, type]:
     class ErrorHandler:
         def handle(self, failures: Any, messages: Any) -> Any:
-            from wit_world.exports import error_handler as bindings
-
-            cases = {
-                "retry-after": lambda decision: bindings.Decision_RetryAfter(decision.value),
-                "dead-letter": lambda decision: bindings.Decision_DeadLetter(),
-                "drop": lambda decision: bindings.Decision_Drop(decision.value),
-                "policy": lambda decision: bindings.Decision_Policy(),
-            }
-            return [cases[decision.name](decision) for decision in call(failures, messages)]
+            return [_as_bound(decision) for decision in call(failures, messages)]
 
     return "ErrorHandler", ErrorHandler
+
+
+def _as_bound(decision: Decision) -> Any:
+    """A decision as the bindings have it."""
+    match decision.name:
+        case "retry-after":
+            return _decisions.Decision_RetryAfter(decision.value)
+        case "dead-letter":
+            return _decisions.Decision_DeadLetter()
+        case "drop":
+            return _decisions.Decision_Drop(decision.value)
+        case _:
+            return _decisions.Decision_Policy()
 
 
 _EXPORTS = {
