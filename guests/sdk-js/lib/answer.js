@@ -25,7 +25,7 @@ export function answerOf(batch, outcomes) {
     const outcome = outcomes[index];
     if (outcome instanceof Output) {
       kinds[index] = EMIT;
-      own(batch, index, outcome);
+      if (outcome.batch !== batch || outcome.source !== index) own(batch, index, outcome);
       outputs.push(outcome);
     } else if (outcome instanceof Outcome) {
       kinds[index] = outcome.kind;

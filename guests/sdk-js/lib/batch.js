@@ -5,6 +5,12 @@ import { binaryToText, isAsciiIn, textToBinary, toBinary, wordsOf } from "./text
 
 /** The length that means "none". */
 export const NONE = 0xffffffff;
+
+/** Whether a length means "none". QuickJS gets numbers from 2^31 as negative ones. */
+export function isNone(length) {
+  return (length | 0) === -1;
+}
+
 /** Batches up to this size are turned into text as a whole, once; of larger ones only what is asked for. */
 const WHOLE_TEXT_BYTES_MAX = 1 << 20;
 /** Spans up to this length are not worth that. */
@@ -46,12 +52,12 @@ export class Batch {
 
   /** The bytes of a span; null for none. */
   bytes(start, length) {
-    return length === NONE ? null : this.data.subarray(start, start + length);
+    return isNone(length) ? null : this.data.subarray(start, start + length);
   }
 
   /** The text of a span; null for none. */
   textOf(start, length) {
-    if (length === NONE) return null;
+    if (isNone(length)) return null;
     const binary = this.binaryOf(start, length);
     return this.isAscii(start, length) ? binary : binaryToText(binary);
   }
@@ -120,7 +126,7 @@ export class Message {
     const { batch, index } = this;
     const start = batch.values[2 * index];
     const length = batch.values[2 * index + 1];
-    if (length === NONE) return null;
+    if (isNone(length)) return null;
     const binary = batch.binaryOf(start, length);
     return batch.isAscii(start, length) ? binary : null;
   }

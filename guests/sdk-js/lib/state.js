@@ -1,7 +1,7 @@
 // State: keys and values of the processor in the partition that its batch comes from. A call to the host costs more than a key, so all
 // of this passes many keys at once.
 
-import { NONE } from "./batch.js";
+import { NONE, isNone } from "./batch.js";
 import { hostOf, payloadOf } from "./host.js";
 import { toBytes, utf8 } from "./text.js";
 
@@ -96,7 +96,7 @@ function getMany(keys) {
 
 function part(data, spans, at) {
   const length = spans[2 * at + 1];
-  return length === NONE ? null : data.subarray(spans[2 * at], spans[2 * at] + length);
+  return isNone(length) ? null : data.subarray(spans[2 * at], spans[2 * at] + length);
 }
 
 function numberOf(bytes) {

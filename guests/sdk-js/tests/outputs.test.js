@@ -26,6 +26,16 @@ test("a part of the input is not copied", () => {
   assert.deepEqual([...answer.keys], [1, 4]);
 });
 
+test("what is absent is absent, also as QuickJS passes it: with lengths below 0", () => {
+  const columns = { topic: "in", partition: 0, data: bytes(97), offsets: [0], timestamps: [0], attempts: [1], keys: [0, -1], values: [0, -1], headerEnds: [1], headers: [0, 1, 0, -1] };
+  const answer = processor((one) => {
+    assert.deepEqual([one.key, one.keyText(), one.value, one.text(), one.asciiText(), one.json(), one.header("a"), one.headers()], [null, null, null, null, null, null, null, [["a", null]]]);
+    return emit(one.output({ headers: { b: null } }), one.output({ value: "new" }));
+  }).call(columns);
+  assert.deepEqual([...answer.values], [0, 0xffffffff, 1, 3]);
+  assert.deepEqual([...answer.headers], [0, 1, 0, 0xffffffff, 4, 1, 0, 0xffffffff, 0, 1, 0, 0xffffffff]);
+});
+
 test("text, bytes and parts of the input can be mixed", () => {
   const changes = [{ value: "ä" }, { value: bytes(0xff, 1) }, { value: "plain", key: bytes(0xfe) }, {}, { value: null }, { value: "€" }, { value: "" }, { value: bytes() }];
   const messages = changes.map((_, at) => ({ key: `k${at}`, value: `v${at}` }));

@@ -13,8 +13,8 @@ states only the differences: unchanged parts are not copied.
 
 Tests of a handler need neither WASM nor a host: `millrace.testing` passes messages to it and shows its outcomes.
 
-An exception that nobody catches is logged with its traceback and becomes a trap: the host finds the failing message, tries it again,
-and finally makes it a dead letter.
+An exception that nobody catches is a trap, and its traceback is in the processor's log and in the dead letter: the host finds the failing
+message, tries it again, and finally makes it a dead letter.
 """
 
 from . import config, decision, log, metrics, secrets, state

@@ -14,6 +14,11 @@ from .state import StateFull
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+#: The bindings; they exist in a component only.
+_results = _host.binding("componentize_py_types")
+_types = _host.binding("wit_world.imports.types")
+_decisions = _host.binding("wit_world.exports.error_handler")
+
 #: The attribute of a decorated function with its kind and what the host calls.
 MARK = "__millrace__"
 
@@ -89,53 +94,18 @@ def _export(function: _F, kind: str, call: Callable[..., Any]) -> _F:
     return function
 
 
-def logged(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A trap tells the host only that there was one, so an exception that nobody caught is logged before it becomes one."""
-
-    def logging(*arguments: Any) -> Any:
-        try:
-            return call(*arguments)
-        except Unavailable:
-            raise
-        except Exception as error:
-            if "log" in _host.interfaces:
-                host = _host.of("log")
-                host.log(host.Level.ERROR, _told(error))
-            raise
-
-    return logging
-
-
-def _told(error: BaseException) -> str:
-    """The exception with its traceback. Without lines of source: a component has no files, and to look for them traps."""
-    lines = ["Traceback (most recent call last):"]
-    frame = error.__traceback__
-    while frame is not None:
-        code = frame.tb_frame.f_code
-        lines.append(f"  File {code.co_filename!r}, line {frame.tb_lineno}, in {code.co_name}")
-        frame = frame.tb_next
-    return "\n".join([*lines, f"{type(error).__name__}: {error}"])
-
-
 def _export_processor(call: Callable[..., Any]) -> tuple[str, type]:
-    call = logged(call)
-
     class MessageProcessor:
         def process(self, batch: Any) -> Any:
             try:
                 return call(batch)
             except Unavailable as error:
-                from componentize_py_types import Err
-                from wit_world.imports.types import BatchError_Unavailable
-
-                raise Err(BatchError_Unavailable(str(error))) from None
+                raise _results.Err(_types.BatchError_Unavailable(str(error))) from None
 
     return "MessageProcessor", MessageProcessor
 
 
 def _export_partitioner(call: Callable[..., Any]) -> tuple[str, type]:
-    call = logged(call)
-
     class Partitioner:
         def assign(self, partitions: int, messages: Any) -> Any:
             return call(partitions, messages)
@@ -144,21 +114,24 @@ def _export_partitioner(call: Callable[..., Any]) -> tuple[str, type]:
 
 
 def _export_error_handler(call: Callable[..., Any]) -> tuple[str, type]:
-    call = logged(call)
-
     class ErrorHandler:
         def handle(self, failures: Any, messages: Any) -> Any:
-            from wit_world.exports import error_handler as bindings
-
-            cases = {
-                "retry-after": lambda decision: bindings.Decision_RetryAfter(decision.value),
-                "dead-letter": lambda decision: bindings.Decision_DeadLetter(),
-                "drop": lambda decision: bindings.Decision_Drop(decision.value),
-                "policy": lambda decision: bindings.Decision_Policy(),
-            }
-            return [cases[decision.name](decision) for decision in call(failures, messages)]
+            return [_as_bound(decision) for decision in call(failures, messages)]
 
     return "ErrorHandler", ErrorHandler
+
+
+def _as_bound(decision: Decision) -> Any:
+    """A decision as the bindings have it."""
+    match decision.name:
+        case "retry-after":
+            return _decisions.Decision_RetryAfter(decision.value)
+        case "dead-letter":
+            return _decisions.Decision_DeadLetter()
+        case "drop":
+            return _decisions.Decision_Drop(decision.value)
+        case _:
+            return _decisions.Decision_Policy()
 
 
 _EXPORTS = {

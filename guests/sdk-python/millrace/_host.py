@@ -35,13 +35,15 @@ def begin_call() -> None:
     call += 1
 
 
-def _find() -> None:
-    """Finds the interfaces that componentize-py generated; there are none in plain Python."""
-    for name in ("log", "state", "config", "secrets", "metrics"):
-        try:
-            interfaces[name] = importlib.import_module(f"wit_world.imports.{name}")
-        except ImportError:
-            continue
+def binding(name: str) -> Any:
+    """A module that componentize-py generated; None in plain Python. Only while a component is built can modules be found, so ask at the
+    top of a module."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
 
 
-_find()
+for _name in ("log", "state", "config", "secrets", "metrics"):
+    if (_found := binding(f"wit_world.imports.{_name}")) is not None:
+        interfaces[_name] = _found

@@ -7,7 +7,7 @@ from millrace import (
     Cause, StateFull, Unavailable, ack, batch_processor, config, decision, emit, error_handler, metrics, partitioner, processor, reject, secrets, state,
 )
 from millrace import _host
-from millrace.testing import Acked, Emitted, Failed, Rejected, Sample, Tester
+from millrace.testing import Acked, Failed, Rejected, Sample, Tester
 
 
 class State(unittest.TestCase):
