@@ -32,7 +32,11 @@ fn main() {
     files.sort();
     let mut list = String::from("&[\n");
     for (name, file) in &files {
-        let _ = writeln!(list, "    ({name:?}, include_bytes!({:?})),", file.display().to_string());
+        let _ = writeln!(
+            list,
+            "    ({name:?}, include_bytes!({:?})),",
+            file.display().to_string()
+        );
     }
     list.push(']');
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
@@ -45,7 +49,11 @@ fn carried(guests: &Path) -> Vec<PathBuf> {
     let paths = entries.flatten().map(|entry| entry.path());
     let is_carried = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        path.is_dir() && (name == "templates" || name == "adapter" || name == "sdk" || name.starts_with("sdk-"))
+        path.is_dir()
+            && (name == "templates"
+                || name == "adapter"
+                || name == "sdk"
+                || name.starts_with("sdk-"))
     };
     paths.filter(is_carried).collect()
 }

@@ -405,7 +405,11 @@ mod tests {
         let last = done.calls.iter().rev().find_map(|call| call.changes.last());
         let number = last.and_then(|change| change.value.as_ref()?.as_number());
         assert_eq!(number, Some(13));
-        assert!(rehearsal.state(0).is_some_and(|table| table.size().entries == 1));
+        assert!(
+            rehearsal
+                .state(0)
+                .is_some_and(|table| table.size().entries == 1)
+        );
         assert!(done.calls.iter().any(|call| call.discarded.is_some()));
     }
 }

@@ -116,7 +116,10 @@ fn check(project: &Project, bytes: Vec<u8>) -> Result<Component, Failure> {
     let is_it = |export: &String| export.split('@').next() == Some(name);
     if !exports.iter().any(is_it) {
         let found = exports.join(", ");
-        let message = format!("the component does not export {wanted}, which a {} has", project.kind);
+        let message = format!(
+            "the component does not export {wanted}, which a {} has",
+            project.kind
+        );
         return Err(Failure::failed(message).with_hint(format!(
             "it exports {}; do the kind in millrace.toml and the source agree?",
             if found.is_empty() { "nothing" } else { &found }

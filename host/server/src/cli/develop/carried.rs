@@ -101,7 +101,9 @@ mod tests {
         assert!(adapter().contains("(module"));
         let names: Vec<&str> = own_package().iter().map(|(name, _)| *name).collect();
         assert!(names.contains(&"types.wit"), "{names:?}");
-        assert!(with_contract(|contract| contract.version().starts_with("0.1.")));
+        assert!(with_contract(|contract| contract
+            .version()
+            .starts_with("0.1.")));
         assert!(languages().contains(&"rust"), "{:?}", languages());
         assert_eq!(kinds("rust"), ["error-handler", "partitioner", "processor"]);
         assert!(file("sdk/src/lib.rs").is_some());

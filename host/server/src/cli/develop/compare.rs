@@ -37,7 +37,12 @@ pub(super) fn differences(expected: &Map<String, Value>, got: &Map<String, Value
         match field.as_str() {
             "outputs" => outputs(want, &got["outputs"], &mut found),
             known if FIELDS.contains(&known) => {
-                differs(field, want, got.get(field).unwrap_or(&Value::Null), &mut found);
+                differs(
+                    field,
+                    want,
+                    got.get(field).unwrap_or(&Value::Null),
+                    &mut found,
+                );
             }
             unknown => found.push(unknown_field(unknown, &FIELDS)),
         }
@@ -46,7 +51,10 @@ pub(super) fn differences(expected: &Map<String, Value>, got: &Map<String, Value
 }
 
 fn unknown_field(field: &str, known: &[&str]) -> String {
-    format!("the expectation has a field {field:?}, which does not exist; use {}", known.join(", "))
+    format!(
+        "the expectation has a field {field:?}, which does not exist; use {}",
+        known.join(", ")
+    )
 }
 
 fn differs(what: &str, want: &Value, got: &Value, found: &mut Vec<String>) {
@@ -62,7 +70,11 @@ fn outputs(want: &Value, got: &Value, found: &mut Vec<String>) {
         return;
     };
     if want.len() != got.len() {
-        found.push(format!("there are {} outputs, expected {}", got.len(), want.len()));
+        found.push(format!(
+            "there are {} outputs, expected {}",
+            got.len(),
+            want.len()
+        ));
     }
     for (index, (want, got)) in want.iter().zip(got).enumerate() {
         let Some(want) = want.as_object() else {
@@ -84,7 +96,9 @@ fn outputs(want: &Value, got: &Value, found: &mut Vec<String>) {
 fn is_alike(field: &str, want: &Value, got: &Value) -> bool {
     match (field, want) {
         ("value", Value::Object(_) | Value::Array(_) | Value::Number(_) | Value::Bool(_)) => {
-            let got = got.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+            let got = got
+                .as_str()
+                .and_then(|text| serde_json::from_str::<Value>(text).ok());
             got.as_ref() == Some(want)
         }
         ("headers", Value::Object(want)) if want.is_empty() => {
@@ -157,10 +171,19 @@ mod tests {
             assert_eq!(found(fits, got.clone()), [""; 0]);
         }
         for (differs, says) in [
-            (json!({"outcome": "ack"}), "outcome is \"emit\", expected \"ack\""),
+            (
+                json!({"outcome": "ack"}),
+                "outcome is \"emit\", expected \"ack\"",
+            ),
             (json!({"outputs": []}), "1 outputs, expected 0"),
-            (json!({"outputs": [{"key": "2"}]}), "key of output 1 is \"1\", expected \"2\""),
-            (json!({"outputs": [{"value": {"a": [1]}}]}), "value of output 1"),
+            (
+                json!({"outputs": [{"key": "2"}]}),
+                "key of output 1 is \"1\", expected \"2\"",
+            ),
+            (
+                json!({"outputs": [{"value": {"a": [1]}}]}),
+                "value of output 1",
+            ),
             (json!({"outputs": [{"headers": {}}]}), "headers of output 1"),
             (json!({"outcomes": "emit"}), "does not exist"),
         ] {

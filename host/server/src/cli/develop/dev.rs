@@ -74,16 +74,24 @@ pub(in crate::cli) struct Args {
 pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
     let project = Project::read(&args.dir)?;
     if project.kind != Kind::Processor {
-        let message = format!("`millrace dev` runs processors, and this is a {}", project.kind);
+        let message = format!(
+            "`millrace dev` runs processors, and this is a {}",
+            project.kind
+        );
         return Err(Failure::usage(message).with_hint("use `millrace test --watch`"));
     }
     let scratch = tempfile::tempdir()?;
     let mut config = Config {
-        data_dir: args.data_dir.clone().unwrap_or_else(|| scratch.path().join("data")),
+        data_dir: args
+            .data_dir
+            .clone()
+            .unwrap_or_else(|| scratch.path().join("data")),
         ..Config::default()
     };
     config.listen.http.address.clone_from(&args.listen);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let host = runtime.block_on(Host::start(config))?;
     let client = Client::new(&host.url(), json, None);
     let ended = client.and_then(|client| {
@@ -129,7 +137,9 @@ impl<'a> Loop<'a> {
             lines: Vec::new(),
             next_letter: None,
         };
-        let topics = [&args.input, &args.output].into_iter().chain(&args.grant_topics);
+        let topics = [&args.input, &args.output]
+            .into_iter()
+            .chain(&args.grant_topics);
         for topic in topics {
             new.create(topic)?;
         }
@@ -142,9 +152,10 @@ impl<'a> Loop<'a> {
     fn create(&self, topic: &TopicName) -> Result<(), Failure> {
         let about = json!({ "name": topic, "partitions": 1 });
         match self.client.send(Method::POST, "/v1/topics", &about) {
-            Err(Failure::Told { exit: Exit::Refused, .. }) => {
-                self.client.get(&format!("/v1/topics/{topic}")).map(drop)
-            }
+            Err(Failure::Told {
+                exit: Exit::Refused,
+                ..
+            }) => self.client.get(&format!("/v1/topics/{topic}")).map(drop),
             other => other.map(drop),
         }
     }
@@ -160,7 +171,11 @@ impl<'a> Loop<'a> {
     fn run(mut self) -> Result<(), Failure> {
         let url = self.client.url().to_owned();
         let (input, output) = (&self.args.input, &self.args.output);
-        self.tell("host", &format!("{url}: topic {input} -> {} -> topic {output}", self.name), json!({"url": url}))?;
+        self.tell(
+            "host",
+            &format!("{url}: topic {input} -> {} -> topic {output}", self.name),
+            json!({"url": url}),
+        )?;
         loop {
             let seen = Seen::now(&self.args.dir);
             match self.next_revision() {
@@ -190,18 +205,32 @@ impl<'a> Loop<'a> {
         let component = build(&self.project)?;
         let digest = component.digest.to_string();
         if self.deployed.as_ref() == Some(&digest) {
-            return self.tell("unchanged", "the component is the same as before", json!({}));
+            return self.tell(
+                "unchanged",
+                "the component is the same as before",
+                json!({}),
+            );
         }
         let body = component.bytes.as_slice();
-        self.client.upload("/v1/modules", "application/wasm", body)?;
+        self.client
+            .upload("/v1/modules", "application/wasm", body)?;
         let spec = self.spec(&component, &digest);
-        let answer = self.client.send(Method::PATCH, &self.processor(""), &spec)?;
+        let answer = self
+            .client
+            .send(Method::PATCH, &self.processor(""), &spec)?;
         let is_new = self.deployed.replace(digest.clone()).is_none();
         let revision = &answer["current"];
         let which = short(&json!(digest));
-        let text = format!("revision {revision} runs, component {which}, {} bytes", component.bytes.len());
+        let text = format!(
+            "revision {revision} runs, component {which}, {} bytes",
+            component.bytes.len()
+        );
         let paused = answer["paused"] == true;
-        self.tell("deployed", &text, json!({"revision": revision, "digest": digest, "paused": paused}))?;
+        self.tell(
+            "deployed",
+            &text,
+            json!({"revision": revision, "digest": digest, "paused": paused}),
+        )?;
         if is_new {
             self.start_following()?;
         }
@@ -241,9 +270,15 @@ impl<'a> Loop<'a> {
             Failure::usage(format!("{} cannot be read: {error}", file.display()))
         })?;
         let path = format!("/v1/topics/{}/messages", self.args.input);
-        let sent = self.client.upload(&path, "application/x-ndjson", bytes.as_slice())?;
+        let sent = self
+            .client
+            .upload(&path, "application/x-ndjson", bytes.as_slice())?;
         let count = sent["count"].clone();
-        self.tell("sent", &format!("{count} messages of sample {name}"), json!({ "count": count }))
+        self.tell(
+            "sent",
+            &format!("{count} messages of sample {name}"),
+            json!({ "count": count }),
+        )
     }
 
     /// Says why the running revision stays.
@@ -261,12 +296,20 @@ impl<'a> Loop<'a> {
         if self.deployed.is_none() {
             return Ok(());
         }
-        let path = format!("{}?from={}&max={SHOWN_MAX}", self.outputs(), self.next_output);
+        let path = format!(
+            "{}?from={}&max={SHOWN_MAX}",
+            self.outputs(),
+            self.next_output
+        );
         let answer = self.client.get(&path)?;
         self.next_output = answer["next"].as_u64().unwrap_or(self.next_output);
         for message in items(&answer["messages"]) {
             let text = [("key", "key_base64"), ("value", "value_base64")].map(|(text, encoded)| {
-                let shown = if message[text].is_null() { &message[encoded] } else { &message[text] };
+                let shown = if message[text].is_null() {
+                    &message[encoded]
+                } else {
+                    &message[text]
+                };
                 cell(shown)
             });
             self.tell("output", &text.join("  "), json!({ "message": message }))?;

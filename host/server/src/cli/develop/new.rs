@@ -78,7 +78,10 @@ pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
     }
     let about = about(&args.lang)?;
     let files = files(&args, &about)?;
-    let dir = args.dir.clone().unwrap_or_else(|| PathBuf::from(&args.name));
+    let dir = args
+        .dir
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(&args.name));
     write(&dir, &files)?;
     let next = next(&dir, &about.setup);
     let answer = json!({
@@ -126,7 +129,12 @@ fn about(language: &str) -> Result<About, Failure> {
 fn files(args: &Args, about: &About) -> Result<Vec<Written>, Failure> {
     let mut files: Vec<Written> = Vec::new();
     let into = about.into.as_deref().unwrap_or("sdk");
-    let sdk = about.sdk.as_deref().map(carried::below).into_iter().flatten();
+    let sdk = about
+        .sdk
+        .as_deref()
+        .map(carried::below)
+        .into_iter()
+        .flatten();
     for (inside, bytes) in sdk {
         let is_skipped = |skipped: &String| {
             let rest = inside.strip_prefix(skipped.as_str());
@@ -138,7 +146,8 @@ fn files(args: &Args, about: &About) -> Result<Vec<Written>, Failure> {
     }
     for replace in &about.replace {
         let file = files.iter_mut().find(|(path, _)| *path == replace.file);
-        let text = file.and_then(|(_, bytes)| Some((str::from_utf8(bytes).ok()?.to_owned(), bytes)));
+        let text =
+            file.and_then(|(_, bytes)| Some((str::from_utf8(bytes).ok()?.to_owned(), bytes)));
         match text.filter(|(text, _)| text.contains(&replace.from)) {
             Some((text, bytes)) => *bytes = text.replace(&replace.from, &replace.to).into_bytes(),
             None => {
@@ -160,7 +169,11 @@ fn files(args: &Args, about: &About) -> Result<Vec<Written>, Failure> {
     for part in [carried::COMMON, &args.kind] {
         let folder = format!("{}/{part}", carried::templates_of(&args.lang));
         for (inside, bytes) in carried::below(&folder) {
-            put(&mut files, named(inside, &args.name), filled(bytes, &args.name));
+            put(
+                &mut files,
+                named(inside, &args.name),
+                filled(bytes, &args.name),
+            );
         }
     }
     Ok(files)
@@ -206,10 +219,11 @@ fn write(dir: &Path, files: &[Written]) -> Result<(), Failure> {
         std::fs::create_dir_all(parent)?;
     }
     std::fs::create_dir(dir).map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => {
-            Failure::refused(format!("{} exists already; nothing was written", dir.display()))
-                .with_hint("choose another name, or another folder with --dir")
-        }
+        ErrorKind::AlreadyExists => Failure::refused(format!(
+            "{} exists already; nothing was written",
+            dir.display()
+        ))
+        .with_hint("choose another name, or another folder with --dir"),
         _ => Failure::failed(format!("{} cannot be created: {error}", dir.display())),
     })?;
     for (path, bytes) in files {
@@ -252,7 +266,11 @@ mod tests {
                 write(&into, &files).expect("written");
                 let project = Project::read(&into).expect("a project");
                 assert_eq!(
-                    (project.name.as_str(), project.language.as_str(), project.kind.as_str()),
+                    (
+                        project.name.as_str(),
+                        project.language.as_str(),
+                        project.kind.as_str()
+                    ),
                     ("my-module", lang, kind)
                 );
                 let unfilled = files.iter().filter(|(path, bytes)| {
@@ -264,7 +282,10 @@ mod tests {
                 let has_sample = files.iter().any(|(path, _)| {
                     path.starts_with("samples/") && path.ends_with(".expected.ndjson")
                 });
-                assert!(has_sample, "{lang} {kind} has no sample with expected results");
+                assert!(
+                    has_sample,
+                    "{lang} {kind} has no sample with expected results"
+                );
             }
         }
     }

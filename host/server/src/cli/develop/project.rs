@@ -84,7 +84,9 @@ impl Project {
             })?,
         };
         if build.core.is_some() && build.component.is_some() {
-            return Err(wrong("[build] names both core and component; give one of them".to_owned()));
+            return Err(wrong(
+                "[build] names both core and component; give one of them".to_owned(),
+            ));
         }
         let usual = || kind.imports_default().iter().map(|&name| name.to_owned());
         Ok(Self {
@@ -114,7 +116,9 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
     let fits = name.len() <= NAME_CHARS_MAX
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && !name.ends_with('-')
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     match fits {
         true => Ok(()),
         false => Err(format!(
@@ -138,7 +142,10 @@ mod tests {
         let text = "[module]\nname = \"a\"\nlanguage = \"go\"\n";
         let project = read(text).expect("a project");
         assert_eq!(project.imports, ["log", "state", "config"]);
-        assert_eq!((project.kind, project.version.as_str()), (Kind::Processor, "0.1.0"));
+        assert_eq!(
+            (project.kind, project.version.as_str()),
+            (Kind::Processor, "0.1.0")
+        );
         let other = format!("{text}kind = \"partitioner\"\nimports = [\"metrics\"]\n");
         assert_eq!(read(&other).expect("a project").imports, ["metrics"]);
     }
@@ -147,9 +154,18 @@ mod tests {
     fn what_is_wrong_in_the_file_is_told_with_what_would_be_right() {
         let cases = [
             ("[module]\nname = \"A b\"\nlanguage = \"go\"\n", "a-z"),
-            ("[module]\nname = \"a\"\nlanguage = \"go\"\nkind = \"sink\"\n", "processor, partitioner"),
-            ("[module]\nname = \"a\"\nlanguage = \"go\"\nkinds = \"x\"\n", "kinds"),
-            ("[module]\nname = \"a\"\nlanguage = \"go\"\n[build]\ncore = \"a\"\ncomponent = \"b\"\n", "both"),
+            (
+                "[module]\nname = \"a\"\nlanguage = \"go\"\nkind = \"sink\"\n",
+                "processor, partitioner",
+            ),
+            (
+                "[module]\nname = \"a\"\nlanguage = \"go\"\nkinds = \"x\"\n",
+                "kinds",
+            ),
+            (
+                "[module]\nname = \"a\"\nlanguage = \"go\"\n[build]\ncore = \"a\"\ncomponent = \"b\"\n",
+                "both",
+            ),
         ];
         for (text, says) in cases {
             let error = read(text).expect_err("refused");

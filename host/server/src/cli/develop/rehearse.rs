@@ -81,7 +81,10 @@ pub(super) struct Played {
 impl Stage {
     /// Checks, compiles and tries the component, as an upload is.
     pub(super) async fn open(project: &Project, component: &Component) -> Result<Self, Failure> {
-        let code = project.out().join("code").join(&component.digest.to_string()[..16]);
+        let code = project
+            .out()
+            .join("code")
+            .join(&component.digest.to_string()[..16]);
         forget_others(&code);
         let compiler = CompileChild {
             program: own_program()?,
@@ -145,9 +148,16 @@ impl Stage {
         batch_max: usize,
     ) -> Result<Played, Failure> {
         let limits = request.limits.clone();
-        let handler = self.modules.processor(request).await.map_err(not_admitted)?;
+        let handler = self
+            .modules
+            .processor(request)
+            .await
+            .map_err(not_admitted)?;
         let mut rehearsal = Rehearsal::new(handler, &limits, Arc::clone(&self.clock));
-        let state = sample.settings.state().and_then(|state| rehearsal.set_state(0, state));
+        let state = sample
+            .settings
+            .state()
+            .and_then(|state| rehearsal.set_state(0, state));
         state.map_err(|what| Failure::usage(format!("sample {}: {what}", sample.name)))?;
         let mut played = Played::default();
         let mut offsets = BTreeMap::<u32, u64>::new();
@@ -160,8 +170,12 @@ impl Stage {
             let first = played.messages.len();
             let done = rehearsal.call(batch).await.map_err(host_failed)?;
             let results = done.messages.iter().zip(lines);
-            played.messages.extend(results.map(|(result, line)| message_shown(result, line)));
-            played.calls.extend(done.calls.iter().map(|call| call_shown(call, first)));
+            played
+                .messages
+                .extend(results.map(|(result, line)| message_shown(result, line)));
+            played
+                .calls
+                .extend(done.calls.iter().map(|call| call_shown(call, first)));
             self.take_log(&mut played);
         }
         let now = self.clock.wall();
@@ -173,9 +187,13 @@ impl Stage {
                 ..StateQuery::default()
             };
             let page = rehearsal.state(partition).map(|table| table.page(&query));
-            let page = page.transpose().map_err(|error| Failure::failed(error.to_string()))?;
+            let page = page
+                .transpose()
+                .map_err(|error| Failure::failed(error.to_string()))?;
             let entries = page.unwrap_or_default().entries.into_iter();
-            let entries = entries.map(|entry| (entry.key.to_vec(), entry.value)).collect();
+            let entries = entries
+                .map(|entry| (entry.key.to_vec(), entry.value))
+                .collect();
             played.states.insert(partition, entries);
         }
         Ok(played)
@@ -187,7 +205,11 @@ impl Stage {
         request: LoadRequest,
         batch_max: usize,
     ) -> Result<Played, Failure> {
-        let partitioner = self.modules.partitioner(request).await.map_err(not_admitted)?;
+        let partitioner = self
+            .modules
+            .partitioner(request)
+            .await
+            .map_err(not_admitted)?;
         let partitions = sample.settings.partitions;
         let mut played = Played::default();
         for lines in sample.lines.chunks(batch_max) {
@@ -199,9 +221,11 @@ impl Stage {
             played.calls.push(timed_call(first, lines.len(), took));
             let assigned = assigned.and_then(|assigned| within(assigned, lines.len(), partitions));
             match assigned {
-                Ok(assigned) => played.messages.extend(assigned.into_iter().map(|partition| {
-                    object(json!({ "partition": partition }))
-                })),
+                Ok(assigned) => played.messages.extend(
+                    assigned
+                        .into_iter()
+                        .map(|partition| object(json!({ "partition": partition }))),
+                ),
                 Err(error) => failed_call(&mut played, error, lines.len())?,
             }
         }
@@ -214,7 +238,11 @@ impl Stage {
         request: LoadRequest,
         batch_max: usize,
     ) -> Result<Played, Failure> {
-        let handler = self.modules.error_handler(request).await.map_err(not_admitted)?;
+        let handler = self
+            .modules
+            .error_handler(request)
+            .await
+            .map_err(not_admitted)?;
         let mut played = Played::default();
         for lines in sample.lines.chunks(batch_max) {
             let first = played.messages.len();
@@ -230,10 +258,13 @@ impl Stage {
             played.calls.push(timed_call(first, lines.len(), took));
             match decided {
                 Ok(decisions) if decisions.len() == lines.len() => {
-                    played.messages.extend(decisions.into_iter().map(decision_shown));
+                    played
+                        .messages
+                        .extend(decisions.into_iter().map(decision_shown));
                 }
                 Ok(decisions) => {
-                    let what = format!("{} decisions for {} failures", decisions.len(), lines.len());
+                    let what =
+                        format!("{} decisions for {} failures", decisions.len(), lines.len());
                     failed_call(&mut played, CallError::BadAnswer(what), lines.len())?;
                 }
                 Err(error) => failed_call(&mut played, error, lines.len())?,
@@ -246,14 +277,18 @@ impl Stage {
     fn take_log(&self, played: &mut Played) {
         let lines = self.modules.logs(&self.owner);
         self.modules.forget_logs(&self.owner);
-        let shown = lines.iter().map(|line| json!({"level": line.level, "text": line.text}));
+        let shown = lines
+            .iter()
+            .map(|line| json!({"level": line.level, "text": line.text}));
         played.log.extend(shown);
     }
 }
 
 /// Removes compiled code of earlier builds: only the last one is of use.
 fn forget_others(code: &Path) {
-    let siblings = code.parent().and_then(|parent| std::fs::read_dir(parent).ok());
+    let siblings = code
+        .parent()
+        .and_then(|parent| std::fs::read_dir(parent).ok());
     for sibling in siblings.into_iter().flatten().flatten() {
         if sibling.path() != code {
             let _ = std::fs::remove_dir_all(sibling.path());
@@ -312,15 +347,20 @@ fn failed_call(played: &mut Played, error: CallError, messages: usize) -> Result
 fn failure_of(index: usize, given: &FailureIn) -> Result<MessageFailure, String> {
     let word = given.cause.as_deref().unwrap_or(Cause::Retry.as_str());
     let asked = &Cause::ALL[..6];
-    let cause = asked.iter().find(|cause| cause.as_str() == word).ok_or_else(|| {
-        let known: Vec<&str> = asked.iter().map(|cause| cause.as_str()).collect();
-        format!("there is no cause {word:?}; use {}", known.join(", "))
-    })?;
+    let cause = asked
+        .iter()
+        .find(|cause| cause.as_str() == word)
+        .ok_or_else(|| {
+            let known: Vec<&str> = asked.iter().map(|cause| cause.as_str()).collect();
+            format!("there is no cause {word:?}; use {}", known.join(", "))
+        })?;
     Ok(MessageFailure {
         message: index as u32,
         revision: given.revision.unwrap_or(1),
         attempt: given.attempt.unwrap_or(1),
-        first_failed_at: given.first_failed_at.map_or(TIMESTAMP, millrace_model::Timestamp),
+        first_failed_at: given
+            .first_failed_at
+            .map_or(TIMESTAMP, millrace_model::Timestamp),
         cause: *cause,
         class: given.class.clone().unwrap_or_else(|| word.to_owned()),
         reason: given.reason.clone(),
@@ -364,7 +404,10 @@ fn message_shown(result: &RehearsedMessage, line: &Line) -> Map<String, Value> {
         put("backtrace", json!(backtrace));
     }
     if !result.outputs.is_empty() {
-        let outputs = result.outputs.iter().map(|output| output_shown(output, line));
+        let outputs = result
+            .outputs
+            .iter()
+            .map(|output| output_shown(output, line));
         put("outputs", outputs.collect());
     }
     shown
@@ -410,7 +453,10 @@ fn headers_shown(headers: &[Header]) -> Value {
     let mut shown = Map::new();
     for header in headers {
         let name = String::from_utf8_lossy(&header.name).into_owned();
-        let value = header.value.as_ref().map(|value| String::from_utf8_lossy(value));
+        let value = header
+            .value
+            .as_ref()
+            .map(|value| String::from_utf8_lossy(value));
         let value = json!(value);
         match shown.get_mut(&name) {
             None => {

@@ -122,7 +122,9 @@ impl Settings {
     /// Names and values of the secrets.
     pub(super) fn secrets(&self) -> Result<BTreeMap<SecretName, Vec<u8>>, String> {
         let secrets = self.secrets.iter();
-        secrets.map(|(name, value)| Ok((name.clone(), value.bytes()?))).collect()
+        secrets
+            .map(|(name, value)| Ok((name.clone(), value.bytes()?)))
+            .collect()
     }
 
     /// The state of partition 0.
@@ -204,7 +206,10 @@ fn wrong(file: &Path, what: &str) -> Failure {
 fn bytes_of(file: &Path) -> Result<Vec<u8>, Failure> {
     let about = std::fs::metadata(file).map_err(|error| wrong(file, &error.to_string()))?;
     if about.len() > FILE_BYTES_MAX {
-        let message = format!("it has {} bytes; a sample has at most {FILE_BYTES_MAX}", about.len());
+        let message = format!(
+            "it has {} bytes; a sample has at most {FILE_BYTES_MAX}",
+            about.len()
+        );
         return Err(wrong(file, &message));
     }
     std::fs::read(file).map_err(|error| wrong(file, &error.to_string()))
@@ -240,7 +245,12 @@ fn lines_of(file: &Path, bytes: &[u8]) -> Result<Vec<Line>, Failure> {
 }
 
 fn line_of(line: &[u8]) -> Result<Line, (String, String)> {
-    let plain = |error: serde_json::Error| (error.to_string(), "write one JSON object per line".to_owned());
+    let plain = |error: serde_json::Error| {
+        (
+            error.to_string(),
+            "write one JSON object per line".to_owned(),
+        )
+    };
     // Only error handlers have the field, and only then is the line read twice.
     let mut failure = FailureIn::default();
     let without;
@@ -314,7 +324,10 @@ mod tests {
         let text = "topic = \"t\"\n[config]\na = \"b\"\n[secrets]\nkey = { base64 = \"AP8=\" }\n[state]\nn = 3\nt = \"x\"\n[limits]\ncall_ms_max = 5\n";
         let settings: Settings = toml::from_str(text).expect("settings");
         assert_eq!(settings.limits.call_ms_max, 5);
-        assert_eq!(settings.secrets().expect("bytes").values().next(), Some(&vec![0, 255]));
+        assert_eq!(
+            settings.secrets().expect("bytes").values().next(),
+            Some(&vec![0, 255])
+        );
         let state = settings.state().expect("entries");
         let number = state[0].value.as_ref().and_then(StateValue::as_number);
         assert_eq!((number, state.len()), (Some(3), 2));

