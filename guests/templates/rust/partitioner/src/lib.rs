@@ -23,8 +23,9 @@ mod tests {
 
     #[test]
     fn customers_are_spread_over_the_partitions() {
-        let chosen: std::collections::BTreeSet<u32> =
-            (0..100).map(|n| hash(format!("c{n}").as_bytes()) % 4).collect();
+        let chosen: std::collections::BTreeSet<u32> = (0..100)
+            .map(|n| hash(format!("c{n}").as_bytes()) % 4)
+            .collect();
         assert_eq!(chosen.len(), 4);
     }
 }

@@ -32,9 +32,19 @@ mod tests {
     #[test]
     fn whoever_has_a_name_is_greeted_and_counted() {
         let mut tester = Tester::new(super::process).with_number("Ada", 2);
-        let run = tester.run(Sample::new("names").message("1", "Ada").nullable(Some(b"2"), None));
-        assert_eq!(run.outputs(), [Sent::new("1", "hello, Ada").with_header("count", "3")]);
-        assert_eq!(run.said(1), &Said::rejected("no-name", "there is nobody to greet"));
+        let run = tester.run(
+            Sample::new("names")
+                .message("1", "Ada")
+                .nullable(Some(b"2"), None),
+        );
+        assert_eq!(
+            run.outputs(),
+            [Sent::new("1", "hello, Ada").with_header("count", "3")]
+        );
+        assert_eq!(
+            run.said(1),
+            &Said::rejected("no-name", "there is nobody to greet")
+        );
         assert_eq!(run.changes(), [("Ada", 3)]);
     }
 }

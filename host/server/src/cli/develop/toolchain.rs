@@ -201,7 +201,7 @@ fn c_sources(project: &Project) -> Result<Vec<PathBuf>, Failure> {
 
 /// A compiler that knows WASI: clang with a C library for it, or zig, which brings both.
 fn c_compiler(project: &Project, is_cpp: bool) -> Result<Command, Failure> {
-    let flags = ["-mexec-model=reactor", "-O2"];
+    let flags = ["-mexec-model=reactor", "-O2", "-msimd128"];
     for name in CLANGS {
         let name = match is_cpp {
             true => name.replace("clang", "clang++"),
