@@ -84,6 +84,10 @@ guests! {
     DEEP = "deep";
     /// Floods its log on one value.
     CHATTY = "chatty";
+    /// Sends HTTP requests as its messages say.
+    FETCH = "fetch";
+    /// Answers HTTP requests as their paths say.
+    WEB = "web";
     /// Tries to reach out of its sandbox.
     SOCKET = "socket";
     /// Imports an interface that no host has.

@@ -4,7 +4,7 @@
 //! [`produce`](Messages::produce), a worker of `dispatch` passes it to a [`handler`] in a batch, and the handler's answer is committed
 //! in one step.
 //!
-//! The rooms, each of which uses only those below it: `broker`, `session`, `schedules`, `dead_letters`, `processors`, `dispatch`,
+//! The rooms, each of which uses only those below it: `broker`, `session`, `routes`, `schedules`, `dead_letters`, `processors`, `dispatch`,
 //! `groups`, `messages`, `catalogue`, `hosts`, `ground`, `handler`.
 //!
 //! It does not know WebAssembly, HTTP or sockets: modules are anything that implements the traits of [`handler`], storage is anything
@@ -22,6 +22,7 @@ pub mod handler;
 mod hosts;
 mod messages;
 mod processors;
+mod routes;
 mod schedules;
 mod session;
 
@@ -30,7 +31,13 @@ pub use catalogue::growth::{ChangedTopic, Growth, KeyedUse};
 pub use catalogue::handle::Catalogue;
 pub use catalogue::left_behind::LeftBehind;
 pub use catalogue::lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
-pub use catalogue::modules::{Module, ModuleError};
+pub use catalogue::modules::{Module, ModuleError, Upload};
+pub use catalogue::policy::ModulePolicy;
+pub use catalogue::signatures::{
+    DistrustError, KeyId, ModuleSignature, SIGNATURE_BYTES_MAX, SignatureError, SignaturePolicy,
+    TrustedKey,
+};
+pub use catalogue::tags::VersionOrder;
 pub use catalogue::topics::{Loss, NewTopic, TopicCreateError, TopicDeleteError};
 pub use catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 pub use dead_letters::audit::{AuditAction, AuditEntry, AuditPage, Digests, EditDigests};
@@ -59,7 +66,9 @@ pub use groups::shapes::{
     ConsumerCommit, ConsumerPlace, ConsumerStatus, HoldRequest, ReaderStatus,
 };
 pub use handler::{
-    AdmitError, CallError, CallUse, Cause, GuestLine, Interface, ModuleFacts, ModuleHost, Uploader,
+    AdmitError, CallError, CallUse, Cause, Dependency, GuestLine, HTTP_BODY_PARTS_MAX, HttpAnswer,
+    HttpBody, HttpHeaders, HttpPart, HttpRequest, Interface, Metadata, ModuleFacts, ModuleHost,
+    Producer, RegistryFact, Uploader,
 };
 pub use messages::append::{AppendRequest, Appended};
 pub use messages::beginning::BeginAt;
@@ -84,6 +93,9 @@ pub use processors::parked::{ParkedDone, ParkedMessage, ParkedPage, ParkedQuery,
 pub use processors::replay::ReplayRequest;
 pub use processors::states::{StateAccessError, StateHolding, StatePlace};
 pub use processors::status::{PartitionStatus, ProcessorStatus};
+pub use routes::handle::Routes;
+pub use routes::keeping::{RouteError, RouteStatus};
+pub use routes::serving::ServeError;
 pub use schedules::handle::Schedules;
 pub use schedules::keeping::ScheduleError;
 pub use schedules::known::ScheduleStatus;

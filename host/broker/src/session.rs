@@ -9,6 +9,7 @@ use crate::ground::caller::Caller;
 use crate::groups::handle::Groups;
 use crate::messages::handle::Messages;
 use crate::processors::handle::Processors;
+use crate::routes::handle::Routes;
 use crate::schedules::handle::Schedules;
 
 /// The rooms whose verbs a session has.
@@ -20,6 +21,7 @@ pub(crate) struct Rooms {
     pub(crate) processors: Processors,
     pub(crate) dead_letters: DeadLetters,
     pub(crate) schedules: Schedules,
+    pub(crate) routes: Routes,
 }
 
 /// The broker's verbs for one caller. Cheap to clone; a door makes one for each request.
@@ -41,6 +43,7 @@ impl Session {
             processors: rooms.processors.called_by(&caller),
             dead_letters: rooms.dead_letters.called_by(&caller),
             schedules: rooms.schedules.called_by(&caller),
+            routes: rooms.routes.called_by(&caller),
         };
         Self {
             rooms,
@@ -89,5 +92,11 @@ impl Session {
     #[must_use]
     pub fn schedules(&self) -> &Schedules {
         &self.rooms.schedules
+    }
+
+    /// Routes.
+    #[must_use]
+    pub fn routes(&self) -> &Routes {
+        &self.rooms.routes
     }
 }

@@ -323,6 +323,15 @@ pub const TIMESTAMP_AHEAD_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
 /// Delayed messages in one HTTP answer. Request the next ones after the last.
 pub const DELAYED_LISTED_MAX: usize = 1_000;
 
+/// Routes of one host. Another one is refused.
+pub const ROUTES_MAX: usize = 1_000;
+
+/// Characters of a route's path.
+pub const ROUTE_PATH_CHARS_MAX: usize = 200;
+
+/// Requests that one route answers at a time on one host, including those that wait for an instance. A further one gets 503.
+pub const ROUTE_REQUESTS_MAX: usize = 64;
+
 /// Schedules of one host. Another one is refused.
 pub const SCHEDULES_MAX: usize = 1_000;
 

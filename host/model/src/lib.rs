@@ -31,6 +31,7 @@ pub mod plain;
 pub mod processor;
 pub mod producer;
 pub mod progress;
+pub mod route;
 pub mod schedule;
 pub mod settings;
 pub mod steady;
@@ -61,6 +62,7 @@ pub use processor::{
 };
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, GivenUp, Parked, Progress, ProgressChange};
+pub use route::{Route, RoutePath, RoutePathError, RouteSpec};
 pub use schedule::{Schedule, ScheduleRun, ScheduleSpec};
 pub use settings::{SettingError, SettingsPatch, TopicSettings};
 pub use steady::{SteadyClock, Step};

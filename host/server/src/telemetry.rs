@@ -85,8 +85,9 @@ const MESSAGES: &[f64] = &[
 /// [`ConfigError::Value`] if the filter is invalid.
 pub(crate) fn start_logging(settings: &LogSettings) -> Result<LogLines, ConfigError> {
     let refused = |why: String| refused("log.filter", &*settings.filter, why);
-    // SQL statements of the checkpoint's database are logged only if asked for by name.
-    let filter = format!("sqlx=warn,{}", settings.filter);
+    // SQL statements of the checkpoint's database are logged only if asked for by name; so are guests' malformed requests, which could
+    // flood the log.
+    let filter = format!("sqlx=warn,wasmtime_wasi_http=error,{}", settings.filter);
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         refused(format!(
             "{error}; write a level such as info, or target=level pairs"
@@ -406,6 +407,14 @@ fn describe() {
     describe_histogram!(
         "millrace_delayed_lateness_seconds",
         "Time from when a delayed message was due until it was committed to its partition"
+    );
+    describe_counter!(
+        "millrace_route_requests_total",
+        "Requests that routes were asked to answer, by route and outcome"
+    );
+    describe_histogram!(
+        "millrace_route_seconds",
+        "Time from a request to the head of its route's answer, by route"
     );
     describe_gauge!("millrace_instances", "Component instances, by processor");
     describe_gauge!(

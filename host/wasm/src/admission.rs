@@ -58,6 +58,10 @@ const WASI_GRANTED: [&str; 6] = [
 const GRANTED: [&str; 6] = ["types", "log", "state", "config", "secrets", "metrics"];
 const WASI_VERSION: &str = "0.2.";
 
+/// Of `wasi:http`: the types, and requests to servers that the grants name.
+const HTTP_TYPES: &str = "wasi:http/types";
+const HTTP_SENDING: &str = "wasi:http/outgoing-handler";
+
 /// A component's imports, exports and sizes.
 pub(crate) struct Outline {
     pub(crate) exports: Vec<Interface>,
@@ -348,41 +352,64 @@ fn invalid(error: wasmparser::BinaryReaderError) -> AdmitError {
     AdmitError::Invalid(clean(&error.to_string(), 500))
 }
 
+/// What a component exports to answer HTTP requests.
+const HTTP_HANDLER: &str = "wasi:http/incoming-handler";
+
 /// An interface's place in the contract.
 pub(crate) trait Contract: Sized {
-    const ALL: [Self; 3];
-    /// The interface's name within our package.
+    const ALL: [Self; 4];
+    /// The interface's name with its package.
     fn interface_name(self) -> &'static str;
+    /// How a supported version begins.
+    fn version(self) -> &'static str;
 }
 
 impl Contract for Interface {
-    const ALL: [Self; 3] = [
+    const ALL: [Self; 4] = [
         Self::MessageProcessor,
         Self::Partitioner,
         Self::ErrorHandler,
+        Self::HttpHandler,
     ];
 
     fn interface_name(self) -> &'static str {
         match self {
-            Self::MessageProcessor => "message-processor",
-            Self::Partitioner => "partitioner",
-            Self::ErrorHandler => "error-handler",
+            Self::MessageProcessor => "millrace:broker/message-processor",
+            Self::Partitioner => "millrace:broker/partitioner",
+            Self::ErrorHandler => "millrace:broker/error-handler",
+            Self::HttpHandler => HTTP_HANDLER,
+        }
+    }
+
+    fn version(self) -> &'static str {
+        match self {
+            Self::MessageProcessor | Self::Partitioner | Self::ErrorHandler => PACKAGE_VERSION,
+            Self::HttpHandler => WASI_VERSION,
         }
     }
 }
 
-/// Our interface with this export's name, in a supported version.
+/// The interface with this export's name, in a supported version.
 pub(crate) fn interface_of(export: &str) -> Option<Interface> {
-    let (name, version) = export.strip_prefix(PACKAGE)?.split_once('@')?;
-    let spoken = version.starts_with(PACKAGE_VERSION);
-    Interface::ALL
-        .into_iter()
-        .find(|interface| spoken && interface.interface_name() == name)
+    let (name, version) = export.split_once('@')?;
+    Interface::ALL.into_iter().find(|interface| {
+        interface.interface_name() == name && version.starts_with(interface.version())
+    })
 }
 
 /// Our interface's name in an import, whatever its version.
 pub(crate) fn own_interface(import: &str) -> Option<&str> {
     import.strip_prefix(PACKAGE)?.split('@').next()
+}
+
+/// Whether an import is a part of `wasi:http`.
+pub(crate) fn is_http(import: &str) -> bool {
+    matches!(import.split('@').next(), Some(HTTP_TYPES | HTTP_SENDING))
+}
+
+/// Whether an import sends HTTP requests.
+pub(crate) fn sends_http(import: &str) -> bool {
+    import.split('@').next() == Some(HTTP_SENDING)
 }
 
 fn interfaces_of<'a>(exports: impl Iterator<Item = &'a str>) -> Vec<Interface> {
@@ -396,7 +423,7 @@ fn interfaces_of<'a>(exports: impl Iterator<Item = &'a str>) -> Vec<Interface> {
 pub(crate) fn missing_export(wanted: &[Interface], exports: &[String]) -> AdmitError {
     let wanted = wanted
         .iter()
-        .map(|interface| format!("{PACKAGE}{}@{PACKAGE_VERSION}x", interface.interface_name()))
+        .map(|interface| format!("{}@{}x", interface.interface_name(), interface.version()))
         .collect::<Vec<_>>()
         .join(", ");
     let found = match exports {
@@ -425,8 +452,8 @@ fn is_granted(import: &str) -> bool {
     match name.strip_prefix(PACKAGE) {
         Some(ours) => GRANTED.contains(&ours) && version.starts_with(PACKAGE_VERSION),
         None => {
-            version.starts_with(WASI_VERSION)
-                && WASI_GRANTED.iter().any(|granted| name.starts_with(granted))
+            let of_everyone = WASI_GRANTED.iter().any(|granted| name.starts_with(granted));
+            version.starts_with(WASI_VERSION) && (of_everyone || is_http(name))
         }
     }
 }

@@ -23,7 +23,7 @@ use wasmtime_wasi::I32Exit;
 use crate::logs::clean;
 use crate::notes::Notes;
 use crate::pool::{Guest, GuestState};
-use crate::threads::{GuestThreads, Lane};
+use crate::threads::{Carried, GuestThreads, Lane};
 
 /// Interruptions of a call before it moves to the threads for guests.
 const INLINE_YIELDS_MAX: u32 = 2;
@@ -45,6 +45,9 @@ pub(crate) trait GuestCall: Send + 'static {
     const INTERFACE: Interface;
     /// Its name there.
     const FUNCTION: &'static str;
+
+    /// Whether an instance may be called again.
+    const REUSES: bool = true;
 
     /// Whether the guest's function has the required type.
     fn check(guest: &Guest) -> wasmtime::Result<()>;
@@ -87,23 +90,37 @@ where
         clock,
         time_max,
         time: Duration::ZERO,
+        waited: Duration::ZERO,
         waiting_since: None,
         alarm: None,
         is_carried: false,
     });
     if !lane.is_slow()
-        && let Some(result) = metered.poll_inline().await
+        && let Some(ended) = metered.poll_inline().await
     {
-        return result;
+        return (ended.result, ended.time);
     }
     metered.is_carried = true;
     let carried = threads.carry(lane, metered).await;
-    let (result, time) = carried.unwrap_or_else(|error| {
-        let failed = CallError::Host(format!("the guest's thread failed: {error}"));
-        (Err(failed), Duration::ZERO)
+    let ended = carried.unwrap_or_else(|error| Ended {
+        result: Err(CallError::Host(format!(
+            "the guest's thread failed: {error}"
+        ))),
+        time: Duration::ZERO,
+        waited: Duration::ZERO,
     });
-    lane.set_slow(time > INLINE_TIME_MAX);
-    (result, time)
+    // Whoever only waits for a server needs no thread for it.
+    lane.set_slow(ended.time.saturating_sub(ended.waited) > INLINE_TIME_MAX);
+    (ended.result, ended.time)
+}
+
+/// How a call ended.
+struct Ended<T> {
+    result: Result<T, CallError>,
+    /// All of its time.
+    time: Duration,
+    /// Its part in which the guest waited for the host.
+    waited: Duration,
 }
 
 /// A future whose own time is measured and bounded.
@@ -113,6 +130,7 @@ struct Metered<F> {
     clock: Arc<dyn Clock>,
     time_max: Duration,
     time: Duration,
+    waited: Duration,
     /// When it began to wait for the host; `None` while it runs or waits for a core.
     waiting_since: Option<Duration>,
     alarm: Option<Pin<Box<Sleep>>>,
@@ -122,9 +140,7 @@ struct Metered<F> {
 
 impl<F: Future> Metered<F> {
     /// Polls on this thread until there is a result (`Some`) or the work takes too long for it (`None`).
-    async fn poll_inline(
-        self: &mut Pin<Box<Self>>,
-    ) -> Option<(Result<F::Output, CallError>, Duration)> {
+    async fn poll_inline(self: &mut Pin<Box<Self>>) -> Option<Ended<F::Output>> {
         std::future::poll_fn(|context| match self.as_mut().poll(context) {
             Poll::Ready(result) => Poll::Ready(Some(result)),
             Poll::Pending if self.notes.yields() > INLINE_YIELDS_MAX => Poll::Ready(None),
@@ -134,9 +150,7 @@ impl<F: Future> Metered<F> {
     }
 
     fn poll_work(&mut self, context: &mut Context<'_>) -> Poll<F::Output> {
-        if let Some(since) = self.waiting_since.take() {
-            self.time += self.clock.monotonic().saturating_sub(since);
-        }
+        self.end_wait();
         if self.time >= self.time_max {
             return Poll::Pending;
         }
@@ -148,6 +162,22 @@ impl<F: Future> Metered<F> {
             self.waiting_since = Some(self.clock.monotonic());
         }
         polled
+    }
+
+    fn end_wait(&mut self) {
+        if let Some(since) = self.waiting_since.take() {
+            let waited = self.clock.monotonic().saturating_sub(since);
+            self.time += waited;
+            self.waited += waited;
+        }
+    }
+
+    fn ended(&self, result: Result<F::Output, CallError>) -> Ended<F::Output> {
+        Ended {
+            result,
+            time: self.time,
+            waited: self.waited,
+        }
     }
 
     /// For short calls, elapsed time is as good as CPU time and cheaper to read.
@@ -170,20 +200,30 @@ impl<F: Future> Metered<F> {
 }
 
 impl<F: Future> Future for Metered<F> {
-    type Output = (Result<F::Output, CallError>, Duration);
+    type Output = Ended<F::Output>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if let Poll::Ready(output) = this.poll_work(context) {
-            return Poll::Ready((Ok(output), this.time));
+            return Poll::Ready(this.ended(Ok(output)));
         }
         if this.time >= this.time_max {
-            return Poll::Ready((Err(CallError::Timeout(this.time_max)), this.time));
+            return Poll::Ready(this.ended(Err(CallError::Timeout(this.time_max))));
         }
         if this.waiting_since.is_some() {
             this.set_alarm(context);
         }
         Poll::Pending
+    }
+}
+
+impl<F: Future> Carried for Metered<F> {
+    fn is_waiting(&self) -> bool {
+        self.waiting_since.is_some()
+    }
+
+    fn end_wait(&mut self) {
+        Self::end_wait(self);
     }
 }
 

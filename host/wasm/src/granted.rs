@@ -11,6 +11,16 @@ const OUTGOING_HTTP: &str = "wasi:http/outgoing-handler@";
 
 /// Refuses a component that imports more than its owner is granted.
 pub(crate) fn check(imports: &[String], grants: &Grants, owner: &Owner) -> Result<(), AdmitError> {
+    // State belongs to a processor in a partition; a route has none.
+    if let Owner::Route(_) = owner {
+        let state = imports
+            .iter()
+            .filter(|import| own_interface(import) == Some("state"));
+        let imports: Vec<String> = state.cloned().collect();
+        if !imports.is_empty() {
+            return Err(AdmitError::UngrantedImports { imports });
+        }
+    }
     let lacking = imports.iter().filter_map(|import| {
         let flag = match own_interface(import) {
             Some("state") if !grants.state => "--grant-state",
@@ -31,6 +41,10 @@ pub(crate) fn check(imports: &[String], grants: &Grants, owner: &Owner) -> Resul
             // A part of a processor, such as its shadow, has the processor's grants.
             let name = name.split('/').next().unwrap_or(name);
             let command = format!("millrace processor deploy {name} {flags}");
+            Err(AdmitError::NotGranted { imports, command })
+        }
+        Owner::Route(path) => {
+            let command = format!("millrace route set {path} {flags}");
             Err(AdmitError::NotGranted { imports, command })
         }
         Owner::Topic(_) | Owner::Admission(_) => Err(AdmitError::UngrantedImports { imports }),
@@ -82,6 +96,18 @@ mod tests {
             ..Grants::default()
         };
         assert_eq!(check(&imports, &all, &owner), Ok(()));
+        let route = Owner::Route("/a".into());
+        assert!(matches!(
+            check(&imports, &all, &route),
+            Err(AdmitError::UngrantedImports { imports }) if imports == ["millrace:broker/state@0.1.0"]
+        ));
+        let imports_of_a_route = &imports[6..7];
+        let Err(AdmitError::NotGranted { command, .. }) =
+            check(imports_of_a_route, &Grants::default(), &route)
+        else {
+            panic!("it was not refused");
+        };
+        assert_eq!(command, "millrace route set /a --grant-http ORIGIN");
         let topic = check(&imports, &Grants::default(), &Owner::Topic("t".into()));
         assert!(matches!(topic, Err(AdmitError::UngrantedImports { .. })));
     }

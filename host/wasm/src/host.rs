@@ -10,11 +10,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::{
-    AdmitError, BatchHandler, FailureHandler, GuestLine, Interface, LiveConfig, LoadRequest,
-    ModuleFacts, ModuleHost, PartitionHandler, Uploader,
+    AdmitError, BatchHandler, FailureHandler, GuestLine, HttpHandler, Interface, LiveConfig,
+    LoadRequest, ModuleFacts, ModuleHost, PartitionHandler, Uploader,
 };
 use millrace_model::processor::Limits;
-use millrace_model::{Clock, Digest, GuestLimits, ProcessorName};
+use millrace_model::{Clock, Digest, GuestLimits, ProcessorName, RoutePath};
 use parking_lot::Mutex;
 use wasmtime::component::Linker;
 
@@ -26,9 +26,11 @@ use crate::engine;
 use crate::epoch::Ticker;
 use crate::granted;
 use crate::guest_metrics::AllMetrics;
-use crate::interfaces::{self, error_handler, partitioner, processor};
+use crate::interfaces::{self, error_handler, http_handler, partitioner, processor};
 use crate::logs::{GuestLogs, HostLog, LogSink, Owner};
+use crate::metadata;
 use crate::module::Module;
+use crate::outbound::{HttpOptions, Outbound};
 use crate::pool::{GuestState, NotOpened, Pool, Purpose, Shared};
 use crate::secrets::{NoSecrets, SecretStore};
 use crate::slots::Slots;
@@ -68,6 +70,8 @@ pub struct WasmOptions {
     pub ships_lines: bool,
     /// Where secrets come from.
     pub secrets: Arc<dyn SecretStore>,
+    /// How guests send HTTP requests.
+    pub http: HttpOptions,
 }
 
 impl WasmOptions {
@@ -87,6 +91,7 @@ impl WasmOptions {
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             ships_lines: false,
             secrets: Arc::new(NoSecrets),
+            http: HttpOptions::default(),
         }
     }
 }
@@ -108,6 +113,11 @@ pub enum StartError {
         /// The error.
         error: std::io::Error,
     },
+    /// The certificates that guests' requests should trust cannot be read.
+    #[error(
+        "the certificates for components' HTTP requests cannot be used: {0}. Point the setting http_roots_file at a PEM file"
+    )]
+    Certificates(String),
     /// Threads could not be started.
     #[error("cannot start threads for guests: {0}")]
     Threads(std::io::Error),
@@ -143,7 +153,9 @@ impl WasmHost {
         let directory = options.cache_dir.clone();
         let cache = CodeCache::open(options.cache_dir, options.keeps_code, &engine)
             .map_err(|error| StartError::Cache { directory, error })?;
+        let outbound = Outbound::new(options.http, Arc::clone(&clock));
         let shared = Shared {
+            outbound: outbound.map(Arc::new).map_err(StartError::Certificates)?,
             ticker: Ticker::start(engine.clone()).map_err(StartError::Threads)?,
             threads: GuestThreads::start(options.threads).map_err(StartError::Threads)?,
             slots: Slots::new(options.instances_max, options.memory_bytes_max),
@@ -385,6 +397,9 @@ impl WasmHost {
                 Interface::ErrorHandler => {
                     Pool::open::<error_handler::Handle>(shared, module, purpose).await
                 }
+                Interface::HttpHandler => {
+                    Pool::open::<http_handler::Serve>(shared, module, purpose).await
+                }
             }?;
         }
         Ok(())
@@ -401,6 +416,8 @@ impl ModuleHost for WasmHost {
         let module = self.module(digest, &bytes, &mut job).await?;
         let tried_out = self.try_out(&module, &uploader).await;
         tried_out.inspect_err(|_| self.forget(digest))?;
+        let component = bytes.clone();
+        let metadata = self.aside(move || metadata::metadata(&component)).await?;
         Ok(ModuleFacts {
             digest,
             byte_count: bytes.len() as u64,
@@ -408,6 +425,7 @@ impl ModuleHost for WasmHost {
             imports: outline.imports,
             compile_ms: job.compiled.as_millis() as u64,
             waited_ms: job.waited.as_millis() as u64,
+            metadata,
         })
     }
 
@@ -437,6 +455,20 @@ impl ModuleHost for WasmHost {
         let owner = Owner::Processor(request.owner.clone());
         let pool = self.load::<error_handler::Handle>(owner, request).await?;
         Ok(Arc::new(error_handler::ErrorHandler(pool)))
+    }
+
+    async fn http_handler(&self, request: LoadRequest) -> Result<Arc<dyn HttpHandler>, AdmitError> {
+        let owner = Owner::Route(request.owner.clone());
+        let pool = self.load::<http_handler::Serve>(owner, request).await?;
+        Ok(Arc::new(http_handler::Handler(pool)))
+    }
+
+    fn route_logs(&self, route: &RoutePath) -> Vec<GuestLine> {
+        self.logs.lines(&Owner::Route(route.to_string()))
+    }
+
+    fn forget_route_logs(&self, route: &RoutePath) {
+        self.logs.forget(&Owner::Route(route.to_string()));
     }
 
     fn forget(&self, digest: Digest) {

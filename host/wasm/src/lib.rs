@@ -3,7 +3,8 @@
 //! Implements [`millrace_broker::handler`]; the broker knows nothing of this crate. In the order in which a module meets them:
 //! [`admission`] examines the bytes, [`compile`] compiles them in another process, [`compiled`] stores the code, [`module`] links it,
 //! [`pool`] keeps instances, [`call`] makes one call under limits, [`interfaces`] connect host and guest. A guest may be hostile: it
-//! has bounded memory, stack, time, output and log lines, reaches neither files nor sockets, and whatever it does ends as a
+//! has bounded memory, stack, time, output and log lines, reaches neither files nor sockets and by HTTP only granted servers
+//! ([`outbound`]), and whatever it does ends as a
 //! [`CallError`](millrace_broker::handler::CallError) of its own processor.
 
 mod admission;
@@ -18,8 +19,10 @@ mod host;
 mod interfaces;
 mod limits;
 mod logs;
+mod metadata;
 mod module;
 mod notes;
+mod outbound;
 mod output;
 mod pool;
 mod secrets;
@@ -29,4 +32,5 @@ mod turns;
 
 pub use compile::{CompileChild, compile_child_main};
 pub use host::{StartError, WasmHost, WasmOptions};
+pub use outbound::{HttpOptions, Resolver, SystemResolver};
 pub use secrets::{NoSecrets, SecretStore};

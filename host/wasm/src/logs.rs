@@ -39,6 +39,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(1);
 pub(crate) enum Owner {
     Processor(String),
     Topic(String),
+    Route(String),
     /// A trial of an upload, to see whether it starts.
     Admission(String),
 }
@@ -49,7 +50,7 @@ const ADMISSION: &str = "(admission)";
 impl Owner {
     pub(crate) fn name(&self) -> &str {
         match self {
-            Self::Processor(name) | Self::Topic(name) => name,
+            Self::Processor(name) | Self::Topic(name) | Self::Route(name) => name,
             Self::Admission(_) => ADMISSION,
         }
     }
@@ -59,6 +60,7 @@ impl Owner {
         match self {
             Self::Processor(_) | Self::Admission(_) => "processor",
             Self::Topic(_) => "topic",
+            Self::Route(_) => "route",
         }
     }
 
@@ -70,6 +72,7 @@ impl Owner {
                 format!("processor {}", name.split('/').next().unwrap_or(name))
             }
             Self::Topic(name) => format!("topic {name}"),
+            Self::Route(path) => format!("route {path}"),
             Self::Admission(uploader) => format!("trial {uploader}"),
         }
     }

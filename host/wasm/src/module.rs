@@ -5,8 +5,9 @@ use std::sync::Arc;
 use millrace_broker::handler::{AdmitError, Interface};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
-use crate::admission::{interface_of, missing_export, own_interface};
+use crate::admission::{interface_of, is_http, missing_export, own_interface, sends_http};
 use crate::compiled::{self, TrustedCode};
+use crate::interfaces::http;
 use crate::logs::{clean, without_places};
 use crate::pool::GuestState;
 
@@ -22,6 +23,7 @@ pub(crate) struct Module {
     /// Names of its imports.
     imports: Vec<String>,
     imports_state: bool,
+    sends_http: bool,
 }
 
 impl Module {
@@ -30,7 +32,22 @@ impl Module {
         code: &TrustedCode,
     ) -> Result<Arc<Self>, AdmitError> {
         let component = compiled::load(linker.engine(), code).map_err(|error| invalid(&error))?;
-        let linked = linker
+        let imports: Vec<String> = component
+            .component_type()
+            .imports(component.engine())
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let with_http = match imports.iter().any(|import| is_http(import)) {
+            true => {
+                let mut linker = linker.clone();
+                http::link(&mut linker).map_err(|error| invalid(&error))?;
+                Some(linker)
+            }
+            false => None,
+        };
+        let linked = with_http
+            .as_ref()
+            .unwrap_or(linker)
             .instantiate_pre(&component)
             .map_err(|error| invalid(&error))?;
         let exports = component
@@ -38,26 +55,28 @@ impl Module {
             .exports(component.engine())
             .map(|(name, _)| name.to_owned())
             .collect();
-        let imports: Vec<String> = component
-            .component_type()
-            .imports(component.engine())
-            .map(|(name, _)| name.to_owned())
-            .collect();
         let imports_state = imports
             .iter()
             .any(|import| own_interface(import) == Some("state"));
+        let sends_http = imports.iter().any(|import| sends_http(import));
         Ok(Arc::new(Self {
             linked,
             component,
             exports,
             imports,
             imports_state,
+            sends_http,
         }))
     }
 
     /// Whether it imports `state`.
     pub(crate) fn imports_state(&self) -> bool {
         self.imports_state
+    }
+
+    /// Whether it imports what sends HTTP requests.
+    pub(crate) fn sends_http(&self) -> bool {
+        self.sends_http
     }
 
     /// What it imports.

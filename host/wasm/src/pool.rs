@@ -14,15 +14,18 @@ use tokio::sync::Semaphore;
 use wasmtime::component::{ComponentExportIndex, Func, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtxView, WasiHttpView};
 
 use crate::call::{self, GuestCall, Returned, explain};
 use crate::epoch::Ticker;
 use crate::guest_metrics::GuestMetrics;
+use crate::interfaces::http::HttpState;
 use crate::interfaces::wasi;
 use crate::limits::{Allowed, InstanceGauges, InstanceLimits};
 use crate::logs::{LogSink, Owner, without_places};
 use crate::module::Module;
 use crate::notes::{Noted, Notes};
+use crate::outbound::{Access, Outbound};
 use crate::output::LineStream;
 use crate::secrets::SecretStore;
 use crate::slots::{Slot, Slots};
@@ -60,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) ticker: Ticker,
     pub(crate) threads: GuestThreads,
     pub(crate) slots: Slots,
+    pub(crate) outbound: Arc<Outbound>,
     pub(crate) instances_made: AtomicU64,
     pub(crate) limits: GuestLimits,
     pub(crate) secrets: Arc<dyn SecretStore>,
@@ -73,6 +77,8 @@ pub(crate) struct Pool {
     limits: Limits,
     grants: Arc<Grants>,
     config: LiveConfig,
+    /// The servers that its guests may reach, if they send requests at all.
+    access: Option<Arc<Access>>,
     sink: LogSink,
     metrics: Arc<GuestMetrics>,
     gauges: InstanceGauges,
@@ -134,6 +140,7 @@ pub(crate) struct GuestState {
     /// While a batch is processed.
     pub(crate) state: Option<Box<StateAttempt>>,
     wasi: WasiCtx,
+    http: HttpState,
     table: ResourceTable,
     notes: Arc<Notes>,
 }
@@ -171,6 +178,16 @@ impl WasiView for GuestState {
     }
 }
 
+impl WasiHttpView for GuestState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            ctx: &mut self.http.context,
+            hooks: &mut self.http.hooks,
+            table: &mut self.table,
+        }
+    }
+}
+
 impl Pool {
     /// A pool whose first instance was created under the limits of every later one.
     pub(crate) async fn open<C: GuestCall>(
@@ -185,6 +202,8 @@ impl Pool {
             sink,
             metrics,
         } = purpose;
+        let access = || shared.outbound.access(&grants, sink.clone());
+        let access = module.sends_http().then(access);
         let pool = Arc::new(Self {
             function: module.function(C::INTERFACE, C::FUNCTION)?,
             lane: shared.threads.lane(&sink.owner().lane()),
@@ -194,6 +213,7 @@ impl Pool {
             limits,
             grants,
             config,
+            access,
             sink,
             metrics,
             idle: Mutex::default(),
@@ -225,10 +245,12 @@ impl Pool {
     fn too_slow(&self) -> String {
         let ms = self.start_time_max().as_millis();
         let setting = match self.sink.owner() {
-            Owner::Processor(_) | Owner::Topic(_) if ms == self.call_time_max().as_millis() => {
+            Owner::Processor(_) | Owner::Topic(_) | Owner::Route(_)
+                if ms == self.call_time_max().as_millis() =>
+            {
                 "limits.call_ms_max"
             }
-            Owner::Admission(_) | Owner::Processor(_) | Owner::Topic(_) => {
+            Owner::Admission(_) | Owner::Processor(_) | Owner::Topic(_) | Owner::Route(_) => {
                 "the host's setting guest_start_ms_max"
             }
         };
@@ -335,7 +357,9 @@ impl Pool {
         match made {
             Ok(Returned::Answer(answer)) => {
                 let noted = guest.store.data().notes.take();
-                self.give_back(guest);
+                if C::REUSES {
+                    self.give_back(guest);
+                }
                 Ok((answer, noted))
             }
             Ok(Returned::Unavailable(reason)) => {
@@ -413,6 +437,8 @@ impl Pool {
         let sink = self.sink.noting(&notes);
         let stderr = LineStream::new(sink.clone(), "warn");
         let stdout = LineStream::new(sink.clone(), "info");
+        let access = self.access.as_ref();
+        let http = HttpState::new(access.map(|access| access.noting(sink.clone())));
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
         let state = GuestState {
@@ -431,6 +457,7 @@ impl Pool {
             stdout,
             stderr,
             state: None,
+            http,
             table,
             notes,
         };

@@ -3,13 +3,15 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
 
 use parking_lot::Mutex;
 use rustix::process::{getpriority_process, setpriority_process};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinHandle};
 
 /// How much lower guests' priority is than that of the host's own threads: at 10 a busy thread gets about a ninth of a contended core.
@@ -57,16 +59,68 @@ impl GuestThreads {
         }
     }
 
-    /// Runs `future` to its end on a guest thread, when it is the owner's turn; dropping the answer ends it early.
-    pub(crate) async fn carry<F>(&self, lane: &Lane, future: F) -> Result<F::Output, JoinError>
+    /// Runs `future` to its end on a guest thread, when it is the owner's turn; dropping the answer ends it early. While it waits for
+    /// the host it is another call's turn.
+    pub(crate) async fn carry<F>(
+        &self,
+        lane: &Lane,
+        future: Pin<Box<F>>,
+    ) -> Result<F::Output, JoinError>
     where
-        F: Future<Output: Send> + Send + 'static,
+        F: Carried<Output: Send> + Send + Unpin + 'static,
     {
-        // Never closed.
-        let _turn = lane.turns.acquire().await.ok();
+        let in_turn = InTurn {
+            future,
+            // Never closed.
+            turn: Arc::clone(&lane.turns).acquire_owned().await.ok(),
+            turns: Arc::clone(&lane.turns),
+            asked: None,
+        };
         let runtime = self.runtime.as_ref().expect("taken only by drop");
-        let mut task = AbortOnDrop(runtime.spawn(future));
+        let mut task = AbortOnDrop(runtime.spawn(in_turn));
         (&mut task.0).await
+    }
+}
+
+/// What the threads carry: a future that may wait for the host.
+pub(crate) trait Carried: Future {
+    /// Whether it waits for the host, and so needs no thread now.
+    fn is_waiting(&self) -> bool;
+
+    /// Says that the host has answered; from here on it waits for its turn.
+    fn end_wait(&mut self);
+}
+
+type Asked = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
+
+/// A future that runs only when it is its owner's turn.
+struct InTurn<F> {
+    future: Pin<Box<F>>,
+    turns: Arc<Semaphore>,
+    turn: Option<OwnedSemaphorePermit>,
+    /// A turn that it waits for.
+    asked: Option<Asked>,
+}
+
+impl<F: Carried + Unpin> Future for InTurn<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        if this.turn.is_none() {
+            this.future.end_wait();
+            let turns = &this.turns;
+            let asked = this
+                .asked
+                .get_or_insert_with(|| Box::pin(Arc::clone(turns).acquire_owned()));
+            this.turn = ready!(asked.as_mut().poll(context)).ok();
+            this.asked = None;
+        }
+        let polled = this.future.as_mut().poll(context);
+        if polled.is_pending() && this.future.is_waiting() {
+            this.turn = None;
+        }
+        polled
     }
 }
 

@@ -69,6 +69,7 @@ const BROKER: Rooms = Rooms {
                 "processors",
             ],
         ),
+        ("routes", &["handler", "ground", "hosts", "catalogue"]),
         (
             "session",
             &[
@@ -79,6 +80,7 @@ const BROKER: Rooms = Rooms {
                 "processors",
                 "dead_letters",
                 "schedules",
+                "routes",
             ],
         ),
         (
@@ -94,6 +96,7 @@ const BROKER: Rooms = Rooms {
                 "processors",
                 "dead_letters",
                 "schedules",
+                "routes",
                 "session",
             ],
         ),

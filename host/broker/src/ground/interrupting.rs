@@ -9,12 +9,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::state::StateAttempt;
-use millrace_model::{Answer, ColumnBatch, Digest, GuestLimits, ProcessorName};
-use tokio::sync::watch;
+use millrace_model::{Answer, ColumnBatch, Digest, GuestLimits, ProcessorName, RoutePath};
+use tokio::sync::{oneshot, watch};
 
 use crate::handler::{
     AdmitError, BatchHandler, CallError, Called, Decision, Failure, FailureHandler, GuestLine,
-    LoadRequest, ModuleFacts, ModuleHost, PartitionHandler, Uploader,
+    HttpAnswer, HttpHandler, HttpRequest, LoadRequest, ModuleFacts, ModuleHost, PartitionHandler,
+    Uploader,
 };
 
 /// The signal that ends all calls.
@@ -117,6 +118,12 @@ impl ModuleHost for Interruptible<dyn ModuleHost> {
         Ok(self.over(loaded))
     }
 
+    async fn http_handler(&self, request: LoadRequest) -> Result<Arc<dyn HttpHandler>, AdmitError> {
+        let loading = self.inner.http_handler(request);
+        let loaded = self.interrupt.load(loading).await?;
+        Ok(self.over(loaded))
+    }
+
     fn forget(&self, digest: Digest) {
         self.inner.forget(digest);
     }
@@ -131,6 +138,27 @@ impl ModuleHost for Interruptible<dyn ModuleHost> {
 
     fn forget_logs(&self, processor: &ProcessorName) {
         self.inner.forget_logs(processor);
+    }
+
+    fn route_logs(&self, route: &RoutePath) -> Vec<GuestLine> {
+        self.inner.route_logs(route)
+    }
+
+    fn forget_route_logs(&self, route: &RoutePath) {
+        self.inner.forget_route_logs(route);
+    }
+}
+
+#[async_trait]
+impl HttpHandler for Interruptible<dyn HttpHandler> {
+    async fn handle(
+        &self,
+        request: HttpRequest,
+        answer: oneshot::Sender<HttpAnswer>,
+    ) -> Result<(), CallError> {
+        self.interrupt
+            .call(self.inner.handle(request, answer))
+            .await
     }
 }
 

@@ -2,7 +2,9 @@
 //! implements these traits for components; tests and the bench implement them by hand.
 
 mod called;
+mod http;
 mod live_config;
+mod metadata;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,12 +16,17 @@ use bytes::Bytes;
 use millrace_engine::state::StateAttempt;
 use millrace_model::processor::{Grants, Limits};
 use millrace_model::{
-    Advice, Advised, Answer, Code, ColumnBatch, Digest, GuestLimits, ProcessorName, Timestamp,
+    Advice, Advised, Answer, Code, ColumnBatch, Digest, GuestLimits, ProcessorName, RoutePath,
+    Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 pub use called::{CallLog, CallUse, Called};
+pub use http::{
+    HTTP_BODY_PARTS_MAX, HttpAnswer, HttpBody, HttpHandler, HttpHeaders, HttpPart, HttpRequest,
+};
 pub use live_config::LiveConfig;
+pub use metadata::{Dependency, Metadata, Producer, RegistryFact};
 
 /// One of the interfaces that a component may export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,6 +38,8 @@ pub enum Interface {
     Partitioner,
     /// Decides about failures.
     ErrorHandler,
+    /// Answers HTTP requests.
+    HttpHandler,
 }
 
 /// What admission found out about a module.
@@ -49,6 +58,9 @@ pub struct ModuleFacts {
     /// How long the upload waited for its turn to be compiled.
     #[serde(default)]
     pub waited_ms: u64,
+    /// What it says about itself.
+    #[serde(default)]
+    pub metadata: Metadata,
 }
 
 /// Who uploads, as far as the host can tell. Uploaders take turns to compile.
@@ -383,6 +395,14 @@ pub trait ModuleHost: Send + Sync + 'static {
         request: LoadRequest,
     ) -> Result<Arc<dyn FailureHandler>, AdmitError>;
 
+    /// A component that answers HTTP requests, ready to be called.
+    async fn http_handler(&self, request: LoadRequest) -> Result<Arc<dyn HttpHandler>, AdmitError> {
+        let owner = request.owner;
+        Err(AdmitError::Host(format!(
+            "{owner}: this host runs no components that answer HTTP requests"
+        )))
+    }
+
     /// Removes what is stored of a deleted module besides its bytes, such as compiled code. Loaded handlers continue.
     fn forget(&self, digest: Digest);
 
@@ -396,6 +416,14 @@ pub trait ModuleHost: Send + Sync + 'static {
 
     /// Forgets the lines of a deleted processor.
     fn forget_logs(&self, _processor: &ProcessorName) {}
+
+    /// Log lines of a route's guests, newest last, as far as they are kept.
+    fn route_logs(&self, _route: &RoutePath) -> Vec<GuestLine> {
+        Vec::new()
+    }
+
+    /// Forgets the lines of a deleted route.
+    fn forget_route_logs(&self, _route: &RoutePath) {}
 }
 
 /// A log line of a guest.

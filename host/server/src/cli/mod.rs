@@ -20,7 +20,9 @@ mod dlq;
 mod doctor;
 mod failure;
 mod feed;
+mod keys;
 mod module;
+mod oci;
 mod output;
 mod parked;
 mod paths;
@@ -28,6 +30,7 @@ mod processor;
 mod produce;
 mod replay;
 mod restore;
+mod route;
 mod schedule;
 mod segment;
 mod serve;
@@ -112,7 +115,10 @@ enum Command {
     /// Create messages by the clock
     #[command(subcommand)]
     Schedule(schedule::Verb),
-    /// Upload, list, show and delete modules
+    /// Manage routes: HTTP paths that components answer
+    #[command(subcommand)]
+    Route(route::Verb),
+    /// Upload, list, show, tag, sign, copy and delete modules
     #[command(subcommand)]
     Module(module::Verb),
     /// Deploy and manage processors
@@ -189,6 +195,7 @@ impl Cli {
             Command::Produce(args) => produce::run(args, &client?),
             Command::Delayed(verb) => delayed::run(verb, &client?),
             Command::Schedule(verb) => schedule::run(verb, &client?),
+            Command::Route(verb) => route::run(verb, &client?),
             Command::Consume(args) => consume::run(args, &client?),
             Command::Consumer(verb) => consumer::run(verb, &client?),
             Command::Module(verb) => module::run(verb, &client?),

@@ -57,9 +57,14 @@ fn sample(path: &str) -> (&'static str, &'static str) {
         "log.format" => ("'json'", "json"),
         "log.guests" => ("'host'", "host"),
         "log.filter" => ("'debug'", "debug"),
-        "data_dir" | "encryption.key_file" => ("'somewhere'", "somewhere"),
+        "data_dir" | "encryption.key_file" | "modules.http_roots_file" => {
+            ("'somewhere'", "somewhere")
+        }
         "modules.compile_memory_bytes_max" | "limits.memory_bytes" => ("268435456", "268435456"),
         "modules.guest_memory_bytes_max" | "modules.module_bytes_max" => ("1048576", "1048576"),
+        "modules.require_signature" => ("true", "true"),
+        "modules.trusted_keys" => ("['a', 'b']", "a,b"),
+        "modules.versions" => ("'monotonic'", "monotonic"),
         "modules.compile_cpu_seconds_max" => ("31", "31"),
         "engine.local.journal_file_bytes" => ("65536", "65536"),
         _ => ("70000", "70000"),

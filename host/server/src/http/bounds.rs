@@ -11,6 +11,8 @@ pub(crate) const STATE_BODY_BYTES_MAX: usize = 2 << 20;
 /// Body of a request for a backup, which lists the files that the client already has; a larger one
 /// gets 413.
 pub(crate) const BACKUP_BODY_BYTES_MAX: usize = 64 << 20;
+/// Body of a request that a component answers; a longer one is cut off, which the component sees.
+pub(crate) const ROUTE_BODY_BYTES_MAX: u64 = 32 << 20;
 /// Messages of one produce request; more get 413.
 pub(crate) const PRODUCE_MESSAGES_MAX: usize = 100_000;
 /// Uploads that are being checked and compiled, or wait for it; a further one gets 503. It is more

@@ -101,6 +101,12 @@ impl ApiError {
         (self.code, self.message, self.next)
     }
 
+    /// Adds when to try again.
+    pub(crate) fn after_s(mut self, seconds: u32) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+
     /// Adds the partition.
     pub(crate) fn of_partition(mut self, partition: u32) -> Self {
         self.partition = Some(partition);
@@ -191,6 +197,7 @@ impl<E: Advised> From<E> for ApiError {
 fn status_of(kind: Kind) -> StatusCode {
     match kind {
         Kind::Malformed => StatusCode::BAD_REQUEST,
+        Kind::Forbidden => StatusCode::FORBIDDEN,
         Kind::Unknown => StatusCode::NOT_FOUND,
         Kind::Conflict => StatusCode::CONFLICT,
         Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

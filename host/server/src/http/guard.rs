@@ -25,6 +25,7 @@ use super::app::App;
 use super::bounds::{DISCARD_MS_MAX, REQUEST_ID_CHARS_MAX};
 use super::called::RequestId;
 use super::error::{ApiError, own};
+use super::mount::OfAComponent;
 use super::record::Asked;
 use super::rest;
 use crate::net::Line;
@@ -80,11 +81,24 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
 
 /// Headers of every answer, of a route or not.
 pub(super) fn finished(mut response: Response, id: HeaderValue) -> Response {
+    let is_foreign = is_of_a_component(&response);
     let headers = response.headers_mut();
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let own = [
+        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    for (name, value) in own {
+        // A component may decide otherwise for its own answers.
+        if !(is_foreign && headers.contains_key(&name)) {
+            headers.insert(name, value);
+        }
+    }
     headers.insert(REQUEST_ID, id);
     response
+}
+
+fn is_of_a_component(response: &Response) -> bool {
+    response.extensions().get::<OfAComponent>().is_some()
 }
 
 /// The refusal for requests other than administration when there is no room for them.
@@ -150,6 +164,9 @@ async fn unharmed(call: impl Future<Output = Response>) -> Response {
 
 /// Some refusals come from the framework, in plain text; they get our shape.
 fn shaped(response: Response) -> Response {
+    if is_of_a_component(&response) {
+        return response;
+    }
     let status = response.status();
     let json = HeaderValue::from_static("application/json");
     if !(status.is_client_error() || status.is_server_error())

@@ -35,6 +35,7 @@ mod lifetime;
 mod lookups;
 mod messages;
 mod modules;
+mod mount;
 mod openapi;
 mod parked;
 mod processors;
@@ -45,6 +46,7 @@ mod record;
 mod replays;
 mod request_ids;
 mod rest;
+mod routes;
 mod schedules;
 pub(crate) mod settings;
 mod shapes;
@@ -87,27 +89,27 @@ struct Route {
 }
 
 fn router(app: Arc<App>) -> Router {
-    let routes = routes().into_iter();
-    routes
-        .fold(Router::new(), |router, route| {
-            router.route(route.path, route.handler)
-        })
-        .fallback(error::unknown_route)
-        .method_not_allowed_fallback(error::unknown_method)
-        .layer(axum::middleware::from_fn_with_state(
-            app.clone(),
-            guard::admit,
-        ))
-        .with_state(app)
+    let all = every_route().into_iter();
+    all.fold(Router::new(), |router, route| {
+        router.route(route.path, route.handler)
+    })
+    .fallback(mount::answer)
+    .method_not_allowed_fallback(error::unknown_method)
+    .layer(axum::middleware::from_fn_with_state(
+        app.clone(),
+        guard::admit,
+    ))
+    .with_state(app)
 }
 
 /// Every route. A test checks that the OpenAPI document has the same ones.
-fn routes() -> Vec<Route> {
+fn every_route() -> Vec<Route> {
     const TOPIC: &str = "/v1/topics/{topic}";
     const PARTITION: &str = "/v1/topics/{topic}/partitions/{partition}/messages";
     const CONSUMER: &str = "/v1/topics/{topic}/consumers/{name}";
     const PROCESSOR: &str = "/v1/processors/{name}";
     const SCHEDULE: &str = "/v1/schedules/{name}";
+    const ROUTE: &str = "/v1/routes/{*path}";
     const STATE: &str = "/v1/processors/{name}/state";
     const CONFIG: &str = "/v1/processors/{name}/config";
     const SHADOW: &str = "/v1/processors/{name}/shadow";
@@ -170,7 +172,13 @@ fn routes() -> Vec<Route> {
         post("/v1/modules", on::post(modules::upload)),
         get("/v1/modules", on::get(modules::list)),
         get("/v1/modules/{reference}", on::get(modules::show)),
+        get("/v1/modules/{reference}/bytes", on::get(modules::bytes)),
         delete("/v1/modules/{reference}", on::delete(modules::remove)),
+        put("/v1/modules/{reference}/tags/{tag}", on::put(modules::tag)),
+        delete(
+            "/v1/modules/{reference}/tags/{tag}",
+            on::delete(modules::untag),
+        ),
         get("/v1/processors", on::get(processors::list)),
         get(PROCESSOR, on::get(processors::show)),
         put(PROCESSOR, on::put(processors::deploy)),
@@ -215,6 +223,10 @@ fn routes() -> Vec<Route> {
         post("/v1/schedules/{name}/pause", on::post(schedules::pause)),
         post("/v1/schedules/{name}/resume", on::post(schedules::resume)),
         post("/v1/schedules/{name}/run", on::post(schedules::run)),
+        get("/v1/routes", on::get(routes::list)),
+        get(ROUTE, on::get(routes::show)),
+        put(ROUTE, on::put(routes::put)),
+        delete(ROUTE, on::delete(routes::remove)),
         get(DEAD, on::get(dead_letters::list)),
         get(
             "/v1/processors/{name}/dead-letters/groups",

@@ -1,4 +1,4 @@
-//! Removes the metrics of deleted topics, processors and schedules.
+//! Removes the metrics of deleted topics, processors, schedules and routes.
 
 use std::collections::HashSet;
 
@@ -35,5 +35,8 @@ fn names(session: &Session) -> Names {
     let processors = processors.map(|name| ("processor", name.to_string()));
     let schedules = session.schedules().schedules().into_iter();
     let schedules = schedules.map(|one| ("schedule", one.schedule.name.to_string()));
-    topics.chain(processors).chain(schedules).collect()
+    let routes = session.routes().routes().into_iter();
+    let routes = routes.map(|one| ("route", one.route.path.to_string()));
+    let deployed = topics.chain(processors);
+    deployed.chain(schedules).chain(routes).collect()
 }

@@ -15,6 +15,7 @@ mod lifetime;
 mod operating;
 mod parked;
 mod processing;
+mod routes;
 mod slow_readers;
 mod state;
 mod support;

@@ -4,6 +4,8 @@
 
 pub(crate) mod config;
 pub(crate) mod error_handler;
+pub(crate) mod http;
+pub(crate) mod http_handler;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod partitioner;
@@ -17,7 +19,7 @@ use wasmtime::component::{ComponentType, Linker, Lower};
 
 use crate::pool::GuestState;
 
-/// Everything that a guest may import.
+/// Everything that a guest may import, except [`http`].
 pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     log::link(linker)?;
     state::link(linker)?;

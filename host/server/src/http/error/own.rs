@@ -65,6 +65,12 @@ own_codes! {
     UNKNOWN_CODING "unknown-coding" NOT_IMPLEMENTED "501"
         "The host does not read bodies in this transfer coding."
         "send the body with a Content-Length, or chunked";
+    ROUTE_FAILED "route-failed" BAD_GATEWAY "502"
+        "The component that answers this path failed, or its answer is not valid."
+        "GET /v1/routes/{path} or `millrace route show` shows what it logged";
+    ROUTE_LATE "route-late" GATEWAY_TIMEOUT "504"
+        "The component that answers this path took too long."
+        "try again later, or raise limits.call_ms_max of the route";
     REFUSED "refused" BAD_REQUEST "any"
         "The request is not valid HTTP here; the status says why."
         "GET /openapi.json describes what is accepted";

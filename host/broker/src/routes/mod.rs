@@ -1,0 +1,5 @@
+//! Routes: HTTP requests under a path are answered by a component.
+
+pub(crate) mod handle;
+pub(crate) mod keeping;
+pub(crate) mod serving;

@@ -1,0 +1,198 @@
+//! Routes: paths that components answer.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::cli::{ask, out};
+use crate::support::{Answer, TestHost, config_in};
+
+fn upload(host: &TestHost, tag: &str, bytes: &[u8]) {
+    let wasm = [("content-type", "application/wasm")];
+    let path = format!("/v1/modules?tag={tag}");
+    let answer = host.call("POST", &path, &wasm, bytes.to_vec());
+    assert_eq!(answer.status, 201, "{}", answer.json());
+}
+
+fn with_web(host: TestHost) -> TestHost {
+    upload(&host, "web@1.0.0", guest_artifacts::WEB);
+    let set = set(
+        &host,
+        "/web",
+        json!({"module": "web@1.0.0", "limits": {"call_ms_max": 10_000}}),
+    );
+    assert_eq!(set.status, 200, "{}", set.json());
+    host
+}
+
+fn set(host: &TestHost, path: &str, spec: Value) -> Answer {
+    host.call("PUT", &format!("/v1/routes{path}"), &[], spec.to_string())
+}
+
+fn text(answer: &Answer) -> String {
+    String::from_utf8_lossy(&answer.bytes).into_owned()
+}
+
+#[test]
+fn a_component_answers_requests_to_its_route_and_no_others() {
+    let host = with_web(TestHost::start());
+    let answer = host.call(
+        "POST",
+        "/web/echo?a=b",
+        &[("x-asked", "politely"), ("connection", "close")],
+        vec![b'x'; 1_000_000],
+    );
+    let expected = format!(
+        "Post {} /web/echo?a=b Some(\"politely\") 1000000 bytes, whole: true",
+        host.address
+    );
+    assert_eq!((answer.status, text(&answer)), (200, expected));
+    assert_eq!(answer.headers["x-web"], "yes");
+    assert!(answer.headers.contains_key("x-request-id"));
+    // Its own errors are its own, not in our shape.
+    let missing = host.get("/web/nowhere");
+    assert_eq!(
+        (missing.status, text(&missing).as_str()),
+        (404, "no such page")
+    );
+    for path in ["/webs/echo", "/we", "/"] {
+        host.get(path).refused(404, "unknown-route");
+    }
+    assert_eq!(host.get("/v1/topics").status, 200);
+
+    // The longest path that covers a request answers it.
+    let answer = set(&host, "/web/deep", json!({"module": "web@1.0.0"}));
+    assert_eq!(answer.json()["revision"], 1);
+    assert_eq!(host.get("/web/deep/parts").bytes.len(), 409_600);
+    let listed = host.get("/v1/routes").json();
+    let paths: Vec<&Value> = listed["routes"]
+        .as_array()
+        .expect("routes")
+        .iter()
+        .map(|route| &route["path"])
+        .collect();
+    assert_eq!(paths, ["/web", "/web/deep"]);
+}
+
+#[test]
+fn a_route_is_set_shown_and_deleted_and_its_module_stays_while_it_is_used() {
+    let host = with_web(TestHost::start());
+    let spec = json!({"module": "web@1.0.0", "limits": {"call_ms_max": 10_000}});
+    assert_eq!(
+        set(&host, "/web", spec).json()["revision"],
+        1,
+        "it is the same"
+    );
+    let spec = json!({"module": "web@1.0.0", "config": {"a": "b"}});
+    let changed = host.call(
+        "PUT",
+        "/v1/routes/web",
+        &[("millrace-by", "ops")],
+        spec.to_string(),
+    );
+    let changed = changed.json();
+    assert_eq!(
+        (&changed["revision"], &changed["set_by"]),
+        (&json!(2), &json!("ops"))
+    );
+    let said = host
+        .call("DELETE", "/v1/modules/web@1.0.0", &[], "")
+        .refused(409, "in-use");
+    assert!(said.contains("route /web"), "{said}");
+    assert_eq!(host.call("DELETE", "/v1/routes/web", &[], "").status, 204);
+    host.get("/web/echo").refused(404, "unknown-route");
+    host.get("/v1/routes/web").refused(404, "no-such-route");
+    host.call("DELETE", "/v1/routes/web", &[], "")
+        .refused(404, "no-such-route");
+    assert_eq!(
+        host.call("DELETE", "/v1/modules/web@1.0.0", &[], "").status,
+        204
+    );
+}
+
+#[test]
+fn what_cannot_be_a_route_is_refused_and_said_why() {
+    let host = with_web(TestHost::start());
+    for path in ["/v1/topics", "/metrics", "/a//b", "/a/"] {
+        set(&host, path, json!({"module": "web@1.0.0"})).refused(400, "malformed");
+    }
+    set(&host, "/a", json!({"module": "nothing@1.0.0"})).refused(404, "unknown-module");
+    upload(&host, "upper@1.0.0", guest_artifacts::UPPERCASE);
+    let said = set(&host, "/a", json!({"module": "upper@1.0.0"})).refused(422, "wrong-interface");
+    assert!(said.contains("wasi:http/incoming-handler"), "{said}");
+    set(&host, "/a", json!({"modul": "web@1.0.0"})).refused(400, "malformed");
+}
+
+#[test]
+fn a_component_that_fails_harms_nobody_else() {
+    let host = with_web(TestHost::start());
+    let quick = json!({"module": "web@1.0.0", "limits": {"call_ms_max": 300}});
+    assert_eq!(set(&host, "/quick", quick).status, 200);
+    for page in ["trap", "silent", "refuses", "odd"] {
+        host.get(&format!("/web/{page}"))
+            .refused(502, "route-failed");
+    }
+    let began = Instant::now();
+    host.get("/quick/endless").refused(504, "route-late");
+    assert!(began.elapsed() < Duration::from_secs(20));
+    // Part of an answer is not taken for the whole: the connection ends without the last chunk.
+    let partly = host.raw(b"GET /web/trap-late HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    assert!(
+        partly.starts_with("HTTP/1.1 200") && !partly.ends_with("0\r\n\r\n"),
+        "{} bytes",
+        partly.len()
+    );
+    let shown = host.get("/v1/routes/web").json();
+    let lines = shown["lines"].to_string();
+    assert!(lines.contains("as its path says"), "{lines}");
+    assert_eq!(text(&host.get("/web/count")), "1");
+    let metrics = text(&host.get("/metrics"));
+    let failed = metrics.lines().any(|line| {
+        line.starts_with("millrace_route_requests_total")
+            && line.contains("outcome=\"failed\"")
+            && line.contains("route=\"/web\"")
+            && line.ends_with(" 4")
+    });
+    assert!(failed, "{metrics}");
+}
+
+#[test]
+fn a_route_answers_again_after_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let host = with_web(TestHost::with(config_in(directory.path())));
+    assert_eq!(text(&host.get("/web/count")), "1");
+    host.stop();
+    let host = TestHost::with(config_in(directory.path()));
+    assert_eq!(text(&host.get("/web/count")), "1");
+    assert_eq!(host.get("/v1/routes/web").json()["problem"], Value::Null);
+}
+
+#[test]
+fn routes_are_managed_from_the_command_line() {
+    let host = TestHost::start();
+    upload(&host, "web@1.0.0", guest_artifacts::WEB);
+    let said = out(&ask(
+        &host,
+        &[
+            "route",
+            "set",
+            "/hooks/web",
+            "--module",
+            "web@1.0.0",
+            "--config",
+            "a=b",
+            "--call-max",
+            "5s",
+        ],
+    ));
+    assert!(
+        said.contains("/hooks/web") && said.contains("5000"),
+        "{said}"
+    );
+    assert!(out(&ask(&host, &["route", "list"])).contains("/hooks/web"));
+    assert_eq!(text(&host.get("/hooks/web/count")), "1");
+    assert!(out(&ask(&host, &["route", "show", "/hooks/web"])).contains("\"a\""));
+    let gone = out(&ask(&host, &["route", "delete", "/hooks/web"]));
+    assert_eq!(gone, "route /hooks/web is deleted\n");
+    assert_eq!(host.get("/hooks/web/count").status, 404);
+}
