@@ -32,10 +32,11 @@ fn watch(guests: &Path) {
         .expect("the guests can be listed")
         .flatten()
     {
-        if !["target", "artifacts"]
-            .iter()
-            .any(|skipped| entry.file_name() == *skipped)
-        {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // SDKs of other languages have names such as sdk-go.
+        let is_other = ["target", "artifacts", "templates", "adapter"].contains(&&*name);
+        if !is_other && !name.starts_with("sdk-") {
             println!("cargo::rerun-if-changed={}", entry.path().display());
         }
     }

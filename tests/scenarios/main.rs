@@ -10,6 +10,7 @@ mod consumers;
 mod data_directory;
 mod delivery;
 mod demo;
+mod developing;
 mod door;
 mod fairness;
 mod file_limits;

@@ -362,9 +362,13 @@ fn top_level(names: &[&str]) -> Vec<String> {
     unexpected.chain(missing).collect()
 }
 
-/// The name of a guest: a package below `guests/` that builds a component.
+/// The name of a guest: a package below `guests/` that builds a component. Templates are no packages yet; the scenarios of developing
+/// build them.
 fn guest_name(source: &Source) -> Option<&str> {
     let directory = source.path.strip_prefix("guests/")?;
+    if directory.starts_with("templates/") {
+        return None;
+    }
     let directory = directory.strip_suffix("/Cargo.toml")?;
     let makes_component = source.text.contains("cdylib");
     makes_component.then(|| directory.rsplit('/').next().unwrap_or(directory))
@@ -584,5 +588,7 @@ mod each_rule_can_fail {
             guest_name(&package("guests/sdk/Cargo.toml", "[package]")),
             None
         );
+        let template = package("guests/templates/rust/common/Cargo.toml", "cdylib");
+        assert_eq!(guest_name(&template), None);
     }
 }

@@ -83,7 +83,7 @@ pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
         .clone()
         .unwrap_or_else(|| PathBuf::from(&args.name));
     write(&dir, &files)?;
-    let next = next(&dir, &about.setup);
+    let next = next(&dir, &about.setup, &files);
     let answer = json!({
         "name": args.name, "language": args.lang, "kind": args.kind, "dir": dir.display().to_string(),
         "files": files.iter().map(|(path, _)| path).collect::<Vec<_>>(), "next": next,
@@ -236,9 +236,19 @@ fn write(dir: &Path, files: &[Written]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The commands that come next.
-fn next(dir: &Path, setup: &[String]) -> Vec<String> {
+/// The commands that come next. Packages of the project are installed first.
+fn next(dir: &Path, setup: &[String], files: &[Written]) -> Vec<String> {
+    const PACKAGES: [(&str, &str); 2] = [
+        ("package.json", "npm install"),
+        (
+            "requirements.txt",
+            "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt",
+        ),
+    ];
+    let has = |name: &str| files.iter().any(|(path, _)| path == name);
+    let packages = PACKAGES.into_iter().filter(|(name, _)| has(name));
     let mut lines = vec![format!("cd {}", dir.display())];
+    lines.extend(packages.map(|(_, command)| command.to_owned()));
     lines.extend(setup.iter().cloned());
     lines.extend(["millrace test", "millrace dev"].map(str::to_owned));
     lines
