@@ -232,5 +232,5 @@ fn a_producer_can_wait_until_a_processor_has_settled_its_messages() {
         .refused(400, "malformed");
     // None of the refused ones was stored.
     let topic = host.get("/v1/topics/in").json();
-    assert_eq!(topic["partitions"][0]["end"], 6, "{topic}");
+    assert_eq!(topic["ends"][0]["end"], 6, "{topic}");
 }
