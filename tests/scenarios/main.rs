@@ -2,6 +2,7 @@
 //! line.
 #![forbid(unsafe_code)]
 
+mod artefacts;
 mod backups;
 mod breaker;
 mod command_line;
@@ -22,6 +23,7 @@ mod load;
 mod old_directories;
 mod once;
 mod orders;
+mod registries;
 mod requests;
 mod restart;
 mod revisions;

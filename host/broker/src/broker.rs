@@ -15,6 +15,7 @@ use millrace_model::{Clock, ProcessorName, Topic, TopicId, TopicName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::catalogue::handle::{Catalogue, Dependents};
+use crate::catalogue::policy::ModulePolicy;
 use crate::dead_letters::handle::DeadLetters;
 use crate::dispatch::at_hand::AtHand;
 use crate::dispatch::gate::Alarm;
@@ -153,8 +154,23 @@ impl Broker {
         modules: Arc<dyn ModuleHost>,
         limits: BrokerLimits,
     ) -> Result<Self, ProcessorError> {
+        let policy = ModulePolicy::default();
+        Self::start_under(clock, engine, modules, limits, policy).await
+    }
+
+    /// Like [`Broker::start_within`], with the host's rules for modules.
+    ///
+    /// # Errors
+    /// The same as of [`Broker::start`].
+    pub async fn start_under(
+        clock: Arc<dyn Clock>,
+        engine: Arc<dyn Engine>,
+        modules: Arc<dyn ModuleHost>,
+        limits: BrokerLimits,
+        policy: ModulePolicy,
+    ) -> Result<Self, ProcessorError> {
         let (alarms, heard) = mpsc::channel(ALARMS_MAX);
-        let broker = Self::build(clock, engine, modules, limits, alarms).await?;
+        let broker = Self::build(clock, engine, modules, limits, policy, alarms).await?;
         let Rooms {
             groups,
             processors,
@@ -165,6 +181,7 @@ impl Broker {
         } = &broker.inner.rooms;
         schedules.read_schedules()?;
         groups.recover_consumers().await?;
+        broker.inner.rooms.catalogue.log_distrusted();
         processors.start_processors().await?;
         routes.start().await;
         dead_letters.redrive_what_is_due();
@@ -179,6 +196,7 @@ impl Broker {
         engine: Arc<dyn Engine>,
         modules: Arc<dyn ModuleHost>,
         limits: BrokerLimits,
+        policy: ModulePolicy,
         alarms: mpsc::Sender<Alarm>,
     ) -> Result<Self, ProcessorError> {
         let interrupt = Interrupt::default();
@@ -191,7 +209,7 @@ impl Broker {
             partitioners: Arc::new(Partitioners::default()),
             hosts: Arc::clone(&hosts),
         };
-        let catalogue = Catalogue::new(&base);
+        let catalogue = Catalogue::new(&base, policy);
         let delays = Delays::new(Arc::clone(&clock), Arc::clone(&engine), &hosts).await?;
         let in_flight_bytes = limits.in_flight_bytes.min(PRODUCE_BYTES_IN_FLIGHT_MAX);
         let messages = Messages::new(

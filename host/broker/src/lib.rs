@@ -31,7 +31,13 @@ pub use catalogue::growth::{ChangedTopic, Growth, KeyedUse};
 pub use catalogue::handle::Catalogue;
 pub use catalogue::left_behind::LeftBehind;
 pub use catalogue::lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
-pub use catalogue::modules::{Module, ModuleError};
+pub use catalogue::modules::{Module, ModuleError, Upload};
+pub use catalogue::policy::ModulePolicy;
+pub use catalogue::signatures::{
+    DistrustError, KeyId, ModuleSignature, SIGNATURE_BYTES_MAX, SignatureError, SignaturePolicy,
+    TrustedKey,
+};
+pub use catalogue::tags::VersionOrder;
 pub use catalogue::topics::{Loss, NewTopic, TopicCreateError, TopicDeleteError};
 pub use catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 pub use dead_letters::audit::{AuditAction, AuditEntry, AuditPage, Digests, EditDigests};
@@ -47,6 +53,9 @@ pub use dead_letters::redrive::{RedriveRequest, RedriveWhich, Redriven};
 pub use dispatch::breaker::BreakerStatus;
 pub use dispatch::comparison::{Said, SaidOutput, ShadowReport, ShadowSample};
 pub use dispatch::orders::ParkedAction;
+pub use dispatch::rehearsal::{
+    Rehearsal, Rehearsed, RehearsedCall, RehearsedMessage, RehearsedOutput, batch_of,
+};
 pub use dispatch::sides::SideStatus;
 pub use ground::caller::Caller;
 pub use groups::consumers::HeldConsumer;
@@ -57,8 +66,9 @@ pub use groups::shapes::{
     ConsumerCommit, ConsumerPlace, ConsumerStatus, HoldRequest, ReaderStatus,
 };
 pub use handler::{
-    AdmitError, CallError, CallUse, Cause, GuestLine, HTTP_BODY_PARTS_MAX, HttpAnswer, HttpBody,
-    HttpHeaders, HttpPart, HttpRequest, Interface, ModuleFacts, ModuleHost, Uploader,
+    AdmitError, CallError, CallUse, Cause, Dependency, GuestLine, HTTP_BODY_PARTS_MAX, HttpAnswer,
+    HttpBody, HttpHeaders, HttpPart, HttpRequest, Interface, Metadata, ModuleFacts, ModuleHost,
+    Producer, RegistryFact, Uploader,
 };
 pub use messages::append::{AppendRequest, Appended};
 pub use messages::beginning::BeginAt;

@@ -13,6 +13,8 @@ use crate::offset::Offset;
 pub enum Kind {
     /// The request cannot be understood.
     Malformed,
+    /// The host's rules do not allow it.
+    Forbidden,
     /// Something that the request names does not exist.
     Unknown,
     /// The request is valid, but not in the present state.
@@ -33,8 +35,9 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
+        Self::Forbidden,
         Self::Unknown,
         Self::Conflict,
         Self::TooLarge,
@@ -50,6 +53,9 @@ impl Kind {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Malformed => "Correct the request.",
+            Self::Forbidden => {
+                "Meet the host's rule that the message names, or have it changed there."
+            }
             Self::Unknown => "Correct the name or the place, or create what is missing.",
             Self::Conflict => "Look at what is there now; then decide whether to ask again.",
             Self::TooLarge => "Send less at once.",

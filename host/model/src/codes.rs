@@ -69,6 +69,17 @@ codes! {
             "This cannot be a module's tag."
             "write name@1.0.0";
     }
+    Forbidden {
+        SignatureMissing "signature-missing"
+            "The module has no signature, and this host demands one."
+            "sign it with `millrace module sign`, and upload it with its signature: `millrace module push FILE --signature FILE`; over HTTP in the header Millrace-Signature";
+        SignatureInvalid "signature-invalid"
+            "The signature is not of this module, or not for this tag."
+            "sign the very file that is uploaded, and send the signature unchanged";
+        SignatureUntrusted "signature-untrusted"
+            "The module is signed by a key that this host does not trust."
+            "sign it with a trusted key, or name the public key in the host's setting trusted_keys";
+    }
     Unknown {
         UnknownTopic "unknown-topic"
             "There is no topic of this name."
@@ -162,9 +173,12 @@ codes! {
         TagTaken "tag-taken"
             "The tag belongs to another module."
             "a tag cannot be moved to another module; choose the next version";
+        VersionNotNewer "version-not-newer"
+            "Versions of a module's name may only rise on this host, and this one does not."
+            "choose a version above the newest one; to run earlier code again, roll the processor back";
         TooManyTags "too-many-tags"
             "The module has the maximum number of tags."
-            "GET /v1/modules lists them";
+            "GET /v1/modules lists them; DELETE /v1/modules/{tag}/tags/{tag} or `millrace module untag` takes one back";
         OtherRevision "other-revision"
             "Another revision is current than the one expected; nothing was done."
             "see which revision is current (GET /v1/processors/{name}/history), and repeat the request with its number as expected_revision";
@@ -265,6 +279,9 @@ codes! {
         WrongInterface "wrong-interface"
             "The module does not export what this use requires."
             "GET /v1/modules or `millrace module list` shows what each module exports";
+        DigestMismatch "digest-mismatch"
+            "The module's bytes are not those whose digest was given."
+            "send them again; nothing was stored";
         NotAComponent "not-a-component"
             "These bytes are not a WebAssembly component."
             "build for the target wasm32-wasip2";

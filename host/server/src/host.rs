@@ -135,7 +135,8 @@ impl Host {
             at_hand_bytes: memory.at_hand_bytes,
             ..BrokerLimits::default()
         };
-        let broker = Broker::start_within(clock.clone(), engine, modules, limits).await?;
+        let policy = config.modules.policy()?;
+        let broker = Broker::start_under(clock.clone(), engine, modules, limits, policy).await?;
         broker.ready().await.map_err(StartError::Poisoned)?;
 
         let poisoned = CancellationToken::new();

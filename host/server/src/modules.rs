@@ -1,10 +1,10 @@
 //! The module host: the limits of modules, and how it is started.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::Args;
-use millrace_broker::ModuleHost;
+use clap::{Args, ValueEnum};
+use millrace_broker::{ModuleHost, ModulePolicy, SignaturePolicy, TrustedKey, VersionOrder};
 use millrace_model::{Clock, GuestLimits};
 use millrace_wasm::{CompileChild, WasmHost, WasmOptions};
 use serde::{Deserialize, Serialize};
@@ -41,10 +41,59 @@ pub struct ModuleSettings {
     /// memory if that is less]
     #[arg(long, id = "modules.compile_memory_bytes_max", value_name = "BYTES")]
     pub compile_memory_bytes_max: u64,
+    /// Whether the versions of a name may only rise: any, monotonic [default: any]
+    #[arg(
+        long = "module-versions",
+        id = "modules.versions",
+        value_name = "ORDER"
+    )]
+    pub versions: Versions,
+    /// Refuse modules without a signature by a trusted key
+    #[arg(
+        long = "require-signature",
+        id = "modules.require_signature",
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    pub require_signature: bool,
+    /// A file with a public key whose signatures of modules count (minisign's format); repeat it for
+    /// several, or separate them by commas
+    #[arg(
+        long = "trusted-key",
+        id = "modules.trusted_keys",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    pub trusted_keys: Vec<PathBuf>,
     /// A PEM file with certificates that components' HTTPS requests trust besides those that
     /// browsers trust
     #[arg(long, id = "modules.http_roots_file", value_name = "FILE")]
     pub http_roots_file: Option<PathBuf>,
+}
+
+/// Bytes of a file with a public key; a larger one is refused.
+const TRUSTED_KEY_BYTES_MAX: u64 = 4 << 10;
+
+/// How the versions of a module's name may follow each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Versions {
+    /// In any order.
+    #[default]
+    Any,
+    /// Each newer than every earlier one, as semantic versions.
+    Monotonic,
+}
+
+impl From<Versions> for VersionOrder {
+    fn from(versions: Versions) -> Self {
+        match versions {
+            Versions::Any => Self::Any,
+            Versions::Monotonic => Self::Monotonic,
+        }
+    }
 }
 
 impl Default for ModuleSettings {
@@ -62,12 +111,30 @@ impl From<GuestLimits> for ModuleSettings {
             guest_start_ms_max: limits.guest_start_ms_max,
             compile_cpu_seconds_max: limits.compile_cpu_seconds_max,
             compile_memory_bytes_max: limits.compile_memory_bytes_max,
+            versions: Versions::default(),
+            require_signature: false,
+            trusted_keys: Vec::new(),
             http_roots_file: None,
         }
     }
 }
 
 impl ModuleSettings {
+    /// The rules for modules, in the form for the broker that applies them.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] names the file that is no public key.
+    pub(crate) fn policy(&self) -> Result<ModulePolicy, ConfigError> {
+        let trusted = self.trusted_keys.iter().map(|file| trusted_key(file));
+        Ok(ModulePolicy {
+            versions: self.versions.into(),
+            signatures: SignaturePolicy {
+                required: self.require_signature,
+                trusted: trusted.collect::<Result<_, _>>()?,
+            },
+        })
+    }
+
     /// The same limits in the form for the code that applies them.
     pub(crate) fn limits(&self) -> GuestLimits {
         GuestLimits {
@@ -81,6 +148,10 @@ impl ModuleSettings {
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if self.require_signature && self.trusted_keys.is_empty() {
+            let why = "no module could be uploaded without a trusted key; name the files of the public keys in trusted_keys";
+            return Err(refused("modules.require_signature", "true", why));
+        }
         match self.limits().out_of_bounds() {
             Some((key, value, from, to)) => {
                 let why = format!("it goes from {from} to {to}");
@@ -89,6 +160,22 @@ impl ModuleSettings {
             None => Ok(()),
         }
     }
+}
+
+fn trusted_key(file: &Path) -> Result<TrustedKey, ConfigError> {
+    let wrong = |why: String| {
+        refused(
+            "modules.trusted_keys",
+            file.display().to_string(),
+            why + "; name the public key that `millrace module keygen` or `minisign -G` wrote",
+        )
+    };
+    let about = std::fs::metadata(file).map_err(|error| wrong(error.to_string()))?;
+    if about.len() > TRUSTED_KEY_BYTES_MAX {
+        return Err(wrong(format!("it has {} bytes", about.len())));
+    }
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+    TrustedKey::parse(&text).ok_or_else(|| wrong("it is not a public key".to_owned()))
 }
 
 /// What a module host needs besides its settings.
@@ -135,7 +222,7 @@ pub(crate) fn open(
 }
 
 /// The running binary itself, even after another one was installed in its place.
-fn own_program() -> std::io::Result<PathBuf> {
+pub(crate) fn own_program() -> std::io::Result<PathBuf> {
     let running = PathBuf::from("/proc/self/exe");
     match running.exists() {
         true => Ok(running),

@@ -573,9 +573,6 @@ fn given_up(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
     let text = text.unwrap_or("no reason given");
-    if text.contains("multiple memories") {
-        return "it contains components that pass data to each other, which this host does not support yet; build it as one component".to_owned();
-    }
     format!("the compiler gave up on it: {text}")
 }
 
@@ -583,7 +580,18 @@ fn compile(component: &[u8]) -> Result<Vec<u8>, Complaint> {
     let engine = engine::compiler().map_err(|error| (EXIT_HOST, format!("{error:#}")))?;
     engine
         .precompile_component(component)
-        .map_err(|error| (EXIT_INVALID, format!("{error:#}")))
+        .map_err(|error| (EXIT_INVALID, explained(&format!("{error:#}"))))
+}
+
+/// What is wrong with a component, with what to do about it where the compiler's words do not say it.
+fn explained(error: &str) -> String {
+    if error.contains("component model async feature") {
+        return format!(
+            "it uses calls of WASI 0.3, which are asynchronous; build it with the synchronous option of its toolchain, such as `--sync` \
+             of componentize-qjs, or with `millrace build` ({error})"
+        );
+    }
+    error.to_owned()
 }
 
 #[cfg(test)]
@@ -597,9 +605,16 @@ mod tests {
             said(Box::new("no such thing")),
             "the compiler gave up on it: no such thing"
         );
-        let composed = "invalid adapter module generated: multiple memories (at offset 0x1c)";
-        assert!(said(Box::new(composed.to_owned())).contains("as one component"));
-        assert!(said(Box::new(17)).contains("no reason given"));
+    }
+
+    #[test]
+    fn asynchronous_calls_are_refused_with_the_option_that_avoids_them() {
+        let error = explained("`task.cancel` requires the component model async feature");
+        assert!(
+            error.contains("--sync") && error.contains("task.cancel"),
+            "{error}"
+        );
+        assert_eq!(explained("unknown section"), "unknown section");
     }
 
     #[test]

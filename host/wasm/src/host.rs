@@ -28,6 +28,7 @@ use crate::granted;
 use crate::guest_metrics::AllMetrics;
 use crate::interfaces::{self, error_handler, http_handler, partitioner, processor};
 use crate::logs::{GuestLogs, HostLog, LogSink, Owner};
+use crate::metadata;
 use crate::module::Module;
 use crate::outbound::{HttpOptions, Outbound};
 use crate::pool::{GuestState, NotOpened, Pool, Purpose, Shared};
@@ -415,6 +416,8 @@ impl ModuleHost for WasmHost {
         let module = self.module(digest, &bytes, &mut job).await?;
         let tried_out = self.try_out(&module, &uploader).await;
         tried_out.inspect_err(|_| self.forget(digest))?;
+        let component = bytes.clone();
+        let metadata = self.aside(move || metadata::metadata(&component)).await?;
         Ok(ModuleFacts {
             digest,
             byte_count: bytes.len() as u64,
@@ -422,6 +425,7 @@ impl ModuleHost for WasmHost {
             imports: outline.imports,
             compile_ms: job.compiled.as_millis() as u64,
             waited_ms: job.waited.as_millis() as u64,
+            metadata,
         })
     }
 

@@ -19,6 +19,7 @@ mod host;
 mod interfaces;
 mod limits;
 mod logs;
+mod metadata;
 mod module;
 mod notes;
 mod outbound;

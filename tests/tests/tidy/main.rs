@@ -82,7 +82,7 @@ const TEST_CRATES: [&str; 2] = ["guest-artifacts", "millrace-tests"];
 const TESTED_WITH: [(&str, &str); 1] = [("host/broker", "millrace-local")];
 
 /// In the order in which a message meets the crates, lowest first. `tests` may use all of them.
-const ARROWS: [Arrows; 9] = [
+const ARROWS: [Arrows; 10] = [
     Arrows {
         directory: "host/model",
         stands_on: &[],
@@ -119,6 +119,12 @@ const ARROWS: [Arrows; 9] = [
         knows_no: &[NETWORK, STORAGE, ANYHOW],
     },
     Arrows {
+        directory: "host/component",
+        stands_on: &[],
+        // WebAssembly is its subject; it runs none.
+        knows_no: &[NETWORK, RUNTIME, STORAGE, &["wasmtime"]],
+    },
+    Arrows {
         directory: "host/server",
         stands_on: &[
             "millrace-model",
@@ -127,6 +133,7 @@ const ARROWS: [Arrows; 9] = [
             "millrace-local",
             "millrace-broker",
             "millrace-wasm",
+            "millrace-component",
             "guest-artifacts",
         ],
         knows_no: &[STORAGE, WASM],

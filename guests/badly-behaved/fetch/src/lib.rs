@@ -36,7 +36,9 @@ fn process(message: &Message) -> Outcome {
     for line in lines.filter(|line| !line.is_empty()) {
         match line.strip_prefix('!').and_then(|line| line.split_once(' ')) {
             Some((name, number)) => asked.set(name, number.parse().unwrap_or(0)),
-            None => asked.headers.push(line.split_once(": ").unwrap_or((line, ""))),
+            None => asked
+                .headers
+                .push(line.split_once(": ").unwrap_or((line, ""))),
         }
     }
     let answer = asked.answer();

@@ -29,7 +29,9 @@ impl Guest for Web {
                 let said = echo(&request, &target);
                 answer(out, 200, |stream| write(stream, said.as_bytes()));
             }
-            "count" => answer(out, 200, |stream| write(stream, count.to_string().as_bytes())),
+            "count" => answer(out, 200, |stream| {
+                write(stream, count.to_string().as_bytes())
+            }),
             "parts" => answer(out, 200, |stream| {
                 for _ in 0..100 {
                     write(stream, &[b'x'; WRITE_BYTES]);
@@ -63,7 +65,9 @@ fn echo(request: &IncomingRequest, target: &str) -> String {
     let method = format!("{:?}", request.method());
     let method = method.rsplit(':').next().unwrap_or_default().to_owned();
     let headers = request.headers().get("x-asked");
-    let header = headers.first().map(|value| String::from_utf8_lossy(value).into_owned());
+    let header = headers
+        .first()
+        .map(|value| String::from_utf8_lossy(value).into_owned());
     let mut length = 0;
     let mut whole = true;
     if let Ok(body) = request.consume()

@@ -1,17 +1,18 @@
 //! The catalogue's handle: what this host knows about topics, modules and processors, and the lock
 //! under which it changes them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
 use millrace_engine::{Engine, EntryKind, EntryWrite};
-use millrace_model::{Clock, Processor, ProcessorName, Topic, TopicId, TopicName};
+use millrace_model::{Clock, Digest, Processor, ProcessorName, Topic, TopicId, TopicName};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::{MutexGuard, watch};
 
 use crate::catalogue::deciding::Followed;
 use crate::catalogue::deployed::Deployed;
+use crate::catalogue::policy::ModulePolicy;
 use crate::ground::partitioner::Partitioners;
 use crate::handler::{LiveConfig, ModuleHost};
 use crate::hosts::base::Base;
@@ -54,6 +55,9 @@ pub(super) struct Inner {
     pub(super) modules: Arc<dyn ModuleHost>,
     pub(super) partitioners: Arc<Partitioners>,
     hosts: Arc<Hosts>,
+    pub(super) policy: ModulePolicy,
+    /// Modules whose signatures were found good since the start, at most [`VERIFIED_MODULES_MAX`](super::signatures::VERIFIED_MODULES_MAX).
+    pub(super) verified: Mutex<HashSet<Digest>>,
     /// The processors, with the reason for each that does not run.
     pub(super) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
     /// The settings that components of processors read, shared with their instances.
@@ -71,7 +75,7 @@ pub(super) struct Inner {
 }
 
 impl Catalogue {
-    pub(crate) fn new(base: &Base) -> Self {
+    pub(crate) fn new(base: &Base, policy: ModulePolicy) -> Self {
         let Base {
             clock,
             engine,
@@ -85,6 +89,8 @@ impl Catalogue {
             modules,
             partitioners,
             hosts,
+            policy,
+            verified: Mutex::default(),
             processors: RwLock::default(),
             configs: Mutex::default(),
             processors_followed: Followed::default(),

@@ -1,20 +1,21 @@
 //! Modules: uploading, finding and deleting them. Their bytes and records are in the engine; the module host admits them.
 
 use bytes::Bytes;
-use millrace_engine::{CommitError, Entry, EntryKind, Expectation, Transaction};
+use millrace_engine::{
+    CommitError, Entry, EntryKind, EntryWrite, Expectation, ReadError, Transaction,
+};
 use millrace_model::{
     Advice, Advised, Code, Digest, Durability, GuestLimits, Revision, Route, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::entries::entry;
 use crate::catalogue::handle::Catalogue;
+use crate::catalogue::signatures::{ModuleSignature, SignatureError, digest_of};
+use crate::catalogue::tags::{MODULE_TAGS_MAX, parts_of};
 use crate::handler::{AdmitError, ModuleFacts, Uploader};
 
-/// Maximum length of a tag.
-const TAG_CHARS_MAX: usize = 128;
-/// Maximum number of tags of a module.
-const MODULE_TAGS_MAX: usize = 100;
 /// Minimum number of digits that may abbreviate a digest.
 const DIGEST_PREFIX_DIGITS_MIN: usize = 6;
 
@@ -30,17 +31,24 @@ pub struct Module {
     pub more_tags: Vec<String>,
     /// When it was first uploaded.
     pub uploaded_at: Timestamp,
+    /// Its signature, if it was uploaded with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<ModuleSignature>,
 }
 
-impl Module {
-    /// All its tags, in the order in which they were given.
-    pub fn tags(&self) -> impl Iterator<Item = &str> {
-        self.tag.iter().chain(&self.more_tags).map(String::as_str)
-    }
-
-    fn has_tag(&self, tag: &str) -> bool {
-        self.tags().any(|known| known == tag)
-    }
+/// An upload.
+#[derive(Clone, Debug, Default)]
+pub struct Upload {
+    /// The component.
+    pub bytes: Bytes,
+    /// A tag for it.
+    pub tag: Option<String>,
+    /// The digest that the bytes must have.
+    pub digest: Option<Digest>,
+    /// The text of its signature's file.
+    pub signature: Option<String>,
+    /// Who uploads: uploaders take turns to compile.
+    pub uploader: Uploader,
 }
 
 /// Why a module was not uploaded, found or deleted.
@@ -49,6 +57,20 @@ pub enum ModuleError {
     /// Admission refused it; nothing was stored.
     #[error(transparent)]
     Admit(#[from] AdmitError),
+    /// Its signature is not accepted.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// The bytes are not those that were announced.
+    #[error("the bytes that arrived have the digest {}, not {wanted}", .found.map_or_else(String::new, |digest| digest.to_string()))]
+    OtherBytes {
+        /// The digest that they should have.
+        wanted: Digest,
+        /// The digest that they have; `None` if the host stops.
+        found: Option<Digest>,
+    },
+    /// The bytes of a module cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// There is no module with this digest or tag.
     #[error("module {0} does not exist; `module list` shows the modules that do")]
     Unknown(String),
@@ -65,8 +87,28 @@ pub enum ModuleError {
         /// That module.
         digest: Digest,
     },
+    /// No module has this tag.
+    #[error("no module has the tag {0}; `millrace module list` shows the tags that there are")]
+    UnknownTag(String),
+    /// Versions must rise, and this one has no order.
+    #[error(
+        "{0} has no semantic version, which this host demands (setting versions = \"monotonic\"); write name@1.2.3"
+    )]
+    NotSemantic(String),
+    /// Versions must rise, and this one does not.
+    #[error(
+        "{tag} is not newer than {newest}, the newest version so far, and versions may only rise on this host (setting versions = \"monotonic\")"
+    )]
+    NotNewer {
+        /// The tag.
+        tag: String,
+        /// The newest tag that the name has or had.
+        newest: String,
+    },
     /// The module has the maximum number of tags.
-    #[error("module {0} already has {MODULE_TAGS_MAX} tags, the maximum; use one of those")]
+    #[error(
+        "module {0} already has {MODULE_TAGS_MAX} tags, the maximum; use one of those, or take one back"
+    )]
     TooManyTags(Digest),
     /// Processors, topics or routes use it.
     #[error("module {digest} is used by {}; deploy another module there or delete them first", .by.join(", "))]
@@ -89,8 +131,12 @@ impl Advised for ModuleError {
     fn advice(&self) -> Advice {
         match self {
             Self::Admit(error) => error.advice(),
-            Self::Unknown(_) => Code::UnknownModule.advice(),
-            Self::Tag(_) => Code::BadTag.advice(),
+            Self::Signature(error) => error.advice(),
+            Self::OtherBytes { .. } => Code::DigestMismatch.advice(),
+            Self::Read(error) => error.advice(),
+            Self::Unknown(_) | Self::UnknownTag(_) => Code::UnknownModule.advice(),
+            Self::Tag(_) | Self::NotSemantic(_) => Code::BadTag.advice(),
+            Self::NotNewer { .. } => Code::VersionNotNewer.advice(),
             Self::TagTaken { .. } => Code::TagTaken.advice(),
             Self::TooManyTags(_) => Code::TooManyTags.advice(),
             Self::InUse { .. } => Code::InUse.hint("stop using it first"),
@@ -110,25 +156,42 @@ impl Catalogue {
         bytes: Bytes,
         tag: Option<String>,
     ) -> Result<Module, ModuleError> {
-        self.upload_module_of(bytes, tag, Uploader::default()).await
+        self.upload_module_of(Upload {
+            bytes,
+            tag,
+            ..Upload::default()
+        })
+        .await
     }
 
-    /// Like [`upload_module`](Self::upload_module), for a named uploader: uploaders take turns to
-    /// compile.
+    /// Like [`upload_module`](Self::upload_module), for a named uploader, and with a signature.
     ///
     /// # Errors
     /// [`ModuleError`]; nothing was stored.
-    pub async fn upload_module_of(
-        &self,
-        bytes: Bytes,
-        tag: Option<String>,
-        uploader: Uploader,
-    ) -> Result<Module, ModuleError> {
-        if let Some(tag) = tag.as_ref().filter(|tag| !is_tag(tag)) {
+    pub async fn upload_module_of(&self, upload: Upload) -> Result<Module, ModuleError> {
+        let Upload {
+            bytes,
+            tag,
+            digest,
+            signature,
+            uploader,
+        } = upload;
+        if let Some(tag) = tag.as_ref().filter(|tag| parts_of(tag).is_none()) {
             return Err(ModuleError::Tag(tag.clone()));
         }
+        if let Some(wanted) = digest {
+            let found = digest_of(&bytes).await;
+            if found != Some(wanted) {
+                return Err(ModuleError::OtherBytes { wanted, found });
+            }
+        }
+        // Before it is compiled: strangers' bytes should cost as little as possible.
+        let signature = self.verify_upload(&bytes, signature).await?;
+        if let (Some(signature), Some(tag)) = (&signature, &tag) {
+            signature.check_tag(tag)?;
+        }
         let facts = self.inner.modules.admit(bytes.clone(), uploader).await?;
-        self.decide(|| self.keep_module(&facts, &bytes, tag.as_ref()))
+        self.decide(|| self.keep_module(&facts, &bytes, tag.as_ref(), signature.as_ref()))
             .await
     }
 
@@ -137,16 +200,21 @@ impl Catalogue {
         facts: &ModuleFacts,
         bytes: &Bytes,
         tag: Option<&String>,
+        signature: Option<&ModuleSignature>,
     ) -> Result<Module, ModuleError> {
         let digest = facts.digest;
         let engine = &self.inner.engine;
         let expects = vec![self.modules_as_now()];
         let as_now = self.module_as_now(digest);
-        self.check_tag(tag.map(String::as_str), digest)?;
+        let tag = tag.map(String::as_str);
+        if let Some(tag) = tag {
+            self.check_tag(tag, digest)?;
+        }
         let known = self.module_of(digest);
         let is_new = known.is_none();
         if let Some(known) = &known
             && tag.is_none_or(|tag| known.has_tag(tag))
+            && signature.is_none_or(|signature| known.signature.as_ref() == Some(signature))
         {
             // The stored bytes may be damaged; if not, this writes nothing.
             engine.put_module(digest, bytes.clone()).await?;
@@ -164,20 +232,18 @@ impl Catalogue {
             tag: None,
             more_tags: Vec::new(),
             uploaded_at: self.inner.clock.wall(),
+            signature: None,
         });
         module.facts = facts.clone();
-        match &module.tag {
-            None => module.tag = tag.cloned(),
-            Some(_) if module.more_tags.len() + 1 >= MODULE_TAGS_MAX => {
-                return Err(ModuleError::TooManyTags(digest));
-            }
-            Some(_) => module.more_tags.extend(tag.cloned()),
+        if let Some(signature) = signature {
+            module.signature = Some(signature.clone());
+        }
+        if let Some(tag) = tag.filter(|tag| !module.has_tag(tag)) {
+            module.add_tag(tag)?;
         }
         // The bytes first: an entry must not exist without them.
         engine.put_module(digest, bytes.clone()).await?;
-        let key = digest.to_string();
-        self.write_entry(EntryKind::Module, key, Some(&module), expects)
-            .await?;
+        self.write_module(&module, tag, expects).await?;
         // An earlier deletion may have removed these bytes after its entry, before this entry existed.
         if is_new && !matches!(engine.module(digest).await, Ok(Some(_))) {
             engine.put_module(digest, bytes.clone()).await?;
@@ -191,16 +257,34 @@ impl Catalogue {
         self.inner.modules.limits()
     }
 
-    fn check_tag(&self, tag: Option<&str>, digest: Digest) -> Result<(), ModuleError> {
-        let Some(tag) = tag else { return Ok(()) };
-        let taken = |module: &Module| module.has_tag(tag) && module.facts.digest != digest;
-        match self.modules().into_iter().find(taken) {
-            None => Ok(()),
-            Some(module) => Err(ModuleError::TagTaken {
-                tag: tag.to_owned(),
-                digest: module.facts.digest,
-            }),
-        }
+    /// Writes a module's record, and remembers the version of a tag that was given or taken back.
+    pub(super) async fn write_module(
+        &self,
+        module: &Module,
+        tag: Option<&str>,
+        expects: Vec<Expectation>,
+    ) -> Result<(), CommitError> {
+        let key = module.facts.digest.to_string();
+        let record = entry(EntryKind::Module, key, Some(module));
+        self.write_record(record, tag, expects).await
+    }
+
+    async fn write_record(
+        &self,
+        record: EntryWrite,
+        tags: impl IntoIterator<Item = &str>,
+        expects: Vec<Expectation>,
+    ) -> Result<(), CommitError> {
+        let mut entries = self.newest_entries(tags);
+        entries.push(record);
+        let transaction = Transaction {
+            entries,
+            expects,
+            durability: Some(Durability::Durable),
+            ..Transaction::default()
+        };
+        self.inner.engine.commit(transaction).await?;
+        Ok(())
     }
 
     /// All modules, by digest.
@@ -241,6 +325,15 @@ impl Catalogue {
         serde_json::from_slice(&entry.value).ok()
     }
 
+    /// The bytes of a module.
+    ///
+    /// # Errors
+    /// [`ModuleError`].
+    pub async fn module_bytes(&self, digest: Digest) -> Result<Bytes, ModuleError> {
+        let bytes = self.inner.engine.module(digest).await?;
+        bytes.ok_or_else(|| ModuleError::Unknown(digest.to_string()))
+    }
+
     /// Deletes a module that is not in use.
     ///
     /// # Errors
@@ -251,6 +344,8 @@ impl Catalogue {
 
     async fn delete_module_now(&self, digest: Digest) -> Result<(), ModuleError> {
         let unused = Expectation::NoPartitioner { module: digest };
+        let unknown = || ModuleError::Unknown(digest.to_string());
+        let module = self.module_of(digest).ok_or_else(unknown)?;
         let kind = EntryKind::Route;
         let version = self.inner.engine.version(kind);
         let same_routes = Expectation::Kind { kind, version };
@@ -260,16 +355,13 @@ impl Catalogue {
             unused,
             same_routes,
         ];
-        if self.module_of(digest).is_none() {
-            return Err(ModuleError::Unknown(digest.to_string()));
-        }
         let by = self.users_of_module(digest);
         if !by.is_empty() {
             return Err(ModuleError::InUse { digest, by });
         }
         let key = digest.to_string();
-        self.write_entry::<Module>(EntryKind::Module, key.clone(), None, expects)
-            .await?;
+        let removed = entry::<Module>(EntryKind::Module, key.clone(), None);
+        self.write_record(removed, module.tags(), expects).await?;
         self.inner.modules.forget(digest);
         let no_entry = Expectation::entry(EntryKind::Module, key, None);
         match self
@@ -306,14 +398,4 @@ impl Catalogue {
         });
         revisions.chain(topics).chain(routes).collect()
     }
-}
-
-/// `name@version`.
-fn is_tag(tag: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let word = |word: &str| !word.is_empty() && word.chars().all(plain);
-    tag.len() <= TAG_CHARS_MAX
-        && tag
-            .split_once('@')
-            .is_some_and(|(name, version)| word(name) && word(version))
 }

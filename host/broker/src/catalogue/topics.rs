@@ -14,6 +14,7 @@ use millrace_model::{
 
 use crate::catalogue::deciding::{as_read, decision_errors};
 use crate::catalogue::handle::Catalogue;
+use crate::catalogue::signatures::DistrustError;
 use crate::catalogue::unknown::UnknownTopic;
 use crate::ground::own_topics::{AUDIT_SUFFIX, DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 use crate::ground::partitioner::{PartitionerError, load_component};
@@ -72,6 +73,9 @@ pub enum TopicCreateError {
     /// The partitioner could not be loaded.
     #[error("the partitioner cannot be loaded: {0}")]
     Partitioner(#[from] AdmitError),
+    /// The partitioner's signature does not allow its use.
+    #[error(transparent)]
+    Distrust(#[from] DistrustError),
 }
 
 decision_errors! {
@@ -86,6 +90,7 @@ impl Advised for TopicCreateError {
             Self::Setting(error) => error.advice(),
             Self::UnknownModule(_) => Code::UnknownModule.advice(),
             Self::WrongInterface { .. } => Code::WrongInterface.advice(),
+            Self::Distrust(error) => error.advice(),
             Self::Partitioner(error) => error.advice(),
         }
     }
@@ -272,6 +277,7 @@ impl Catalogue {
                 has: module.facts.exports,
             });
         }
+        self.check_trusted(digest).await?;
         let (engine, modules) = (&*self.inner.engine, &*self.inner.modules);
         match load_component(digest, topic, engine, modules).await {
             Ok(_) => Ok(()),

@@ -253,6 +253,16 @@ impl Outputs {
         topic_of(&self.answer, &self.names, self.default, output)
     }
 
+    /// The name of the topic that the handler chose, as it wrote it.
+    pub(crate) fn topic_named(&self, output: usize) -> Option<&str> {
+        let name = self.answer.topics.get(output).copied();
+        let name = name.filter(|&name| name != NONE)?;
+        self.answer
+            .topic_names
+            .get(name as usize)
+            .map(String::as_str)
+    }
+
     /// The partition that the handler chose.
     pub(crate) fn partition(&self, output: usize) -> Option<u32> {
         let given = self.answer.partitions.get(output).copied();
@@ -311,7 +321,7 @@ impl Outputs {
     }
 
     /// The output's own timestamp, else its time of delivery, else its source's timestamp.
-    fn timestamp(&self, output: usize, batch: &ColumnBatch) -> Timestamp {
+    pub(crate) fn timestamp(&self, output: usize, batch: &ColumnBatch) -> Timestamp {
         let given = time(&self.answer, output, 0).or_else(|| self.deliver_at(output));
         given.unwrap_or_else(|| Timestamp(batch.timestamps[self.source(output)]))
     }

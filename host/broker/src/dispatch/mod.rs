@@ -9,7 +9,8 @@
 //! processor. A gate holds the [`breaker`], which pauses the processor when most messages fail
 //! alike, and the [`allowance`] of dead letters. [`sides`] divides messages between the current
 //! revision and a canary. A [`shadow`] is called with finished batches, and its answers go to a
-//! [`comparison`]. Memory is bounded by [`at_hand`] for batches in work and by [`remembered`] for
+//! [`comparison`]. A [`rehearsal`] is for developers: it calls a handler without any of this around
+//! it. Memory is bounded by [`at_hand`] for batches in work and by [`remembered`] for
 //! parked messages.
 
 pub(crate) mod allowance;
@@ -34,6 +35,7 @@ pub(crate) mod pace;
 pub(crate) mod placing;
 pub(crate) mod plan;
 pub(crate) mod prepared;
+pub(crate) mod rehearsal;
 pub(crate) mod remembered;
 pub(crate) mod retry;
 mod settled;

@@ -4,6 +4,7 @@
 mod called;
 mod http;
 mod live_config;
+mod metadata;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -25,6 +26,7 @@ pub use http::{
     HTTP_BODY_PARTS_MAX, HttpAnswer, HttpBody, HttpHandler, HttpHeaders, HttpPart, HttpRequest,
 };
 pub use live_config::LiveConfig;
+pub use metadata::{Dependency, Metadata, Producer, RegistryFact};
 
 /// One of the interfaces that a component may export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -56,6 +58,9 @@ pub struct ModuleFacts {
     /// How long the upload waited for its turn to be compiled.
     #[serde(default)]
     pub waited_ms: u64,
+    /// What it says about itself.
+    #[serde(default)]
+    pub metadata: Metadata,
 }
 
 /// Who uploads, as far as the host can tell. Uploaders take turns to compile.

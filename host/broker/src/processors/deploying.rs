@@ -184,6 +184,7 @@ impl Processors {
         }
         check_patience(&spec)?;
         self.check_limits(&spec)?;
+        self.check_trusted(&spec).await?;
         // A shadow's outputs go nowhere, so they cannot form a cycle.
         if beginning != Beginning::Shadow {
             self.check_chains(&processor)?;
@@ -223,6 +224,7 @@ impl Processors {
                 let spec = next.over(name, Some(&known.processor))?;
                 check_patience(&spec)?;
                 self.check_limits(&spec)?;
+                self.check_trusted(&spec).await?;
                 let mut processor = known.processor.clone();
                 configure(&mut processor, self.asked(), config);
                 deploy_anew(&mut processor, self.asked(), self.seen(known), spec)?;
@@ -268,6 +270,7 @@ impl Processors {
         let spec = next.over(name, None)?;
         check_patience(&spec)?;
         self.check_limits(&spec)?;
+        self.check_trusted(&spec).await?;
         if name.as_str().starts_with('-') {
             return invalid(format!(
                 "a new processor cannot be named {name}: the command line would take it for a flag"

@@ -4,6 +4,7 @@ use millrace_engine::{CommitError, ReadError, TopicError};
 use millrace_model::{Advice, Advised, Code, Digest, ProcessorName, TopicName};
 
 use crate::catalogue::deciding::decision_errors;
+use crate::catalogue::signatures::DistrustError;
 use crate::catalogue::unknown::{CREATE_TOPIC, UnknownTopic};
 use crate::handler::{AdmitError, Interface};
 
@@ -119,6 +120,9 @@ pub enum ProcessorError {
     /// The module could not be loaded.
     #[error(transparent)]
     Admit(#[from] AdmitError),
+    /// The module's signature does not allow a deployment.
+    #[error(transparent)]
+    Distrust(#[from] DistrustError),
     /// The engine refused the commit.
     #[error(transparent)]
     Commit(#[from] CommitError),
@@ -162,6 +166,7 @@ impl Advised for ProcessorError {
             Self::Replay(_) => Code::InvalidReplay.advice(),
             Self::InvalidSpec(_) => Code::InvalidSpec.advice(),
             Self::Admit(error) => error.advice(),
+            Self::Distrust(error) => error.advice(),
             Self::Commit(error) => error.advice(),
             Self::Topic(error) => error.advice(),
             Self::Read(error) => error.advice(),

@@ -332,6 +332,18 @@ impl Processors {
         Ok(())
     }
 
+    /// Checks that the modules of a new revision may be deployed. Revisions that are deployed already are not asked: a key that is
+    /// withdrawn must neither stop them nor close the way back.
+    pub(super) async fn check_trusted(&self, spec: &ProcessorSpec) -> Result<(), ProcessorError> {
+        for digest in [Some(spec.module), spec.error_handler]
+            .into_iter()
+            .flatten()
+        {
+            self.inner.catalogue.check_trusted(digest).await?;
+        }
+        Ok(())
+    }
+
     /// Checks that a module exists and exports the required interface.
     fn check_module(&self, digest: Digest, needs: Interface) -> Result<(), ProcessorError> {
         let module = self.inner.catalogue.module_of(digest);

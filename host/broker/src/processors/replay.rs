@@ -81,6 +81,7 @@ impl Processors {
         let number = request.revision.unwrap_or(original.current);
         let spec = replayed(kept(&original, number)?.spec.clone(), &request.into)?;
         let config = original.config.clone();
+        self.check_trusted(&spec).await?;
         let topics = spec
             .topics
             .iter()

@@ -8,12 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::{
-    BatchHandler, Decision, Failure, FailureHandler, LoadRequest, ModuleHost, PartitionHandler,
+    BatchHandler, Decision, Failure, FailureHandler, LiveConfig, LoadRequest, ModuleHost,
+    PartitionHandler,
 };
 use millrace_broker::{
     AdmitError, Broker, BrokerLimits, CallError, Caller, DeadLetter, DeadLetterQuery, FetchRequest,
-    GuestLine, Interface, ModuleFacts, NewMessage, NewTopic, PartitionStatus, Placed, Session,
-    Uploader,
+    GuestLine, Interface, ModuleFacts, ModulePolicy, NewMessage, NewTopic, PartitionStatus, Placed,
+    Session, Uploader,
 };
 use millrace_engine::{Engine, MemoryEngine};
 use millrace_model::bounds::MESSAGE_HEADERS_MAX;
@@ -247,11 +248,18 @@ pub(crate) struct Modules {
     exports: Mutex<HashMap<Digest, Export>>,
     /// Those of which nothing is to be stored any more, each time that it was said.
     pub(crate) forgotten: Mutex<Vec<Digest>>,
+    /// The settings that each processor's component was loaded with, by its owner.
+    pub(crate) configs: Mutex<HashMap<String, LiveConfig>>,
 }
 
 impl Modules {
     pub(crate) fn know(&self, name: &str, export: Export) {
         self.exports.lock().insert(digest(name), export);
+    }
+
+    /// The same exports for another host.
+    pub(crate) fn know_all_of(&self, other: &Self) {
+        self.exports.lock().clone_from(&other.exports.lock());
     }
 
     fn export(&self, digest: Digest) -> Result<Export, AdmitError> {
@@ -284,10 +292,12 @@ impl ModuleHost for Modules {
             imports: Vec::new(),
             compile_ms: 0,
             waited_ms: 0,
+            metadata: Default::default(),
         })
     }
 
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
+        self.configs.lock().insert(request.owner, request.config);
         match self.export(request.digest)? {
             Export::Processor(handler) => Ok(handler),
             Export::Slow(slow) => Ok(slow.load().await),
@@ -407,8 +417,21 @@ impl Rig {
         modules: Arc<Modules>,
         limits: BrokerLimits,
     ) -> Self {
+        Self::under(ModulePolicy::default(), clock, engine, modules, limits).await
+    }
+
+    /// A broker with its own rules for modules.
+    pub(crate) async fn under(
+        policy: ModulePolicy,
+        clock: Arc<dyn Clock>,
+        engine: Arc<MemoryEngine>,
+        modules: Arc<Modules>,
+        limits: BrokerLimits,
+    ) -> Self {
         let (e, m) = (Arc::clone(&engine), Arc::clone(&modules));
-        let broker = Broker::start_within(clock, e, m, limits).await.unwrap();
+        let broker = Broker::start_under(clock, e, m, limits, policy)
+            .await
+            .unwrap();
         Self {
             session: broker.session(Caller::unnamed()),
             broker,

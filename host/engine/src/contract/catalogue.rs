@@ -18,18 +18,21 @@ pub enum EntryKind {
     Damage,
     /// A schedule and its next time, by its name.
     Schedule,
+    /// The newest version that a module's name has had, by the name.
+    Newest,
     /// A route, by its path.
     Route,
 }
 
 impl EntryKind {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Module,
         Self::Processor,
         Self::Redriven,
         Self::Damage,
         Self::Schedule,
+        Self::Newest,
         Self::Route,
     ];
 
@@ -42,6 +45,7 @@ impl EntryKind {
             Self::Redriven => "redriven",
             Self::Damage => "damage",
             Self::Schedule => "schedule",
+            Self::Newest => "newest",
             Self::Route => "route",
         }
     }

@@ -129,6 +129,14 @@ impl Client {
         self.json_of(&asked?)
     }
 
+    /// The bytes of an answer, at most this many.
+    pub(super) fn get_bytes(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, Failure> {
+        let failed = |unreached: Unreached| unreached.failure;
+        let response = self.run(Method::GET, path, &[], ()).map_err(failed)?;
+        let reply = self.read_within(response, bytes_max).map_err(failed)?;
+        reply.success()
+    }
+
     /// Sends a DELETE and returns the JSON answer, or null if there is none.
     pub(super) fn delete(&self, path: &str) -> Result<Value, Failure> {
         let body = self.call(Again::Twice, Method::DELETE, path, &[], &[])?;
@@ -165,10 +173,21 @@ impl Client {
         content_type: &str,
         body: impl AsSendBody,
     ) -> Result<Value, Failure> {
+        self.upload_with(path, content_type, &[], body)
+    }
+
+    /// Like [`Client::upload`], with further headers.
+    pub(super) fn upload_with(
+        &self,
+        path: &str,
+        content_type: &str,
+        more: &[(&str, &str)],
+        body: impl AsSendBody,
+    ) -> Result<Value, Failure> {
         if !self.patience().is_zero() {
             self.call(Again::Harmless, Method::GET, "/health/ready", &[], &[])?;
         }
-        let headers = [("content-type", content_type)];
+        let headers = [&[("content-type", content_type)], more].concat();
         let sent = self.exchange(Method::POST, path, &headers, body);
         let reply = sent.map_err(|unreached| unreached.failure)?;
         self.json_of(&reply.success()?)
@@ -312,14 +331,15 @@ impl Client {
     }
 
     fn read(&self, response: Response<Body>) -> Result<Reply, Unreached> {
+        self.read_within(response, ANSWER_BYTES_MAX)
+    }
+
+    fn read_within(&self, response: Response<Body>, bytes_max: u64) -> Result<Reply, Unreached> {
         let status = response.status().as_u16();
         let replayed = response.headers().contains_key("idempotent-replayed");
         let retry_after = response.headers().get("retry-after");
         let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
-        let body = response
-            .into_body()
-            .into_with_config()
-            .limit(ANSWER_BYTES_MAX);
+        let body = response.into_body().into_with_config().limit(bytes_max);
         let body = body.read_to_vec().map_err(|error| self.unreached(error))?;
         Ok(Reply {
             status,
@@ -362,6 +382,11 @@ impl Client {
             failure,
             may_have_come,
         }
+    }
+
+    /// The host's URL.
+    pub(super) fn url(&self) -> &str {
+        &self.base
     }
 
     /// Where answers are printed.

@@ -7,7 +7,7 @@ use super::Cli;
 use super::failure::Failure;
 
 /// Commands that talk to no host, and the hint for users who name one.
-const LOCAL: [(&str, &str); 7] = [
+const LOCAL: [(&str, &str); 11] = [
     (
         "serve",
         "use `--listen ADDRESS:PORT` to set where the host listens",
@@ -15,6 +15,16 @@ const LOCAL: [(&str, &str); 7] = [
     (
         "demo",
         "the demo starts a host of its own; leave the flag out",
+    ),
+    ("new", "leave the flag out"),
+    ("build", "leave the flag out"),
+    (
+        "test",
+        "test needs no host; to run the component on one, use `millrace module push` and `millrace processor deploy`",
+    ),
+    (
+        "dev",
+        "dev starts a host of its own; use `--listen ADDRESS:PORT` to set where it listens",
     ),
     (
         "doctor",

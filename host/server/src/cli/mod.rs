@@ -15,11 +15,14 @@ mod damage;
 mod delayed;
 mod demo;
 mod deploy;
+mod develop;
 mod dlq;
 mod doctor;
 mod failure;
 mod feed;
+mod keys;
 mod module;
+mod oci;
 mod output;
 mod parked;
 mod paths;
@@ -50,6 +53,7 @@ const AFTER_HELP: &str = "\
 Examples:
   millrace demo                                    see it work in a minute
   millrace serve                                   run a host
+  millrace new greeter --lang rust                 write a component of your own
   millrace topic create orders --partitions 4
   millrace module push uppercase.wasm --tag uppercase@1.0.0
   millrace processor deploy shout --module uppercase@1.0.0 --topic orders --output loud
@@ -87,6 +91,14 @@ enum Command {
     Serve(serve::Args),
     /// See real messages go the whole way, in a minute
     Demo(demo::Args),
+    /// Write a project from a template, for a component of your own
+    New(develop::new::Args),
+    /// Build a project's component
+    Build(develop::build::Args),
+    /// Run a project's component against sample messages
+    Test(develop::test::Args),
+    /// Run a project on a host, and swap it whenever a source is saved
+    Dev(develop::dev::Args),
     /// Create, list, show, change, trim and delete topics
     #[command(subcommand)]
     Topic(topic::Verb),
@@ -106,7 +118,7 @@ enum Command {
     /// Manage routes: HTTP paths that components answer
     #[command(subcommand)]
     Route(route::Verb),
-    /// Upload, list, show and delete modules
+    /// Upload, list, show, tag, sign, copy and delete modules
     #[command(subcommand)]
     Module(module::Verb),
     /// Deploy and manage processors
@@ -172,6 +184,10 @@ impl Cli {
             Command::Completions(args) => completions::complete(&args, command::command()),
             Command::Man(args) => completions::man(&args, command::command()),
             Command::Demo(args) => wait_for(demo::run(args)),
+            Command::New(args) => develop::new::run(args, self.json),
+            Command::Build(args) => develop::build::run(&args, self.json),
+            Command::Test(args) => develop::test::run(args, self.json),
+            Command::Dev(args) => develop::dev::run(args, self.json),
             Command::Status(args) => status::run(args, &client?),
             Command::Bench(args) => bench::run(args, &client?),
             Command::Topic(verb) => topic::run(verb, &client?),

@@ -1,15 +1,21 @@
-//! `module`: upload, list, show and delete modules.
+//! `module`: upload, list, show, tag, sign, copy and delete modules.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use indicatif::{ProgressBar, ProgressStyle};
+use millrace_broker::SIGNATURE_BYTES_MAX;
 use serde_json::{Value, json};
-use ureq::SendBody;
+use ureq::http::Method;
+use ureq::{AsSendBody, SendBody};
 
 use super::client::{Client, escaped};
 use super::failure::Failure;
+use super::keys::{self, KeygenArgs, SignArgs};
+use super::oci::{self, PublishArgs, PullArgs};
 use super::table::{cell, facts, items, short, table, when};
 
 /// Manage modules
@@ -17,7 +23,7 @@ use super::table::{cell, facts, items, short, table, when};
 pub(super) enum Verb {
     /// Upload a component; it is checked, compiled and tried before it is stored
     #[command(
-        after_help = "Example:\n  millrace module push target/wasm32-wasip2/release/uppercase.wasm --tag uppercase@1.0.0"
+        after_help = "Examples:\n  millrace module push target/wasm32-wasip2/release/uppercase.wasm --tag uppercase@1.0.0\n  millrace module push uppercase.wasm --signature uppercase.wasm.minisig"
     )]
     Push {
         /// The component
@@ -25,13 +31,40 @@ pub(super) enum Verb {
         /// A tag for it, name@version
         #[arg(long, value_name = "NAME@VERSION")]
         tag: Option<String>,
+        /// The file of its signature
+        #[arg(long, value_name = "FILE")]
+        signature: Option<PathBuf>,
     },
+    /// Copy a component from an OCI registry to the host
+    Pull(PullArgs),
+    /// Copy a module of the host to an OCI registry
+    Publish(PublishArgs),
+    /// Make a pair of keys for signatures of modules
+    Keygen(KeygenArgs),
+    /// Sign a component
+    Sign(SignArgs),
     /// List all modules
     List,
     /// Show a module
     Show {
         /// Digest, a unique beginning of it, or tag
         module: String,
+    },
+    /// Give a module a further tag; the same bytes may have several
+    #[command(after_help = "Example:\n  millrace module tag uppercase@1.0.0 uppercase@1.0.1")]
+    Tag {
+        /// Digest, a unique beginning of it, or tag
+        module: String,
+        /// The tag
+        #[arg(value_name = "NAME@VERSION")]
+        tag: String,
+    },
+    /// Take a tag back; the module and all that is deployed stay
+    #[command(after_help = "Example:\n  millrace module untag uppercase@1.0.1")]
+    Untag {
+        /// The tag
+        #[arg(value_name = "NAME@VERSION")]
+        tag: String,
     },
     /// Delete a module that is not in use
     Delete {
@@ -43,24 +76,38 @@ pub(super) enum Verb {
 pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
     let mut out = client.output();
     match verb {
-        Verb::Push { file, tag } => {
-            let module = push(client, &file, tag.as_deref())?;
-            out.answer(&module, |module| {
-                let name = tag.unwrap_or_else(|| short(&module["digest"]));
-                let ms = &module["compile_ms"];
-                let waited = match module["waited_ms"].as_u64() {
-                    None | Some(0) => String::new(),
-                    Some(waited) => format!(" after waiting {waited} ms for its turn"),
-                };
+        Verb::Pull(args) => oci::pull(client, args),
+        Verb::Publish(args) => oci::publish(client, args),
+        Verb::Keygen(args) => keys::keygen(&args, &mut out),
+        Verb::Sign(args) => keys::sign(&args, &mut out),
+        Verb::Push {
+            file,
+            tag,
+            signature,
+        } => {
+            let signature = signature.map(|file| keys::read(&file, SIGNATURE_BYTES_MAX as u64));
+            let signature = signature.transpose()?;
+            let module = push(client, &file, tag.as_deref(), signature.as_deref())?;
+            out.answer(&module, |module| admitted(module, tag.as_deref()))
+        }
+        Verb::List => out.answer(&client.get("/v1/modules")?, list),
+        Verb::Show { module } => out.answer(&client.get(&path(&module))?, show),
+        Verb::Tag { module, tag } => {
+            let tagged = client.send_again(Method::PUT, &tag_path(&module, &tag), &json!({}))?;
+            out.answer(&tagged, |module| {
+                format!("module {} is {tag}", short(&module["digest"]))
+            })
+        }
+        Verb::Untag { tag } => {
+            let untagged = client.delete(&tag_path(&tag, &tag))?;
+            out.answer(&untagged, |module| {
+                let tags = cell(&module["tags"]);
                 format!(
-                    "module {name} is admitted ({} bytes, compiled in {ms} ms{waited})\ndigest  {}",
-                    module["byte_count"],
+                    "tag {tag} is taken back\ndigest  {}\ntags    {tags}",
                     cell(&module["digest"])
                 )
             })
         }
-        Verb::List => out.answer(&client.get("/v1/modules")?, list),
-        Verb::Show { module } => out.answer(&client.get(&path(&module))?, show),
         Verb::Delete { module } => {
             client.delete(&path(&module))?;
             out.answer(&json!({"deleted": module}), |_| {
@@ -70,12 +117,36 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
     }
 }
 
-fn path(reference: &str) -> String {
+/// What is said about an upload.
+pub(super) fn admitted(module: &Value, tag: Option<&str>) -> String {
+    let name = tag.map_or_else(|| short(&module["digest"]), str::to_owned);
+    let ms = &module["compile_ms"];
+    let waited = match module["waited_ms"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(waited) => format!(" after waiting {waited} ms for its turn"),
+    };
+    format!(
+        "module {name} is admitted ({} bytes, compiled in {ms} ms{waited})\ndigest  {}",
+        module["byte_count"],
+        cell(&module["digest"])
+    )
+}
+
+pub(super) fn path(reference: &str) -> String {
     format!("/v1/modules/{}", escaped(reference))
 }
 
+fn tag_path(reference: &str, tag: &str) -> String {
+    format!("{}/tags/{}", path(reference), escaped(tag))
+}
+
 /// Uploads a file, with a progress bar on standard error if that is a terminal.
-fn push(client: &Client, file: &Path, tag: Option<&str>) -> Result<Value, Failure> {
+fn push(
+    client: &Client,
+    file: &Path,
+    tag: Option<&str>,
+    signature: Option<&str>,
+) -> Result<Value, Failure> {
     let unreadable = |error| Failure::usage(format!("{} cannot be read: {error}", file.display()));
     let opened = File::open(file).map_err(unreadable)?;
     let about = opened.metadata().map_err(unreadable)?;
@@ -86,11 +157,33 @@ fn push(client: &Client, file: &Path, tag: Option<&str>) -> Result<Value, Failur
     let bytes = about.len();
     check_size(client, bytes)?;
     let bar = bar(bytes);
-    let query = tag.map_or_else(String::new, |tag| format!("?tag={}", escaped(tag)));
     let body = SendBody::from_owned_reader(bar.wrap_read(opened));
-    let module = client.upload(&format!("/v1/modules{query}"), "application/wasm", body);
+    let module = upload(client, tag, None, signature, body);
     bar.finish_and_clear();
     module
+}
+
+/// Uploads a component, with its signature if it has one. The host refuses it if it has another digest than the one given.
+pub(super) fn upload(
+    client: &Client,
+    tag: Option<&str>,
+    digest: Option<&str>,
+    signature: Option<&str>,
+    body: impl AsSendBody,
+) -> Result<Value, Failure> {
+    let fields = [("tag", tag), ("digest", digest)];
+    let given = fields.iter().filter_map(|(name, value)| {
+        let value = escaped((*value)?);
+        Some(format!("{name}={value}"))
+    });
+    let query = given.collect::<Vec<_>>().join("&");
+    let signature = signature.map(|text| STANDARD.encode(text));
+    let headers: Vec<(&str, &str)> = signature
+        .iter()
+        .map(|text| ("millrace-signature", text.as_str()))
+        .collect();
+    let path = format!("/v1/modules?{query}");
+    client.upload_with(&path, "application/wasm", &headers, body)
 }
 
 /// Asks for the largest module size before sending the file, to avoid a useless upload.
@@ -145,5 +238,49 @@ fn show(module: &Value) -> String {
     ];
     let mut pairs = names.map(fact).to_vec();
     pairs.push(("uploaded", when(&module["uploaded_at"])));
+    let metadata = &module["metadata"];
+    for producer in items(&metadata["producers"]) {
+        let text = format!("{} {}", cell(&producer["name"]), cell(&producer["version"]));
+        pairs.push((field_of(&producer["field"]), text.trim_end().to_owned()));
+    }
+    for fact in items(&metadata["registry"]) {
+        let text = format!("{}: {}", cell(&fact["name"]), cell(&fact["value"]));
+        pairs.push(("says", text));
+    }
+    let dependencies = items(&metadata["dependencies"]);
+    if !dependencies.is_empty() {
+        let names = dependencies.iter().map(|dependency| {
+            format!(
+                "{} {}",
+                cell(&dependency["name"]),
+                cell(&dependency["version"])
+            )
+        });
+        pairs.push(("built from", names.collect::<Vec<_>>().join(", ")));
+    }
+    if metadata["more"] == true {
+        pairs.push(("and more", "the host keeps only so much of it".to_owned()));
+    }
+    let signature = &module["signature"];
+    if !signature.is_null() {
+        let trusted = match signature["trusted"].as_bool() {
+            Some(true) => "trusted",
+            _ => "not trusted any more",
+        };
+        pairs.push((
+            "signed by",
+            format!("key {}, {trusted}", cell(&signature["key"])),
+        ));
+        pairs.push(("signed", cell(&signature["comment"])));
+    }
     facts(&pairs)
+}
+
+/// What a producer is, in the words of a table.
+fn field_of(field: &Value) -> &'static str {
+    match field.as_str() {
+        Some("language") => "language",
+        Some("sdk") => "sdk",
+        _ => "tool",
+    }
 }

@@ -514,14 +514,14 @@ fn logs(
 }
 
 /// The host keeps the newest lines. The lines seen last time are the beginning of the present ones, unless some were dropped.
-fn unseen<'a>(seen: &[Value], lines: &'a [Value]) -> &'a [Value] {
+pub(super) fn unseen<'a>(seen: &[Value], lines: &'a [Value]) -> &'a [Value] {
     let overlap = (0..=seen.len().min(lines.len()))
         .rev()
         .find(|&count| seen.ends_with(&lines[..count]));
     &lines[overlap.unwrap_or(0)..]
 }
 
-fn log_line(line: &Value) -> String {
+pub(super) fn log_line(line: &Value) -> String {
     let [level, revision, text] = ["level", "revision", "text"].map(|field| cell(&line[field]));
     let at = when(&line["at"]);
     format!("{at} {level:5} r{revision} {text}")

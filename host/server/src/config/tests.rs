@@ -62,6 +62,9 @@ fn sample(path: &str) -> (&'static str, &'static str) {
         }
         "modules.compile_memory_bytes_max" | "limits.memory_bytes" => ("268435456", "268435456"),
         "modules.guest_memory_bytes_max" | "modules.module_bytes_max" => ("1048576", "1048576"),
+        "modules.require_signature" => ("true", "true"),
+        "modules.trusted_keys" => ("['a', 'b']", "a,b"),
+        "modules.versions" => ("'monotonic'", "monotonic"),
         "modules.compile_cpu_seconds_max" => ("31", "31"),
         "engine.local.journal_file_bytes" => ("65536", "65536"),
         _ => ("70000", "70000"),

@@ -190,6 +190,24 @@ impl MessageIn<'_> {
     }
 }
 
+/// Parses a line with a message, as produce does: the message, and the partition that it names. Otherwise what is wrong, and what to
+/// do. Times of delivery are refused: whoever asks delivers at once.
+pub(crate) fn message_of(
+    line: &[u8],
+    now: Timestamp,
+) -> Result<(Message, Option<PartitionId>), (String, String)> {
+    let message = super::body::json::<MessageIn<'_>>(line);
+    let understood = message.and_then(|message| message.understood(now));
+    let understood = understood.map_err(ApiError::into_parts)?;
+    match understood.deliver_at {
+        None => Ok((understood.message, understood.partition)),
+        Some(_) => {
+            let message = "deliver_at and delay_ms have no meaning here".to_owned();
+            Err((message, "leave them out".to_owned()))
+        }
+    }
+}
+
 /// Stored values are signed, as in Kafka; a larger number would be read back as another one.
 fn stored_timestamp(ms: u64) -> Result<Timestamp, ApiError> {
     if i64::try_from(ms).is_ok() {

@@ -66,6 +66,7 @@ pub(crate) use app::App;
 pub(crate) use called::Called;
 pub(crate) use deploying::check_spec;
 pub use error::own::{ErrorCode, error_codes};
+pub(crate) use messages::message_of;
 pub(crate) use states::check_entry;
 
 use crate::net::Connection;
@@ -171,7 +172,13 @@ fn every_route() -> Vec<Route> {
         post("/v1/modules", on::post(modules::upload)),
         get("/v1/modules", on::get(modules::list)),
         get("/v1/modules/{reference}", on::get(modules::show)),
+        get("/v1/modules/{reference}/bytes", on::get(modules::bytes)),
         delete("/v1/modules/{reference}", on::delete(modules::remove)),
+        put("/v1/modules/{reference}/tags/{tag}", on::put(modules::tag)),
+        delete(
+            "/v1/modules/{reference}/tags/{tag}",
+            on::delete(modules::untag),
+        ),
         get("/v1/processors", on::get(processors::list)),
         get(PROCESSOR, on::get(processors::show)),
         put(PROCESSOR, on::put(processors::deploy)),

@@ -1,12 +1,16 @@
-//! Modules over HTTP: upload, list, show, delete.
+//! Modules over HTTP: upload, list, show, tag, delete.
 
 use std::net::IpAddr;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use millrace_broker::{AdmitError, Interface, Module, ModuleError, Uploader};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use millrace_broker::{
+    AdmitError, Interface, Metadata, Module, ModuleError, SignatureError, Upload, Uploader,
+};
 use millrace_model::{Code, Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -40,6 +44,36 @@ pub(super) struct ModuleBody {
     /// How long its upload waited for its turn to be compiled.
     waited_ms: u64,
     uploaded_at: Timestamp,
+    /// Its signature, if it was uploaded with one.
+    signature: Option<SignatureBody>,
+    /// What it says about itself.
+    metadata: Metadata,
+}
+
+/// A module's signature, which was found good when it was uploaded.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SignatureBody {
+    /// The number of the key.
+    key: String,
+    /// The comment that is signed with the module.
+    comment: String,
+    /// The signature in minisign's format.
+    text: String,
+    /// Whether the host trusts a key of this number now.
+    trusted: bool,
+}
+
+/// The header with a signature.
+const SIGNATURE: HeaderName = HeaderName::from_static("millrace-signature");
+
+/// The header in the OpenAPI document.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "for the document only")]
+pub(super) struct SignatureHeader {
+    /// The component's signature: the text of a signature file in minisign's format, in base64.
+    #[param(rename = "Millrace-Signature")]
+    signature: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -53,11 +87,23 @@ pub(super) struct ModulesBody {
 pub(super) struct UploadQuery {
     /// `name@version`, by which it can be referred to.
     tag: Option<String>,
+    /// The SHA-256 that the bytes must have: an upload that was changed on its way is refused.
+    #[param(value_type = Option<String>)]
+    digest: Option<Digest>,
 }
 
-impl From<Module> for ModuleBody {
-    fn from(module: Module) -> Self {
-        Self {
+impl Called {
+    /// A module as it is shown.
+    fn shown(&self, module: Module) -> ModuleBody {
+        let trusted = self.session.catalogue().is_trusted(&module);
+        let signature = module.signature.as_ref().map(|signature| SignatureBody {
+            key: signature.key.clone(),
+            comment: signature.comment.clone(),
+            text: signature.text.clone(),
+            trusted: trusted == Some(true),
+        });
+        ModuleBody {
+            signature,
             digest: module.facts.digest,
             tags: module.tags().map(str::to_owned).collect(),
             tag: module.tag,
@@ -67,6 +113,7 @@ impl From<Module> for ModuleBody {
             compile_ms: module.facts.compile_ms,
             waited_ms: module.facts.waited_ms,
             uploaded_at: module.uploaded_at,
+            metadata: module.facts.metadata,
         }
     }
 }
@@ -101,13 +148,14 @@ impl Called {
 
 /// Uploads a component. It is checked, compiled in a child process and tried before it is stored. Uploaders, distinguished by address
 /// and the header Millrace-By, take turns to compile; long compiles make way for others.
-#[utoipa::path(post, path = "/v1/modules", tag = "modules", params(UploadQuery, ByHeader),
+#[utoipa::path(post, path = "/v1/modules", tag = "modules", params(UploadQuery, ByHeader, SignatureHeader),
     request_body(content = Vec<u8>, content_type = "application/wasm", description = "The component's bytes"),
     responses(
         (status = 201, body = ModuleBody, description = "Admitted"),
         (status = 200, body = ModuleBody, description = "It already exists"),
         (status = 400, body = ErrorBody),
-        (status = 409, body = ErrorBody, description = "The tag belongs to another module"),
+        (status = 403, body = ErrorBody, description = "Its signature is missing, or not accepted"),
+        (status = 409, body = ErrorBody, description = "The tag belongs to another module, or its version is not newer than earlier ones"),
         (status = 413, body = ErrorBody),
         (status = 422, body = ErrorBody, description = "Refused; the error says why"),
         (status = 503, body = ErrorBody, description = "Other modules are compiled first; send it again after the delay in Retry-After"),
@@ -125,6 +173,7 @@ pub(super) async fn upload(
         address: caller.address(),
         name: caller.signature().to_owned(),
     };
+    let signature = signature_of(&headers)?;
     let turn = app.uploads.clone().try_acquire_owned();
     let turn = turn.map_err(|_| too_many_uploads())?;
     to_the_end(async move {
@@ -133,7 +182,13 @@ pub(super) async fn upload(
         let module = app
             .session
             .catalogue()
-            .upload_module_of(taken.bytes.clone(), query.tag, uploader)
+            .upload_module_of(Upload {
+                bytes: taken.bytes.clone(),
+                tag: query.tag,
+                digest: query.digest,
+                signature,
+                uploader,
+            })
             .await?;
         let status = match known.contains(&module.facts.digest) {
             true => StatusCode::OK,
@@ -146,9 +201,20 @@ pub(super) async fn upload(
                 .clone()
                 .map_or_else(|| digest.clone(), |tag| format!("{tag} {digest}")),
         );
-        Ok((status, Extension(subject), Json(ModuleBody::from(module))).into_response())
+        Ok((status, Extension(subject), Json(app.shown(module))).into_response())
     })
     .await
+}
+
+/// The signature that comes with an upload.
+fn signature_of(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(header) = headers.get(SIGNATURE) else {
+        return Ok(None);
+    };
+    let text = STANDARD.decode(header.as_bytes()).ok();
+    let text = text.and_then(|bytes| String::from_utf8(bytes).ok());
+    let malformed = || SignatureError::Malformed("the module".to_owned());
+    Ok(Some(text.ok_or_else(malformed)?))
 }
 
 fn too_many_uploads() -> ApiError {
@@ -164,7 +230,10 @@ fn digests(modules: &[Module]) -> Vec<Digest> {
 #[utoipa::path(get, path = "/v1/modules", tag = "modules", responses((status = 200, body = ModulesBody)))]
 pub(super) async fn list(app: Called) -> Json<ModulesBody> {
     let modules = app.session.catalogue().modules();
-    let modules = modules.into_iter().map(ModuleBody::from).collect();
+    let modules = modules
+        .into_iter()
+        .map(|module| app.shown(module))
+        .collect();
     Json(ModulesBody { modules })
 }
 
@@ -177,7 +246,24 @@ pub(super) async fn show(
     app: Called,
     InPath(reference): InPath<String>,
 ) -> Result<Json<ModuleBody>, ApiError> {
-    Ok(Json(app.module(&reference)?.into()))
+    Ok(Json(app.shown(app.module(&reference)?)))
+}
+
+/// A module's bytes, as they were uploaded.
+#[utoipa::path(get, path = "/v1/modules/{reference}/bytes", tag = "modules", params(("reference" = String, Path,)), responses(
+    (status = 200, body = Vec<u8>, content_type = "application/wasm"),
+    (status = 404, body = ErrorBody),
+    (status = 503, body = ErrorBody),
+))]
+pub(super) async fn bytes(
+    app: Called,
+    InPath(reference): InPath<String>,
+) -> Result<Response, ApiError> {
+    let module = app.module(&reference)?;
+    let count = usize::try_from(module.facts.byte_count).unwrap_or(usize::MAX);
+    let room = app.answer_room(count).await?;
+    let read = app.session.catalogue().module_bytes(module.facts.digest);
+    Ok(room.answer("application/wasm", read.await?.into()))
 }
 
 /// Deletes a module that is not in use.
@@ -193,4 +279,44 @@ pub(super) async fn remove(
     let digest = app.digest_of(&reference)?;
     to_the_end(async move { Ok(app.session.catalogue().delete_module(digest).await?) }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Gives a module a further tag, `name@version`. A tag of another module does not move; take it back there first.
+#[utoipa::path(put, path = "/v1/modules/{reference}/tags/{tag}", tag = "modules", params(("reference" = String, Path,), ("tag" = String, Path,)), responses(
+    (status = 200, body = ModuleBody),
+    (status = 400, body = ErrorBody),
+    (status = 403, body = ErrorBody, description = "The module is signed for other tags"),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "The tag belongs to another module, or its version is not newer than earlier ones"),
+))]
+pub(super) async fn tag(
+    app: Called,
+    InPath((reference, tag)): InPath<(String, String)>,
+) -> Result<Json<ModuleBody>, ApiError> {
+    let digest = app.digest_of(&reference)?;
+    to_the_end(async move {
+        let tagged = app.session.catalogue().tag_module(digest, &tag).await?;
+        Ok(Json(app.shown(tagged)))
+    })
+    .await
+}
+
+/// Takes a tag back. The module stays, and so does everything that is deployed.
+#[utoipa::path(delete, path = "/v1/modules/{reference}/tags/{tag}", tag = "modules", params(("reference" = String, Path,), ("tag" = String, Path,)), responses(
+    (status = 200, body = ModuleBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn untag(
+    app: Called,
+    InPath((reference, tag)): InPath<(String, String)>,
+) -> Result<Json<ModuleBody>, ApiError> {
+    let module = app.module(&reference)?;
+    if module.tags().all(|known| known != tag) {
+        return Err(ModuleError::UnknownTag(tag).into());
+    }
+    to_the_end(async move {
+        let untagged = app.session.catalogue().untag_module(&tag).await?;
+        Ok(Json(app.shown(untagged)))
+    })
+    .await
 }

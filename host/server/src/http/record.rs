@@ -115,6 +115,8 @@ fn change(method: &Method, route: &str) -> Option<&'static str> {
         ("POST", "/v1/topics/{topic}/partitions/{partition}/damage/accept") => "damage accepted",
         ("POST", "/v1/modules") => "module uploaded",
         ("DELETE", "/v1/modules/{reference}") => "module deleted",
+        ("PUT", "/v1/modules/{reference}/tags/{tag}") => "module tagged",
+        ("DELETE", "/v1/modules/{reference}/tags/{tag}") => "tag taken back",
         ("PUT" | "PATCH", "/v1/processors/{name}") => "processor deployed",
         ("DELETE", "/v1/processors/{name}") => "processor deleted",
         ("POST", "/v1/processors/{name}/rollback") => "processor rolled back",

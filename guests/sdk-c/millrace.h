@@ -1,0 +1,1276 @@
+/* Write Millrace modules in C or C++: one header, without a generator or a library.
+ *
+ *     #define MILLRACE_IMPLEMENTATION // in exactly one source file
+ *     #include "millrace.h"
+ *
+ *     static mr_outcome process(const mr_message *message, mr_output *output) {
+ *       if (mr_is_absent(message->value)) return mr_reject(output, "no-value", "there is nobody to greet");
+ *       mr_append_value(output, mr_text("hello, "));
+ *       mr_append_value(output, message->value);
+ *       return MR_EMIT;
+ *     }
+ *
+ *     MR_PROCESSOR(process)
+ *
+ * The host passes messages in batches, in columns (wit/types.wit), which this header hides. Keys, values and headers are read where the host put them, without a copy.
+ * An output starts as a copy of its message and states only the differences: unchanged parts, and slices of the input, are not copied.
+ *
+ * Everything that a function here returns, and everything that belongs to a message, lives until the call of the module ends. Nothing needs to be freed. Keep what
+ * you need longer in memory of your own, or in state.
+ *
+ * `abort()`, `__builtin_trap()` and a failed `assert` are a trap: the host finds the failing message, tries it again, and finally makes it a dead letter. What the
+ * module printed to standard error before becomes part of the explanation.
+ *
+ * Build it as a reactor for wasm32-wasi, for example: clang --target=wasm32-wasi -mexec-model=reactor -O2 -msimd128 -o core.wasm main.c
+ */
+#ifndef MILLRACE_H
+#define MILLRACE_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------- Bytes */
+
+/* Some bytes that belong to somebody else. `data` is NULL if they are absent, which is not the same as empty. */
+typedef struct mr_bytes {
+  const uint8_t *data;
+  size_t size;
+} mr_bytes;
+
+/* Whether there are no bytes at all: a message without a key, a key without a value. */
+static inline bool mr_is_absent(mr_bytes bytes) { return bytes.data == NULL; }
+
+/* Bytes of any memory. */
+static inline mr_bytes mr_bytes_of(const void *data, size_t size) {
+  mr_bytes bytes;
+  bytes.data = (const uint8_t *)data;
+  bytes.size = size;
+  return bytes;
+}
+
+/* The bytes of a C string, without the zero at its end. */
+static inline mr_bytes mr_text(const char *text) { return mr_bytes_of(text, strlen(text)); }
+
+static inline mr_bytes mr_absent(void) { return mr_bytes_of(NULL, 0); }
+
+/* Absent bytes equal only absent ones. */
+static inline bool mr_equal(mr_bytes a, mr_bytes b) {
+  if (a.data == NULL || b.data == NULL) return a.data == b.data;
+  return a.size == b.size && memcmp(a.data, b.data, a.size) == 0;
+}
+
+static inline bool mr_begins_with(mr_bytes bytes, const char *text) {
+  size_t size = strlen(text);
+  return bytes.size >= size && memcmp(bytes.data, text, size) == 0;
+}
+
+/* The text of a format, as printf's; in memory of the call. */
+mr_bytes mr_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Memory that lives until the call ends, aligned to 8 bytes. */
+void *mr_allocate(size_t size);
+
+/* ------------------------------------------------------------------------------------------------------------- Messages */
+
+typedef struct mr_batch mr_batch;
+
+typedef struct mr_message {
+  mr_bytes key;
+  mr_bytes value;
+  uint64_t offset;
+  /* Milliseconds since the Unix epoch. */
+  uint64_t timestamp;
+  /* Which attempt this is, from 1, including attempts of earlier revisions. */
+  uint32_t attempt;
+  /* Its position in the batch, from 0. */
+  uint32_t index;
+  uint32_t header_count;
+  uint32_t first_header;
+  const mr_batch *batch;
+} mr_message;
+
+typedef struct mr_header {
+  mr_bytes name;
+  mr_bytes value;
+} mr_header;
+
+uint32_t mr_batch_size(const mr_batch *batch);
+
+/* The topic that the messages come from, and the partition. */
+mr_bytes mr_topic(const mr_batch *batch);
+uint32_t mr_partition(const mr_batch *batch);
+
+/* The message with this index. */
+mr_message mr_message_at(const mr_batch *batch, uint32_t index);
+
+/* The message's header with this index, which is below `header_count`. */
+mr_header mr_header_at(const mr_message *message, uint32_t index);
+
+/* The value of the message's last header with this name; absent if there is none. */
+mr_bytes mr_header_value(const mr_message *message, const char *name);
+
+/* ------------------------------------------------------------------------------------------------- Outputs and outcomes */
+
+/* An output that is being written. It starts as a copy of its message. */
+typedef struct mr_output mr_output;
+
+typedef enum mr_outcome {
+  MR_ACK = 0,  /* done, without outputs */
+  MR_EMIT = 1, /* done; send the outputs */
+  MR_RETRY = 2,
+  MR_REJECT = 3,
+  MR_UNAVAILABLE = 4
+} mr_outcome;
+
+/* Try the message again later, after the delay of the processor's policy. `class_name` is a short word by which failures are grouped,
+ * `reason` an explanation for people. */
+mr_outcome mr_retry(mr_output *output, const char *class_name, const char *reason);
+mr_outcome mr_retry_after(mr_output *output, uint64_t delay_ms, const char *class_name, const char *reason);
+
+/* Give the message up: it becomes a dead letter. */
+mr_outcome mr_reject(mr_output *output, const char *class_name, const char *reason);
+
+/* Something that the processor needs is down: the host tries the whole batch again later, without spending attempts. */
+mr_outcome mr_unavailable(mr_output *output, const char *reason);
+
+/* Replaces key or value. Absent bytes remove it. Bytes of the input are not copied. */
+void mr_set_key(mr_output *output, mr_bytes key);
+void mr_set_value(mr_output *output, mr_bytes value);
+
+/* Replaces the value by `size` bytes that the caller writes to the returned memory, before any other call on outputs. The fastest way. */
+uint8_t *mr_new_value(mr_output *output, size_t size);
+
+/* Appends to the value that this output has been given; the first time it replaces the message's value. */
+void mr_append_value(mr_output *output, mr_bytes bytes);
+
+/* Adds a header to those that the output has, which are at first the message's. */
+void mr_add_header(mr_output *output, const char *name, mr_bytes value);
+void mr_remove_headers(mr_output *output);
+
+/* Sends the output to this topic instead of the default one. The processor needs a grant for it. */
+void mr_set_topic(mr_output *output, const char *topic);
+
+/* Sends the output to this partition instead of letting the topic's partitioner choose. */
+void mr_set_partition(mr_output *output, uint32_t partition);
+
+/* Milliseconds since the Unix epoch. */
+void mr_set_timestamp(mr_output *output, uint64_t timestamp);
+void mr_deliver_at(mr_output *output, uint64_t time);
+
+/* Keeps this output and begins a further one, which again starts as a copy of the message. */
+void mr_next_output(mr_output *output);
+
+/* Answers a batch. `mr_answer_output` begins the outputs of the next message, `mr_answer` sets its outcome. */
+mr_output *mr_answer_output(mr_batch *batch);
+void mr_answer(mr_batch *batch, mr_outcome outcome);
+
+/* ---------------------------------------------------------------------------------------------------------------- State */
+
+/* Keys and values of the processor, in the partition that its batch comes from. Writes belong to the message that they name, are committed with its
+ * outputs, and discarded if it fails.
+ *
+ * Functions that return false had no room and changed nothing; `mr_state_full` says why. Each of them is one call of the host, so use the ones that take many keys
+ * for whole batches. At most 10,000 keys a call. */
+
+/* The value of a key; absent if it has none. */
+mr_bytes mr_state_get(mr_bytes key);
+/* The values of `count` keys, in their order. */
+void mr_state_get_many(const mr_bytes *keys, uint32_t count, mr_bytes *values);
+
+bool mr_state_set(const mr_message *message, mr_bytes key, mr_bytes value);
+/* The value expires after this many milliseconds. */
+bool mr_state_set_for(const mr_message *message, mr_bytes key, mr_bytes value, uint64_t ttl_ms);
+bool mr_state_delete(const mr_message *message, mr_bytes key);
+
+/* Adds to the number of a key and returns the sum in `sum` (may be NULL). An absent key counts as 0; a value that does not have eight bytes is a trap. */
+bool mr_state_add(const mr_message *message, mr_bytes key, int64_t delta, int64_t *sum);
+
+/* Each message of the batch adds to the number of its own key, or of the empty key if it has none: 1, or its number in `deltas`. `sums` has room for
+ * one sum per message. */
+bool mr_state_add_keys(const mr_batch *batch, const int64_t *deltas, int64_t *sums);
+
+typedef struct mr_entry {
+  mr_bytes key;
+  mr_bytes value;
+} mr_entry;
+
+/* The entries whose keys begin with `prefix` and come after `after` (absent: from the first), in ascending order of keys: at most `max`, or fewer if they
+ * have many bytes. None is the end. */
+uint32_t mr_state_scan(mr_bytes prefix, mr_bytes after, uint32_t max, const mr_entry **entries);
+
+/* Why the last write had no room. */
+const char *mr_state_full(void);
+
+/* ---------------------------------------------------------------------------------- Log, configuration, secrets, metrics */
+
+typedef enum mr_level { MR_ERROR = 0, MR_WARN = 1, MR_INFO = 2, MR_DEBUG = 3 } mr_level;
+
+/* Writes a line to the processor's log. */
+void mr_log(mr_level level, mr_bytes line);
+/* The same with a format, as printf's. */
+void mr_logf(mr_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* A setting of the processor; absent if the key has no value. */
+mr_bytes mr_config(const char *key);
+/* All settings, in ascending order of keys. */
+uint32_t mr_config_all(const mr_entry **entries);
+
+typedef enum mr_secret_status { MR_SECRET_FOUND, MR_SECRET_NOT_GRANTED, MR_SECRET_UNAVAILABLE } mr_secret_status;
+
+/* The bytes of a secret. If it is not found, `value` is the reason. Unavailable is an outage: answer with `mr_unavailable`. */
+mr_secret_status mr_secret(const char *name, mr_bytes *value);
+
+typedef struct mr_label {
+  const char *name;
+  const char *value;
+} mr_label;
+
+/* The module's own metrics. Names have 1 to 60 of the characters a-z, 0-9 and _, and begin with a letter; a wrong one is a trap. */
+void mr_counter_add(const char *name, const mr_label *labels, uint32_t count, uint64_t delta);
+void mr_gauge_set(const char *name, const mr_label *labels, uint32_t count, double value);
+void mr_histogram_observe(const char *name, const mr_label *labels, uint32_t count, double value);
+
+/* --------------------------------------------------------------------------------------------- Failures, for error handlers */
+
+typedef enum mr_cause { MR_BY_RETRY, MR_BY_REJECT, MR_BY_TRAP, MR_BY_TIMEOUT, MR_BY_MEMORY, MR_BY_BAD_ANSWER } mr_cause;
+
+typedef struct mr_failure {
+  mr_message message;
+  uint32_t revision;
+  /* The number of attempts so far, under all revisions, including this one. */
+  uint32_t attempt;
+  /* Milliseconds since the Unix epoch. */
+  uint64_t first_failed_at;
+  mr_cause cause;
+  mr_bytes class_name;
+  mr_bytes reason;
+} mr_failure;
+
+/* What the host does with a failed message; made by one of the four functions below. */
+typedef struct mr_decision {
+  uint8_t kind;
+  uint64_t delay_ms;
+  mr_bytes reason;
+} mr_decision;
+
+static inline mr_decision mr_decide(uint8_t kind, uint64_t delay_ms, mr_bytes reason) {
+  mr_decision decision;
+  decision.kind = kind;
+  decision.delay_ms = delay_ms;
+  decision.reason = reason;
+  return decision;
+}
+/* Try again after this time. */
+static inline mr_decision mr_decide_retry_after(uint64_t delay_ms) { return mr_decide(0, delay_ms, mr_absent()); }
+/* Give it up: it becomes a dead letter. */
+static inline mr_decision mr_decide_dead_letter(void) { return mr_decide(1, 0, mr_absent()); }
+/* Drop it; the host counts it and logs the reason. */
+static inline mr_decision mr_decide_drop(const char *reason) { return mr_decide(2, 0, mr_text(reason)); }
+/* Do what the processor's retry policy says. */
+static inline mr_decision mr_decide_policy(void) { return mr_decide(3, 0, mr_absent()); }
+
+/* ------------------------------------------------------------------------------------------------------ What is exported */
+
+typedef mr_outcome (*mr_process_message)(const mr_message *message, mr_output *output);
+/* Returns NULL, or why the batch cannot be processed now. */
+typedef const char *(*mr_process_batch)(mr_batch *batch);
+typedef uint32_t (*mr_choose_partition)(const mr_message *message, uint32_t partitions);
+typedef mr_decision (*mr_handle_failure)(const mr_failure *failure);
+
+#define MR_EXPORT(name) __attribute__((export_name(name), used))
+
+/* Exports a function of one message: mr_outcome process(const mr_message *message, mr_output *output). */
+#define MR_PROCESSOR(process)                                                                                                            \
+  MR_EXPORT("millrace:broker/message-processor@0.1.1#process") void *mr_exported_process(const uint32_t *arguments) {                    \
+    mr_batch *batch = mr_begin_batch(arguments);                                                                                         \
+    uint32_t size = mr_batch_size(batch);                                                                                                \
+    for (uint32_t index = 0; index < size; index++) {                                                                                    \
+      mr_message message = mr_message_at(batch, index);                                                                                  \
+      mr_output *output = mr_answer_output(batch);                                                                                       \
+      mr_answer(batch, process(&message, output));                                                                                       \
+      if (batch->unavailable != NULL) break;                                                                                             \
+    }                                                                                                                                    \
+    return mr_end_batch(batch, NULL);                                                                                                    \
+  }
+
+/* Exports a function of a batch, for work that is cheaper once per batch: const char *process(mr_batch *batch). It calls `mr_answer` once for each message,
+ * in order, and returns NULL; or returns why the batch cannot be processed now. */
+#define MR_BATCH_PROCESSOR(process)                                                                                                      \
+  MR_EXPORT("millrace:broker/message-processor@0.1.1#process") void *mr_exported_process(const uint32_t *arguments) {                    \
+    mr_batch *batch = mr_begin_batch(arguments);                                                                                         \
+    return mr_end_batch(batch, process(batch));                                                                                          \
+  }
+
+/* Exports a topic's partitioner: uint32_t choose(const mr_message *message, uint32_t partitions). The result is below `partitions`. */
+#define MR_PARTITIONER(choose)                                                                                                           \
+  MR_EXPORT("millrace:broker/partitioner@0.1.1#assign") void *mr_exported_assign(const uint32_t *arguments) {                            \
+    return mr_run_partitioner(arguments, choose);                                                                                        \
+  }
+
+/* Exports a processor's error handler: mr_decision handle(const mr_failure *failure). */
+#define MR_ERROR_HANDLER(handle)                                                                                                         \
+  MR_EXPORT("millrace:broker/error-handler@0.1.1#handle") void *mr_exported_handle(const uint32_t *arguments) {                          \
+    return mr_run_error_handler(arguments, handle);                                                                                      \
+  }
+
+/* ------------------------------------------------------------------------------------- Inside; only the macros above use it */
+
+mr_batch *mr_begin_batch(const uint32_t *arguments);
+void *mr_end_batch(mr_batch *batch, const char *unavailable);
+void *mr_run_partitioner(const uint32_t *arguments, mr_choose_partition choose);
+void *mr_run_error_handler(const uint32_t *arguments, mr_handle_failure handle);
+
+/* A start and a length, as in the contract. */
+typedef struct mr_span_ {
+  uint32_t start;
+  uint32_t length;
+} mr_span_;
+
+/* A list that grows in the memory of the call. */
+typedef struct mr_list_ {
+  void *items;
+  uint32_t count;
+  uint32_t room;
+} mr_list_;
+
+struct mr_output {
+  mr_batch *batch;
+  uint32_t source;
+  bool has_key, has_value, has_headers;
+  mr_span_ key, value;
+  /* A range of `batch->headers_written`, in headers. */
+  uint32_t headers_start, headers_end;
+  uint32_t topic, partition;
+  uint64_t times[2];
+};
+
+struct mr_batch {
+  /* As in wit/types.wit. */
+  mr_bytes topic;
+  uint32_t partition;
+  mr_bytes data;
+  uint32_t size;
+  const uint64_t *offsets;
+  const uint64_t *timestamps;
+  const uint32_t *attempts;
+  const mr_span_ *keys;
+  const mr_span_ *values;
+  const uint32_t *header_ends;
+  const mr_span_ *headers; /* two spans each */
+
+  /* The answer so far. Columns stay empty until an output differs from its message. */
+  mr_list_ outcomes, details, answer_data, sources, topic_names, topics, partitions, answer_keys, answer_values, answer_header_ends,
+      answer_headers, times;
+  /* Headers of outputs, two spans each, in the order of writing. */
+  mr_list_ headers_written;
+  mr_output output;
+  /* Of the outcome that is about to be set. */
+  uint64_t delay_ms;
+  bool has_delay;
+  mr_bytes class_name, reason;
+  const char *unavailable;
+};
+
+#define MR_NONE_ UINT32_MAX
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* MILLRACE_H */
+
+/* ===================================================================================================== The implementation */
+
+#ifdef MILLRACE_IMPLEMENTATION
+#ifndef MILLRACE_IMPLEMENTED
+#define MILLRACE_IMPLEMENTED
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------------- Memory */
+
+/* Memory of one call: blocks in which allocations only move a position forward. The next call begins where this one began. */
+#define MR_BLOCK_BYTES_ ((size_t)64 << 10)
+
+typedef struct mr_block_ {
+  struct mr_block_ *before;
+  size_t size;
+} mr_block_;
+
+static mr_block_ *mr_block_last_;
+static uint8_t *mr_free_, *mr_free_end_;
+static size_t mr_block_bytes_sum_;
+/* Whether the answer is complete: then the next allocation is that of a new call. */
+static bool mr_answered_;
+
+/* Writes the reason where the host finds it, and traps. */
+__attribute__((noreturn)) static void mr_fail_(const char *why) {
+  mr_log(MR_ERROR, mr_text(why));
+  __builtin_trap();
+}
+
+static void mr_add_block_(size_t size) {
+  mr_block_ *block;
+  if (size < MR_BLOCK_BYTES_) size = MR_BLOCK_BYTES_;
+  block = (mr_block_ *)malloc(sizeof(mr_block_) + 16 + size);
+  /* Within cabi_realloc nothing can be logged; the host sees what the trap was about by the memory that is used. */
+  if (block == NULL) __builtin_trap();
+  block->before = mr_block_last_;
+  block->size = size;
+  mr_block_last_ = block;
+  mr_block_bytes_sum_ += size;
+  mr_free_ = (uint8_t *)(((uintptr_t)(block + 1) + 15) & ~(uintptr_t)15);
+  mr_free_end_ = mr_free_ + size;
+}
+
+/* Many blocks become one, so that calls of the same size need no further ones. */
+static void mr_reset_memory_(void) {
+  mr_block_ *block = mr_block_last_;
+  size_t sum = mr_block_bytes_sum_;
+  mr_answered_ = false;
+  if (block == NULL) return;
+  if (block->before == NULL) {
+    mr_free_ = (uint8_t *)(((uintptr_t)(block + 1) + 15) & ~(uintptr_t)15);
+    return;
+  }
+  while (block != NULL) {
+    mr_block_ *before = block->before;
+    free(block);
+    block = before;
+  }
+  mr_block_last_ = NULL;
+  mr_block_bytes_sum_ = 0;
+  mr_add_block_(sum);
+}
+
+static inline void *mr_allocate_aligned_(size_t size, size_t align) {
+  uintptr_t at = ((uintptr_t)mr_free_ + align - 1) & ~(uintptr_t)(align - 1);
+  if (mr_free_ == NULL || size > (uintptr_t)mr_free_end_ - at || at > (uintptr_t)mr_free_end_) {
+    size_t doubled = mr_block_last_ ? mr_block_last_->size * 2 : 0;
+    if (size > SIZE_MAX / 2) __builtin_trap();
+    mr_add_block_(size > doubled ? size : doubled);
+    at = (uintptr_t)mr_free_;
+  }
+  mr_free_ = (uint8_t *)at + size;
+  return (void *)at;
+}
+
+void *mr_allocate(size_t size) { return mr_allocate_aligned_(size, 8); }
+
+/* Where the host puts what it passes. */
+__attribute__((export_name("cabi_realloc"), used)) void *mr_cabi_realloc_(void *old, size_t old_size, size_t align, size_t size) {
+  void *memory;
+  if (mr_answered_) mr_reset_memory_();
+  if (size == 0) return (void *)align;
+  memory = mr_allocate_aligned_(size, align);
+  if (old_size != 0) memcpy(memory, old, old_size < size ? old_size : size);
+  return memory;
+}
+
+/* Makes room for `more` items. */
+static void mr_list_grow_(mr_list_ *list, size_t item_size, uint32_t more) {
+  size_t wanted = (size_t)list->count + more, room = (size_t)list->room * 2;
+  void *items;
+  if (room < wanted) room = wanted;
+  if (room > SIZE_MAX / 2 / item_size) __builtin_trap();
+  /* The last allocation grows where it is, if there is room. */
+  if (list->items != NULL && (uint8_t *)list->items + list->room * item_size == mr_free_ &&
+      (size_t)(mr_free_end_ - (uint8_t *)list->items) >= room * item_size) {
+    mr_free_ = (uint8_t *)list->items + room * item_size;
+    list->room = (uint32_t)room;
+    return;
+  }
+  items = mr_allocate(room * item_size);
+  if (list->count != 0) memcpy(items, list->items, list->count * item_size);
+  list->items = items;
+  list->room = (uint32_t)room;
+}
+
+static inline void *mr_list_add_(mr_list_ *list, size_t item_size, uint32_t more, uint32_t first_room) {
+  void *at;
+  if (list->room - list->count < more) mr_list_grow_(list, item_size, list->items == NULL && more < first_room ? first_room : more);
+  at = (uint8_t *)list->items + list->count * item_size;
+  list->count += more;
+  return at;
+}
+
+static inline void mr_push_u32_(mr_list_ *list, uint32_t number, uint32_t first_room) {
+  *(uint32_t *)mr_list_add_(list, 4, 1, first_room) = number;
+}
+
+static inline void mr_push_span_(mr_list_ *list, mr_span_ span, uint32_t first_room) {
+  *(mr_span_ *)mr_list_add_(list, 8, 1, first_room) = span;
+}
+
+/* Short copies are not worth a call: two pieces that may overlap. */
+static inline void mr_copy_(uint8_t *to, const uint8_t *from, size_t size) {
+  if (size > 32) {
+    memcpy(to, from, size);
+  } else if (size >= 16) {
+    memcpy(to, from, 16);
+    memcpy(to + size - 16, from + size - 16, 16);
+  } else if (size >= 8) {
+    memcpy(to, from, 8);
+    memcpy(to + size - 8, from + size - 8, 8);
+  } else if (size >= 4) {
+    memcpy(to, from, 4);
+    memcpy(to + size - 4, from + size - 4, 4);
+  } else if (size != 0) {
+    to[0] = from[0];
+    to[size / 2] = from[size / 2];
+    to[size - 1] = from[size - 1];
+  }
+}
+
+/* The contract's strings are UTF-8; other bytes become question marks. */
+static mr_bytes mr_utf8_(mr_bytes text) {
+  uint8_t *copy = NULL;
+  size_t at = 0;
+  while (at < text.size) {
+    const uint8_t *c = text.data + at;
+    size_t left = text.size - at, length = 0;
+    if (c[0] < 0x80) length = 1;
+    else if (c[0] >= 0xc2 && c[0] < 0xe0 && left > 1 && (c[1] & 0xc0) == 0x80) length = 2;
+    else if (c[0] >= 0xe0 && c[0] < 0xf0 && left > 2 && (c[1] & 0xc0) == 0x80 && (c[2] & 0xc0) == 0x80 &&
+             !(c[0] == 0xe0 && c[1] < 0xa0) && !(c[0] == 0xed && c[1] >= 0xa0))
+      length = 3;
+    else if (c[0] >= 0xf0 && c[0] < 0xf5 && left > 3 && (c[1] & 0xc0) == 0x80 && (c[2] & 0xc0) == 0x80 && (c[3] & 0xc0) == 0x80 &&
+             !(c[0] == 0xf0 && c[1] < 0x90) && !(c[0] == 0xf4 && c[1] >= 0x90))
+      length = 4;
+    if (length == 0) {
+      if (copy == NULL) {
+        copy = (uint8_t *)mr_allocate(text.size);
+        memcpy(copy, text.data, text.size);
+        text.data = copy;
+      }
+      copy[at] = '?';
+      length = 1;
+    }
+    at += length;
+  }
+  return text;
+}
+
+static char *mr_c_string_(mr_bytes text) {
+  char *copy = (char *)mr_allocate(text.size + 1);
+  memcpy(copy, text.data, text.size);
+  copy[text.size] = 0;
+  return copy;
+}
+
+static mr_bytes mr_format_list_(const char *format, va_list arguments) {
+  va_list again;
+  int size;
+  char *text;
+  va_copy(again, arguments);
+  size = vsnprintf(NULL, 0, format, again);
+  va_end(again);
+  if (size < 0) return mr_text("(a text that cannot be formatted)");
+  text = (char *)mr_allocate((size_t)size + 1);
+  vsnprintf(text, (size_t)size + 1, format, arguments);
+  return mr_bytes_of(text, (size_t)size);
+}
+
+mr_bytes mr_format(const char *format, ...) {
+  mr_bytes text;
+  va_list arguments;
+  va_start(arguments, format);
+  text = mr_format_list_(format, arguments);
+  va_end(arguments);
+  return text;
+}
+
+/* --------------------------------------------------------------------------------------------------------------- Messages */
+
+uint32_t mr_batch_size(const mr_batch *batch) { return batch->size; }
+mr_bytes mr_topic(const mr_batch *batch) { return batch->topic; }
+uint32_t mr_partition(const mr_batch *batch) { return batch->partition; }
+
+static inline mr_bytes mr_span_bytes_(const uint8_t *data, mr_span_ span) {
+  return span.length == MR_NONE_ ? mr_absent() : mr_bytes_of(data + span.start, span.length);
+}
+
+mr_message mr_message_at(const mr_batch *batch, uint32_t index) {
+  mr_message message;
+  if (index >= batch->size) mr_fail_("mr_message_at: the batch has fewer messages");
+  message.key = mr_span_bytes_(batch->data.data, batch->keys[index]);
+  message.value = mr_span_bytes_(batch->data.data, batch->values[index]);
+  message.offset = batch->offsets[index];
+  message.timestamp = batch->timestamps[index];
+  message.attempt = batch->attempts[index];
+  message.index = index;
+  message.first_header = index == 0 ? 0 : batch->header_ends[index - 1];
+  message.header_count = batch->header_ends[index] - message.first_header;
+  message.batch = batch;
+  return message;
+}
+
+mr_header mr_header_at(const mr_message *message, uint32_t index) {
+  mr_header header;
+  const mr_span_ *spans;
+  if (index >= message->header_count) mr_fail_("mr_header_at: the message has fewer headers");
+  spans = message->batch->headers + ((size_t)message->first_header + index) * 2;
+  header.name = mr_span_bytes_(message->batch->data.data, spans[0]);
+  header.value = mr_span_bytes_(message->batch->data.data, spans[1]);
+  return header;
+}
+
+mr_bytes mr_header_value(const mr_message *message, const char *name) {
+  mr_bytes wanted = mr_text(name);
+  for (uint32_t index = message->header_count; index > 0; index--) {
+    mr_header header = mr_header_at(message, index - 1);
+    if (mr_equal(header.name, wanted)) return header.value;
+  }
+  return mr_absent();
+}
+
+static mr_batch *mr_read_batch_(const uint32_t *columns) {
+  mr_batch *batch = (mr_batch *)mr_allocate(sizeof(mr_batch));
+  memset(batch, 0, sizeof(*batch));
+  batch->topic = mr_bytes_of((const void *)(uintptr_t)columns[0], columns[1]);
+  batch->partition = columns[2];
+  batch->data = mr_bytes_of((const void *)(uintptr_t)columns[3], columns[4]);
+  batch->offsets = (const uint64_t *)(uintptr_t)columns[5];
+  batch->size = columns[6];
+  batch->timestamps = (const uint64_t *)(uintptr_t)columns[7];
+  batch->attempts = (const uint32_t *)(uintptr_t)columns[9];
+  batch->keys = (const mr_span_ *)(uintptr_t)columns[11];
+  batch->values = (const mr_span_ *)(uintptr_t)columns[13];
+  batch->header_ends = (const uint32_t *)(uintptr_t)columns[15];
+  batch->headers = (const mr_span_ *)(uintptr_t)columns[17];
+  return batch;
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- Outputs */
+
+/* Room for `size` more bytes of the answer; `span` says where they are. */
+static inline uint8_t *mr_answer_bytes_(mr_batch *batch, size_t size, mr_span_ *span) {
+  /* Most handlers return about as many bytes as they get. */
+  span->start = (uint32_t)batch->data.size + batch->answer_data.count;
+  span->length = (uint32_t)size;
+  if (size > UINT32_MAX / 2) __builtin_trap();
+  return (uint8_t *)mr_list_add_(&batch->answer_data, 1, (uint32_t)size, (uint32_t)batch->data.size + 16 * batch->size);
+}
+
+/* A span of these bytes: of the input if they are part of it, otherwise of a copy. */
+static inline mr_span_ mr_place_(mr_batch *batch, mr_bytes bytes) {
+  mr_span_ span;
+  if (bytes.data == NULL) {
+    span.start = 0;
+    span.length = MR_NONE_;
+  } else if (bytes.size == 0) {
+    span.start = span.length = 0;
+  } else if ((uintptr_t)bytes.data - (uintptr_t)batch->data.data < batch->data.size) {
+    span.start = (uint32_t)((uintptr_t)bytes.data - (uintptr_t)batch->data.data);
+    span.length = (uint32_t)bytes.size;
+  } else if ((uintptr_t)bytes.data - (uintptr_t)batch->answer_data.items < batch->answer_data.count) {
+    /* Growing may move the bytes while they are copied; but they are in the answer already. */
+    span.start = (uint32_t)(batch->data.size + ((uintptr_t)bytes.data - (uintptr_t)batch->answer_data.items));
+    span.length = (uint32_t)bytes.size;
+  } else {
+    mr_copy_(mr_answer_bytes_(batch, bytes.size, &span), bytes.data, bytes.size);
+  }
+  return span;
+}
+
+static inline void mr_begin_output_(mr_batch *batch) {
+  mr_output *output = &batch->output;
+  output->has_key = output->has_value = output->has_headers = false;
+  output->topic = output->partition = MR_NONE_;
+  output->times[0] = output->times[1] = UINT64_MAX;
+}
+
+mr_output *mr_answer_output(mr_batch *batch) {
+  batch->output.batch = batch;
+  batch->output.source = batch->outcomes.count;
+  mr_begin_output_(batch);
+  return &batch->output;
+}
+
+void mr_set_key(mr_output *output, mr_bytes key) {
+  output->key = mr_place_(output->batch, key);
+  output->has_key = true;
+}
+
+void mr_set_value(mr_output *output, mr_bytes value) {
+  output->value = mr_place_(output->batch, value);
+  output->has_value = true;
+}
+
+uint8_t *mr_new_value(mr_output *output, size_t size) {
+  output->has_value = true;
+  return mr_answer_bytes_(output->batch, size, &output->value);
+}
+
+void mr_append_value(mr_output *output, mr_bytes bytes) {
+  mr_batch *batch = output->batch;
+  uint32_t end = (uint32_t)batch->data.size + batch->answer_data.count;
+  mr_span_ more, whole;
+  if (bytes.data == NULL) return;
+  if (!output->has_value || output->value.length == MR_NONE_) {
+    whole.start = end;
+    whole.length = 0;
+  } else if (output->value.length != 0 && output->value.start + output->value.length == end && output->value.start >= batch->data.size) {
+    whole = output->value;
+  } else {
+    /* What there is so far moves to the end, where it can grow. */
+    mr_bytes so_far = mr_bytes_of(batch->data.data + output->value.start, output->value.length);
+    if (output->value.start >= batch->data.size)
+      so_far.data = (const uint8_t *)batch->answer_data.items + (output->value.start - batch->data.size);
+    size_t back = (const uint8_t *)batch->answer_data.items + batch->answer_data.count - so_far.data;
+    bool in_answer = output->value.start >= batch->data.size;
+    uint8_t *to = mr_answer_bytes_(batch, so_far.size, &whole);
+    if (in_answer) so_far.data = to - back;
+    mr_copy_(to, so_far.data, so_far.size);
+  }
+  {
+    bool in_answer = (uintptr_t)bytes.data - (uintptr_t)batch->answer_data.items < batch->answer_data.count;
+    size_t from = (uintptr_t)bytes.data - (uintptr_t)batch->answer_data.items;
+    uint8_t *to = mr_answer_bytes_(batch, bytes.size, &more);
+    if (in_answer) bytes.data = (const uint8_t *)batch->answer_data.items + from;
+    mr_copy_(to, bytes.data, bytes.size);
+  }
+  whole.length += more.length;
+  output->value = whole;
+  output->has_value = true;
+}
+
+/* Moves the output's headers to the end of those written, where they can grow. */
+static void mr_open_headers_(mr_output *output) {
+  mr_batch *batch = output->batch;
+  mr_list_ *written = &batch->headers_written;
+  uint32_t first, count;
+  const mr_span_ *from;
+  mr_span_ *to;
+  if (output->has_headers && output->headers_end == written->count) return;
+  if (output->has_headers) {
+    first = output->headers_start;
+    count = output->headers_end - first;
+  } else {
+    first = output->source == 0 ? 0 : batch->header_ends[output->source - 1];
+    count = batch->header_ends[output->source] - first;
+  }
+  if (count != 0) {
+    to = (mr_span_ *)mr_list_add_(written, 16, count, batch->size * 2);
+    from = output->has_headers ? (const mr_span_ *)written->items : batch->headers;
+    memcpy(to, from + (size_t)first * 2, (size_t)count * 16);
+  }
+  output->headers_start = written->count - count;
+  output->headers_end = written->count;
+  output->has_headers = true;
+}
+
+void mr_add_header(mr_output *output, const char *name, mr_bytes value) {
+  mr_batch *batch = output->batch;
+  mr_span_ *to;
+  mr_span_ name_span = mr_place_(batch, mr_text(name));
+  mr_span_ value_span = mr_place_(batch, value);
+  mr_open_headers_(output);
+  to = (mr_span_ *)mr_list_add_(&batch->headers_written, 16, 1, batch->size * 2);
+  to[0] = name_span;
+  to[1] = value_span;
+  output->headers_end = batch->headers_written.count;
+}
+
+void mr_remove_headers(mr_output *output) {
+  output->headers_start = output->headers_end = output->batch->headers_written.count;
+  output->has_headers = true;
+}
+
+void mr_set_topic(mr_output *output, const char *topic) {
+  mr_batch *batch = output->batch;
+  mr_bytes name = mr_text(topic);
+  mr_bytes *known = (mr_bytes *)batch->topic_names.items;
+  mr_bytes *added;
+  uint8_t *copy;
+  /* There are few topics, and usually it is the last one again. */
+  for (uint32_t index = batch->topic_names.count; index > 0; index--) {
+    if (mr_equal(known[index - 1], name)) {
+      output->topic = index - 1;
+      return;
+    }
+  }
+  copy = (uint8_t *)mr_allocate(name.size + 1);
+  memcpy(copy, name.data, name.size);
+  added = (mr_bytes *)mr_list_add_(&batch->topic_names, sizeof(mr_bytes), 1, 4);
+  *added = mr_utf8_(mr_bytes_of(copy, name.size));
+  output->topic = batch->topic_names.count - 1;
+}
+
+void mr_set_partition(mr_output *output, uint32_t partition) { output->partition = partition; }
+void mr_set_timestamp(mr_output *output, uint64_t timestamp) { output->times[0] = timestamp; }
+void mr_deliver_at(mr_output *output, uint64_t time) { output->times[1] = time; }
+
+/* A column of spans. Before the first one that differs from the input, those of the earlier outputs are added. */
+static inline void mr_add_span_(mr_batch *batch, mr_list_ *column, bool given, mr_span_ span, uint32_t source, const mr_span_ *input) {
+  if (!given) {
+    if (column->count != 0) mr_push_span_(column, input[source], batch->size);
+    return;
+  }
+  if (column->count == 0) {
+    const uint32_t *sources = (const uint32_t *)batch->sources.items;
+    for (uint32_t index = 0; index < batch->sources.count; index++) mr_push_span_(column, input[sources[index]], batch->size);
+  }
+  mr_push_span_(column, span, batch->size);
+}
+
+static inline void mr_add_number_(mr_batch *batch, mr_list_ *column, uint32_t given) {
+  if (given == MR_NONE_ && column->count == 0) return;
+  while (column->count < batch->sources.count) mr_push_u32_(column, MR_NONE_, batch->size);
+  mr_push_u32_(column, given, batch->size);
+}
+
+static inline void mr_add_headers_(mr_batch *batch, const mr_span_ *from, uint32_t count) {
+  mr_span_ *to = (mr_span_ *)mr_list_add_(&batch->answer_headers, 16, count, batch->size * 2);
+  for (uint32_t index = 0; index < count * 2; index++) to[index] = from[index];
+  mr_push_u32_(&batch->answer_header_ends, batch->answer_headers.count, batch->size);
+}
+
+static inline void mr_keep_headers_(mr_batch *batch, uint32_t source) {
+  uint32_t first = source == 0 ? 0 : batch->header_ends[source - 1];
+  mr_add_headers_(batch, batch->headers + (size_t)first * 2, batch->header_ends[source] - first);
+}
+
+static inline void mr_keep_output_(mr_output *output) {
+  mr_batch *batch = output->batch;
+  uint32_t source = output->source;
+  mr_add_span_(batch, &batch->answer_keys, output->has_key, output->key, source, batch->keys);
+  mr_add_span_(batch, &batch->answer_values, output->has_value, output->value, source, batch->values);
+  mr_add_number_(batch, &batch->topics, output->topic);
+  mr_add_number_(batch, &batch->partitions, output->partition);
+  if (output->has_headers || batch->answer_header_ends.count != 0) {
+    while (batch->answer_header_ends.count < batch->sources.count)
+      mr_keep_headers_(batch, ((const uint32_t *)batch->sources.items)[batch->answer_header_ends.count]);
+    if (output->has_headers)
+      mr_add_headers_(batch, (const mr_span_ *)batch->headers_written.items + (size_t)output->headers_start * 2,
+                      output->headers_end - output->headers_start);
+    else
+      mr_keep_headers_(batch, source);
+  }
+  if (output->times[0] != UINT64_MAX || output->times[1] != UINT64_MAX || batch->times.count != 0) {
+    uint64_t *times;
+    while (batch->times.count < batch->sources.count * 2)
+      *(uint64_t *)mr_list_add_(&batch->times, 8, 1, batch->size * 2) = UINT64_MAX;
+    times = (uint64_t *)mr_list_add_(&batch->times, 8, 2, batch->size * 2);
+    times[0] = output->times[0];
+    times[1] = output->times[1];
+  }
+  mr_push_u32_(&batch->sources, source, batch->size);
+}
+
+void mr_next_output(mr_output *output) {
+  mr_keep_output_(output);
+  mr_begin_output_(output->batch);
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- Outcomes */
+
+static mr_bytes mr_copy_text_(const char *text) {
+  mr_bytes bytes = mr_text(text);
+  uint8_t *copy = (uint8_t *)mr_allocate(bytes.size + 1);
+  memcpy(copy, bytes.data, bytes.size);
+  return mr_utf8_(mr_bytes_of(copy, bytes.size));
+}
+
+static mr_outcome mr_fail_message_(mr_output *output, mr_outcome outcome, const char *class_name, const char *reason) {
+  output->batch->has_delay = false;
+  output->batch->class_name = mr_copy_text_(class_name);
+  output->batch->reason = mr_copy_text_(reason);
+  return outcome;
+}
+
+mr_outcome mr_retry(mr_output *output, const char *class_name, const char *reason) {
+  return mr_fail_message_(output, MR_RETRY, class_name, reason);
+}
+
+mr_outcome mr_retry_after(mr_output *output, uint64_t delay_ms, const char *class_name, const char *reason) {
+  mr_fail_message_(output, MR_RETRY, class_name, reason);
+  output->batch->has_delay = true;
+  output->batch->delay_ms = delay_ms;
+  return MR_RETRY;
+}
+
+mr_outcome mr_reject(mr_output *output, const char *class_name, const char *reason) {
+  return mr_fail_message_(output, MR_REJECT, class_name, reason);
+}
+
+mr_outcome mr_unavailable(mr_output *output, const char *reason) {
+  output->batch->unavailable = mr_c_string_(mr_text(reason));
+  return MR_UNAVAILABLE;
+}
+
+/* A detail of the answer, as in the contract. */
+typedef struct mr_detail_ {
+  uint32_t message;
+  struct {
+    uint8_t is_some;
+    uint64_t ms;
+  } delay;
+  mr_bytes class_name, reason;
+} mr_detail_;
+
+void mr_answer(mr_batch *batch, mr_outcome outcome) {
+  mr_output *output = &batch->output;
+  uint32_t message = batch->outcomes.count;
+  if (outcome == MR_UNAVAILABLE) return;
+  if (message >= batch->size) mr_fail_("mr_answer: all messages of the batch have their outcome");
+  if (output->batch != batch || output->source != message) mr_answer_output(batch);
+  if (outcome == MR_EMIT) {
+    mr_keep_output_(output);
+  } else if (batch->sources.count != 0 && ((const uint32_t *)batch->sources.items)[batch->sources.count - 1] == message) {
+    mr_fail_("mr_answer: outputs were kept with mr_next_output, so the outcome must be MR_EMIT");
+  } else if (outcome != MR_ACK) {
+    mr_detail_ *detail = (mr_detail_ *)mr_list_add_(&batch->details, sizeof(mr_detail_), 1, 8);
+    memset(detail, 0, sizeof(*detail));
+    detail->message = message;
+    detail->delay.is_some = batch->has_delay;
+    detail->delay.ms = batch->has_delay ? batch->delay_ms : 0;
+    detail->class_name = batch->class_name;
+    detail->reason = batch->reason;
+    if (detail->class_name.data == NULL) mr_fail_("mr_answer: return mr_retry(…) or mr_reject(…), not the bare constant");
+    batch->class_name = batch->reason = mr_absent();
+  }
+  *(uint8_t *)mr_list_add_(&batch->outcomes, 1, 1, batch->size) = (uint8_t)outcome;
+}
+
+mr_batch *mr_begin_batch(const uint32_t *arguments) { return mr_read_batch_(arguments); }
+
+void *mr_end_batch(mr_batch *batch, const char *unavailable) {
+  uint32_t *result = (uint32_t *)mr_allocate(104);
+  const mr_list_ *lists[12];
+  if (unavailable == NULL) unavailable = batch->unavailable;
+  memset(result, 0, 104);
+  mr_answered_ = true;
+  if (unavailable != NULL) {
+    mr_bytes reason = mr_copy_text_(unavailable);
+    result[0] = 1;
+    result[2] = (uint32_t)(uintptr_t)reason.data;
+    result[3] = (uint32_t)reason.size;
+    return result;
+  }
+  if (batch->outcomes.count != batch->size) mr_fail_("the function of the batch did not call mr_answer for each message");
+  lists[0] = &batch->outcomes, lists[1] = &batch->details, lists[2] = &batch->answer_data, lists[3] = &batch->sources;
+  lists[4] = &batch->topic_names, lists[5] = &batch->topics, lists[6] = &batch->partitions, lists[7] = &batch->answer_keys;
+  lists[8] = &batch->answer_values, lists[9] = &batch->answer_header_ends, lists[10] = &batch->answer_headers, lists[11] = &batch->times;
+  for (uint32_t index = 0; index < 12; index++) {
+    result[1 + index * 2] = (uint32_t)(uintptr_t)lists[index]->items;
+    result[2 + index * 2] = lists[index]->count;
+  }
+  /* Spans are two numbers each, and a header has two spans. */
+  result[16] *= 2;
+  result[18] *= 2;
+  result[22] *= 4;
+  return result;
+}
+
+/* ------------------------------------------------------------------------------------------- Partitioners and error handlers */
+
+static void *mr_result_list_(const void *items, uint32_t count) {
+  uint32_t *result = (uint32_t *)mr_allocate(8);
+  result[0] = count == 0 ? 0 : (uint32_t)(uintptr_t)items;
+  result[1] = count;
+  mr_answered_ = true;
+  return result;
+}
+
+void *mr_run_partitioner(const uint32_t *arguments, mr_choose_partition choose) {
+  uint32_t partitions = arguments[0];
+  mr_batch *batch = mr_read_batch_(arguments + 1);
+  uint32_t *chosen = (uint32_t *)mr_allocate((size_t)batch->size * 4);
+  for (uint32_t index = 0; index < batch->size; index++) {
+    mr_message message = mr_message_at(batch, index);
+    chosen[index] = choose(&message, partitions);
+  }
+  return mr_result_list_(chosen, batch->size);
+}
+
+/* As in the contract. */
+typedef struct mr_wire_failure_ {
+  uint32_t message, revision, attempt;
+  uint64_t first_failed_at;
+  uint8_t cause;
+  mr_bytes class_name, reason;
+} mr_wire_failure_;
+
+typedef struct mr_wire_decision_ {
+  uint8_t kind;
+  union {
+    uint64_t delay_ms;
+    mr_bytes reason;
+  } of;
+} mr_wire_decision_;
+
+void *mr_run_error_handler(const uint32_t *arguments, mr_handle_failure handle) {
+  const mr_wire_failure_ *failures = (const mr_wire_failure_ *)(uintptr_t)arguments[0];
+  uint32_t count = arguments[1];
+  mr_batch *batch = mr_read_batch_(arguments + 2);
+  mr_wire_decision_ *decisions = (mr_wire_decision_ *)mr_allocate((size_t)count * sizeof(mr_wire_decision_));
+  for (uint32_t index = 0; index < count; index++) {
+    mr_failure failure;
+    mr_decision decision;
+    failure.message = mr_message_at(batch, failures[index].message);
+    failure.revision = failures[index].revision;
+    failure.attempt = failures[index].attempt;
+    failure.first_failed_at = failures[index].first_failed_at;
+    failure.cause = (mr_cause)failures[index].cause;
+    failure.class_name = failures[index].class_name;
+    failure.reason = failures[index].reason;
+    decision = handle(&failure);
+    decisions[index].kind = decision.kind;
+    decisions[index].of.delay_ms = decision.delay_ms;
+    if (decision.kind == 2) decisions[index].of.reason = mr_utf8_(decision.reason);
+  }
+  return mr_result_list_(decisions, count);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------- State */
+
+#define MR_IMPORT(module, name) __attribute__((import_module("millrace:broker/" module "@0.1.1"), import_name(name)))
+
+MR_IMPORT("state", "get")
+void mr_host_state_get_(const uint8_t *data, size_t size, const mr_span_ *keys, size_t numbers, void *result);
+MR_IMPORT("state", "set")
+void mr_host_state_set_(const uint8_t *data, size_t size, const mr_span_ *keys, size_t key_numbers, const mr_span_ *values,
+                        size_t value_numbers, const uint64_t *ttl_ms, size_t ttls, const uint32_t *messages, size_t message_count,
+                        void *result);
+MR_IMPORT("state", "add")
+void mr_host_state_add_(const uint8_t *data, size_t size, const mr_span_ *keys, size_t key_numbers, const int64_t *deltas,
+                        size_t delta_count, const uint64_t *ttl_ms, size_t ttls, const uint32_t *messages, size_t message_count,
+                        void *result);
+MR_IMPORT("state", "scan")
+void mr_host_state_scan_(const uint8_t *prefix, size_t prefix_size, int32_t has_after, const uint8_t *after, size_t after_size,
+                         uint32_t max, void *result);
+
+static const char *mr_full_ = "";
+
+const char *mr_state_full(void) { return mr_full_; }
+
+/* Bytes of list arguments that are empty may be anywhere, but not at NULL plus something. */
+static mr_bytes mr_present_(mr_bytes bytes) { return bytes.data == NULL ? mr_text("") : bytes; }
+
+typedef struct mr_values_ {
+  const uint8_t *data;
+  size_t size;
+  const mr_span_ *values;
+  size_t numbers;
+} mr_values_;
+
+mr_bytes mr_state_get(mr_bytes key) {
+  mr_values_ found;
+  mr_span_ span;
+  key = mr_present_(key);
+  span.start = 0;
+  span.length = (uint32_t)key.size;
+  mr_host_state_get_(key.data, key.size, &span, 2, &found);
+  return mr_span_bytes_(found.data, found.values[0]);
+}
+
+void mr_state_get_many(const mr_bytes *keys, uint32_t count, mr_bytes *values) {
+  mr_values_ found;
+  size_t size = 0;
+  uint8_t *data;
+  mr_span_ *spans = (mr_span_ *)mr_allocate((size_t)count * 8);
+  for (uint32_t index = 0; index < count; index++) size += keys[index].size;
+  data = (uint8_t *)mr_allocate(size);
+  size = 0;
+  for (uint32_t index = 0; index < count; index++) {
+    spans[index].start = (uint32_t)size;
+    spans[index].length = (uint32_t)keys[index].size;
+    mr_copy_(data + size, keys[index].data, keys[index].size);
+    size += keys[index].size;
+  }
+  mr_host_state_get_(data, size, spans, (size_t)count * 2, &found);
+  for (uint32_t index = 0; index < count; index++) values[index] = mr_span_bytes_(found.data, found.values[index]);
+}
+
+/* An answer whose error is `full`: whether it is that. */
+static bool mr_is_full_(const uint32_t *result) {
+  if ((result[0] & 0xff) == 0) return false;
+  mr_full_ = mr_c_string_(mr_bytes_of((const void *)(uintptr_t)result[2], result[3]));
+  return true;
+}
+
+static bool mr_state_write_(const mr_message *message, mr_bytes key, mr_bytes value, const uint64_t *ttl_ms) {
+  uint32_t result[4];
+  mr_span_ spans[2];
+  size_t size = key.size + value.size;
+  uint8_t *data = (uint8_t *)mr_allocate(size);
+  mr_copy_(data, key.data, key.size);
+  mr_copy_(data + key.size, value.data, value.size);
+  spans[0].start = 0;
+  spans[0].length = (uint32_t)key.size;
+  spans[1].start = (uint32_t)key.size;
+  spans[1].length = value.data == NULL ? MR_NONE_ : (uint32_t)value.size;
+  mr_host_state_set_(data, size, &spans[0], 2, &spans[1], 2, ttl_ms, ttl_ms != NULL, &message->index, 1, result);
+  return !mr_is_full_(result);
+}
+
+bool mr_state_set(const mr_message *message, mr_bytes key, mr_bytes value) {
+  return mr_state_write_(message, key, mr_present_(value), NULL);
+}
+
+bool mr_state_set_for(const mr_message *message, mr_bytes key, mr_bytes value, uint64_t ttl_ms) {
+  return mr_state_write_(message, key, mr_present_(value), &ttl_ms);
+}
+
+bool mr_state_delete(const mr_message *message, mr_bytes key) { return mr_state_write_(message, key, mr_absent(), NULL); }
+
+bool mr_state_add(const mr_message *message, mr_bytes key, int64_t delta, int64_t *sum) {
+  uint32_t result[4];
+  mr_span_ span;
+  key = mr_present_(key);
+  span.start = 0;
+  span.length = (uint32_t)key.size;
+  mr_host_state_add_(key.data, key.size, &span, 2, &delta, 1, NULL, 0, &message->index, 1, result);
+  if (mr_is_full_(result)) return false;
+  if (sum != NULL) *sum = *(const int64_t *)(uintptr_t)result[1];
+  return true;
+}
+
+/* Keys of one call on state. */
+#define MR_STATE_KEYS_MAX_ 10000u
+
+bool mr_state_add_keys(const mr_batch *batch, const int64_t *deltas, int64_t *sums) {
+  uint32_t result[4];
+  uint32_t size = batch->size;
+  mr_span_ *keys = (mr_span_ *)mr_allocate((size_t)size * 8);
+  uint32_t *messages = (uint32_t *)mr_allocate((size_t)size * 4);
+  mr_bytes data = mr_present_(batch->data);
+  for (uint32_t index = 0; index < size; index++) {
+    keys[index] = batch->keys[index];
+    if (keys[index].length == MR_NONE_) keys[index].start = keys[index].length = 0;
+    messages[index] = index;
+  }
+  for (uint32_t start = 0; start < size; start += MR_STATE_KEYS_MAX_) {
+    uint32_t count = size - start < MR_STATE_KEYS_MAX_ ? size - start : MR_STATE_KEYS_MAX_;
+    mr_host_state_add_(data.data, data.size, keys + start, (size_t)count * 2, deltas == NULL ? NULL : deltas + start,
+                       deltas == NULL ? 0 : count, NULL, 0, messages + start, count, result);
+    if (mr_is_full_(result)) return false;
+    memcpy(sums + start, (const void *)(uintptr_t)result[1], (size_t)count * 8);
+  }
+  return true;
+}
+
+uint32_t mr_state_scan(mr_bytes prefix, mr_bytes after, uint32_t max, const mr_entry **entries) {
+  struct {
+    const uint8_t *data;
+    size_t size;
+    const mr_span_ *keys;
+    size_t key_numbers;
+    const mr_span_ *values;
+    size_t value_numbers;
+  } found;
+  uint32_t count;
+  mr_entry *read;
+  prefix = mr_present_(prefix);
+  mr_host_state_scan_(prefix.data, prefix.size, after.data != NULL, after.data, after.size, max, &found);
+  count = (uint32_t)(found.key_numbers / 2);
+  read = (mr_entry *)mr_allocate((size_t)count * sizeof(mr_entry));
+  for (uint32_t index = 0; index < count; index++) {
+    read[index].key = mr_span_bytes_(found.data, found.keys[index]);
+    read[index].value = mr_span_bytes_(found.data, found.values[index]);
+  }
+  *entries = read;
+  return count;
+}
+
+/* ------------------------------------------------------------------------------------ Log, configuration, secrets, metrics */
+
+MR_IMPORT("log", "log") void mr_host_log_(uint32_t level, const uint8_t *text, size_t size);
+MR_IMPORT("config", "get") void mr_host_config_get_(const uint8_t *key, size_t size, void *result);
+MR_IMPORT("config", "all") void mr_host_config_all_(void *result);
+MR_IMPORT("secrets", "get") void mr_host_secrets_get_(const uint8_t *name, size_t size, void *result);
+MR_IMPORT("metrics", "add")
+void mr_host_metrics_add_(const uint8_t *name, size_t size, const mr_entry *labels, size_t count, uint64_t delta);
+MR_IMPORT("metrics", "set")
+void mr_host_metrics_set_(const uint8_t *name, size_t size, const mr_entry *labels, size_t count, double value);
+MR_IMPORT("metrics", "observe")
+void mr_host_metrics_observe_(const uint8_t *name, size_t size, const mr_entry *labels, size_t count, double value);
+
+void mr_log(mr_level level, mr_bytes line) {
+  line = mr_utf8_(mr_present_(line));
+  mr_host_log_((uint32_t)level, line.data, line.size);
+}
+
+void mr_logf(mr_level level, const char *format, ...) {
+  mr_bytes line;
+  va_list arguments;
+  va_start(arguments, format);
+  line = mr_format_list_(format, arguments);
+  va_end(arguments);
+  mr_log(level, line);
+}
+
+mr_bytes mr_config(const char *key) {
+  struct {
+    uint8_t found;
+    mr_bytes value;
+  } result;
+  mr_bytes name = mr_utf8_(mr_text(key));
+  mr_host_config_get_(name.data, name.size, &result);
+  return result.found ? mr_present_(result.value) : mr_absent();
+}
+
+uint32_t mr_config_all(const mr_entry **entries) {
+  struct {
+    const mr_entry *entries;
+    uint32_t count;
+  } result;
+  mr_host_config_all_(&result);
+  *entries = result.entries;
+  return result.count;
+}
+
+mr_secret_status mr_secret(const char *name, mr_bytes *value) {
+  uint32_t result[4];
+  mr_bytes wanted = mr_utf8_(mr_text(name));
+  mr_host_secrets_get_(wanted.data, wanted.size, result);
+  if ((result[0] & 0xff) == 0) {
+    *value = mr_present_(mr_bytes_of((const void *)(uintptr_t)result[1], result[2]));
+    return MR_SECRET_FOUND;
+  }
+  *value = mr_bytes_of((const void *)(uintptr_t)result[2], result[3]);
+  return (result[1] & 0xff) == 0 ? MR_SECRET_NOT_GRANTED : MR_SECRET_UNAVAILABLE;
+}
+
+/* A name and its labels, as the contract has them: a label is two byte strings, like an entry. */
+static const mr_entry *mr_labels_(const mr_label *labels, uint32_t count) {
+  mr_entry *entries = (mr_entry *)mr_allocate((size_t)count * sizeof(mr_entry));
+  for (uint32_t index = 0; index < count; index++) {
+    entries[index].key = mr_utf8_(mr_text(labels[index].name));
+    entries[index].value = mr_utf8_(mr_text(labels[index].value));
+  }
+  return entries;
+}
+
+void mr_counter_add(const char *name, const mr_label *labels, uint32_t count, uint64_t delta) {
+  mr_bytes text = mr_utf8_(mr_text(name));
+  mr_host_metrics_add_(text.data, text.size, mr_labels_(labels, count), count, delta);
+}
+
+void mr_gauge_set(const char *name, const mr_label *labels, uint32_t count, double value) {
+  mr_bytes text = mr_utf8_(mr_text(name));
+  mr_host_metrics_set_(text.data, text.size, mr_labels_(labels, count), count, value);
+}
+
+void mr_histogram_observe(const char *name, const mr_label *labels, uint32_t count, double value) {
+  mr_bytes text = mr_utf8_(mr_text(name));
+  mr_host_metrics_observe_(text.data, text.size, mr_labels_(labels, count), count, value);
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif
+#endif /* MILLRACE_IMPLEMENTATION */

@@ -1,0 +1,18 @@
+// The SDK's public face; its documentation is in millrace.d.ts, which editors and tsc read.
+
+export { processor, processBatch, partitioner, errorHandler } from "./lib/handlers.js";
+export {
+  ack,
+  emit,
+  retry,
+  retryAfter,
+  reject,
+  Unavailable,
+  decision,
+} from "./lib/outcomes.js";
+export { log } from "./lib/log.js";
+export { config } from "./lib/config.js";
+export { secrets } from "./lib/secrets.js";
+export { metrics } from "./lib/metrics.js";
+export { state, StateFull, Writes } from "./lib/state.js";
+export { utf8, latin1 } from "./lib/text.js";

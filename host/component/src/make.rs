@@ -1,0 +1,364 @@
+//! Makes a component of a core module: the module gets its world, unless it has one, and an adapter that answers the calls of WASI
+//! preview 1 that its language's library makes.
+//!
+//! What can be wrong is looked for first and said in terms of the project: the errors of the encoder name types and indexes.
+
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+use wit_parser::{Resolve, SourceMap};
+
+use crate::strip::NotWasm;
+use crate::surface::{Surface, surface};
+use crate::world::{Contract, Kind, UnknownImport, WORLD, world};
+
+/// The module name of WASI preview 1, which an adapter provides.
+const PREVIEW1: &str = "wasi_snapshot_preview1";
+/// Imports listed in an error.
+const NAMES_LISTED_MAX: usize = 12;
+
+/// A core module and what it should become.
+#[derive(Clone, Copy, Debug)]
+pub struct Making<'a> {
+    /// The core module; text if it begins with a parenthesis.
+    pub core: &'a [u8],
+    /// The contract.
+    pub contract: Contract<'a>,
+    /// What it is for.
+    pub kind: Kind,
+    /// The interfaces that it may import.
+    pub imports: &'a [String],
+    /// The adapter for WASI preview 1, as text.
+    pub adapter: &'a str,
+}
+
+/// A finished component.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Whether the adapter is part of it.
+    pub is_adapted: bool,
+}
+
+/// Why a core module does not become a component.
+#[derive(Debug, thiserror::Error)]
+pub enum MakeError {
+    /// It is no core module.
+    #[error(transparent)]
+    NotWasm(#[from] NotWasm),
+    /// It is text that does not assemble.
+    #[error("the text of the module does not assemble: {0}")]
+    Text(String),
+    /// It is already a component.
+    #[error("the toolchain made a component, where a core module was expected")]
+    IsComponent,
+    /// The project's list of imports is wrong.
+    #[error(transparent)]
+    UnknownImport(#[from] UnknownImport),
+    /// It imports what nothing provides.
+    #[error("the module imports what nothing provides: {}", .imports.join(", "))]
+    Unprovided {
+        /// Each import, as `module.name`.
+        imports: Vec<String>,
+        /// What to do about it.
+        hint: String,
+    },
+    /// It lacks a function that its kind needs.
+    #[error("the module does not export {}, which a {kind} has", .missing.join(" and "))]
+    Missing {
+        /// The exports.
+        missing: Vec<String>,
+        /// The kind.
+        kind: Kind,
+        /// What it exports.
+        found: Vec<String>,
+    },
+    /// Any other error of the encoder.
+    #[error("the component cannot be made: {0}")]
+    Encoder(String),
+}
+
+impl MakeError {
+    /// What the developer can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unprovided { hint, .. } => Some(hint.clone()),
+            Self::Missing { found, .. } => Some(match found.is_empty() {
+                true => "it exports nothing; is the handler part of the build, and is it exported?".to_owned(),
+                false => format!(
+                    "it exports {}; do the kind in millrace.toml and the source agree?",
+                    listed(found)
+                ),
+            }),
+            Self::IsComponent => Some(
+                "write `component = \"FILE\"` instead of `core = \"FILE\"` in [build] of millrace.toml".to_owned(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    let mut shown: Vec<&str> = names.iter().map(String::as_str).collect();
+    shown.truncate(NAMES_LISTED_MAX);
+    let rest = names.len() - shown.len();
+    match rest {
+        0 => shown.join(", "),
+        rest => format!("{} and {rest} more", shown.join(", ")),
+    }
+}
+
+/// Makes the component.
+///
+/// # Errors
+/// [`MakeError`]; [`MakeError::hint`] says what to do.
+pub fn make(making: &Making<'_>) -> Result<Made, MakeError> {
+    let core = assembled(making.core)?;
+    let shown = surface(&core)?;
+    if shown.is_component {
+        return Err(MakeError::IsComponent);
+    }
+    let adapter = wat::parse_str(making.adapter).map_err(|error| encoder(&error))?;
+    check_imports(making, &shown, &surface(&adapter)?)?;
+    check_exports(making, &shown)?;
+    let core = match shown.has_world {
+        true => core,
+        false => with_world(core, making)?,
+    };
+    let is_adapted = shown.imports.iter().any(|(module, _)| module == PREVIEW1);
+    let encoded = encode(&core, is_adapted.then_some(adapter.as_slice()));
+    let bytes = encoded.map_err(|error| MakeError::Encoder(format!("{error:#}")))?;
+    Ok(Made { bytes, is_adapted })
+}
+
+fn encoder(error: &dyn std::fmt::Display) -> MakeError {
+    MakeError::Encoder(error.to_string())
+}
+
+fn assembled(core: &[u8]) -> Result<Vec<u8>, MakeError> {
+    if core.starts_with(b"\0asm") {
+        return Ok(core.to_vec());
+    }
+    let assembled = wat::parse_bytes(core).map_err(|error| MakeError::Text(error.to_string()))?;
+    Ok(assembled.into_owned())
+}
+
+fn encode(core: &[u8], adapter: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
+    let mut encoder = ComponentEncoder::default();
+    encoder.validate(true).module(core)?;
+    if let Some(adapter) = adapter {
+        encoder.adapter(PREVIEW1, adapter)?;
+    }
+    encoder.encode()
+}
+
+/// The module with the project's world in a custom section, where the encoder reads it.
+fn with_world(mut core: Vec<u8>, making: &Making<'_>) -> Result<Vec<u8>, MakeError> {
+    let text = world(&making.contract, making.kind, making.imports)?;
+    let mut embed = || -> anyhow::Result<()> {
+        let mut resolve = Resolve::default();
+        let mut contract = SourceMap::new();
+        for (name, text) in making.contract.files {
+            contract.push_str(name, *text);
+        }
+        let contract = contract
+            .parse()
+            .map_err(|(_, error)| anyhow::anyhow!("{error}"))?;
+        resolve.push_group(contract)?;
+        let package = resolve.push_source("world.wit", &text)?;
+        let world = resolve.select_world(&[package], Some(WORLD.1))?;
+        embed_component_metadata(&mut core, &resolve, world, StringEncoding::UTF8, false)
+    };
+    embed().map_err(|error| MakeError::Encoder(format!("{error:#}")))?;
+    Ok(core)
+}
+
+/// Every import must be one of the project's interfaces, or be answered by the adapter.
+fn check_imports(making: &Making<'_>, core: &Surface, adapter: &Surface) -> Result<(), MakeError> {
+    if core.has_world {
+        // Which interfaces it may import is in there; only the adapter's calls can be checked.
+        let calls = core.imports.iter().filter(|(module, _)| module == PREVIEW1);
+        let unknown: Vec<_> = calls
+            .filter(|(_, name)| !adapter.exports.contains(name))
+            .collect();
+        return unprovided(making, &unknown);
+    }
+    let full = |name: &String| match name.contains(':') {
+        true => name.clone(),
+        false => making.contract.interface(name),
+    };
+    let wanted: Vec<String> = making.imports.iter().map(full).collect();
+    let export = making.kind.export(&making.contract);
+    let types = making.contract.interface("types");
+    let is_provided = |(module, name): &&(String, String)| {
+        let module = module.strip_prefix("[export]").unwrap_or(module);
+        match module {
+            PREVIEW1 => adapter.exports.contains(name),
+            "$root" | "__main_module__" => true,
+            _ if module.starts_with("cm32p2") => true,
+            _ => wanted.iter().any(|name| name == module) || module == export || module == types,
+        }
+    };
+    let unknown: Vec<_> = core
+        .imports
+        .iter()
+        .filter(|import| !is_provided(import))
+        .collect();
+    unprovided(making, &unknown)
+}
+
+fn unprovided(making: &Making<'_>, unknown: &[&(String, String)]) -> Result<(), MakeError> {
+    let Some((first, _)) = unknown.first() else {
+        return Ok(());
+    };
+    let mut imports: Vec<String> = unknown
+        .iter()
+        .take(NAMES_LISTED_MAX)
+        .map(|(module, name)| format!("{module}.{name}"))
+        .collect();
+    if unknown.len() > imports.len() {
+        imports.push(format!("and {} more", unknown.len() - imports.len()));
+    }
+    let ours = making.contract.interface("");
+    let (package, version) = ours.split_once('@').unwrap_or((&ours, ""));
+    let hint = match first.strip_prefix(package) {
+        Some(rest) => {
+            let (name, asked) = rest.split_once('@').unwrap_or((rest, ""));
+            match asked == version {
+                true => format!("add {name:?} to `imports` in millrace.toml, or do not call it"),
+                false => format!(
+                    "it is built for version {asked} of the contract, and this `millrace` has {version}: take the SDK that `millrace new` writes"
+                ),
+            }
+        }
+        None if first == PREVIEW1 => {
+            "the sandbox has no such call: files and sockets are not there; find the library that makes it".to_owned()
+        }
+        None if first == "env" => {
+            "functions that are declared and not defined become such imports: link the file or the library that defines them".to_owned()
+        }
+        None if first.starts_with("wasi:") => format!(
+            "add its full name, such as {first:?}, to `imports` in millrace.toml if the host should grant it"
+        ),
+        None => "build for `wasm32-wasip1` or `wasm32-unknown-unknown` without JavaScript glue".to_owned(),
+    };
+    Err(MakeError::Unprovided { imports, hint })
+}
+
+/// The kind's functions must be exported, under the names of the canonical ABI.
+fn check_exports(making: &Making<'_>, core: &Surface) -> Result<(), MakeError> {
+    if core.has_world || core.exports.iter().any(|name| name.starts_with("cm32p2")) {
+        return Ok(());
+    }
+    let function = match making.kind {
+        Kind::Processor => "process",
+        Kind::Partitioner => "assign",
+        Kind::ErrorHandler => "handle",
+        Kind::Http => "handle",
+    };
+    let wanted = [
+        format!("{}#{function}", making.kind.export(&making.contract)),
+        "memory".to_owned(),
+    ];
+    let is_missing = |name: &String| !core.exports.contains(name);
+    let missing: Vec<String> = wanted.into_iter().filter(is_missing).collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(MakeError::Missing {
+            missing,
+            kind: making.kind,
+            found: core.exports.clone(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::tests::CONTRACT;
+
+    const ADAPTER: &str = r#"(module
+        (import "env" "memory" (memory 0))
+        (func (export "sched_yield") (result i32) i32.const 0)
+        (func (export "fd_write") (param i32 i32 i32 i32) (result i32) i32.const 8))"#;
+
+    /// A partitioner that sends everything to partition 0, with more imports and functions.
+    fn core(more: &str) -> String {
+        let export = CONTRACT.interface("partitioner");
+        format!(
+            r#"(module {more}
+            (memory (export "memory") 1)
+            (func (export "{export}#assign") (param i32) (result i32) i32.const 8)
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024))"#
+        )
+    }
+
+    fn made(text: &str, imports: &[&str]) -> Result<Made, MakeError> {
+        let imports: Vec<String> = imports.iter().map(|&name| name.to_owned()).collect();
+        make(&Making {
+            core: text.as_bytes(),
+            contract: CONTRACT,
+            kind: Kind::Partitioner,
+            imports: &imports,
+            adapter: ADAPTER,
+        })
+    }
+
+    #[test]
+    fn a_core_module_becomes_a_component_with_only_what_it_uses() {
+        let log = CONTRACT.interface("log");
+        let uses = format!(r#"(import "{log}" "log" (func (param i32 i32 i32)))"#);
+        for (more, imports, adapted) in [
+            (String::new(), vec![], false),
+            (uses, vec![log.clone()], false),
+            (
+                format!(r#"(import "{PREVIEW1}" "sched_yield" (func (result i32)))"#),
+                vec![],
+                true,
+            ),
+        ] {
+            let made = made(&core(&more), &["log", "metrics"]).expect("a component");
+            let shown = surface(&made.bytes).expect("WebAssembly");
+            assert!(shown.is_component && made.is_adapted == adapted);
+            let found: Vec<String> = shown.imports.into_iter().map(|(name, _)| name).collect();
+            for import in &imports {
+                assert!(found.contains(import), "{found:?}");
+            }
+            let metrics = CONTRACT.interface("metrics");
+            assert!(!found.contains(&metrics), "{found:?}");
+            assert_eq!(shown.exports, [CONTRACT.interface("partitioner")]);
+        }
+    }
+
+    #[test]
+    fn an_import_that_nothing_provides_is_explained() {
+        let metrics = CONTRACT.interface("metrics");
+        let cases = [
+            (metrics.as_str(), "add", "add \"metrics\" to `imports`"),
+            ("millrace:broker/log@9.0.0", "log", "version 9.0.0"),
+            (PREVIEW1, "sock_accept", "sockets are not there"),
+            ("env", "helper", "not defined"),
+        ];
+        for (module, name, says) in cases {
+            let more = format!(r#"(import "{module}" "{name}" (func))"#);
+            let error = made(&core(&more), &["log"]).expect_err("refused");
+            assert!(
+                error.to_string().contains(&format!("{module}.{name}")),
+                "{error}"
+            );
+            let hint = error.hint().expect("a hint");
+            assert!(hint.contains(says), "{hint}");
+        }
+    }
+
+    #[test]
+    fn a_missing_export_and_a_finished_component_are_told() {
+        let error = made("(module (func (export \"run\")))", &[]).expect_err("refused");
+        assert!(error.to_string().contains("#assign and memory"), "{error}");
+        assert!(error.hint().expect("a hint").contains("it exports run"));
+        let error = made("(component)", &[]).expect_err("refused");
+        assert!(matches!(error, MakeError::IsComponent));
+        let error = made("(module", &[]).expect_err("refused");
+        assert!(matches!(error, MakeError::Text(_)), "{error}");
+    }
+}

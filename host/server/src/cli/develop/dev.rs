@@ -1,0 +1,362 @@
+//! `dev`: runs a project on a host of its own, with everything in one terminal. Each save builds the component and deploys it as the
+//! next revision, while messages continue to flow. A build that fails changes nothing.
+
+use std::path::PathBuf;
+use std::thread;
+
+use millrace_component::Kind;
+use millrace_model::processor::Origin;
+use millrace_model::{ProcessorName, SecretName, TopicName};
+use serde_json::{Value, json};
+use ureq::http::Method;
+
+use super::build::{Component, build};
+use super::project::Project;
+use super::samples::FOLDER;
+use super::watch::{INTERVAL, Seen};
+use crate::cli::client::{Client, escaped};
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::feed::heed;
+use crate::cli::output::Output;
+use crate::cli::processor::{log_line, unseen};
+use crate::cli::table::{cell, items, short};
+use crate::config::Config;
+use crate::host::Host;
+
+const AFTER_HELP: &str = "\
+Examples:
+  millrace dev                                         topics in and out, on a free port
+  millrace dev --listen 127.0.0.1:7400 --send first    and send samples/first.ndjson after each deployment
+  millrace dev --data-dir dev-data --input orders --output loud
+
+Starts a host, creates both topics, builds the project and deploys it; then prints outputs, log lines and dead letters, and
+builds and deploys again whenever a file of the project is saved. If a build fails, the running revision continues.
+Send messages from another terminal: millrace produce in 'hello' --host URL. Ctrl-C stops the host.";
+
+/// Printed if the user does not wait for the end.
+const TWICE: &str = "interrupted twice; the host did not stop by itself";
+/// Messages or dead letters that are shown per look.
+const SHOWN_MAX: usize = 100;
+
+/// Run a project on a host, and swap it whenever a source is saved
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(in crate::cli) struct Args {
+    /// The project's folder
+    #[arg(value_name = "FOLDER", default_value = ".")]
+    dir: PathBuf,
+    /// Where the host listens; port 0 is a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
+    listen: String,
+    /// Where the host stores its data [default: a temporary folder]
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// The topic that the processor reads
+    #[arg(long, value_name = "TOPIC", default_value = "in")]
+    input: TopicName,
+    /// The topic for its outputs
+    #[arg(long, value_name = "TOPIC", default_value = "out")]
+    output: TopicName,
+    /// Another topic that it may write to, which is created, too; repeat it for several
+    #[arg(long = "grant-topic", value_name = "TOPIC")]
+    grant_topics: Vec<TopicName>,
+    /// A secret of the host that it may read; repeat it for several
+    #[arg(long = "grant-secret", value_name = "SECRET")]
+    grant_secrets: Vec<SecretName>,
+    /// A server that it may send HTTP requests to; repeat it for several
+    #[arg(long = "grant-http", value_name = "ORIGIN")]
+    grant_http: Vec<Origin>,
+    /// A sample whose messages are sent after each deployment
+    #[arg(long, value_name = "SAMPLE")]
+    send: Option<String>,
+}
+
+pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
+    let project = Project::read(&args.dir)?;
+    if project.kind != Kind::Processor {
+        let message = format!(
+            "`millrace dev` runs processors, and this is a {}",
+            project.kind
+        );
+        return Err(Failure::usage(message).with_hint("use `millrace test --watch`"));
+    }
+    let scratch = tempfile::tempdir()?;
+    let mut config = Config {
+        data_dir: args
+            .data_dir
+            .clone()
+            .unwrap_or_else(|| scratch.path().join("data")),
+        ..Config::default()
+    };
+    config.listen.http.address.clone_from(&args.listen);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let host = runtime.block_on(Host::start(config))?;
+    let client = Client::new(&host.url(), json, None);
+    let ended = client.and_then(|client| {
+        heed(client.interrupt.clone(), TWICE, || {})?;
+        Loop::new(&args, project, &client)?.run()
+    });
+    runtime.block_on(host.stop());
+    match ended {
+        Err(Failure::ClosedPipe) => Ok(()),
+        ended => ended,
+    }
+}
+
+/// The running loop.
+struct Loop<'a> {
+    args: &'a Args,
+    client: &'a Client,
+    project: Project,
+    name: ProcessorName,
+    out: Output,
+    /// The digest that is deployed.
+    deployed: Option<String>,
+    /// Where the outputs go on.
+    next_output: u64,
+    /// The last log lines that were shown.
+    lines: Vec<Value>,
+    /// Where dead letters go on.
+    next_letter: Option<String>,
+}
+
+impl<'a> Loop<'a> {
+    fn new(args: &'a Args, project: Project, client: &'a Client) -> Result<Self, Failure> {
+        let name = ProcessorName::parse(&project.name);
+        let name = name.map_err(|error| Failure::usage(error.to_string()))?;
+        let mut new = Self {
+            args,
+            client,
+            project,
+            name,
+            out: client.output(),
+            deployed: None,
+            next_output: 0,
+            lines: Vec::new(),
+            next_letter: None,
+        };
+        let topics = [&args.input, &args.output]
+            .into_iter()
+            .chain(&args.grant_topics);
+        for topic in topics {
+            new.create(topic)?;
+        }
+        let outputs = format!("{}?from=latest&max=1", new.outputs());
+        new.next_output = client.get(&outputs)?["next"].as_u64().unwrap_or(0);
+        Ok(new)
+    }
+
+    /// Creates a topic, unless the data directory has it.
+    fn create(&self, topic: &TopicName) -> Result<(), Failure> {
+        let about = json!({ "name": topic, "partitions": 1 });
+        match self.client.send(Method::POST, "/v1/topics", &about) {
+            Err(Failure::Told {
+                exit: Exit::Refused,
+                ..
+            }) => self.client.get(&format!("/v1/topics/{topic}")).map(drop),
+            other => other.map(drop),
+        }
+    }
+
+    fn outputs(&self) -> String {
+        format!("/v1/topics/{}/partitions/0/messages", self.args.output)
+    }
+
+    fn processor(&self, rest: &str) -> String {
+        format!("/v1/processors/{}{rest}", self.name)
+    }
+
+    fn run(mut self) -> Result<(), Failure> {
+        let url = self.client.url().to_owned();
+        let (input, output) = (&self.args.input, &self.args.output);
+        self.tell(
+            "host",
+            &format!("{url}: topic {input} -> {} -> topic {output}", self.name),
+            json!({"url": url}),
+        )?;
+        loop {
+            let seen = Seen::now(&self.args.dir);
+            match self.next_revision() {
+                Ok(()) => {}
+                Err(Failure::ClosedPipe) => return Err(Failure::ClosedPipe),
+                Err(failure) => self.refused(failure)?,
+            }
+            loop {
+                if self.client.interrupt.is_wanted() {
+                    return self.tell("stopped", "stopping the host", json!({}));
+                }
+                self.follow()?;
+                if let Some(path) = Seen::now(&self.args.dir).changed_since(&seen) {
+                    let path = path.strip_prefix(&self.args.dir).unwrap_or(path);
+                    let path = path.display().to_string();
+                    self.tell("saved", &path, json!({ "file": path }))?;
+                    break;
+                }
+                thread::sleep(INTERVAL);
+            }
+        }
+    }
+
+    /// Builds and deploys, unless the component is the same as before.
+    fn next_revision(&mut self) -> Result<(), Failure> {
+        self.project = Project::read(&self.args.dir)?;
+        let component = build(&self.project)?;
+        let digest = component.digest.to_string();
+        if self.deployed.as_ref() == Some(&digest) {
+            return self.tell(
+                "unchanged",
+                "the component is the same as before",
+                json!({}),
+            );
+        }
+        let body = component.bytes.as_slice();
+        self.client
+            .upload("/v1/modules", "application/wasm", body)?;
+        let spec = self.spec(&component, &digest);
+        let answer = self
+            .client
+            .send(Method::PATCH, &self.processor(""), &spec)?;
+        let is_new = self.deployed.replace(digest.clone()).is_none();
+        let revision = &answer["current"];
+        let which = short(&json!(digest));
+        let text = format!(
+            "revision {revision} runs, component {which}, {} bytes",
+            component.bytes.len()
+        );
+        let paused = answer["paused"] == true;
+        self.tell(
+            "deployed",
+            &text,
+            json!({"revision": revision, "digest": digest, "paused": paused}),
+        )?;
+        if is_new {
+            self.start_following()?;
+        }
+        self.send_sample()
+    }
+
+    fn spec(&self, component: &Component, digest: &str) -> Value {
+        json!({
+            "module": digest,
+            "topics": [self.args.input],
+            "output": self.args.output,
+            "grants": {
+                "topics": self.args.grant_topics,
+                "metrics": component.imports("millrace:broker/metrics"),
+                "secrets": self.args.grant_secrets,
+                "http": self.args.grant_http,
+            },
+        })
+    }
+
+    /// What an earlier run left in the data directory is not shown.
+    fn start_following(&mut self) -> Result<(), Failure> {
+        loop {
+            let letters = self.letters()?;
+            if letters.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn send_sample(&mut self) -> Result<(), Failure> {
+        let Some(name) = &self.args.send else {
+            return Ok(());
+        };
+        let file = self.args.dir.join(FOLDER).join(format!("{name}.ndjson"));
+        let bytes = std::fs::read(&file).map_err(|error| {
+            Failure::usage(format!("{} cannot be read: {error}", file.display()))
+        })?;
+        let path = format!("/v1/topics/{}/messages", self.args.input);
+        let sent = self
+            .client
+            .upload(&path, "application/x-ndjson", bytes.as_slice())?;
+        let count = sent["count"].clone();
+        self.tell(
+            "sent",
+            &format!("{count} messages of sample {name}"),
+            json!({ "count": count }),
+        )
+    }
+
+    /// Says why the running revision stays.
+    fn refused(&mut self, failure: Failure) -> Result<(), Failure> {
+        let stays = match self.deployed {
+            None => "nothing runs yet; save a correction".to_owned(),
+            Some(_) => "the running revision stays".to_owned(),
+        };
+        failure.report(self.client.json);
+        self.tell("not deployed", &stays, json!({}))
+    }
+
+    /// Prints what is new: outputs, log lines, dead letters.
+    fn follow(&mut self) -> Result<(), Failure> {
+        if self.deployed.is_none() {
+            return Ok(());
+        }
+        let path = format!(
+            "{}?from={}&max={SHOWN_MAX}",
+            self.outputs(),
+            self.next_output
+        );
+        let answer = self.client.get(&path)?;
+        self.next_output = answer["next"].as_u64().unwrap_or(self.next_output);
+        for message in items(&answer["messages"]) {
+            let text = [("key", "key_base64"), ("value", "value_base64")].map(|(text, encoded)| {
+                let shown = if message[text].is_null() {
+                    &message[encoded]
+                } else {
+                    &message[text]
+                };
+                cell(shown)
+            });
+            self.tell("output", &text.join("  "), json!({ "message": message }))?;
+        }
+        let answer = self.client.get(&self.processor("/logs"))?;
+        let lines = items(&answer["lines"]).to_vec();
+        for line in unseen(&self.lines, &lines) {
+            self.tell("log", &log_line(line), json!({ "line": line }))?;
+        }
+        self.lines = lines;
+        for letter in self.letters()? {
+            let text = format!(
+                "{} of {}: {} {}: {}",
+                cell(&letter["message"]["key"]),
+                cell(&letter["origin_topic"]),
+                cell(&letter["cause"]),
+                cell(&letter["class"]),
+                cell(&letter["reason"])
+            );
+            self.tell("dead letter", &text, json!({ "dead_letter": letter }))?;
+        }
+        Ok(())
+    }
+
+    /// The dead letters after the last that was read.
+    fn letters(&mut self) -> Result<Vec<Value>, Failure> {
+        let from = self.next_letter.as_ref();
+        let from = from.map_or_else(String::new, |from| format!("&from={}", escaped(from)));
+        let path = self.processor(&format!("/dead-letters?max={SHOWN_MAX}{from}"));
+        let letters = items(&self.client.get(&path)?["dead_letters"]).to_vec();
+        if let Some(last) = letters.last() {
+            let offset = last["offset"].as_u64().unwrap_or(0) + 1;
+            let (topic, partition) = (cell(&last["topic"]), cell(&last["partition"]));
+            self.next_letter = Some(format!("{topic}/{partition}/{offset}"));
+        }
+        Ok(letters)
+    }
+
+    /// A line for people, an object for programs.
+    fn tell(&mut self, what: &str, text: &str, mut object: Value) -> Result<(), Failure> {
+        match self.out.is_json() {
+            true => {
+                object["event"] = json!(what);
+                self.out.json_line(&object)?;
+            }
+            false => self.out.line(&format!("{what:>12}  {text}"))?,
+        }
+        self.out.flush()
+    }
+}

@@ -1,0 +1,164 @@
+//! `module keygen` and `module sign`: keys and detached signatures in minisign's format. They read and write files, and talk to no host.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use millrace_broker::TrustedKey;
+use millrace_model::{Clock, SystemClock};
+use minisign::{KeyPair, PError, SecretKey, SecretKeyBox};
+use serde_json::json;
+
+use super::failure::Failure;
+use super::output::Output;
+use super::table::cell;
+
+/// What is added to a component's path for its signature's.
+const SIGNATURE_SUFFIX: &str = ".minisig";
+/// What is added to a secret key's path for the public key's.
+const PUBLIC_SUFFIX: &str = ".pub";
+/// Maximum bytes of a key's file.
+const KEY_BYTES_MAX: u64 = 4 << 10;
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  millrace module keygen release.key               writes release.key and release.key.pub\n  millrace module keygen release.key --password    asks for a password\n\nThe host trusts the keys that its settings name: trusted_keys = [\"release.key.pub\"] in [modules]."
+)]
+pub(super) struct KeygenArgs {
+    /// The file for the secret key; it must not exist
+    file: PathBuf,
+    /// Protect the secret key with a password, which is asked for at the terminal
+    #[arg(long)]
+    password: bool,
+}
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  millrace module sign uppercase.wasm --key release.key\n  millrace module sign uppercase.wasm --key release.key --tag uppercase@1.0.0\n\nThe signature is of the whole file, and is written beside it as uppercase.wasm.minisig. minisign reads it too.\nWith --tag a host accepts the module under this tag only, so that an old version cannot be passed off as a new one."
+)]
+pub(super) struct SignArgs {
+    /// The component
+    file: PathBuf,
+    /// The file of the secret key
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// A tag that the module may have; repeat it for several. Without any, it may have every tag
+    #[arg(long = "tag", value_name = "NAME@VERSION")]
+    tags: Vec<String>,
+    /// The file for the signature
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Makes a pair of keys. Neither file may exist: a lost key cannot be made again.
+pub(super) fn keygen(args: &KeygenArgs, out: &mut Output) -> Result<(), Failure> {
+    let public_file = beside(&args.file, PUBLIC_SUFFIX);
+    let pair = match args.password {
+        true => KeyPair::generate_encrypted_keypair(None),
+        false => KeyPair::generate_unencrypted_keypair(),
+    };
+    let pair = pair.map_err(|error| Failure::failed(format!("no key was made: {error}")))?;
+    let boxes = pair.pk.to_box().and_then(|public| {
+        let secret = pair.sk.to_box(Some("secret key for Millrace modules"))?;
+        Ok((public.into_string(), secret.into_string()))
+    });
+    let (public, secret) = boxes.map_err(|error| Failure::failed(error.to_string()))?;
+    let id = TrustedKey::parse(&public).map(|key| key.id().to_string());
+    let id = id.ok_or_else(|| Failure::failed("the key that was made cannot be read"))?;
+    create(&args.file, 0o600, &secret)?;
+    create(&public_file, 0o644, &public)?;
+    let made = json!({"key": id, "secret_file": args.file, "public_file": public_file});
+    out.answer(&made, |made| {
+        format!(
+            "key {id}\nsecret  {}\npublic  {}",
+            cell(&made["secret_file"]),
+            cell(&made["public_file"])
+        )
+    })
+}
+
+/// Signs a component.
+pub(super) fn sign(args: &SignArgs, out: &mut Output) -> Result<(), Failure> {
+    let key = secret_key(&args.key)?;
+    let unreadable = |error: io::Error| unreadable(&args.file, &error);
+    let file = File::open(&args.file).map_err(unreadable)?;
+    let comment = comment(&args.file, &args.tags)?;
+    let signature = minisign::sign(None, &key, file, Some(&comment), None)
+        .map_err(|error| Failure::failed(format!("{}: {error}", args.file.display())))?;
+    let output = args.output.clone();
+    let output = output.unwrap_or_else(|| beside(&args.file, SIGNATURE_SUFFIX));
+    std::fs::write(&output, signature.to_string()).map_err(|error| unwritable(&output, &error))?;
+    let made = json!({"signature_file": output, "comment": comment});
+    out.answer(&made, |made| {
+        let file = cell(&made["signature_file"]);
+        format!("signature  {file}\ncomment    {}", cell(&made["comment"]))
+    })
+}
+
+/// The trusted comment: fields as minisign writes them, and the tags.
+fn comment(file: &Path, tags: &[String]) -> Result<String, Failure> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    if name.contains(char::is_control) || tags.iter().any(|tag| tag.contains(char::is_whitespace)) {
+        let message = "a signature's comment can hold no file name with control characters, and no tag with spaces";
+        return Err(Failure::usage(message));
+    }
+    let seconds = SystemClock::new().wall().0 / 1_000;
+    let mut comment = format!("timestamp:{seconds}\tfile:{name}\thashed");
+    for tag in tags {
+        comment.push_str(&format!("\ttag:{tag}"));
+    }
+    Ok(comment)
+}
+
+/// Reads a secret key; the password of a protected one is asked for at the terminal.
+fn secret_key(file: &Path) -> Result<SecretKey, Failure> {
+    let text = read(file, KEY_BYTES_MAX)?;
+    let refused = |error: PError| {
+        let failure = Failure::usage(format!("{} is no usable key: {error}", file.display()));
+        failure
+            .with_hint("name the secret key that `millrace module keygen` or `minisign -G` wrote")
+    };
+    let boxed = SecretKeyBox::from_string(&text).map_err(refused)?;
+    let open = boxed.clone().into_unencrypted_secret_key();
+    open.or_else(|_| boxed.into_secret_key(None))
+        .map_err(refused)
+}
+
+/// The text of a small file.
+pub(super) fn read(file: &Path, bytes_max: u64) -> Result<String, Failure> {
+    let about = std::fs::metadata(file).map_err(|error| unreadable(file, &error))?;
+    if about.len() > bytes_max {
+        let message = format!(
+            "{} has {} bytes, more than such a file has",
+            file.display(),
+            about.len()
+        );
+        return Err(Failure::usage(message));
+    }
+    std::fs::read_to_string(file).map_err(|error| unreadable(file, &error))
+}
+
+fn unreadable(file: &Path, error: &io::Error) -> Failure {
+    Failure::usage(format!("{} cannot be read: {error}", file.display()))
+}
+
+fn unwritable(file: &Path, error: &io::Error) -> Failure {
+    Failure::usage(format!("{} cannot be written: {error}", file.display()))
+}
+
+fn create(file: &Path, mode: u32, text: &str) -> Result<(), Failure> {
+    let mut options = OpenOptions::new();
+    let opened = options.write(true).create_new(true).mode(mode).open(file);
+    let written = opened.and_then(|mut opened| {
+        opened.write_all(text.as_bytes())?;
+        opened.sync_all()
+    });
+    written.map_err(|error| unwritable(file, &error))
+}
+
+fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(suffix);
+    PathBuf::from(path)
+}
