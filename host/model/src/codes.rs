@@ -201,7 +201,7 @@ codes! {
             "The processor was deleted, so nothing would process the messages."
             "deploy it again under this name, then redrive; until then they stay where they are";
         NotAnInput "not-an-input"
-            "The processor does not read the topic that the dead letters came from."
+            "The processor does not read this topic."
             "deploy a revision that reads the topic, then redrive";
         AlreadySent "already-sent"
             "The dead letter was already sent again, so it cannot be edited."

@@ -409,6 +409,10 @@ fn describe() {
         "Time from when a delayed message was due until it was committed to its partition"
     );
     describe_counter!(
+        "millrace_guest_metric_updates_dropped_total",
+        "Updates of components' own metrics that were dropped at a bound"
+    );
+    describe_counter!(
         "millrace_route_requests_total",
         "Requests that routes were asked to answer, by route and outcome"
     );

@@ -1,7 +1,7 @@
 //! Why a processor did not change.
 
 use millrace_engine::{CommitError, ReadError, TopicError};
-use millrace_model::{Advice, Advised, Code, Digest, ProcessorName};
+use millrace_model::{Advice, Advised, Code, Digest, ProcessorName, TopicName};
 
 use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::signatures::DistrustError;
@@ -14,6 +14,14 @@ pub enum ProcessorError {
     /// No such processor.
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
+    /// It does not read this topic.
+    #[error("processor {name} does not read topic {topic}")]
+    DoesNotRead {
+        /// The processor.
+        name: ProcessorName,
+        /// The topic.
+        topic: TopicName,
+    },
     /// The specification names a topic that does not exist.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
@@ -136,6 +144,9 @@ decision_errors! {
 impl Advised for ProcessorError {
     fn advice(&self) -> Advice {
         match self {
+            Self::DoesNotRead { .. } => {
+                Code::NotAnInput.hint("name a processor that reads this topic")
+            }
             Self::Unknown(_) => Code::UnknownProcessor.advice(),
             Self::UnknownTopic(error) => error.advice().hint(CREATE_TOPIC),
             Self::UnknownModule(_) => Code::UnknownModule.advice(),

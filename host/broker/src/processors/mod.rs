@@ -15,6 +15,7 @@ pub(crate) mod loaded;
 pub(crate) mod loading;
 pub(crate) mod next_spec;
 pub(crate) mod parked;
+pub(crate) mod passing;
 pub(crate) mod replay;
 pub(crate) mod revisions;
 pub(crate) mod seen;

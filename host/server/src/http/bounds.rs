@@ -51,6 +51,8 @@ pub(crate) const FETCHES_LEAST: usize = 8;
 pub(crate) const FETCH_PARTITIONS_MAX: usize = 2_000;
 /// How long a fetch waits for messages; a request for longer waits this long.
 pub(crate) const FETCH_WAIT_MS_MAX: u64 = 30_000;
+/// How long a produce request with `wait` waits for the processor if it does not say.
+pub(crate) const PRODUCE_WAIT_MS: u64 = 10_000;
 /// How long a request waits for room for its answer.
 pub(crate) const ANSWER_ROOM_WAIT_MS_MAX: u64 = 1_000;
 /// Memory of a list of dead letters, as messages and as JSON; the list ends where the next one

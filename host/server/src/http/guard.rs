@@ -140,10 +140,16 @@ fn names(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     names.filter(|name| !name.is_empty()).collect()
 }
 
-/// Requests for messages are frequent; requests for administration are rare, and are logged.
+/// Where the host's own paths begin.
+const OWN_PATHS: [&str; 4] = ["/v1/", "/health/", "/metrics", "/openapi.json"];
+
+/// Requests for messages and to components are frequent; requests for administration are rare, and are logged.
 fn is_traffic(request: &Request) -> bool {
     let method = request.method();
     let path = request.uri().path();
+    if !OWN_PATHS.iter().any(|own| path.starts_with(own)) {
+        return true;
+    }
     let messages = path.starts_with("/v1/topics/") && path.contains("/messages");
     messages && (method == Method::POST || method == Method::GET || method == Method::HEAD)
 }

@@ -2,6 +2,7 @@
 //! once however often it is sent.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -9,16 +10,20 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use millrace_broker::{NewMessage, Placed, ProduceError};
-use millrace_model::{Header, Message, PartitionId, Timestamp, TopicName};
+use millrace_model::{Header, Message, PartitionId, ProcessorName, Timestamp, TopicName};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use tokio::sync::SemaphorePermit;
 use utoipa::ToSchema;
 
 use super::body::{json, other_encoding};
-use super::bounds::{PRODUCE_BODY_BYTES_MAX, PRODUCE_MESSAGES_MAX};
+use super::bounds::{
+    FETCH_WAIT_MS_MAX, PRODUCE_BODY_BYTES_MAX, PRODUCE_MESSAGES_MAX, PRODUCE_WAIT_MS,
+};
 use super::called::Called;
 use super::delays::{Moment, due};
 use super::error::{ApiError, ErrorBody};
+use super::fetch::too_many_waiting;
 use super::idempotency::{self, REPLAYED};
 use super::kinds::Kind;
 use super::messages::MessageIn;
@@ -40,6 +45,11 @@ pub(super) struct ProduceQuery {
     deliver_at: Option<String>,
     /// Instead of `deliver_at`: the delay after its arrival.
     delay_ms: Option<u64>,
+    /// Answer when this processor has settled the messages: it has processed them or given them up, and none is parked.
+    #[param(value_type = Option<String>)]
+    wait: Option<ProcessorName>,
+    /// With `wait`: how long at most, in milliseconds; 10,000 if omitted, and at most 30,000. The messages are stored in any case.
+    wait_ms: Option<u64>,
 }
 
 /// Many messages.
@@ -57,6 +67,9 @@ pub(super) struct PlacedBody {
     #[serde(skip_serializing_if = "is_false")]
     #[schema(default = false)]
     repeated: bool,
+    /// With `wait`: whether the processor has settled the messages; false if the time ran out before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    passed: Option<bool>,
     /// The position of each message, in the order sent.
     placed: Vec<PlaceBody>,
 }
@@ -84,6 +97,9 @@ struct PlaceBody {
 /// without a byte order mark; lines end with LF or CR LF. A body may be compressed (`Content-Encoding`: gzip, deflate or zstd).
 ///
 /// A message with `deliver_at` or `delay_ms` is stored until then, and the answer has the id to cancel it.
+///
+/// With `?wait=PROCESSOR` the answer comes when the processor has settled the messages, and says so as `passed`; what it wrote can then
+/// be read.
 ///
 /// With the header `Idempotency-Key` the request may be repeated until it is answered, and takes effect once: a repeat gets the first
 /// answer, marked `idempotent-replayed: true` and `"repeated": true`, with `"gone": true` on messages that were removed since. A topic
@@ -119,6 +135,7 @@ pub(super) async fn produce(
     // Checked before the body is read: megabytes should not be sent to a misspelt topic.
     let known = app.session.catalogue().known_topic(&topic);
     known.map_err(ProduceError::from)?;
+    let wait = app.wait_of(&topic, &query)?;
     let kind = Kind::of(&headers)?;
     let key = idempotency::key_of(&headers)?;
     let mut taken = app
@@ -137,9 +154,19 @@ pub(super) async fn produce(
             kind.messages(&taken.bytes, now)?
         }
     };
+    if wait.is_some() && messages.iter().any(|message| message.deliver_at.is_some()) {
+        let hint = "send delayed messages without wait";
+        return Err(ApiError::malformed(
+            "a delayed message cannot be waited for",
+            hint,
+        ));
+    }
     let Some(key) = key else {
         let placed = app.session.messages().produce(&topic, messages).await?;
-        return Ok(Json(PlacedBody::from(placed)).into_response());
+        let passed = app.passed(&topic, wait, &placed).await;
+        let mut body = PlacedBody::from(placed);
+        body.passed = passed;
+        return Ok(Json(body).into_response());
     };
     let produced = app
         .session
@@ -147,8 +174,10 @@ pub(super) async fn produce(
         .produce_once(&topic, messages, key)
         .await?;
     let repeated = produced.repeated;
+    let passed = app.passed(&topic, wait, &produced.placed).await;
     let mut body = PlacedBody::from(produced.placed);
     body.repeated = repeated;
+    body.passed = passed;
     for index in produced.gone {
         body.placed[index].gone = true;
     }
@@ -158,6 +187,55 @@ pub(super) async fn produce(
         true => (replayed, body).into_response(),
         false => body.into_response(),
     })
+}
+
+/// A processor to wait for, and for how long; the turn is held until the answer.
+struct Wait<'a> {
+    processor: ProcessorName,
+    patience: Duration,
+    _turn: SemaphorePermit<'a>,
+}
+
+impl Called {
+    /// Checked before anything is stored.
+    fn wait_of(
+        &self,
+        topic: &TopicName,
+        query: &ProduceQuery,
+    ) -> Result<Option<Wait<'_>>, ApiError> {
+        let Some(processor) = query.wait.clone() else {
+            let hint = "name the processor to wait for in wait";
+            return match query.wait_ms {
+                Some(_) => Err(ApiError::malformed("wait_ms is given without wait", hint)),
+                None => Ok(None),
+            };
+        };
+        self.session.processors().check_reads(&processor, topic)?;
+        let turn = self.waiting.try_acquire().map_err(|_| too_many_waiting())?;
+        let patience = query
+            .wait_ms
+            .unwrap_or(PRODUCE_WAIT_MS)
+            .min(FETCH_WAIT_MS_MAX);
+        Ok(Some(Wait {
+            processor,
+            patience: Duration::from_millis(patience),
+            _turn: turn,
+        }))
+    }
+
+    /// Whether the messages have passed the processor. They are stored: whatever goes wrong with waiting is no error of the request.
+    async fn passed(
+        &self,
+        topic: &TopicName,
+        wait: Option<Wait<'_>>,
+        placed: &[Placed],
+    ) -> Option<bool> {
+        let wait = wait?;
+        let processors = self.session.processors();
+        let settled = processors.settled(&wait.processor, topic, placed, wait.patience);
+        let passed = self.unless_stopping(settled).await;
+        Some(passed.unwrap_or(false))
+    }
 }
 
 impl Kind {
@@ -321,6 +399,7 @@ impl From<Vec<Placed>> for PlacedBody {
         Self {
             count: placed.len(),
             repeated: false,
+            passed: None,
             placed: placed.into_iter().map(place).collect(),
         }
     }

@@ -194,3 +194,43 @@ fn more_uploads_at_once_than_fit_are_asked_to_come_again() {
         assert!(answer.headers.contains_key("retry-after"));
     }
 }
+
+#[test]
+fn a_producer_can_wait_until_a_processor_has_settled_its_messages() {
+    let host = with_uppercase(TestHost::start());
+    let send = |query: &str| {
+        let body = json!({"messages": [{"value": "a"}, {"value": "b"}]}).to_string();
+        host.post_json(&format!("/v1/topics/in/messages{query}"), body)
+    };
+    let answer = send("?wait=shout&wait_ms=30000").json();
+    assert_eq!(
+        (&answer["passed"], &answer["count"]),
+        (&json!(true), &json!(2))
+    );
+    // What it wrote is there, without waiting.
+    let read = host
+        .get("/v1/topics/out/partitions/0/messages?from=0")
+        .json();
+    assert_eq!(read["messages"][1]["value"], "B");
+    assert_eq!(send("").json()["passed"], Value::Null);
+
+    let paused = host.call("POST", "/v1/processors/shout/pause", &[], "{}");
+    assert_eq!(paused.status, 200);
+    let answer = send("?wait=shout&wait_ms=50");
+    assert_eq!(
+        (answer.status, &answer.json()["passed"]),
+        (200, &json!(false))
+    );
+
+    send("?wait=nobody").refused(404, "unknown-processor");
+    send("?wait_ms=50").refused(400, "malformed");
+    let body = json!({"value": "a"}).to_string();
+    host.post_json("/v1/topics/out/messages?wait=shout", body)
+        .refused(409, "not-an-input");
+    let delayed = json!({"value": "a", "delay_ms": 1000}).to_string();
+    host.post_json("/v1/topics/in/messages?wait=shout", delayed)
+        .refused(400, "malformed");
+    // None of the refused ones was stored.
+    let topic = host.get("/v1/topics/in").json();
+    assert_eq!(topic["ends"][0]["end"], 6, "{topic}");
+}

@@ -18,8 +18,10 @@ use crate::pool::GuestState;
 /// Approximate bytes of a request's or an answer's headers in the host's memory, as a guest makes them.
 const FIELDS_BYTES_MAX: usize = 64 << 10;
 
-/// Bytes that a guest writes to a body at a time, and how many such writes the host keeps.
+/// Bytes that a guest writes to a body at a time.
 const BODY_WRITE_BYTES_MAX: usize = 64 << 10;
+
+/// Such writes that the host keeps until the body is sent; then the guest waits.
 const BODY_WRITES_MAX: usize = 2;
 
 pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {

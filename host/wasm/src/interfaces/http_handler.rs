@@ -75,11 +75,12 @@ impl GuestCall for Serve {
                 called?;
                 finish(passing, &has_answered).await
             }
-            Either::Right((passed, call)) => {
+            Either::Right((Ok(()), call)) => {
                 // What comes after the end of the answer is the guest's own affair, within its time.
                 call.await?;
-                passed
+                Ok(())
             }
+            Either::Right((failed, _)) => failed,
         };
         Ok(match passed {
             Ok(()) => Returned::Answer(()),
