@@ -26,6 +26,7 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 const REDIRECTS_MAX: usize = 3;
 /// Characters of a registry's error that are shown.
 const ERROR_CHARS_MAX: usize = 200;
+/// How long connecting to a registry may take.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// How long a registry may take to begin its answer.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
