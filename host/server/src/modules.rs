@@ -123,8 +123,12 @@ impl ModuleSettings {
     /// The rules for modules, in the form for the broker that applies them.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] names the file that is no public key.
+    /// [`ConfigError::Value`] names the file that is no public key, or says that there is none.
     pub(crate) fn policy(&self) -> Result<ModulePolicy, ConfigError> {
+        if self.require_signature && self.trusted_keys.is_empty() {
+            let why = "no module could be uploaded without a trusted key; name the files of the public keys in trusted_keys";
+            return Err(refused("modules.require_signature", "true", why));
+        }
         let trusted = self.trusted_keys.iter().map(|file| trusted_key(file));
         Ok(ModulePolicy {
             versions: self.versions.into(),
@@ -148,10 +152,6 @@ impl ModuleSettings {
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        if self.require_signature && self.trusted_keys.is_empty() {
-            let why = "no module could be uploaded without a trusted key; name the files of the public keys in trusted_keys";
-            return Err(refused("modules.require_signature", "true", why));
-        }
         match self.limits().out_of_bounds() {
             Some((key, value, from, to)) => {
                 let why = format!("it goes from {from} to {to}");

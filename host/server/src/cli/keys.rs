@@ -5,9 +5,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use millrace_broker::TrustedKey;
 use millrace_model::{Clock, SystemClock};
-use minisign::{KeyPair, PError, SecretKey, SecretKeyBox};
+use minisign::{KeyPair, PError, PublicKey, SecretKey, SecretKeyBox};
 use serde_json::json;
 
 use super::failure::Failure;
@@ -84,7 +86,9 @@ pub(super) fn sign(args: &SignArgs, out: &mut Output) -> Result<(), Failure> {
     let unreadable = |error: io::Error| unreadable(&args.file, &error);
     let file = File::open(&args.file).map_err(unreadable)?;
     let comment = comment(&args.file, &args.tags)?;
-    let signature = minisign::sign(None, &key, file, Some(&comment), None)
+    let public = PublicKey::from_secret_key(&key)
+        .map_err(|error| Failure::usage(format!("{}: {error}", args.key.display())))?;
+    let signature = minisign::sign(Some(&public), &key, file, Some(&comment), None)
         .map_err(|error| Failure::failed(format!("{}: {error}", args.file.display())))?;
     let output = args.output.clone();
     let output = output.unwrap_or_else(|| beside(&args.file, SIGNATURE_SUFFIX));
@@ -119,10 +123,17 @@ fn secret_key(file: &Path) -> Result<SecretKey, Failure> {
         failure
             .with_hint("name the secret key that `millrace module keygen` or `minisign -G` wrote")
     };
-    let boxed = SecretKeyBox::from_string(&text).map_err(refused)?;
-    let open = boxed.clone().into_unencrypted_secret_key();
-    open.or_else(|_| boxed.into_secret_key(None))
-        .map_err(refused)
+    let bytes = text.lines().nth(1).map(|line| STANDARD.decode(line.trim()));
+    let bytes = bytes.and_then(Result::ok).unwrap_or_default();
+    let key = SecretKey::from_bytes(&bytes).map_err(refused)?;
+    // The crate refuses the keys that minisign itself writes without a password, because those have no checksum. Signing finds out
+    // whether such a key is sound.
+    match key.is_encrypted() {
+        true => SecretKeyBox::from(text)
+            .into_secret_key(None)
+            .map_err(refused),
+        false => Ok(key),
+    }
 }
 
 /// The text of a small file.

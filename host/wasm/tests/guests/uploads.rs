@@ -181,7 +181,7 @@ async fn a_bomb_is_stopped_by_a_limit_and_refused_at_once_when_it_comes_again() 
         options.limits.compile_memory_bytes_max = 128 << 20;
     });
     for (what, bomb) in [
-        ("branch tables", branch_tables()),
+        ("branch tables", with_module(&branch_tables())),
         ("doubling", doubling(40)),
     ] {
         let error = host.admit(&bomb).await.unwrap_err();
