@@ -35,11 +35,7 @@ pub(super) fn differences(expected: &Map<String, Value>, got: &Map<String, Value
     let mut found = Vec::new();
     for (field, want) in expected {
         match field.as_str() {
-            "outputs" => outputs(
-                want,
-                got.get("outputs").unwrap_or(&Value::Null),
-                &mut found,
-            ),
+            "outputs" => outputs(want, got.get("outputs").unwrap_or(&Value::Null), &mut found),
             known if FIELDS.contains(&known) => {
                 differs(
                     field,
@@ -201,7 +197,10 @@ mod tests {
         let expected = json!({"outputs": [{"key": "1"}]});
         let told = found(expected, json!({"outcome": "ack"}));
         assert_eq!(told, ["there are 0 outputs, expected 1"]);
-        assert_eq!(found(json!({"outputs": []}), json!({"outcome": "ack"})), [""; 0]);
+        assert_eq!(
+            found(json!({"outputs": []}), json!({"outcome": "ack"})),
+            [""; 0]
+        );
     }
 
     #[test]
