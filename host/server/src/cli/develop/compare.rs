@@ -35,7 +35,7 @@ pub(super) fn differences(expected: &Map<String, Value>, got: &Map<String, Value
     let mut found = Vec::new();
     for (field, want) in expected {
         match field.as_str() {
-            "outputs" => outputs(want, &got["outputs"], &mut found),
+            "outputs" => outputs(want, got.get("outputs").unwrap_or(&Value::Null), &mut found),
             known if FIELDS.contains(&known) => {
                 differs(
                     field,
@@ -190,6 +190,17 @@ mod tests {
             let told = found(differs, got.clone());
             assert!(told.len() == 1 && told[0].contains(says), "{told:?}");
         }
+    }
+
+    #[test]
+    fn expected_outputs_of_a_message_without_outputs_are_a_difference() {
+        let expected = json!({"outputs": [{"key": "1"}]});
+        let told = found(expected, json!({"outcome": "ack"}));
+        assert_eq!(told, ["there are 0 outputs, expected 1"]);
+        assert_eq!(
+            found(json!({"outputs": []}), json!({"outcome": "ack"})),
+            [""; 0]
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use millrace_component::WORLD;
 use serde_json::Value;
 
 use super::carried;
@@ -330,10 +331,17 @@ fn script(project: &Project) -> Result<Built, Failure> {
         "`apt-get install nodejs npm` (20 or newer)",
     )?;
     need_package(project, "componentize-qjs")?;
+    need_package(project, "millrace")?;
     let default = format!("handler.{}", project.language);
     let raw = project.out().join("raw.wasm");
     let mut node = Command::new("node");
-    node.args(["sdk/build.mjs", "--wit", "build/wit", "--world", "module"]);
+    node.args([
+        "node_modules/millrace/build.mjs",
+        "--wit",
+        "build/wit",
+        "--world",
+        "module",
+    ]);
     node.args(["--kind", project.kind.as_str()]);
     node.args(["--imports", &project.imports.join(",")]);
     node.arg("--source").arg(source(project, &default));
@@ -362,20 +370,13 @@ fn python(project: &Project) -> Result<Built, Failure> {
         .to_string()
         .replace('/', ".");
     let mut python = Command::new(program);
-    python.env("MILLRACE_APP", app);
-    python.args([
-        "-q",
-        "-d",
-        "build/wit",
-        "-w",
-        "module",
-        "componentize",
-        "--stub-wasi",
-    ]);
-    python
-        .args(["-p", ".", "-o"])
-        .arg(relative(project, &raw))
-        .arg("millrace.component");
+    if app == WORLD.1 {
+        let message = format!("the source cannot be {app}.py: the world has that name");
+        return Err(Failure::usage(message).with_hint("choose another name"));
+    }
+    python.args(["-q", "-d", "build/wit", "-w", WORLD.1, "componentize"]);
+    python.args(["-p", ".", "-o"]);
+    python.arg(relative(project, &raw)).arg(app);
     finish(project, python, "componentize-py")?;
     Ok(Built::Component(raw))
 }
