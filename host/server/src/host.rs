@@ -124,7 +124,7 @@ impl Host {
             program: config.compile_program.as_ref(),
             is_encrypted: config.encryption.keys()?.is_some(),
             ships_lines: config.log.guests == GuestLog::Host,
-            secrets: Secrets::of(&config.secrets),
+            secrets: Secrets::of(&config.secrets)?,
         };
         let modules = modules::open(&config.modules, around, memory, &clock)
             .map_err(|error| StartError::Modules(error.to_string()))?;

@@ -25,19 +25,6 @@ pub struct SecretSettings {
     pub directory: Option<PathBuf>,
 }
 
-impl SecretSettings {
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        match &self.directory {
-            Some(directory) if !directory.is_dir() => {
-                let value = directory.display().to_string();
-                let why = "it is not a directory; create it, or remove the setting";
-                Err(refused("secrets.directory", value, why))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// Reads a secret whenever a component asks for it, so that a new value needs no restart. A file comes before a variable.
 #[derive(Debug)]
 pub(crate) struct Secrets {
@@ -45,9 +32,17 @@ pub(crate) struct Secrets {
 }
 
 impl Secrets {
-    pub(crate) fn of(settings: &SecretSettings) -> Self {
-        Self {
-            directory: settings.directory.clone(),
+    /// # Errors
+    /// [`ConfigError::Value`] if the directory does not exist: each secret would be missing.
+    pub(crate) fn of(settings: &SecretSettings) -> Result<Self, ConfigError> {
+        let directory = settings.directory.clone();
+        match &directory {
+            Some(directory) if !directory.is_dir() => {
+                let value = directory.display().to_string();
+                let why = "it is not a directory; create it, or remove the setting";
+                Err(refused("secrets.directory", value, why))
+            }
+            _ => Ok(Self { directory }),
         }
     }
 
@@ -118,11 +113,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_directory_that_does_not_exist_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let refused = Secrets::of(&SecretSettings {
+            directory: Some(directory.path().join("missing")),
+        });
+        let why = refused.map(drop).expect_err("it is missing").to_string();
+        assert!(why.contains("create it"), "{why}");
+    }
+
+    #[test]
     fn a_file_is_read_anew_each_time_and_its_line_end_is_not_part_of_the_secret() {
         let directory = tempfile::tempdir().expect("a directory");
         let secrets = Secrets::of(&SecretSettings {
             directory: Some(directory.path().to_owned()),
         });
+        let secrets = secrets.expect("the directory exists");
         let name = SecretName::parse("api-key").expect("a name");
         let missing = secrets.secret(&name).expect_err("no file yet");
         assert!(missing.contains("MILLRACE_SECRET_API_KEY"), "{missing}");

@@ -29,8 +29,9 @@ Examples:
   millrace processor deploy shout --module uppercase@2.0.0 --canary 10
   millrace processor deploy shout --module uppercase@2.0.0 --shadow
   millrace processor deploy count --module counter@2.0.0 --reset-state
-  millrace processor deploy greet --module greet@1.0.0 --topic in --output out --config greeting=hello
-  millrace processor deploy greet --grant-metrics --grant-secret api-key --grant-http https://api.example.com
+  millrace processor deploy greet --module greet@1.0.0 --config greeting=hello
+  millrace processor deploy greet --grant-metrics --grant-secret api-key
+  millrace processor deploy greet --grant-http https://api.example.com
   millrace processor deploy shout --spec shout.toml --module uppercase@2.0.0
 
 Settings without a flag stay as in the current revision; the answer lists the changes.

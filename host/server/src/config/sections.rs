@@ -106,7 +106,6 @@ impl Config {
         self.engine.local.check()?;
         self.limits.check()?;
         self.modules.check()?;
-        self.secrets.check()?;
         let addresses = self.listen.http.addresses()?;
         let is_exposed = addresses.iter().any(|address| !address.ip().is_loopback());
         if is_exposed && !self.listen.insecure_no_auth {

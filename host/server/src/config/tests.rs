@@ -57,7 +57,7 @@ fn sample(path: &str) -> (&'static str, &'static str) {
         "log.format" => ("'json'", "json"),
         "log.guests" => ("'host'", "host"),
         "log.filter" => ("'debug'", "debug"),
-        "data_dir" | "encryption.key_file" | "modules.http_roots_file" => {
+        "data_dir" | "encryption.key_file" | "modules.http_roots_file" | "secrets.directory" => {
             ("'somewhere'", "somewhere")
         }
         "modules.compile_memory_bytes_max" | "limits.memory_bytes" => ("268435456", "268435456"),

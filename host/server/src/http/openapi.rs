@@ -152,7 +152,7 @@ mod tests {
             "redrive_due": {"from": 1, "since": 2},
         });
         let processor = json!({
-            "name": "p", "made_at": 1, "current": 1, "paused": false, "revisions": [revision],
+            "name": "p", "made_at": 1, "current": 1, "paused": false, "config": {"key": "value"}, "revisions": [revision],
             "replay": {"of": "p", "revision": 1, "from": 1, "until": 2, "into": "o", "ranges": [place]},
             "start": [{"topic": "t", "id": 1, "offsets": [1]}], "resumes": {"count": 1},
             "changes": [{"at": 1, "what": "pause", "revision": 1}],

@@ -118,6 +118,7 @@ fn change(method: &Method, route: &str) -> Option<&'static str> {
         ("PUT", "/v1/modules/{reference}/tags/{tag}") => "module tagged",
         ("DELETE", "/v1/modules/{reference}/tags/{tag}") => "tag taken back",
         ("PUT" | "PATCH", "/v1/processors/{name}") => "processor deployed",
+        ("PUT" | "PATCH", "/v1/processors/{name}/config") => "processor configured",
         ("DELETE", "/v1/processors/{name}") => "processor deleted",
         ("POST", "/v1/processors/{name}/rollback") => "processor rolled back",
         ("POST", "/v1/processors/{name}/pause") => "processor paused",

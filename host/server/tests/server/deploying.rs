@@ -47,7 +47,7 @@ fn another_trial_of_the_same_revision_is_a_change_and_the_answer_says_which() {
 fn what_a_change_does_not_name_stays_and_the_answer_says_what_is_different() {
     let host = with_uppercase(TestHost::start()).with_topic("more", 1);
     let told = json!({
-        "retry": {"attempts_max": 7, "delay_first_ms": 30}, "order": "partition", "grants": ["more"], "hops_max": 4,
+        "retry": {"attempts_max": 7, "delay_first_ms": 30}, "order": "partition", "grants": {"topics": ["more"]}, "hops_max": 4,
         "auto_rollback": true, "limits": {"call_ms_max": 900}, "batch": {"linger_ms": 3}, "breaker": {"enabled": false},
         "dead_letters": {"max": 5},
     });
@@ -79,13 +79,13 @@ fn what_a_change_does_not_name_stays_and_the_answer_says_what_is_different() {
         (&json!(3), &json!([]))
     );
 
-    let unsaid = json!({"retry": null, "output": null, "order": null, "hops_max": null, "breaker": {"enabled": null}, "grants": ["out"]});
+    let unsaid = json!({"retry": null, "output": null, "order": null, "hops_max": null, "breaker": {"enabled": null}, "grants": {"topics": ["out"]}});
     let answer = patch(&host, "", &unsaid).json();
     let fields = answer["differs"].as_array().expect("differences").iter();
     let fields: Vec<&str> = fields.filter_map(|d| d["field"].as_str()).collect();
     let changed = [
         "breaker.enabled",
-        "grants",
+        "grants.topics",
         "hops_max",
         "order",
         "output",

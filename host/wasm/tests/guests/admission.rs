@@ -140,7 +140,7 @@ async fn imports_that_are_not_granted_are_listed() {
         "wasi:filesystem/types@0.3.0",
         "millrace:broker/log@0.2.0",
         "millrace:broker/telephone@0.1.1",
-        "wasi:http/types@0.2.6",
+        "wasi:http/types@0.3.0",
         "wasi:cli/run@0.3.0",
         "env:x/y@1.0.0",
     ] {

@@ -26,7 +26,7 @@ use crate::host::Host;
 const AFTER_HELP: &str = "\
 Examples:
   millrace dev                                         topics in and out, on a free port
-  millrace dev --listen 127.0.0.1:7400 --send first    and send samples/first.ndjson after each deployment
+  millrace dev --listen 127.0.0.1:7400 --send first    send samples/first.ndjson, too
   millrace dev --data-dir dev-data --input orders --output loud
 
 Starts a host, creates both topics, builds the project and deploys it; then prints outputs, log lines and dead letters, and
