@@ -170,7 +170,7 @@ fn a_module_travels_through_a_registry_with_its_signature() -> Result<()> {
     let again = answer(&run(&from, &["module", "publish", digest, &tagged], "")?)?;
     assert_eq!(again, published);
     let manifest = published["manifest"].as_str().context("a manifest")?;
-    for reference in [tagged.clone(), format!("{place}@{manifest}")] {
+    for reference in [tagged, format!("{place}@{manifest}")] {
         let pulled = answer(&run(
             &to,
             &["module", "pull", &reference, "--tag", "upper@1.0.0"],

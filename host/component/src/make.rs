@@ -310,7 +310,7 @@ mod tests {
         let uses = format!(r#"(import "{log}" "log" (func (param i32 i32 i32)))"#);
         for (more, imports, adapted) in [
             (String::new(), vec![], false),
-            (uses, vec![log.clone()], false),
+            (uses, vec![log], false),
             (
                 format!(r#"(import "{PREVIEW1}" "sched_yield" (func (result i32)))"#),
                 vec![],

@@ -116,7 +116,7 @@ fn rust(project: &Project) -> Result<Built, Failure> {
     ]);
     let mut component = None;
     finish_reading(project, cargo, "cargo", |line| {
-        component = component_of(line).or(component.take());
+        component = component_of(line).or_else(|| component.take());
     })?;
     component.map(Built::Component).ok_or_else(|| {
         Failure::failed("cargo made no component")
