@@ -306,6 +306,9 @@ codes! {
         InvalidSpec "invalid-spec"
             "The processor's specification contradicts itself or a rule."
             "change the specification; nothing was deployed";
+        InvalidConfig "invalid-config"
+            "A setting of a component has a wrong key, or the settings are over a bound."
+            "change the settings; nothing has changed";
         InvalidReplay "invalid-replay"
             "The replay is not possible."
             "change the request; nothing was created";

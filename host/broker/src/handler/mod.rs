@@ -165,7 +165,7 @@ impl Advised for AdmitError {
             Self::MissingExport { .. } => Code::MissingExport.advice(),
             Self::UngrantedImports { .. } => Code::UngrantedImport.advice(),
             Self::NotGranted { command, .. } => Code::NotGranted.hint(format!(
-                "run `{command}` if the component may have this; over HTTP, set the field grants"
+                "if the component may have this, run `{command}`, or add these flags to the first deployment; over HTTP, set the field grants"
             )),
             Self::CompileLimit(_) => Code::CompileLimit.advice(),
             Self::Start(_) => Code::DoesNotStart.advice(),

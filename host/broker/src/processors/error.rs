@@ -1,6 +1,7 @@
 //! Why a processor did not change.
 
 use millrace_engine::{CommitError, ReadError, TopicError};
+use millrace_model::processor::ConfigError;
 use millrace_model::{Advice, Advised, Code, Digest, ProcessorName, TopicName};
 
 use crate::catalogue::deciding::decision_errors;
@@ -117,6 +118,9 @@ pub enum ProcessorError {
     /// The specification contradicts itself or a rule.
     #[error("the processor cannot be deployed like this: {0}")]
     InvalidSpec(String),
+    /// The settings have a wrong key or are over a bound.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The module could not be loaded.
     #[error(transparent)]
     Admit(#[from] AdmitError),
@@ -165,6 +169,7 @@ impl Advised for ProcessorError {
             Self::NoSuchRevision { .. } => Code::UnknownRevision.advice(),
             Self::Replay(_) => Code::InvalidReplay.advice(),
             Self::InvalidSpec(_) => Code::InvalidSpec.advice(),
+            Self::Config(_) => Code::InvalidConfig.advice(),
             Self::Admit(error) => error.advice(),
             Self::Distrust(error) => error.advice(),
             Self::Commit(error) => error.advice(),

@@ -34,8 +34,7 @@ impl ConfigChange {
     pub(crate) fn over(self, before: &Config) -> Result<Config, ProcessorError> {
         let nothing = Config::default();
         let before = if self.replaces { &nothing } else { before };
-        let after = before.with(self.values);
-        after.or_else(|error| invalid(error.to_string()))
+        Ok(before.with(self.values)?)
     }
 }
 

@@ -62,10 +62,7 @@ async fn a_change_reaches_the_component_without_a_new_revision_and_is_in_the_his
         change(&[("long", Some(&long))]),
     ] {
         let refused = configure(wrong).await.unwrap_err();
-        assert!(
-            matches!(refused, ProcessorError::InvalidSpec(_)),
-            "{refused}"
-        );
+        assert!(matches!(refused, ProcessorError::Config(_)), "{refused}");
     }
     assert_eq!(seen(&rig)["b"], "2");
     let unknown = rig.session.processors();

@@ -2,14 +2,16 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::name::{SecretName, TopicName};
 
 /// What the component of a processor or a route may use. It is refused if it imports more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(from = "Written")]
+#[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct Grants {
     /// Topics that it may write to, besides the default output.
     #[cfg_attr(feature = "openapi", schema(required))]
@@ -58,69 +60,39 @@ impl Grants {
     }
 }
 
-/// The forms in which grants are read: until contract 0.1.0 they were a list of topics.
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "grants are an object with the fields topics, state, metrics, secrets, http and http_private"
-)]
-enum Written {
-    Topics(Vec<TopicName>),
-    Fields(Fields),
-}
-
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Fields {
-    topics: Vec<TopicName>,
-    state: bool,
-    metrics: bool,
-    secrets: Vec<SecretName>,
-    http: Vec<Origin>,
-    http_private: bool,
-}
-
-impl Default for Fields {
-    fn default() -> Self {
-        let Grants {
-            topics,
-            state,
-            metrics,
-            secrets,
-            http,
-            http_private,
-        } = Grants::default();
-        Self {
-            topics,
-            state,
-            metrics,
-            secrets,
-            http,
-            http_private,
-        }
+impl Serialize for Grants {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The derived function of the same name.
+        Self::serialize(self, serializer)
     }
 }
 
-impl From<Written> for Grants {
-    fn from(written: Written) -> Self {
-        match written {
-            Written::Topics(topics) => Self::of_topics(topics),
-            Written::Fields(Fields {
-                topics,
-                state,
-                metrics,
-                secrets,
-                http,
-                http_private,
-            }) => Self {
-                topics,
-                state,
-                metrics,
-                secrets,
-                http,
-                http_private,
-            },
-        }
+impl<'de> Deserialize<'de> for Grants {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Form)
+    }
+}
+
+/// Reads grants in both forms: until contract 0.1.0 they were a list of topics.
+struct Form;
+
+impl<'de> Visitor<'de> for Form {
+    type Value = Grants;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "an object with the fields topics, state, metrics, secrets, http and http_private",
+        )
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, topics: A) -> Result<Grants, A::Error> {
+        let topics = Vec::<TopicName>::deserialize(SeqAccessDeserializer::new(topics))?;
+        Ok(Grants::of_topics(topics))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Grants, A::Error> {
+        // The derived function of the same name.
+        Grants::deserialize(MapAccessDeserializer::new(fields))
     }
 }
 
@@ -344,9 +316,6 @@ mod tests {
         let fields: Grants = serde_json::from_str(r#"{"state": false}"#).expect("the new form");
         assert!(!fields.state && fields.topics.is_empty());
         let error = serde_json::from_str::<Grants>(r#"{"sate": true}"#).expect_err("a typo");
-        assert!(
-            error.to_string().contains("fields topics, state"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("`sate`"), "{error}");
     }
 }

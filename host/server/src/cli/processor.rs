@@ -323,7 +323,7 @@ fn list(answer: &Value) -> String {
 }
 
 /// What the component may use, one kind a line.
-fn grants(grants: &Value) -> String {
+pub(super) fn grants(grants: &Value) -> String {
     let names = |field: &str| {
         let names: Vec<String> = items(&grants[field]).iter().map(cell).collect();
         (!names.is_empty()).then(|| format!("{field} {}", names.join(", ")))

@@ -7,6 +7,7 @@ use ureq::http::Method;
 
 use super::client::Client;
 use super::failure::Failure;
+use super::processor::grants;
 use super::table::{cell, facts, items, table, when};
 use crate::units::{duration_ms, size_bytes};
 
@@ -150,7 +151,7 @@ fn show(route: &Value) -> String {
         ("revision", cell(&route["revision"])),
         ("set", when(&route["set_at"])),
         ("set by", cell(&route["set_by"])),
-        ("grants", cell(&route["grants"])),
+        ("grants", grants(&route["grants"])),
         ("config", cell(&route["config"])),
         ("call", cell(&route["limits"]["call_ms_max"])),
         ("problem", cell(&route["problem"])),
