@@ -576,7 +576,7 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
     let (batch, retry, limits) = (&spec.batch, &spec.retry, &spec.limits);
     let delay_first_max = retry.delay_max_ms;
     let (breaker, dead_letters) = (&spec.breaker, &spec.dead_letters);
-    let bounds: [(&str, u64, u64, u64); 20] = [
+    let bounds: [(&str, u64, u64, u64); 16] = [
         (
             "hops_max",
             spec.hops_max.unwrap_or(1).into(),
@@ -621,25 +621,6 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
             delay_first_max,
         ),
         (
-            "limits.memory_bytes_max",
-            limits.memory_bytes_max,
-            1,
-            4 << 30,
-        ),
-        ("limits.call_ms_max", limits.call_ms_max, 1, 600_000),
-        (
-            "limits.answer_bytes_max",
-            limits.answer_bytes_max,
-            1,
-            1 << 30,
-        ),
-        (
-            "limits.answer_outputs_max",
-            limits.answer_outputs_max.into(),
-            0,
-            BATCH_MESSAGES_MAX as u64,
-        ),
-        (
             "breaker.failures_min",
             breaker.failures_min.into(),
             2,
@@ -673,7 +654,7 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
         ),
         ("dead_letters.per_ms", dead_letters.per_ms, 1, DAY_MS),
     ];
-    for (field, given, min, max) in bounds {
+    for (field, given, min, max) in bounds.into_iter().chain(limits.ranges()) {
         if given < min || given > max {
             return invalid(format!("{field} is {given}; it must be {min} to {max}"));
         }

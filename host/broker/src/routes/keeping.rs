@@ -6,13 +6,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use millrace_engine::{CommitError, Entry, EntryKind, Expectation, ReadError, Version};
-use millrace_model::bounds::{ROUTE_REQUESTS_MAX, ROUTES_MAX};
+use millrace_model::bounds::{ANSWER_OUTPUT_BYTES_MAX, ROUTE_REQUESTS_MAX, ROUTES_MAX};
+use millrace_model::processor::Limits;
 use millrace_model::{Advice, Advised, Code, Digest, Route, RoutePath, RouteSpec};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use super::handle::{Known, Routes};
 use crate::catalogue::deciding::{decided, decision_errors};
+use crate::catalogue::signatures::DistrustError;
 use crate::handler::{AdmitError, GuestLine, HttpHandler, Interface, LiveConfig, LoadRequest};
 
 /// A route and whether it can answer.
@@ -42,6 +44,12 @@ pub enum RouteError {
         "module {} does not export wasi:http/incoming-handler, so it cannot answer requests", .0.short()
     )]
     WrongInterface(Digest),
+    /// A limit is out of range.
+    #[error("the route cannot be set like this: {0}")]
+    Limits(String),
+    /// Its signature does not permit it.
+    #[error(transparent)]
+    Distrust(#[from] DistrustError),
     /// The component could not be loaded.
     #[error(transparent)]
     Admit(#[from] AdmitError),
@@ -64,6 +72,8 @@ impl Advised for RouteError {
             Self::TooMany => Code::TooManyRoutes.advice(),
             Self::UnknownModule(_) => Code::UnknownModule.advice(),
             Self::WrongInterface(_) => Code::WrongInterface.advice(),
+            Self::Limits(_) => Code::InvalidSpec.advice(),
+            Self::Distrust(error) => error.advice(),
             Self::Admit(error) => error.advice(),
             Self::Read(error) => error.advice(),
             Self::Commit(error) => error.advice(),
@@ -204,6 +214,8 @@ impl Routes {
         {
             return Ok(known.status());
         }
+        self.check_limits(&spec.limits)?;
+        self.inner.catalogue.check_trusted(spec.module).await?;
         let route = Route {
             path: path.clone(),
             spec,
@@ -217,6 +229,33 @@ impl Routes {
             self.set_route_now(route.clone(), Arc::clone(&handler))
         })
         .await
+    }
+
+    /// Like those of a processor: in range, and allowed by this host.
+    fn check_limits(&self, limits: &Limits) -> Result<(), RouteError> {
+        let memory_max = self.inner.catalogue.guest_limits().guest_memory_bytes_max;
+        let host = [
+            (
+                "limits.memory_bytes_max",
+                limits.memory_bytes_max,
+                1,
+                memory_max,
+            ),
+            (
+                "limits.answer_bytes_max",
+                limits.answer_bytes_max,
+                1,
+                ANSWER_OUTPUT_BYTES_MAX as u64,
+            ),
+        ];
+        let all = limits.ranges().into_iter().chain(host);
+        for (field, value, from, to) in all {
+            if !(from..=to).contains(&value) {
+                let why = format!("{field} is {value}; it must be {from} to {to}");
+                return Err(RouteError::Limits(why));
+            }
+        }
+        Ok(())
     }
 
     async fn set_route_now(

@@ -86,7 +86,8 @@ impl Routes {
             handler.handle(request, sender).await
         });
         let mut unless_answered = Abort(Some(call.abort_handle()));
-        let patience = Duration::from_millis(route.spec.limits.call_ms_max + QUEUE_MS_MAX);
+        let patience =
+            Duration::from_millis(route.spec.limits.call_ms_max.saturating_add(QUEUE_MS_MAX));
         let ended = async {
             match head.await {
                 Ok(answer) => Ok(answer),

@@ -170,6 +170,21 @@ pub struct Limits {
     pub log_lines_per_second: u32,
 }
 
+impl Limits {
+    /// Each limit that has a range: its field in a specification, its value, from, to (inclusive).
+    #[must_use]
+    pub fn ranges(&self) -> [(&'static str, u64, u64, u64); 4] {
+        let outputs = self.answer_outputs_max.into();
+        let outputs_max = crate::bounds::BATCH_MESSAGES_MAX as u64;
+        [
+            ("limits.memory_bytes_max", self.memory_bytes_max, 1, 4 << 30),
+            ("limits.call_ms_max", self.call_ms_max, 1, 600_000),
+            ("limits.answer_bytes_max", self.answer_bytes_max, 1, 1 << 30),
+            ("limits.answer_outputs_max", outputs, 0, outputs_max),
+        ]
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

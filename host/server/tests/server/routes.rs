@@ -124,6 +124,22 @@ fn what_cannot_be_a_route_is_refused_and_said_why() {
 }
 
 #[test]
+fn limits_out_of_range_are_refused_and_nothing_is_stored() {
+    let host = TestHost::start();
+    upload(&host, "web@1.0.0", guest_artifacts::WEB);
+    for limits in [
+        json!({"call_ms_max": u64::MAX}),
+        json!({"call_ms_max": 0}),
+        json!({"memory_bytes_max": 1_u64 << 40}),
+        json!({"answer_bytes_max": u64::MAX}),
+    ] {
+        let spec = json!({"module": "web@1.0.0", "limits": limits});
+        set(&host, "/web", spec).refused(422, "invalid-spec");
+    }
+    host.get("/v1/routes/web").refused(404, "no-such-route");
+}
+
+#[test]
 fn a_component_that_fails_harms_nobody_else() {
     let host = with_web(TestHost::start());
     let quick = json!({"module": "web@1.0.0", "limits": {"call_ms_max": 300}});
