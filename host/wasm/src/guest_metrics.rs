@@ -28,7 +28,7 @@ const OWNERS_MAX: usize = 1_000;
 const RESERVED_ENDS: [&str; 5] = ["_total", "_bucket", "_sum", "_count", "_observed"];
 
 /// Labels that the host sets.
-const RESERVED_LABELS: [&str; 4] = ["processor", "topic", "le", "quantile"];
+const RESERVED_LABELS: [&str; 6] = ["processor", "topic", "route", "schedule", "le", "quantile"];
 
 /// One update.
 pub(crate) enum Kind {
@@ -54,6 +54,11 @@ impl AllMetrics {
         }
         let known = all.entry(owner.clone());
         Arc::clone(known.or_insert_with(|| Arc::new(GuestMetrics::new(owner))))
+    }
+
+    /// Forgets a deleted owner: its series are gone, and one of the same name needs new ones.
+    pub(crate) fn forget(&self, owner: &Owner) {
+        self.0.lock().remove(owner);
     }
 }
 
@@ -235,6 +240,7 @@ mod tests {
         let wrong = [
             labels(&[("processor", "other")]),
             labels(&[("le", "1")]),
+            labels(&[("route", "/x")]),
             labels(&[("a", "1"), ("a", "2")]),
             labels(&[("a b", "1")]),
             many,

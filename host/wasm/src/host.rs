@@ -468,7 +468,9 @@ impl ModuleHost for WasmHost {
     }
 
     fn forget_route_logs(&self, route: &RoutePath) {
-        self.logs.forget(&Owner::Route(route.to_string()));
+        let owner = Owner::Route(route.to_string());
+        self.logs.forget(&owner);
+        self.metrics.forget(&owner);
     }
 
     fn forget(&self, digest: Digest) {
@@ -485,7 +487,9 @@ impl ModuleHost for WasmHost {
     }
 
     fn forget_logs(&self, processor: &ProcessorName) {
-        self.logs.forget(&Owner::Processor(processor.to_string()));
+        let owner = Owner::Processor(processor.to_string());
+        self.logs.forget(&owner);
+        self.metrics.forget(&owner);
     }
 }
 
