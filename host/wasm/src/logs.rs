@@ -235,9 +235,11 @@ impl LogSink {
             );
         }
         if admitted {
-            let line = line();
+            let mut line = line();
             self.log.cut.increment(line.cut as u64);
-            self.keep(level, self.hidden.removed_from(line.shown()));
+            // Before the note on a cut, which would hide that a secret was cut.
+            line.text = self.hidden.removed_from(line.text);
+            self.keep(level, line.shown());
         } else {
             self.log.dropped.increment(1);
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use millrace_model::SecretName;
+use millrace_model::plain::steers;
 use parking_lot::Mutex;
 
 /// Where the host keeps secrets.
@@ -27,7 +28,7 @@ impl SecretStore for NoSecrets {
 /// Shorter values are not hidden: they occur in texts by chance.
 const HIDDEN_BYTES_MIN: usize = 4;
 
-/// Values that one instance has read and that are hidden. Beyond it, the oldest is forgotten.
+/// Values that one instance has read and that are hidden. Beyond it, the shortest is forgotten.
 const VALUES_MAX: usize = 100;
 
 /// The values of secrets that an instance has read, to be removed from its texts.
@@ -37,7 +38,9 @@ pub(crate) struct Hidden(Mutex<Vec<(SecretName, String)>>);
 impl Hidden {
     /// From now on, the value is removed from texts.
     pub(crate) fn hide(&self, name: &SecretName, value: &[u8]) {
-        let value = String::from_utf8_lossy(value);
+        // As lines of the log are written, without control characters.
+        let lossy = String::from_utf8_lossy(value);
+        let value = lossy.replace(|c| steers(c) && !matches!(c, '\n' | '\r'), " ");
         let mut hidden = self.0.lock();
         // A key in several lines is logged line by line.
         let pieces = value
@@ -49,10 +52,12 @@ impl Hidden {
                 continue;
             }
             if hidden.len() >= VALUES_MAX {
-                hidden.remove(0);
+                hidden.pop();
             }
             hidden.push((name.clone(), piece.to_owned()));
         }
+        // A value that is part of another one is replaced after it.
+        hidden.sort_by_key(|(_, value)| std::cmp::Reverse(value.len()));
     }
 
     /// The text without values of secrets.
@@ -99,6 +104,8 @@ mod tests {
         assert_eq!(text("a hun"), "a hun");
         hidden.hide(&name, b"-----BEGIN\nabcdef\n\nxyz\n");
         assert_eq!(text("abcdef xyz"), "[secret token] xyz");
+        hidden.hide(&name, b"abcdef-and-more\twith a tab");
+        assert_eq!(text("abcdef-and-more with a tab"), "[secret token]");
         for n in 0..2 * VALUES_MAX {
             hidden.hide(&name, format!("value {n}").as_bytes());
         }
