@@ -81,6 +81,7 @@ async fn load(
         limits: Limits::default(),
         grants: Grants::default(),
         config: LiveConfig::default(),
+        access: None,
     };
     Ok(host.processor(request).await?)
 }

@@ -45,6 +45,7 @@ impl Counter {
             limits,
             grants: Grants::default(),
             config: LiveConfig::default(),
+            access: None,
         };
         Self {
             handler: host.processor(request).await.unwrap(),

@@ -88,6 +88,8 @@ guests! {
     FETCH = "fetch";
     /// Answers HTTP requests as their paths say.
     WEB = "web";
+    /// Sends messages and reads state as its requests say.
+    COURIER = "courier";
     /// Tries to reach out of its sandbox.
     SOCKET = "socket";
     /// Imports an interface that no host has.

@@ -1,4 +1,4 @@
-//! The generated bindings of the three worlds, and the conversions between their types and ours.
+//! The generated bindings of the worlds, and the conversions between their types and ours.
 //! Only the macros use them.
 #![allow(missing_docs, reason = "generated from wit/, where it is documented")]
 #![allow(unsafe_code, reason = "wit-bindgen writes the canonical ABI")]
@@ -13,6 +13,7 @@ use crate::columns::{Answer, Columns, Detail};
 use crate::failure::{Cause, Decision, FailureFacts};
 use crate::outcome::Unavailable;
 
+pub use http::millrace::broker::{producer, views};
 pub use processor::millrace::broker::{config, log, metrics, secrets, state, types};
 
 pub mod processor {
@@ -47,6 +48,20 @@ pub mod error_handler {
             "millrace:broker/types@0.1.1": crate::bindings::types,
             "millrace:broker/log@0.1.1": crate::bindings::log,
             "millrace:broker/config@0.1.1": crate::bindings::config,
+        },
+    });
+}
+
+/// What the component of a route imports; `wasi:http` is exported with other bindings.
+pub mod http {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        world: "http-module",
+        with: {
+            "millrace:broker/log@0.1.1": crate::bindings::log,
+            "millrace:broker/config@0.1.1": crate::bindings::config,
+            "millrace:broker/secrets@0.1.1": crate::bindings::secrets,
+            "millrace:broker/metrics@0.1.1": crate::bindings::metrics,
         },
     });
 }

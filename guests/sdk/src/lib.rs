@@ -42,10 +42,12 @@ mod scratch;
 pub mod config;
 pub mod log;
 pub mod metrics;
+pub mod producer;
 pub mod secrets;
 pub mod state;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
+pub mod views;
 
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]

@@ -237,7 +237,12 @@ impl Broker {
             processors.clone(),
         );
         let schedules = Schedules::new(&base, catalogue.clone(), messages.clone());
-        let routes = Routes::new(&base, catalogue.clone());
+        let routes = Routes::new(
+            &base,
+            catalogue.clone(),
+            messages.clone(),
+            processors.clone(),
+        );
         let upstairs: Arc<dyn Dependents> = Arc::new(Upstairs {
             messages: messages.clone(),
             groups: groups.clone(),

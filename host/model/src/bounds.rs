@@ -332,6 +332,9 @@ pub const ROUTE_PATH_CHARS_MAX: usize = 200;
 /// Requests that one route answers at a time on one host, including those that wait for an instance. A further one gets 503.
 pub const ROUTE_REQUESTS_MAX: usize = 64;
 
+/// Keys of a processor's state that the component of a route reads at once. More are refused: ask in several calls.
+pub const VIEW_KEYS_MAX: usize = 1_000;
+
 /// Schedules of one host. Another one is refused.
 pub const SCHEDULES_MAX: usize = 1_000;
 

@@ -54,8 +54,11 @@ const WASI_GRANTED: [&str; 6] = [
     "wasi:sockets/",
 ];
 
-/// Interfaces of our package that a guest may import. Whether a processor may use them is decided when it is deployed.
-const GRANTED: [&str; 6] = ["types", "log", "state", "config", "secrets", "metrics"];
+/// Interfaces of our package that a guest may import. Whether a processor or a route may use them is decided when it is
+/// deployed or set.
+const GRANTED: [&str; 8] = [
+    "types", "log", "state", "config", "secrets", "metrics", "producer", "views",
+];
 const WASI_VERSION: &str = "0.2.";
 
 /// Of `wasi:http`: the types, and requests to servers that the grants name.

@@ -1,6 +1,6 @@
 //! Compares what a component imports with what it is granted.
 
-use millrace_broker::handler::AdmitError;
+use millrace_broker::handler::{AdmitError, Interface};
 use millrace_model::processor::Grants;
 
 use crate::admission::own_interface;
@@ -10,20 +10,27 @@ use crate::logs::Owner;
 const OUTGOING_HTTP: &str = "wasi:http/outgoing-handler@";
 
 /// Refuses a component that imports more than its owner is granted.
-pub(crate) fn check(imports: &[String], grants: &Grants, owner: &Owner) -> Result<(), AdmitError> {
-    // State belongs to a processor in a partition; a route has none.
-    if let Owner::Route(_) = owner {
-        let state = imports
-            .iter()
-            .filter(|import| own_interface(import) == Some("state"));
-        let imports: Vec<String> = state.cloned().collect();
-        if !imports.is_empty() {
-            return Err(AdmitError::UngrantedImports { imports });
-        }
+pub(crate) fn check(
+    imports: &[String],
+    exports: &[Interface],
+    grants: &Grants,
+    owner: &Owner,
+) -> Result<(), AdmitError> {
+    let foreign: Vec<String> = imports
+        .iter()
+        .filter(|import| is_foreign(import, exports, owner))
+        .cloned()
+        .collect();
+    if !foreign.is_empty() {
+        let imports = foreign;
+        return Err(AdmitError::UngrantedImports { imports });
     }
+    let is_route = matches!(owner, Owner::Route(_));
     let lacking = imports.iter().filter_map(|import| {
         let flag = match own_interface(import) {
-            Some("state") if !grants.state => "--grant-state",
+            Some("state") if !is_route && !grants.state => "--grant-state",
+            Some("producer") if is_route && grants.topics.is_empty() => "--grant-topic TOPIC",
+            Some("views") if is_route && grants.views.is_empty() => "--grant-view PROCESSOR",
             Some("metrics") if !grants.metrics => "--grant-metrics",
             Some("secrets") if grants.secrets.is_empty() => "--grant-secret NAME",
             None if import.starts_with(OUTGOING_HTTP) && grants.http.is_empty() => {
@@ -51,10 +58,23 @@ pub(crate) fn check(imports: &[String], grants: &Grants, owner: &Owner) -> Resul
     }
 }
 
+/// Whether an import belongs to another kind of owner. State is a processor's in a partition, so a route has none; sending and reading
+/// others' state are a route's. A component that exports both kinds may import what either has: in the other role its calls get an error.
+fn is_foreign(import: &str, exports: &[Interface], owner: &Owner) -> bool {
+    let other = match (own_interface(import), owner) {
+        (Some("state"), Owner::Route(_)) => Interface::MessageProcessor,
+        (Some("producer" | "views"), Owner::Processor(_) | Owner::Topic(_)) => {
+            Interface::HttpHandler
+        }
+        _ => return false,
+    };
+    !exports.contains(&other)
+}
+
 #[cfg(test)]
 mod tests {
-    use millrace_model::SecretName;
     use millrace_model::processor::Origin;
+    use millrace_model::{ProcessorName, SecretName, TopicName};
 
     use super::*;
 
@@ -80,7 +100,7 @@ mod tests {
         let Err(AdmitError::NotGranted {
             imports: lacking,
             command,
-        }) = check(&imports, &none, &owner)
+        }) = check(&imports, &[], &none, &owner)
         else {
             panic!("it was not refused");
         };
@@ -95,20 +115,59 @@ mod tests {
             http: vec![Origin::parse("https://example.com").expect("an origin")],
             ..Grants::default()
         };
-        assert_eq!(check(&imports, &all, &owner), Ok(()));
+        assert_eq!(check(&imports, &[], &all, &owner), Ok(()));
         let route = Owner::Route("/a".into());
         assert!(matches!(
-            check(&imports, &all, &route),
+            check(&imports, &[], &all, &route),
             Err(AdmitError::UngrantedImports { imports }) if imports == ["millrace:broker/state@0.1.0"]
         ));
         let imports_of_a_route = &imports[6..7];
         let Err(AdmitError::NotGranted { command, .. }) =
-            check(imports_of_a_route, &Grants::default(), &route)
+            check(imports_of_a_route, &[], &Grants::default(), &route)
         else {
             panic!("it was not refused");
         };
         assert_eq!(command, "millrace route set /a --grant-http ORIGIN");
-        let topic = check(&imports, &Grants::default(), &Owner::Topic("t".into()));
+        let topic = check(&imports, &[], &Grants::default(), &Owner::Topic("t".into()));
         assert!(matches!(topic, Err(AdmitError::UngrantedImports { .. })));
+    }
+
+    #[test]
+    fn sending_and_views_are_a_routes_and_state_a_processors_unless_a_component_is_both() {
+        let imports = [
+            "millrace:broker/producer@0.1.1",
+            "millrace:broker/views@0.1.1",
+            "millrace:broker/state@0.1.1",
+        ]
+        .map(str::to_owned);
+        let (processor, route) = (Owner::Processor("p".into()), Owner::Route("/a".into()));
+        let none = Grants::default();
+        let foreign =
+            |owner: &Owner, export: Interface| match check(&imports, &[export], &none, owner) {
+                Err(AdmitError::UngrantedImports { imports }) => imports,
+                other => panic!("{other:?}"),
+            };
+        assert_eq!(
+            foreign(&processor, Interface::MessageProcessor),
+            imports[..2]
+        );
+        assert_eq!(foreign(&route, Interface::HttpHandler), imports[2..]);
+
+        let both = [Interface::MessageProcessor, Interface::HttpHandler];
+        assert_eq!(check(&imports, &both, &none, &processor), Ok(()));
+        let Err(AdmitError::NotGranted { command, .. }) = check(&imports, &both, &none, &route)
+        else {
+            panic!("it was not refused");
+        };
+        assert_eq!(
+            command,
+            "millrace route set /a --grant-topic TOPIC --grant-view PROCESSOR"
+        );
+        let granted = Grants {
+            topics: vec![TopicName::parse("out").expect("a name")],
+            views: vec![ProcessorName::parse("counts").expect("a name")],
+            ..Grants::default()
+        };
+        assert_eq!(check(&imports, &both, &granted, &route), Ok(()));
     }
 }

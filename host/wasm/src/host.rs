@@ -310,11 +310,17 @@ impl WasmHost {
         let module = self
             .module(request.digest, &request.bytes, &mut job)
             .await?;
-        granted::check(module.imports(), &request.grants, &owner)?;
+        granted::check(
+            module.imports(),
+            &module.interfaces(),
+            &request.grants,
+            &owner,
+        )?;
         let purpose = self.purpose(&owner, request.revision, request.limits);
         let purpose = Purpose {
             grants: Arc::new(request.grants),
             config: request.config,
+            access: request.access,
             ..purpose
         };
         let pool = Pool::open::<C>(Arc::clone(&self.shared), module, purpose);
@@ -336,6 +342,7 @@ impl WasmHost {
             limits,
             grants: Arc::default(),
             config: LiveConfig::default(),
+            access: None,
             sink,
             metrics: self.metrics.of(owner),
         }

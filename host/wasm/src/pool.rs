@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millrace_broker::handler::{AdmitError, CallError, CallUse, LiveConfig};
+use millrace_broker::handler::{AdmitError, CallError, CallUse, LiveConfig, RouteAccess};
 use millrace_broker::state::StateAttempt;
 use millrace_model::bounds::BATCH_MESSAGES_MAX;
 use millrace_model::processor::{Config, Grants, Limits};
@@ -52,6 +52,7 @@ pub(crate) struct Purpose {
     pub(crate) limits: Limits,
     pub(crate) grants: Arc<Grants>,
     pub(crate) config: LiveConfig,
+    pub(crate) access: Option<Arc<dyn RouteAccess>>,
     pub(crate) sink: LogSink,
     pub(crate) metrics: Arc<GuestMetrics>,
 }
@@ -77,6 +78,8 @@ pub(crate) struct Pool {
     limits: Limits,
     grants: Arc<Grants>,
     config: LiveConfig,
+    /// What the component of a route may do besides answering.
+    route: Option<Arc<dyn RouteAccess>>,
     /// The servers that its guests may reach, if they send requests at all.
     access: Option<Arc<Access>>,
     sink: LogSink,
@@ -135,6 +138,8 @@ pub(crate) struct GuestState {
     pub(crate) config: Arc<Config>,
     pub(crate) secret_store: Arc<dyn SecretStore>,
     pub(crate) metrics: Arc<GuestMetrics>,
+    /// What the component of a route may do besides answering.
+    pub(crate) access: Option<Arc<dyn RouteAccess>>,
     stdout: LineStream,
     stderr: LineStream,
     /// While a batch is processed.
@@ -199,6 +204,7 @@ impl Pool {
             limits,
             grants,
             config,
+            access: route,
             sink,
             metrics,
         } = purpose;
@@ -213,6 +219,7 @@ impl Pool {
             limits,
             grants,
             config,
+            route,
             access,
             sink,
             metrics,
@@ -453,6 +460,7 @@ impl Pool {
             config: self.config.now(),
             secret_store: Arc::clone(&self.shared.secrets),
             metrics: Arc::clone(&self.metrics),
+            access: self.route.clone(),
             wasi: wasi::context(&self.shared.clock, stdout.clone(), stderr.clone()),
             stdout,
             stderr,

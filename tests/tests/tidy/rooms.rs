@@ -69,7 +69,17 @@ const BROKER: Rooms = Rooms {
                 "processors",
             ],
         ),
-        ("routes", &["handler", "ground", "hosts", "catalogue"]),
+        (
+            "routes",
+            &[
+                "handler",
+                "ground",
+                "hosts",
+                "catalogue",
+                "messages",
+                "processors",
+            ],
+        ),
         (
             "session",
             &[

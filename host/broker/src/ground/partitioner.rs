@@ -272,6 +272,7 @@ pub(crate) async fn load_component(
         limits: Limits::default(),
         grants: Grants::default(),
         config: LiveConfig::default(),
+        access: None,
     };
     Ok(modules.partitioner(request).await?)
 }

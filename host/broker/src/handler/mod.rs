@@ -1,6 +1,7 @@
 //! A module as the broker sees it: something that processes batches, chooses partitions or decides about failures. `millrace-wasm`
 //! implements these traits for components; tests and the bench implement them by hand.
 
+mod access;
 mod called;
 mod http;
 mod live_config;
@@ -21,6 +22,7 @@ use millrace_model::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use access::{AccessError, Outgoing, RouteAccess, Sent, SentPlace, View};
 pub use called::{CallLog, CallUse, Called};
 pub use http::{
     HTTP_BODY_PARTS_MAX, HttpAnswer, HttpBody, HttpHandler, HttpHeaders, HttpPart, HttpRequest,
@@ -367,6 +369,8 @@ pub struct LoadRequest {
     pub grants: Grants,
     /// Its settings.
     pub config: LiveConfig,
+    /// What a route may do besides answering; `None` for everything else.
+    pub access: Option<Arc<dyn RouteAccess>>,
 }
 
 /// Admits and loads modules.

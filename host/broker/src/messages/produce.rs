@@ -4,11 +4,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use metrics::{Counter, counter};
 use millrace_engine::{Append, CommitError, Receipt, RequestMark, Transaction};
 use millrace_model::bounds::{PRODUCE_CALL_BYTES_MAX, REQUEST_NOTE_BYTES_MAX};
 use millrace_model::{
-    BatchBuilder, ColumnBatch, Compression, Header, PartitionId, Timestamp, Topic, TopicName,
+    BatchBuilder, ColumnBatch, Compression, Header, Message, PartitionId, Timestamp, Topic,
+    TopicName,
 };
 use tokio::sync::SemaphorePermit;
 
@@ -95,6 +97,28 @@ impl Messages {
         let took = self.inner.clock.monotonic().saturating_sub(before);
         self.inner.publish_seconds.record(took.as_secs_f64());
         Ok(produced)
+    }
+
+    /// The partitions that messages with these keys go to.
+    ///
+    /// # Errors
+    /// [`ProduceError`] if the topic's partitioner fails.
+    pub(crate) async fn partitions_of_keys(
+        &self,
+        topic: &Topic,
+        keys: &[Bytes],
+    ) -> Result<Vec<PartitionId>, ProduceError> {
+        let keyed = |key: &Bytes| NewMessage {
+            partition: None,
+            message: Message {
+                key: Some(key.clone()),
+                ..Message::default()
+            },
+            deliver_at: None,
+        };
+        let messages: Vec<NewMessage> = keys.iter().map(keyed).collect();
+        let partitions = self.partitions_of(topic, &messages).await?;
+        Ok(partitions.into_iter().map(PartitionId).collect())
     }
 
     /// Maximum bytes of messages in one call: the product's bound, and no more than the engine accepts in one commit.

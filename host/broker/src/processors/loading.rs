@@ -373,6 +373,7 @@ impl Processors {
             limits: revision.spec.limits.clone(),
             grants: revision.spec.grants.clone(),
             config: self.inner.catalogue.config_of(name),
+            access: None,
         })
     }
 

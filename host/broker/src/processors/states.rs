@@ -5,8 +5,10 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use millrace_engine::state::{
-    Adds, StateChange, StatePage, StateQuery, StateSize, StateTable, StateWrite, StateWrites,
+    Adds, StateChange, StatePage, StateQuery, StateSize, StateTable, StateValue, StateWrite,
+    StateWrites,
 };
 use millrace_engine::{
     CommitError, EntryKind, Expectation, Lease, ReadError, Transaction, Version,
@@ -134,6 +136,62 @@ impl Processors {
         let engine = &self.inner.engine;
         let group = &place.processor.group();
         Ok(engine.read_state(group, partition, &query).await?)
+    }
+
+    /// The topic that a processor's state belongs to: this one, or the only one that it reads.
+    ///
+    /// # Errors
+    /// [`StateAccessError`].
+    pub(crate) async fn state_input(
+        &self,
+        processor: &ProcessorName,
+        topic: Option<&TopicName>,
+    ) -> Result<Topic, StateAccessError> {
+        let place = StatePlace {
+            processor: processor.clone(),
+            topic: topic.cloned(),
+            partition: PartitionId(0),
+        };
+        self.state_topic(&place).await
+    }
+
+    /// The values of keys of a processor's state, each in its partition of the topic, in order.
+    ///
+    /// # Errors
+    /// [`StateAccessError`], also if the values exceed the bytes of one answer.
+    pub(crate) async fn state_values(
+        &self,
+        processor: &ProcessorName,
+        topic: &Topic,
+        keys: &[(PartitionId, Bytes)],
+    ) -> Result<Vec<Option<StateValue>>, StateAccessError> {
+        let (engine, group) = (&self.inner.engine, processor.group());
+        let now = self.inner.clock.wall();
+        let mut values = Vec::with_capacity(keys.len());
+        let mut bytes = 0;
+        for (partition, key) in keys {
+            let at = known_partition(topic, *partition)?;
+            let query = StateQuery {
+                prefix: key.to_vec(),
+                entries_max: 1,
+                bytes_max: STATE_LISTED_BYTES_MAX,
+                now,
+                ..StateQuery::default()
+            };
+            let page = engine.read_state(&group, at, &query).await?;
+            // The exact key sorts before all others with this prefix.
+            let first = page.entries.into_iter().next();
+            let value = first.filter(|entry| *entry.key == **key);
+            let value = value.map(|entry| entry.value);
+            bytes += value.as_ref().map_or(0, |value| value.as_bytes().len());
+            if bytes > STATE_LISTED_BYTES_MAX {
+                return Err(StateAccessError::Bound(format!(
+                    "the values have more than {STATE_LISTED_BYTES_MAX} bytes, the maximum: ask for fewer keys at once"
+                )));
+            }
+            values.push(value);
+        }
+        Ok(values)
     }
 
     /// A key of a processor's state in each partition that has it: in this topic, or in all topics

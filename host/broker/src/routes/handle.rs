@@ -13,6 +13,8 @@ use crate::catalogue::handle::Catalogue;
 use crate::ground::caller::Caller;
 use crate::handler::{HttpHandler, ModuleHost};
 use crate::hosts::base::Base;
+use crate::messages::handle::Messages;
+use crate::processors::handle::Processors;
 
 /// Routes, which answer HTTP requests. Cheap to clone.
 #[derive(Clone)]
@@ -26,6 +28,10 @@ pub(super) struct Inner {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) modules: Arc<dyn ModuleHost>,
     pub(super) catalogue: Catalogue,
+    /// What components send goes here.
+    pub(super) messages: Messages,
+    /// Whose state components read.
+    pub(super) processors: Processors,
     pub(super) all: RwLock<BTreeMap<RoutePath, Known>>,
     /// Up to which version this host knows the catalogue's entries of routes.
     pub(super) followed: Followed,
@@ -46,7 +52,12 @@ pub(super) struct Known {
 }
 
 impl Routes {
-    pub(crate) fn new(base: &Base, catalogue: Catalogue) -> Self {
+    pub(crate) fn new(
+        base: &Base,
+        catalogue: Catalogue,
+        messages: Messages,
+        processors: Processors,
+    ) -> Self {
         let Base {
             clock,
             engine,
@@ -59,6 +70,8 @@ impl Routes {
                 engine,
                 modules,
                 catalogue,
+                messages,
+                processors,
                 all: RwLock::default(),
                 followed: Followed::default(),
                 changes: tokio::sync::Mutex::default(),

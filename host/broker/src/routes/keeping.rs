@@ -12,6 +12,7 @@ use millrace_model::{Advice, Advised, Code, Digest, Route, RoutePath, RouteSpec}
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
+use super::access::Access;
 use super::handle::{Known, Routes};
 use crate::catalogue::deciding::{decided, decision_errors};
 use crate::catalogue::signatures::DistrustError;
@@ -177,8 +178,19 @@ impl Routes {
             limits: route.spec.limits.clone(),
             grants: route.spec.grants.clone(),
             config,
+            access: Some(Arc::new(self.access(route))),
         };
         Ok(self.inner.modules.http_handler(request).await?)
+    }
+
+    fn access(&self, route: &Route) -> Access {
+        Access {
+            path: route.path.clone(),
+            grants: route.spec.grants.clone(),
+            call_ms_max: route.spec.limits.call_ms_max,
+            messages: self.inner.messages.clone(),
+            processors: self.inner.processors.clone(),
+        }
     }
 
     /// All routes, by path.

@@ -6,14 +6,14 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::name::{SecretName, TopicName};
+use crate::name::{ProcessorName, SecretName, TopicName};
 
 /// What the component of a processor or a route may use. It is refused if it imports more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct Grants {
-    /// Topics that it may write to, besides the default output.
+    /// Topics that it may write to, besides a processor's default output.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub topics: Vec<TopicName>,
     /// Whether it may keep state. True by default: the state is its own, bounded, and visible to
@@ -34,6 +34,9 @@ pub struct Grants {
     /// server that is given by its address needs no such permission.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub http_private: bool,
+    /// Processors whose state it may read. Only components of routes can.
+    #[cfg_attr(feature = "openapi", schema(required))]
+    pub views: Vec<ProcessorName>,
 }
 
 impl Default for Grants {
@@ -45,6 +48,7 @@ impl Default for Grants {
             secrets: Vec::new(),
             http: Vec::new(),
             http_private: false,
+            views: Vec::new(),
         }
     }
 }
@@ -81,7 +85,7 @@ impl<'de> Visitor<'de> for Form {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "an object with the fields topics, state, metrics, secrets, http and http_private",
+            "an object with the fields topics, state, metrics, secrets, http, http_private and views",
         )
     }
 

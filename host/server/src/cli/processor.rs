@@ -337,6 +337,7 @@ pub(super) fn grants(grants: &Value) -> String {
         names("secrets"),
         names("http"),
         private,
+        names("views"),
     ];
     match granted.into_iter().flatten().collect::<Vec<_>>() {
         none if none.is_empty() => "nothing".to_owned(),

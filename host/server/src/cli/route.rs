@@ -1,7 +1,7 @@
 //! `route`: HTTP requests under a path are answered by a component.
 
 use millrace_model::processor::Origin;
-use millrace_model::{RoutePath, SecretName, TopicName};
+use millrace_model::{ProcessorName, RoutePath, SecretName, TopicName};
 use serde_json::{Map, Value, json};
 use ureq::http::Method;
 
@@ -16,6 +16,7 @@ Examples:
   millrace route set /hooks/orders --module orders-hook@1.0.0
   millrace route set /hooks/orders --module orders-hook@1.1.0 --config currency=EUR --call-max 5s
   millrace route set /search --module search@1.0.0 --grant-http https://api.example.com
+  millrace route set /hooks/whatsapp --module whatsapp@1.0.0 --grant-topic whatsapp.incoming --grant-view counts
 
 The module exports wasi:http/incoming-handler of WASI 0.2. It answers requests to this path and everything under it, unless a longer
 route does, each on a fresh instance. The flags are the whole definition: what is omitted gets its default.";
@@ -47,9 +48,12 @@ pub(super) struct SetArgs {
     /// The module, by digest or tag
     #[arg(long)]
     module: String,
-    /// A topic that it may write to; repeat it for several
+    /// A topic that it may send messages to; repeat it for several
     #[arg(long = "grant-topic", value_name = "TOPIC")]
     grant_topics: Vec<TopicName>,
+    /// A processor whose state it may read; repeat it for several
+    #[arg(long = "grant-view", value_name = "PROCESSOR")]
+    grant_views: Vec<ProcessorName>,
     /// Let it have metrics of its own
     #[arg(long)]
     grant_metrics: bool,
@@ -104,6 +108,7 @@ impl SetArgs {
                 "secrets": self.grant_secrets,
                 "http": self.grant_http,
                 "http_private": self.grant_http_private,
+                "views": self.grant_views,
             },
             "config": config,
             "limits": limits,

@@ -212,3 +212,137 @@ fn routes_are_managed_from_the_command_line() {
     assert_eq!(gone, "route /hooks/web is deleted\n");
     assert_eq!(host.get("/hooks/web/count").status, 404);
 }
+
+/// A host with the component `courier` at `/c`, the topics `in` and `other` of two partitions, and a processor that counts.
+fn with_courier(more: Value) -> TestHost {
+    let host = TestHost::start()
+        .with_topic("in", 2)
+        .with_topic("out", 2)
+        .with_topic("other", 2);
+    upload(&host, "courier@1.0.0", guest_artifacts::COURIER);
+    upload(&host, "counter@1.0.0", guest_artifacts::COUNTER);
+    let spec = json!({"topics": ["in"], "module": "counter@1.0.0", "output": "out"});
+    let deployed = host.call("PUT", "/v1/processors/counts", &[], spec.to_string());
+    assert!(deployed.status < 300, "{}", deployed.json());
+    let mut spec = json!({"module": "courier@1.0.0", "limits": {"call_ms_max": 60_000}});
+    spec["grants"] = more;
+    let set = set(&host, "/c", spec);
+    assert_eq!(set.status, 200, "{}", set.json());
+    host
+}
+
+fn asked(host: &TestHost, words: &str) -> String {
+    let answer = host.get(&format!("/c?{words}"));
+    assert_eq!(answer.status, 200, "{words}: {}", text(&answer));
+    text(&answer)
+}
+
+fn ends(host: &TestHost, topic: &str) -> u64 {
+    let topic = host.get(&format!("/v1/topics/{topic}")).json();
+    let ends = topic["ends"].as_array().expect("ends").iter();
+    ends.filter_map(|end| end["end"].as_u64()).sum()
+}
+
+#[test]
+fn what_a_component_sends_is_stored_and_processed_before_it_answers() {
+    let host = with_courier(json!({"topics": ["in"], "views": ["counts"]}));
+    assert_eq!(asked(&host, "get,counts,ada"), "no value");
+    for count in 1..=3 {
+        assert_eq!(asked(&host, "pass,counts,in,ada,x"), "passed true");
+        assert_eq!(
+            asked(&host, "get,counts,ada"),
+            format!("value {count}"),
+            "what it waited for is in the state"
+        );
+    }
+    assert_eq!(ends(&host, "in"), 3);
+    assert_eq!(asked(&host, "count,counts"), "2 partitions");
+    for key in ["b-1", "b-2", "b-3", "b-4", "b-5", "b-6"] {
+        let words = format!("pass,counts,in,{key},x");
+        assert_eq!(asked(&host, &words), "passed true");
+    }
+    // At most two entries of six, in one partition or the other.
+    let scans = [0, 1].map(|partition| asked(&host, &format!("scan,counts,{partition},b-")));
+    assert!(
+        scans.iter().any(|scan| scan.ends_with("more true")),
+        "{scans:?}"
+    );
+    assert!(scans.iter().all(|scan| !scan.contains("ada")), "{scans:?}");
+    assert_eq!(asked(&host, "wait,counts,in,50"), "passed false");
+}
+
+#[test]
+fn a_send_with_a_key_takes_effect_once_and_the_key_is_the_routes_own() {
+    let host = with_courier(json!({"topics": ["in"]}));
+    let first = asked(&host, "once,m-1,in,ada,hello");
+    assert!(first.ends_with("repeated false"), "{first}");
+    let again = asked(&host, "once,m-1,in,ada,hello");
+    assert_eq!(again, first.replace("repeated false", "repeated true"));
+    assert_eq!(ends(&host, "in"), 1);
+    let other = asked(&host, "once,m-1,in,ada,bye");
+    assert!(other.starts_with("key reused: "), "{other}");
+    // Neither another route nor a producer shares it.
+    let spec = json!({"module": "courier@1.0.0", "grants": {"topics": ["in"]}});
+    assert_eq!(set(&host, "/d", spec).status, 200);
+    let elsewhere = text(&host.get("/d?once,m-1,in,ada,hello"));
+    assert!(elsewhere.ends_with("repeated false"), "{elsewhere}");
+    assert_eq!(ends(&host, "in"), 2);
+}
+
+#[test]
+fn a_component_sends_and_reads_only_what_its_route_is_granted() {
+    let host = with_courier(json!({"topics": ["in"], "views": ["counts"]}));
+    let denied = asked(&host, "send,other,ada,x");
+    assert!(
+        denied.starts_with("not granted: ") && denied.contains("--grant-topic other"),
+        "{denied}"
+    );
+    assert_eq!(ends(&host, "other"), 0);
+    let denied = asked(&host, "get,others,ada");
+    assert!(
+        denied.starts_with("not granted: ") && denied.contains("--grant-view others"),
+        "{denied}"
+    );
+    for refused in ["send,a b,ada,x", "wait,others,in,5", "scan,counts,7,b"] {
+        let said = asked(&host, &refused.replace(' ', "%20"));
+        assert!(said.starts_with("refused: "), "{refused}: {said}");
+    }
+    // Without grants it is no route at all, and the command that grants them is named.
+    let said = set(&host, "/e", json!({"module": "courier@1.0.0"})).refused(422, "not-granted");
+    assert!(
+        said.contains("millrace:broker/producer") && said.contains("millrace:broker/views"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_was_sent_stays_though_the_component_fails_later_and_delayed_messages_wait() {
+    let host = with_courier(json!({"topics": ["in"]}));
+    host.get("/c?fail,in,kept").refused(502, "route-failed");
+    assert_eq!(ends(&host, "in"), 1);
+    let tomorrow = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970")
+        .as_millis()
+        + 86_400_000;
+    let later = asked(&host, &format!("later,in,x,{tomorrow}"));
+    assert!(later.contains("/later repeated false"), "{later}");
+    assert_eq!(ends(&host, "in"), 1);
+}
+
+#[test]
+fn a_component_that_is_also_a_processor_sends_only_as_a_route() {
+    let host = with_courier(json!({"topics": ["in"], "views": ["counts"]}));
+    let spec = json!({"topics": ["other"], "module": "courier@1.0.0"});
+    let deployed = host.call("PUT", "/v1/processors/both", &[], spec.to_string());
+    assert!(deployed.status < 300, "{}", deployed.json());
+    let sent = host.post_json("/v1/topics/other/messages?wait=both", r#"{"value": "x"}"#);
+    assert!(sent.status < 300, "{}", sent.json());
+    let letters = host.get("/v1/processors/both/dead-letters").json();
+    let letters = letters.to_string();
+    assert!(
+        letters.contains("only the component of a route sends"),
+        "{letters}"
+    );
+    assert_eq!(ends(&host, "out"), 0);
+}

@@ -10,8 +10,10 @@ pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod partitioner;
 pub(crate) mod processor;
+pub(crate) mod producer;
 pub(crate) mod secrets;
 pub(crate) mod state;
+pub(crate) mod views;
 pub(crate) mod wasi;
 
 use millrace_model::ColumnBatch;
@@ -26,6 +28,8 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     config::link(linker)?;
     secrets::link(linker)?;
     metrics::link(linker)?;
+    producer::link(linker)?;
+    views::link(linker)?;
     wasi::link(linker)
 }
 

@@ -91,6 +91,7 @@ pub(crate) fn request(owner: &str, bytes: &[u8]) -> LoadRequest {
         limits: Limits::default(),
         grants: Grants::default(),
         config: LiveConfig::default(),
+        access: None,
     }
 }
 

@@ -141,6 +141,8 @@ impl Component {
             ("millrace:broker/metrics", "--grant-metrics"),
             ("millrace:broker/secrets", "--grant-secret NAME"),
             ("wasi:http/outgoing-handler", "--grant-http ORIGIN"),
+            ("millrace:broker/producer", "--grant-topic TOPIC"),
+            ("millrace:broker/views", "--grant-view PROCESSOR"),
         ];
         let is_imported = |name: &str| self.imports(name);
         let needed = flags.into_iter().filter(|(name, _)| is_imported(name));

@@ -127,6 +127,7 @@ impl Stage {
                 ..Grants::default()
             },
             config: LiveConfig::default(),
+            access: None,
         };
         request.config.set(&sample.settings.config);
         *self.secrets.0.lock() = secrets;
