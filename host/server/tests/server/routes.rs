@@ -214,7 +214,7 @@ fn routes_are_managed_from_the_command_line() {
 }
 
 /// A host with the component `courier` at `/c`, the topics `in` and `other` of two partitions, and a processor that counts.
-fn with_courier(more: Value) -> TestHost {
+fn with_courier(grants: Value) -> TestHost {
     let host = TestHost::start()
         .with_topic("in", 2)
         .with_topic("out", 2)
@@ -225,7 +225,7 @@ fn with_courier(more: Value) -> TestHost {
     let deployed = host.call("PUT", "/v1/processors/counts", &[], spec.to_string());
     assert!(deployed.status < 300, "{}", deployed.json());
     let mut spec = json!({"module": "courier@1.0.0", "limits": {"call_ms_max": 60_000}});
-    spec["grants"] = more;
+    spec["grants"] = grants;
     let set = set(&host, "/c", spec);
     assert_eq!(set.status, 200, "{}", set.json());
     host
@@ -273,7 +273,7 @@ fn what_a_component_sends_is_stored_and_processed_before_it_answers() {
 
 #[test]
 fn a_send_with_a_key_takes_effect_once_and_the_key_is_the_routes_own() {
-    let host = with_courier(json!({"topics": ["in"]}));
+    let host = with_courier(json!({"topics": ["in"], "views": ["counts"]}));
     let first = asked(&host, "once,m-1,in,ada,hello");
     assert!(first.ends_with("repeated false"), "{first}");
     let again = asked(&host, "once,m-1,in,ada,hello");
@@ -282,7 +282,8 @@ fn a_send_with_a_key_takes_effect_once_and_the_key_is_the_routes_own() {
     let other = asked(&host, "once,m-1,in,ada,bye");
     assert!(other.starts_with("key reused: "), "{other}");
     // Neither another route nor a producer shares it.
-    let spec = json!({"module": "courier@1.0.0", "grants": {"topics": ["in"]}});
+    let grants = json!({"topics": ["in"], "views": ["counts"]});
+    let spec = json!({"module": "courier@1.0.0", "grants": grants});
     assert_eq!(set(&host, "/d", spec).status, 200);
     let elsewhere = text(&host.get("/d?once,m-1,in,ada,hello"));
     assert!(elsewhere.ends_with("repeated false"), "{elsewhere}");
@@ -317,7 +318,7 @@ fn a_component_sends_and_reads_only_what_its_route_is_granted() {
 
 #[test]
 fn what_was_sent_stays_though_the_component_fails_later_and_delayed_messages_wait() {
-    let host = with_courier(json!({"topics": ["in"]}));
+    let host = with_courier(json!({"topics": ["in"], "views": ["counts"]}));
     host.get("/c?fail,in,kept").refused(502, "route-failed");
     assert_eq!(ends(&host, "in"), 1);
     let tomorrow = std::time::SystemTime::now()
