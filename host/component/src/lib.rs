@@ -9,9 +9,11 @@
 mod make;
 mod strip;
 mod surface;
+mod wasi;
 mod world;
 
 pub use make::{Made, MakeError, Making, make};
 pub use strip::{NotWasm, stripped};
 pub use surface::{Surface, surface};
+pub use wasi::{WASI, needs_wasi};
 pub use world::{Contract, Kind, UnknownImport, WORLD, world};

@@ -8,6 +8,7 @@ use wit_parser::{Resolve, SourceMap};
 
 use crate::strip::NotWasm;
 use crate::surface::{Surface, surface};
+use crate::wasi::{self, WASI, needs_wasi};
 use crate::world::{Contract, Kind, UnknownImport, WORLD, world};
 
 /// The module name of WASI preview 1, which an adapter provides.
@@ -157,6 +158,11 @@ fn with_world(mut core: Vec<u8>, making: &Making<'_>) -> Result<Vec<u8>, MakeErr
     let text = world(&making.contract, making.kind, making.imports)?;
     let mut embed = || -> anyhow::Result<()> {
         let mut resolve = Resolve::default();
+        if needs_wasi(making.kind, making.imports) {
+            for (package, wit) in WASI {
+                resolve.push_source(&format!("{package}.wit"), wit)?;
+            }
+        }
         let mut contract = SourceMap::new();
         for (name, text) in making.contract.files {
             contract.push_str(name, *text);
@@ -183,11 +189,9 @@ fn check_imports(making: &Making<'_>, core: &Surface, adapter: &Surface) -> Resu
             .collect();
         return unprovided(making, &unknown);
     }
-    let full = |name: &String| match name.contains(':') {
-        true => name.clone(),
-        false => making.contract.interface(name),
-    };
+    let full = |name: &String| making.contract.full_name(name);
     let wanted: Vec<String> = making.imports.iter().map(full).collect();
+    let with_wasi = needs_wasi(making.kind, making.imports);
     let export = making.kind.export(&making.contract);
     let types = making.contract.interface("types");
     let is_provided = |(module, name): &&(String, String)| {
@@ -196,6 +200,8 @@ fn check_imports(making: &Making<'_>, core: &Surface, adapter: &Surface) -> Resu
             PREVIEW1 => adapter.exports.contains(name),
             "$root" | "__main_module__" => true,
             _ if module.starts_with("cm32p2") => true,
+            // What the wanted ones refer to comes with them.
+            _ if with_wasi && wasi::has(module) => true,
             _ => wanted.iter().any(|name| name == module) || module == export || module == types,
         }
     };
@@ -302,6 +308,30 @@ mod tests {
             imports: &imports,
             adapter: ADAPTER,
         })
+    }
+
+    #[test]
+    fn a_core_module_that_answers_http_becomes_a_component_with_wasis_types() {
+        let types = "wasi:http/types@0.2.12";
+        let text = format!(
+            r#"(module
+            (import "{types}" "[resource-drop]incoming-request" (func $drop (param i32)))
+            (memory (export "memory") 1)
+            (func (export "wasi:http/incoming-handler@0.2.12#handle") (param i32 i32) (call $drop (local.get 0)))
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024))"#
+        );
+        let made = make(&Making {
+            core: text.as_bytes(),
+            contract: CONTRACT,
+            kind: Kind::Http,
+            imports: &["log".to_owned()],
+            adapter: ADAPTER,
+        });
+        let shown = surface(&made.expect("a component").bytes).expect("WebAssembly");
+        assert_eq!(shown.exports, ["wasi:http/incoming-handler@0.2.12"]);
+        let found: Vec<String> = shown.imports.into_iter().map(|(name, _)| name).collect();
+        assert!(found.iter().any(|name| name == types), "{found:?}");
+        assert!(!found.contains(&CONTRACT.interface("log")), "{found:?}");
     }
 
     #[test]

@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use crate::wasi;
+
 /// The name of the package and of the world that are generated.
 pub const WORLD: (&str, &str) = ("user:module", "module");
 
 /// The package of our interfaces.
 const PACKAGE: &str = "millrace:broker";
 /// The standard interface of a component that answers HTTP.
-const HTTP_EXPORT: &str = "wasi:http/incoming-handler@0.2.0";
+const HTTP_EXPORT: &str = "wasi:http/incoming-handler";
 
 /// What a component is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +55,9 @@ impl Kind {
     #[must_use]
     pub fn imports_default(self) -> &'static [&'static str] {
         match self {
-            Self::Processor | Self::Http => &["log", "state", "config"],
+            Self::Processor => &["log", "state", "config"],
             Self::Partitioner => &["log"],
-            Self::ErrorHandler => &["log", "config"],
+            Self::ErrorHandler | Self::Http => &["log", "config"],
         }
     }
 
@@ -66,7 +68,7 @@ impl Kind {
             Self::Processor => contract.interface("message-processor"),
             Self::Partitioner => contract.interface("partitioner"),
             Self::ErrorHandler => contract.interface("error-handler"),
-            Self::Http => HTTP_EXPORT.to_owned(),
+            Self::Http => contract.full_name(HTTP_EXPORT),
         }
     }
 }
@@ -102,6 +104,18 @@ impl Contract<'_> {
         format!("{PACKAGE}/{name}@{}", self.version())
     }
 
+    /// The full name of an interface that a project names: one of ours, one of WASI's, or a full name as it is.
+    #[must_use]
+    pub fn full_name(&self, name: &str) -> String {
+        match name.contains(':') {
+            true if name.starts_with("wasi:") && !name.contains('@') => {
+                format!("{name}@{}", wasi::VERSION)
+            }
+            true => name.to_owned(),
+            false => self.interface(name),
+        }
+    }
+
     /// The interfaces that a component may import.
     #[must_use]
     pub fn importable(&self) -> Vec<&str> {
@@ -125,7 +139,8 @@ pub struct UnknownImport {
     known: Vec<String>,
 }
 
-/// The world of a project as WIT. A full name such as `wasi:http/outgoing-handler@0.2.0` is imported as it is.
+/// The world of a project as WIT. A full name such as `example:pay/api@1.0.0` is imported as it is; `wasi:http/outgoing-handler` gets its
+/// version.
 ///
 /// # Errors
 /// [`UnknownImport`].
@@ -137,17 +152,13 @@ pub fn world(
     let known = contract.importable();
     let mut text = format!("package {};\n\nworld {} {{\n", WORLD.0, WORLD.1);
     for name in imports {
-        let full = match name.contains(':') {
-            true => name.clone(),
-            false if known.contains(&name.as_str()) => contract.interface(name),
-            false => {
-                return Err(UnknownImport {
-                    name: name.clone(),
-                    known: known.iter().map(|&name| name.to_owned()).collect(),
-                });
-            }
-        };
-        text.push_str(&format!("  import {full};\n"));
+        if !name.contains(':') && !known.contains(&name.as_str()) {
+            return Err(UnknownImport {
+                name: name.clone(),
+                known: known.iter().map(|&name| name.to_owned()).collect(),
+            });
+        }
+        text.push_str(&format!("  import {};\n", contract.full_name(name)));
     }
     text.push_str(&format!("  export {};\n}}\n", kind.export(contract)));
     Ok(text)
@@ -175,9 +186,11 @@ pub(crate) mod tests {
                 "partitioner.wit",
                 include_str!("../../../wit/partitioner.wit"),
             ),
+            ("producer.wit", include_str!("../../../wit/producer.wit")),
             ("secrets.wit", include_str!("../../../wit/secrets.wit")),
             ("state.wit", include_str!("../../../wit/state.wit")),
             ("types.wit", include_str!("../../../wit/types.wit")),
+            ("views.wit", include_str!("../../../wit/views.wit")),
         ],
     };
 
@@ -197,11 +210,33 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_world_of_a_component_for_http_has_wasis_export_and_no_state_unless_asked() {
+        let http = Kind::Http.imports_default();
+        assert!(!http.contains(&"state"), "a route has none");
+        let imports = [
+            "producer",
+            "wasi:http/outgoing-handler",
+            "example:pay/api@1.0.0",
+        ];
+        let text = world(&CONTRACT, Kind::Http, &imports.map(str::to_owned)).expect("a world");
+        let producer = CONTRACT.interface("producer");
+        for line in [
+            format!("import {producer};"),
+            "import wasi:http/outgoing-handler@0.2.12;".to_owned(),
+            "import example:pay/api@1.0.0;".to_owned(),
+            "export wasi:http/incoming-handler@0.2.12;".to_owned(),
+        ] {
+            assert!(text.contains(&line), "{line}: {text}");
+        }
+    }
+
+    #[test]
     fn an_import_that_does_not_exist_is_refused_with_those_that_do() {
         let error = world(&CONTRACT, Kind::Processor, &["logs".to_owned()]).expect_err("refused");
         let text = error.to_string();
         assert!(
-            text.contains("\"logs\"") && text.contains("config, log, metrics, secrets, state"),
+            text.contains("\"logs\"")
+                && text.contains("config, log, metrics, producer, secrets, state, views"),
             "{text}"
         );
     }

@@ -119,9 +119,9 @@ pub enum AdmitError {
         /// Each such import.
         imports: Vec<String>,
     },
-    /// It imports more than the processor is granted.
+    /// It imports more than its processor or route is granted.
     #[error(
-        "the component imports {}, which the processor is not granted. Grant it: {command}", .imports.join(", ")
+        "the component imports {}, which it is not granted. Grant it: {command}", .imports.join(", ")
     )]
     NotGranted {
         /// Each such import.

@@ -69,6 +69,13 @@ fn write_wit(project: &Project) -> Result<(), Failure> {
         }
         std::fs::write(path, text)?;
     }
+    if millrace_component::needs_wasi(project.kind, &project.imports) {
+        for (package, text) in millrace_component::WASI {
+            let folder = wit.join("deps").join(package);
+            std::fs::create_dir_all(&folder)?;
+            std::fs::write(folder.join("package.wit"), text)?;
+        }
+    }
     Ok(())
 }
 
