@@ -21,3 +21,4 @@ mod state;
 mod support;
 mod times;
 mod waiting;
+mod webhooks;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::{ask, out};
 use crate::support::{Answer, TestHost, config_in};
 
-fn upload(host: &TestHost, tag: &str, bytes: &[u8]) {
+pub(crate) fn upload(host: &TestHost, tag: &str, bytes: &[u8]) {
     let wasm = [("content-type", "application/wasm")];
     let path = format!("/v1/modules?tag={tag}");
     let answer = host.call("POST", &path, &wasm, bytes.to_vec());
@@ -25,11 +25,11 @@ fn with_web(host: TestHost) -> TestHost {
     host
 }
 
-fn set(host: &TestHost, path: &str, spec: Value) -> Answer {
+pub(crate) fn set(host: &TestHost, path: &str, spec: Value) -> Answer {
     host.call("PUT", &format!("/v1/routes{path}"), &[], spec.to_string())
 }
 
-fn text(answer: &Answer) -> String {
+pub(crate) fn text(answer: &Answer) -> String {
     String::from_utf8_lossy(&answer.bytes).into_owned()
 }
 
@@ -237,7 +237,7 @@ fn asked(host: &TestHost, words: &str) -> String {
     text(&answer)
 }
 
-fn ends(host: &TestHost, topic: &str) -> u64 {
+pub(crate) fn ends(host: &TestHost, topic: &str) -> u64 {
     let topic = host.get(&format!("/v1/topics/{topic}")).json();
     let ends = topic["ends"].as_array().expect("ends").iter();
     ends.filter_map(|end| end["end"].as_u64()).sum()
