@@ -86,6 +86,8 @@ guests! {
     CHATTY = "chatty";
     /// Sends HTTP requests as its messages say.
     FETCH = "fetch";
+    /// Answers questions about the state of processors in JSON.
+    QUERY = "query";
     /// Takes webhooks of Twilio and Meta in, and keeps the last message of each sender.
     WEBHOOK = "webhook";
     /// Answers HTTP requests as their paths say.

@@ -1,5 +1,7 @@
 //! Webhooks of providers, taken in by the component `webhook`. The component `query` answers questions about what became of them.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -142,4 +144,79 @@ fn a_webhook_without_its_secret_says_that_the_provider_should_try_again() {
     // It is granted, and the host does not have it yet.
     assert_eq!(hooks.send_json(TWO, TWO_SIGNED).status, 503);
     assert_eq!(ends(&hooks.host, TOPIC), 0);
+}
+
+/// Asks until the answer is as wanted.
+fn until(hooks: &Hooks, question: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let mut answered = Value::Null;
+    for _ in 0..3_000 {
+        answered = hooks.host.get(&format!("/ask?{question}")).json();
+        if wanted(&answered) {
+            return answered;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{question}: {answered}");
+}
+
+#[test]
+fn what_came_in_is_kept_by_sender_and_can_be_asked_for() {
+    let hooks = Hooks::twilio();
+    upload(&hooks.host, "query@1.0.0", guest_artifacts::QUERY);
+    let spec = json!({
+        "topics": [TOPIC],
+        "module": "webhook@1.0.0",
+        "grants": {"secrets": ["webhook-secret"]},
+    });
+    let deployed = hooks
+        .host
+        .call("PUT", "/v1/processors/senders", &[], spec.to_string());
+    assert!(deployed.status < 300, "{}", deployed.json());
+    let spec = json!({"module": "query@1.0.0", "grants": {"views": ["senders"]}});
+    let answer = set(&hooks.host, "/ask", spec);
+    assert_eq!(answer.status, 200, "{}", answer.json());
+
+    let key = "processor=senders&key=whatsapp:%2B49170";
+    let nothing = hooks.host.get(&format!("/ask?{key}")).json();
+    assert_eq!(nothing["values"], json!({"whatsapp:+49170": null}));
+    assert_eq!(hooks.send_form(HI, HI_SIGNED).status, 200);
+    let found = until(&hooks, key, |found| {
+        !found["values"]["whatsapp:+49170"].is_null()
+    });
+    let value = found["values"]["whatsapp:+49170"]["value"].as_str();
+    let value: Value = serde_json::from_str(value.expect("text")).expect("JSON");
+    assert_eq!(
+        (&value["Body"], &value["MessageSid"]),
+        (&json!("hi"), &json!("SM1"))
+    );
+
+    // Partition by partition, as `next` says.
+    let first = hooks
+        .host
+        .get("/ask?processor=senders&prefix=whatsapp")
+        .json();
+    assert_eq!(first["next"], json!({"partition": 1}));
+    let second = "/ask?processor=senders&prefix=whatsapp&partition=1";
+    let second = hooks.host.get(second).json();
+    assert_eq!(second["next"], Value::Null);
+    let entries = |page: &Value| page["entries"].as_array().map_or(0, Vec::len);
+    assert_eq!(entries(&first) + entries(&second), 1, "{first} {second}");
+}
+
+#[test]
+fn a_question_about_what_is_not_granted_or_not_there_is_refused() {
+    let hooks = Hooks::twilio();
+    upload(&hooks.host, "query@1.0.0", guest_artifacts::QUERY);
+    let spec = json!({"module": "query@1.0.0", "grants": {"views": ["senders"]}});
+    assert_eq!(set(&hooks.host, "/ask", spec).status, 200);
+    for (question, status) in [
+        ("processor=others&key=a", 403),
+        ("processor=senders&key=a", 404),
+        ("key=a", 400),
+        ("processor=senders&kye=a", 400),
+    ] {
+        let answer = hooks.host.get(&format!("/ask?{question}"));
+        assert_eq!(answer.status, status, "{question}");
+        assert!(answer.json()["error"].is_string(), "{}", answer.json());
+    }
 }
