@@ -86,6 +86,8 @@ guests! {
     CHATTY = "chatty";
     /// Sends HTTP requests as its messages say.
     FETCH = "fetch";
+    /// Sends each message to a server by HTTP, and decides by the status what becomes of it.
+    HTTP_SINK = "http-sink";
     /// Answers questions about the state of processors in JSON.
     QUERY = "query";
     /// Takes webhooks of Twilio and Meta in, and keeps the last message of each sender.

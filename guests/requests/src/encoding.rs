@@ -37,6 +37,19 @@ fn unescaped(text: &[u8]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// The bytes as a part of a path, in which every other character than letters, digits, `-`, `.`, `_` and `~` is escaped.
+#[must_use]
+pub fn escaped(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for &byte in bytes {
+        match byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            true => text.push(char::from(byte)),
+            false => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    text
+}
+
 fn digit(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).map(|digit| digit as u8)
 }
@@ -82,6 +95,15 @@ mod tests {
         ];
         let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn what_is_escaped_is_read_back() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(escaped(b"a-Z/?% \xff"), "a-Z%2F%3F%25%20%FF");
+        assert_eq!(escaped(b"+"), "%2B");
+        let ascii = String::from_utf8(bytes[..128].to_vec()).expect("ASCII");
+        assert_eq!(unescaped(escaped(&bytes[..128]).as_bytes()), ascii);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod http;
 mod http_handler;
 mod kept;
 mod servers;
+mod sink;
 mod state;
 mod support;
 mod uploads;
