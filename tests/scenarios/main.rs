@@ -28,6 +28,7 @@ mod registries;
 mod requests;
 mod restart;
 mod revisions;
+mod routes;
 mod small_machine;
 mod state;
 mod stopping;
