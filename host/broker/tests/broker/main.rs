@@ -31,6 +31,7 @@ mod redrives;
 mod replay;
 mod revisions;
 mod rig;
+mod routes;
 mod schedules;
 mod scripts;
 mod shadow;

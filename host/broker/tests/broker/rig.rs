@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::{
-    BatchHandler, Decision, Failure, FailureHandler, LiveConfig, LoadRequest, ModuleHost,
-    PartitionHandler,
+    BatchHandler, Decision, Failure, FailureHandler, HttpAnswer, HttpHandler, HttpRequest,
+    LiveConfig, LoadRequest, ModuleHost, PartitionHandler, RouteAccess,
 };
 use millrace_broker::{
     AdmitError, Broker, BrokerLimits, CallError, Caller, DeadLetter, DeadLetterQuery, FetchRequest,
@@ -26,7 +26,7 @@ use millrace_model::{
 };
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 /// A handler's answer for one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,6 +166,8 @@ pub(crate) enum Export {
     Processor(Arc<dyn BatchHandler>),
     Partitioner(Arc<dyn PartitionHandler>),
     ErrorHandler(Arc<dyn FailureHandler>),
+    /// Answers no request; what it may do besides is kept for the test.
+    Route,
     /// Exports a processor, but fails to load.
     Broken,
     /// Exports a processor and an error handler, and loads when it may.
@@ -250,6 +252,8 @@ pub(crate) struct Modules {
     pub(crate) forgotten: Mutex<Vec<Digest>>,
     /// The settings that each processor's component was loaded with, by its owner.
     pub(crate) configs: Mutex<HashMap<String, LiveConfig>>,
+    /// What the component of each route may do besides answering, by the route's path.
+    pub(crate) accesses: Mutex<HashMap<String, Arc<dyn RouteAccess>>>,
 }
 
 impl Modules {
@@ -284,6 +288,7 @@ impl ModuleHost for Modules {
             Export::Slow(_) => vec![Interface::MessageProcessor, Interface::ErrorHandler],
             Export::Partitioner(_) => vec![Interface::Partitioner],
             Export::ErrorHandler(_) => vec![Interface::ErrorHandler],
+            Export::Route => vec![Interface::HttpHandler],
         };
         Ok(ModuleFacts {
             digest,
@@ -332,12 +337,36 @@ impl ModuleHost for Modules {
         }
     }
 
+    async fn http_handler(&self, request: LoadRequest) -> Result<Arc<dyn HttpHandler>, AdmitError> {
+        match (self.export(request.digest)?, request.access) {
+            (Export::Route, Some(access)) => {
+                self.accesses.lock().insert(request.owner, access);
+                Ok(Arc::new(Silent))
+            }
+            _ => Err(AdmitError::Start("it traps".to_owned())),
+        }
+    }
+
     fn forget(&self, digest: Digest) {
         self.forgotten.lock().push(digest);
     }
 
     fn logs(&self, _processor: &ProcessorName) -> Vec<GuestLine> {
         Vec::new()
+    }
+}
+
+/// Answers no request.
+struct Silent;
+
+#[async_trait]
+impl HttpHandler for Silent {
+    async fn handle(
+        &self,
+        _: HttpRequest,
+        _: oneshot::Sender<HttpAnswer>,
+    ) -> Result<(), CallError> {
+        Ok(())
     }
 }
 
