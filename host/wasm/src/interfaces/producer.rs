@@ -272,3 +272,68 @@ impl From<AccessError> for SendError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_outside_of_the_data_is_a_mistake() {
+        let data = Bytes::from_static(b"abc");
+        let of = |start, length| span(&data, &[7, 7, start, length], 1);
+        assert_eq!(of(1, 2).unwrap().as_deref(), Some(&b"bc"[..]));
+        assert_eq!(of(3, 0).unwrap().as_deref(), Some(&b""[..]));
+        assert_eq!(of(9, NONE).unwrap(), None);
+        for (start, length) in [(0, 4), (4, 0), (2, 2), (u32::MAX, 2), (2, u32::MAX - 1)] {
+            assert!(of(start, length).is_err(), "{start} {length}");
+        }
+    }
+
+    #[test]
+    fn every_header_belongs_to_one_message() {
+        let data = Bytes::from_static(b"ab");
+        let headers = [0, 1, 1, 1, 1, 1, 0, NONE];
+        let names = |ends: &[u32], messages: usize| -> wasmtime::Result<Vec<Vec<Header>>> {
+            let mut columns = HeaderColumns {
+                data: &data,
+                ends,
+                headers: &headers,
+                next: 0,
+            };
+            let of_each: Vec<_> = (0..messages)
+                .map(|message| columns.of(message))
+                .collect::<wasmtime::Result<_>>()?;
+            columns.end()?;
+            Ok(of_each)
+        };
+        let read = names(&[1, 1, 2], 3).unwrap();
+        let counts: Vec<usize> = read.iter().map(Vec::len).collect();
+        assert_eq!(counts, [1, 0, 1]);
+        assert_eq!(read[0][0].value.as_deref(), Some(&b"b"[..]));
+        assert_eq!(
+            (&read[2][0].name[..], &read[2][0].value),
+            (&b"b"[..], &None)
+        );
+        for (ends, messages) in [
+            (&[2, 1][..], 2),
+            (&[1, 3], 2),
+            (&[1, 1], 2),
+            (&[u32::MAX], 1),
+            (&[], 1),
+        ] {
+            assert!(names(ends, messages).is_err(), "{ends:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_beyond_a_bound_is_refused_before_anything_is_copied() {
+        assert_eq!(
+            too_many(PRODUCE_CALL_MESSAGES_MAX, SEND_HEADERS_MAX, 0),
+            None
+        );
+        let why = too_many(1, SEND_HEADERS_MAX + 1, 0).unwrap();
+        assert!(why.contains("100001 headers"), "{why}");
+        assert!(too_many(PRODUCE_CALL_MESSAGES_MAX + 1, 0, 0).is_some());
+        assert!(too_many(1, 0, PRODUCE_CALL_BYTES_MAX + 1).is_some());
+    }
+}
