@@ -314,6 +314,11 @@ fn a_component_sends_and_reads_only_what_its_route_is_granted() {
         said.contains("millrace:broker/producer") && said.contains("millrace:broker/views"),
         "{said}"
     );
+    let grants = ["--grant-topic", "in", "--grant-view", "counts"];
+    let command = ["route", "set", "/e", "--module", "courier@1.0.0"];
+    let said = out(&ask(&host, &[&command[..], &grants].concat()));
+    assert!(said.contains("/e") && said.contains("counts"), "{said}");
+    assert_eq!(text(&host.get("/e?count,counts")), "2 partitions");
 }
 
 #[test]
