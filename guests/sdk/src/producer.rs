@@ -120,7 +120,7 @@ impl std::error::Error for SendError {}
 /// # Errors
 /// [`SendError`].
 pub fn send(topic: &str, messages: &[Outgoing<'_>]) -> Result<Sent, SendError> {
-    host::send(topic, &columns(messages), None)
+    host::send(topic, columns(messages), None)
 }
 
 /// Like [`send`], once: a repeat with the same key, by any request to this route, returns the first
@@ -129,7 +129,7 @@ pub fn send(topic: &str, messages: &[Outgoing<'_>]) -> Result<Sent, SendError> {
 /// # Errors
 /// [`SendError`].
 pub fn send_once(topic: &str, key: &str, messages: &[Outgoing<'_>]) -> Result<Sent, SendError> {
-    host::send(topic, &columns(messages), Some(key))
+    host::send(topic, columns(messages), Some(key))
 }
 
 /// Waits until a processor has settled messages of a topic; `false` if it has not within
@@ -199,17 +199,17 @@ mod host {
 
     pub(super) fn send(
         topic: &str,
-        columns: &Columns,
+        columns: Columns,
         key: Option<&str>,
     ) -> Result<Sent, SendError> {
         let messages = producer::Outgoing {
-            data: columns.data.clone(),
-            keys: columns.keys.clone(),
-            values: columns.values.clone(),
-            header_ends: columns.header_ends.clone(),
-            headers: columns.headers.clone(),
-            partitions: columns.partitions.clone(),
-            times: columns.times.clone(),
+            data: columns.data,
+            keys: columns.keys,
+            values: columns.values,
+            header_ends: columns.header_ends,
+            headers: columns.headers,
+            partitions: columns.partitions,
+            times: columns.times,
         };
         let sent = producer::send(topic, &messages, key)?;
         let places = sent.partitions.iter().zip(&sent.offsets);
@@ -260,7 +260,7 @@ mod host {
         Err(SendError::Unavailable(why.to_owned()))
     }
 
-    pub(super) fn send(_: &str, _: &Columns, _: Option<&str>) -> Result<Sent, SendError> {
+    pub(super) fn send(_: &str, _: Columns, _: Option<&str>) -> Result<Sent, SendError> {
         no_host()
     }
 
