@@ -38,7 +38,7 @@ pub(crate) fn of_twilio(received: &Received) -> Result<Vec<Taken>, String> {
         None => (id.to_owned(), "message", field("From")),
     };
     let sender = sender.unwrap_or_default().to_owned();
-    let value = Value::Object(fields.clone()).to_string();
+    let value = Value::Object(fields).to_string();
     Ok(vec![Taken {
         id,
         kind,
