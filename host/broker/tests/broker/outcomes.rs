@@ -182,6 +182,47 @@ async fn a_poison_message_is_found_by_bisection_and_the_others_succeed_without_l
 }
 
 #[tokio::test]
+async fn a_handler_that_answers_differently_each_time_is_committed_once_for_each_message() {
+    // Each call writes its own number; one message traps, so the others are called again, in smaller and smaller batches.
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let handler = whole(move |batch: &ColumnBatch| {
+        let call = counted.fetch_add(1, Ordering::SeqCst);
+        let is_poison = |message| value(batch, message) == "poison";
+        if (0..batch.len()).any(is_poison) {
+            let Say::Fail(error) = trap() else {
+                unreachable!()
+            };
+            return Err(error);
+        }
+        let mut answer = Answer::default();
+        for message in 0..batch.len() {
+            let start = (batch.data.len() + answer.data.len()) as u32;
+            let text = format!("{} by call {call}", value(batch, message));
+            answer.data.extend(text.as_bytes());
+            answer.outcomes.push(OutcomeCode::Emit as u8);
+            answer.sources.push(message as u32);
+            answer.values.extend([start, text.len() as u32]);
+        }
+        Ok(answer)
+    });
+    let rig = Rig::start(1).await;
+    let module = rig.upload_handler("fickle", handler).await;
+    rig.deploy(spec(module)).await;
+    let good: Vec<String> = (0..40).map(|n| format!("m{n}")).collect();
+    let mut messages: Vec<(&str, &str)> = good.iter().map(|v| (&v[..], &v[..])).collect();
+    messages.insert(17, ("p", "poison"));
+    rig.produce(&messages).await;
+    rig.hold("in.p.dlq", &["poison"]).await;
+    rig.settled().await;
+    let outputs = rig.values("out").await;
+    let first = |text: &String| text.split(' ').next().unwrap_or_default().to_owned();
+    let of: Vec<String> = outputs.iter().map(first).collect();
+    assert_eq!(of, good, "each once, in order");
+    assert!(calls.load(Ordering::SeqCst) > 3, "some were called again");
+}
+
+#[tokio::test]
 async fn a_batch_full_of_poison_ends_in_the_dead_letter_topic_whole() {
     let rig = Rig::deployed(1, |spec| spec.breaker.enabled = false, |_, _| trap()).await;
     let values: Vec<String> = (0..20).map(|n| n.to_string()).collect();

@@ -28,7 +28,7 @@ fn keyed(keys: &[&str], header: Option<(&str, &str)>) -> Arc<ColumnBatch> {
     Arc::new(batch)
 }
 
-fn attempt(batch: &ColumnBatch) -> Box<StateAttempt> {
+pub(crate) fn attempt(batch: &ColumnBatch) -> Box<StateAttempt> {
     let table = Arc::new(StateTable::default());
     Box::new(StateAttempt::new(table, Timestamp(1), batch.len()))
 }

@@ -11,7 +11,7 @@ use crate::bytes::{
     component, core_module, exported_instance, imported_instance, list, name, number, running,
     section,
 };
-use crate::support::TestHost;
+use crate::support::{TestHost, one};
 
 const PROCESSOR: &str = "millrace:broker/message-processor@0.1.0";
 
@@ -99,6 +99,35 @@ async fn memories_tables_segments_and_names_beyond_every_measure_are_refused_bef
         let text = refused_at_sight(&host, &upload).await;
         assert!(text.contains(says), "{says}: {text}");
     }
+}
+
+#[tokio::test]
+async fn passive_data_costs_its_bytes_once_and_no_instance_anything() {
+    let host = TestHost::start();
+    let segment = [vec![0x01], number(16 << 20), vec![7; 16 << 20]].concat();
+    let data = core_module(&[section(12, &number(1)), section(11, &list(&[segment]))]);
+    let upload = starting(&data);
+    host.admit(&upload).await.unwrap();
+    let before = resident_bytes();
+    let mut handlers = Vec::new();
+    for n in 0..32 {
+        let handler = host.processor(&format!("p{n}"), &upload).await;
+        assert_eq!(one(&handler, "steady").await.unwrap(), "STEADY");
+        handlers.push(handler);
+    }
+    // An instance for each handler; a copy for each would be 512 MiB. Other tests of this process need memory, too.
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 384 << 20, "{grown} bytes");
+}
+
+/// The memory of this process that is its own, without pages of files.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let own = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = own.and_then(|own| own.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
 }
 
 /// Functions with tables of thousands of targets each: little code that becomes very much.
