@@ -281,6 +281,22 @@ fn what_cannot_be_written_or_built_is_refused_with_what_to_do() -> Result<()> {
     )?;
 
     let project = project(&folder, "greeter", "processor")?;
+    for (arguments, says) in [
+        (["dev", "--send", "nosuch"], "there is no sample \"nosuch\""),
+        (["dev", "--secrets-dir", "nosuch"], "it is not a directory"),
+        (["dev", "--config", "nosuch"], "KEY=VALUE"),
+        (
+            ["dev", "--grant-http", "https://x/path"],
+            "something follows the server",
+        ),
+    ] {
+        let output = run(&project, &arguments)?;
+        ensure!(
+            !output.status.success() && said(&output).contains(says),
+            "{}",
+            said(&output)
+        );
+    }
     let nothing = tempfile::tempdir()?;
     let output = command(&project, &["build"])
         .env("PATH", nothing.path())
@@ -300,8 +316,8 @@ struct Dev {
 }
 
 impl Dev {
-    fn start(project: &Path) -> Result<Self> {
-        let mut command = command(project, &["dev", "--json"]);
+    fn start(project: &Path, more: &[&str]) -> Result<Self> {
+        let mut command = command(project, &[&["dev", "--json"], more].concat());
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().context("it is piped")?;
         let (sender, events) = mpsc::channel();
@@ -340,7 +356,7 @@ fn a_saved_source_becomes_the_next_revision_and_a_broken_one_changes_nothing() -
     let folder = tempfile::tempdir()?;
     let project = project(&folder, "live", "processor")?;
     let source = project.join("src/lib.rs");
-    let mut dev = Dev::start(&project)?;
+    let mut dev = Dev::start(&project, &["--config", "greeting=hi"])?;
     let url = dev.next("host")?["url"]
         .as_str()
         .context("a URL")?
@@ -355,13 +371,13 @@ fn a_saved_source_becomes_the_next_revision_and_a_broken_one_changes_nothing() -
             .to_owned())
     };
     ensure!(dev.next("deployed")?["revision"] == 1);
-    ensure!(greeted(&dev, "Ada")? == "hello, Ada");
-    replace(&source, "\"hello\"", "\"good morning\"")?;
+    ensure!(greeted(&dev, "Ada")? == "hi, Ada");
+    replace(&source, "b\", \"", "b\"! \"")?;
     ensure!(dev.next("deployed")?["revision"] == 2);
-    ensure!(greeted(&dev, "Ada")? == "good morning, Ada");
+    ensure!(greeted(&dev, "Ada")? == "hi! Ada");
     replace(&source, "fn process(", "fn process(no longer Rust")?;
     dev.next("not deployed")?;
-    ensure!(greeted(&dev, "Grace")? == "good morning, Grace");
+    ensure!(greeted(&dev, "Grace")? == "hi! Grace");
     client.produce("in", &[json!({ "key": "k", "value": null })])?;
     let letter = dev.next("dead letter")?;
     ensure!(letter["dead_letter"]["class"] == "no-name", "{letter}");

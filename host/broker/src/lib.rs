@@ -37,7 +37,7 @@ pub use catalogue::signatures::{
     DistrustError, KeyId, ModuleSignature, SIGNATURE_BYTES_MAX, SignatureError, SignaturePolicy,
     TrustedKey,
 };
-pub use catalogue::tags::VersionOrder;
+pub use catalogue::tags::{VersionOrder, is_tag};
 pub use catalogue::topics::{Loss, NewTopic, TopicCreateError, TopicDeleteError};
 pub use catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 pub use dead_letters::audit::{AuditAction, AuditEntry, AuditPage, Digests, EditDigests};

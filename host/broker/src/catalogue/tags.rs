@@ -39,6 +39,12 @@ pub(super) fn parts_of(tag: &str) -> Option<(&str, &str)> {
     (tag.len() <= TAG_CHARS_MAX && word(name) && word(version)).then_some((name, version))
 }
 
+/// Whether a text is a tag: `name@version`.
+#[must_use]
+pub fn is_tag(text: &str) -> bool {
+    parts_of(text).is_some()
+}
+
 impl Module {
     /// All its tags, in the order in which they were given.
     pub fn tags(&self) -> impl Iterator<Item = &str> {

@@ -61,7 +61,7 @@ pub enum TopicCreateError {
     #[error("module {0} does not exist; upload it first")]
     UnknownModule(Digest),
     /// The module is not a partitioner.
-    #[error("module {digest} exports {has:?}; a partitioner must export {needs:?}")]
+    #[error("module {digest} exports {}; a partitioner must export {needs}", Interface::listed(.has))]
     WrongInterface {
         /// The module.
         digest: Digest,

@@ -44,6 +44,35 @@ pub enum Interface {
     HttpHandler,
 }
 
+impl Interface {
+    /// Its name in WIT.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MessageProcessor => "millrace:broker/message-processor",
+            Self::Partitioner => "millrace:broker/partitioner",
+            Self::ErrorHandler => "millrace:broker/error-handler",
+            Self::HttpHandler => "wasi:http/incoming-handler",
+        }
+    }
+
+    /// Several, for people.
+    #[must_use]
+    pub fn listed(interfaces: &[Self]) -> String {
+        let names: Vec<&str> = interfaces.iter().map(|one| one.as_str()).collect();
+        match names.is_empty() {
+            true => "none of our interfaces".to_owned(),
+            false => names.join(" and "),
+        }
+    }
+}
+
+impl fmt::Display for Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// What admission found out about a module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModuleFacts {
@@ -442,4 +471,32 @@ pub struct GuestLine {
     pub revision: u32,
     /// The text, cut to a maximum length and without control characters.
     pub text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_are_named_as_in_wit_wherever_people_read_of_them() {
+        let needs = Interface::Partitioner;
+        assert_eq!(needs.to_string(), "millrace:broker/partitioner");
+        let has = [Interface::MessageProcessor, Interface::HttpHandler];
+        assert_eq!(
+            Interface::listed(&has),
+            "millrace:broker/message-processor and wasi:http/incoming-handler"
+        );
+        assert_eq!(Interface::listed(&[]), "none of our interfaces");
+        let error = crate::ProcessorError::WrongInterface {
+            digest: Digest([7; 32]),
+            needs,
+            has: has.to_vec(),
+        };
+        let text = error.to_string();
+        assert!(
+            !text.contains("Interface") && !text.contains("MessageProcessor"),
+            "{text}"
+        );
+        assert!(text.contains("wasi:http/incoming-handler"), "{text}");
+    }
 }

@@ -30,7 +30,7 @@ pub enum ProcessorError {
     #[error("module {0} does not exist; upload it first")]
     UnknownModule(Digest),
     /// The module does not export the required interface.
-    #[error("module {digest} exports {has:?}; this use requires {needs:?}")]
+    #[error("module {digest} exports {}; this use requires {needs}", Interface::listed(.has))]
     WrongInterface {
         /// The module.
         digest: Digest,

@@ -145,6 +145,13 @@ impl Origin {
             "http" => false,
             _ => return Err("its scheme is neither http nor https"),
         };
+        // After the port as well: "9000/path" is no wrong number, but more than a server.
+        if rest.contains(['/', '?', '#']) {
+            return Err("something follows the server");
+        }
+        if rest.contains('@') {
+            return Err("it has a user name, which no grant has");
+        }
         let (host, port) = match rest.strip_prefix('[') {
             Some(rest) => {
                 let (host, port) = rest.split_once(']').ok_or("its address has no ]")?;
@@ -304,6 +311,26 @@ mod tests {
                 error.to_string().contains("https://api.example.com"),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn the_reason_names_what_is_wrong() {
+        for (text, reason) in [
+            ("https://x/path", "something follows the server"),
+            ("https://example.com/", "something follows the server"),
+            (
+                "https://example.com:8080/path",
+                "something follows the server",
+            ),
+            ("https://example.com?x=1", "something follows the server"),
+            ("http://[::1]/path", "something follows the server"),
+            ("https://ada@example.com", "it has a user name"),
+            ("https://example.com:x", "its port is not a number"),
+            ("https://ex ample.com", "neither a name nor an address"),
+        ] {
+            let error = Origin::parse(text).expect_err(text).to_string();
+            assert!(error.contains(reason), "{error}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use millrace_broker::TrustedKey;
+use millrace_broker::{ModuleError, TrustedKey, is_tag};
 use millrace_model::{Clock, SystemClock};
 use minisign::{KeyPair, PError, PublicKey, SecretKey, SecretKeyBox};
 use serde_json::json;
@@ -69,7 +69,11 @@ pub(super) fn keygen(args: &KeygenArgs, out: &mut Output) -> Result<(), Failure>
     let id = TrustedKey::parse(&public).map(|key| key.id().to_string());
     let id = id.ok_or_else(|| Failure::failed("the key that was made cannot be read"))?;
     create(&args.file, 0o600, &secret)?;
-    create(&public_file, 0o644, &public)?;
+    if let Err(failure) = create(&public_file, 0o644, &public) {
+        // Half a pair is of no use, and the next call would refuse to replace it. It was made here, a moment ago.
+        let _ = std::fs::remove_file(&args.file);
+        return Err(failure);
+    }
     let made = json!({"key": id, "secret_file": args.file, "public_file": public_file});
     out.answer(&made, |made| {
         format!(
@@ -82,6 +86,7 @@ pub(super) fn keygen(args: &KeygenArgs, out: &mut Output) -> Result<(), Failure>
 
 /// Signs a component.
 pub(super) fn sign(args: &SignArgs, out: &mut Output) -> Result<(), Failure> {
+    check_tags(&args.tags)?;
     let key = secret_key(&args.key)?;
     let unreadable = |error: io::Error| unreadable(&args.file, &error);
     let file = File::open(&args.file).map_err(unreadable)?;
@@ -100,11 +105,19 @@ pub(super) fn sign(args: &SignArgs, out: &mut Output) -> Result<(), Failure> {
     })
 }
 
+/// No host takes a module under anything that is no tag, so a signature for it would be useless.
+fn check_tags(tags: &[String]) -> Result<(), Failure> {
+    match tags.iter().find(|tag| !is_tag(tag)) {
+        None => Ok(()),
+        Some(tag) => Err(Failure::usage(ModuleError::Tag(tag.clone()).to_string())),
+    }
+}
+
 /// The trusted comment: fields as minisign writes them, and the tags.
 fn comment(file: &Path, tags: &[String]) -> Result<String, Failure> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
-    if name.contains(char::is_control) || tags.iter().any(|tag| tag.contains(char::is_whitespace)) {
-        let message = "a signature's comment can hold no file name with control characters, and no tag with spaces";
+    if name.contains(char::is_control) {
+        let message = "a signature's comment can hold no file name with control characters";
         return Err(Failure::usage(message));
     }
     let seconds = SystemClock::new().wall().0 / 1_000;
@@ -172,4 +185,38 @@ fn beside(file: &Path, suffix: &str) -> PathBuf {
     let mut path = file.as_os_str().to_owned();
     path.push(suffix);
     PathBuf::from(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_of_keys_is_made_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (secret, public) = (dir.path().join("key"), dir.path().join("key.pub"));
+        let args = KeygenArgs {
+            file: secret.clone(),
+            password: false,
+        };
+        let out = &mut Output::new(true);
+        std::fs::write(&public, "mine").expect("written");
+        assert!(keygen(&args, out).is_err());
+        assert!(!secret.exists(), "half a pair");
+        assert_eq!(std::fs::read(&public).expect("there"), b"mine");
+        std::fs::remove_file(&public).expect("removed");
+        keygen(&args, out).expect("both are new");
+        assert!(keygen(&args, out).is_err());
+        assert!(secret.exists() && public.exists());
+    }
+
+    #[test]
+    fn nothing_is_signed_for_what_is_no_tag() {
+        for tag in ["nonsense", "a@", "@1", "a b@1", "a@1@2", ""] {
+            let failure = check_tags(&["good@1.0.0".to_owned(), tag.to_owned()]);
+            let failure = failure.expect_err(tag).to_string();
+            assert!(failure.contains("name@version"), "{failure}");
+        }
+        check_tags(&["good@1.0.0".to_owned()]).expect("a tag");
+    }
 }

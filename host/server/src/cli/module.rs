@@ -271,7 +271,13 @@ fn show(module: &Value) -> String {
             "signed by",
             format!("key {}, {trusted}", cell(&signature["key"])),
         ));
-        pairs.push(("signed", cell(&signature["comment"])));
+        // Fields with tabs between them, as minisign writes them: a line each.
+        let comment = signature["comment"].as_str().unwrap_or_default();
+        let fields: Vec<String> = comment
+            .split('\t')
+            .map(|field| cell(&json!(field)))
+            .collect();
+        pairs.push(("signed", fields.join("\n")));
     }
     facts(&pairs)
 }
@@ -282,5 +288,25 @@ fn field_of(field: &Value) -> &'static str {
         Some("language") => "language",
         Some("sdk") => "sdk",
         _ => "tool",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signatures_comment_is_shown_field_by_field_and_harmlessly() {
+        let comment = "timestamp:1\tfile:up\u{1b}[31m.wasm\thashed\ttag:up@1.0.0";
+        let shown = show(&json!({
+            "signature": {"key": "AB", "trusted": true, "comment": comment},
+        }));
+        assert!(
+            !shown.contains("\\t") && !shown.contains('\u{1b}'),
+            "{shown}"
+        );
+        let lines: Vec<&str> = shown.lines().map(str::trim).collect();
+        assert!(lines.contains(&"signed      timestamp:1"), "{shown}");
+        assert!(lines.contains(&"tag:up@1.0.0"), "{shown}");
     }
 }

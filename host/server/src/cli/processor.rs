@@ -137,6 +137,24 @@ rolled back or withdrawn a canary by itself within the last hour, --to is requir
     },
 }
 
+/// The changes of settings; none of a key that is both set and removed, or given two values.
+fn config_changes(
+    values: Vec<(String, String)>,
+    unset: Vec<String>,
+) -> Result<Map<String, Value>, Failure> {
+    let set = values.into_iter().map(|(key, value)| (key, json!(value)));
+    let unset = unset.into_iter().map(|key| (key, Value::Null));
+    let mut changes = Map::new();
+    for (key, value) in set.chain(unset) {
+        let before = changes.insert(key.clone(), value.clone());
+        if before.is_some_and(|before| before != value) {
+            let message = format!("{key:?} is given twice; say once what becomes of it");
+            return Err(Failure::usage(message));
+        }
+    }
+    Ok(changes)
+}
+
 pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
     let mut out = client.output();
     match verb {
@@ -153,9 +171,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             values,
             unset,
         } => {
-            let set = values.into_iter().map(|(key, value)| (key, json!(value)));
-            let unset = unset.into_iter().map(|key| (key, Value::Null));
-            let changes: Map<String, Value> = set.chain(unset).collect();
+            let changes = config_changes(values, unset)?;
             let path = path(&name, "/config");
             let answer = match changes.is_empty() {
                 true => client.get(&path)?,
@@ -531,6 +547,18 @@ pub(super) fn log_line(line: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_set_or_removed_and_not_both() {
+        let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let both = config_changes(vec![set("a", "1")], vec!["a".to_owned()]);
+        let failure = both.expect_err("a contradiction").to_string();
+        assert!(failure.contains("\"a\" is given twice"), "{failure}");
+        config_changes(vec![set("a", "1"), set("a", "2")], Vec::new()).expect_err("two values");
+        let changes = config_changes(vec![set("a", "1")], vec!["b".to_owned(), "b".to_owned()]);
+        let changes = Value::Object(changes.expect("both keys"));
+        assert_eq!(changes, json!({"a": "1", "b": null}));
+    }
 
     #[test]
     fn lines_are_shown_once_although_old_ones_go() {

@@ -16,7 +16,7 @@ Examples:
   millrace route set /hooks/orders --module orders-hook@1.0.0
   millrace route set /hooks/orders --module orders-hook@1.1.0 --config currency=EUR --call-max 5s
   millrace route set /search --module search@1.0.0 --grant-http https://api.example.com
-  millrace route set /hooks/whatsapp --module whatsapp@1.0.0 --grant-topic whatsapp.incoming --grant-view counts
+  millrace route set /hooks/chat --module chat@1.0.0 --grant-topic chat.in --grant-view counts
 
 The module exports wasi:http/incoming-handler of WASI 0.2. It answers requests to this path and everything under it, unless a longer
 route does, each on a fresh instance. The flags are the whole definition: what is omitted gets its default.";

@@ -57,7 +57,7 @@ pub(super) struct ReadQuery {
     /// Maximum bytes of messages; one larger message is still returned.
     #[param(default = 1_048_576)]
     max_bytes: usize,
-    /// How long to wait if there is nothing new in any partition.
+    /// How long to wait if there is nothing new in any partition: at most 30,000. A longer wait ends then, without messages.
     #[param(default = 0)]
     wait_ms: u64,
 }

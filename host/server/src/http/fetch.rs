@@ -41,7 +41,7 @@ pub(super) struct FetchQuery {
     /// Maximum bytes of messages; one larger message is still returned.
     #[param(default = 1_048_576)]
     max_bytes: usize,
-    /// How long to wait if there is nothing new.
+    /// How long to wait if there is nothing new: at most 30,000. A longer wait ends then, without messages.
     #[param(default = 0)]
     wait_ms: u64,
 }

@@ -43,7 +43,7 @@ pub(super) struct FetchAllQuery {
     /// Maximum bytes of messages; one larger message is still returned.
     #[param(default = 1_048_576)]
     max_bytes: usize,
-    /// How long to wait if there is nothing new in any of them.
+    /// How long to wait if there is nothing new in any of them: at most 30,000. A longer wait ends then, without messages.
     #[param(default = 0)]
     wait_ms: u64,
 }

@@ -210,12 +210,15 @@ impl Called {
                 None => Ok(None),
             };
         };
+        if let Some(ms) = query.wait_ms.filter(|&ms| ms > FETCH_WAIT_MS_MAX) {
+            let what = format!("wait_ms is {ms}; the maximum is {FETCH_WAIT_MS_MAX}");
+            let hint =
+                "wait for less, and look at the processor if the answer has \"passed\": false";
+            return Err(ApiError::malformed(what, hint));
+        }
         self.session.processors().check_reads(&processor, topic)?;
         let turn = self.waiting.try_acquire().map_err(|_| too_many_waiting())?;
-        let patience = query
-            .wait_ms
-            .unwrap_or(PRODUCE_WAIT_MS)
-            .min(FETCH_WAIT_MS_MAX);
+        let patience = query.wait_ms.unwrap_or(PRODUCE_WAIT_MS);
         Ok(Some(Wait {
             processor,
             patience: Duration::from_millis(patience),

@@ -234,3 +234,17 @@ fn a_producer_can_wait_until_a_processor_has_settled_its_messages() {
     let topic = host.get("/v1/topics/in").json();
     assert_eq!(topic["ends"][0]["end"], 6, "{topic}");
 }
+
+#[test]
+fn a_wait_that_is_too_long_is_refused_and_nothing_is_stored() {
+    let host = TestHost::start().with_topic("orders", 1);
+    let path = "/v1/topics/orders/messages?wait=billing&wait_ms=30001";
+    let said = host
+        .post_json(path, r#"{"value": "1"}"#)
+        .refused(400, "malformed");
+    assert!(
+        said.contains("wait_ms is 30001; the maximum is 30000"),
+        "{said}"
+    );
+    assert_eq!(host.get("/v1/topics/orders").json()["ends"][0]["end"], 0);
+}

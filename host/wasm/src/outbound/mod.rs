@@ -11,6 +11,7 @@ mod errors;
 mod exchange;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -129,16 +130,16 @@ fn tls(roots_file: Option<&Path>) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     if let Some(file) = roots_file {
-        let certificates =
-            CertificateDer::pem_file_iter(file).map_err(|error| error.to_string())?;
+        let named = |why: &dyn fmt::Display| format!("{}: {why}", file.display());
+        let certificates = CertificateDer::pem_file_iter(file).map_err(|error| named(&error))?;
         let mut added = 0;
         for certificate in certificates {
-            let certificate = certificate.map_err(|error| error.to_string())?;
-            roots.add(certificate).map_err(|error| error.to_string())?;
+            let certificate = certificate.map_err(|error| named(&error))?;
+            roots.add(certificate).map_err(|error| named(&error))?;
             added += 1;
         }
         if added == 0 {
-            return Err("there is no certificate in it".to_owned());
+            return Err(named(&"there is no certificate in it"));
         }
     }
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -295,5 +296,28 @@ impl<T> Future for AbortOnDrop<Result<T, Error>> {
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_the_roots_is_said_with_the_files_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            ("absent.pem", None),
+            ("empty.pem", Some("")),
+            ("broken.pem", Some("-----BEGIN CERTIFICATE-----\n!\n")),
+        ] {
+            let file = dir.path().join(name);
+            if let Some(text) = text {
+                std::fs::write(&file, text).unwrap();
+            }
+            let why = tls(Some(&file)).unwrap_err();
+            assert!(why.starts_with(&file.display().to_string()), "{why}");
+        }
+        tls(None).unwrap();
     }
 }

@@ -1,5 +1,7 @@
 //! `build`: runs the language's tools, makes the component, and says what it needs.
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use millrace_component::{Making, Surface, make, stripped, surface};
@@ -23,6 +25,9 @@ Examples:
 Runs the tools of the project's language, makes the component build/NAME.wasm, and prints what it imports and exports, and which
 grants a processor with it needs. Debug information is removed; names of functions stay for backtraces. Any language can be built
 with [build] in millrace.toml: command = [\"PROGRAM\", …], and core = \"FILE\" or component = \"FILE\" for what the command makes.";
+
+/// Bytes of what a toolchain makes, with debug information that is removed later. A larger file is refused.
+const CORE_BYTES_MAX: u64 = 1 << 30;
 
 /// Build a project's component
 #[derive(clap::Args)]
@@ -70,13 +75,32 @@ pub(super) fn built(project: &Project) -> Result<Component, Failure> {
     check(project, bytes)
 }
 
+/// What the toolchain made. The name is the project's, which may be another's.
 fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(file).map_err(|error| {
+    let unreadable = |error: io::Error| {
         Failure::failed(format!(
             "the toolchain said that it is done, but {} cannot be read: {error}",
             file.display()
         ))
-    })
+    };
+    let about = std::fs::metadata(file).map_err(unreadable)?;
+    if !about.is_file() {
+        return Err(unreadable(io::Error::other("it is not a regular file")));
+    }
+    if about.len() > CORE_BYTES_MAX {
+        let message = format!(
+            "{} has {} bytes; no host takes such a module",
+            file.display(),
+            about.len()
+        );
+        let hint = "build without debug information, or for size";
+        return Err(Failure::failed(message).with_hint(hint));
+    }
+    let mut bytes = Vec::new();
+    // No more than it had a moment ago.
+    let mut opened = File::open(file).map_err(unreadable)?.take(about.len());
+    opened.read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
 }
 
 fn component_of(project: &Project, core: &[u8]) -> Result<Vec<u8>, Failure> {
@@ -184,4 +208,26 @@ fn for_people(answer: &Value) -> String {
         ("grants", lines("grants")),
         ("upload", cell(&answer["push"])),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_end_or_is_too_large_is_not_read() {
+        let failure = read(Path::new("/dev/zero")).expect_err("no file");
+        assert!(
+            failure.to_string().contains("not a regular file"),
+            "{failure}"
+        );
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("core.wasm");
+        let sparse = File::create(&file).expect("created");
+        sparse.set_len(CORE_BYTES_MAX + 1).expect("long");
+        let failure = read(&file).expect_err("too large");
+        assert!(failure.to_string().contains("no host takes"), "{failure}");
+        sparse.set_len(3).expect("short");
+        assert_eq!(read(&file).expect("read"), [0, 0, 0]);
+    }
 }

@@ -7,14 +7,15 @@ use std::thread;
 use millrace_component::Kind;
 use millrace_model::processor::Origin;
 use millrace_model::{ProcessorName, SecretName, TopicName};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use ureq::http::Method;
 
 use super::build::{Component, build};
 use super::project::Project;
-use super::samples::FOLDER;
+use super::samples::{self, FOLDER};
 use super::watch::{INTERVAL, Seen};
 use crate::cli::client::{Client, escaped};
+use crate::cli::deploy::config_value;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::feed::heed;
 use crate::cli::output::Output;
@@ -28,6 +29,7 @@ Examples:
   millrace dev                                         topics in and out, on a free port
   millrace dev --listen 127.0.0.1:7400 --send first    send samples/first.ndjson, too
   millrace dev --data-dir dev-data --input orders --output loud
+  millrace dev --config greeting=hi --secrets-dir secrets --grant-secret api-key
 
 Starts a host, creates both topics, builds the project and deploys it; then prints outputs, log lines and dead letters, and
 builds and deploys again whenever a file of the project is saved. If a build fails, the running revision continues.
@@ -66,6 +68,15 @@ pub(in crate::cli) struct Args {
     /// A server that it may send HTTP requests to; repeat it for several
     #[arg(long = "grant-http", value_name = "ORIGIN")]
     grant_http: Vec<Origin>,
+    /// Let names of these servers resolve to private addresses
+    #[arg(long)]
+    grant_http_private: bool,
+    /// A setting that its component reads; repeat it for several
+    #[arg(long = "config", value_name = "KEY=VALUE", value_parser = config_value)]
+    config: Vec<(String, String)>,
+    /// Directory with one file for each secret of the host, named after it
+    #[arg(long, value_name = "DIR")]
+    secrets_dir: Option<PathBuf>,
     /// A sample whose messages are sent after each deployment
     #[arg(long, value_name = "SAMPLE")]
     send: Option<String>,
@@ -80,6 +91,9 @@ pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
         );
         return Err(Failure::usage(message).with_hint("use `millrace test --watch`"));
     }
+    if let Some(sample) = &args.send {
+        samples::check(&project, sample)?;
+    }
     let scratch = tempfile::tempdir()?;
     let mut config = Config {
         data_dir: args
@@ -89,6 +103,7 @@ pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
         ..Config::default()
     };
     config.listen.http.address.clone_from(&args.listen);
+    config.secrets.directory.clone_from(&args.secrets_dir);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -102,6 +117,28 @@ pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
     match ended {
         Err(Failure::ClosedPipe) => Ok(()),
         ended => ended,
+    }
+}
+
+impl Args {
+    fn spec(&self, component: &Component, digest: &str) -> Value {
+        let config = self.config.iter();
+        let config: Map<String, Value> = config
+            .map(|(key, value)| (key.clone(), json!(value)))
+            .collect();
+        json!({
+            "module": digest,
+            "topics": [self.input],
+            "output": self.output,
+            "grants": {
+                "topics": self.grant_topics,
+                "metrics": component.imports("millrace:broker/metrics"),
+                "secrets": self.grant_secrets,
+                "http": self.grant_http,
+                "http_private": self.grant_http_private,
+            },
+            "config": config,
+        })
     }
 }
 
@@ -214,7 +251,7 @@ impl<'a> Loop<'a> {
         let body = component.bytes.as_slice();
         self.client
             .upload("/v1/modules", "application/wasm", body)?;
-        let spec = self.spec(&component, &digest);
+        let spec = self.args.spec(&component, &digest);
         let answer = self
             .client
             .send(Method::PATCH, &self.processor(""), &spec)?;
@@ -235,20 +272,6 @@ impl<'a> Loop<'a> {
             self.start_following()?;
         }
         self.send_sample()
-    }
-
-    fn spec(&self, component: &Component, digest: &str) -> Value {
-        json!({
-            "module": digest,
-            "topics": [self.args.input],
-            "output": self.args.output,
-            "grants": {
-                "topics": self.args.grant_topics,
-                "metrics": component.imports("millrace:broker/metrics"),
-                "secrets": self.args.grant_secrets,
-                "http": self.args.grant_http,
-            },
-        })
     }
 
     /// What an earlier run left in the data directory is not shown.

@@ -147,7 +147,23 @@ impl Settings {
 /// The project's samples by name; with names, only those.
 pub(super) fn read_all(project: &Project, wanted: &[String]) -> Result<Vec<Sample>, Failure> {
     let folder = project.dir.join(FOLDER);
-    let entries = std::fs::read_dir(&folder).map_err(|error| none(&folder, &error.to_string()))?;
+    let mut names = names(&folder)?;
+    known(&names, wanted)?;
+    names.retain(|name| wanted.is_empty() || wanted.contains(name));
+    if names.is_empty() {
+        return Err(none(&folder, "it has no file that ends with .ndjson"));
+    }
+    names.iter().map(|name| read(&folder, name)).collect()
+}
+
+/// Checks that the project has a sample.
+pub(super) fn check(project: &Project, wanted: &str) -> Result<(), Failure> {
+    let names = names(&project.dir.join(FOLDER))?;
+    known(&names, &[wanted.to_owned()])
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, Failure> {
+    let entries = std::fs::read_dir(folder).map_err(|error| none(folder, &error.to_string()))?;
     let names = entries.flatten().filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
         let is_sample = name.ends_with(MESSAGES_END) && !name.ends_with(EXPECTED_END);
@@ -155,15 +171,15 @@ pub(super) fn read_all(project: &Project, wanted: &[String]) -> Result<Vec<Sampl
     });
     let mut names: Vec<String> = names.collect();
     names.sort();
-    if let Some(unknown) = wanted.iter().find(|name| !names.contains(name)) {
-        return Err(Failure::usage(format!("there is no sample {unknown:?}"))
-            .with_hint(format!("the samples are {}", names.join(", "))));
+    Ok(names)
+}
+
+fn known(names: &[String], wanted: &[String]) -> Result<(), Failure> {
+    match wanted.iter().find(|name| !names.contains(name)) {
+        None => Ok(()),
+        Some(unknown) => Err(Failure::usage(format!("there is no sample {unknown:?}"))
+            .with_hint(format!("the samples are {}", names.join(", ")))),
     }
-    names.retain(|name| wanted.is_empty() || wanted.contains(name));
-    if names.is_empty() {
-        return Err(none(&folder, "it has no file that ends with .ndjson"));
-    }
-    names.iter().map(|name| read(&folder, name)).collect()
 }
 
 fn none(folder: &Path, why: &str) -> Failure {

@@ -15,6 +15,13 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of a password.
 const PASSWORD_BYTES_MAX: u64 = 16 << 10;
 
+/// A registry whose credentials docker keeps under another name than its own: the names under which it is asked for here, and the
+/// historical address that `docker login` writes. This is the only place with names of registries.
+const HISTORICAL: ([&str; 3], &str) = (
+    ["docker.io", "index.docker.io", "registry-1.docker.io"],
+    "https://index.docker.io/v1/",
+);
+
 /// A name and a password. It is never printed.
 #[derive(Clone)]
 pub(super) struct Credentials {
@@ -56,11 +63,15 @@ impl Credentials {
     /// The credentials that a configuration of docker has for a registry. Those that a helper program keeps are not asked for.
     fn of(config: &Value, registry: &str) -> Option<Self> {
         let auths = &config["auths"];
+        let (known, address) = HISTORICAL;
+        let is_historical = known.contains(&registry);
         let names = [
             registry.to_owned(),
             format!("https://{registry}"),
             format!("http://{registry}"),
+            address.to_owned(),
         ];
+        let names = &names[..if is_historical { 4 } else { 3 }];
         let entry = names.iter().find_map(|name| auths.get(name))?;
         let both = STANDARD.decode(entry["auth"].as_str()?).ok()?;
         let both = String::from_utf8(both).ok()?;
@@ -115,5 +126,19 @@ mod tests {
         ] {
             assert_eq!(of(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn a_login_under_a_historical_address_is_for_that_registry_under_each_of_its_names_only() {
+        let (names, address) = HISTORICAL;
+        let stored = |name: &str| json!({"auth": STANDARD.encode(format!("{name}:secret"))});
+        let config = json!({"auths": { address: stored("ada") }});
+        let of = |config: &Value, name| Credentials::of(config, name).map(|found| found.name);
+        for name in names {
+            assert_eq!(of(&config, name).as_deref(), Some("ada"), "{name}");
+        }
+        assert_eq!(of(&config, "reg.example"), None);
+        let exact = json!({"auths": { address: stored("ada"), names[0]: stored("bob") }});
+        assert_eq!(of(&exact, names[0]).as_deref(), Some("bob"));
     }
 }
