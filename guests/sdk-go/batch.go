@@ -1,6 +1,7 @@
 package millrace
 
 import (
+	"bytes"
 	"iter"
 	"strconv"
 
@@ -9,7 +10,10 @@ import (
 
 // Batch is a batch of messages and the answer to it. There is one, whose memory is used again by each call.
 type Batch struct {
-	columns  columns.Batch
+	columns columns.Batch
+	// The bytes of the messages as the host has them. What an answer names as a part of the batch is taken from the host's copy, so a handler that changes bytes where they
+	// are would otherwise send the old ones.
+	original []byte
 	messages []Message
 	answer   columns.Answer
 	// Headers of outputs, four numbers each, in the order of writing.
@@ -32,6 +36,7 @@ func (b *Batch) begin() {
 	}
 	b.messages = b.messages[:count]
 	input := &b.columns
+	b.original = append(b.original[:0], input.Data...)
 	for index := range b.messages {
 		b.messages[index] = Message{
 			Key:       input.Span(input.Keys, index),
@@ -81,13 +86,13 @@ func (b *Batch) Answer(outcome Outcome) bool {
 	kind := outcome.kind
 	switch kind {
 	case columns.Emit:
-		if outcome.first == nil {
-			kind = columns.Ack
-			break
-		}
+		before := len(b.answer.Sources)
 		b.emit(outcome.first, message)
 		for _, output := range outcome.more {
 			b.emit(output, message)
+		}
+		if len(b.answer.Sources) == before {
+			kind = columns.Ack
 		}
 	case columns.Retry, columns.Reject:
 		b.answer.Details = append(b.answer.Details, columns.Detail{
@@ -108,13 +113,17 @@ func (b *Batch) end() {
 	}
 }
 
-// emit adds an output. A column stays empty, which means "as in the input", until the first output that differs in it: so a batch that is passed through costs one
+// emit adds an output; nil is none. A column stays empty, which means "as in the input", until the first output that differs in it: so a batch that is passed through costs one
 // number per message.
 func (b *Batch) emit(output *Output, message int) {
+	if output == nil {
+		return
+	}
 	if output.batch != b || int(output.source) != message {
 		panic("millrace: an output belongs to the message that it was made from")
 	}
 	answer, input := &b.answer, &b.columns
+	b.keep(output, &b.messages[message])
 	answer.Keys = addSpan(answer.Keys, output.key, output.source, answer.Sources, input.Keys)
 	answer.Values = addSpan(answer.Values, output.value, output.source, answer.Sources, input.Values)
 	answer.Topics = addNumber(answer.Topics, output.topic, len(answer.Sources))
@@ -127,6 +136,35 @@ func (b *Batch) emit(output *Output, message int) {
 		answer.Times = append(answer.Times, output.times[0], output.times[1])
 	}
 	answer.Sources = append(answer.Sources, output.source)
+}
+
+// keep makes parts that the output keeps of its message, but that the handler has changed in the message, parts of its own.
+func (b *Batch) keep(output *Output, message *Message) {
+	if !output.key.is && b.isChanged(message.Key, b.columns.Keys, message.Index) {
+		output.key = b.place(message.Key)
+	}
+	if !output.value.is && b.isChanged(message.Value, b.columns.Values, message.Index) {
+		output.value = b.place(message.Value)
+	}
+	if !output.hasHeaders {
+		start, end := b.columns.HeaderRange(message.Index)
+		for index := int(start); index < int(end); index++ {
+			// Names are strings, which nobody changes.
+			if b.isChanged(b.columns.Span(b.columns.Headers, index*2+1), b.columns.Headers, index*2+1) {
+				b.ownHeaders(output)
+				break
+			}
+		}
+	}
+}
+
+// isChanged says whether bytes are no longer those of this span.
+func (b *Batch) isChanged(given []byte, column []uint32, index int) bool {
+	start, length := column[index*2], column[index*2+1]
+	if length == columns.None {
+		return given != nil
+	}
+	return given == nil || !bytes.Equal(given, b.original[start:start+length])
 }
 
 func addSpan(column []uint32, given given, source uint32, earlier, input []uint32) []uint32 {

@@ -20,7 +20,8 @@
 // The host passes messages in batches, in columns, which this package hides. An output starts as a copy of its message and states only the differences: unchanged parts, and slices of
 // the input, are not copied.
 //
-// Keys, values and headers of a message, and a *Message itself, live until the call ends: copy what you need longer. A call has one thread. While it lasts, time.Now stands nearly
+// Keys, values and headers of a message, and a *Message itself, live until the call ends: copy what you need longer. A handler may change them where they are; what it sends then
+// has the changed bytes. A call has one thread. While it lasts, time.Now stands nearly
 // still, and a sleep ends at once: waiting is the host's part (RetryAfter). A handler may start goroutines that compute, but only its own goroutine may use the host: state, config,
 // secrets, metrics and logging.
 //

@@ -82,6 +82,86 @@ func TestValuesAreBuiltInPiecesOfInputAndOutput(t *testing.T) {
 	expect(t, values, []string{"hello, Ada.", "Ada" + marks, "da", "hello, Bob.", "Bob" + marks, "ob"})
 }
 
+func TestBytesThatAHandlerChangedWhereTheyAreAreSentChanged(t *testing.T) {
+	tester := millracetest.New(t, func(batch *millrace.Batch) {
+		for m := range batch.Messages() {
+			part := m.Output().Value(m.Value[1:])
+			for _, bytes := range [][]byte{m.Key, m.Value, m.Header("h")} {
+				copy(bytes, strings.ToUpper(string(bytes)))
+			}
+			kept, changed := m.Output(), m.Output().Header("n", "new").Value(m.Value[1:])
+			if m.Index == 1 {
+				kept = m.Output()
+				m.Key, m.Value = []byte("other"), nil
+			}
+			batch.Answer(millrace.Emit(part, kept, changed))
+		}
+	})
+	run := tester.Run(message{Key: "k1", Value: "one", Headers: []header{named("h", "x")}}, message{Key: "k2", Value: "two", Headers: []header{named("h", "y")}})
+	expect(t, run.Outputs(), []millracetest.Output{
+		output("K1", "ne", named("h", "X")), output("K1", "ONE", named("h", "X")), output("K1", "NE", named("h", "X"), named("n", "new")),
+		output("other", "wo", named("h", "Y")), {Key: "other", NoValue: true, Headers: []header{named("h", "Y")}, Partition: -1},
+		output("other", "WO", named("h", "Y"), named("n", "new")),
+	})
+}
+
+func TestBytesThatAHandlerUsesAgainLeaveEarlierOutputsAlone(t *testing.T) {
+	buffer := make([]byte, 0, 10)
+	tester := millracetest.New(t, func(m *millrace.Message) millrace.Outcome {
+		buffer = append(append(buffer[:0], "v-"...), m.Value...)
+		return millrace.Emit(m.Output().Value(buffer).HeaderBytes("h", buffer))
+	})
+	run := tester.Run(message{Value: "1"}, message{Value: "2"})
+	expect(t, run.Outputs(), []millracetest.Output{output("", "v-1", named("h", "v-1")), output("", "v-2", named("h", "v-2"))})
+}
+
+func TestAValueIsBuiltWhileOtherOutputsAreWritten(t *testing.T) {
+	tester := millracetest.New(t, func(m *millrace.Message) millrace.Outcome {
+		o := m.Output().ValueText("some")
+		other := m.Output()
+		built := m.Output().BuildValue(func(empty []byte) []byte {
+			to := append(empty, "built"...)
+			other.BuildValue(func(inner []byte) []byte { return append(inner, "inner"...) }).Header("while", "building")
+			return append(to, " up"...)
+		})
+		trimmed := m.Output().BuildValue(func(empty []byte) []byte { return append(empty, "  x"...)[2:] })
+		return millrace.Emit(o, other, built, trimmed)
+	})
+	run := tester.Run(message{}, message{})
+	once := []millracetest.Output{output("", "some"), output("", "inner", named("while", "building")), output("", "built up"), output("", "x")}
+	expect(t, run.Outputs(), append(once, once...))
+}
+
+func TestOutputsThatAreNilAreLeftOut(t *testing.T) {
+	tester := millracetest.New(t, func(m *millrace.Message) millrace.Outcome {
+		if m.Index == 0 {
+			return millrace.Emit(nil, m.Output(), nil)
+		}
+		return millrace.EmitAll([]*millrace.Output{nil})
+	})
+	run := tester.Run(message{Key: "k", Value: "v"}, message{})
+	expect(t, run.Outputs(), []millracetest.Output{output("k", "v")})
+	expect(t, run.Said(1), millracetest.Acked())
+}
+
+func TestANumberIsAddedForEachMessageOrNone(t *testing.T) {
+	tester := millracetest.New(t, func(batch *millrace.Batch) {
+		sums, err := state.AddDeltas(batch, []int64{5, -2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, sums, []int64{5, 3})
+		func() {
+			defer func() { expect(t, recover(), "millrace: AddDeltas: give one number for each message") }()
+			_, _ = state.AddDeltas(batch, []int64{1})
+		}()
+		batch.Answer(millrace.Ack())
+		batch.Answer(millrace.Ack())
+	})
+	tester.Run(message{Key: "a"}, message{Key: "a"})
+	expect(t, tester.Number("a"), int64(3))
+}
+
 func TestEveryOutcomeReachesTheAnswer(t *testing.T) {
 	tester := millracetest.New(t, func(m *millrace.Message) millrace.Outcome {
 		switch string(m.Value) {

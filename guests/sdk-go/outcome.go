@@ -22,12 +22,12 @@ const unavailable = columns.Reject + 1
 // Ack is: done, without outputs.
 func Ack() Outcome { return Outcome{} }
 
-// Emit is: done, send these outputs.
+// Emit is: done, send these outputs. An output that is nil is left out; without any other, the message is done without outputs.
 func Emit(first *Output, more ...*Output) Outcome {
 	return Outcome{kind: columns.Emit, first: first, more: more}
 }
 
-// EmitAll is: done, send these outputs, which may be none.
+// EmitAll is Emit with a slice, which may be empty.
 func EmitAll(outputs []*Output) Outcome {
 	if len(outputs) == 0 {
 		return Ack()

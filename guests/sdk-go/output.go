@@ -1,6 +1,7 @@
 package millrace
 
 import (
+	"bytes"
 	"unsafe"
 
 	"millrace/internal/columns"
@@ -56,7 +57,7 @@ func (o *outputs) next() *Output {
 	return &(*piece)[len(*piece)-1]
 }
 
-// Output begins an output: a copy of the message. Change it, and send it with Emit.
+// Output begins an output: a copy of the message, as it is when the output is sent. Change it, and send it with Emit.
 func (m *Message) Output() *Output {
 	output := m.batch.outputs.next()
 	*output = Output{batch: m.batch, source: uint32(m.Index), topic: columns.None, partition: columns.None, times: noTimes}
@@ -114,14 +115,18 @@ func (o *Output) ValueText(value string) *Output {
 	return o
 }
 
-// BuildValue replaces the value by what build appends to the empty slice that it gets. This is the fastest way, because the slice is part of the answer.
+// BuildValue replaces the value by what build appends to the empty slice that it gets. This is the fastest way, because the slice is part of the answer: do not use it after build
+// has returned.
 func (o *Output) BuildValue(build func(empty []byte) []byte) *Output {
 	data := &o.batch.answer.Data
-	start := len(*data)
-	built := build((*data)[start:start:cap(*data)])
-	if cap(*data) > start && cap(built) > 0 && unsafe.SliceData(built) == unsafe.SliceData((*data)[start:cap(*data)]) {
-		*data = (*data)[:start+len(built)]
+	whole, start := *data, len(*data)
+	// While build writes behind the answer's bytes, nothing else may: what build itself does with outputs goes elsewhere.
+	*data = whole[:start:start]
+	built := build(whole[start:start:cap(whole)])
+	if len(*data) == start && cap(whole) > start && cap(built) > 0 && unsafe.SliceData(built) == unsafe.SliceData(whole[start:cap(whole)]) {
+		*data = whole[:start+len(built)]
 	} else {
+		start = len(*data)
 		*data = append(*data, built...)
 	}
 	o.value = given{true, o.batch.end32(start), uint32(len(built))}
@@ -168,9 +173,7 @@ func (o *Output) addHeader(name, value given) *Output {
 	b := o.batch
 	// The output's headers move to the end of those written, where they can grow.
 	if !o.hasHeaders {
-		start, end := b.columns.HeaderRange(int(o.source))
-		o.headersStart = len(b.headers)
-		b.headers = append(b.headers, b.columns.Headers[start*4:end*4]...)
+		b.ownHeaders(o)
 	} else if o.headersEnd != len(b.headers) {
 		moved := len(b.headers)
 		b.headers = append(b.headers, b.headers[o.headersStart:o.headersEnd]...)
@@ -182,32 +185,49 @@ func (o *Output) addHeader(name, value given) *Output {
 	return o
 }
 
+// ownHeaders gives the output its message's headers as its own.
+func (b *Batch) ownHeaders(o *Output) {
+	start, end := b.columns.HeaderRange(int(o.source))
+	o.headersStart = len(b.headers)
+	b.headers = append(b.headers, b.columns.Headers[start*4:end*4]...)
+	for at := o.headersStart; at < len(b.headers); at += 4 {
+		if length := b.headers[at+3]; length != columns.None {
+			value := b.place(b.columns.Data[b.headers[at+2] : b.headers[at+2]+length])
+			b.headers[at+2], b.headers[at+3] = value.start, value.length
+		}
+	}
+	o.headersEnd = len(b.headers)
+	o.hasHeaders = true
+}
+
 // end32 is a position in the answer's data, as in the contract.
 func (b *Batch) end32(position int) uint32 { return uint32(len(b.columns.Data) + position) }
 
-// given are the bytes of a span of the input or the answer.
+// given are the bytes of a span of the input, as the host has it, or the answer.
 func (b *Batch) given(span given) []byte {
 	if at := int(span.start) - len(b.columns.Data); at >= 0 {
 		return b.answer.Data[at : at+int(span.length)]
 	}
-	return b.columns.Data[span.start : span.start+span.length]
+	return b.original[span.start : span.start+span.length]
 }
 
-// place is a span of these bytes: of the input if they are part of it, otherwise of a copy.
-func (b *Batch) place(bytes []byte) given {
-	if bytes == nil {
+// place is a span of these bytes: of the input if they are an unchanged part of it, otherwise of a copy.
+func (b *Batch) place(part []byte) given {
+	if part == nil {
 		return given{true, 0, columns.None}
 	}
-	if len(bytes) == 0 {
+	if len(part) == 0 {
 		return given{true, 0, 0}
 	}
-	start, from := uintptr(unsafe.Pointer(unsafe.SliceData(b.columns.Data))), uintptr(unsafe.Pointer(unsafe.SliceData(bytes)))
+	start, from := uintptr(unsafe.Pointer(unsafe.SliceData(b.columns.Data))), uintptr(unsafe.Pointer(unsafe.SliceData(part)))
 	if from >= start && from < start+uintptr(len(b.columns.Data)) {
-		return given{true, uint32(from - start), uint32(len(bytes))}
+		if at := int(from - start); bytes.Equal(part, b.original[at:at+len(part)]) {
+			return given{true, uint32(at), uint32(len(part))}
+		}
 	}
 	at := len(b.answer.Data)
-	b.answer.Data = append(b.answer.Data, bytes...)
-	return given{true, b.end32(at), uint32(len(bytes))}
+	b.answer.Data = append(b.answer.Data, part...)
+	return given{true, b.end32(at), uint32(len(part))}
 }
 
 func (b *Batch) placeText(text string) given {

@@ -176,6 +176,9 @@ func (tester *Tester) call(messages []Message) *Run {
 	tester.memory.Config, tester.memory.Secrets = tester.Config, tester.Secrets
 	host.Current = tester.memory
 	input := columnsOf(tester.Topic, tester.Partition, messages)
+	// As a host, which has the messages as they were, whatever the handler does with its own copy.
+	asSent := input
+	asSent.Data = slices.Clone(input.Data)
 	answer, unavailable, isUnavailable := run.Answer(input, tester.process)
 	result := &Run{t: tester.t}
 	if isUnavailable {
@@ -193,7 +196,7 @@ func (tester *Tester) call(messages []Message) *Run {
 			}
 		}
 		result.said = append(result.said, said)
-		result.outputs = append(result.outputs, outputsOf(&input, &answer, index))
+		result.outputs = append(result.outputs, outputsOf(&asSent, &answer, index))
 	}
 	return result
 }
@@ -262,7 +265,7 @@ func Partition(t testing.TB, choose func(*millrace.Message, int) int, partitions
 }
 
 func columnsOf(topic string, partition int, messages []Message) columns.Batch {
-	batch := columns.Batch{Topic: topic, Partition: uint32(partition)}
+	batch := columns.Batch{Topic: topic, Partition: uint32(partition), Data: []byte{}}
 	add := func(text string) (start, length uint32) {
 		start = uint32(len(batch.Data))
 		batch.Data = append(batch.Data, text...)

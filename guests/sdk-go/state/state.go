@@ -1,7 +1,8 @@
 // Package state has the keys and values of the processor, in the partition that its batch comes from. Writes are committed together with the outputs of the message that they
 // belong to, and discarded if it fails.
 //
-// The cost is in the number of calls to the host, not of keys: GetMany, AddKeys and Writes read, add and write for a whole batch at once.
+// The cost is in the number of calls to the host, not of keys: GetMany, AddKeys and Writes read, add and write for a whole batch at once, or for 10,000 keys at once if there are more.
+// If a later one of several such calls finds no room, what earlier ones wrote stays, each for its message: retry or reject the messages, and their writes are discarded.
 package state
 
 import (
@@ -100,12 +101,15 @@ func Add(m *millrace.Message, key []byte, delta int64) (int64, error) {
 	return sums[0], nil
 }
 
-// AddKeys has each message of the batch add 1 to the number of its own key, or of the empty key if it has none; it returns the sum after each message. The error is a *Full.
+// AddKeys has each message of the batch add 1 to the number of its own key, or of the empty key if it has none; it returns the sum after each message. The error is a *Full; then there are no sums.
 func AddKeys(batch *millrace.Batch) ([]int64, error) { return AddDeltas(batch, nil) }
 
-// AddDeltas is AddKeys with what each message adds.
+// AddDeltas is AddKeys with what each message adds: one number for each message of the batch.
 func AddDeltas(batch *millrace.Batch, deltas []int64) ([]int64, error) {
 	count := batch.Len()
+	if deltas != nil && len(deltas) != count {
+		panic("millrace: AddDeltas: give one number for each message")
+	}
 	sums := make([]int64, 0, count)
 	for start := 0; start < count; start += callKeysMax {
 		end := min(count, start+callKeysMax)
