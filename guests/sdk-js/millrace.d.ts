@@ -77,7 +77,10 @@ export interface Batch extends Iterable<Message> {
   [Symbol.iterator](): Iterator<Message>;
 }
 
-/** A message. Its bytes are views of the batch: copy them (`slice()`) before you change them. */
+/**
+ * A message. It never changes: its bytes are copied each time they are asked for, so ask once, and do with them what you like; outputs keep
+ * what the message had.
+ */
 export interface Message {
   /** Its index in the batch, from 0. */
   readonly index: number;
@@ -112,7 +115,7 @@ export interface Message {
   readonly topic: string;
   /** The partition that it comes from. */
   readonly partition: number;
-  /** An output that is this message, with these changes. */
+  /** An output that is this message, with these changes. They are taken as they are now: buffers and objects can be used again. */
   output(changes?: Changes): Output;
 }
 
@@ -264,7 +267,8 @@ export interface Life {
  * only if their message succeeds: each write names its message. Keys are text (stored as UTF-8) or bytes.
  *
  * The cost is in the number of calls to the host, not of keys: `addEach`, `getMany` and {@link Writes} add, read and write for a whole batch
- * at once. If there is no room, writes throw {@link StateFull}.
+ * at once, or for 10,000 keys at once if there are more. If there is no room, writes throw {@link StateFull}; what earlier ones of several such
+ * calls wrote stays, each for its message: retry or reject the messages, and their writes are discarded.
  */
 export const state: {
   /** The value of a key; `null` if it has none. */

@@ -71,10 +71,8 @@ class Columns {
     this.outputs = outputs;
     this.topicNames = [];
     this.has = partsOf(outputs);
-    // Getters of a typed array are calls; these are needed for each output.
+    // A getter of a typed array is a call; this is needed for each output.
     this.base = batch.data.length;
-    this.buffer = batch.data.buffer;
-    this.offset = batch.data.byteOffset;
     this.start(false);
   }
 
@@ -122,8 +120,8 @@ class Columns {
   topics() {
     if (!this.has.topic) return NOTHING;
     const numbers = new Map();
-    return Uint32Array.from(this.outputs, ({ changes }) => {
-      const name = changes?.topic;
+    return Uint32Array.from(this.outputs, ({ rest }) => {
+      const name = rest?.topic;
       if (name === undefined) return NONE;
       if (!numbers.has(name)) numbers.set(name, this.topicNames.push(String(name)) - 1);
       return numbers.get(name);
@@ -132,15 +130,15 @@ class Columns {
 
   partitions() {
     if (!this.has.partition) return NOTHING;
-    return Uint32Array.from(this.outputs, ({ changes }) => changes?.partition ?? NONE);
+    return Uint32Array.from(this.outputs, ({ rest }) => rest?.partition ?? NONE);
   }
 
   times() {
     if (!this.has.times) return NOTHING;
     const times = new BigUint64Array(this.outputs.length * 2).fill(NO_TIME);
-    this.outputs.forEach(({ changes }, at) => {
-      if (changes?.timestamp !== undefined) times[2 * at] = timeOf(changes.timestamp);
-      if (changes?.deliverAt !== undefined) times[2 * at + 1] = timeOf(changes.deliverAt);
+    this.outputs.forEach(({ rest }, at) => {
+      if (rest?.timestamp !== undefined) times[2 * at] = BigInt(rest.timestamp);
+      if (rest?.deliverAt !== undefined) times[2 * at + 1] = BigInt(rest.deliverAt);
     });
     return times;
   }
@@ -171,8 +169,7 @@ class Columns {
     const { outputs } = this;
     const column = new Uint32Array(outputs.length * 2);
     for (let at = 0; at < outputs.length; at++) {
-      const { changes, source } = outputs[at];
-      const given = changes === undefined ? undefined : changes[name];
+      const { [name]: given, source } = outputs[at];
       if (given === undefined) {
         column[2 * at] = kept[2 * source];
         column[2 * at + 1] = kept[2 * source + 1];
@@ -202,7 +199,7 @@ class Columns {
       const first = names.get(name);
       if (first === undefined) {
         names.set(name, end);
-        this.place(String(name), headers, end);
+        this.place(name, headers, end);
       } else {
         headers[end] = headers[first];
         headers[end + 1] = headers[first + 1];
@@ -211,25 +208,22 @@ class Columns {
       end += 4;
     };
     for (let at = 0; at < outputs.length; at++) {
-      const { changes, source } = outputs[at];
-      if (changes === undefined || changes.clearHeaders !== true) {
+      const { headers: given, rest, source } = outputs[at];
+      if (rest === undefined || !rest.clearHeaders) {
         let from = source === 0 ? 0 : 4 * keptEnds[source - 1];
         const to = 4 * keptEnds[source];
         if (from < to) reserve(to - from);
         while (from < to) headers[end++] = kept[from++];
       }
-      const given = changes?.headers;
-      if (Array.isArray(given)) {
-        for (const [name, value] of given) add(name, value);
-      } else if (given !== undefined) {
-        for (const name in given) add(name, given[name]);
+      if (given !== undefined) {
+        for (let one = 0; one < given.length; one += 2) add(given[one], given[one + 1]);
       }
       headerEnds[at] = end / 4;
     }
     return { headerEnds, headers: headers.subarray(0, end) };
   }
 
-  /** Puts the span of these bytes into a column, and the bytes into the answer if they are not in the batch. */
+  /** Puts the span of these bytes into a column, and the bytes into the answer. */
   place(given, column, at) {
     if (typeof given === "string") {
       const piece = this.encodes ? textToBinary(given) : given;
@@ -243,14 +237,10 @@ class Columns {
       column[at + 1] = NONE;
     } else if (given instanceof Uint8Array) {
       const { length } = given;
+      column[at] = CHUNK + this.base + this.chunksLength;
       column[at + 1] = length;
-      if (given.buffer === this.buffer) {
-        column[at] = given.byteOffset - this.offset;
-      } else {
-        column[at] = CHUNK + this.base + this.chunksLength;
-        this.chunks.push(given);
-        this.chunksLength += length;
-      }
+      this.chunks.push(given);
+      this.chunksLength += length;
     } else {
       throw new TypeError(`${describe(given)} is neither text, bytes nor null: use JSON.stringify(…) for JSON, String(…) for numbers`);
     }
@@ -276,19 +266,15 @@ const NO_HEADERS = { headerEnds: NOTHING, headers: NOTHING };
 function partsOf(outputs) {
   const has = { key: false, value: false, headers: false, topic: false, partition: false, times: false };
   for (let at = 0; at < outputs.length; at++) {
-    const { changes } = outputs[at];
-    if (changes === undefined) continue;
-    if (changes.key !== undefined) has.key = true;
-    if (changes.value !== undefined) has.value = true;
-    if (changes.headers !== undefined || changes.clearHeaders === true) has.headers = true;
-    if (changes.topic !== undefined) has.topic = true;
-    if (changes.partition !== undefined) has.partition = true;
-    if (changes.timestamp !== undefined || changes.deliverAt !== undefined) has.times = true;
+    const { key, value, headers, rest } = outputs[at];
+    if (key !== undefined) has.key = true;
+    if (value !== undefined) has.value = true;
+    if (headers !== undefined) has.headers = true;
+    if (rest === undefined) continue;
+    if (rest.clearHeaders) has.headers = true;
+    if (rest.topic !== undefined) has.topic = true;
+    if (rest.partition !== undefined) has.partition = true;
+    if (rest.timestamp !== undefined || rest.deliverAt !== undefined) has.times = true;
   }
   return has;
-}
-
-function timeOf(ms) {
-  if (!(ms >= 0)) throw new RangeError(`${ms} is no time: give milliseconds since 1970, or a Date`);
-  return BigInt(Math.round(Number(ms)));
 }

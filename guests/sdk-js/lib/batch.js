@@ -1,4 +1,5 @@
-// Messages and outputs over the columns of a call (wit/types.wit). A message is two numbers; its bytes are views of the batch's data.
+// Messages and outputs over the columns of a call (wit/types.wit). A message is two numbers; its bytes are copied when they are asked for:
+// the host keeps the batch as it was, so a change of the batch's own bytes would be seen here and nowhere else.
 
 import { beginCall } from "./host.js";
 import { binaryToText, isAsciiIn, textToBinary, toBinary, wordsOf } from "./text.js";
@@ -50,9 +51,9 @@ export class Batch {
     return results;
   }
 
-  /** The bytes of a span; null for none. */
+  /** A copy of the bytes of a span; null for none. */
   bytes(start, length) {
-    return isNone(length) ? null : this.data.subarray(start, start + length);
+    return isNone(length) ? null : this.data.slice(start, start + length);
   }
 
   /** The text of a span; null for none. */
@@ -197,11 +198,47 @@ export class Message {
   }
 }
 
-/** An output of a message: what it changes of it. Made by `message.output(…)`. */
+/** An output of a message: what it changes of it, as given now; handlers use buffers and objects again. Made by `message.output(…)`. */
 export class Output {
   constructor(batch, source, changes) {
     this.batch = batch;
     this.source = source;
-    this.changes = changes;
+    this.key = undefined;
+    this.value = undefined;
+    // Names and values in turn.
+    this.headers = undefined;
+    // What few outputs change: undefined is none of it.
+    this.rest = undefined;
+    if (changes !== undefined) this.change(changes);
   }
+
+  change(changes) {
+    const { key, value, headers, clearHeaders, topic, partition, timestamp, deliverAt } = changes;
+    this.key = owned(key);
+    this.value = owned(value);
+    if (headers !== undefined) this.headers = flat(headers);
+    if (clearHeaders === true || topic !== undefined || partition !== undefined || timestamp !== undefined || deliverAt !== undefined) {
+      this.rest = { clearHeaders: clearHeaders === true, topic, partition, timestamp: timeOf(timestamp), deliverAt: timeOf(deliverAt) };
+    }
+  }
+}
+
+function owned(given) {
+  return given instanceof Uint8Array ? given.slice() : given;
+}
+
+function flat(headers) {
+  const all = [];
+  if (Array.isArray(headers)) {
+    for (const [name, value] of headers) all.push(String(name), owned(value));
+  } else {
+    for (const name in headers) all.push(name, owned(headers[name]));
+  }
+  return all;
+}
+
+function timeOf(ms) {
+  if (ms === undefined) return undefined;
+  if (!(ms >= 0)) throw new RangeError(`${ms} is no time: give milliseconds since 1970, or a Date`);
+  return Math.round(Number(ms));
 }

@@ -2,7 +2,7 @@
 
 import { answerOf, describe } from "./answer.js";
 import { Batch, Message } from "./batch.js";
-import { hasHost, hostOf } from "./host.js";
+import { hasHost, hostOf, toWide } from "./host.js";
 import { Unavailable, retry } from "./outcomes.js";
 import { StateFull } from "./state.js";
 
@@ -71,7 +71,7 @@ export function errorHandler(decide) {
         if (!DECISIONS.has(decided?.tag)) {
           throw new TypeError(`the error handler returned ${describe(decided)}: return one of decision.retryAfter(…), .deadLetter(), .drop(…), .policy()`);
         }
-        return decided;
+        return decided.tag === "retry-after" ? { tag: decided.tag, val: toWide(decided.val) } : decided;
       });
     }),
   );

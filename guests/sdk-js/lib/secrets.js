@@ -18,7 +18,8 @@ export const secrets = {
       value = ask(name);
       known.set(name, value);
     }
-    return value;
+    // The next one who asks gets the host's bytes, not what this one made of them.
+    return value.slice();
   },
   text: (name) => utf8.decode(secrets.get(name)),
 };

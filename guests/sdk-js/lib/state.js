@@ -48,7 +48,8 @@ class Blob {
 
 function keyBytes(key) {
   if (typeof key === "string") return utf8.encode(key);
-  if (key instanceof Uint8Array) return key;
+  // Callers use buffers again before the host is called.
+  if (key instanceof Uint8Array) return key.slice();
   if (key === null) return new Uint8Array(0);
   throw new TypeError(`a key of state is text or bytes, not a value of type ${typeof key}`);
 }
@@ -83,8 +84,7 @@ function getMany(keys) {
     const some = keys.slice(from, from + CALL_KEYS_MAX);
     const blob = new Blob();
     const spans = new Uint32Array(some.length * 2);
-    some.forEach((key, at) => {
-      const bytes = keyBytes(key);
+    some.forEach((bytes, at) => {
       spans[2 * at] = blob.add(bytes);
       spans[2 * at + 1] = bytes.length;
     });
@@ -105,7 +105,7 @@ function numberOf(bytes) {
 }
 
 export const state = {
-  get: (key) => getMany([key])[0],
+  get: (key) => getMany([keyBytes(key)])[0],
 
   text(key) {
     const bytes = state.get(key);
@@ -122,7 +122,7 @@ export const state = {
     return bytes === null ? null : numberOf(bytes);
   },
 
-  getMany: (keys) => getMany([...keys]),
+  getMany: (keys) => getMany(Array.from(keys, keyBytes)),
 
   set(message, key, value, { ttlMs } = {}) {
     const [name, bytes] = [keyBytes(key), valueBytes(value)];
@@ -210,7 +210,7 @@ export class Writes {
   }
 
   set(message, key, value, { ttlMs } = {}) {
-    this.add(message, keyBytes(key), valueBytes(value), ttlMs);
+    this.add(message, keyBytes(key), valueBytes(value).slice(), ttlMs);
   }
 
   delete(message, key) {

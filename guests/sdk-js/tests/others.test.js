@@ -25,6 +25,14 @@ test("an error handler sees the failure and decides", () => {
   assert.throws(() => new Tester(errorHandler(() => "retry")).decide([{}]), /returned a value of type string/);
 });
 
+test("a delay is a number of 64 bits as the engine has them", () => {
+  const handler = errorHandler(() => decision.retryAfter(1500));
+  const facts = [{ message: 0, revision: 1, attempt: 1, firstFailedAt: 0, cause: "retry", class: "", reason: "" }];
+  const columns = { topic: "in", partition: 0, data: new Uint8Array(0), offsets: [0], attempts: [1], keys: [0, 0], values: [0, 0], headerEnds: [0], headers: [] };
+  assert.deepEqual(handler.call(facts, { ...columns, timestamps: [0] }), [{ tag: "retry-after", val: 1500 }]);
+  assert.deepEqual(handler.call(facts, { ...columns, timestamps: BigUint64Array.of(0n) }), [{ tag: "retry-after", val: 1500n }]);
+});
+
 test("a component exports the kind that millrace.toml names, and an outage is the error of its answer", () => {
   const columns = { topic: "in", partition: 0, data: new Uint8Array(0), offsets: [0], timestamps: [0], attempts: [1], keys: [0, 0], values: [0, 0], headerEnds: [0], headers: [] };
   const exported = bind(processor(() => { throw new Unavailable("closed"); }), "processor", {});

@@ -18,12 +18,38 @@ test("an unchanged output is its message, and copies nothing", () => {
   ]);
 });
 
-test("a part of the input is not copied", () => {
+test("what is not changed is not copied", () => {
   const columns = { topic: "in", partition: 0, data: bytes(1, 2, 3, 4, 5), offsets: [0], timestamps: [0], attempts: [1], keys: [0, 1], values: [1, 4], headerEnds: [0], headers: [] };
-  const answer = processor((message) => emit(message.output({ value: message.value.subarray(1, 3), key: message.value }))).call(columns);
-  assert.equal(answer.data.length, 0);
-  assert.deepEqual([...answer.values], [2, 2]);
-  assert.deepEqual([...answer.keys], [1, 4]);
+  const answer = processor((message) => emit(message.output({ headers: { a: "b" } }))).call(columns);
+  assert.deepEqual([...answer.data], [0x61, 0x62]);
+  assert.deepEqual([answer.values, answer.keys], [[], []]);
+});
+
+test("a message never changes: its bytes are copies", () => {
+  const columns = { topic: "in", partition: 0, data: bytes(1, 2, 0x68, 3), offsets: [0], timestamps: [0], attempts: [1], keys: [0, 1], values: [1, 1], headerEnds: [1], headers: [2, 1, 3, 1] };
+  const answer = processor((one) => {
+    const { key, value } = one;
+    for (const part of [key, value, one.headerBytes("h")]) part[0] = 9;
+    assert.deepEqual([one.key, one.value, one.headerBytes("h")], [bytes(1), bytes(2), bytes(3)]);
+    return emit(one.output(), one.output({ key: value, value: key.subarray(0) }));
+  }).call(columns);
+  assert.deepEqual([...columns.data], [1, 2, 0x68, 3]);
+  assert.deepEqual([[...answer.keys], [...answer.values], [...answer.data]], [[0, 1, 4, 1], [1, 1, 5, 1], [9, 9]]);
+});
+
+test("buffers and objects that a handler uses again leave earlier outputs alone", () => {
+  const [buffer, headers, changes, when] = [new Uint8Array(1), { h: null }, {}, new Date(0)];
+  const outputs = run((one) => {
+    buffer[0] = 0x61 + one.index;
+    headers.h = buffer;
+    when.setTime(1000 * (one.index + 1));
+    Object.assign(changes, { key: buffer, value: buffer, headers: one.index === 0 ? headers : [["h", buffer]], timestamp: when });
+    return emit(one.output(changes));
+  }, [{}, {}]).outputs();
+  assert.deepEqual(outputs, [
+    { key: "a", value: "a", headers: { h: "a" }, timestamp: 1000 },
+    { key: "b", value: "b", headers: { h: "b" }, timestamp: 2000 },
+  ]);
 });
 
 test("what is absent is absent, also as QuickJS passes it: with lengths below 0", () => {

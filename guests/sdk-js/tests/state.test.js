@@ -78,6 +78,19 @@ test("many writes go in one call, and ranges are scanned in order", () => {
   assert.deepEqual(it.run([{}, {}, {}]).changes, { k0: "v", k1: { value: "v", ttlMs: 5 }, k2: "v", k9: null });
 });
 
+test("buffers that a handler uses again leave earlier writes and keys alone", () => {
+  const it = new Tester(processBatch((batch) => {
+    const [buffer, writes] = [new Uint8Array(1), new Writes()];
+    const letter = (index) => { buffer[0] = 0x61 + index; return buffer; };
+    for (const one of batch) writes.set(one, letter(one.index), buffer);
+    writes.write();
+    assert.deepEqual(state.addEach(batch, { key: (one) => letter(one.index + 2) }), [1, 1]);
+    assert.deepEqual(state.getMany((function* () { for (const at of [0, 1]) yield letter(at); })()).map(utf8.decode), ["a", "b"]);
+    return batch.map(() => ack());
+  }));
+  assert.deepEqual(it.run([{}, {}]).changes, { a: "a", b: "b", c: 1, d: 1 });
+});
+
 test("a full state retries the message unless the handler catches it", () => {
   const full = () => { throw { payload: { tag: "full", val: "128 MiB" } }; };
   const columns = { topic: "in", partition: 0, data: new Uint8Array(0), offsets: [0], timestamps: [0], attempts: [1], keys: [0, 0], values: [0, 0], headerEnds: [0], headers: [] };
@@ -103,6 +116,8 @@ test("secrets are given, refused or unavailable", () => {
   assert.equal(it.run([{ value: "key" }]).output().value, "s3cret");
   assert.throws(() => it.run([{ value: "away" }]), (error) => error instanceof Unavailable && /vault is sealed/.test(error.message));
   assert.throws(() => it.run([{ value: "other" }]), /no grant for the secret other/);
+  const spoilt = tester((one) => { secrets.get("key")[0] = 0x21; return emit(one.output({ value: secrets.text("key") })); }, { secrets: { key: "s3cret" } });
+  assert.equal(spoilt.run([{}]).output().value, "s3cret");
 });
 
 test("metrics have kinds and labels", () => {
