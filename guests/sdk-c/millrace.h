@@ -130,7 +130,7 @@ typedef enum mr_outcome {
 } mr_outcome;
 
 /* Try the message again later, after the delay of the processor's policy. `class_name` is a short word by which failures are grouped,
- * `reason` an explanation for people. */
+ * `reason` an explanation for people. Both are copied. */
 mr_outcome mr_retry(mr_output *output, const char *class_name, const char *reason);
 mr_outcome mr_retry_after(mr_output *output, uint64_t delay_ms, const char *class_name, const char *reason);
 
@@ -177,7 +177,8 @@ void mr_answer(mr_batch *batch, mr_outcome outcome);
  * outputs, and discarded if it fails.
  *
  * Functions that return false had no room and changed nothing; `mr_state_full` says why. Each of them is one call of the host, so use the ones that take many keys
- * for whole batches. At most 10,000 keys a call. */
+ * for whole batches. With more than 10,000 keys they call the host for each 10,000: if a later one of these calls finds no room, what earlier ones wrote stays, each for its
+ * message. Retry or reject the messages, and their writes are discarded. */
 
 /* The value of a key; absent if it has none. */
 mr_bytes mr_state_get(mr_bytes key);
@@ -193,7 +194,7 @@ bool mr_state_delete(const mr_message *message, mr_bytes key);
 bool mr_state_add(const mr_message *message, mr_bytes key, int64_t delta, int64_t *sum);
 
 /* Each message of the batch adds to the number of its own key, or of the empty key if it has none: 1, or its number in `deltas`. `sums` has room for
- * one sum per message. */
+ * one sum per message; if it returns false, they mean nothing. */
 bool mr_state_add_keys(const mr_batch *batch, const int64_t *deltas, int64_t *sums);
 
 typedef struct mr_entry {
@@ -205,7 +206,7 @@ typedef struct mr_entry {
  * have many bytes. None is the end. */
 uint32_t mr_state_scan(mr_bytes prefix, mr_bytes after, uint32_t max, const mr_entry **entries);
 
-/* Why the last write had no room. */
+/* Why the last write of this call that had no room had none; empty if all had. */
 const char *mr_state_full(void);
 
 /* ---------------------------------------------------------------------------------- Log, configuration, secrets, metrics */
@@ -253,7 +254,7 @@ typedef struct mr_failure {
   mr_bytes reason;
 } mr_failure;
 
-/* What the host does with a failed message; made by one of the four functions below. */
+/* What the host does with a failed message; made by one of the four functions below. It lives until the call ends. */
 typedef struct mr_decision {
   uint8_t kind;
   uint64_t delay_ms;
@@ -271,8 +272,8 @@ static inline mr_decision mr_decide(uint8_t kind, uint64_t delay_ms, mr_bytes re
 static inline mr_decision mr_decide_retry_after(uint64_t delay_ms) { return mr_decide(0, delay_ms, mr_absent()); }
 /* Give it up: it becomes a dead letter. */
 static inline mr_decision mr_decide_dead_letter(void) { return mr_decide(1, 0, mr_absent()); }
-/* Drop it; the host counts it and logs the reason. */
-static inline mr_decision mr_decide_drop(const char *reason) { return mr_decide(2, 0, mr_text(reason)); }
+/* Drop it; the host counts it and logs the reason, which is copied. */
+mr_decision mr_decide_drop(const char *reason);
 /* Do what the processor's retry policy says. */
 static inline mr_decision mr_decide_policy(void) { return mr_decide(3, 0, mr_absent()); }
 
@@ -413,6 +414,8 @@ static uint8_t *mr_free_, *mr_free_end_;
 static size_t mr_block_bytes_sum_;
 /* Whether the answer is complete: then the next allocation is that of a new call. */
 static bool mr_answered_;
+/* What `mr_state_full` returns, in memory of the call. */
+static const char *mr_full_ = "";
 
 /* Writes the reason where the host finds it, and traps. */
 __attribute__((noreturn)) static void mr_fail_(const char *why) {
@@ -439,6 +442,7 @@ static void mr_reset_memory_(void) {
   mr_block_ *block = mr_block_last_;
   size_t sum = mr_block_bytes_sum_;
   mr_answered_ = false;
+  mr_full_ = "";
   if (block == NULL) return;
   if (block->before == NULL) {
     mr_free_ = (uint8_t *)(((uintptr_t)(block + 1) + 15) & ~(uintptr_t)15);
@@ -1011,6 +1015,8 @@ typedef struct mr_wire_decision_ {
   } of;
 } mr_wire_decision_;
 
+mr_decision mr_decide_drop(const char *reason) { return mr_decide(2, 0, mr_copy_text_(reason)); }
+
 void *mr_run_error_handler(const uint32_t *arguments, mr_handle_failure handle) {
   const mr_wire_failure_ *failures = (const mr_wire_failure_ *)(uintptr_t)arguments[0];
   uint32_t count = arguments[1];
@@ -1052,8 +1058,6 @@ MR_IMPORT("state", "scan")
 void mr_host_state_scan_(const uint8_t *prefix, size_t prefix_size, int32_t has_after, const uint8_t *after, size_t after_size,
                          uint32_t max, void *result);
 
-static const char *mr_full_ = "";
-
 const char *mr_state_full(void) { return mr_full_; }
 
 /* Bytes of list arguments that are empty may be anywhere, but not at NULL plus something. */
@@ -1076,12 +1080,21 @@ mr_bytes mr_state_get(mr_bytes key) {
   return mr_span_bytes_(found.data, found.values[0]);
 }
 
-void mr_state_get_many(const mr_bytes *keys, uint32_t count, mr_bytes *values) {
+/* Keys of one call on state. */
+#define MR_STATE_KEYS_MAX_ 10000u
+
+/* The size of two pieces of memory. The same piece may come many times, so a sum may be more than there is memory. */
+static size_t mr_sum_(size_t size, size_t more) {
+  if (more > SIZE_MAX / 2 || size > SIZE_MAX / 2 - more) mr_fail_("state: the keys and values of one call have more than 2 GiB");
+  return size + more;
+}
+
+static void mr_state_get_some_(const mr_bytes *keys, uint32_t count, mr_bytes *values) {
   mr_values_ found;
   size_t size = 0;
   uint8_t *data;
   mr_span_ *spans = (mr_span_ *)mr_allocate((size_t)count * 8);
-  for (uint32_t index = 0; index < count; index++) size += keys[index].size;
+  for (uint32_t index = 0; index < count; index++) size = mr_sum_(size, keys[index].size);
   data = (uint8_t *)mr_allocate(size);
   size = 0;
   for (uint32_t index = 0; index < count; index++) {
@@ -1094,6 +1107,13 @@ void mr_state_get_many(const mr_bytes *keys, uint32_t count, mr_bytes *values) {
   for (uint32_t index = 0; index < count; index++) values[index] = mr_span_bytes_(found.data, found.values[index]);
 }
 
+void mr_state_get_many(const mr_bytes *keys, uint32_t count, mr_bytes *values) {
+  for (uint32_t start = 0; start < count; start += MR_STATE_KEYS_MAX_) {
+    uint32_t some = count - start < MR_STATE_KEYS_MAX_ ? count - start : MR_STATE_KEYS_MAX_;
+    mr_state_get_some_(keys + start, some, values + start);
+  }
+}
+
 /* An answer whose error is `full`: whether it is that. */
 static bool mr_is_full_(const uint32_t *result) {
   if ((result[0] & 0xff) == 0) return false;
@@ -1104,7 +1124,7 @@ static bool mr_is_full_(const uint32_t *result) {
 static bool mr_state_write_(const mr_message *message, mr_bytes key, mr_bytes value, const uint64_t *ttl_ms) {
   uint32_t result[4];
   mr_span_ spans[2];
-  size_t size = key.size + value.size;
+  size_t size = mr_sum_(key.size, value.size);
   uint8_t *data = (uint8_t *)mr_allocate(size);
   mr_copy_(data, key.data, key.size);
   mr_copy_(data + key.size, value.data, value.size);
@@ -1137,9 +1157,6 @@ bool mr_state_add(const mr_message *message, mr_bytes key, int64_t delta, int64_
   if (sum != NULL) *sum = *(const int64_t *)(uintptr_t)result[1];
   return true;
 }
-
-/* Keys of one call on state. */
-#define MR_STATE_KEYS_MAX_ 10000u
 
 bool mr_state_add_keys(const mr_batch *batch, const int64_t *deltas, int64_t *sums) {
   uint32_t result[4];
