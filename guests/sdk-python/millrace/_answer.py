@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from itertools import accumulate
-from typing import Any, Iterable
+from itertools import accumulate, chain
+from typing import Any, Iterable, Sequence
 
 from ._batch import NONE, Batch
-from ._outcomes import ACK, EMIT, KEEP, Outcome, Output, Rest
+from ._outcomes import ACK, EMIT, KEEP, Outcome, Output, Rest, describe
 
 NO_TIME = 0xFFFFFFFFFFFFFFFF
 
@@ -45,147 +45,187 @@ class Answer:
 
 def answer_of(batch: Batch, outcomes: Iterable[Outcome]) -> Answer:
     """The answer to a batch, from one outcome per message."""
-    kinds = bytearray()
-    details: list[Detail] = []
-    outputs: list[Output] = []
-    index = 0
-    for outcome in outcomes:
-        if outcome.__class__ is Output:
-            if outcome.source != index or outcome.batch is not batch:
-                raise _foreign()
-            kinds.append(EMIT)
-            outputs.append(outcome)
-        elif isinstance(outcome, Outcome):
-            kinds.append(outcome.kind)
-            if outcome.kind == EMIT:
-                for output in outcome.outputs:
-                    if not isinstance(output, Output) or output.source != index or output.batch is not batch:
-                        raise _foreign()
-                outputs.extend(outcome.outputs)
-            elif outcome.kind != ACK:
-                details.append(Detail(index, outcome.after_ms, str(outcome.class_), str(outcome.reason)))
-        else:
-            raise TypeError(f"the handler returned {describe(outcome)}: return ack(), emit(…), retry(…) or reject(…)")
-        index += 1
-    if index != batch.length:
-        raise TypeError(f"the handler returned {index} outcomes for {batch.length} messages: return one for each")
+    all = outcomes if outcomes.__class__ is list else list(outcomes)
     answer = Answer()
-    answer.outcomes = bytes(kinds)
-    answer.details = details
-    _fill(answer, batch, outputs)
+    if len(all) == batch.length and _kinds(all) == {Output}:
+        # Each message has one output, as in most batches.
+        answer.outcomes = bytes([EMIT]) * len(all)
+        answer.details = []
+        outputs = all
+        expected = tuple(range(len(all)))
+    else:
+        answer.outcomes, answer.details, outputs, expected = _sorted(batch, all)
+    if outputs:
+        batches, sources, values, keys, headers, rests = zip(*outputs)
+        if sources != expected or batches.count(batch) != len(batches):
+            raise TypeError("an output belongs to the message that it was made from: make outputs with message.output(…)")
+    else:
+        sources = values = keys = headers = rests = ()
+    _fill(answer, batch, list(sources), values, keys, headers, rests)
     return answer
 
 
-def describe(value: Any) -> str:
-    """A value that a handler returned by mistake, in words."""
-    if hasattr(value, "__await__"):
-        return "a coroutine (handlers answer at once; they cannot be async)"
-    return "None" if value is None else f"a value of type {type(value).__name__}"
+def _kinds(values: Iterable[Any]) -> set[type]:
+    return set(map(type, values))
 
 
-def _foreign() -> TypeError:
-    return TypeError("an output belongs to the message that it was made from: make outputs with message.output(…)")
+def _sorted(batch: Batch, outcomes: list[Outcome]) -> tuple[bytes, list[Detail], list[Output], tuple[int, ...]]:
+    """The outcomes' kinds, details and outputs, and the message that each output is of."""
+    kinds = bytearray()
+    details: list[Detail] = []
+    outputs: list[Output] = []
+    expected: list[int] = []
+    for index, outcome in enumerate(outcomes):
+        if outcome.__class__ is Output:
+            kinds.append(EMIT)
+            outputs.append(outcome)
+            expected.append(index)
+        elif isinstance(outcome, Outcome):
+            kind, own, after_ms, class_, reason = outcome
+            kinds.append(kind)
+            if kind == EMIT:
+                for output in own:
+                    if output.__class__ is not Output:
+                        raise TypeError(f"{describe(output)} is no output: make outputs with message.output(…)")
+                    outputs.append(output)
+                    expected.append(index)
+            elif kind != ACK:
+                details.append(Detail(index, after_ms, str(class_), str(reason)))
+        else:
+            raise TypeError(f"the handler returned {describe(outcome)}: return ack(), emit(…), retry(…) or reject(…)")
+    if len(outcomes) != batch.length:
+        raise TypeError(f"the handler returned {len(outcomes)} outcomes for {batch.length} messages: return one for each")
+    return bytes(kinds), details, outputs, tuple(expected)
 
 
-def _fill(answer: Answer, batch: Batch, outputs: list[Output]) -> None:
-    """Fills the columns of outputs. Most of it is done by functions of C, since this is what costs the time of a batch."""
-    sources = answer.sources = [output.source for output in outputs]
+# The columns are filled by functions of C wherever outputs are alike: loops in Python are what costs the time of a batch.
+
+
+def _fill(answer: Answer, batch: Batch, sources: list[int], values: Any, keys: Any, headers: Any, rests: Any) -> None:
+    """Fills the columns of outputs."""
     parts: list[bytes] = []
+    answer.sources = sources
     # The spans of new bytes continue behind those of the batch.
     end = len(batch.data)
-    answer.keys, end = _changed(parts, end, [output.key for output in outputs], sources, batch.keys)
-    answer.values, end = _changed(parts, end, [output.value for output in outputs], sources, batch.values)
-    rests = [output.rest for output in outputs]
+    answer.keys, end = _changed(parts, end, keys, sources, batch.keys)
+    answer.values, end = _changed(parts, end, values, sources, batch.values)
     if rests.count(None) == len(rests):
-        rests = []
-    given = [output.headers for output in outputs]
-    if given.count(None) == len(given) and not any(rest.clear_headers for rest in rests if rest):
+        rests = ()
+    if headers.count(None) == len(headers) and not any(rest.clear_headers for rest in rests if rest):
         answer.headers, answer.header_ends = [], []
     else:
-        answer.headers, answer.header_ends = _headers(parts, end, given, sources, rests, batch.columns)
+        answer.headers, answer.header_ends = _headers(parts, end, headers, sources, rests, batch.columns)
     answer.topic_names, answer.topics = _topics([rest and rest.topic for rest in rests])
     answer.partitions = _partitions([rest and rest.partition for rest in rests])
     answer.times = _times(rests)
     answer.data = b"".join(parts)
 
 
-def encoded(given: Any) -> bytes:
-    """Text or bytes as bytes."""
-    if given.__class__ is str:
-        return given.encode("utf-8", "replace")
-    if isinstance(given, (bytes, bytearray, memoryview)):
-        return given
-    raise TypeError(f"{describe(given)} is neither text, bytes nor None: use json.dumps(…) for JSON, str(…) for numbers")
-
-
-def _changed(parts: list[bytes], end: int, given: list[Any], sources: list[int], kept: list[int]) -> tuple[list[int], int]:
+def _changed(parts: list[bytes], end: int, given: Any, sources: list[int], kept: list[int]) -> tuple[list[int], int]:
     """The column of keys or values, and where the new bytes end then."""
-    if given.count(KEEP) == len(given):
+    kinds = _kinds(given)
+    if kinds == {KEEP.__class__} or not kinds:
         return [], end
-    if KEEP in given or None in given:
-        return _partly_changed(parts, end, given, sources, kept)
-    news = [value if value.__class__ is bytes else encoded(value) for value in given]
-    parts += news
-    lengths = list(map(len, news))
-    ends = list(accumulate(lengths, initial=end))
-    column = [0] * (2 * len(news))
-    column[1::2] = lengths
-    end = ends.pop()
-    column[0::2] = ends
-    return column, end
-
-
-def _partly_changed(parts: list[bytes], end: int, given: list[Any], sources: list[int], kept: list[int]) -> tuple[list[int], int]:
-    column: list[int] = []
+    if kinds == {bytes} or kinds == {str}:
+        column = [0] * (2 * len(given))
+        column[0::2], column[1::2], end = _place_all(parts, end, given, kinds)
+        return column, end
+    column = []
     for value, source in zip(given, sources):
         if value is KEEP:
             column += kept[2 * source : 2 * source + 2]
-        elif value is None:
-            column += (0, NONE)
         else:
-            value = encoded(value)
-            parts.append(value)
-            column += (end, len(value))
-            end += len(value)
+            span, end = _place(parts, end, value)
+            column += span
     return column, end
 
 
-def _headers(
-    parts: list[bytes], end: int, given: list[Any], sources: list[int], rests: list[Rest | None], columns: Any
-) -> tuple[list[int], list[int]]:
+def _place(parts: list[bytes], end: int, value: str | bytes | None) -> tuple[tuple[int, int], int]:
+    """The span of a byte string, which is added to the new bytes; and where these end then."""
+    if value is None:
+        return (0, NONE), end
+    encoded = value.encode("utf-8", "replace") if value.__class__ is str else value
+    parts.append(encoded)
+    length = len(encoded)
+    return (end, length), end + length
+
+
+def _place_all(parts: list[bytes], end: int, values: Any, kinds: set[type]) -> tuple[list[int], list[int], int]:
+    """The same for many values that are all bytes, or all text: their starts and lengths."""
+    if kinds == {str}:
+        text = "".join(values)
+        encoded = text.encode("utf-8", "replace")
+        if len(encoded) == len(text):
+            parts.append(encoded)
+        else:
+            values = [value.encode("utf-8", "replace") for value in values]
+            parts += values
+    else:
+        parts += values
+    lengths = list(map(len, values))
+    starts = list(accumulate(lengths, initial=end))
+    return starts, lengths, starts.pop()
+
+
+def _headers(parts: list[bytes], end: int, given: Any, sources: list[int], rests: Any, columns: Any) -> tuple[list[int], list[int]]:
+    if not rests and None not in given:
+        found = _same_headers(parts, end, given, sources, columns)
+        if found is not None:
+            return found
     headers: list[int] = []
     ends: list[int] = []
-    names: dict[str, tuple[int, int]] = {}
+    known: dict[Any, tuple[int, int]] = {}
     kept = columns.headers
     begins = [0, *columns.header_ends]
-    place = parts.append
     for at, source in enumerate(sources):
         rest = rests[at] if rests else None
         if rest is None or not rest.clear_headers:
             begin, stop = begins[source], begins[source + 1]
             if begin != stop:
                 headers += kept[4 * begin : 4 * stop]
-        own = given[at]
-        if own:
-            for name, value in own.items() if own.__class__ is dict or hasattr(own, "items") else own:
-                span = names.get(name)
-                if span is None:
-                    # The same few names come again and again: each is placed once.
-                    text = encoded(name)
-                    place(text)
-                    span = names[name] = (end, len(text))
-                    end += len(text)
-                headers += span
-                if value is None:
-                    headers += (0, NONE)
-                else:
-                    value = encoded(value)
-                    place(value)
-                    length = len(value)
-                    headers += (end, length)
-                    end += length
+        for name, value in given[at] or ():
+            # The same few names come again and again: each is placed once.
+            if name not in known:
+                known[name], end = _place(parts, end, name)
+            headers += known[name]
+            span, end = _place(parts, end, value)
+            headers += span
         ends.append(len(headers) // 4)
     return headers, ends
+
+
+def _same_headers(parts: list[bytes], end: int, given: Any, sources: list[int], columns: Any) -> tuple[list[int], list[int]] | None:
+    """The columns if all messages have equally many headers, and all outputs add those of the same names; otherwise None."""
+    messages = len(columns.header_ends)
+    before, uneven = divmod(columns.header_ends[-1], messages)
+    if uneven or (before and columns.header_ends != list(range(before, before * messages + 1, before))):
+        return None
+    adds = len(given[0])
+    if set(map(len, given)) != {adds}:
+        return None
+    # Names and values of all outputs in turn.
+    flat = list(chain.from_iterable(chain.from_iterable(given)))
+    count = len(sources)
+    for at in range(adds):
+        names, kinds = flat[2 * at :: 2 * adds], _kinds(flat[2 * at + 1 :: 2 * adds])
+        if names.count(names[0]) != count or (kinds != {str} and kinds != {bytes}):
+            return None
+    per = before + adds
+    headers = [0] * (4 * per * count)
+    all_kept = sources == list(range(messages))
+    for at in range(4 * before):
+        column = columns.headers[at :: 4 * before]
+        headers[at :: 4 * per] = column if all_kept else [column[source] for source in sources]
+    for at in range(adds):
+        values = flat[2 * at + 1 :: 2 * adds]
+        (start, length), end = _place(parts, end, flat[2 * at])
+        starts, lengths, end = _place_all(parts, end, values, _kinds(values))
+        to = 4 * (before + at)
+        headers[to :: 4 * per] = [start] * count
+        headers[to + 1 :: 4 * per] = [length] * count
+        headers[to + 2 :: 4 * per] = starts
+        headers[to + 3 :: 4 * per] = lengths
+    return headers, list(range(per, per * count + 1, per)) if per else [0] * count
 
 
 def _topics(given: list[str | None]) -> tuple[list[str], list[int]]:
@@ -202,7 +242,7 @@ def _partitions(given: list[int | None]) -> list[int]:
     return [NONE if partition is None else partition for partition in given]
 
 
-def _times(rests: list[Rest | None]) -> list[int]:
+def _times(rests: Sequence[Rest | None]) -> list[int]:
     if not any(rest.timestamp is not None or rest.deliver_at is not None for rest in rests if rest):
         return []
     times: list[int] = []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from itertools import repeat
+from operator import itemgetter
 from typing import Any, Iterator
 
-from ._outcomes import KEEP, Headers, Output, Rest, _Keep
+from ._outcomes import KEEP, Content, Headers, Output, Rest, _Keep, own, own_pairs
 
 #: The length that means "none".
 NONE = 0xFFFFFFFF
@@ -37,11 +39,11 @@ class Batch:
     def __getitem__(self, index: int) -> Message:
         if not 0 <= index < self.length:
             raise IndexError(f"a batch of {self.length} has no message {index}")
-        return Message(self, index)
+        return Message((self, index, self.data, self.values[2 * index], self.values[2 * index + 1]))
 
     def __iter__(self) -> Iterator[Message]:
-        for index in range(self.length):
-            yield Message(self, index)
+        # Functions of C make the messages, without a call of Python for each.
+        return map(Message, zip(repeat(self), range(self.length), repeat(self.data), self.values[0::2], self.values[1::2]))
 
     def span(self, start: int, length: int) -> bytes | None:
         """The bytes of a span; None for none."""
@@ -53,18 +55,18 @@ class Batch:
         return range(4 * ends[index - 1] if index else 0, 4 * ends[index], 4)
 
 
-class Message:
-    """A message of a batch."""
+class Message(tuple):
+    """A message of a batch.
 
-    __slots__ = ("_batch", "_value", "index")
+    It is a tuple inside, of its batch, its index, the batch's data and the span of its value, because Python makes tuples quickly.
+    """
+
+    __slots__ = ()
+
+    _batch: Batch = property(itemgetter(0))  # type: ignore[assignment]
 
     #: Its index in the batch, from 0.
-    index: int
-
-    def __init__(self, batch: Batch, index: int) -> None:
-        self._batch = batch
-        self._value = KEEP
-        self.index = index
+    index: int = property(itemgetter(1))  # type: ignore[assignment]
 
     @property
     def key(self) -> bytes | None:
@@ -76,13 +78,8 @@ class Message:
     @property
     def value(self) -> bytes | None:
         """The value, if it has one. A message without a value is a tombstone, as in Kafka."""
-        value = self._value
-        if value is KEEP:
-            batch, at = self._batch, 2 * self.index
-            values = batch.values
-            start, length = values[at], values[at + 1]
-            value = self._value = None if length == NONE else batch.data[start : start + length]
-        return value
+        start, length = self[3], self[4]
+        return None if length == NONE else self[2][start : start + length]
 
     def text(self, errors: str = "replace") -> str:
         """The value as text. Bytes that are not UTF-8 become U+FFFD; with `errors="strict"` they raise UnicodeDecodeError.
@@ -153,8 +150,8 @@ class Message:
 
     def output(
         self,
-        value: str | bytes | None | _Keep = KEEP,
-        key: str | bytes | None | _Keep = KEEP,
+        value: Content | None | _Keep = KEEP,
+        key: Content | None | _Keep = KEEP,
         topic: str | None = None,
         partition: int | None = None,
         headers: Headers | None = None,
@@ -162,9 +159,10 @@ class Message:
         timestamp: int | datetime | None = None,
         deliver_at: int | datetime | None = None,
     ) -> Output:
-        """An output that is this message, with these changes. Parts that are not given stay as they are, and are not copied.
+        """An output that is this message, with these changes. Parts that are not given stay as they are, and are not copied. Those that are
+        given are taken as they are now: buffers and dicts can be used again.
 
-        value, key     text (stored as UTF-8), bytes, or None to remove it
+        value, key     text (stored as UTF-8), bytes, bytearray, memoryview, or None to remove it
         topic          sends it to this topic instead of the processor's default output; the processor needs a grant for it
         partition      sends it to this partition instead of letting the topic's partitioner choose
         headers        are added to those of the message; no name that begins with `millrace-`
@@ -173,10 +171,21 @@ class Message:
         deliver_at     the same: the host keeps the output until this time, never delivers it earlier, and gives it that timestamp
                        unless another one is given
         """
+        if value.__class__ is not bytes and value.__class__ is not str and value is not KEEP:
+            value = own(value)
+        if key is not KEEP:
+            key = own(key)
+        pairs = headers
+        if pairs is not None:
+            pairs = tuple(headers.items()) if headers.__class__ is dict else own_pairs(headers)
+            for _, one in pairs:
+                if one.__class__ is not str and one.__class__ is not bytes:
+                    pairs = own_pairs(pairs)
+                    break
         if topic is None and partition is None and timestamp is None and deliver_at is None and not clear_headers:
-            return Output(self._batch, self.index, value, key, headers, None)
+            return Output((self[0], self[1], value, key, pairs, None))
         rest = Rest(topic, partition, clear_headers, timestamp, deliver_at)
-        return Output(self._batch, self.index, value, key, headers, rest)
+        return Output((self[0], self[1], value, key, pairs, rest))
 
     def __repr__(self) -> str:
         return f"<message {self.index} of {self.topic}/{self.partition}: key {self.key!r}, value {self.value!r}>"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Callable, Iterable, TypeVar
 
 from . import _host
-from ._answer import Answer, answer_of, describe
+from ._answer import Answer, answer_of
 from ._batch import Batch, Message
 from ._failures import Failure
-from ._outcomes import Outcome, Unavailable, retry
+from ._outcomes import Outcome, Unavailable, describe, retry
 from .decision import Decision
 from .state import StateFull
 
@@ -27,11 +27,13 @@ def processor(process: Callable[[Message], Outcome]) -> Callable[[Message], Outc
     """Exports a function of one message as the module's message processor."""
 
     def outcomes(batch: Batch) -> Iterable[Outcome]:
-        for index in range(batch.length):
+        all: list[Outcome] = []
+        for message in batch:
             try:
-                yield process(Message(batch, index))
+                all.append(process(message))
             except StateFull as full:
-                yield retry("state-full", str(full))
+                all.append(retry("state-full", str(full)))
+        return all
 
     return _export(process, "processor", lambda columns: _answer(columns, outcomes))
 

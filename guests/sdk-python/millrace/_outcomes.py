@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple, Sequence
-
-if TYPE_CHECKING:
-    from ._batch import Batch
+from typing import Any, Iterable, Mapping, NamedTuple
 
 ACK, EMIT, RETRY, REJECT = range(4)
 
@@ -22,45 +19,51 @@ class _Keep:
 KEEP = _Keep()
 
 
-Headers = Mapping[str, "str | bytes | None"] | Iterable[tuple[str, "str | bytes | None"]]
+#: What keys, values and values of headers are made of.
+Content = str | bytes | bytearray | memoryview
+Headers = Mapping[str, "Content | None"] | Iterable[tuple[str, "Content | None"]]
 
 
-class Outcome:
-    """The outcome of a message; made by `ack`, `emit`, `retry`, `retry_after` and `reject`."""
+class Outcome(tuple):
+    """The outcome of a message; made by `ack`, `emit`, `retry`, `retry_after` and `reject`.
 
-    __slots__ = ("after_ms", "class_", "kind", "outputs", "reason")
+    It is a tuple inside, because Python makes tuples quickly: kind, outputs, after_ms, class_, reason.
+    """
 
-    def __init__(
-        self, kind: int, outputs: Sequence[Output] = (), after_ms: int | None = None, class_: str = "", reason: str = ""
-    ) -> None:
-        self.kind = kind
-        self.outputs = outputs
-        self.after_ms = after_ms
-        self.class_ = class_
-        self.reason = reason
+    __slots__ = ()
 
 
 class Output(Outcome):
-    """An output of a message, made by `Message.output`. Alone, it is its own outcome: most messages have one output."""
+    """An output of a message, made by `Message.output`. Alone, it is its own outcome: most messages have one output.
 
-    __slots__ = ("batch", "headers", "key", "rest", "source", "value")
+    Inside: batch, source, value, key, headers as `own_pairs` returns them, rest. The last is what few outputs change; None is none of it.
+    """
 
-    def __init__(
-        self,
-        batch: Batch,
-        source: int,
-        value: str | bytes | None | _Keep,
-        key: str | bytes | None | _Keep,
-        headers: Headers | None,
-        rest: Rest | None,
-    ) -> None:
-        self.batch = batch
-        self.source = source
-        self.value = value
-        self.key = key
-        self.headers = headers
-        # What few outputs change: None is none of it.
-        self.rest = rest
+    __slots__ = ()
+
+
+def own(given: Any) -> str | bytes | None:
+    """Text or bytes that nobody changes any more; None as it is."""
+    if given.__class__ is bytes or given.__class__ is str or given is None:
+        return given
+    if isinstance(given, str):
+        return str(given)
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return bytes(given)
+    raise TypeError(f"{describe(given)} is neither text, bytes nor None: use json.dumps(…) for JSON, str(…) for numbers")
+
+
+def own_pairs(headers: Headers) -> tuple[tuple[str | bytes, str | bytes | None], ...]:
+    """Names and values of headers that nobody changes any more."""
+    pairs = headers.items() if hasattr(headers, "items") else headers
+    return tuple([(own(name) or "", own(value)) for name, value in pairs])
+
+
+def describe(value: Any) -> str:
+    """A value that a handler gave by mistake, in words."""
+    if hasattr(value, "__await__"):
+        return "a coroutine (handlers answer at once; they cannot be async)"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
 class Rest(NamedTuple):
@@ -77,7 +80,7 @@ class Unavailable(Exception):
     """Raise this if something that the whole processor needs is down: the host pauses, probes, and spends no attempts."""
 
 
-_ACKED = Outcome(ACK)
+_ACKED = Outcome((ACK, (), None, "", ""))
 
 
 def ack() -> Outcome:
@@ -89,7 +92,7 @@ def emit(*outputs: Output) -> Outcome:
     """Done, with these outputs, in order. Without outputs it is the same as `ack`."""
     if len(outputs) == 1:
         return outputs[0]
-    return Outcome(EMIT, outputs) if outputs else _ACKED
+    return Outcome((EMIT, outputs, None, "", "")) if outputs else _ACKED
 
 
 def retry(class_: str, reason: str) -> Outcome:
@@ -97,17 +100,17 @@ def retry(class_: str, reason: str) -> Outcome:
 
     `class_` is a short word by which failures are grouped, `reason` an explanation for people.
     """
-    return Outcome(RETRY, (), None, class_, reason)
+    return Outcome((RETRY, (), None, class_, reason))
 
 
 def retry_after(after_ms: int, class_: str, reason: str) -> Outcome:
     """Try again after this many milliseconds."""
-    return Outcome(RETRY, (), whole_ms(after_ms), class_, reason)
+    return Outcome((RETRY, (), whole_ms(after_ms), class_, reason))
 
 
 def reject(class_: str, reason: str) -> Outcome:
     """Give the message up: it becomes a dead letter."""
-    return Outcome(REJECT, (), None, class_, reason)
+    return Outcome((REJECT, (), None, class_, reason))
 
 
 def whole_ms(ms: float) -> int:

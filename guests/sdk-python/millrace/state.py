@@ -4,7 +4,9 @@ Writes are committed together with the batch's outputs, and only if their messag
 (stored as UTF-8) or bytes.
 
 The cost is in the number of calls to the host, not of keys: `add_each`, `get_many` and `Writes` add, read and write for a whole batch at
-once. If there is no room, writes raise `StateFull`; a handler that does not catch it retries its message with the class `state-full`.
+once, or for 10,000 keys at once if there are more. If there is no room, writes raise `StateFull`; a handler that does not catch it retries
+its message, or a handler of batches all of them, with the class `state-full`. What earlier ones of several such calls wrote stays, each for
+its message; writes of a message that is retried or rejected are discarded.
 """
 
 from __future__ import annotations
@@ -34,8 +36,6 @@ class Entry(NamedTuple):
 
     key: bytes
     value: bytes
-
-
 
 
 def get(key: Key) -> bytes | None:
@@ -218,7 +218,7 @@ def _spans(parts: list[bytes]) -> list[int]:
 
 def _own_keys(batch: Batch) -> list[int]:
     """The batch's keys; that of a message without one is empty."""
-    if NONE not in batch.keys:
+    if batch.keys[1::2].count(NONE) == 0:
         return batch.keys
     keys = list(batch.keys)
     for at in range(1, len(keys), 2):

@@ -1,6 +1,7 @@
 """What outputs change, and what they keep."""
 
 import unittest
+from array import array
 from datetime import datetime, timezone
 from types import SimpleNamespace
 
@@ -48,6 +49,47 @@ class Outputs(unittest.TestCase):
         samples = [Sample(headers={name: name}) for name in "abc"]
         outputs = run(lambda message: emit(message.output(headers={"new": "x"} if message.index == 1 else None)), samples).outputs
         self.assertEqual([sent.headers for sent in outputs], [[("a", "a")], [("b", "b"), ("new", "x")], [("c", "c")]])
+
+    def test_headers_that_are_alike_are_added_at_once(self):
+        def sent(samples, headers):
+            return [sent.headers for sent in run(lambda message: emit(message.output(headers=headers(message.index))), samples).outputs]
+
+        one = [Sample(headers={"a": name}) for name in "xyz"]
+        self.assertEqual(sent(one, lambda at: {"n": str(at), "m": "é" * at}), [[("a", name), ("n", str(at)), ("m", "é" * at)] for at, name in enumerate("xyz")])
+        self.assertEqual(sent([Sample()] * 2, lambda at: {"n": bytes([0x61 + at])}), [[("n", "a")], [("n", "b")]])
+        self.assertEqual(sent(one, lambda at: {}), [[("a", name)] for name in "xyz"])
+        # Not alike: names, numbers of headers, kinds of values.
+        self.assertEqual(sent(one, lambda at: {"n": "1"} if at else {"o": "1"})[0], [("a", "x"), ("o", "1")])
+        self.assertEqual(sent([Sample(), *one], lambda at: {"n": "1"}), [[("n", "1")], *([("a", name), ("n", "1")] for name in "xyz")])
+        self.assertEqual(sent(one, lambda at: {"n": None if at == 1 else "1"})[1], [("a", "y"), ("n", None)])
+
+    def test_headers_are_those_of_the_outputs_own_message_if_others_have_none(self):
+        samples = [Sample(value=str(at), headers={"a": str(at)}) for at in range(4)]
+        chosen = {0: ack(), 2: reject("bad", "no")}
+        said = run(lambda message: chosen.get(message.index) or emit(message.output(headers={"n": "1"}), message.output(headers={"n": "2"})), samples).all
+        expected = [[Sent(None, str(at), [("a", str(at)), ("n", n)]) for n in "12"] for at in range(4)]
+        self.assertEqual(said, [Acked(), Emitted(expected[1]), Rejected("bad", "no"), Emitted(expected[3])])
+
+    def test_buffers_and_dicts_that_a_handler_uses_again_leave_earlier_outputs_alone(self):
+        buffer, headers = bytearray(1), {}
+
+        def process(message):
+            buffer[0] = 0x61 + message.index
+            headers["h"] = memoryview(buffer)
+            output = message.output(memoryview(buffer), key=buffer, headers=headers)
+            pairs = message.output(str(message.index), headers=[("h", buffer)])
+            buffer[0] = headers["h"] = 0
+            return emit(output, pairs)
+
+        outputs = run(process, [Sample(), Sample()]).outputs
+        expected = [[Sent(letter, letter, [("h", letter)]), Sent(None, str(at), [("h", letter)])] for at, letter in enumerate("ab")]
+        self.assertEqual(outputs, expected[0] + expected[1])
+
+    def test_a_typed_view_counts_as_its_bytes(self):
+        numbers = array("H", [0x6261, 0x6463])
+        columns = memoryview(b"a-b-c-")[::2]
+        sent = run(lambda message: emit(message.output(memoryview(numbers), key=columns, headers={"h": memoryview(numbers)})), [Sample("k", "v")] * 2).outputs
+        self.assertEqual(sent, [Sent("abc", numbers.tobytes().decode(), [("h", numbers.tobytes().decode())])] * 2)
 
     def test_topics_partitions_and_times_are_of_the_outputs_that_set_them(self):
         second = datetime(1970, 1, 1, 0, 0, 1, tzinfo=timezone.utc)
