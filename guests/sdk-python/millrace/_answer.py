@@ -52,16 +52,12 @@ def answer_of(batch: Batch, outcomes: Iterable[Outcome]) -> Answer:
         answer.outcomes = bytes([EMIT]) * len(all)
         answer.details = []
         outputs = all
-        expected = tuple(range(len(all)))
+        expected = list(range(len(all)))
     else:
         answer.outcomes, answer.details, outputs, expected = _sorted(batch, all)
-    if outputs:
-        batches, sources, values, keys, headers, rests = zip(*outputs)
-        if sources != expected or batches.count(batch) != len(batches):
-            raise TypeError("an output belongs to the message that it was made from: make outputs with message.output(…)")
-    else:
-        sources = values = keys = headers = rests = ()
-    _fill(answer, batch, list(sources), values, keys, headers, rests)
+    if [output.source for output in outputs] != expected or [output.batch for output in outputs].count(batch) != len(outputs):
+        raise TypeError("an output belongs to the message that it was made from: make outputs with message.output(…)")
+    _fill(answer, batch, outputs, expected)
     return answer
 
 
@@ -69,7 +65,7 @@ def _kinds(values: Iterable[Any]) -> set[type]:
     return set(map(type, values))
 
 
-def _sorted(batch: Batch, outcomes: list[Outcome]) -> tuple[bytes, list[Detail], list[Output], tuple[int, ...]]:
+def _sorted(batch: Batch, outcomes: list[Outcome]) -> tuple[bytes, list[Detail], list[Output], list[int]]:
     """The outcomes' kinds, details and outputs, and the message that each output is of."""
     kinds = bytearray()
     details: list[Detail] = []
@@ -81,34 +77,35 @@ def _sorted(batch: Batch, outcomes: list[Outcome]) -> tuple[bytes, list[Detail],
             outputs.append(outcome)
             expected.append(index)
         elif isinstance(outcome, Outcome):
-            kind, own, after_ms, class_, reason = outcome
-            kinds.append(kind)
-            if kind == EMIT:
-                for output in own:
+            kinds.append(outcome.kind)
+            if outcome.kind == EMIT:
+                for output in outcome.outputs:
                     if output.__class__ is not Output:
                         raise TypeError(f"{describe(output)} is no output: make outputs with message.output(…)")
                     outputs.append(output)
                     expected.append(index)
-            elif kind != ACK:
-                details.append(Detail(index, after_ms, str(class_), str(reason)))
+            elif outcome.kind != ACK:
+                details.append(Detail(index, outcome.after_ms, str(outcome.class_), str(outcome.reason)))
         else:
             raise TypeError(f"the handler returned {describe(outcome)}: return ack(), emit(…), retry(…) or reject(…)")
     if len(outcomes) != batch.length:
         raise TypeError(f"the handler returned {len(outcomes)} outcomes for {batch.length} messages: return one for each")
-    return bytes(kinds), details, outputs, tuple(expected)
+    return bytes(kinds), details, outputs, expected
 
 
 # The columns are filled by functions of C wherever outputs are alike: loops in Python are what costs the time of a batch.
 
 
-def _fill(answer: Answer, batch: Batch, sources: list[int], values: Any, keys: Any, headers: Any, rests: Any) -> None:
+def _fill(answer: Answer, batch: Batch, outputs: list[Output], sources: list[int]) -> None:
     """Fills the columns of outputs."""
     parts: list[bytes] = []
+    headers = [output.headers for output in outputs]
+    rests: Sequence[Rest | None] = [output.rest for output in outputs]
     answer.sources = sources
     # The spans of new bytes continue behind those of the batch.
     end = len(batch.data)
-    answer.keys, end = _changed(parts, end, keys, sources, batch.keys)
-    answer.values, end = _changed(parts, end, values, sources, batch.values)
+    answer.keys, end = _changed(parts, end, [output.key for output in outputs], sources, batch.keys)
+    answer.values, end = _changed(parts, end, [output.value for output in outputs], sources, batch.values)
     if rests.count(None) == len(rests):
         rests = ()
     if headers.count(None) == len(headers) and not any(rest.clear_headers for rest in rests if rest):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from itertools import repeat
-from operator import itemgetter
 from typing import Any, Iterator
 
 from ._outcomes import KEEP, Content, Headers, Output, Rest, _Keep, own, own_pairs
@@ -39,11 +37,11 @@ class Batch:
     def __getitem__(self, index: int) -> Message:
         if not 0 <= index < self.length:
             raise IndexError(f"a batch of {self.length} has no message {index}")
-        return Message((self, index, self.data, self.values[2 * index], self.values[2 * index + 1]))
+        return Message(self, index)
 
     def __iter__(self) -> Iterator[Message]:
-        # Functions of C make the messages, without a call of Python for each.
-        return map(Message, zip(repeat(self), range(self.length), repeat(self.data), self.values[0::2], self.values[1::2]))
+        for index in range(self.length):
+            yield Message(self, index)
 
     def span(self, start: int, length: int) -> bytes | None:
         """The bytes of a span; None for none."""
@@ -55,18 +53,18 @@ class Batch:
         return range(4 * ends[index - 1] if index else 0, 4 * ends[index], 4)
 
 
-class Message(tuple):
-    """A message of a batch.
+class Message:
+    """A message of a batch."""
 
-    It is a tuple inside, of its batch, its index, the batch's data and the span of its value, because Python makes tuples quickly.
-    """
-
-    __slots__ = ()
-
-    _batch: Batch = property(itemgetter(0))  # type: ignore[assignment]
+    __slots__ = ("_batch", "_value", "index")
 
     #: Its index in the batch, from 0.
-    index: int = property(itemgetter(1))  # type: ignore[assignment]
+    index: int
+
+    def __init__(self, batch: Batch, index: int) -> None:
+        self._batch = batch
+        self._value = KEEP
+        self.index = index
 
     @property
     def key(self) -> bytes | None:
@@ -78,8 +76,13 @@ class Message(tuple):
     @property
     def value(self) -> bytes | None:
         """The value, if it has one. A message without a value is a tombstone, as in Kafka."""
-        start, length = self[3], self[4]
-        return None if length == NONE else self[2][start : start + length]
+        value = self._value
+        if value is KEEP:
+            batch, at = self._batch, 2 * self.index
+            values = batch.values
+            start, length = values[at], values[at + 1]
+            value = self._value = None if length == NONE else batch.data[start : start + length]
+        return value
 
     def text(self, errors: str = "replace") -> str:
         """The value as text. Bytes that are not UTF-8 become U+FFFD; with `errors="strict"` they raise UnicodeDecodeError.
@@ -183,9 +186,9 @@ class Message(tuple):
                     pairs = own_pairs(pairs)
                     break
         if topic is None and partition is None and timestamp is None and deliver_at is None and not clear_headers:
-            return Output((self[0], self[1], value, key, pairs, None))
+            return Output(self._batch, self.index, value, key, pairs, None)
         rest = Rest(topic, partition, clear_headers, timestamp, deliver_at)
-        return Output((self[0], self[1], value, key, pairs, rest))
+        return Output(self._batch, self.index, value, key, pairs, rest)
 
     def __repr__(self) -> str:
         return f"<message {self.index} of {self.topic}/{self.partition}: key {self.key!r}, value {self.value!r}>"

@@ -28,9 +28,9 @@ def processor(process: Callable[[Message], Outcome]) -> Callable[[Message], Outc
 
     def outcomes(batch: Batch) -> Iterable[Outcome]:
         all: list[Outcome] = []
-        for message in batch:
+        for index in range(batch.length):
             try:
-                all.append(process(message))
+                all.append(process(Message(batch, index)))
             except StateFull as full:
                 all.append(retry("state-full", str(full)))
         return all

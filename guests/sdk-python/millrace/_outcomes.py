@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Iterable, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, NamedTuple, Sequence
+
+if TYPE_CHECKING:
+    from ._batch import Batch
 
 ACK, EMIT, RETRY, REJECT = range(4)
 
@@ -24,22 +27,43 @@ Content = str | bytes | bytearray | memoryview
 Headers = Mapping[str, "Content | None"] | Iterable[tuple[str, "Content | None"]]
 
 
-class Outcome(tuple):
-    """The outcome of a message; made by `ack`, `emit`, `retry`, `retry_after` and `reject`.
+class Outcome:
+    """The outcome of a message; made by `ack`, `emit`, `retry`, `retry_after` and `reject`."""
 
-    It is a tuple inside, because Python makes tuples quickly: kind, outputs, after_ms, class_, reason.
-    """
+    __slots__ = ("after_ms", "class_", "kind", "outputs", "reason")
 
-    __slots__ = ()
+    def __init__(
+        self, kind: int, outputs: Sequence[Output] = (), after_ms: int | None = None, class_: str = "", reason: str = ""
+    ) -> None:
+        self.kind = kind
+        self.outputs = outputs
+        self.after_ms = after_ms
+        self.class_ = class_
+        self.reason = reason
 
 
 class Output(Outcome):
-    """An output of a message, made by `Message.output`. Alone, it is its own outcome: most messages have one output.
+    """An output of a message, made by `Message.output`. Alone, it is its own outcome: most messages have one output."""
 
-    Inside: batch, source, value, key, headers as `own_pairs` returns them, rest. The last is what few outputs change; None is none of it.
-    """
+    __slots__ = ("batch", "headers", "key", "rest", "source", "value")
 
-    __slots__ = ()
+    def __init__(
+        self,
+        batch: Batch,
+        source: int,
+        value: str | bytes | None | _Keep,
+        key: str | bytes | None | _Keep,
+        headers: tuple[tuple[str | bytes, str | bytes | None], ...] | None,
+        rest: Rest | None,
+    ) -> None:
+        self.batch = batch
+        self.source = source
+        self.value = value
+        self.key = key
+        # As `own_pairs` returns them.
+        self.headers = headers
+        # What few outputs change: None is none of it.
+        self.rest = rest
 
 
 def own(given: Any) -> str | bytes | None:
@@ -80,7 +104,7 @@ class Unavailable(Exception):
     """Raise this if something that the whole processor needs is down: the host pauses, probes, and spends no attempts."""
 
 
-_ACKED = Outcome((ACK, (), None, "", ""))
+_ACKED = Outcome(ACK)
 
 
 def ack() -> Outcome:
@@ -92,7 +116,7 @@ def emit(*outputs: Output) -> Outcome:
     """Done, with these outputs, in order. Without outputs it is the same as `ack`."""
     if len(outputs) == 1:
         return outputs[0]
-    return Outcome((EMIT, outputs, None, "", "")) if outputs else _ACKED
+    return Outcome(EMIT, outputs) if outputs else _ACKED
 
 
 def retry(class_: str, reason: str) -> Outcome:
@@ -100,17 +124,17 @@ def retry(class_: str, reason: str) -> Outcome:
 
     `class_` is a short word by which failures are grouped, `reason` an explanation for people.
     """
-    return Outcome((RETRY, (), None, class_, reason))
+    return Outcome(RETRY, (), None, class_, reason)
 
 
 def retry_after(after_ms: int, class_: str, reason: str) -> Outcome:
     """Try again after this many milliseconds."""
-    return Outcome((RETRY, (), whole_ms(after_ms), class_, reason))
+    return Outcome(RETRY, (), whole_ms(after_ms), class_, reason)
 
 
 def reject(class_: str, reason: str) -> Outcome:
     """Give the message up: it becomes a dead letter."""
-    return Outcome((REJECT, (), None, class_, reason))
+    return Outcome(REJECT, (), None, class_, reason)
 
 
 def whole_ms(ms: float) -> int:
