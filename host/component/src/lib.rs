@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod make;
+mod plain;
 mod strip;
 mod surface;
 mod wasi;

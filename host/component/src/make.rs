@@ -1,18 +1,21 @@
-//! Makes a component of a core module: the module gets its world, unless it has one, and an adapter that answers the calls of WASI
-//! preview 1 that its language's library makes.
+//! Makes a component of a core module: the module gets its world, unless it has one, and adapters that answer the calls of WASI
+//! preview 1, and others, that its language's library makes.
 //!
 //! What can be wrong is looked for first and said in terms of the project: the errors of the encoder name types and indexes.
 
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::{Resolve, SourceMap};
 
+use crate::plain::plain;
 use crate::strip::NotWasm;
 use crate::surface::{Surface, surface};
 use crate::wasi::{self, WASI, needs_wasi};
-use crate::world::{Contract, Kind, UnknownImport, WORLD, world};
+use crate::world::{Contract, Kind, PACKAGE, UnknownImport, WORLD, world};
 
 /// The module name of WASI preview 1, which an adapter provides.
 const PREVIEW1: &str = "wasi_snapshot_preview1";
+/// The module from which what TeaVM makes of Java takes functions.
+const MATH: &str = "teavmMath";
 /// Imports listed in an error.
 const NAMES_LISTED_MAX: usize = 12;
 
@@ -27,8 +30,8 @@ pub struct Making<'a> {
     pub kind: Kind,
     /// The interfaces that it may import.
     pub imports: &'a [String],
-    /// The adapter for WASI preview 1, as text.
-    pub adapter: &'a str,
+    /// Adapters: the name of the module that each stands for, such as `wasi_snapshot_preview1`, and its text.
+    pub adapters: &'a [(&'a str, &'a str)],
 }
 
 /// A finished component.
@@ -36,7 +39,7 @@ pub struct Making<'a> {
 pub struct Made {
     /// Its bytes.
     pub bytes: Vec<u8>,
-    /// Whether the adapter is part of it.
+    /// Whether an adapter is part of it.
     pub is_adapted: bool,
 }
 
@@ -119,17 +122,41 @@ pub fn make(making: &Making<'_>) -> Result<Made, MakeError> {
     if shown.is_component {
         return Err(MakeError::IsComponent);
     }
-    let adapter = wat::parse_str(making.adapter).map_err(|error| encoder(&error))?;
-    check_imports(making, &shown, &surface(&adapter)?)?;
+    let core = plain(&core, &format!("{PACKAGE}/"))?.into_owned();
+    let shown = Surface {
+        imports: surface(&core)?.imports,
+        ..shown
+    };
+    let mut adapters = Vec::new();
+    for (name, text) in making.adapters {
+        let bytes = wat::parse_str(text).map_err(|error| encoder(&error))?;
+        let exports = surface(&bytes)?.exports;
+        adapters.push(Adapter {
+            name,
+            bytes,
+            exports,
+        });
+    }
+    check_imports(making, &shown, &adapters)?;
     check_exports(making, &shown)?;
+    adapters.retain(|adapter| shown.imports.iter().any(|(name, _)| name == adapter.name));
     let core = match shown.has_world {
         true => core,
         false => with_world(core, making)?,
     };
-    let is_adapted = shown.imports.iter().any(|(module, _)| module == PREVIEW1);
-    let encoded = encode(&core, is_adapted.then_some(adapter.as_slice()));
+    let encoded = encode(&core, &adapters);
     let bytes = encoded.map_err(|error| MakeError::Encoder(format!("{error:#}")))?;
-    Ok(Made { bytes, is_adapted })
+    Ok(Made {
+        bytes,
+        is_adapted: !adapters.is_empty(),
+    })
+}
+
+/// A module that answers the calls of another one.
+struct Adapter<'a> {
+    name: &'a str,
+    bytes: Vec<u8>,
+    exports: Vec<String>,
 }
 
 fn encoder(error: &dyn std::fmt::Display) -> MakeError {
@@ -144,11 +171,11 @@ fn assembled(core: &[u8]) -> Result<Vec<u8>, MakeError> {
     Ok(assembled.into_owned())
 }
 
-fn encode(core: &[u8], adapter: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
+fn encode(core: &[u8], adapters: &[Adapter<'_>]) -> anyhow::Result<Vec<u8>> {
     let mut encoder = ComponentEncoder::default();
     encoder.validate(true).module(core)?;
-    if let Some(adapter) = adapter {
-        encoder.adapter(PREVIEW1, adapter)?;
+    for adapter in adapters {
+        encoder.adapter(adapter.name, &adapter.bytes)?;
     }
     encoder.encode()
 }
@@ -179,14 +206,19 @@ fn with_world(mut core: Vec<u8>, making: &Making<'_>) -> Result<Vec<u8>, MakeErr
     Ok(core)
 }
 
-/// Every import must be one of the project's interfaces, or be answered by the adapter.
-fn check_imports(making: &Making<'_>, core: &Surface, adapter: &Surface) -> Result<(), MakeError> {
+/// Every import must be one of the project's interfaces, or be answered by an adapter.
+fn check_imports(
+    making: &Making<'_>,
+    core: &Surface,
+    adapters: &[Adapter<'_>],
+) -> Result<(), MakeError> {
+    let adapter = |module: &str| adapters.iter().find(|adapter| adapter.name == module);
     if core.has_world {
-        // Which interfaces it may import is in there; only the adapter's calls can be checked.
-        let calls = core.imports.iter().filter(|(module, _)| module == PREVIEW1);
-        let unknown: Vec<_> = calls
-            .filter(|(_, name)| !adapter.exports.contains(name))
-            .collect();
+        // Which interfaces it may import is in there; only the adapters' calls can be checked.
+        let is_unknown = |(module, name): &&(String, String)| {
+            adapter(module).is_some_and(|adapter| !adapter.exports.contains(name))
+        };
+        let unknown: Vec<_> = core.imports.iter().filter(is_unknown).collect();
         return unprovided(making, &unknown);
     }
     let full = |name: &String| making.contract.full_name(name);
@@ -196,8 +228,10 @@ fn check_imports(making: &Making<'_>, core: &Surface, adapter: &Surface) -> Resu
     let types = making.contract.interface("types");
     let is_provided = |(module, name): &&(String, String)| {
         let module = module.strip_prefix("[export]").unwrap_or(module);
+        if let Some(adapter) = adapter(module) {
+            return adapter.exports.contains(name);
+        }
         match module {
-            PREVIEW1 => adapter.exports.contains(name),
             "$root" | "__main_module__" => true,
             _ if module.starts_with("cm32p2") => true,
             // What the wanted ones refer to comes with them.
@@ -236,6 +270,9 @@ fn unprovided(making: &Making<'_>, unknown: &[&(String, String)]) -> Result<(), 
                     "it is built for version {asked} of the contract, and this `millrace` has {version}: take the SDK that `millrace new` writes"
                 ),
             }
+        }
+        None if first == MATH => {
+            "TeaVM has no such function of java.lang.Math without a JavaScript host, only floor, ceil and sqrt".to_owned()
         }
         None if first == PREVIEW1 => {
             "the sandbox has no such call: files and sockets are not there; find the library that makes it".to_owned()
@@ -283,10 +320,19 @@ mod tests {
     use super::*;
     use crate::world::tests::CONTRACT;
 
-    const ADAPTER: &str = r#"(module
-        (import "env" "memory" (memory 0))
-        (func (export "sched_yield") (result i32) i32.const 0)
-        (func (export "fd_write") (param i32 i32 i32 i32) (result i32) i32.const 8))"#;
+    const ADAPTERS: &[(&str, &str)] = &[
+        (
+            PREVIEW1,
+            r#"(module
+            (import "env" "memory" (memory 0))
+            (func (export "sched_yield") (result i32) i32.const 0)
+            (func (export "fd_write") (param i32 i32 i32 i32) (result i32) i32.const 8))"#,
+        ),
+        (
+            MATH,
+            r#"(module (func (export "ceil") (param f64) (result f64) local.get 0 f64.ceil))"#,
+        ),
+    ];
 
     /// A partitioner that sends everything to partition 0, with more imports and functions.
     fn core(more: &str) -> String {
@@ -306,7 +352,7 @@ mod tests {
             contract: CONTRACT,
             kind: Kind::Partitioner,
             imports: &imports,
-            adapter: ADAPTER,
+            adapters: ADAPTERS,
         })
     }
 
@@ -325,7 +371,7 @@ mod tests {
             contract: CONTRACT,
             kind: Kind::Http,
             imports: &["log".to_owned()],
-            adapter: ADAPTER,
+            adapters: ADAPTERS,
         });
         let shown = surface(&made.expect("a component").bytes).expect("WebAssembly");
         assert_eq!(shown.exports, ["wasi:http/incoming-handler@0.2.12"]);
@@ -338,9 +384,16 @@ mod tests {
     fn a_core_module_becomes_a_component_with_only_what_it_uses() {
         let log = CONTRACT.interface("log");
         let uses = format!(r#"(import "{log}" "log" (func (param i32 i32 i32)))"#);
+        let dotted = uses.replace("\"log\"", "\"log.log\"");
+        let maths = format!(
+            r#"(import "{MATH}" "ceil" (func (param f64) (result f64)))
+            (import "{PREVIEW1}" "sched_yield" (func (result i32)))"#
+        );
         for (more, imports, adapted) in [
             (String::new(), vec![], false),
-            (uses, vec![log], false),
+            (uses, vec![log.clone()], false),
+            (dotted, vec![log], false),
+            (maths, vec![], true),
             (
                 format!(r#"(import "{PREVIEW1}" "sched_yield" (func (result i32)))"#),
                 vec![],
@@ -367,6 +420,7 @@ mod tests {
             (metrics.as_str(), "add", "add \"metrics\" to `imports`"),
             ("millrace:broker/log@9.0.0", "log", "version 9.0.0"),
             (PREVIEW1, "sock_accept", "sockets are not there"),
+            (MATH, "sin", "only floor, ceil and sqrt"),
             ("env", "helper", "not defined"),
         ];
         for (module, name, says) in cases {

@@ -8,7 +8,7 @@ use crate::wasi;
 pub const WORLD: (&str, &str) = ("user:module", "module");
 
 /// The package of our interfaces.
-const PACKAGE: &str = "millrace:broker";
+pub(crate) const PACKAGE: &str = "millrace:broker";
 /// The standard interface of a component that answers HTTP.
 const HTTP_EXPORT: &str = "wasi:http/incoming-handler";
 

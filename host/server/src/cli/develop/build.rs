@@ -110,7 +110,7 @@ fn component_of(project: &Project, core: &[u8]) -> Result<Vec<u8>, Failure> {
             contract,
             kind: project.kind,
             imports: &project.imports,
-            adapter: carried::adapter(),
+            adapters: &carried::adapters(),
         })
     });
     made.map(|made| made.bytes).map_err(|error| {

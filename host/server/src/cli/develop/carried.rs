@@ -10,8 +10,11 @@ const FILES: &[File] = include!(concat!(env!("OUT_DIR"), "/carried.rs"));
 
 /// Where templates are.
 const TEMPLATES: &str = "templates/";
-/// The adapter for WASI preview 1.
-const ADAPTER: &str = "adapter/preview1.wat";
+/// The modules of calls that adapters answer, and the files of the adapters.
+const ADAPTERS: [(&str, &str); 2] = [
+    ("wasi_snapshot_preview1", "adapter/preview1.wat"),
+    ("teavmMath", "adapter/math.wat"),
+];
 /// The contract.
 const CONTRACT: &str = "wit/";
 
@@ -35,9 +38,9 @@ fn text(name: &str) -> &'static str {
     str::from_utf8(bytes).unwrap_or_default()
 }
 
-/// The adapter for WASI preview 1, as text.
-pub(super) fn adapter() -> &'static str {
-    text(ADAPTER)
+/// The adapters: the module that each stands for, and its text.
+pub(super) fn adapters() -> [(&'static str, &'static str); 2] {
+    ADAPTERS.map(|(module, file)| (module, text(file)))
 }
 
 /// Each file of the contract: its name and its text. Packages that it depends on are in folders below `deps`.
@@ -97,8 +100,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_contract_the_adapter_and_the_rust_templates_are_on_board() {
-        assert!(adapter().contains("(module"));
+    fn the_contract_the_adapters_and_the_rust_templates_are_on_board() {
+        assert!(adapters().iter().all(|(_, text)| text.contains("(module")));
         let names: Vec<&str> = own_package().iter().map(|(name, _)| *name).collect();
         assert!(names.contains(&"types.wit"), "{names:?}");
         assert!(with_contract(|contract| contract

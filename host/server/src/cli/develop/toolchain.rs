@@ -37,6 +37,7 @@ pub(super) fn run(project: &Project) -> Result<Built, Failure> {
         "c" | "cpp" => c(project),
         "zig" => zig(project),
         "go" => go(project),
+        "java" => java(project),
         "js" | "ts" => script(project),
         "python" => python(project),
         "assemblyscript" => assemblyscript(project),
@@ -327,6 +328,29 @@ fn go(project: &Project) -> Result<Built, Failure> {
     ]);
     go.arg(relative(project, &core)).arg(".");
     finish(project, go, "go")?;
+    Ok(Built::Core(core))
+}
+
+/// What Maven makes, by the project's `pom.xml`.
+const JAVA_CORE: &str = "target/core.wasm";
+
+fn java(project: &Project) -> Result<Built, Failure> {
+    let how = "`apt-get install openjdk-17-jdk-headless maven`";
+    need("javac", "a Java development kit", how)?;
+    need("mvn", "Maven", how)?;
+    let core = project.dir.join(JAVA_CORE);
+    // Otherwise a build that makes nothing would pass off the last one as its own.
+    if core.exists() {
+        std::fs::remove_file(&core)?;
+    }
+    let mut maven = Command::new("mvn");
+    maven.args([
+        "--quiet",
+        "--batch-mode",
+        "--no-transfer-progress",
+        "process-classes",
+    ]);
+    finish(project, maven, "Maven")?;
     Ok(Built::Core(core))
 }
 
