@@ -40,6 +40,7 @@ mod sample;
 mod scratch;
 
 pub mod config;
+pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod producer;
@@ -142,6 +143,28 @@ macro_rules! error_handler {
     };
 }
 
+/// Exports a function that answers the HTTP requests of a route. It needs the feature `http` of this crate.
+///
+/// ```
+/// use millrace_guest::http;
+/// use millrace_guest::http::{Request, Response};
+///
+/// http!(answer);
+///
+/// fn answer(request: &Request) -> Response {
+///     match request.method() {
+///         "GET" => Response::text(200, format!("this is {}", request.path())),
+///         _ => Response::text(405, "only GET").header("allow", "GET"),
+///     }
+/// }
+/// ```
+#[macro_export]
+macro_rules! http {
+    ($answer:path) => {
+        $crate::export_http!($answer);
+    };
+}
+
 /// The export itself, on WASM.
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
@@ -207,6 +230,35 @@ macro_rules! export_error_handler {
             }
     bindings::export!(Module with_types_in bindings);
         };
+    };
+}
+
+/// The export itself, on WASM.
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_http {
+    ($answer:path) => {
+        const _: () = {
+            use $crate::http::guest as interface;
+            struct Module;
+            impl interface::Guest for Module {
+                fn handle(request: interface::IncomingRequest, out: interface::ResponseOutparam) {
+                    interface::handle(&request, out, $answer);
+                }
+            }
+            interface::export!(Module);
+        };
+    };
+}
+
+/// Without WASM nothing is exported, but the function's signature is still checked.
+#[cfg(not(target_arch = "wasm32"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_http {
+    ($answer:path) => {
+        const _: fn(&$crate::http::Request) -> $crate::http::Response = $answer;
     };
 }
 

@@ -1,22 +1,25 @@
 //! Messages that the component of a route sends while it answers a request. Each call is one commit: when it returns, all of its
-//! messages are stored, or none is. Without WASM there is no host, and every call fails.
+//! messages are stored, or none is. Without WASM they go to the test that calls the handler
+//! ([`RouteTester`](crate::testing::RouteTester)); elsewhere every call fails.
 //!
-//! A route's component exports `wasi:http/incoming-handler`, for instance with `wasip2::http::proxy::export!`.
+//! A route's component exports `wasi:http/incoming-handler`: with [`http!`](crate::http), or with
+//! `wasip2::http::proxy::export!`.
 
 use std::fmt;
 use std::time::Duration;
 
+#[cfg(any(target_arch = "wasm32", test))]
 use crate::columns::NONE;
 
 /// A message to send.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outgoing<'a> {
-    key: Option<&'a [u8]>,
-    value: Option<&'a [u8]>,
-    headers: Vec<(&'a [u8], Option<&'a [u8]>)>,
-    partition: Option<u32>,
-    timestamp: u64,
-    deliver_at: u64,
+    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) value: Option<&'a [u8]>,
+    pub(crate) headers: Vec<(&'a [u8], Option<&'a [u8]>)>,
+    pub(crate) partition: Option<u32>,
+    pub(crate) timestamp: u64,
+    pub(crate) deliver_at: u64,
 }
 
 impl<'a> Outgoing<'a> {
@@ -120,7 +123,7 @@ impl std::error::Error for SendError {}
 /// # Errors
 /// [`SendError`].
 pub fn send(topic: &str, messages: &[Outgoing<'_>]) -> Result<Sent, SendError> {
-    host::send(topic, columns(messages), None)
+    host::send(topic, messages, None)
 }
 
 /// Like [`send`], once: a repeat with the same key, by any request to this route, returns the first
@@ -129,7 +132,7 @@ pub fn send(topic: &str, messages: &[Outgoing<'_>]) -> Result<Sent, SendError> {
 /// # Errors
 /// [`SendError`].
 pub fn send_once(topic: &str, key: &str, messages: &[Outgoing<'_>]) -> Result<Sent, SendError> {
-    host::send(topic, columns(messages), Some(key))
+    host::send(topic, messages, Some(key))
 }
 
 /// Waits until a processor has settled messages of a topic; `false` if it has not within
@@ -148,6 +151,7 @@ pub fn settled(
 }
 
 /// `producer.outgoing`.
+#[cfg(any(target_arch = "wasm32", test))]
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Columns {
     data: Vec<u8>,
@@ -159,6 +163,7 @@ struct Columns {
     times: Vec<u64>,
 }
 
+#[cfg(any(target_arch = "wasm32", test))]
 fn columns(messages: &[Outgoing<'_>]) -> Columns {
     let mut columns = Columns::default();
     for message in messages {
@@ -179,6 +184,7 @@ fn columns(messages: &[Outgoing<'_>]) -> Columns {
 }
 
 /// Appends the bytes and their span; `None` gets the span of a missing value.
+#[cfg(any(target_arch = "wasm32", test))]
 fn put(data: &mut Vec<u8>, spans: &mut Vec<u32>, bytes: Option<&[u8]>) {
     match bytes {
         None => spans.extend([0, NONE]),
@@ -191,7 +197,7 @@ fn put(data: &mut Vec<u8>, spans: &mut Vec<u32>, bytes: Option<&[u8]>) {
 
 #[cfg(target_arch = "wasm32")]
 mod host {
-    use super::{Columns, Place, SendError, Sent};
+    use super::{Outgoing, Place, SendError, Sent, columns};
     use crate::bindings::producer;
 
     /// The offset of a message that is delivered later.
@@ -199,9 +205,10 @@ mod host {
 
     pub(super) fn send(
         topic: &str,
-        columns: Columns,
+        messages: &[Outgoing<'_>],
         key: Option<&str>,
     ) -> Result<Sent, SendError> {
+        let columns = columns(messages);
         let messages = producer::Outgoing {
             data: columns.data,
             keys: columns.keys,
@@ -252,20 +259,28 @@ mod host {
 }
 
 #[cfg(not(target_arch = "wasm32"))]
-mod host {
-    use super::{Columns, SendError, Sent};
+pub(crate) mod host {
+    use super::{Outgoing, SendError, Sent};
+    use crate::testing::route;
 
-    fn no_host<T>() -> Result<T, SendError> {
-        let why = "without WASM there is no host that could store messages";
-        Err(SendError::Unavailable(why.to_owned()))
-    }
-
-    pub(super) fn send(_: &str, _: Columns, _: Option<&str>) -> Result<Sent, SendError> {
-        no_host()
+    pub(super) fn send(
+        topic: &str,
+        messages: &[Outgoing<'_>],
+        key: Option<&str>,
+    ) -> Result<Sent, SendError> {
+        route::send(topic, messages, key).unwrap_or_else(no_host)
     }
 
     pub(super) fn settled(_: &str, _: &str, _: &Sent, _: u64) -> Result<bool, SendError> {
-        no_host()
+        match route::is_calling() {
+            true => Ok(true),
+            false => no_host(),
+        }
+    }
+
+    fn no_host<T>() -> Result<T, SendError> {
+        let why = "without WASM there is no host that takes messages";
+        Err(SendError::Unavailable(why.to_owned()))
     }
 }
 

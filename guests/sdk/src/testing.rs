@@ -46,9 +46,11 @@
 //!
 //! A handler that panics fails its test, as it would fail its batch on a host: test that with
 //! `#[should_panic]`. Error handlers and partitioners return plain values: call them natively with
-//! [`decide`](crate::decide) and [`assign`](crate::assign).
+//! [`decide`](crate::decide) and [`assign`](crate::assign). [`RouteTester`] asks a function that
+//! answers HTTP.
 
 mod reading;
+pub(crate) mod route;
 mod said;
 mod text;
 
@@ -65,6 +67,7 @@ use crate::sample::Sample;
 use crate::state::memory::{self, Entry, Store};
 use crate::{config, secrets};
 
+pub use route::RouteTester;
 pub use said::{Change, Said, Sent};
 pub use text::Text;
 

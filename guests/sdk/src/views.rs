@@ -1,4 +1,5 @@
-//! The state of processors, for the component of a route. It sees what is committed. Without WASM there is no host, and every call fails.
+//! The state of processors, for the component of a route. It sees what is committed. Without WASM it is what a test gave with
+//! [`RouteTester::with_view`](crate::testing::RouteTester::with_view); elsewhere every call fails.
 
 use std::fmt;
 
@@ -181,31 +182,46 @@ mod host {
 #[cfg(not(target_arch = "wasm32"))]
 mod host {
     use super::{Entries, View, ViewError};
+    use crate::testing::route;
+
+    /// The only partition that a test has.
+    const PARTITION: u32 = 0;
 
     fn no_host<T>() -> Result<T, ViewError> {
         let why = "without WASM there is no host that has state";
         Err(ViewError::Unavailable(why.to_owned()))
     }
 
-    pub(super) fn partitions(_: &View<'_>) -> Result<u32, ViewError> {
-        no_host()
+    pub(super) fn partitions(view: &View<'_>) -> Result<u32, ViewError> {
+        let found = route::with_view(view.processor, |_| PARTITION + 1);
+        found.unwrap_or_else(no_host)
     }
 
     pub(super) fn get(
-        _: &View<'_>,
+        view: &View<'_>,
         _: Option<u32>,
-        _: &[&[u8]],
+        keys: &[&[u8]],
     ) -> Result<Vec<Option<Vec<u8>>>, ViewError> {
-        no_host()
+        let found = route::with_view(view.processor, |state| {
+            keys.iter().map(|key| state.get(*key).cloned()).collect()
+        });
+        found.unwrap_or_else(no_host)
     }
 
     pub(super) fn scan(
-        _: &View<'_>,
-        _: u32,
-        _: &[u8],
-        _: Option<&[u8]>,
-        _: u32,
+        view: &View<'_>,
+        partition: u32,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        max: u32,
     ) -> Result<Entries, ViewError> {
-        no_host()
+        if partition != PARTITION {
+            let why = format!("there is no partition {partition}; a test has only partition 0");
+            return Err(ViewError::Refused(why));
+        }
+        let found = route::with_view(view.processor, |state| {
+            route::entries(state, prefix, after, max as usize)
+        });
+        found.unwrap_or_else(no_host)
     }
 }

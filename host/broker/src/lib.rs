@@ -95,6 +95,7 @@ pub use processors::states::{StateAccessError, StateHolding, StatePlace};
 pub use processors::status::{PartitionStatus, ProcessorStatus};
 pub use routes::handle::Routes;
 pub use routes::keeping::{RouteError, RouteStatus};
+pub use routes::rehearsal::RouteRehearsal;
 pub use routes::serving::ServeError;
 pub use schedules::handle::Schedules;
 pub use schedules::keeping::ScheduleError;

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::text::Text;
+use crate::producer::Outgoing;
 
 /// The outcome of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +127,23 @@ impl Sent {
     #[must_use]
     pub fn new(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         Self::nullable(Some(key.as_ref()), Some(value.as_ref()))
+    }
+
+    /// A message that the component of a route sends.
+    pub(super) fn of_outgoing(topic: &str, outgoing: &Outgoing<'_>) -> Self {
+        let header = |(name, value): &(&[u8], Option<&[u8]>)| {
+            let name = Text::from(*name);
+            (name, value.map(Text::from))
+        };
+        Self {
+            topic: Some(topic.to_owned()),
+            partition: outgoing.partition,
+            key: outgoing.key.map(Text::from),
+            value: outgoing.value.map(Text::from),
+            headers: outgoing.headers.iter().map(header).collect(),
+            timestamp: Some(outgoing.timestamp).filter(|ms| *ms != 0),
+            deliver_at: Some(outgoing.deliver_at).filter(|ms| *ms != 0),
+        }
     }
 
     /// Like [`new`](Self::new), for an output that may have no key or no value.

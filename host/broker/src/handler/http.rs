@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::CallError;
+use super::{CallError, CallUse};
 
 /// Parts of a body on their way between a door and a component. When they are full, the writer waits.
 pub const HTTP_BODY_PARTS_MAX: usize = 4;
@@ -61,4 +61,13 @@ pub trait HttpHandler: Send + Sync + 'static {
         request: HttpRequest,
         answer: oneshot::Sender<HttpAnswer>,
     ) -> Result<(), CallError>;
+
+    /// Like [`handle`](Self::handle); also returns what the call used, if that is measured.
+    async fn handle_measured(
+        &self,
+        request: HttpRequest,
+        answer: oneshot::Sender<HttpAnswer>,
+    ) -> (Result<(), CallError>, Option<CallUse>) {
+        (self.handle(request, answer).await, None)
+    }
 }

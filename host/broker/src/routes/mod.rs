@@ -3,4 +3,5 @@
 mod access;
 pub(crate) mod handle;
 pub(crate) mod keeping;
+pub(crate) mod rehearsal;
 pub(crate) mod serving;

@@ -208,6 +208,19 @@ impl Client {
         Ok((self.json_of(&reply.success()?)?, replayed))
     }
 
+    /// Sends a request once, and returns the status and the body of its answer, whatever they are.
+    pub(super) fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<(u16, Vec<u8>), Failure> {
+        let sent = self.exchange(method, path, headers, body);
+        let reply = sent.map_err(|unreached| unreached.failure)?;
+        Ok((reply.status, reply.body))
+    }
+
     /// How long to keep trying.
     pub(super) fn patience(&self) -> Duration {
         self.retry_for.unwrap_or(self.patience)

@@ -13,8 +13,8 @@ use http::{HeaderName, HeaderValue, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use millrace_broker::handler::{
-    CallError, HTTP_BODY_PARTS_MAX, HttpAnswer, HttpBody, HttpHandler, HttpPart, HttpRequest,
-    Interface,
+    CallError, CallUse, HTTP_BODY_PARTS_MAX, HttpAnswer, HttpBody, HttpHandler, HttpPart,
+    HttpRequest, Interface,
 };
 use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::Resource;
@@ -190,6 +190,14 @@ impl HttpHandler for Handler {
         request: HttpRequest,
         answer: oneshot::Sender<HttpAnswer>,
     ) -> Result<(), CallError> {
-        self.0.call(Serve { request, answer }).await
+        self.handle_measured(request, answer).await.0
+    }
+
+    async fn handle_measured(
+        &self,
+        request: HttpRequest,
+        answer: oneshot::Sender<HttpAnswer>,
+    ) -> (Result<(), CallError>, Option<CallUse>) {
+        self.0.measured(Serve { request, answer }, 1).await
     }
 }

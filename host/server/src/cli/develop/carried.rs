@@ -108,7 +108,10 @@ mod tests {
             .version()
             .starts_with("0.1.")));
         assert!(languages().contains(&"rust"), "{:?}", languages());
-        assert_eq!(kinds("rust"), ["error-handler", "partitioner", "processor"]);
+        assert_eq!(
+            kinds("rust"),
+            ["error-handler", "http", "partitioner", "processor"]
+        );
         assert!(file("sdk/src/lib.rs").is_some());
         assert!(kinds("cobol").is_empty());
     }

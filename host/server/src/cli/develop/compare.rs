@@ -17,7 +17,17 @@ const FIELDS: [&str; 7] = [
     "partition",
     "decision",
 ];
-/// Fields of an expected output.
+/// Fields of an expected answer to a request.
+const ANSWER_FIELDS: [&str; 7] = [
+    "status",
+    "headers",
+    "body",
+    "body_base64",
+    "sent",
+    "outcome",
+    "reason",
+];
+/// Fields of an expected output or sent message.
 const OUTPUT_FIELDS: [&str; 9] = [
     "topic",
     "partition",
@@ -35,7 +45,10 @@ pub(super) fn differences(expected: &Map<String, Value>, got: &Map<String, Value
     let mut found = Vec::new();
     for (field, want) in expected {
         match field.as_str() {
-            "outputs" => outputs(want, got.get("outputs").unwrap_or(&Value::Null), &mut found),
+            "outputs" => {
+                let got = got.get("outputs").unwrap_or(&Value::Null);
+                outputs("output", want, got, &mut found);
+            }
             known if FIELDS.contains(&known) => {
                 differs(
                     field,
@@ -45,6 +58,32 @@ pub(super) fn differences(expected: &Map<String, Value>, got: &Map<String, Value
                 );
             }
             unknown => found.push(unknown_field(unknown, &FIELDS)),
+        }
+    }
+    found
+}
+
+/// The differences of the answer to a request, as sentences. Of its headers, only those that are named are compared.
+pub(super) fn answer_differences(
+    expected: &Map<String, Value>,
+    got: &Map<String, Value>,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    for (field, want) in expected {
+        let got = got.get(field).unwrap_or(&Value::Null);
+        match (field.as_str(), want) {
+            ("sent", want) => outputs("sent message", want, got, &mut found),
+            ("headers", Value::Object(want)) => {
+                for (name, want) in want {
+                    let what = format!("header {name}");
+                    differs(&what, want, &got[name.to_ascii_lowercase()], &mut found);
+                }
+            }
+            ("body", want) if is_alike("value", want, got) => {}
+            (known, want) if ANSWER_FIELDS.contains(&known) => {
+                differs(field, want, got, &mut found);
+            }
+            (unknown, _) => found.push(unknown_field(unknown, &ANSWER_FIELDS)),
         }
     }
     found
@@ -63,26 +102,27 @@ fn differs(what: &str, want: &Value, got: &Value, found: &mut Vec<String>) {
     }
 }
 
-fn outputs(want: &Value, got: &Value, found: &mut Vec<String>) {
+/// Compares lists of outputs or of sent messages; `one` is the word for one of them.
+fn outputs(one: &str, want: &Value, got: &Value, found: &mut Vec<String>) {
     let none = Vec::new();
     let (Some(want), got) = (want.as_array(), got.as_array().unwrap_or(&none)) else {
-        found.push("the expected outputs are not a list".to_owned());
+        found.push(format!("the expected {one}s are not a list"));
         return;
     };
     if want.len() != got.len() {
         found.push(format!(
-            "there are {} outputs, expected {}",
+            "there are {} {one}s, expected {}",
             got.len(),
             want.len()
         ));
     }
     for (index, (want, got)) in want.iter().zip(got).enumerate() {
         let Some(want) = want.as_object() else {
-            found.push(format!("expected output {index} is not an object"));
+            found.push(format!("expected {one} {} is not an object", index + 1));
             continue;
         };
         for (field, want) in want {
-            let what = format!("{field} of output {}", index + 1);
+            let what = format!("{field} of {one} {}", index + 1);
             if !OUTPUT_FIELDS.contains(&field.as_str()) {
                 found.push(unknown_field(field, &OUTPUT_FIELDS));
             } else if !is_alike(field, want, &got[field]) {
@@ -201,6 +241,36 @@ mod tests {
             found(json!({"outputs": []}), json!({"outcome": "ack"})),
             [""; 0]
         );
+    }
+
+    #[test]
+    fn of_an_answer_the_named_headers_are_compared_and_json_as_json() {
+        let of = |value: Value| value.as_object().expect("an object").clone();
+        let got = of(json!({
+            "status": 202, "headers": {"content-type": "application/json", "x-id": ["1", "2"]},
+            "body": "{\"b\": 2, \"a\": 1}", "sent": [{"topic": "names", "key": "1", "value": "Ada"}],
+        }));
+        for fits in [
+            json!({"status": 202, "headers": {"Content-Type": "application/json"}}),
+            json!({"body": {"a": 1, "b": 2}, "sent": [{"value": "Ada"}]}),
+            json!({"headers": {"x-id": ["1", "2"], "allow": null}}),
+        ] {
+            assert_eq!(answer_differences(&of(fits), &got), [""; 0]);
+        }
+        for (differs, says) in [
+            (json!({"status": 200}), "status is 202, expected 200"),
+            (json!({"headers": {"allow": "GET"}}), "header allow is null"),
+            (json!({"body": {"a": 1}}), "body is"),
+            (json!({"sent": []}), "there are 1 sent messages, expected 0"),
+            (
+                json!({"sent": [{"topic": "n"}]}),
+                "topic of sent message 1 is \"names\"",
+            ),
+            (json!({"outputs": []}), "does not exist"),
+        ] {
+            let told = answer_differences(&of(differs), &got);
+            assert!(told.len() == 1 && told[0].contains(says), "{told:?}");
+        }
     }
 
     #[test]

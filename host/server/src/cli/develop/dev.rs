@@ -6,12 +6,13 @@ use std::thread;
 
 use millrace_component::Kind;
 use millrace_model::processor::Origin;
-use millrace_model::{ProcessorName, SecretName, TopicName};
+use millrace_model::{ProcessorName, RoutePath, SecretName, TopicName};
 use serde_json::{Map, Value, json};
 use ureq::http::Method;
 
 use super::build::{Component, build};
 use super::project::Project;
+use super::requests::Request;
 use super::samples::{self, FOLDER};
 use super::watch::{INTERVAL, Seen};
 use crate::cli::client::{Client, escaped};
@@ -30,15 +31,20 @@ Examples:
   millrace dev --listen 127.0.0.1:7400 --send first    send samples/first.ndjson, too
   millrace dev --data-dir dev-data --input orders --output loud
   millrace dev --config greeting=hi --secrets-dir secrets --grant-secret api-key
+  millrace dev --path /hooks/orders --grant-topic orders   kind http: answer requests
 
-Starts a host, creates both topics, builds the project and deploys it; then prints outputs, log lines and dead letters, and
+Starts a host, creates the topics, builds the project and deploys it; then prints outputs, log lines and dead letters, and
 builds and deploys again whenever a file of the project is saved. If a build fails, the running revision continues.
-Send messages from another terminal: millrace produce in 'hello' --host URL. Ctrl-C stops the host.";
+Send messages from another terminal: millrace produce in 'hello' --host URL. Ctrl-C stops the host.
+A component of the kind http is set as a route; what it sends to the topics of its grants is printed. Its path and grants are those
+of [route] in millrace.toml and of the flags.";
 
 /// Printed if the user does not wait for the end.
 const TWICE: &str = "interrupted twice; the host did not stop by itself";
 /// Messages or dead letters that are shown per look.
 const SHOWN_MAX: usize = 100;
+/// Characters of an answer that are shown.
+const ANSWER_CHARS_SHOWN_MAX: usize = 200;
 
 /// Run a project on a host, and swap it whenever a source is saved
 #[derive(clap::Args)]
@@ -59,6 +65,12 @@ pub(in crate::cli) struct Args {
     /// The topic for its outputs
     #[arg(long, value_name = "TOPIC", default_value = "out")]
     output: TopicName,
+    /// For the kind http: the route's path [default: that of millrace.toml, or the component's name]
+    #[arg(long, value_name = "PATH")]
+    path: Option<RoutePath>,
+    /// For the kind http: a processor whose state it may read; repeat it for several
+    #[arg(long = "grant-view", value_name = "PROCESSOR")]
+    grant_views: Vec<ProcessorName>,
     /// Another topic that it may write to, which is created, too; repeat it for several
     #[arg(long = "grant-topic", value_name = "TOPIC")]
     grant_topics: Vec<TopicName>,
@@ -77,22 +89,26 @@ pub(in crate::cli) struct Args {
     /// Directory with one file for each secret of the host, named after it
     #[arg(long, value_name = "DIR")]
     secrets_dir: Option<PathBuf>,
-    /// A sample whose messages are sent after each deployment
+    /// A sample whose messages or requests are sent after each deployment
     #[arg(long, value_name = "SAMPLE")]
     send: Option<String>,
 }
 
 pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
     let project = Project::read(&args.dir)?;
-    if project.kind != Kind::Processor {
+    if !matches!(project.kind, Kind::Processor | Kind::Http) {
         let message = format!(
-            "`millrace dev` runs processors, and this is a {}",
+            "`millrace dev` runs processors and components that answer HTTP, and this is a {}",
             project.kind
         );
         return Err(Failure::usage(message).with_hint("use `millrace test --watch`"));
     }
     if let Some(sample) = &args.send {
         samples::check(&project, sample)?;
+    }
+    if project.kind == Kind::Processor && (args.path.is_some() || !args.grant_views.is_empty()) {
+        let message = "--path and --grant-view are for components of the kind http";
+        return Err(Failure::usage(message).with_hint("leave them out"));
     }
     let scratch = tempfile::tempdir()?;
     let mut config = Config {
@@ -120,26 +136,17 @@ pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
     }
 }
 
-impl Args {
-    fn spec(&self, component: &Component, digest: &str) -> Value {
-        let config = self.config.iter();
-        let config: Map<String, Value> = config
-            .map(|(key, value)| (key.clone(), json!(value)))
-            .collect();
-        json!({
-            "module": digest,
-            "topics": [self.input],
-            "output": self.output,
-            "grants": {
-                "topics": self.grant_topics,
-                "metrics": component.imports("millrace:broker/metrics"),
-                "secrets": self.grant_secrets,
-                "http": self.grant_http,
-                "http_private": self.grant_http_private,
-            },
-            "config": config,
-        })
-    }
+/// What the component is deployed as.
+enum Role {
+    Processor(ProcessorName),
+    Route(RoutePath),
+}
+
+/// A topic whose new messages are printed.
+struct Followed {
+    topic: TopicName,
+    /// Where they go on.
+    next: u64,
 }
 
 /// The running loop.
@@ -147,42 +154,91 @@ struct Loop<'a> {
     args: &'a Args,
     client: &'a Client,
     project: Project,
-    name: ProcessorName,
+    role: Role,
     out: Output,
     /// The digest that is deployed.
     deployed: Option<String>,
-    /// Where the outputs go on.
-    next_output: u64,
+    /// The topics whose new messages are printed.
+    followed: Vec<Followed>,
     /// The last log lines that were shown.
     lines: Vec<Value>,
     /// Where dead letters go on.
     next_letter: Option<String>,
 }
 
+impl Role {
+    fn of(args: &Args, project: &Project) -> Result<Self, Failure> {
+        if project.kind != Kind::Http {
+            let name = ProcessorName::parse(&project.name);
+            let name = name.map_err(|error| Failure::usage(error.to_string()))?;
+            return Ok(Self::Processor(name));
+        }
+        let given = args.path.as_ref().or(project.route.path.as_ref());
+        let path = match given {
+            Some(path) => path.clone(),
+            None => RoutePath::parse(&format!("/{}", project.name)).map_err(|error| {
+                Failure::usage(error.to_string()).with_hint("choose a path with --path")
+            })?,
+        };
+        Ok(Self::Route(path))
+    }
+}
+
+/// Where the messages of a topic's only partition are.
+fn messages_of(topic: &TopicName) -> String {
+    format!("/v1/topics/{topic}/partitions/0/messages")
+}
+
 impl<'a> Loop<'a> {
     fn new(args: &'a Args, project: Project, client: &'a Client) -> Result<Self, Failure> {
-        let name = ProcessorName::parse(&project.name);
-        let name = name.map_err(|error| Failure::usage(error.to_string()))?;
+        let role = Role::of(args, &project)?;
         let mut new = Self {
             args,
             client,
             project,
-            name,
+            role,
             out: client.output(),
             deployed: None,
-            next_output: 0,
+            followed: Vec::new(),
             lines: Vec::new(),
             next_letter: None,
         };
-        let topics = [&args.input, &args.output]
-            .into_iter()
-            .chain(&args.grant_topics);
-        for topic in topics {
-            new.create(topic)?;
+        for topic in new.topics() {
+            new.create(&topic)?;
         }
-        let outputs = format!("{}?from=latest&max=1", new.outputs());
-        new.next_output = client.get(&outputs)?["next"].as_u64().unwrap_or(0);
+        let followed = match new.role {
+            Role::Processor(_) => vec![args.output.clone()],
+            Role::Route(_) => new.topics(),
+        };
+        for topic in followed {
+            new.follow_topic(topic)?;
+        }
         Ok(new)
+    }
+
+    /// The topics that it uses. Those of millrace.toml may change with a save.
+    fn topics(&self) -> Vec<TopicName> {
+        let own = match self.role {
+            Role::Processor(_) => vec![self.args.input.clone(), self.args.output.clone()],
+            Role::Route(_) => self.project.route.topics.clone(),
+        };
+        let mut topics = own;
+        for topic in &self.args.grant_topics {
+            if !topics.contains(topic) {
+                topics.push(topic.clone());
+            }
+        }
+        topics
+    }
+
+    /// Prints what a topic gets from now on.
+    fn follow_topic(&mut self, topic: TopicName) -> Result<(), Failure> {
+        let answer = self
+            .client
+            .get(&format!("{}?from=latest&max=1", messages_of(&topic)))?;
+        let next = answer["next"].as_u64().unwrap_or(0);
+        self.followed.push(Followed { topic, next });
+        Ok(())
     }
 
     /// Creates a topic, unless the data directory has it.
@@ -197,22 +253,27 @@ impl<'a> Loop<'a> {
         }
     }
 
-    fn outputs(&self) -> String {
-        format!("/v1/topics/{}/partitions/0/messages", self.args.output)
-    }
-
-    fn processor(&self, rest: &str) -> String {
-        format!("/v1/processors/{}{rest}", self.name)
+    fn url(&self, rest: &str) -> String {
+        match &self.role {
+            Role::Processor(name) => format!("/v1/processors/{name}{rest}"),
+            Role::Route(path) => format!("/v1/routes{path}{rest}"),
+        }
     }
 
     fn run(mut self) -> Result<(), Failure> {
         let url = self.client.url().to_owned();
         let (input, output) = (&self.args.input, &self.args.output);
-        self.tell(
-            "host",
-            &format!("{url}: topic {input} -> {} -> topic {output}", self.name),
-            json!({"url": url}),
-        )?;
+        let (text, object) = match &self.role {
+            Role::Processor(name) => (
+                format!("{url}: topic {input} -> {name} -> topic {output}"),
+                json!({"url": url}),
+            ),
+            Role::Route(path) => (
+                format!("{url}: requests to {url}{path}"),
+                json!({"url": url, "path": path}),
+            ),
+        };
+        self.tell("host", &text, object)?;
         loop {
             let seen = Seen::now(&self.args.dir);
             match self.next_revision() {
@@ -251,12 +312,21 @@ impl<'a> Loop<'a> {
         let body = component.bytes.as_slice();
         self.client
             .upload("/v1/modules", "application/wasm", body)?;
-        let spec = self.args.spec(&component, &digest);
-        let answer = self
-            .client
-            .send(Method::PATCH, &self.processor(""), &spec)?;
+        for topic in self.topics() {
+            let is_known = self.followed.iter().any(|followed| followed.topic == topic);
+            if matches!(self.role, Role::Route(_)) && !is_known {
+                self.create(&topic)?;
+                self.follow_topic(topic)?;
+            }
+        }
+        let spec = self.spec(&component, &digest);
+        let (method, revision) = match self.role {
+            Role::Processor(_) => (Method::PATCH, "current"),
+            Role::Route(_) => (Method::PUT, "revision"),
+        };
+        let answer = self.client.send(method, &self.url(""), &spec)?;
         let is_new = self.deployed.replace(digest.clone()).is_none();
-        let revision = &answer["current"];
+        let revision = &answer[revision];
         let which = short(&json!(digest));
         let text = format!(
             "revision {revision} runs, component {which}, {} bytes",
@@ -274,6 +344,37 @@ impl<'a> Loop<'a> {
         self.send_sample()
     }
 
+    fn spec(&self, component: &Component, digest: &str) -> Value {
+        let topics = match self.role {
+            Role::Processor(_) => self.args.grant_topics.clone(),
+            Role::Route(_) => self.topics(),
+        };
+        let views = self.project.route.views.iter();
+        let views: Vec<_> = views.chain(&self.args.grant_views).collect();
+        let grants = json!({
+            "topics": topics,
+            "metrics": component.imports("millrace:broker/metrics"),
+            "secrets": self.args.grant_secrets,
+            "http": self.args.grant_http,
+            "http_private": self.args.grant_http_private,
+            "views": views,
+        });
+        let config = self.args.config.iter();
+        let config: Map<String, Value> = config
+            .map(|(key, value)| (key.clone(), json!(value)))
+            .collect();
+        match self.role {
+            Role::Processor(_) => json!({
+                "module": digest,
+                "topics": [self.args.input],
+                "output": self.args.output,
+                "grants": grants,
+                "config": config,
+            }),
+            Role::Route(_) => json!({ "module": digest, "grants": grants, "config": config }),
+        }
+    }
+
     /// What an earlier run left in the data directory is not shown.
     fn start_following(&mut self) -> Result<(), Failure> {
         loop {
@@ -288,6 +389,12 @@ impl<'a> Loop<'a> {
         let Some(name) = &self.args.send else {
             return Ok(());
         };
+        if let Role::Route(path) = &self.role {
+            let path = path.clone();
+            let samples = samples::read_all(&self.project, std::slice::from_ref(name))?;
+            let mut requests = samples.iter().flat_map(|sample| &sample.requests);
+            return requests.try_for_each(|request| self.send_request(&path, request));
+        }
         let file = self.args.dir.join(FOLDER).join(format!("{name}.ndjson"));
         let bytes = std::fs::read(&file).map_err(|error| {
             Failure::usage(format!("{} cannot be read: {error}", file.display()))
@@ -301,6 +408,33 @@ impl<'a> Loop<'a> {
             "sent",
             &format!("{count} messages of sample {name}"),
             json!({ "count": count }),
+        )
+    }
+
+    /// Sends a request to the route, and prints the answer.
+    fn send_request(&mut self, route: &RoutePath, request: &Request) -> Result<(), Failure> {
+        let target = &request.target;
+        let path = target.split('?').next().unwrap_or(target);
+        // A sample need not know where the component is mounted.
+        let target = match route.covers(path) {
+            true => target.clone(),
+            false => format!("{route}{target}"),
+        };
+        let method = Method::from_bytes(request.method.as_bytes());
+        let method = method.map_err(|error| Failure::usage(error.to_string()))?;
+        let headers = request.headers.iter();
+        let headers: Vec<(&str, &str)> = headers
+            .filter(|(name, _)| name != "content-length")
+            .filter_map(|(name, value)| Some((name.as_str(), str::from_utf8(value).ok()?)))
+            .collect();
+        let (status, body) = self.client.raw(method, &target, &headers, &request.body)?;
+        let body = String::from_utf8_lossy(&body);
+        let shown: String = body.chars().take(ANSWER_CHARS_SHOWN_MAX).collect();
+        let shown = shown.replace(char::is_control, " ");
+        self.tell(
+            "answer",
+            &format!("{} {target}: {status}  {shown}", request.method),
+            json!({"method": request.method, "path": target, "status": status, "body": body}),
         )
     }
 
@@ -319,25 +453,14 @@ impl<'a> Loop<'a> {
         if self.deployed.is_none() {
             return Ok(());
         }
-        let path = format!(
-            "{}?from={}&max={SHOWN_MAX}",
-            self.outputs(),
-            self.next_output
-        );
-        let answer = self.client.get(&path)?;
-        self.next_output = answer["next"].as_u64().unwrap_or(self.next_output);
-        for message in items(&answer["messages"]) {
-            let text = [("key", "key_base64"), ("value", "value_base64")].map(|(text, encoded)| {
-                let shown = if message[text].is_null() {
-                    &message[encoded]
-                } else {
-                    &message[text]
-                };
-                cell(shown)
-            });
-            self.tell("output", &text.join("  "), json!({ "message": message }))?;
+        for index in 0..self.followed.len() {
+            self.follow_messages(index)?;
         }
-        let answer = self.client.get(&self.processor("/logs"))?;
+        let logs = match self.role {
+            Role::Processor(_) => self.url("/logs"),
+            Role::Route(_) => self.url(""),
+        };
+        let answer = self.client.get(&logs)?;
         let lines = items(&answer["lines"]).to_vec();
         for line in unseen(&self.lines, &lines) {
             self.tell("log", &log_line(line), json!({ "line": line }))?;
@@ -357,11 +480,46 @@ impl<'a> Loop<'a> {
         Ok(())
     }
 
-    /// The dead letters after the last that was read.
+    /// Prints the new messages of a followed topic.
+    fn follow_messages(&mut self, index: usize) -> Result<(), Failure> {
+        let Followed { topic, next } = &self.followed[index];
+        let path = format!("{}?from={next}&max={SHOWN_MAX}", messages_of(topic));
+        let answer = self.client.get(&path)?;
+        let topic = topic.clone();
+        let next = answer["next"].as_u64();
+        for message in items(&answer["messages"]) {
+            let text = [("key", "key_base64"), ("value", "value_base64")].map(|(text, encoded)| {
+                let shown = if message[text].is_null() {
+                    &message[encoded]
+                } else {
+                    &message[text]
+                };
+                cell(shown)
+            });
+            let text = text.join("  ");
+            match self.role {
+                Role::Processor(_) => {
+                    self.tell("output", &text, json!({ "message": message }))?;
+                }
+                Role::Route(_) => {
+                    let object = json!({ "topic": topic, "message": message });
+                    self.tell("sent", &format!("{topic}  {text}"), object)?;
+                }
+            }
+        }
+        let followed = &mut self.followed[index];
+        followed.next = next.unwrap_or(followed.next);
+        Ok(())
+    }
+
+    /// The dead letters after the last that was read; a route has none.
     fn letters(&mut self) -> Result<Vec<Value>, Failure> {
+        if let Role::Route(_) = self.role {
+            return Ok(Vec::new());
+        }
         let from = self.next_letter.as_ref();
         let from = from.map_or_else(String::new, |from| format!("&from={}", escaped(from)));
-        let path = self.processor(&format!("/dead-letters?max={SHOWN_MAX}{from}"));
+        let path = self.url(&format!("/dead-letters?max={SHOWN_MAX}{from}"));
         let letters = items(&self.client.get(&path)?["dead_letters"]).to_vec();
         if let Some(last) = letters.last() {
             let offset = last["offset"].as_u64().unwrap_or(0) + 1;

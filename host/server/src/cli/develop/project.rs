@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use millrace_component::Kind;
+use millrace_model::{ProcessorName, RoutePath, TopicName};
 use serde::Deserialize;
 
 use crate::cli::failure::Failure;
@@ -22,6 +23,7 @@ pub(super) struct Project {
     pub(super) kind: Kind,
     pub(super) imports: Vec<String>,
     pub(super) build: Build,
+    pub(super) route: Route,
 }
 
 #[derive(Deserialize)]
@@ -30,6 +32,7 @@ struct Manifest {
     module: Module,
     #[serde(default)]
     build: Build,
+    route: Option<Route>,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +62,18 @@ pub(super) struct Build {
     pub(super) source: Option<PathBuf>,
 }
 
+/// How `millrace dev` sets the route of a component that answers HTTP.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Route {
+    /// Its path; by default the component's name.
+    pub(super) path: Option<RoutePath>,
+    /// Topics that it may send to.
+    pub(super) topics: Vec<TopicName>,
+    /// Processors whose state it may read.
+    pub(super) views: Vec<ProcessorName>,
+}
+
 fn first_version() -> String {
     "0.1.0".to_owned()
 }
@@ -73,8 +88,11 @@ impl Project {
         })?;
         let wrong = |what: String| Failure::usage(format!("{}: {what}", file.display()));
         let text = crate::text::whole(&bytes).map_err(wrong)?;
-        let Manifest { module, build } =
-            toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let Manifest {
+            module,
+            build,
+            route,
+        } = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
         check_name(&module.name).map_err(wrong)?;
         let kind = match &module.kind {
             None => Kind::Processor,
@@ -83,6 +101,11 @@ impl Project {
                 wrong(format!("there is no kind {word:?}; use one of {kinds}"))
             })?,
         };
+        if route.is_some() && kind != Kind::Http {
+            return Err(wrong(format!(
+                "[route] is for the kind http, not for a {kind}"
+            )));
+        }
         if build.core.is_some() && build.component.is_some() {
             return Err(wrong(
                 "[build] names both core and component; give one of them".to_owned(),
@@ -97,6 +120,7 @@ impl Project {
             kind,
             imports: module.imports.unwrap_or_else(|| usual().collect()),
             build,
+            route: route.unwrap_or_default(),
         })
     }
 
@@ -161,6 +185,14 @@ mod tests {
             (
                 "[module]\nname = \"a\"\nlanguage = \"go\"\nkinds = \"x\"\n",
                 "kinds",
+            ),
+            (
+                "[module]\nname = \"a\"\nlanguage = \"go\"\n[route]\npath = \"/a\"\n",
+                "kind http",
+            ),
+            (
+                "[module]\nname = \"a\"\nlanguage = \"go\"\nkind = \"http\"\n[route]\npath = \"/v1/a\"\n",
+                "answers this path itself",
             ),
             (
                 "[module]\nname = \"a\"\nlanguage = \"go\"\n[build]\ncore = \"a\"\ncomponent = \"b\"\n",

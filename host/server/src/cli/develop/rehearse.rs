@@ -9,7 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use millrace_broker::handler::{
-    Cause, Decision, Failure as MessageFailure, LiveConfig, LoadRequest, ModuleFacts, ModuleHost,
+    CallUse, Cause, Decision, Failure as MessageFailure, GuestLine, LiveConfig, LoadRequest,
+    ModuleFacts, ModuleHost,
 };
 use millrace_broker::state::{StateChange, StateQuery, StateValue};
 use millrace_broker::{
@@ -18,11 +19,12 @@ use millrace_broker::{
 };
 use millrace_component::Kind;
 use millrace_model::processor::Grants;
-use millrace_model::{Advised, Clock, Header, ProcessorName, SecretName, SystemClock};
+use millrace_model::{Advised, Clock, Header, ProcessorName, RoutePath, SecretName, SystemClock};
 use millrace_wasm::{CompileChild, SecretStore, WasmHost, WasmOptions};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
+use super::answer;
 use super::build::Component;
 use super::compare::state_value;
 use super::project::Project;
@@ -68,7 +70,7 @@ impl SecretStore for Secrets {
 /// What a sample did.
 #[derive(Default)]
 pub(super) struct Played {
-    /// One result per message.
+    /// One result per message or request.
     pub(super) messages: Vec<Map<String, Value>>,
     /// The calls, in order.
     pub(super) calls: Vec<Value>,
@@ -135,11 +137,35 @@ impl Stage {
             Kind::Processor => self.process(sample, request, batch_max).await,
             Kind::Partitioner => self.assign(sample, request, batch_max).await,
             Kind::ErrorHandler => self.decide(sample, request, batch_max).await,
-            Kind::Http => Err(Failure::usage(
-                "`millrace test` does not call components that answer HTTP yet",
-            )
-            .with_hint("run it on a host: `millrace serve` and `millrace module push`")),
+            Kind::Http => self.answer(sample, request).await,
         }
+    }
+
+    async fn answer(&self, sample: &Sample, mut request: LoadRequest) -> Result<Played, Failure> {
+        let path = RoutePath::parse(&format!("/samples/{}", self.owner));
+        let path = path.map_err(|error| Failure::usage(error.to_string()))?;
+        request.owner = path.to_string();
+        let staged = answer::stage(sample, &self.clock, &mut request);
+        let rehearsal =
+            staged.map_err(|what| Failure::usage(format!("sample {}: {what}", sample.name)))?;
+        let handler = self
+            .modules
+            .http_handler(request)
+            .await
+            .map_err(not_admitted)?;
+        let mut played = Played::default();
+        for asked in &sample.requests {
+            let number = played.messages.len() + 1;
+            let (shown, used) = answer::ask(&handler, &rehearsal, asked).await?;
+            played.messages.push(shown);
+            let mut call = object(json!({ "messages": [number] }));
+            use_into(&mut call, used.as_ref());
+            played.calls.push(Value::Object(call));
+            let lines = self.modules.route_logs(&path);
+            self.modules.forget_route_logs(&path);
+            played.log.extend(lines.iter().map(log_shown));
+        }
+        Ok(played)
     }
 
     async fn process(
@@ -278,11 +304,12 @@ impl Stage {
     fn take_log(&self, played: &mut Played) {
         let lines = self.modules.logs(&self.owner);
         self.modules.forget_logs(&self.owner);
-        let shown = lines
-            .iter()
-            .map(|line| json!({"level": line.level, "text": line.text}));
-        played.log.extend(shown);
+        played.log.extend(lines.iter().map(log_shown));
     }
+}
+
+fn log_shown(line: &GuestLine) -> Value {
+    json!({"level": line.level, "text": line.text})
 }
 
 /// Removes compiled code of earlier builds: only the last one is of use.
@@ -332,17 +359,31 @@ fn within(assigned: Vec<u32>, messages: usize, partitions: u32) -> Result<Vec<u3
 
 /// Every message of a call that failed has its error.
 fn failed_call(played: &mut Played, error: CallError, messages: usize) -> Result<(), Failure> {
+    let mut shown = failure_shown(error)?;
+    shown.shift_remove("backtrace");
+    played.messages.extend(std::iter::repeat_n(shown, messages));
+    Ok(())
+}
+
+/// A call that failed; an error if that says nothing about the component.
+pub(super) fn failure_shown(error: CallError) -> Result<Map<String, Value>, Failure> {
+    let mut frames = String::new();
     let (outcome, reason) = match error {
         CallError::Host(_) | CallError::Interrupted => return Err(host_failed(error)),
         CallError::Unavailable(reason) => ("unavailable", reason),
-        CallError::Trap { message, .. } => (Cause::Trap.as_str(), message),
+        CallError::Trap { message, backtrace } => {
+            frames = backtrace;
+            (Cause::Trap.as_str(), message)
+        }
         CallError::Timeout(_) => (Cause::Timeout.as_str(), error.to_string()),
         CallError::Memory(reason) => (Cause::Memory.as_str(), reason),
         CallError::BadAnswer(reason) => (Cause::BadAnswer.as_str(), reason),
     };
-    let shown = object(json!({ "outcome": outcome, "reason": reason }));
-    played.messages.extend(std::iter::repeat_n(shown, messages));
-    Ok(())
+    let mut shown = object(json!({ "outcome": outcome, "reason": reason }));
+    if !frames.is_empty() {
+        shown.insert("backtrace".to_owned(), json!(frames));
+    }
+    Ok(shown)
 }
 
 fn failure_of(index: usize, given: &FailureIn) -> Result<MessageFailure, String> {
@@ -426,16 +467,11 @@ fn output_shown(output: &RehearsedOutput, line: &Line) -> Value {
         put("partition", json!(partition));
     }
     let message = &output.message;
-    for (name, bytes) in [("key", &message.key), ("value", &message.value)] {
-        match bytes.as_deref().map(str::from_utf8) {
-            None => put(name, Value::Null),
-            Some(Ok(text)) => put(name, json!(text)),
-            Some(Err(_)) => {
-                let bytes = bytes.as_deref().unwrap_or_default();
-                put(&format!("{name}_base64"), json!(STANDARD.encode(bytes)));
-            }
-        }
-    }
+    bytes_into(&mut shown, "key", message.key.as_deref());
+    bytes_into(&mut shown, "value", message.value.as_deref());
+    let mut put = |name: &str, value: Value| {
+        shown.insert(name.to_owned(), value);
+    };
     if !message.headers.is_empty() {
         put("headers", headers_shown(&message.headers));
     }
@@ -449,8 +485,19 @@ fn output_shown(output: &RehearsedOutput, line: &Line) -> Value {
     Value::Object(shown)
 }
 
+/// A text as it is, other bytes in base64, and null for none.
+pub(super) fn bytes_into(shown: &mut Map<String, Value>, name: &str, bytes: Option<&[u8]>) {
+    match bytes.map(|bytes| (bytes, str::from_utf8(bytes))) {
+        None => shown.insert(name.to_owned(), Value::Null),
+        Some((_, Ok(text))) => shown.insert(name.to_owned(), json!(text)),
+        Some((bytes, Err(_))) => {
+            shown.insert(format!("{name}_base64"), json!(STANDARD.encode(bytes)))
+        }
+    };
+}
+
 /// Name to value; a name that repeats has a list of values. Bytes that are no text are shown as text with replacements.
-fn headers_shown(headers: &[Header]) -> Value {
+pub(super) fn headers_shown(headers: &[Header]) -> Value {
     let mut shown = Map::new();
     for header in headers {
         let name = String::from_utf8_lossy(&header.name).into_owned();
@@ -474,10 +521,7 @@ fn call_shown(call: &RehearsedCall, first: usize) -> Value {
     let mut shown = object(json!({
         "messages": call.messages.iter().map(|index| first + index + 1).collect::<Vec<_>>(),
     }));
-    if let Some(used) = &call.used {
-        shown.insert("guest_us".to_owned(), json!(used.guest_us));
-        shown.insert("memory_bytes".to_owned(), json!(used.memory_bytes));
-    }
+    use_into(&mut shown, call.used.as_ref());
     if !call.changes.is_empty() {
         let changes = call.changes.iter().map(change_shown);
         shown.insert("state".to_owned(), changes.collect());
@@ -486,6 +530,13 @@ fn call_shown(call: &RehearsedCall, first: usize) -> Value {
         shown.insert("repeated_because".to_owned(), json!(why));
     }
     Value::Object(shown)
+}
+
+fn use_into(shown: &mut Map<String, Value>, used: Option<&CallUse>) {
+    if let Some(used) = used {
+        shown.insert("guest_us".to_owned(), json!(used.guest_us));
+        shown.insert("memory_bytes".to_owned(), json!(used.memory_bytes));
+    }
 }
 
 fn timed_call(first: usize, messages: usize, took: Duration) -> Value {

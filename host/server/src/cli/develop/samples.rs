@@ -1,4 +1,4 @@
-//! Samples: messages in `samples/NAME.ndjson`, expected results in `NAME.expected.ndjson`, and where the sample starts in
+//! Samples: messages or requests in `samples/NAME.ndjson`, expected results in `NAME.expected.ndjson`, and where the sample starts in
 //! `NAME.config.toml`. docs/development.md has the format.
 
 use std::collections::BTreeMap;
@@ -8,12 +8,14 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use millrace_broker::state::{NEVER, StateChange, StateValue};
+use millrace_component::Kind;
 use millrace_model::processor::{Config, Limits};
-use millrace_model::{Message, SecretName, Timestamp};
+use millrace_model::{Message, ProcessorName, SecretName, Timestamp, TopicName};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::project::Project;
+use super::requests::Request;
 use crate::cli::failure::Failure;
 use crate::http::message_of;
 use crate::text;
@@ -22,7 +24,7 @@ use crate::text;
 pub(super) const FOLDER: &str = "samples";
 /// The timestamp of messages that have none: 2026-01-01T00:00:00Z, the same in every run.
 pub(super) const TIMESTAMP: Timestamp = Timestamp(1_767_225_600_000);
-/// Messages of one sample; a longer file is refused.
+/// Messages or requests of one sample; a longer file is refused.
 const MESSAGES_MAX: usize = 100_000;
 /// Bytes of one file of a sample; a larger one is refused.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -31,10 +33,12 @@ const MESSAGES_END: &str = ".ndjson";
 const EXPECTED_END: &str = ".expected.ndjson";
 const SETTINGS_END: &str = ".config.toml";
 
-/// Messages, and what should become of them.
+/// Messages or requests, and what should become of them.
 pub(super) struct Sample {
     pub(super) name: String,
     pub(super) lines: Vec<Line>,
+    /// For components that answer HTTP, which get no messages.
+    pub(super) requests: Vec<Request>,
     pub(super) settings: Settings,
     /// Where expectations are, or would be.
     pub(super) expected_file: PathBuf,
@@ -64,7 +68,7 @@ pub(super) struct FailureIn {
 /// Expected results.
 #[derive(Debug, Default)]
 pub(super) struct Expected {
-    /// One per message.
+    /// One per message or request.
     pub(super) messages: Vec<Map<String, Value>>,
     /// Entries of the state at the end, by partition.
     pub(super) states: Vec<(u32, Map<String, Value>)>,
@@ -79,6 +83,10 @@ pub(super) struct Settings {
     pub(super) config: Config,
     secrets: BTreeMap<SecretName, BytesIn>,
     state: BTreeMap<String, StateIn>,
+    /// The topics that a route may send to; without it, every topic.
+    pub(super) topics: Option<Vec<TopicName>>,
+    /// The state of processors that a route may read.
+    pub(super) views: BTreeMap<ProcessorName, BTreeMap<String, StateIn>>,
     pub(super) limits: Limits,
 }
 
@@ -90,6 +98,8 @@ impl Default for Settings {
             config: Config::default(),
             secrets: BTreeMap::new(),
             state: BTreeMap::new(),
+            topics: None,
+            views: BTreeMap::new(),
             limits: Limits::default(),
         }
     }
@@ -97,14 +107,14 @@ impl Default for Settings {
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "a text, or { base64 = \"…\" }")]
-enum BytesIn {
+pub(super) enum BytesIn {
     Text(String),
     Bytes { base64: String },
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "a whole number, a text, or { base64 = \"…\" }")]
-enum StateIn {
+pub(super) enum StateIn {
     Number(i64),
     Bytes(BytesIn),
 }
@@ -129,41 +139,57 @@ impl Settings {
 
     /// The state of partition 0.
     pub(super) fn state(&self) -> Result<Vec<StateChange>, String> {
-        let entry = |(key, value): (&String, &StateIn)| {
-            let value = match value {
-                StateIn::Number(number) => StateValue::of_number(*number),
-                StateIn::Bytes(bytes) => StateValue::new(&bytes.bytes()?),
-            };
-            Ok(StateChange {
-                key: Arc::from(key.as_bytes()),
-                value: Some(value),
-                ends_at: NEVER,
-            })
-        };
-        self.state.iter().map(entry).collect()
+        entries(&self.state)
     }
+
+    /// The state of processors that a route may read.
+    pub(super) fn views(&self) -> Result<Vec<(ProcessorName, Vec<StateChange>)>, String> {
+        let views = self.views.iter();
+        views
+            .map(|(processor, state)| Ok((processor.clone(), entries(state)?)))
+            .collect()
+    }
+}
+
+fn entries(state: &BTreeMap<String, StateIn>) -> Result<Vec<StateChange>, String> {
+    let entry = |(key, value): (&String, &StateIn)| {
+        let value = match value {
+            StateIn::Number(number) => StateValue::of_number(*number),
+            StateIn::Bytes(bytes) => StateValue::new(&bytes.bytes()?),
+        };
+        Ok(StateChange {
+            key: Arc::from(key.as_bytes()),
+            value: Some(value),
+            ends_at: NEVER,
+        })
+    };
+    state.iter().map(entry).collect()
 }
 
 /// The project's samples by name; with names, only those.
 pub(super) fn read_all(project: &Project, wanted: &[String]) -> Result<Vec<Sample>, Failure> {
     let folder = project.dir.join(FOLDER);
-    let mut names = names(&folder)?;
+    let kind = project.kind;
+    let mut names = names(kind, &folder)?;
     known(&names, wanted)?;
     names.retain(|name| wanted.is_empty() || wanted.contains(name));
     if names.is_empty() {
-        return Err(none(&folder, "it has no file that ends with .ndjson"));
+        let why = "it has no file that ends with .ndjson";
+        return Err(none(kind, &folder, why));
     }
-    names.iter().map(|name| read(&folder, name)).collect()
+    let samples = names.iter().map(|name| read(kind, &folder, name));
+    samples.collect()
 }
 
 /// Checks that the project has a sample.
 pub(super) fn check(project: &Project, wanted: &str) -> Result<(), Failure> {
-    let names = names(&project.dir.join(FOLDER))?;
+    let names = names(project.kind, &project.dir.join(FOLDER))?;
     known(&names, &[wanted.to_owned()])
 }
 
-fn names(folder: &Path) -> Result<Vec<String>, Failure> {
-    let entries = std::fs::read_dir(folder).map_err(|error| none(folder, &error.to_string()))?;
+fn names(kind: Kind, folder: &Path) -> Result<Vec<String>, Failure> {
+    let entries =
+        std::fs::read_dir(folder).map_err(|error| none(kind, folder, &error.to_string()))?;
     let names = entries.flatten().filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
         let is_sample = name.ends_with(MESSAGES_END) && !name.ends_with(EXPECTED_END);
@@ -182,13 +208,21 @@ fn known(names: &[String], wanted: &[String]) -> Result<(), Failure> {
     }
 }
 
-fn none(folder: &Path, why: &str) -> Failure {
-    Failure::usage(format!("there are no samples in {}: {why}", folder.display())).with_hint(
-        "write messages to samples/NAME.ndjson, one per line, such as {\"key\": \"1\", \"value\": \"ada\"}",
-    )
+fn none(kind: Kind, folder: &Path, why: &str) -> Failure {
+    let (what, example) = match kind {
+        Kind::Http => ("requests", r#"{"path": "/greeting"}"#),
+        _ => ("messages", r#"{"key": "1", "value": "ada"}"#),
+    };
+    Failure::usage(format!(
+        "there are no samples in {}: {why}",
+        folder.display()
+    ))
+    .with_hint(format!(
+        "write {what} to samples/NAME.ndjson, one per line, such as {example}"
+    ))
 }
 
-fn read(folder: &Path, name: &str) -> Result<Sample, Failure> {
+fn read(kind: Kind, folder: &Path, name: &str) -> Result<Sample, Failure> {
     let file = |end: &str| folder.join(format!("{name}{end}"));
     let (settings_file, expected_file) = (file(SETTINGS_END), file(EXPECTED_END));
     let settings = match settings_file.is_file() {
@@ -201,14 +235,20 @@ fn read(folder: &Path, name: &str) -> Result<Sample, Failure> {
         }
     };
     let messages_file = file(MESSAGES_END);
-    let lines = lines_of(&messages_file, &bytes_of(&messages_file)?)?;
+    let given = bytes_of(&messages_file)?;
+    let (mut lines, mut requests) = (Vec::new(), Vec::new());
+    match kind {
+        Kind::Http => requests = lines_of(&messages_file, &given, Request::of)?,
+        _ => lines = lines_of(&messages_file, &given, line_of)?,
+    }
     let expected = match expected_file.is_file() {
         false => None,
-        true => Some(expected_of(&expected_file, lines.len())?),
+        true => Some(expected_of(&expected_file, lines.len() + requests.len())?),
     };
     Ok(Sample {
         name: name.to_owned(),
         lines,
+        requests,
         settings,
         expected_file,
         expected,
@@ -240,13 +280,17 @@ fn filled(bytes: &[u8]) -> Result<impl Iterator<Item = (usize, &[u8])>, String> 
         .filter(|(_, line)| !line.trim_ascii().is_empty()))
 }
 
-fn lines_of(file: &Path, bytes: &[u8]) -> Result<Vec<Line>, Failure> {
+fn lines_of<T>(
+    file: &Path,
+    bytes: &[u8],
+    read: impl Fn(&[u8]) -> Result<T, (String, String)>,
+) -> Result<Vec<T>, Failure> {
     let mut lines = Vec::new();
     for (number, line) in filled(bytes).map_err(|error| wrong(file, &error))? {
-        let read = line_of(line);
+        let read = read(line);
         let (message, hint) = match read {
             Ok(_) if lines.len() == MESSAGES_MAX => (
-                format!("a sample has at most {MESSAGES_MAX} messages"),
+                format!("a sample has at most {MESSAGES_MAX} lines"),
                 "divide it into several".to_owned(),
             ),
             Ok(line) => {
@@ -289,6 +333,7 @@ fn line_of(line: &[u8]) -> Result<Line, (String, String)> {
     })
 }
 
+/// Results for this many messages or requests.
 fn expected_of(file: &Path, messages: usize) -> Result<Expected, Failure> {
     let bytes = bytes_of(file)?;
     let mut expected = Expected::default();
@@ -311,7 +356,7 @@ fn expected_of(file: &Path, messages: usize) -> Result<Expected, Failure> {
         true => Ok(expected),
         false => Err(wrong(
             file,
-            &format!("it has {given} results for {messages} messages; write one line per message"),
+            &format!("it has {given} results for {messages} lines; write one line for each"),
         )
         .with_hint("`millrace test --update` writes what happens now")),
     }

@@ -6,7 +6,7 @@ use std::thread;
 use serde_json::{Map, Value, json};
 
 use super::build::{Component, build, built};
-use super::compare::{differences, state_differences};
+use super::compare::{answer_differences, differences, state_differences};
 use super::project::Project;
 use super::rehearse::{Played, Stage};
 use super::samples::{Sample, read_all};
@@ -16,6 +16,9 @@ use crate::cli::output::Output;
 use crate::cli::table::{cell, items};
 use crate::cli::wait_for;
 
+/// Characters of an answer's body that are printed; all are compared.
+const BODY_CHARS_SHOWN_MAX: usize = 200;
+
 const AFTER_HELP: &str = "\
 Examples:
   millrace test                        build, and run all samples
@@ -24,13 +27,13 @@ Examples:
   millrace test --watch                again after each save
   millrace test --no-build --json      for CI
 
-A sample is samples/NAME.ndjson: one message per line, as `millrace produce --ndjson` takes it. Expected results are in
-samples/NAME.expected.ndjson, one line per message; only the fields that are given are compared. samples/NAME.config.toml has
-configuration, secrets and state to start with. Without expected results, a sample fails if a call fails.
+A sample is samples/NAME.ndjson: one message per line, as `millrace produce --ndjson` takes it, or one request per line for the kind
+http. Expected results are in samples/NAME.expected.ndjson, one line each; only the fields that are given are compared.
+samples/NAME.config.toml has configuration, secrets and state to start with. Without expected results, a sample fails if a call fails.
 The component runs in the same runtime and under the same limits as on a host, without topics or a network.
 Exit codes: 0 everything is as expected, 1 something differs or does not build, 2 the project is not valid or a tool is missing.";
 
-/// Run a project's component against sample messages
+/// Run a project's component against sample messages or requests
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(in crate::cli) struct Args {
@@ -124,12 +127,19 @@ fn judged(sample: &Sample, played: &Played, is_update: bool) -> Value {
     let expected = sample.expected.as_ref().filter(|_| !is_update);
     let result = |(index, got): (usize, &Map<String, Value>)| {
         let mut got = got.clone();
-        let found = match expected {
-            Some(expected) => differences(&expected.messages[index], &got),
-            None if is_update => Vec::new(),
-            None => unasked(&got),
+        let request = sample.requests.get(index);
+        let found = match (expected, request) {
+            (Some(expected), None) => differences(&expected.messages[index], &got),
+            (Some(expected), Some(_)) => answer_differences(&expected.messages[index], &got),
+            (None, _) if is_update => Vec::new(),
+            (None, _) => unasked(&got),
         };
-        if let Some(key) = &sample.lines[index].message.key {
+        if let Some(request) = request {
+            let line = format!("{} {}", request.method, request.target);
+            got.insert("request".to_owned(), json!(line));
+        }
+        let line = sample.lines.get(index);
+        if let Some(key) = line.and_then(|line| line.message.key.as_ref()) {
             got.insert("source_key".to_owned(), json!(String::from_utf8_lossy(key)));
         }
         got.insert("differences".to_owned(), json!(found));
@@ -178,16 +188,20 @@ fn as_expected(sample: &Sample, played: &Played) -> String {
         if !["ack", "emit", "retry", "reject", "unavailable", ""].contains(&outcome) {
             line.retain(|field, _| field == "outcome");
         }
-        for output in line
-            .get_mut("outputs")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
-            let parsed = output["value"].as_str().and_then(structure);
-            if let Some(value) = parsed {
-                output["value"] = value;
+        if let Some(body) = line.get_mut("body") {
+            structured(body);
+        }
+        for field in ["outputs", "sent"] {
+            let messages = line.get_mut(field).and_then(Value::as_array_mut);
+            for message in messages.into_iter().flatten() {
+                if let Some(value) = message.get_mut("value") {
+                    structured(value);
+                }
             }
+        }
+        // Nothing sent is something to expect as well.
+        if line.contains_key("status") {
+            line.entry("sent").or_insert_with(|| json!([]));
         }
         text.push_str(&Value::Object(line).to_string());
         text.push('\n');
@@ -213,10 +227,12 @@ fn as_expected(sample: &Sample, played: &Played) -> String {
     text
 }
 
-/// A text that is a JSON object or list.
-fn structure(text: &str) -> Option<Value> {
-    let value: Value = serde_json::from_str(text).ok()?;
-    (value.is_object() || value.is_array()).then_some(value)
+/// A text that is a JSON object or list becomes that.
+fn structured(value: &mut Value) {
+    let parsed = value.as_str().map(serde_json::from_str::<Value>);
+    if let Some(Ok(parsed @ (Value::Object(_) | Value::Array(_)))) = parsed {
+        *value = parsed;
+    }
 }
 
 fn for_people(answer: &Value) -> String {
@@ -270,8 +286,12 @@ fn message_for_people(index: usize, message: &Value, lines: &mut Vec<String>) {
         value => Some(cell(value)),
     };
     let what = text("outcome").or_else(|| text("decision"));
+    let what = what.or_else(|| text("status"));
     let what = what.unwrap_or_else(|| format!("partition {}", message["partition"]));
     let mut line = format!("  {:>3}  {what}", index + 1);
+    if let Some(request) = text("request") {
+        line.push_str(&format!("  {request}"));
+    }
     if let Some(key) = text("source_key") {
         line.push_str(&format!("  key {key}"));
     }
@@ -284,7 +304,18 @@ fn message_for_people(index: usize, message: &Value, lines: &mut Vec<String>) {
         line.push_str(&format!("  after {after} ms"));
     }
     lines.push(line);
-    for output in items(&message["outputs"]) {
+    for body in [&message["body"], &message["body_base64"]] {
+        if let Some(text) = body.as_str().filter(|text| !text.is_empty()) {
+            let cut: String = text.chars().take(BODY_CHARS_SHOWN_MAX).collect();
+            let rest = if cut.len() < text.len() { " …" } else { "" };
+            let cut = cut.replace(char::is_control, " ");
+            lines.push(format!("       <- {cut}{rest}"));
+        }
+    }
+    for output in ["outputs", "sent"]
+        .iter()
+        .flat_map(|field| items(&message[*field]))
+    {
         let topic = output["topic"].as_str().unwrap_or("output");
         let mut shown = output.clone();
         if let Some(fields) = shown.as_object_mut() {
