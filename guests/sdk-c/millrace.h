@@ -277,6 +277,122 @@ mr_decision mr_decide_drop(const char *reason);
 /* Do what the processor's retry policy says. */
 static inline mr_decision mr_decide_policy(void) { return mr_decide(3, 0, mr_absent()); }
 
+/* ------------------------------------------------------------------------------------------------------ Routes: HTTP */
+
+/* A request. Its body was read as a whole; one of more than 1 MiB was answered with 413. */
+typedef struct mr_request {
+  /* Such as GET. */
+  mr_bytes method;
+  /* Path and query, as they were sent. */
+  mr_bytes target;
+  /* The path, which begins with that of the route. */
+  mr_bytes path;
+  /* The query, without its question mark; absent if there is none. */
+  mr_bytes query;
+  mr_bytes body;
+  uint32_t header_count;
+  const mr_header *headers;
+} mr_request;
+
+/* The value of the first header with this name, in any spelling; absent if there is none. */
+mr_bytes mr_request_header(const mr_request *request, const char *name);
+
+/* The part of the path after its last slash. */
+mr_bytes mr_request_last(const mr_request *request);
+
+/* An answer that is being written. It starts as 200 without headers and body. */
+typedef struct mr_response mr_response;
+
+void mr_set_status(mr_response *response, uint32_t status);
+void mr_set_body(mr_response *response, mr_bytes body);
+void mr_response_header(mr_response *response, const char *name, mr_bytes value);
+
+/* Status, type and body at once: plain text, or JSON as text. */
+void mr_respond_text(mr_response *response, uint32_t status, mr_bytes text);
+void mr_respond_json(mr_response *response, uint32_t status, mr_bytes json);
+
+/* A text as a string of JSON, with its quotation marks; in memory of the call. */
+mr_bytes mr_json_string(mr_bytes text);
+
+/* Messages that a route sends while it answers a request. Each call is one commit: when it returns, all of its messages are stored, or none is. */
+typedef struct mr_outgoing {
+  mr_bytes key;
+  mr_bytes value;
+  const mr_header *headers;
+  uint32_t header_count;
+  /* Instead of leaving it to the topic's partitioner. */
+  bool has_partition;
+  uint32_t partition;
+  /* Milliseconds since the Unix epoch; 0 is now, and at once. */
+  uint64_t timestamp;
+  uint64_t deliver_at;
+} mr_outgoing;
+
+/* The offset of a message that is delivered later. */
+#define MR_LATER UINT64_MAX
+
+/* Where sent messages are, in their order. */
+typedef struct mr_sent {
+  uint32_t count;
+  const uint32_t *partitions;
+  const uint64_t *offsets;
+  /* Whether an earlier call with the same key sent them, and this one did nothing. */
+  bool repeated;
+} mr_sent;
+
+typedef enum mr_send_status {
+  MR_SENT,
+  MR_SEND_NOT_GRANTED, /* the route is not granted this topic */
+  MR_SEND_REFUSED,     /* the topic does not take these messages; to repeat the call does not help */
+  MR_SEND_KEY_REUSED,  /* the key was used before, for other messages */
+  MR_SEND_UNAVAILABLE  /* the host cannot store messages now; a later call may succeed */
+} mr_send_status;
+
+mr_send_status mr_send(const char *topic, const mr_outgoing *messages, uint32_t count, mr_sent *sent);
+
+/* Like `mr_send`, once: a repeat with the same key, by any request to this route, returns the first places. */
+mr_send_status mr_send_once(const char *topic, mr_bytes key, const mr_outgoing *messages, uint32_t count, mr_sent *sent);
+
+/* Waits until a processor has settled messages of a topic; `settled` is false if it has not within this many milliseconds. */
+mr_send_status mr_settled(const char *processor, const char *topic, const mr_sent *sent, uint64_t ms, bool *settled);
+
+/* Why the last call did not send. */
+const char *mr_send_error(void);
+
+/* The state of a processor, which a route reads as it is committed. `topic` is NULL if the processor reads only one. */
+typedef struct mr_view {
+  const char *processor;
+  const char *topic;
+} mr_view;
+
+typedef enum mr_view_status {
+  MR_VIEWED,
+  MR_VIEW_NOT_GRANTED, /* the route is not granted this processor's state */
+  MR_VIEW_REFUSED,     /* there is no such processor, topic or partition, or the call exceeds a bound */
+  MR_VIEW_UNAVAILABLE  /* a later call may succeed */
+} mr_view_status;
+
+mr_view_status mr_view_partitions(const mr_view *view, uint32_t *partitions);
+
+/* The value of a key in the partition that messages with this key go to; absent if it has none. */
+mr_view_status mr_view_get(const mr_view *view, mr_bytes key, mr_bytes *value);
+
+/* The values of `count` keys, in their order, in one partition; if `partition` is NULL, each in that of messages with this key. */
+mr_view_status mr_view_get_many(const mr_view *view, const uint32_t *partition, const mr_bytes *keys, uint32_t count, mr_bytes *values);
+
+typedef struct mr_entries {
+  uint32_t count;
+  const mr_entry *entries;
+  /* Whether there may be more after the last one. */
+  bool has_more;
+} mr_entries;
+
+/* Entries of a partition whose keys begin with `prefix` and come after `after` (absent: from the first). */
+mr_view_status mr_view_scan(const mr_view *view, uint32_t partition, mr_bytes prefix, mr_bytes after, uint32_t max, mr_entries *entries);
+
+/* Why the last view could not be read. */
+const char *mr_view_error(void);
+
 /* ------------------------------------------------------------------------------------------------------ What is exported */
 
 typedef mr_outcome (*mr_process_message)(const mr_message *message, mr_output *output);
@@ -284,6 +400,7 @@ typedef mr_outcome (*mr_process_message)(const mr_message *message, mr_output *o
 typedef const char *(*mr_process_batch)(mr_batch *batch);
 typedef uint32_t (*mr_choose_partition)(const mr_message *message, uint32_t partitions);
 typedef mr_decision (*mr_handle_failure)(const mr_failure *failure);
+typedef void (*mr_answer_request)(const mr_request *request, mr_response *response);
 
 #define MR_EXPORT(name) __attribute__((export_name(name), used))
 
@@ -321,12 +438,19 @@ typedef mr_decision (*mr_handle_failure)(const mr_failure *failure);
     return mr_run_error_handler(arguments, handle);                                                                                      \
   }
 
+/* Exports a function that answers the HTTP requests of a route: void answer(const mr_request *request, mr_response *response). */
+#define MR_HTTP(answer)                                                                                                                  \
+  MR_EXPORT("wasi:http/incoming-handler@0.2.12#handle") void mr_exported_http(uint32_t request, uint32_t out) {                          \
+    mr_run_http(request, out, answer);                                                                                                   \
+  }
+
 /* ------------------------------------------------------------------------------------- Inside; only the macros above use it */
 
 mr_batch *mr_begin_batch(const uint32_t *arguments);
 void *mr_end_batch(mr_batch *batch, const char *unavailable);
 void *mr_run_partitioner(const uint32_t *arguments, mr_choose_partition choose);
 void *mr_run_error_handler(const uint32_t *arguments, mr_handle_failure handle);
+void mr_run_http(uint32_t request, uint32_t out, mr_answer_request answer);
 
 /* A start and a length, as in the contract. */
 typedef struct mr_span_ {
@@ -1284,6 +1408,397 @@ void mr_gauge_set(const char *name, const mr_label *labels, uint32_t count, doub
 void mr_histogram_observe(const char *name, const mr_label *labels, uint32_t count, double value) {
   mr_bytes text = mr_utf8_(mr_text(name));
   mr_host_metrics_observe_(text.data, text.size, mr_labels_(labels, count), count, value);
+}
+
+/* -------------------------------------------------------------------------------------------------------- Routes: HTTP */
+
+/* The parts of WASI that a route needs. A number is the handle of a resource. An instance answers one request, so that nothing is dropped but what must be
+ * before something else can be done. */
+#define MR_WASI_(module, name) __attribute__((import_module("wasi:" module "@0.2.12"), import_name(name)))
+
+MR_WASI_("http/types", "[method]incoming-request.method") void mr_wasi_method_(uint32_t request, void *result);
+MR_WASI_("http/types", "[method]incoming-request.path-with-query") void mr_wasi_target_(uint32_t request, void *result);
+MR_WASI_("http/types", "[method]incoming-request.headers") uint32_t mr_wasi_headers_(uint32_t request);
+MR_WASI_("http/types", "[method]fields.entries") void mr_wasi_entries_(uint32_t fields, void *result);
+MR_WASI_("http/types", "[method]incoming-request.consume") void mr_wasi_consume_(uint32_t request, void *result);
+MR_WASI_("http/types", "[method]incoming-body.stream") void mr_wasi_stream_(uint32_t body, void *result);
+MR_WASI_("io/streams", "[method]input-stream.blocking-read") void mr_wasi_read_(uint32_t stream, uint64_t size, void *result);
+MR_WASI_("http/types", "[constructor]fields") uint32_t mr_wasi_fields_(void);
+MR_WASI_("http/types", "[method]fields.append")
+void mr_wasi_append_(uint32_t fields, const uint8_t *name, size_t name_size, const uint8_t *value, size_t value_size, void *result);
+MR_WASI_("http/types", "[constructor]outgoing-response") uint32_t mr_wasi_response_(uint32_t fields);
+MR_WASI_("http/types", "[method]outgoing-response.set-status-code") uint32_t mr_wasi_set_status_(uint32_t response, uint32_t status);
+MR_WASI_("http/types", "[method]outgoing-response.body") void mr_wasi_body_(uint32_t response, void *result);
+MR_WASI_("http/types", "[static]response-outparam.set")
+void mr_wasi_set_(uint32_t out, uint32_t is_error, uint32_t response, uint32_t p3, uint64_t p4, uint32_t p5, uint32_t p6, uint32_t p7,
+                  uint32_t p8); /* the others are of errors */
+MR_WASI_("http/types", "[method]outgoing-body.write") void mr_wasi_write_(uint32_t body, void *result);
+MR_WASI_("io/streams", "[method]output-stream.blocking-write-and-flush")
+void mr_wasi_flush_(uint32_t stream, const uint8_t *data, size_t size, void *result);
+MR_WASI_("io/streams", "[resource-drop]output-stream") void mr_wasi_drop_stream_(uint32_t stream);
+MR_WASI_("http/types", "[static]outgoing-body.finish")
+void mr_wasi_finish_(uint32_t body, uint32_t has_trailers, uint32_t trailers, void *result);
+
+/* Bytes of a request's body; a larger one is answered with 413. */
+#define MR_BODY_BYTES_MAX_ ((size_t)1 << 20)
+/* Bytes that are read at a time. */
+#define MR_READ_BYTES_ ((uint64_t)64 << 10)
+/* Bytes that are written at a time, which WASI sets. */
+#define MR_WRITE_BYTES_ ((size_t)4 << 10)
+
+struct mr_response {
+  uint32_t status;
+  mr_bytes body;
+  /* Of mr_header. */
+  mr_list_ headers;
+};
+
+void mr_set_status(mr_response *response, uint32_t status) { response->status = status; }
+void mr_set_body(mr_response *response, mr_bytes body) { response->body = body; }
+
+void mr_response_header(mr_response *response, const char *name, mr_bytes value) {
+  mr_header *header = (mr_header *)mr_list_add_(&response->headers, sizeof(mr_header), 1, 4);
+  header->name = mr_text(name);
+  header->value = mr_present_(value);
+}
+
+static void mr_respond_(mr_response *response, uint32_t status, const char *type, mr_bytes body) {
+  response->status = status;
+  response->body = body;
+  mr_response_header(response, "content-type", mr_text(type));
+}
+
+void mr_respond_text(mr_response *response, uint32_t status, mr_bytes text) {
+  mr_respond_(response, status, "text/plain; charset=utf-8", text);
+}
+
+void mr_respond_json(mr_response *response, uint32_t status, mr_bytes json) { mr_respond_(response, status, "application/json", json); }
+
+mr_bytes mr_json_string(mr_bytes text) {
+  static const char digits[] = "0123456789abcdef";
+  mr_list_ written;
+  memset(&written, 0, sizeof(written));
+  text = mr_utf8_(mr_present_(text));
+  *(uint8_t *)mr_list_add_(&written, 1, 1, (uint32_t)text.size + 2) = '"';
+  for (size_t at = 0; at < text.size; at++) {
+    uint8_t c = text.data[at];
+    if (c < 0x20) {
+      uint8_t *to = (uint8_t *)mr_list_add_(&written, 1, 6, 8);
+      memcpy(to, "\\u00", 4);
+      to[4] = (uint8_t)digits[c >> 4];
+      to[5] = (uint8_t)digits[c & 15];
+    } else {
+      if (c == '"' || c == '\\') *(uint8_t *)mr_list_add_(&written, 1, 1, 8) = '\\';
+      *(uint8_t *)mr_list_add_(&written, 1, 1, 8) = c;
+    }
+  }
+  *(uint8_t *)mr_list_add_(&written, 1, 1, 8) = '"';
+  return mr_bytes_of(written.items, written.count);
+}
+
+static uint8_t mr_lower_(uint8_t c) { return c >= 'A' && c <= 'Z' ? (uint8_t)(c + 32) : c; }
+
+mr_bytes mr_request_header(const mr_request *request, const char *name) {
+  mr_bytes wanted = mr_text(name);
+  for (uint32_t index = 0; index < request->header_count; index++) {
+    mr_bytes known = request->headers[index].name;
+    size_t same = 0;
+    if (known.size != wanted.size) continue;
+    while (same < known.size && mr_lower_(known.data[same]) == mr_lower_(wanted.data[same])) same++;
+    if (same == known.size) return mr_present_(request->headers[index].value);
+  }
+  return mr_absent();
+}
+
+mr_bytes mr_request_last(const mr_request *request) {
+  size_t start = request->path.size;
+  while (start > 0 && request->path.data[start - 1] != '/') start--;
+  return mr_bytes_of(request->path.data + start, request->path.size - start);
+}
+
+/* The body as a whole; 0, or the status that says what is wrong with it. */
+static uint32_t mr_read_body_(uint32_t request, mr_bytes *body) {
+  uint32_t result[3], stream;
+  mr_list_ read;
+  memset(&read, 0, sizeof(read));
+  mr_wasi_consume_(request, result);
+  if ((result[0] & 0xff) != 0) return 400;
+  mr_wasi_stream_(result[1], result);
+  if ((result[0] & 0xff) != 0) return 400;
+  stream = result[1];
+  for (;;) {
+    mr_wasi_read_(stream, MR_READ_BYTES_, result);
+    if ((result[0] & 0xff) != 0) {
+      /* The stream is closed at the end of the body, and failed if the body was cut off. */
+      *body = mr_present_(mr_bytes_of(read.items, read.count));
+      return (result[1] & 0xff) == 1 ? 0 : 400;
+    }
+    if (result[2] == 0) continue;
+    if (read.count + (size_t)result[2] > MR_BODY_BYTES_MAX_) return 413;
+    memcpy(mr_list_add_(&read, 1, result[2], result[2]), (const void *)(uintptr_t)result[1], result[2]);
+  }
+}
+
+static mr_request mr_read_request_(uint32_t request, uint32_t *wrong) {
+  static const char *const methods[] = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"};
+  mr_request read;
+  uint32_t result[3], method;
+  const uint8_t *query;
+  memset(&read, 0, sizeof(read));
+  mr_wasi_method_(request, result);
+  method = result[0] & 0xff;
+  read.method = method < 9 ? mr_text(methods[method]) : mr_bytes_of((const void *)(uintptr_t)result[1], result[2]);
+  mr_wasi_target_(request, result);
+  read.target = (result[0] & 0xff) == 0 ? mr_text("") : mr_bytes_of((const void *)(uintptr_t)result[1], result[2]);
+  read.path = read.target;
+  query = (const uint8_t *)memchr(read.target.data, '?', read.target.size);
+  if (query != NULL) {
+    read.path.size = (size_t)(query - read.target.data);
+    read.query = mr_bytes_of(query + 1, read.target.size - read.path.size - 1);
+  }
+  mr_wasi_entries_(mr_wasi_headers_(request), result);
+  read.headers = (const mr_header *)(uintptr_t)result[0];
+  read.header_count = result[1];
+  *wrong = mr_read_body_(request, &read.body);
+  return read;
+}
+
+static void mr_give_(const mr_response *response, uint32_t out) {
+  uint64_t result[5];
+  const uint32_t *numbers = (const uint32_t *)result;
+  const mr_header *headers = (const mr_header *)response->headers.items;
+  uint32_t fields = mr_wasi_fields_(), outgoing, body, stream;
+  for (uint32_t index = 0; index < response->headers.count; index++) {
+    const mr_header *header = &headers[index];
+    mr_wasi_append_(fields, header->name.data, header->name.size, header->value.data, header->value.size, result);
+    if ((numbers[0] & 0xff) != 0) mr_fail_("a header of the answer cannot be sent");
+  }
+  outgoing = mr_wasi_response_(fields);
+  if (mr_wasi_set_status_(outgoing, response->status) != 0) mr_fail_("the status of the answer is none");
+  mr_wasi_body_(outgoing, result);
+  body = numbers[1];
+  mr_wasi_set_(out, 0, outgoing, 0, 0, 0, 0, 0, 0);
+  mr_wasi_write_(body, result);
+  stream = numbers[1];
+  for (size_t at = 0; at < response->body.size; at += MR_WRITE_BYTES_) {
+    size_t left = response->body.size - at;
+    mr_wasi_flush_(stream, response->body.data + at, left < MR_WRITE_BYTES_ ? left : MR_WRITE_BYTES_, result);
+    /* Whoever asked may be gone by now. */
+    if ((numbers[0] & 0xff) != 0) break;
+  }
+  mr_wasi_drop_stream_(stream);
+  mr_wasi_finish_(body, 0, 0, result);
+}
+
+void mr_run_http(uint32_t request, uint32_t out, mr_answer_request answer) {
+  mr_response response;
+  uint32_t wrong;
+  mr_request read = mr_read_request_(request, &wrong);
+  memset(&response, 0, sizeof(response));
+  response.status = 200;
+  if (wrong == 0) {
+    answer(&read, &response);
+  } else {
+    mr_respond_text(&response, wrong, mr_text(wrong == 413 ? "the body is too large" : "the body cannot be read"));
+  }
+  mr_give_(&response, out);
+}
+
+/* A position in a blob that is being written. */
+typedef struct mr_blob_ {
+  uint8_t *data;
+  size_t size;
+} mr_blob_;
+
+static mr_span_ mr_put_(mr_blob_ *blob, mr_bytes bytes) {
+  mr_span_ span;
+  span.start = bytes.data == NULL ? 0 : (uint32_t)blob->size;
+  span.length = bytes.data == NULL ? MR_NONE_ : (uint32_t)bytes.size;
+  mr_copy_(blob->data + blob->size, bytes.data, bytes.size);
+  blob->size += bytes.size;
+  return span;
+}
+
+/* `send` has more parameters than are passed one by one, so they are in memory, as in the contract. */
+typedef struct mr_send_arguments_ {
+  mr_bytes topic;
+  mr_bytes data;
+  const mr_span_ *keys;
+  size_t key_numbers;
+  const mr_span_ *values;
+  size_t value_numbers;
+  const uint32_t *header_ends;
+  size_t messages;
+  const mr_span_ *headers;
+  size_t header_numbers;
+  const uint32_t *partitions;
+  size_t partition_count;
+  const uint64_t *times;
+  size_t time_count;
+  uint32_t has_key;
+  mr_bytes key;
+} mr_send_arguments_;
+
+MR_IMPORT("producer", "send") void mr_host_send_(const mr_send_arguments_ *arguments, void *result);
+MR_IMPORT("producer", "settled")
+void mr_host_settled_(const uint8_t *processor, size_t processor_size, const uint8_t *topic, size_t topic_size, const uint32_t *partitions,
+                      size_t count, const uint64_t *offsets, size_t offset_count, uint32_t repeated, uint64_t ms, void *result);
+
+static const char *mr_send_error_ = "";
+
+const char *mr_send_error(void) { return mr_send_error_; }
+
+/* The status of an answer: its error is a case and a text. */
+static mr_send_status mr_send_status_(const uint32_t *result) {
+  if ((result[0] & 0xff) == 0) return MR_SENT;
+  mr_send_error_ = mr_c_string_(mr_bytes_of((const void *)(uintptr_t)result[2], result[3]));
+  return (mr_send_status)(1 + (result[1] & 0xff));
+}
+
+mr_send_status mr_send_once(const char *topic, mr_bytes key, const mr_outgoing *messages, uint32_t count, mr_sent *sent) {
+  mr_send_arguments_ arguments;
+  uint32_t result[6], header = 0, headers = 0;
+  size_t size = 0;
+  mr_blob_ blob;
+  mr_span_ *keys = (mr_span_ *)mr_allocate((size_t)count * 8), *values = (mr_span_ *)mr_allocate((size_t)count * 8), *header_spans;
+  uint32_t *ends = (uint32_t *)mr_allocate((size_t)count * 4), *partitions = (uint32_t *)mr_allocate((size_t)count * 4);
+  uint64_t *times = (uint64_t *)mr_allocate((size_t)count * 16);
+  mr_send_status status;
+  for (uint32_t index = 0; index < count; index++) {
+    size += messages[index].key.size + messages[index].value.size;
+    headers += messages[index].header_count;
+    for (uint32_t at = 0; at < messages[index].header_count; at++)
+      size += messages[index].headers[at].name.size + messages[index].headers[at].value.size;
+  }
+  blob.data = (uint8_t *)mr_allocate(size);
+  blob.size = 0;
+  header_spans = (mr_span_ *)mr_allocate((size_t)headers * 16);
+  for (uint32_t index = 0; index < count; index++) {
+    const mr_outgoing *message = &messages[index];
+    keys[index] = mr_put_(&blob, message->key);
+    values[index] = mr_put_(&blob, message->value);
+    for (uint32_t at = 0; at < message->header_count; at++, header++) {
+      header_spans[header * 2] = mr_put_(&blob, message->headers[at].name);
+      header_spans[header * 2 + 1] = mr_put_(&blob, message->headers[at].value);
+    }
+    ends[index] = header;
+    partitions[index] = message->has_partition ? message->partition : MR_NONE_;
+    times[index * 2] = message->timestamp;
+    times[index * 2 + 1] = message->deliver_at;
+  }
+  arguments.topic = mr_utf8_(mr_text(topic));
+  arguments.data = mr_bytes_of(blob.data, blob.size);
+  arguments.keys = keys, arguments.key_numbers = (size_t)count * 2;
+  arguments.values = values, arguments.value_numbers = (size_t)count * 2;
+  arguments.header_ends = ends, arguments.messages = count;
+  arguments.headers = header_spans, arguments.header_numbers = (size_t)headers * 4;
+  arguments.partitions = partitions, arguments.partition_count = count;
+  arguments.times = times, arguments.time_count = (size_t)count * 2;
+  arguments.has_key = key.data != NULL;
+  arguments.key = mr_utf8_(mr_present_(key));
+  mr_host_send_(&arguments, result);
+  status = mr_send_status_(result);
+  if (status == MR_SENT && sent != NULL) {
+    sent->partitions = (const uint32_t *)(uintptr_t)result[1];
+    sent->count = result[2];
+    sent->offsets = (const uint64_t *)(uintptr_t)result[3];
+    sent->repeated = (result[5] & 0xff) != 0;
+  }
+  return status;
+}
+
+mr_send_status mr_send(const char *topic, const mr_outgoing *messages, uint32_t count, mr_sent *sent) {
+  return mr_send_once(topic, mr_absent(), messages, count, sent);
+}
+
+mr_send_status mr_settled(const char *processor, const char *topic, const mr_sent *sent, uint64_t ms, bool *settled) {
+  uint32_t result[4];
+  mr_bytes owner = mr_utf8_(mr_text(processor)), name = mr_utf8_(mr_text(topic));
+  mr_send_status status;
+  mr_host_settled_(owner.data, owner.size, name.data, name.size, sent->partitions, sent->count, sent->offsets, sent->count, sent->repeated,
+                   ms, result);
+  status = mr_send_status_(result);
+  *settled = status == MR_SENT && (result[1] & 0xff) != 0;
+  return status;
+}
+
+MR_IMPORT("views", "partitions")
+void mr_host_view_partitions_(const uint8_t *processor, size_t processor_size, uint32_t has_topic, const uint8_t *topic, size_t topic_size,
+                              void *result);
+MR_IMPORT("views", "get")
+void mr_host_view_get_(const uint8_t *processor, size_t processor_size, uint32_t has_topic, const uint8_t *topic, size_t topic_size,
+                       uint32_t has_partition, uint32_t partition, const uint8_t *data, size_t size, const mr_span_ *keys, size_t numbers,
+                       void *result);
+MR_IMPORT("views", "scan")
+void mr_host_view_scan_(const uint8_t *processor, size_t processor_size, uint32_t has_topic, const uint8_t *topic, size_t topic_size,
+                        uint32_t partition, const uint8_t *prefix, size_t prefix_size, uint32_t has_after, const uint8_t *after,
+                        size_t after_size, uint32_t max, void *result);
+
+static const char *mr_view_error_ = "";
+
+const char *mr_view_error(void) { return mr_view_error_; }
+
+static mr_view_status mr_view_status_(const uint32_t *result) {
+  if ((result[0] & 0xff) == 0) return MR_VIEWED;
+  mr_view_error_ = mr_c_string_(mr_bytes_of((const void *)(uintptr_t)result[2], result[3]));
+  return (mr_view_status)(1 + (result[1] & 0xff));
+}
+
+static mr_bytes mr_view_topic_(const mr_view *view) { return view->topic == NULL ? mr_absent() : mr_utf8_(mr_text(view->topic)); }
+
+mr_view_status mr_view_partitions(const mr_view *view, uint32_t *partitions) {
+  uint32_t result[4];
+  mr_bytes processor = mr_utf8_(mr_text(view->processor)), topic = mr_view_topic_(view);
+  mr_view_status status;
+  mr_host_view_partitions_(processor.data, processor.size, topic.data != NULL, topic.data, topic.size, result);
+  status = mr_view_status_(result);
+  if (status == MR_VIEWED) *partitions = result[1];
+  return status;
+}
+
+mr_view_status mr_view_get(const mr_view *view, mr_bytes key, mr_bytes *value) { return mr_view_get_many(view, NULL, &key, 1, value); }
+
+mr_view_status mr_view_get_many(const mr_view *view, const uint32_t *partition, const mr_bytes *keys, uint32_t count, mr_bytes *values) {
+  uint32_t result[5];
+  mr_bytes processor = mr_utf8_(mr_text(view->processor)), topic = mr_view_topic_(view);
+  size_t size = 0;
+  mr_blob_ blob;
+  mr_span_ *spans = (mr_span_ *)mr_allocate((size_t)count * 8);
+  mr_view_status status;
+  for (uint32_t index = 0; index < count; index++) size += keys[index].size;
+  blob.data = (uint8_t *)mr_allocate(size);
+  blob.size = 0;
+  for (uint32_t index = 0; index < count; index++) spans[index] = mr_put_(&blob, mr_present_(keys[index]));
+  mr_host_view_get_(processor.data, processor.size, topic.data != NULL, topic.data, topic.size, partition != NULL,
+                    partition == NULL ? 0 : *partition, blob.data, blob.size, spans, (size_t)count * 2, result);
+  status = mr_view_status_(result);
+  if (status != MR_VIEWED) return status;
+  for (uint32_t index = 0; index < count; index++)
+    values[index] = mr_span_bytes_((const uint8_t *)(uintptr_t)result[1], ((const mr_span_ *)(uintptr_t)result[3])[index]);
+  return status;
+}
+
+mr_view_status mr_view_scan(const mr_view *view, uint32_t partition, mr_bytes prefix, mr_bytes after, uint32_t max, mr_entries *entries) {
+  uint32_t result[8];
+  mr_bytes processor = mr_utf8_(mr_text(view->processor)), topic = mr_view_topic_(view);
+  const uint8_t *data;
+  mr_entry *read;
+  mr_view_status status;
+  prefix = mr_present_(prefix);
+  mr_host_view_scan_(processor.data, processor.size, topic.data != NULL, topic.data, topic.size, partition, prefix.data, prefix.size,
+                     after.data != NULL, after.data, after.size, max, result);
+  status = mr_view_status_(result);
+  if (status != MR_VIEWED) return status;
+  data = (const uint8_t *)(uintptr_t)result[1];
+  entries->count = result[4] / 2;
+  entries->has_more = (result[7] & 0xff) != 0;
+  read = (mr_entry *)mr_allocate((size_t)entries->count * sizeof(mr_entry));
+  for (uint32_t index = 0; index < entries->count; index++) {
+    read[index].key = mr_span_bytes_(data, ((const mr_span_ *)(uintptr_t)result[3])[index]);
+    read[index].value = mr_span_bytes_(data, ((const mr_span_ *)(uintptr_t)result[5])[index]);
+  }
+  entries->entries = read;
+  return status;
 }
 
 #ifdef __cplusplus
