@@ -17,13 +17,16 @@ An exception that nobody catches is a trap, and its traceback is in the processo
 message, tries it again, and finally makes it a dead letter.
 """
 
-from . import config, decision, log, metrics, secrets, state
+from . import config, decision, log, metrics, producer, secrets, state, views
 from ._batch import Batch, Message
 from ._failures import Cause, Failure
 from ._handlers import batch_processor, error_handler, partitioner, processor
+from ._http import Request, Response, http
 from ._outcomes import Outcome, Output, Unavailable, ack, emit, reject, retry, retry_after
 from .decision import Decision
+from .producer import Outgoing
 from .state import StateFull
+from .views import View
 
 __all__ = [
     "Batch",
@@ -32,22 +35,29 @@ __all__ = [
     "Failure",
     "Message",
     "Outcome",
+    "Outgoing",
     "Output",
+    "Request",
+    "Response",
     "StateFull",
     "Unavailable",
+    "View",
     "ack",
     "batch_processor",
     "config",
     "decision",
     "emit",
     "error_handler",
+    "http",
     "log",
     "metrics",
     "partitioner",
     "processor",
+    "producer",
     "reject",
     "retry",
     "retry_after",
     "secrets",
     "state",
+    "views",
 ]

@@ -90,9 +90,13 @@ def _answer(columns: Any, outcomes: Callable[[Batch], Iterable[Outcome]]) -> Ans
 
 
 def _export(function: _F, kind: str, call: Callable[..., Any]) -> _F:
+    return export(function, kind, call, *_EXPORTS[kind](call))
+
+
+def export(function: _F, kind: str, call: Callable[..., Any], name: str, component_class: type) -> _F:
+    """Marks a function, and adds the class that componentize-py looks for to its module."""
     setattr(function, MARK, (kind, call))
-    name, export = _EXPORTS[kind](call)
-    function.__globals__[name] = export
+    function.__globals__[name] = component_class
     return function
 
 

@@ -44,6 +44,6 @@ def binding(name: str) -> Any:
         return None
 
 
-for _name in ("log", "state", "config", "secrets", "metrics"):
+for _name in ("log", "state", "config", "secrets", "metrics", "producer", "views"):
     if (_found := binding(f"wit_world.imports.{_name}")) is not None:
         interfaces[_name] = _found

@@ -40,9 +40,9 @@ class Entry(NamedTuple):
 
 def get(key: Key) -> bytes | None:
     """The value of a key; None if it has none."""
-    name = _key(key)
+    name = key_bytes(key)
     found = _host.of("state").get(name, [0, len(name)])
-    return _part(found.data, found.values, 0)
+    return part(found.data, found.values, 0)
 
 
 def text(key: Key) -> str | None:
@@ -60,29 +60,29 @@ def json(key: Key) -> Any:
 def number(key: Key) -> int | None:
     """The number of a key, as `add` stores it. Raises ValueError if the value is not a number."""
     value = get(key)
-    return None if value is None else _number(value)
+    return None if value is None else number_of(value)
 
 
 def get_many(keys: Iterable[Key]) -> list[bytes | None]:
     """The values of these keys, in the same order, in one call to the host."""
-    names = [_key(key) for key in keys]
+    names = [key_bytes(key) for key in keys]
     values: list[bytes | None] = []
     for start in range(0, len(names), _CALL_KEYS_MAX):
         some = names[start : start + _CALL_KEYS_MAX]
-        found = _host.of("state").get(b"".join(some), _spans(some))
-        values += [_part(found.data, found.values, at) for at in range(len(some))]
+        found = _host.of("state").get(b"".join(some), spans_of(some))
+        values += [part(found.data, found.values, at) for at in range(len(some))]
     return values
 
 
 def set(message: Message, key: Key, value: Value, ttl_ms: int | None = None) -> None:
     """Sets a key on behalf of this message; with `ttl_ms`, it expires after this many milliseconds."""
-    name, stored = _key(key), _value(value)
+    name, stored = key_bytes(key), _value(value)
     _write(name + stored, [0, len(name)], [len(name), len(stored)], _how(message, ttl_ms))
 
 
 def delete(message: Message, key: Key) -> None:
     """Removes a key on behalf of this message."""
-    name = _key(key)
+    name = key_bytes(key)
     _write(name, [0, len(name)], [0, NONE], _how(message, None))
 
 
@@ -91,7 +91,7 @@ def add(message: Message, key: Key, delta: int = 1, ttl_ms: int | None = None) -
 
     With `ttl_ms` the number expires after this many milliseconds; without it, it keeps its expiry.
     """
-    name = _key(key)
+    name = key_bytes(key)
     deltas = [] if delta == 1 else [delta]
     return _add(name, [0, len(name)], deltas, _how(message, ttl_ms))[0]
 
@@ -111,8 +111,8 @@ def add_each(
     if key is None:
         data, keys = batch.data, _own_keys(batch)
     else:
-        names = [_key(key(message)) for message in batch]
-        data, keys = b"".join(names), _spans(names)
+        names = [key_bytes(key(message)) for message in batch]
+        data, keys = b"".join(names), spans_of(names)
     deltas = [] if delta is None else [delta(message) for message in batch]
     lives = [] if ttl_ms is None else [_life(ttl_ms(message)) for message in batch]
     sums: list[int] = []
@@ -126,9 +126,9 @@ def add_each(
 def scan(prefix: Key, after: Key | None = None, max: int = 1000) -> list[Entry]:
     """Keys that begin with `prefix` and come after `after`, in order, with their values: at most `max`, or fewer if they have many
     bytes. An empty answer is the end."""
-    found = _host.of("state").scan(_key(prefix), None if after is None else _key(after), max)
+    found = _host.of("state").scan(key_bytes(prefix), None if after is None else key_bytes(after), max)
     data, keys, values = found.data, found.keys, found.values
-    return [Entry(_part(data, keys, at) or b"", _part(data, values, at) or b"") for at in range(len(keys) // 2)]
+    return [Entry(part(data, keys, at) or b"", part(data, values, at) or b"") for at in range(len(keys) // 2)]
 
 
 class Writes:
@@ -145,11 +145,11 @@ class Writes:
 
     def set(self, message: Message, key: Key, value: Value, ttl_ms: int | None = None) -> None:
         """Sets a key on behalf of this message; with `ttl_ms`, it expires after this many milliseconds."""
-        self._add(message, _key(key), _value(value), ttl_ms)
+        self._add(message, key_bytes(key), _value(value), ttl_ms)
 
     def delete(self, message: Message, key: Key) -> None:
         """Removes a key on behalf of this message."""
-        self._add(message, _key(key), None, None)
+        self._add(message, key_bytes(key), None, None)
 
     def _add(self, message: Message, key: bytes, value: bytes | None, ttl_ms: int | None) -> None:
         if not self._calls or len(self._calls[-1].messages) >= _CALL_KEYS_MAX or self._calls[-1].length >= _CALL_BYTES:
@@ -186,7 +186,7 @@ class _Call:
         return start, len(part)
 
 
-def _key(key: Key | None) -> bytes:
+def key_bytes(key: Key | None) -> bytes:
     if isinstance(key, str):
         return key.encode()
     if isinstance(key, bytes):
@@ -207,7 +207,7 @@ def _value(value: Value) -> bytes:
     )
 
 
-def _spans(parts: list[bytes]) -> list[int]:
+def spans_of(parts: list[bytes]) -> list[int]:
     spans: list[int] = []
     start = 0
     for part in parts:
@@ -227,12 +227,12 @@ def _own_keys(batch: Batch) -> list[int]:
     return keys
 
 
-def _part(data: bytes, spans: list[int], at: int) -> bytes | None:
+def part(data: bytes, spans: list[int], at: int) -> bytes | None:
     start, length = spans[2 * at], spans[2 * at + 1]
     return None if length == NONE else data[start : start + length]
 
 
-def _number(value: bytes) -> int:
+def number_of(value: bytes) -> int:
     if len(value) != 8:
         raise ValueError(f"a number in state has 8 bytes, this value has {len(value)}: read it with state.get")
     return int.from_bytes(value, "little", signed=True)

@@ -13,6 +13,8 @@
 A `Tester` keeps state from one batch to the next, as a host does for one partition, and discards writes of messages that are retried or
 rejected: it calls the handler again without those messages, which reveals handlers that only work if no other message fails. What the
 handler logs and counts in such repeated calls counts again, as on a host. An exception in the handler is an exception in the test.
+
+A `RouteTester` asks a function that answers HTTP, and keeps what it sends.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from . import _host
+from . import _host, producer, views
 from ._answer import NO_TIME, Answer
 from ._batch import NONE
 from ._failures import Cause
 from ._handlers import MARK
+from ._http import Request, Response
 from ._outcomes import ACK, EMIT, RETRY, Unavailable
 from .decision import Decision
 
@@ -275,6 +278,167 @@ class Tester:
 
     def _columns(self, samples: list[Sample]) -> _Columns:
         return _Columns(self._topic, self._partition, samples)
+
+
+class RouteTester:
+    """Asks a function that answers HTTP, as a host asks a route.
+
+    handler  a function with the decorator `http`
+    config, secrets  as for a `Tester`
+    views    the state of processors that it may read, by processor
+    failure  an error of `millrace.producer` that every call which sends raises
+    sent     what was sent so far, with its topics, in order
+    lines    what was logged, as pairs of level and text
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[Request], Response],
+        *,
+        config: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str | bytes | Unavailable] | None = None,
+        views: Mapping[str, Mapping[str | bytes, str | bytes | int]] | None = None,
+        failure: producer.SendError | None = None,
+    ) -> None:
+        kind, self._call = getattr(handler, MARK, (None, None))
+        if kind != "http":
+            raise TypeError("a RouteTester takes a function with the decorator @http")
+        self._config = dict(config or {})
+        self._secrets = dict(secrets or {})
+        self._views = {
+            processor: {_bytes(key): _Entry.of(value) for key, value in state.items()} for processor, state in (views or {}).items()
+        }
+        self.sent: list[Sent] = []
+        self.lines: list[tuple[str, str]] = []
+        self._producer = _Producer(self.sent, failure)
+
+    def ask(self, method: str, target: str, body: str | bytes = b"", headers: Mapping[str, str] | None = None) -> Response:
+        """The answer to a request."""
+        request = Request(method, target, [(name.lower(), value) for name, value in (headers or {}).items()], _bytes(body))
+        before = dict(_host.interfaces)
+        _host.interfaces.clear()
+        _host.interfaces.update(
+            log=_Log(self.lines),
+            config=_Config(self._config),
+            secrets=_Secrets(self._secrets),
+            metrics=_Metrics([]),
+            producer=self._producer,
+            views=_Views(self._views),
+        )
+        try:
+            return self._call(request)
+        finally:
+            _host.interfaces.clear()
+            _host.interfaces.update(before)
+
+
+class _Producer:
+    """A host that keeps what is sent."""
+
+    @dataclass
+    class Outgoing:
+        data: bytes
+        keys: list[int]
+        values: list[int]
+        header_ends: list[int]
+        headers: list[int]
+        partitions: list[int]
+        times: list[int]
+
+    @dataclass
+    class Sent:
+        partitions: list[int]
+        offsets: list[int]
+        repeated: bool
+
+    def __init__(self, sent: list[Sent], failure: producer.SendError | None) -> None:
+        self._sent = sent
+        self._failure = failure
+        self._next: dict[tuple[str, int], int] = {}
+        self._keys: dict[tuple[str, str], tuple[Any, Any]] = {}
+
+    def send(self, topic: str, messages: Outgoing, key: str | None) -> Any:
+        if self._failure is not None:
+            raise self._failure
+        known = None if key is None else self._keys.get((topic, key))
+        if known is not None:
+            before, sent = known
+            if before != messages:
+                raise producer.KeyReused("the key was used before, for other messages")
+            return self.Sent(sent.partitions, sent.offsets, True)
+        sent = self.Sent([], [], False)
+        for at, partition in enumerate(messages.partitions):
+            chosen = 0 if partition == NONE else partition
+            timestamp, deliver_at = messages.times[2 * at], messages.times[2 * at + 1]
+            offset = NO_TIME
+            if not deliver_at:
+                offset = self._next.get((topic, chosen), 0)
+                self._next[topic, chosen] = offset + 1
+            sent.partitions.append(chosen)
+            sent.offsets.append(offset)
+            data = messages.data
+            first = messages.header_ends[at - 1] if at else 0
+            pairs = [
+                (_shown(_span(data, messages.headers, 2 * header)), _shown(_span(data, messages.headers, 2 * header + 1)))
+                for header in range(first, messages.header_ends[at])
+            ]
+            self._sent.append(
+                Sent(
+                    _shown(_span(data, messages.keys, at)),
+                    _shown(_span(data, messages.values, at)),
+                    pairs,
+                    topic,
+                    None if partition == NONE else partition,
+                    timestamp or None,
+                    deliver_at or None,
+                )
+            )
+        if key is not None:
+            self._keys[topic, key] = (messages, sent)
+        return sent
+
+    def settled(self, processor: str, topic: str, places: Sent, ms: int) -> bool:
+        return True
+
+
+class _Views:
+    """The state of processors; each has one partition."""
+
+    @dataclass
+    class View:
+        processor: str
+        topic: str | None
+
+    @dataclass
+    class Page:
+        data: bytes
+        keys: list[int]
+        values: list[int]
+        has_more: bool
+
+    def __init__(self, views: dict[str, dict[bytes, _Entry]]) -> None:
+        self._views = views
+
+    def _store(self, of: View) -> _Store:
+        entries = self._views.get(of.processor)
+        if entries is None:
+            raise views.NotGranted(f"the state of processor {of.processor} is not granted to this route")
+        return _Store(entries)
+
+    def partitions(self, of: View) -> int:
+        self._store(of)
+        return 1
+
+    def get(self, of: View, partition: int | None, data: bytes, keys: list[int]) -> Any:
+        return self._store(of).get(data, keys)
+
+    def scan(self, of: View, partition: int, prefix: bytes, after: bytes | None, max: int) -> Page:
+        store = self._store(of)
+        if partition != 0:
+            raise views.Refused(f"there is no partition {partition}; a test has only partition 0")
+        found = store.scan(prefix, after, max)
+        more = len(store.scan(prefix, after, max + 1).keys) > len(found.keys)
+        return self.Page(found.data, found.keys, found.values, more)
 
 
 class _Columns:
