@@ -4,14 +4,18 @@
 //   npx millrace-build --wit build/wit --world module --kind processor --imports log,state,config \
 //     --source handler.js --output build/greeter.wasm
 
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdir, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { dirname, relative, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
 
-const EXPORTS = { processor: "messageProcessor", partitioner: "partitioner", "error-handler": "errorHandler" };
-const INTERFACES = ["log", "state", "config", "secrets", "metrics"];
+import { renamed, restored } from "./lib/wasi-names.mjs";
+
+const EXPORTS = { processor: "messageProcessor", partitioner: "partitioner", "error-handler": "errorHandler", http: "incomingHandler" };
+const INTERFACES = ["log", "state", "config", "secrets", "metrics", "producer", "views"];
+/** What a component that answers HTTP has beside its own imports: WASI's types, which its export refers to. */
+const HTTP = { http: "wasi:http/types" };
 const SDK = dirname(fileURLToPath(import.meta.url));
 
 const { values: options } = parseArgs({
@@ -46,7 +50,7 @@ async function build() {
     target: "es2023",
     mainFields: ["module", "main"],
     conditions: ["import"],
-    external: ["millrace:*"],
+    external: ["millrace:*", "wasi:*"],
     charset: "utf8",
     // The name of an error and of its functions are what a trap leaves behind.
     keepNames: false,
@@ -57,14 +61,22 @@ async function build() {
   const source = outputFiles[0].text;
   await mkdir(dirname(resolve(options.output)), { recursive: true });
   await writeFile(`${options.output}.js`, source);
-  const { component } = await componentize({
-    witPath: resolve(options.wit),
-    jsSource: source,
-    world: options.world,
-    // The host has clocks and random numbers, an empty file system and closed sockets; stubs would trap instead.
-    stubWasi: false,
-    sync: true,
-  });
+  const isHttp = options.kind === "http";
+  const wit = isHttp ? await renamed(resolve(options.wit)) : resolve(options.wit);
+  let made;
+  try {
+    made = await componentize({
+      witPath: wit,
+      jsSource: source,
+      world: options.world,
+      // The host has clocks and random numbers, an empty file system and closed sockets; stubs would trap instead.
+      stubWasi: false,
+      sync: true,
+    });
+  } finally {
+    if (isHttp) await rm(wit, { recursive: true });
+  }
+  const component = isHttp ? restored(made.component) : made.component;
   await writeFile(options.output, component);
   console.log(`${options.output}: ${component.length} bytes`);
 }
@@ -96,13 +108,16 @@ async function tool(name) {
 /** What the component begins with: globals, then the handler, then its export with exactly the imports that its world has. */
 function entry(imports) {
   const here = (path) => JSON.stringify(relativeTo(path));
+  const from = Object.fromEntries(imports.map((name) => [name, `millrace:broker/${name}`]));
+  if (options.kind === "http") Object.assign(from, HTTP);
+  const names = Object.keys(from);
   return [
     `import ${here(resolve(SDK, "lib/globals.js"))};`,
-    ...imports.map((name) => `import * as ${name}_ from "millrace:broker/${name}";`),
+    ...names.map((name) => `import * as ${name}_ from "${from[name]}";`),
     `import handler from ${here(resolve(options.source))};`,
     `import { bind } from ${here(resolve(SDK, "lib/component.js"))};`,
     `export const ${EXPORTS[options.kind]} = bind(handler, ${JSON.stringify(options.kind)}, {`,
-    ...imports.map((name) => `  ${name}: ${name}_,`),
+    ...names.map((name) => `  ${name}: ${name}_,`),
     "});",
   ].join("\n");
 }

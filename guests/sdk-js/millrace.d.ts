@@ -321,6 +321,133 @@ export class Writes {
   write(): void;
 }
 
+/**
+ * A component that answers the HTTP requests of a route, from a function of one request.
+ *
+ * ```ts
+ * export default http((request) =>
+ *   request.method === "GET" ? response.json(200, { path: request.path }) : response.text(405, "only GET", { allow: "GET" }),
+ * );
+ * ```
+ */
+export function http(answer: (request: Request) => Response): Handler<"http">;
+
+/** A request. Its body is read before the function is called; one of more than 1 MiB is answered with 413. */
+export class Request {
+  private constructor();
+  /** Such as `GET`. */
+  readonly method: string;
+  /** Path and query, as they were sent. */
+  readonly target: string;
+  /** The path, which begins with that of the route. */
+  readonly path: string;
+  /** The query, without its question mark; empty if there is none. */
+  readonly query: string;
+  /** The bytes of the body. */
+  readonly body: Uint8Array;
+  /** The value of the first header with this name; `null` if there is none. */
+  header(name: string): string | null;
+  /** All headers, in order; names in lower case. */
+  headers(): [name: string, value: string][];
+  /** The body as text; what is not UTF-8 becomes U+FFFD. */
+  text(): string;
+  /** The body, read as JSON. Throws a `SyntaxError` if it is none. */
+  json(): any;
+}
+
+/** An answer. */
+export class Response {
+  private constructor();
+  readonly status: number;
+  /** Names in lower case. */
+  readonly headers: Record<string, string>;
+  readonly body: Uint8Array;
+  text(): string;
+  json(): any;
+}
+
+/** Makes an answer. */
+export const response: {
+  /** With these headers and this body, text or bytes. */
+  (status: number, rest?: { headers?: Record<string, string>; body?: string | Uint8Array }): Response;
+  /** Plain text. */
+  text(status: number, text: string, headers?: Record<string, string>): Response;
+  /** A value as JSON. */
+  json(status: number, value: unknown, headers?: Record<string, string>): Response;
+};
+
+/** A message to send. */
+export interface Outgoing {
+  key?: string | Uint8Array | null;
+  value?: string | Uint8Array | null;
+  headers?: Record<string, string | Uint8Array | null> | [name: string, value: string | Uint8Array | null][];
+  /** Instead of leaving it to the topic's partitioner. */
+  partition?: number;
+  /** In milliseconds since the Unix epoch; now by default. */
+  timestamp?: number | Date;
+  /** The time of delivery, in milliseconds since the Unix epoch; at once by default. */
+  deliverAt?: number | Date;
+}
+
+/** Sent messages. */
+export interface SentPlaces {
+  /** Where they are, in order; the offset is `null` for a message that is delivered later. */
+  places: { partition: number; offset: number | null }[];
+  /** Whether an earlier call with the same key sent them, and this one did nothing. */
+  repeated: boolean;
+}
+
+/**
+ * Messages that the component of a route sends while it answers a request. Each call is one commit: when it returns, all of its messages
+ * are stored, or none is. Errors are {@link SendError}.
+ */
+export const producer: {
+  /** Sends messages to a topic. */
+  send(topic: string, messages: Outgoing[]): SentPlaces;
+  /** Like `send`, once: a repeat with the same key, by any request to this route, returns the first places. */
+  sendOnce(topic: string, key: string, messages: Outgoing[]): SentPlaces;
+  /** Waits until a processor has settled messages of a topic; `false` if it has not within this many milliseconds. */
+  settled(processor: string, topic: string, sent: SentPlaces, ms: number): boolean;
+};
+
+/** Why messages were not sent; nothing was stored. */
+export class SendError extends Error {
+  constructor(kind: "not-granted" | "refused" | "key-reused" | "unavailable", reason: string);
+  /** `unavailable`: a later call may succeed; `key-reused`: the key was used before, for other messages. */
+  readonly kind: "not-granted" | "refused" | "key-reused" | "unavailable";
+}
+
+/** The state of processors, for the component of a route: what is committed, to read only. Errors are {@link ViewError}. */
+export const views: {
+  /** The state of a processor; of one that reads several topics, for one of them. */
+  of(processor: string, rest?: { topic?: string }): View;
+};
+
+export interface View {
+  /** The number of partitions. */
+  partitions(): number;
+  /** The value of a key in the partition that messages with this key go to; `null` if it has none. */
+  get(key: string | Uint8Array): Uint8Array | null;
+  text(key: string | Uint8Array): string | null;
+  json(key: string | Uint8Array): any;
+  /** The number of a key, as `state.add` stores it. */
+  number(key: string | Uint8Array): number | null;
+  /** The values of keys, in order; without a partition, each in the partition that messages with this key go to. */
+  getMany(keys: (string | Uint8Array)[], rest?: { partition?: number }): (Uint8Array | null)[];
+  /** Entries of a partition whose keys begin with `prefix` and come after `after`, and whether there may be more. */
+  scan(
+    partition: number,
+    prefix?: string | Uint8Array,
+    rest?: { after?: string | Uint8Array; max?: number },
+  ): { entries: { key: Uint8Array; value: Uint8Array }[]; hasMore: boolean };
+}
+
+/** Why state cannot be read. */
+export class ViewError extends Error {
+  constructor(kind: "not-granted" | "refused" | "unavailable", reason: string);
+  readonly kind: "not-granted" | "refused" | "unavailable";
+}
+
 /** UTF-8, made of built-in functions of the engine. QuickJS has no text codecs of its own; `TextEncoder` and `TextDecoder` use this one. */
 export const utf8: {
   /** Text as bytes; half a surrogate pair becomes U+FFFD. */

@@ -10,6 +10,9 @@ export {
   Unavailable,
   decision,
 } from "./lib/outcomes.js";
+export { http, Request, Response, response } from "./lib/http.js";
+export { producer, SendError } from "./lib/producer.js";
+export { views, ViewError } from "./lib/views.js";
 export { log } from "./lib/log.js";
 export { config } from "./lib/config.js";
 export { secrets } from "./lib/secrets.js";

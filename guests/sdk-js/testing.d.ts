@@ -22,7 +22,7 @@
  * @packageDocumentation
  */
 
-import type { Handler, Unavailable } from "./millrace.js";
+import type { Handler, Response, SendError, Unavailable } from "./millrace.js";
 
 /** Text or bytes. Results have text wherever the bytes are text. */
 export type Bytes = string | Uint8Array;
@@ -122,4 +122,26 @@ export class Run {
   outputs(): Sent[];
   /** The only output. Throws if there are none, or several. */
   output(): Sent;
+}
+
+/** What a RouteTester begins with. */
+export interface RouteBeginning {
+  config?: Record<string, string>;
+  /** Secrets that are granted; an `Unavailable` says that the host has no value now. */
+  secrets?: Record<string, Bytes | Unavailable>;
+  /** The state of processors that the route may read, by processor: text, bytes, or a number as `state.add` stores it. */
+  views?: Record<string, Record<string, Bytes | number | bigint>>;
+  /** An error that every call which sends throws. */
+  failure?: SendError;
+}
+
+/** Asks a handler of `http(…)` as a host asks a route, and keeps what it sends. */
+export class RouteTester {
+  constructor(handler: Handler<"http">, beginning?: RouteBeginning);
+  /** What was sent so far, in order. */
+  sent: (Sent & { topic: string })[];
+  /** What was logged. */
+  lines: { level: "error" | "warn" | "info" | "debug"; text: string }[];
+  /** The answer to a request. */
+  ask(method: string, target: string, rest?: { headers?: Record<string, string>; body?: Bytes }): Response;
 }

@@ -2,6 +2,7 @@
 
 import { NONE } from "./lib/batch.js";
 import { setHost } from "./lib/host.js";
+import { Request } from "./lib/http.js";
 import { Unavailable } from "./lib/outcomes.js";
 import { toBytes } from "./lib/text.js";
 
@@ -104,10 +105,8 @@ export class Tester {
 
   inHost(store, call) {
     const before = setHost({
-      log: { log: (level, text) => this.lines.push({ level, text }) },
+      ...hostFor(this),
       state: store,
-      config: { get: (key) => this.config[key], all: () => Object.entries(this.config).sort() },
-      secrets: { get: (name) => this.secret(name) },
       metrics: {
         add: (name, labels, value) => this.metrics.push({ kind: "add", name, labels: Object.fromEntries(labels), value: Number(value) }),
         set: (name, labels, value) => this.metrics.push({ kind: "set", name, labels: Object.fromEntries(labels), value }),
@@ -120,13 +119,105 @@ export class Tester {
       setHost(before);
     }
   }
+}
 
-  secret(name) {
-    const value = this.secrets[name];
-    if (value instanceof Unavailable) throw { tag: "unavailable", val: value.message };
-    if (value === undefined) throw { tag: "not-granted", val: name };
-    return toBytes(value);
+/** What every handler has of the host. */
+function hostFor(tester) {
+  return {
+    log: { log: (level, text) => tester.lines.push({ level, text }) },
+    config: { get: (key) => tester.config[key], all: () => Object.entries(tester.config).sort() },
+    secrets: { get: (name) => secretOf(tester.secrets, name) },
+  };
+}
+
+function secretOf(secrets, name) {
+  const value = secrets[name];
+  if (value instanceof Unavailable) throw { tag: "unavailable", val: value.message };
+  if (value === undefined) throw { tag: "not-granted", val: name };
+  return toBytes(value);
+}
+
+export class RouteTester {
+  constructor(handler, { config = {}, secrets = {}, views = {}, failure } = {}) {
+    if (handler?.kind !== "http") throw new TypeError("a RouteTester takes what the source exports: http(…)");
+    this.handler = handler;
+    this.config = config;
+    this.secrets = secrets;
+    this.failure = failure;
+    const entriesOf = (state) => Object.entries(state).map(([key, value]) => [keyOf(toBytes(key)), entryOf(value)]);
+    this.views = new Map(Object.entries(views).map(([processor, state]) => [processor, new Store(entriesOf(state))]));
+    this.lines = [];
+    this.sent = [];
+    this.next = new Map();
+    this.keys = new Map();
   }
+
+  ask(method, target, { headers = {}, body = "" } = {}) {
+    const pairs = Object.entries(headers).map(([name, value]) => [name.toLowerCase(), toBytes(value)]);
+    const before = setHost({
+      ...hostFor(this),
+      metrics: { add() {}, set() {}, observe() {} },
+      producer: { send: (topic, messages, key) => this.take(topic, messages, key), settled: () => true },
+      views: {
+        partitions: (place) => this.view(place) && 1,
+        get: (place, _, data, keys) => this.view(place).get(data, keys),
+        scan: (place, partition, prefix, after, max) => {
+          const store = this.view(place);
+          if (partition !== 0) throw { tag: "refused", val: `there is no partition ${partition}; a test has only partition 0` };
+          const found = store.scan(prefix, after, max);
+          return { ...found, hasMore: store.scan(prefix, after, max + 1).keys.length > found.keys.length };
+        },
+      },
+    });
+    try {
+      return this.handler.call(new Request(method, target, pairs, toBytes(body)));
+    } finally {
+      setHost(before);
+    }
+  }
+
+  view({ processor }) {
+    const store = this.views.get(processor);
+    if (store === undefined) throw { tag: "not-granted", val: `the state of processor ${processor} is not granted to this route` };
+    return store;
+  }
+
+  take(topic, columns, key) {
+    if (this.failure !== undefined) throw this.failure;
+    const messages = columns.partitions.length === 0 ? [] : Array.from(columns.partitions, (partition, at) => outgoingOf(topic, columns, partition, at));
+    const name = key === undefined ? undefined : JSON.stringify([topic, key]);
+    const known = this.keys.get(name);
+    if (known !== undefined) {
+      if (known.messages !== JSON.stringify(messages)) throw { tag: "key-reused", val: "the key was used before, for other messages" };
+      return { ...known.sent, repeated: true };
+    }
+    const sent = { partitions: [], offsets: [], repeated: false };
+    for (const { partition = 0, deliverAt } of messages) {
+      const place = `${topic}/${partition}`;
+      const offset = this.next.get(place) ?? 0;
+      sent.partitions.push(partition);
+      sent.offsets.push(deliverAt === undefined ? BigInt(offset) : NO_TIME);
+      if (deliverAt === undefined) this.next.set(place, offset + 1);
+    }
+    if (name !== undefined) this.keys.set(name, { messages: JSON.stringify(messages), sent });
+    this.sent.push(...messages);
+    return sent;
+  }
+}
+
+/** A sent message, without what it leaves to the host. */
+function outgoingOf(topic, columns, partition, at) {
+  const { data, keys, values, headerEnds, headers, times } = columns;
+  const sent = { topic, key: shown(spanOf(data, keys, at)), value: shown(spanOf(data, values, at)) };
+  const pairs = [];
+  for (let header = at === 0 ? 0 : headerEnds[at - 1]; header < headerEnds[at]; header++) {
+    pairs.push([shown(spanOf(data, headers, 2 * header)), shown(spanOf(data, headers, 2 * header + 1))]);
+  }
+  if (pairs.length > 0) sent.headers = new Set(pairs.map(([name]) => name)).size === pairs.length ? Object.fromEntries(pairs) : pairs;
+  if (partition !== NONE) sent.partition = partition;
+  if (times[2 * at] !== 0n) sent.timestamp = Number(times[2 * at]);
+  if (times[2 * at + 1] !== 0n) sent.deliverAt = Number(times[2 * at + 1]);
+  return sent;
 }
 
 export class Run {

@@ -1,6 +1,7 @@
 // Makes a handler the export of a component. Called by the entry that build.mjs writes.
 
 import { setHost } from "./host.js";
+import { give, readRequest } from "./wasi.js";
 import { Unavailable } from "./outcomes.js";
 
 /** The exported interface of a handler of this kind, with the imported interfaces that it may use. */
@@ -15,7 +16,7 @@ export function bind(handler, kind, interfaces) {
   return EXPORTS[kind](handler.call);
 }
 
-const MAKERS = { processor: "processor", partitioner: "partitioner", "error-handler": "errorHandler" };
+const MAKERS = { processor: "processor", partitioner: "partitioner", "error-handler": "errorHandler", http: "http" };
 
 const EXPORTS = {
   processor: (call) => ({
@@ -31,4 +32,5 @@ const EXPORTS = {
   }),
   partitioner: (call) => ({ assign: call }),
   "error-handler": (call) => ({ handle: call }),
+  http: (call) => ({ handle: (request, out) => give(call(readRequest(request)), out) }),
 };

@@ -7,7 +7,7 @@ import { Unavailable, retry } from "./outcomes.js";
 import { StateFull } from "./state.js";
 
 /** A handler of one kind; `call` takes what the host passes and returns what it wants. */
-class Handler {
+export class Handler {
   constructor(kind, call) {
     this.kind = kind;
     this.call = call;
@@ -92,7 +92,7 @@ function failureOf(batch, facts) {
 }
 
 /** A trap tells the host nothing but "unreachable", so an error that nobody caught is logged before it becomes one. */
-function orSaid(answer) {
+export function orSaid(answer) {
   try {
     return answer();
   } catch (error) {

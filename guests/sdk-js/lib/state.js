@@ -1,7 +1,8 @@
 // State: keys and values of the processor in the partition that its batch comes from. A call to the host costs more than a key, so all
 // of this passes many keys at once.
 
-import { NONE, isNone } from "./batch.js";
+import { NONE } from "./batch.js";
+import { Blob, part } from "./columns.js";
 import { hostOf, payloadOf } from "./host.js";
 import { toBytes, utf8 } from "./text.js";
 
@@ -17,32 +18,6 @@ export class StateFull extends Error {
   constructor(reason) {
     super(reason);
     this.name = "StateFull";
-  }
-}
-
-/** Spans of byte strings that are joined to one blob. */
-class Blob {
-  constructor() {
-    this.parts = [];
-    this.length = 0;
-  }
-
-  add(bytes) {
-    const start = this.length;
-    this.parts.push(bytes);
-    this.length += bytes.length;
-    return start;
-  }
-
-  bytes() {
-    if (this.parts.length === 1) return this.parts[0];
-    const bytes = new Uint8Array(this.length);
-    let end = 0;
-    for (const part of this.parts) {
-      bytes.set(part, end);
-      end += part.length;
-    }
-    return bytes;
   }
 }
 
@@ -94,12 +69,8 @@ function getMany(keys) {
   return found;
 }
 
-function part(data, spans, at) {
-  const length = spans[2 * at + 1];
-  return isNone(length) ? null : data.subarray(spans[2 * at], spans[2 * at] + length);
-}
-
-function numberOf(bytes) {
+/** The number that state.add stores. */
+export function numberOf(bytes) {
   if (bytes.length !== 8) throw new TypeError(`a number in state has 8 bytes, this value has ${bytes.length}: read it with state.get`);
   return Number(new DataView(bytes.buffer, bytes.byteOffset, 8).getBigInt64(0, true));
 }
