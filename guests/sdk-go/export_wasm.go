@@ -55,7 +55,7 @@ var wireKinds = [...]uint8{decideDeadLetter: 1, decideRetryAfter: 0, decideDrop:
 
 //go:wasmexport millrace:broker/message-processor@0.1.1#process
 func exportedProcess(arguments unsafe.Pointer) unsafe.Pointer {
-	defer explain()
+	defer host.Explain()
 	host.KeepTime()
 	if processor == nil {
 		panic("millrace: the module has no processor: call millrace.Processor in a function init")
@@ -126,7 +126,7 @@ func wireText(text string) [2]uint32 {
 
 //go:wasmexport millrace:broker/partitioner@0.1.1#assign
 func exportedAssign(arguments unsafe.Pointer) unsafe.Pointer {
-	defer explain()
+	defer host.Explain()
 	host.KeepTime()
 	if partitioner == nil {
 		panic("millrace: the module has no partitioner: call millrace.Partitioner in a function init")
@@ -145,7 +145,7 @@ func exportedAssign(arguments unsafe.Pointer) unsafe.Pointer {
 
 //go:wasmexport millrace:broker/error-handler@0.1.1#handle
 func exportedHandle(arguments unsafe.Pointer) unsafe.Pointer {
-	defer explain()
+	defer host.Explain()
 	host.KeepTime()
 	if errorHandler == nil {
 		panic("millrace: the module has no error handler: call millrace.ErrorHandler in a function init")

@@ -5,7 +5,9 @@ package host
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -34,11 +36,31 @@ type Memory struct {
 	Lines   []Line
 	// Which messages have changed state in this call.
 	Writes []Write
+	// The state of processors that a route may read, by processor.
+	Views map[string]map[string][]byte
+	// What a route has sent, with the topics.
+	Sent   []Outgoing
+	Topics []string
+	// How every call that sends ends.
+	SendProblem Problem
+	SendWhy     string
+
+	next map[string]uint64
+	once map[string]once
+}
+
+// once is a call that sent with a key.
+type once struct {
+	messages Outgoing
+	sent     Sent
 }
 
 // NewMemory is empty.
 func NewMemory() *Memory {
-	return &Memory{State: map[string][]byte{}, Config: map[string]string{}, Secrets: map[string][]byte{}, Metrics: map[string]float64{}}
+	return &Memory{
+		State: map[string][]byte{}, Config: map[string]string{}, Secrets: map[string][]byte{}, Metrics: map[string]float64{},
+		Views: map[string]map[string][]byte{}, next: map[string]uint64{}, once: map[string]once{},
+	}
 }
 
 // Current is what the functions of this package use. One test at a time: handlers have no other way to name their host.
@@ -178,7 +200,11 @@ func StateAdd(data []byte, keys []uint32, deltas []int64, _ []uint64, messages [
 
 // StateScan lists entries.
 func StateScan(prefix, after []byte, max uint32) (data []byte, keys, values []uint32) {
-	for _, key := range sorted(Current.State) {
+	return scan(Current.State, prefix, after, max)
+}
+
+func scan(state map[string][]byte, prefix, after []byte, max uint32) (data []byte, keys, values []uint32) {
+	for _, key := range sorted(state) {
 		if uint32(len(keys)/2) == max {
 			break
 		}
@@ -186,7 +212,79 @@ func StateScan(prefix, after []byte, max uint32) (data []byte, keys, values []ui
 			continue
 		}
 		data, keys = appendSpan(data, keys, []byte(key))
-		data, values = appendSpan(data, values, Current.State[key])
+		data, values = appendSpan(data, values, state[key])
 	}
 	return data, keys, values
+}
+
+// Send keeps messages for the test.
+func Send(topic string, messages *Outgoing, key string, hasKey bool) (Sent, Problem, string) {
+	if Current.SendProblem != Fine {
+		return Sent{}, Current.SendProblem, Current.SendWhy
+	}
+	name := topic + "\n" + key
+	if before, ok := Current.once[name]; ok && hasKey {
+		if !reflect.DeepEqual(before.messages, *messages) {
+			return Sent{}, KeyReused, "the key was used before, for other messages"
+		}
+		before.sent.Repeated = true
+		return before.sent, Fine, ""
+	}
+	sent := Sent{}
+	for index, partition := range messages.Partitions {
+		if partition == columns.None {
+			partition = 0
+		}
+		offset := Later
+		if messages.Times[index*2+1] == 0 {
+			place := fmt.Sprintf("%s/%d", topic, partition)
+			offset = Current.next[place]
+			Current.next[place]++
+		}
+		sent.Partitions, sent.Offsets = append(sent.Partitions, partition), append(sent.Offsets, offset)
+	}
+	if hasKey {
+		Current.once[name] = once{*messages, sent}
+	}
+	Current.Sent, Current.Topics = append(Current.Sent, *messages), append(Current.Topics, topic)
+	return sent, Fine, ""
+}
+
+// Settled says that every message is.
+func Settled(_, _ string, _ Sent, _ uint64) (bool, Problem, string) { return true, Fine, "" }
+
+func view(processor string) (map[string][]byte, Problem, string) {
+	state, ok := Current.Views[processor]
+	if !ok {
+		return nil, NotGranted, "the state of processor " + processor + " is not granted to this route"
+	}
+	return state, Fine, ""
+}
+
+// ViewPartitions is 1: a test has one partition.
+func ViewPartitions(processor, _ string) (int, Problem, string) {
+	_, problem, why := view(processor)
+	return 1, problem, why
+}
+
+// ViewGet returns the values of keys.
+func ViewGet(processor, _ string, _ int, data []byte, keys []uint32) (Page, Problem, string) {
+	state, problem, why := view(processor)
+	page := Page{Data: []byte{}}
+	for index := range len(keys) / 2 {
+		page.Data, page.Values = appendSpan(page.Data, page.Values, state[string(spanOf(data, keys, index))])
+	}
+	return page, problem, why
+}
+
+// ViewScan lists entries.
+func ViewScan(processor, _ string, partition int, prefix, after []byte, max uint32) (page Page, problem Problem, why string) {
+	state, problem, why := view(processor)
+	if problem == Fine && partition != 0 {
+		return page, Refused, fmt.Sprintf("there is no partition %d; a test has only partition 0", partition)
+	}
+	page.Data, page.Keys, page.Values = scan(state, prefix, after, max)
+	_, more, _ := scan(state, prefix, after, max+1)
+	page.HasMore = len(more) > len(page.Keys)
+	return page, problem, why
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // Results of imports come back through this memory. One goroutine at a time is in an import: there is one thread, and an import does not yield.
-var result [6]uint32
+var result [8]uint32
 
 // at is a pointer to an address that the host named.
 func at(address uint32) unsafe.Pointer {
