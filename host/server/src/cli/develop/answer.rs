@@ -108,11 +108,8 @@ async fn whole(answer: HttpAnswer) -> Option<Whole> {
         body: mut parts,
     } = answer;
     let mut body = Vec::new();
-    loop {
-        match parts.recv().await? {
-            HttpPart::Bytes(bytes) => body.extend_from_slice(&bytes),
-            HttpPart::End => break,
-        }
+    while let HttpPart::Bytes(bytes) = parts.recv().await? {
+        body.extend_from_slice(&bytes);
     }
     Some(Whole {
         status,

@@ -156,8 +156,8 @@ struct Loop<'a> {
     project: Project,
     role: Role,
     out: Output,
-    /// The digest that is deployed.
-    deployed: Option<String>,
+    /// What is deployed: the specification, which names the component by its digest.
+    deployed: Option<Value>,
     /// The topics whose new messages are printed.
     followed: Vec<Followed>,
     /// The last log lines that were shown.
@@ -302,7 +302,8 @@ impl<'a> Loop<'a> {
         self.project = Project::read(&self.args.dir)?;
         let component = build(&self.project)?;
         let digest = component.digest.to_string();
-        if self.deployed.as_ref() == Some(&digest) {
+        let spec = self.spec(&component, &digest);
+        if self.deployed.as_ref() == Some(&spec) {
             return self.tell(
                 "unchanged",
                 "the component is the same as before",
@@ -319,13 +320,12 @@ impl<'a> Loop<'a> {
                 self.follow_topic(topic)?;
             }
         }
-        let spec = self.spec(&component, &digest);
         let (method, revision) = match self.role {
             Role::Processor(_) => (Method::PATCH, "current"),
             Role::Route(_) => (Method::PUT, "revision"),
         };
         let answer = self.client.send(method, &self.url(""), &spec)?;
-        let is_new = self.deployed.replace(digest.clone()).is_none();
+        let is_new = self.deployed.replace(spec).is_none();
         let revision = &answer[revision];
         let which = short(&json!(digest));
         let text = format!(
