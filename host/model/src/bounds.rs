@@ -125,6 +125,15 @@ pub const PROCESSOR_BATCH_BYTES_MAX: u32 = 16 << 20;
 /// Input topics, and likewise granted topics, of one processor.
 pub const PROCESSOR_TOPICS_MAX: usize = 100;
 
+/// Secrets that one processor or route may be granted.
+pub const GRANTED_SECRETS_MAX: usize = 100;
+
+/// Servers that one processor or route may be granted requests to.
+pub const GRANTED_SERVERS_MAX: usize = 100;
+
+/// Processors whose state one route may be granted to read.
+pub const GRANTED_VIEWS_MAX: usize = 100;
+
 /// The largest `hops_max` that a processor may have.
 pub const PROCESSOR_HOPS_MAX: u32 = 1_000;
 

@@ -26,9 +26,10 @@ pub(crate) fn check(
         return Err(AdmitError::UngrantedImports { imports });
     }
     let is_route = matches!(owner, Owner::Route(_));
+    let has_state = !matches!(owner, Owner::Route(_) | Owner::Topic(_));
     let lacking = imports.iter().filter_map(|import| {
         let flag = match own_interface(import) {
-            Some("state") if !is_route && !grants.state => "--grant-state",
+            Some("state") if has_state && !grants.state => "--grant-state",
             Some("producer") if is_route && grants.topics.is_empty() => "--grant-topic TOPIC",
             Some("views") if is_route && grants.views.is_empty() => "--grant-view PROCESSOR",
             Some("metrics") if !grants.metrics => "--grant-metrics",
@@ -58,11 +59,11 @@ pub(crate) fn check(
     }
 }
 
-/// Whether an import belongs to another kind of owner. State is a processor's in a partition, so a route has none; sending and reading
-/// others' state are a route's. A component that exports both kinds may import what either has: in the other role its calls get an error.
+/// Whether an import belongs to another kind of owner. State is a processor's in a partition, so a route and a partitioner have none;
+/// sending and reading others' state are a route's. A component that exports both kinds may import what either has: in the other role its calls get an error.
 fn is_foreign(import: &str, exports: &[Interface], owner: &Owner) -> bool {
     let other = match (own_interface(import), owner) {
-        (Some("state"), Owner::Route(_)) => Interface::MessageProcessor,
+        (Some("state"), Owner::Route(_) | Owner::Topic(_)) => Interface::MessageProcessor,
         (Some("producer" | "views"), Owner::Processor(_) | Owner::Topic(_)) => {
             Interface::HttpHandler
         }
@@ -130,6 +131,21 @@ mod tests {
         assert_eq!(command, "millrace route set /a --grant-http ORIGIN");
         let topic = check(&imports, &[], &Grants::default(), &Owner::Topic("t".into()));
         assert!(matches!(topic, Err(AdmitError::UngrantedImports { .. })));
+    }
+
+    #[test]
+    fn a_partitioner_has_no_state_unless_its_component_is_a_processor_too() {
+        let imports = ["millrace:broker/state@0.1.1".to_owned()];
+        let check = |exports: &[Interface]| {
+            let owner = Owner::Topic("t".into());
+            check(&imports, exports, &Grants::default(), &owner)
+        };
+        assert!(matches!(
+            check(&[Interface::Partitioner]),
+            Err(AdmitError::UngrantedImports { imports: refused }) if refused == imports
+        ));
+        let both = [Interface::Partitioner, Interface::MessageProcessor];
+        assert_eq!(check(&both), Ok(()));
     }
 
     #[test]

@@ -403,6 +403,31 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_at_the_cut_of_a_line_is_hidden_wherever_the_cut_falls() {
+        let value = "hunter22-and-more";
+        for at in 0..=value.len() {
+            let (clock, logs) = (
+                Arc::new(ManualClock::at(Timestamp(0))),
+                GuestLogs::default(),
+            );
+            let sink = sink(&clock, &logs, u32::MAX);
+            let name = millrace_model::SecretName::parse("token").expect("a name");
+            sink.hidden.hide(&name, value.as_bytes());
+            // The cut of the text, and the earlier one that makes room for the note.
+            for cut in [LINE_BYTES_MAX, LINE_BYTES_MAX - CUT_NOTE_BYTES_MAX] {
+                let before = "x".repeat(cut - at);
+                sink.write("info", || {
+                    Line::of(&format!("{before}{value} and so on, {value}"))
+                });
+            }
+            for text in texts(&logs) {
+                assert!(!text.contains("hunt"), "{at}: {}", &text[4_000..]);
+                assert!(text.len() <= LINE_BYTES_MAX, "{at}: {}", text.len());
+            }
+        }
+    }
+
+    #[test]
     fn places_are_left_out_and_nothing_else_is() {
         let text = "cannot run /usr/lib/millrace/x: no such file; see host/wasm/src/a.rs:1:2 for wasi:io/streams@0.2.6, 1 / 2";
         let left = "cannot run no such file; see for wasi:io/streams@0.2.6, 1 / 2";

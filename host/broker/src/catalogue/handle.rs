@@ -10,6 +10,7 @@ use millrace_model::{Clock, Digest, Processor, ProcessorName, Topic, TopicId, To
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::{MutexGuard, watch};
 
+use crate::catalogue::configs::Configs;
 use crate::catalogue::deciding::Followed;
 use crate::catalogue::deployed::Deployed;
 use crate::catalogue::policy::ModulePolicy;
@@ -61,7 +62,7 @@ pub(super) struct Inner {
     /// The processors, with the reason for each that does not run.
     pub(super) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
     /// The settings that components of processors read, shared with their instances.
-    configs: Mutex<HashMap<ProcessorName, LiveConfig>>,
+    configs: Configs,
     /// Up to which version this host knows the catalogue's entries of processors.
     pub(super) processors_followed: Followed,
     /// Topics and their partition counts as this host last saw them, if there are other hosts.
@@ -92,7 +93,7 @@ impl Catalogue {
             policy,
             verified: Mutex::default(),
             processors: RwLock::default(),
-            configs: Mutex::default(),
+            configs: Configs::default(),
             processors_followed: Followed::default(),
             topics_followed: Mutex::default(),
             changes: tokio::sync::Mutex::default(),
@@ -165,19 +166,23 @@ impl Catalogue {
     /// Forgets a processor.
     pub(crate) fn unlearn(&self, name: &ProcessorName) {
         self.inner.processors.write().remove(name);
-        self.inner.configs.lock().remove(name);
+        self.inner.configs.forget(name);
     }
 
     /// The settings that the processor's component reads. They follow each change, also of a
     /// processor that does not exist yet.
     pub(crate) fn config_of(&self, name: &ProcessorName) -> LiveConfig {
-        let mut configs = self.inner.configs.lock();
-        configs.entry(name.clone()).or_default().clone()
+        // Locked until the settings are in place, so that no change falls in between.
+        let known = self.inner.processors.read();
+        let config = known.get(name).map(|known| &known.processor.config);
+        self.inner.configs.of(name, config)
     }
 
     /// Gives the processor's settings to its component.
     pub(crate) fn configure(&self, processor: &Processor) {
-        self.config_of(&processor.name).set(&processor.config);
+        self.inner
+            .configs
+            .change(&processor.name, &processor.config);
     }
 
     /// The names of all processors.

@@ -311,7 +311,8 @@ pub fn batch_of(
     for message in messages {
         columns::push_message(&mut batch, message);
     }
-    batch.offsets = (offset_first..).take(messages.len()).collect();
+    let offsets = (0..messages.len() as u64).map(|index| offset_first.saturating_add(index));
+    batch.offsets = offsets.collect();
     batch
 }
 
@@ -384,6 +385,14 @@ mod tests {
             headers: Vec::new(),
             timestamp: Timestamp(1),
         }
+    }
+
+    #[test]
+    fn offsets_of_a_batch_rise_and_stop_at_the_largest() {
+        let messages = vec![Message::default(); 3];
+        assert_eq!(batch_of("t", 0, 7, &messages).offsets, [7, 8, 9]);
+        let at_the_end = batch_of("t", 0, u64::MAX - 1, &messages);
+        assert_eq!(at_the_end.offsets, [u64::MAX - 1, u64::MAX, u64::MAX]);
     }
 
     #[tokio::test]

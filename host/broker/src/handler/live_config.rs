@@ -16,6 +16,11 @@ impl LiveConfig {
         Arc::clone(&self.0.read())
     }
 
+    /// Whether anyone else holds them.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Replaces the settings, for every call that begins from now on.
     pub fn set(&self, config: &Config) {
         if **self.0.read() != *config {

@@ -108,8 +108,8 @@ impl Processors {
         Ok((topics, Arc::new(live)))
     }
 
-    /// Checks that this host allows the limits that the specification asks for. A processor
-    /// deployed under larger limits continues with the host's present ones.
+    /// Checks that this host allows the limits and the number of grants that the specification
+    /// asks for. A processor deployed under larger limits continues with the host's present ones.
     pub(crate) fn check_limits(&self, spec: &ProcessorSpec) -> Result<(), ProcessorError> {
         let (asked, host) = (&spec.limits, self.inner.catalogue.guest_limits());
         let memory_max = host.guest_memory_bytes_max;
@@ -126,7 +126,13 @@ impl Processors {
                 "limits.answer_bytes_max is {answer}; the maximum for all outputs of an answer is {outputs_max}"
             ));
         }
-        Ok(())
+        let lengths = spec.grants.lengths();
+        match lengths.into_iter().find(|(_, count, max)| count > max) {
+            None => Ok(()),
+            Some((field, count, max)) => {
+                invalid(format!("{field} has {count} entries; the maximum is {max}"))
+            }
+        }
     }
 
     /// The input topics. An error unless every topic that the specification names exists and may be
@@ -577,7 +583,7 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
     let (batch, retry, limits) = (&spec.batch, &spec.retry, &spec.limits);
     let delay_first_max = retry.delay_max_ms;
     let (breaker, dead_letters) = (&spec.breaker, &spec.dead_letters);
-    let bounds: [(&str, u64, u64, u64); 16] = [
+    let bounds: [(&str, u64, u64, u64); 15] = [
         (
             "hops_max",
             spec.hops_max.unwrap_or(1).into(),
@@ -588,12 +594,6 @@ fn check_bounds(spec: &ProcessorSpec) -> Result<(), ProcessorError> {
             "topics",
             spec.topics.len() as u64,
             1,
-            PROCESSOR_TOPICS_MAX as u64,
-        ),
-        (
-            "grants",
-            spec.grants.topics.len() as u64,
-            0,
             PROCESSOR_TOPICS_MAX as u64,
         ),
         (

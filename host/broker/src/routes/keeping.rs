@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use millrace_engine::{CommitError, Entry, EntryKind, Expectation, ReadError, Version};
 use millrace_model::bounds::{ANSWER_OUTPUT_BYTES_MAX, ROUTE_REQUESTS_MAX, ROUTES_MAX};
-use millrace_model::processor::Limits;
+use millrace_model::processor::{Grants, Limits};
 use millrace_model::{Advice, Advised, Code, Digest, Route, RoutePath, RouteSpec};
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -227,6 +227,7 @@ impl Routes {
             return Ok(known.status());
         }
         self.check_limits(&spec.limits)?;
+        check_grants(&spec.grants)?;
         self.inner.catalogue.check_trusted(spec.module).await?;
         let route = Route {
             path: path.clone(),
@@ -356,6 +357,16 @@ impl Known {
             route: Arc::clone(&self.route),
             problem: self.handler.as_ref().err().cloned(),
         }
+    }
+}
+
+fn check_grants(grants: &Grants) -> Result<(), RouteError> {
+    let lengths = grants.lengths();
+    match lengths.into_iter().find(|(_, count, max)| count > max) {
+        None => Ok(()),
+        Some((field, count, max)) => Err(RouteError::Limits(format!(
+            "{field} has {count} entries; the maximum is {max}"
+        ))),
     }
 }
 

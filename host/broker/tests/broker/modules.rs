@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_broker::{
-    BrokerLimits, DistrustError, Module, ModuleError, ModulePolicy, NewTopic, ProcessorError,
-    SignatureError, SignaturePolicy, TopicCreateError, TrustedKey, Upload, VersionOrder,
+    BrokerLimits, ConfigChange, DistrustError, Module, ModuleError, ModulePolicy, NewTopic,
+    NextSpec, ProcessorError, SignatureError, SignaturePolicy, TopicCreateError, TrustedKey,
+    Upload, VersionOrder,
 };
 use millrace_engine::MemoryEngine;
 use millrace_model::{Durability, SystemClock};
@@ -337,6 +338,16 @@ async fn a_key_that_is_withdrawn_stops_deployments_and_nothing_that_runs() {
     // What is deployed runs.
     after.produce(&[("k", "v")]).await;
     after.settled().await;
+    // Its settings may change: that is no new revision of the module.
+    let mode = [("mode".to_owned(), Some("calm".to_owned()))];
+    let change = ConfigChange {
+        replaces: false,
+        values: mode.into(),
+    };
+    let next = NextSpec::from(spec(one.facts.digest)).configuring(change);
+    let configured = processors.deploy(&processor("p"), next).await.unwrap();
+    assert_eq!(configured.config.get("mode"), Some("calm"));
+    assert_eq!(configured.revisions.len(), 1);
     let refused = processors
         .deploy(&processor("q"), spec(one.facts.digest))
         .await;

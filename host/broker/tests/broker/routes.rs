@@ -7,9 +7,12 @@ use bytes::Bytes;
 use millrace_broker::handler::{AccessError, Outgoing, RouteAccess, Sent, SentPlace, View};
 use millrace_broker::state::{StateQuery, StateValue, StateWrites};
 use millrace_broker::{NewMessage, NewTopic, StatePlace};
-use millrace_model::bounds::{IDEMPOTENCY_KEY_CHARS_MAX, VIEW_KEYS_MAX};
-use millrace_model::processor::{Grants, Limits};
-use millrace_model::{Durability, Offset, PartitionId, RoutePath, RouteSpec};
+use millrace_model::bounds::{
+    GRANTED_SECRETS_MAX, GRANTED_SERVERS_MAX, GRANTED_VIEWS_MAX, IDEMPOTENCY_KEY_CHARS_MAX,
+    VIEW_KEYS_MAX,
+};
+use millrace_model::processor::{Grants, Limits, Origin};
+use millrace_model::{Durability, Offset, PartitionId, RoutePath, RouteSpec, SecretName};
 
 use crate::rig::{Export, Rig, Say, assign, message, per_message, processor, spec, topic};
 use crate::states::change;
@@ -242,5 +245,78 @@ async fn state_is_not_read_without_a_grant_beyond_a_bound_or_where_there_is_none
     ] {
         let refused = access.values(&view, partition, keys).await;
         assert!(matches!(refused, Err(AccessError::Refused(_))), "{view:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_of_grants_that_is_too_long_is_refused_for_processors_and_routes() {
+    let rig = Rig::start(1).await;
+    let module = rig.upload_handler("m", per_message(|_, _| Say::Pass)).await;
+    let web = rig.upload("web", Export::Route).await;
+    let secrets = |count: usize| {
+        let secret = |n| SecretName::parse(&format!("s{n}")).unwrap();
+        (0..count).map(secret).collect()
+    };
+    let servers = |count: usize| {
+        let server = |n| Origin::parse(&format!("https://h{n}.example")).unwrap();
+        (0..count).map(server).collect()
+    };
+    let views = |count: usize| (0..count).map(|n| processor(&format!("p{n}"))).collect();
+    let none = Grants::default;
+    for (field, grants, is_taken) in [
+        (
+            "",
+            Grants {
+                secrets: secrets(GRANTED_SECRETS_MAX),
+                http: servers(GRANTED_SERVERS_MAX),
+                ..none()
+            },
+            true,
+        ),
+        (
+            "grants.secrets",
+            Grants {
+                secrets: secrets(GRANTED_SECRETS_MAX + 1),
+                ..none()
+            },
+            false,
+        ),
+        (
+            "grants.http",
+            Grants {
+                http: servers(GRANTED_SERVERS_MAX + 1),
+                ..none()
+            },
+            false,
+        ),
+        (
+            "grants.views",
+            Grants {
+                views: views(GRANTED_VIEWS_MAX + 1),
+                ..none()
+            },
+            false,
+        ),
+    ] {
+        let mut of_processor = spec(module);
+        of_processor.grants = grants.clone();
+        let (processors, name) = (rig.session.processors(), processor("p"));
+        let deployed = processors.deploy(&name, of_processor).await;
+        let deployed = deployed.map(drop).map_err(|error| error.to_string());
+        let of_route = RouteSpec {
+            module: web,
+            grants,
+            config: Default::default(),
+            limits: Limits::default(),
+        };
+        let path = RoutePath::parse("/a").unwrap();
+        let set = rig.session.routes().set_route(&path, of_route).await;
+        let set = set.map(drop).map_err(|error| error.to_string());
+        for outcome in [deployed, set] {
+            match outcome {
+                Ok(()) => assert!(is_taken, "{field}"),
+                Err(error) => assert!(!is_taken && error.contains(field), "{error}"),
+            }
+        }
     }
 }

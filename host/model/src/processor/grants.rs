@@ -6,6 +6,9 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::bounds::{
+    GRANTED_SECRETS_MAX, GRANTED_SERVERS_MAX, GRANTED_VIEWS_MAX, PROCESSOR_TOPICS_MAX,
+};
 use crate::name::{ProcessorName, SecretName, TopicName};
 
 /// What the component of a processor or a route may use. It is refused if it imports more.
@@ -61,6 +64,17 @@ impl Grants {
             topics,
             ..Self::default()
         }
+    }
+
+    /// Each list that has a bound: its field in a specification, its length, and the bound.
+    #[must_use]
+    pub fn lengths(&self) -> [(&'static str, usize, usize); 4] {
+        [
+            ("grants.topics", self.topics.len(), PROCESSOR_TOPICS_MAX),
+            ("grants.secrets", self.secrets.len(), GRANTED_SECRETS_MAX),
+            ("grants.http", self.http.len(), GRANTED_SERVERS_MAX),
+            ("grants.views", self.views.len(), GRANTED_VIEWS_MAX),
+        ]
     }
 }
 

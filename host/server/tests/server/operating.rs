@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use serde_json::json;
+
 use crate::support::{TestHost, config};
 
 fn metrics(host: &TestHost) -> String {
@@ -55,6 +57,47 @@ fn metrics_of_a_deleted_topic_go_and_begin_at_nothing_when_it_comes_again() {
     produce();
     let text = metrics(&host);
     assert!(text.contains(&format!("{total} 1\n")), "{text}");
+}
+
+#[test]
+fn a_components_metrics_go_with_its_processor_and_begin_at_nothing_when_it_comes_again() {
+    let host = TestHost::start().with_topic("counted-in", 1);
+    let host = host.with_topic("counted-out", 1);
+    let module = host.call(
+        "POST",
+        "/v1/modules",
+        &[],
+        guest_artifacts::BLABBER.to_vec(),
+    );
+    let spec = json!({
+        "topics": ["counted-in"], "module": module.json()["digest"], "output": "counted-out",
+        "grants": {"metrics": true, "secrets": ["token"]},
+    });
+    let series = "guest_handled_total{processor=\"counting\",by=\"blabber\"}";
+    let shown = || {
+        let text = metrics(&host);
+        let line = text.lines().find(|line| line.starts_with(series));
+        line.map(|line| line[series.len()..].trim().to_owned())
+    };
+    let counted = |value: &str| {
+        let answer = host.post_json(
+            "/v1/topics/counted-in/messages?wait=counting",
+            r#"{"value":"count handled"}"#,
+        );
+        assert_eq!(answer.status, 200, "{}", answer.json());
+        assert_eq!(shown().as_deref(), Some(value), "{}", metrics(&host));
+    };
+    let deploy = || {
+        let deployed = host.call("PUT", "/v1/processors/counting", &[], spec.to_string());
+        assert_eq!(deployed.status, 201, "{}", deployed.json());
+    };
+    deploy();
+    counted("2");
+    counted("4");
+    host.call("DELETE", "/v1/processors/counting", &[], "");
+    assert_eq!(shown(), None);
+    deploy();
+    counted("2");
 }
 
 #[test]
