@@ -27,11 +27,12 @@ mod schedules;
 mod session;
 
 pub use broker::{Broker, BrokerLimits};
+pub use catalogue::admissions::{Admission, REFUSALS_REMEMBERED_MAX, Refusal};
 pub use catalogue::growth::{ChangedTopic, Growth, KeyedUse};
 pub use catalogue::handle::Catalogue;
 pub use catalogue::left_behind::LeftBehind;
 pub use catalogue::lifetime::{Before, TopicChangeError, TopicPatch, TopicTrimError};
-pub use catalogue::modules::{Module, ModuleError, Upload};
+pub use catalogue::modules::{Module, ModuleError, Upload, Uploading};
 pub use catalogue::policy::ModulePolicy;
 pub use catalogue::signatures::{
     DistrustError, KeyId, ModuleSignature, SIGNATURE_BYTES_MAX, SignatureError, SignaturePolicy,
@@ -66,9 +67,9 @@ pub use groups::shapes::{
     ConsumerCommit, ConsumerPlace, ConsumerStatus, HoldRequest, ReaderStatus,
 };
 pub use handler::{
-    AdmitError, CallError, CallUse, Cause, Dependency, GuestLine, HTTP_BODY_PARTS_MAX, HttpAnswer,
-    HttpBody, HttpHeaders, HttpPart, HttpRequest, Interface, Metadata, ModuleFacts, ModuleHost,
-    Producer, RegistryFact, Uploader,
+    AdmitError, CallError, CallUse, Cause, Compiling, Dependency, GuestLine, HTTP_BODY_PARTS_MAX,
+    HttpAnswer, HttpBody, HttpHeaders, HttpPart, HttpRequest, Interface, Metadata, ModuleFacts,
+    ModuleHost, Producer, RegistryFact, Uploader,
 };
 pub use messages::append::{AppendRequest, Appended};
 pub use messages::beginning::BeginAt;

@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{ExitStatusExt, parent_id};
 use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -58,6 +58,9 @@ const OFFENDERS_MAX: usize = 1_000;
 
 /// How often a running compile is checked.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How often a child checks whether its host is still there.
+const PARENT_WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The unit in which Linux reports CPU times, whatever the real clock frequency.
 const TICKS_PER_SECOND: u64 = 100;
@@ -174,17 +177,15 @@ impl Compiler {
         self.wait(&self.quick, job).await
     }
 
-    /// The code of a component; the job already has its first turn. `known` says whether it was found meanwhile that the component
-    /// cannot be compiled.
+    /// The code of a component; the job already has its first turn.
     pub(crate) async fn compile(
         &self,
         job: &mut Job,
         turn: Turn,
         component: &Bytes,
-        known: impl Fn() -> Result<(), AdmitError> + Send,
     ) -> Result<Vec<u8>, AdmitError> {
         let outcome = match self.timed(job, turn, true, component).await {
-            Ok(Ran::TooSlow) => self.compile_slowly(job, component, known).await,
+            Ok(Ran::TooSlow) => self.compile_slowly(job, component).await,
             ended => ended,
         };
         let outcome = outcome.and_then(|ran| match ran {
@@ -197,14 +198,8 @@ impl Compiler {
         outcome
     }
 
-    async fn compile_slowly(
-        &self,
-        job: &mut Job,
-        component: &Bytes,
-        known: impl Fn() -> Result<(), AdmitError> + Send,
-    ) -> Result<Ran, AdmitError> {
+    async fn compile_slowly(&self, job: &mut Job, component: &Bytes) -> Result<Ran, AdmitError> {
         let turn = self.wait(&self.slow, job).await?;
-        known()?;
         self.check_pause(&job.asker)?;
         self.timed(job, turn, false, component).await
     }
@@ -517,6 +512,7 @@ fn compile_child(args: &[String]) -> Result<(), Complaint> {
     // If memory is short, the system ends this process and not the host.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     limit_this_process(args)?;
+    end_with_the_parent()?;
     let mut component = Vec::new();
     std::io::stdin()
         .take(MODULE_BYTES_TAKEN_MAX)
@@ -566,6 +562,20 @@ fn limit_this_process(args: &[String]) -> Result<(), Complaint> {
     // Messages come first; a system that refuses the nice value still compiles.
     let _ = rustix::process::nice(10);
     Ok(())
+}
+
+/// Ends this process when its host is gone: nobody takes the code any more.
+fn end_with_the_parent() -> Result<(), Complaint> {
+    let parent = parent_id();
+    let watch = move || {
+        while parent_id() == parent {
+            std::thread::sleep(PARENT_WATCH_INTERVAL);
+        }
+        std::process::exit(EXIT_HOST.into());
+    };
+    // The system's own signal for this would also come when only the thread that started the child ends.
+    let watching = std::thread::Builder::new().spawn(watch).map(drop);
+    watching.map_err(|error| (EXIT_HOST, error.to_string()))
 }
 
 /// The compiler's message when it gave up on a component that it considered valid.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::{
-    AdmitError, BatchHandler, FailureHandler, GuestLine, HttpHandler, Interface, LiveConfig,
-    LoadRequest, ModuleFacts, ModuleHost, PartitionHandler, Uploader,
+    AdmitError, BatchHandler, Compiling, FailureHandler, GuestLine, HttpHandler, Interface,
+    LiveConfig, LoadRequest, ModuleFacts, ModuleHost, PartitionHandler, Uploader,
 };
 use millrace_model::processor::Limits;
 use millrace_model::{Clock, Digest, GuestLimits, ProcessorName, RoutePath};
@@ -36,6 +36,7 @@ use crate::secrets::{NoSecrets, SecretStore};
 use crate::slots::Slots;
 use crate::threads::GuestThreads;
 use crate::turns::{Asker, Turns};
+use crate::under_way::{Made, Place, UnderWay};
 
 /// Modules remembered as refused by the compiler's limits, so that the same bomb costs its time only once.
 const BOMBS_REMEMBERED_MAX: usize = 1_000;
@@ -135,6 +136,7 @@ pub struct WasmHost {
     /// For trials with the largest limits: memory for one of them at a time.
     trials: Arc<Turns>,
     loaded: Mutex<HashMap<Digest, Weak<Module>>>,
+    under_way: UnderWay,
     bombs: Mutex<HashMap<Digest, String>>,
 }
 
@@ -175,6 +177,7 @@ impl WasmHost {
             metrics: AllMetrics::default(),
             host_log: options.ships_lines.then(Arc::default),
             loaded: Mutex::default(),
+            under_way: UnderWay::default(),
             bombs: Mutex::default(),
         }))
     }
@@ -201,11 +204,25 @@ impl WasmHost {
         if let Some(module) = self.loaded(&digest) {
             return Ok(module);
         }
+        let place = self.under_way.join(digest, self.shared.clock.wall());
+        let mut made = place.made().await;
+        if let Some(made) = &*made {
+            job.compiled = made.compiled;
+            return Ok(Arc::clone(&made.module));
+        }
         let code = match self.cached(digest).await? {
             Some(code) => code,
-            None => self.compile(digest, bytes, job).await?,
+            None => {
+                let compiled = self.compile(digest, bytes, job, &place).await;
+                compiled.inspect_err(|_| place.failed())?
+            }
         };
-        self.link(digest, code).await
+        let module = self.link(digest, code).await?;
+        *made = Some(Made {
+            module: Arc::clone(&module),
+            compiled: job.compiled,
+        });
+        Ok(module)
     }
 
     fn loaded(&self, digest: &Digest) -> Option<Arc<Module>> {
@@ -222,24 +239,19 @@ impl WasmHost {
         digest: Digest,
         bytes: &Bytes,
         job: &mut Job,
+        place: &Place<'_>,
     ) -> Result<TrustedCode, AdmitError> {
         let limits = self.shared.limits;
         self.examine(bytes, Some(digest), move |bytes| {
             admission::examine(bytes, &limits)
         })
         .await?;
-        let known = || match self.bombs.lock().get(&digest) {
-            Some(reason) => Err(AdmitError::CompileLimit(reason.clone())),
-            None => Ok(()),
-        };
-        known()?;
-        let turn = self.compiler.turn(job).await?;
-        // The previous turn may have compiled, or failed at, this very module.
-        known()?;
-        if let Some(code) = self.cached(digest).await? {
-            return Ok(code);
+        if let Some(reason) = self.bombs.lock().get(&digest) {
+            return Err(AdmitError::CompileLimit(reason.clone()));
         }
-        let code = self.compiler.compile(job, turn, bytes, known).await;
+        let turn = self.compiler.turn(job).await?;
+        place.begins(self.shared.clock.wall());
+        let code = self.compiler.compile(job, turn, bytes).await;
         let code = code.inspect_err(|error| self.remember_bomb(digest, error))?;
         let cache = Arc::clone(&self.cache);
         let kept = self.aside(move || cache.keep(&digest, code)).await?;
@@ -438,6 +450,10 @@ impl ModuleHost for WasmHost {
 
     fn limits(&self) -> GuestLimits {
         self.shared.limits
+    }
+
+    fn compiling(&self, digest: Digest) -> Option<Compiling> {
+        self.under_way.progress(&digest)
     }
 
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {

@@ -29,6 +29,7 @@ mod secrets;
 mod slots;
 mod threads;
 mod turns;
+mod under_way;
 
 pub use compile::{CompileChild, compile_child_main};
 pub use host::{StartError, WasmHost, WasmOptions};

@@ -10,6 +10,7 @@ use millrace_model::{Clock, Digest, Processor, ProcessorName, Topic, TopicId, To
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::{MutexGuard, watch};
 
+use crate::catalogue::admissions::Admissions;
 use crate::catalogue::configs::Configs;
 use crate::catalogue::deciding::Followed;
 use crate::catalogue::deployed::Deployed;
@@ -59,6 +60,8 @@ pub(super) struct Inner {
     pub(super) policy: ModulePolicy,
     /// Modules whose signatures were found good since the start, at most [`VERIFIED_MODULES_MAX`](super::signatures::VERIFIED_MODULES_MAX).
     pub(super) verified: Mutex<HashSet<Digest>>,
+    /// Uploads that are being admitted, and refused ones.
+    pub(super) admissions: Admissions,
     /// The processors, with the reason for each that does not run.
     pub(super) processors: RwLock<BTreeMap<ProcessorName, Deployed>>,
     /// The settings that components of processors read, shared with their instances.
@@ -92,6 +95,7 @@ impl Catalogue {
             hosts,
             policy,
             verified: Mutex::default(),
+            admissions: Admissions::default(),
             processors: RwLock::default(),
             configs: Configs::default(),
             processors_followed: Followed::default(),

@@ -1,6 +1,7 @@
 //! The catalogue: all topics, modules and processors. Topics and modules are created, changed and
 //! deleted here; every room's changes to entries are decided here.
 
+pub(crate) mod admissions;
 mod configs;
 pub(crate) mod deciding;
 pub(crate) mod deployed;

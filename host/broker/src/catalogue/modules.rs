@@ -9,6 +9,7 @@ use millrace_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::catalogue::admissions::Admitting;
 use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::entries::entry;
 use crate::catalogue::handle::Catalogue;
@@ -145,6 +146,53 @@ impl Advised for ModuleError {
     }
 }
 
+/// An upload that is being admitted. Dropped, it ends without a result.
+pub struct Uploading {
+    catalogue: Catalogue,
+    admitting: Admitting,
+    bytes: Bytes,
+    tag: Option<String>,
+    signature: Option<ModuleSignature>,
+    uploader: Uploader,
+}
+
+impl Uploading {
+    /// The SHA-256 of the bytes.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.admitting.digest
+    }
+
+    /// Waits until the module is compiled and tried, and stores it. A refusal is remembered.
+    ///
+    /// # Errors
+    /// [`ModuleError`]; nothing was stored.
+    pub async fn finish(self) -> Result<Module, ModuleError> {
+        let Self {
+            catalogue,
+            admitting,
+            bytes,
+            tag,
+            signature,
+            uploader,
+        } = self;
+        let stored = async {
+            let admitted = catalogue.inner.modules.admit(bytes.clone(), uploader);
+            let facts = admitted.await?;
+            let keep = || catalogue.keep_module(&facts, &bytes, tag.as_ref(), signature.as_ref());
+            catalogue.decide(keep).await
+        };
+        let stored: Result<Module, ModuleError> = stored.await;
+        stored.inspect_err(|error| admitting.refused(error))
+    }
+}
+
+/// Whether a reference is a digest or the beginning of it.
+pub(super) fn abbreviates(reference: &str, digest: Digest) -> bool {
+    let prefix = reference.to_ascii_lowercase();
+    prefix.len() >= DIGEST_PREFIX_DIGITS_MIN && digest.to_string().starts_with(&prefix)
+}
+
 impl Catalogue {
     /// Admits a module and stores it. Uploading the same bytes again returns the existing module; a further tag is added to it, and no
     /// tag moves to another module.
@@ -169,6 +217,14 @@ impl Catalogue {
     /// # Errors
     /// [`ModuleError`]; nothing was stored.
     pub async fn upload_module_of(&self, upload: Upload) -> Result<Module, ModuleError> {
+        self.begin_upload(upload).await?.finish().await
+    }
+
+    /// Checks what takes no time, and begins to admit a module: from now on [`admission`](Self::admission) knows it.
+    ///
+    /// # Errors
+    /// [`ModuleError`]; nothing was stored.
+    pub async fn begin_upload(&self, upload: Upload) -> Result<Uploading, ModuleError> {
         let Upload {
             bytes,
             tag,
@@ -179,20 +235,28 @@ impl Catalogue {
         if let Some(tag) = tag.as_ref().filter(|tag| parts_of(tag).is_none()) {
             return Err(ModuleError::Tag(tag.clone()));
         }
-        if let Some(wanted) = digest {
-            let found = digest_of(&bytes).await;
-            if found != Some(wanted) {
-                return Err(ModuleError::OtherBytes { wanted, found });
-            }
+        let found = digest_of(&bytes).await;
+        if let Some(wanted) = digest.filter(|wanted| found != Some(*wanted)) {
+            return Err(ModuleError::OtherBytes { wanted, found });
         }
+        let found = found.ok_or(AdmitError::Stopping)?;
         // Before it is compiled: strangers' bytes should cost as little as possible.
         let signature = self.verify_upload(&bytes, signature).await?;
         if let (Some(signature), Some(tag)) = (&signature, &tag) {
             signature.check_tag(tag)?;
         }
-        let facts = self.inner.modules.admit(bytes.clone(), uploader).await?;
-        self.decide(|| self.keep_module(&facts, &bytes, tag.as_ref(), signature.as_ref()))
-            .await
+        if let Some(tag) = &tag {
+            self.check_tag(tag, found)?;
+        }
+        let admitting = Admitting::begin(self, found, tag.as_ref(), bytes.len() as u64);
+        Ok(Uploading {
+            catalogue: self.clone(),
+            admitting,
+            bytes,
+            tag,
+            signature,
+            uploader,
+        })
     }
 
     async fn keep_module(
@@ -234,7 +298,12 @@ impl Catalogue {
             uploaded_at: self.inner.clock.wall(),
             signature: None,
         });
-        module.facts = facts.clone();
+        let before = std::mem::replace(&mut module.facts, facts.clone());
+        if facts.compile_ms == 0 {
+            // Its code was there already: what its compile took is known from then.
+            module.facts.compile_ms = before.compile_ms;
+            module.facts.waited_ms = before.waited_ms;
+        }
         if let Some(signature) = signature {
             module.signature = Some(signature.clone());
         }
@@ -308,13 +377,9 @@ impl Catalogue {
         if let Some(tagged) = modules.iter().find(|module| module.has_tag(reference)) {
             return Some(tagged.clone());
         }
-        let prefix = reference.to_ascii_lowercase();
-        if prefix.len() < DIGEST_PREFIX_DIGITS_MIN {
-            return None;
-        }
         let mut found = modules
             .into_iter()
-            .filter(|module| module.facts.digest.to_string().starts_with(&prefix));
+            .filter(|module| abbreviates(reference, module.facts.digest));
         let first = found.next()?;
         found.next().is_none().then_some(first)
     }

@@ -13,9 +13,9 @@ use millrace_model::{Answer, ColumnBatch, Digest, GuestLimits, ProcessorName, Ro
 use tokio::sync::{oneshot, watch};
 
 use crate::handler::{
-    AdmitError, BatchHandler, CallError, Called, Decision, Failure, FailureHandler, GuestLine,
-    HttpAnswer, HttpHandler, HttpRequest, LoadRequest, ModuleFacts, ModuleHost, PartitionHandler,
-    Uploader,
+    AdmitError, BatchHandler, CallError, Called, Compiling, Decision, Failure, FailureHandler,
+    GuestLine, HttpAnswer, HttpHandler, HttpRequest, LoadRequest, ModuleFacts, ModuleHost,
+    PartitionHandler, Uploader,
 };
 
 /// The signal that ends all calls.
@@ -94,6 +94,10 @@ impl ModuleHost for Interruptible<dyn ModuleHost> {
 
     fn limits(&self) -> GuestLimits {
         self.inner.limits()
+    }
+
+    fn compiling(&self, digest: Digest) -> Option<Compiling> {
+        self.inner.compiling(digest)
     }
 
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {

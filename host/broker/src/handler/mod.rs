@@ -402,6 +402,15 @@ pub struct LoadRequest {
     pub access: Option<Arc<dyn RouteAccess>>,
 }
 
+/// A module that is being compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compiling {
+    /// Since when it is needed.
+    pub since: Timestamp,
+    /// When the compiler began; `None` while the module waits for its turn.
+    pub begun_at: Option<Timestamp>,
+}
+
 /// Admits and loads modules.
 #[async_trait]
 pub trait ModuleHost: Send + Sync + 'static {
@@ -411,6 +420,11 @@ pub trait ModuleHost: Send + Sync + 'static {
     /// The limits of modules on this host.
     fn limits(&self) -> GuestLimits {
         GuestLimits::default()
+    }
+
+    /// How far the compile of a module is, if there is one.
+    fn compiling(&self, _digest: Digest) -> Option<Compiling> {
+        None
     }
 
     /// A message processor, ready to be called.

@@ -1,15 +1,16 @@
 //! Modules as artefacts: tags that are given and taken back, versions that may only rise, and signatures.
 
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use millrace_broker::{
     BrokerLimits, ConfigChange, DistrustError, Module, ModuleError, ModulePolicy, NewTopic,
-    NextSpec, ProcessorError, SignatureError, SignaturePolicy, TopicCreateError, TrustedKey,
-    Upload, VersionOrder,
+    NextSpec, ProcessorError, REFUSALS_REMEMBERED_MAX, SignatureError, SignaturePolicy,
+    TopicCreateError, TrustedKey, Upload, VersionOrder,
 };
 use millrace_engine::MemoryEngine;
-use millrace_model::{Durability, SystemClock};
+use millrace_model::{Advised as _, Durability, SystemClock};
 use minisign::KeyPair;
 
 use crate::rig::{Export, Modules, Rig, Say, assign, per_message, processor, spec, topic};
@@ -408,4 +409,71 @@ async fn unsigned_modules_from_before_are_deployed_no_more_and_make_no_partition
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn an_upload_is_known_while_it_is_admitted_and_its_refusal_afterwards() {
+    let rig = rig(VersionOrder::Any, memory()).await;
+    let catalogue = rig.session.catalogue();
+    rig.modules.know("slow", Export::Stuck { at_upload: true });
+    let upload = |name: &'static str, tag: &str| Upload {
+        bytes: Bytes::from_static(name.as_bytes()),
+        tag: Some(tag.to_owned()),
+        ..Upload::default()
+    };
+    let uploading = catalogue.begin_upload(upload("slow", "slow@1"));
+    let uploading = uploading.await.unwrap();
+    let digest = uploading.digest();
+    for reference in ["slow@1", &digest.to_string()[..8]] {
+        assert_eq!(catalogue.admission(reference).unwrap().digest, digest);
+    }
+    assert_eq!(catalogue.admissions().len(), 1);
+    {
+        let mut ended = std::pin::pin!(catalogue.admission_ends("slow@1"));
+        let waits = std::future::poll_fn(|context| Poll::Ready(ended.as_mut().poll(context)));
+        assert!(waits.await.is_pending());
+        drop(uploading);
+        ended.await;
+    }
+    assert_eq!(catalogue.admission("slow@1"), None);
+    assert!(catalogue.refusal("slow@1").is_none(), "it was given up");
+
+    let refused = catalogue.upload_module_of(upload("nobody", "n@1")).await;
+    let refused = refused.unwrap_err();
+    let refusal = catalogue.refusal("n@1").unwrap();
+    assert!(
+        refusal.to_string().ends_with(&refused.to_string()),
+        "{refusal}"
+    );
+    assert_eq!(refusal.advice(), refused.advice());
+    // The same bytes may be admitted another time.
+    rig.modules.know("nobody", Export::Broken);
+    let admitted = catalogue.upload_module_of(upload("nobody", "n@1")).await;
+    admitted.unwrap();
+    assert!(catalogue.refusal("n@1").is_none());
+    // A tag that is taken is refused before anything is compiled.
+    let taken = catalogue.upload_module_of(upload("slow", "n@1")).await;
+    assert!(
+        matches!(taken, Err(ModuleError::TagTaken { .. })),
+        "{taken:?}"
+    );
+}
+
+#[tokio::test]
+async fn refusals_that_are_remembered_are_bounded() {
+    let rig = rig(VersionOrder::Any, memory()).await;
+    let catalogue = rig.session.catalogue();
+    let refuse = async |n: usize| {
+        let upload = Upload {
+            bytes: Bytes::from(format!("nobody {n}")),
+            tag: Some(format!("n@{n}")),
+            ..Upload::default()
+        };
+        catalogue.upload_module_of(upload).await.unwrap_err();
+    };
+    for n in 0..=REFUSALS_REMEMBERED_MAX {
+        refuse(n).await;
+    }
+    assert!(catalogue.refusal("n@0").is_none());
+    assert!(catalogue.refusal("n@1").is_some());
 }

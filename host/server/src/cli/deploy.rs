@@ -12,6 +12,7 @@ use ureq::http::Method;
 use super::client::{Client, escaped};
 use super::consume::{Begin, begin};
 use super::failure::Failure;
+use super::module;
 use super::output::Output;
 use super::paths::path;
 use super::table::{cell, items, value_of};
@@ -181,7 +182,15 @@ pub(super) fn deploy(args: DeployArgs, client: &Client, out: &mut Output) -> Res
                 .with_hint(hint)
         })?;
     }
-    let answer = client.send(method, &path, &spec)?;
+    for module in ["module", "error_handler"] {
+        if let Some(reference) = spec[module].as_str() {
+            module::await_admission(client, reference);
+        }
+    }
+    let spinner = module::working("{spinner} deploying, {elapsed} so far");
+    let answer = client.send(method, &path, &spec);
+    spinner.finish_and_clear();
+    let answer = answer?;
     if from.is_some() && answer["created"] == false {
         // Standard error may be closed; the processor is deployed anyway.
         let note = format_args!(

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,6 +19,15 @@ use super::failure::Failure;
 use super::keys::{self, KeygenArgs, SignArgs};
 use super::oci::{self, PublishArgs, PullArgs};
 use super::table::{cell, facts, items, short, table, when};
+
+/// How long an upload waits for its compile before the progress is shown.
+const UPLOAD_WAIT_MS: u64 = 1_000;
+
+/// How often the progress of a compile is asked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often a spinner turns.
+const SPINNER_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Manage modules
 #[derive(clap::Subcommand)]
@@ -91,7 +102,13 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             out.answer(&module, |module| admitted(module, tag.as_deref()))
         }
         Verb::List => out.answer(&client.get("/v1/modules")?, list),
-        Verb::Show { module } => out.answer(&client.get(&path(&module))?, show),
+        Verb::Show { module } => {
+            let shown = client.get(&path(&module))?;
+            out.answer(&shown, |shown| match is_under_way(shown) {
+                true => under_way(shown),
+                false => show(shown),
+            })
+        }
         Verb::Tag { module, tag } => {
             let tagged = client.send_again(Method::PUT, &tag_path(&module, &tag), &json!({}))?;
             out.answer(&tagged, |module| {
@@ -120,16 +137,21 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
 /// What is said about an upload.
 pub(super) fn admitted(module: &Value, tag: Option<&str>) -> String {
     let name = tag.map_or_else(|| short(&module["digest"]), str::to_owned);
-    let ms = &module["compile_ms"];
-    let waited = match module["waited_ms"].as_u64() {
-        None | Some(0) => String::new(),
-        Some(waited) => format!(" after waiting {waited} ms for its turn"),
-    };
     format!(
-        "module {name} is admitted ({} bytes, compiled in {ms} ms{waited})\ndigest  {}",
+        "module {name} is admitted ({} bytes, compiled in {})\ndigest  {}",
         module["byte_count"],
+        compiled_in(module),
         cell(&module["digest"])
     )
+}
+
+/// How long the compile of a module took, and how long it waited for it.
+fn compiled_in(module: &Value) -> String {
+    let ms = &module["compile_ms"];
+    match module["waited_ms"].as_u64() {
+        None | Some(0) => format!("{ms} ms"),
+        Some(waited) => format!("{ms} ms after waiting {waited} ms for its turn"),
+    }
 }
 
 pub(super) fn path(reference: &str) -> String {
@@ -171,7 +193,12 @@ pub(super) fn upload(
     signature: Option<&str>,
     body: impl AsSendBody,
 ) -> Result<Value, Failure> {
-    let fields = [("tag", tag), ("digest", digest)];
+    let wait_ms = UPLOAD_WAIT_MS.to_string();
+    let fields = [
+        ("tag", tag),
+        ("digest", digest),
+        ("wait_ms", Some(wait_ms.as_str())),
+    ];
     let given = fields.iter().filter_map(|(name, value)| {
         let value = escaped((*value)?);
         Some(format!("{name}={value}"))
@@ -183,7 +210,66 @@ pub(super) fn upload(
         .map(|text| ("millrace-signature", text.as_str()))
         .collect();
     let path = format!("/v1/modules?{query}");
-    client.upload_with(&path, "application/wasm", &headers, body)
+    let answer = client.upload_with(&path, "application/wasm", &headers, body)?;
+    if !is_under_way(&answer) {
+        return Ok(answer);
+    }
+    let module = admitted_at_last(client, &cell(&answer["digest"]), answer)?;
+    let has_tag = |tag: &str| items(&module["tags"]).iter().any(|known| *known == tag);
+    match tag.filter(|tag| !has_tag(tag)) {
+        None => Ok(module),
+        Some(tag) => Err(Failure::refused(format!(
+            "the module was compiled, but {tag} was given to none or another one meanwhile"
+        ))
+        .with_hint("`millrace module list` shows the tags; `millrace module tag` gives one")),
+    }
+}
+
+/// Whether an answer is about an upload that is still being compiled.
+fn is_under_way(answer: &Value) -> bool {
+    answer["state"].is_string()
+}
+
+/// Waits until the host has compiled a module, if it is doing so, and says how long that takes already.
+pub(super) fn await_admission(client: &Client, reference: &str) {
+    // Whatever is wrong with it, the request that names it says so.
+    if let Ok(answer) = client.get(&path(reference))
+        && is_under_way(&answer)
+    {
+        let _ = admitted_at_last(client, reference, answer);
+    }
+}
+
+/// The module, once it is admitted; `answer` is the first one about its upload.
+fn admitted_at_last(client: &Client, reference: &str, answer: Value) -> Result<Value, Failure> {
+    let spinner = working("{spinner} {msg}");
+    let mut answer = answer;
+    while is_under_way(&answer) {
+        spinner.set_message(progress(&answer));
+        thread::sleep(LOOK_INTERVAL);
+        answer = client.get(&path(reference))?;
+    }
+    spinner.finish_and_clear();
+    Ok(answer)
+}
+
+/// How far the admission of an upload is.
+fn progress(answer: &Value) -> String {
+    let seconds = answer["since_ms"].as_u64().unwrap_or(0) / 1_000;
+    match answer["state"].as_str() {
+        Some("waiting") => format!("waiting for its turn to be compiled, {seconds} s so far"),
+        Some("trying") => format!("trying whether it starts, {seconds} s so far"),
+        _ => format!("compiling, {seconds} s so far"),
+    }
+}
+
+/// Shows on a terminal that something takes its time.
+pub(super) fn working(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template);
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
+    let spinner = ProgressBar::new_spinner().with_style(style);
+    spinner.enable_steady_tick(SPINNER_INTERVAL);
+    spinner
 }
 
 /// Asks for the largest module size before sending the file, to avoid a useless upload.
@@ -219,25 +305,44 @@ fn list(answer: &Value) -> String {
             ["tags", "byte_count", "exports", "compile_ms"].map(|field| cell(&module[field]));
         [&[short(&module["digest"])], cells.as_slice()].concat()
     };
-    let rows = items(&answer["modules"]).iter().map(row).collect();
+    let rows: Vec<Vec<String>> = items(&answer["modules"]).iter().map(row).collect();
+    let under_way = items(&answer["under_way"]).iter().map(|admission| {
+        let name = match admission["tag"].as_str() {
+            Some(tag) => tag.to_owned(),
+            None => short(&admission["digest"]),
+        };
+        format!("\n{name}: {}", progress(admission))
+    });
+    let under_way: String = under_way.collect();
     let headings = ["DIGEST", "TAGS", "BYTES", "EXPORTS", "COMPILE MS"];
     let note = "there are no modules yet; upload one with `millrace module push FILE`";
-    table(&headings, rows, note)
+    match rows.is_empty() && !under_way.is_empty() {
+        true => under_way.trim_start().to_owned(),
+        false => table(&headings, rows, note) + &under_way,
+    }
+}
+
+/// An upload that is being admitted.
+fn under_way(admission: &Value) -> String {
+    let mut pairs = ["digest", "tag", "byte_count", "state"]
+        .map(|name| (name, cell(&admission[name])))
+        .to_vec();
+    pairs.push(("uploaded", when(&admission["since"])));
+    if !admission["compiling_since"].is_null() {
+        pairs.push(("compiling since", when(&admission["compiling_since"])));
+    }
+    facts(&pairs)
 }
 
 fn show(module: &Value) -> String {
     let fact = |name: &'static str| (name, cell(&module[name]));
-    let names = [
-        "digest",
-        "tags",
-        "byte_count",
-        "exports",
-        "imports",
-        "compile_ms",
-        "waited_ms",
-    ];
+    let names = ["digest", "tags", "byte_count", "exports", "imports"];
     let mut pairs = names.map(fact).to_vec();
+    pairs.push(("compiled in", compiled_in(module)));
     pairs.push(("uploaded", when(&module["uploaded_at"])));
+    if !module["compiling_since"].is_null() {
+        pairs.push(("compiling since", when(&module["compiling_since"])));
+    }
     let metadata = &module["metadata"];
     for producer in items(&metadata["producers"]) {
         let text = format!("{} {}", cell(&producer["name"]), cell(&producer["version"]));

@@ -19,6 +19,11 @@ pub(crate) const PRODUCE_MESSAGES_MAX: usize = 100_000;
 /// than the module host lets wait, because the module host refuses the uploader with the most
 /// waiting.
 pub(crate) const UPLOADS_MAX: usize = 128;
+/// How long an upload waits for its module to be compiled if it does not say; then it gets 202, and
+/// the compile continues. A deployment waits this long for the module that it names.
+pub(crate) const UPLOAD_WAIT_MS: u64 = 30_000;
+/// The longest that an upload may wait for its module; a request for longer waits this long.
+pub(crate) const UPLOAD_WAIT_MS_MAX: u64 = 60_000;
 /// How long a request waits for room for its body.
 pub(crate) const BODY_ROOM_WAIT_MS_MAX: u64 = 5_000;
 /// Silence within a body after which the sender gets 408.

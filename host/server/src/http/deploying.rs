@@ -113,7 +113,11 @@ pub(super) async fn amend(
 ) -> Result<Response, ApiError> {
     params.check()?;
     let session = app.session.clone();
-    let (changes, config) = app.changes(app.take_json(&headers, body).await?)?;
+    let changes: Map<String, Value> = app.take_json(&headers, body).await?;
+    let named = ["module", "error_handler"].map(|field| changes.get(field).and_then(Value::as_str));
+    let named = named.into_iter().flatten().map(str::to_owned).collect();
+    app.admitted(named).await;
+    let (changes, config) = app.changes(changes)?;
     let next = NextSpec::changes(changes).configuring(config);
     let now = app.clock.wall();
     to_the_end(deployed(session, name, params, next, now)).await

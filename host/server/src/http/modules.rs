@@ -1,23 +1,27 @@
 //! Modules over HTTP: upload, list, show, tag, delete.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::header::{LOCATION, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use millrace_broker::{
-    AdmitError, Interface, Metadata, Module, ModuleError, SignatureError, Upload, Uploader,
+    Admission, AdmitError, Compiling, Interface, Metadata, Module, ModuleError, SignatureError,
+    Upload, Uploader,
 };
 use millrace_model::{Code, Digest, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 use utoipa::ToSchema;
 
 use super::app::to_the_end;
 use super::body::Taken;
-use super::bounds::UPLOADS_MAX;
+use super::bounds::{UPLOAD_WAIT_MS, UPLOAD_WAIT_MS_MAX, UPLOADS_MAX};
 use super::by::ByHeader;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
@@ -44,6 +48,9 @@ pub(super) struct ModuleBody {
     /// How long its upload waited for its turn to be compiled.
     waited_ms: u64,
     uploaded_at: Timestamp,
+    /// Since when it is being compiled again, because its code is missing on this host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compiling_since: Option<Timestamp>,
     /// Its signature, if it was uploaded with one.
     signature: Option<SignatureBody>,
     /// What it says about itself.
@@ -63,6 +70,9 @@ pub(super) struct SignatureBody {
     trusted: bool,
 }
 
+/// When to ask again for a module that is being compiled, in seconds.
+const COMPILING_RETRY_AFTER_S: u32 = 1;
+
 /// The header with a signature.
 const SIGNATURE: HeaderName = HeaderName::from_static("millrace-signature");
 
@@ -79,6 +89,27 @@ pub(super) struct SignatureHeader {
 #[derive(Serialize, ToSchema)]
 pub(super) struct ModulesBody {
     modules: Vec<ModuleBody>,
+    /// Uploads that are being admitted.
+    under_way: Vec<AdmissionBody>,
+}
+
+/// An upload that is being admitted.
+#[derive(Serialize, ToSchema)]
+pub(super) struct AdmissionBody {
+    /// SHA-256 of its bytes.
+    digest: Digest,
+    /// The tag that it will have.
+    tag: Option<String>,
+    byte_count: u64,
+    /// `waiting` for its turn, `compiling`, or `trying` whether it starts.
+    #[schema(example = "compiling")]
+    state: &'static str,
+    /// When it was uploaded.
+    since: Timestamp,
+    /// How long ago that is.
+    since_ms: u64,
+    /// When the compiler began.
+    compiling_since: Option<Timestamp>,
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -90,6 +121,14 @@ pub(super) struct UploadQuery {
     /// The SHA-256 that the bytes must have: an upload that was changed on its way is refused.
     #[param(value_type = Option<String>)]
     digest: Option<Digest>,
+    /// How long to wait until it is compiled, at most 60,000; then the answer is 202, and the compile continues.
+    #[serde(default = "usual_wait_ms")]
+    #[param(default = 30_000)]
+    wait_ms: u64,
+}
+
+fn usual_wait_ms() -> u64 {
+    UPLOAD_WAIT_MS
 }
 
 impl Called {
@@ -102,7 +141,9 @@ impl Called {
             text: signature.text.clone(),
             trusted: trusted == Some(true),
         });
+        let compiling = self.session.catalogue().compiling(module.facts.digest);
         ModuleBody {
+            compiling_since: compiling.map(|compiling| compiling.since),
             signature,
             digest: module.facts.digest,
             tags: module.tags().map(str::to_owned).collect(),
@@ -137,8 +178,53 @@ impl Called {
 
     /// The module with this digest, unique prefix of a digest, or tag.
     pub(super) fn module(&self, reference: &str) -> Result<Module, ApiError> {
-        let found = self.session.catalogue().find_module(reference);
-        found.ok_or_else(|| ModuleError::Unknown(reference.to_owned()).into())
+        let catalogue = self.session.catalogue();
+        let missing = || match (catalogue.admission(reference), catalogue.refusal(reference)) {
+            (Some(admission), _) => {
+                let seconds = self.under_way(&admission).since_ms / 1_000;
+                let message = format!(
+                    "module {reference} is being compiled, for {seconds} s so far; it can be used as soon as it is compiled"
+                );
+                let hint =
+                    format!("try again when `millrace module show {reference}` shows the module");
+                ApiError::new(Code::Occupied, message, hint).after_s(COMPILING_RETRY_AFTER_S)
+            }
+            (None, Some(refusal)) => refusal.into(),
+            (None, None) => ModuleError::Unknown(reference.to_owned()).into(),
+        };
+        catalogue.find_module(reference).ok_or_else(missing)
+    }
+
+    /// Waits until uploads of the modules that a request names are compiled, but not for ever.
+    pub(super) async fn admitted(&self, references: Vec<String>) {
+        let catalogue = self.session.catalogue();
+        let all = async {
+            for reference in references {
+                if catalogue.find_module(&reference).is_none() {
+                    catalogue.admission_ends(&reference).await;
+                }
+            }
+        };
+        // If it takes longer, looking the module up says so.
+        let _ = tokio::time::timeout(Duration::from_millis(UPLOAD_WAIT_MS), all).await;
+    }
+
+    /// An upload that is being admitted, as it is shown.
+    fn under_way(&self, admission: &Admission) -> AdmissionBody {
+        let compiling = self.session.catalogue().compiling(admission.digest);
+        AdmissionBody {
+            digest: admission.digest,
+            tag: admission.tag.clone(),
+            byte_count: admission.byte_count,
+            state: match compiling {
+                Some(Compiling { begun_at: None, .. }) => "waiting",
+                Some(_) => "compiling",
+                None => "trying",
+            },
+            since: admission.since,
+            since_ms: self.clock.wall().0.saturating_sub(admission.since.0),
+            compiling_since: compiling.and_then(|compiling| compiling.begun_at),
+        }
     }
 
     pub(super) fn digest_of(&self, reference: &str) -> Result<Digest, ApiError> {
@@ -147,12 +233,14 @@ impl Called {
 }
 
 /// Uploads a component. It is checked, compiled in a child process and tried before it is stored. Uploaders, distinguished by address
-/// and the header Millrace-By, take turns to compile; long compiles make way for others.
+/// and the header Millrace-By, take turns to compile; long compiles make way for others. If compiling takes longer than `wait_ms`, the
+/// answer is 202 and the compile continues: `GET /v1/modules/{digest}`, which Location names, tells how it ends.
 #[utoipa::path(post, path = "/v1/modules", tag = "modules", params(UploadQuery, ByHeader, SignatureHeader),
     request_body(content = Vec<u8>, content_type = "application/wasm", description = "The component's bytes"),
     responses(
         (status = 201, body = ModuleBody, description = "Admitted"),
         (status = 200, body = ModuleBody, description = "It already exists"),
+        (status = 202, body = AdmissionBody, description = "It is being compiled; ask at Location"),
         (status = 400, body = ErrorBody),
         (status = 403, body = ErrorBody, description = "Its signature is missing, or not accepted"),
         (status = 409, body = ErrorBody, description = "The tag belongs to another module, or its version is not newer than earlier ones"),
@@ -176,34 +264,69 @@ pub(super) async fn upload(
     let signature = signature_of(&headers)?;
     let turn = app.uploads.clone().try_acquire_owned();
     let turn = turn.map_err(|_| too_many_uploads())?;
-    to_the_end(async move {
-        let _turn = turn;
-        let known: Vec<Digest> = digests(&app.session.catalogue().modules());
-        let module = app
-            .session
-            .catalogue()
-            .upload_module_of(Upload {
-                bytes: taken.bytes.clone(),
-                tag: query.tag,
-                digest: query.digest,
-                signature,
-                uploader,
-            })
-            .await?;
-        let status = match known.contains(&module.facts.digest) {
-            true => StatusCode::OK,
-            false => StatusCode::CREATED,
+    let known: Vec<Digest> = digests(&app.session.catalogue().modules());
+    let uploading = app.session.catalogue().begin_upload(Upload {
+        bytes: taken.bytes.clone(),
+        tag: query.tag,
+        digest: query.digest,
+        signature,
+        uploader,
+    });
+    let uploading = uploading.await?;
+    let digest = uploading.digest();
+    let mut admitting = tokio::spawn(async move {
+        let _held = (taken, turn);
+        uploading.finish().await
+    });
+    let wait = Duration::from_millis(query.wait_ms.min(UPLOAD_WAIT_MS_MAX));
+    let Ok(admitted) = tokio::time::timeout(wait, &mut admitting).await else {
+        tokio::spawn(log_the_end(digest, admitting));
+        return Ok(app.still_compiling(digest));
+    };
+    let module = admitted.map_err(|_| ApiError::internal("the upload panicked"))??;
+    let status = match known.contains(&digest) {
+        true => StatusCode::OK,
+        false => StatusCode::CREATED,
+    };
+    let digest = digest.to_string();
+    let subject = Subject(
+        module
+            .tag
+            .clone()
+            .map_or_else(|| digest.clone(), |tag| format!("{tag} {digest}")),
+    );
+    Ok((status, Extension(subject), Json(app.shown(module))).into_response())
+}
+
+impl Called {
+    /// The answer to an upload that takes longer than its client waits.
+    fn still_compiling(&self, digest: Digest) -> Response {
+        let reference = digest.to_string();
+        let location = format!("/v1/modules/{reference}");
+        let headers = [
+            (LOCATION, location),
+            (RETRY_AFTER, COMPILING_RETRY_AFTER_S.to_string()),
+        ];
+        let Some(admission) = self.session.catalogue().admission(&reference) else {
+            // It ended just now.
+            return (StatusCode::ACCEPTED, headers).into_response();
         };
-        let digest = module.facts.digest.to_string();
-        let subject = Subject(
-            module
-                .tag
-                .clone()
-                .map_or_else(|| digest.clone(), |tag| format!("{tag} {digest}")),
-        );
-        Ok((status, Extension(subject), Json(app.shown(module))).into_response())
-    })
-    .await
+        let subject = Extension(Subject(reference));
+        let body = Json(self.under_way(&admission));
+        (StatusCode::ACCEPTED, headers, subject, body).into_response()
+    }
+}
+
+/// Logs how an upload ended whose client did not wait for it.
+async fn log_the_end(digest: Digest, admitting: JoinHandle<Result<Module, ModuleError>>) {
+    match admitting.await {
+        Ok(Ok(module)) => {
+            let compile_ms = module.facts.compile_ms;
+            tracing::info!(%digest, tag = module.tag, compile_ms, "a module is admitted");
+        }
+        Ok(Err(error)) => tracing::warn!(%digest, %error, "a module is refused"),
+        Err(error) => tracing::error!(%digest, %error, "an upload panicked"),
+    }
 }
 
 /// The signature that comes with an upload.
@@ -234,19 +357,34 @@ pub(super) async fn list(app: Called) -> Json<ModulesBody> {
         .into_iter()
         .map(|module| app.shown(module))
         .collect();
-    Json(ModulesBody { modules })
+    let under_way = app.session.catalogue().admissions();
+    let under_way = under_way.iter().map(|one| app.under_way(one)).collect();
+    Json(ModulesBody { modules, under_way })
 }
 
-/// A module, by digest, by a unique prefix of it (6 digits or more), or by tag.
+/// A module, by digest, by a unique prefix of it (6 digits or more), or by tag. While its upload is being compiled on this host, the
+/// answer is 202; if the upload was refused, it is the error of the refusal.
 #[utoipa::path(get, path = "/v1/modules/{reference}", tag = "modules", params(("reference" = String, Path,)), responses(
     (status = 200, body = ModuleBody),
+    (status = 202, body = AdmissionBody, description = "It is being compiled"),
     (status = 404, body = ErrorBody),
+    (status = 422, body = ErrorBody, description = "Its upload was refused; the error says why"),
 ))]
 pub(super) async fn show(
     app: Called,
     InPath(reference): InPath<String>,
-) -> Result<Json<ModuleBody>, ApiError> {
-    Ok(Json(app.shown(app.module(&reference)?)))
+) -> Result<Response, ApiError> {
+    let catalogue = app.session.catalogue();
+    // Asked first: what ends in between is a module or a refusal then.
+    let admission = catalogue.admission(&reference);
+    match admission.filter(|_| catalogue.find_module(&reference).is_none()) {
+        None => Ok(Json(app.shown(app.module(&reference)?)).into_response()),
+        Some(admission) => {
+            let retry_after = [(RETRY_AFTER, COMPILING_RETRY_AFTER_S.to_string())];
+            let body = Json(app.under_way(&admission));
+            Ok((StatusCode::ACCEPTED, retry_after, body).into_response())
+        }
+    }
 }
 
 /// A module's bytes, as they were uploaded.

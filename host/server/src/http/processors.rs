@@ -252,6 +252,9 @@ pub(super) async fn deploy(
     let session = app.session.clone();
     let mut body: SpecBody = app.take_json(&headers, body).await?;
     let config = body.config(true);
+    let named = [Some(&body.module), body.error_handler.as_ref()];
+    app.admitted(named.into_iter().flatten().cloned().collect())
+        .await;
     let next = NextSpec::from(app.spec(body)?).configuring(config);
     let now = app.clock.wall();
     to_the_end(deployed(session, name, params, next, now)).await

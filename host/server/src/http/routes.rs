@@ -142,6 +142,7 @@ pub(super) async fn put(
     let path = path_of(&rest)?;
     let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
     let given: RouteIn = json(&taken.bytes)?;
+    app.admitted(vec![given.module.clone()]).await;
     let spec = RouteSpec {
         module: app.digest_of(&given.module)?,
         grants: given.grants,

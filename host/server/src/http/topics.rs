@@ -121,6 +121,8 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let body: NewTopicBody = app.take_json(&headers, body).await?;
+    app.admitted(body.partitioner.iter().cloned().collect())
+        .await;
     let new = NewTopic {
         partitioner: app.partitioner(body.partitioner)?,
         name: body.name,

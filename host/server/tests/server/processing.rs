@@ -1,9 +1,10 @@
 //! The whole path over HTTP: a module is uploaded and deployed, a message produced, processed and
 //! read.
 
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::support::{TestHost, config_in};
+use crate::support::{Answer, TestHost, config_in};
 use serde_json::{Value, json};
 
 /// Durability `os`, in a directory.
@@ -178,16 +179,24 @@ fn a_message_goes_the_whole_way_without_a_pause() {
 #[test]
 fn more_uploads_at_once_than_fit_are_asked_to_come_again() {
     let host = TestHost::start();
-    let upload = || {
-        let bytes = guest_artifacts::UPPERCASE.to_vec();
-        host.call("POST", "/v1/modules?tag=upper@1.0.0", &[], bytes)
+    let upload = |ending: Vec<u8>| {
+        let bytes = [guest_artifacts::UPPERCASE.to_vec(), ending].concat();
+        host.call("POST", "/v1/modules", &[], bytes)
     };
-    let answers: Vec<_> = std::thread::scope(|scope| {
-        let uploads: Vec<_> = (0..60).map(|_| scope.spawn(upload)).collect();
-        let answer = |upload: std::thread::ScopedJoinHandle<'_, _>| upload.join().expect("sent");
-        uploads.into_iter().map(answer).collect()
-    });
-    let (taken, busy): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status < 300);
+    let at_once = |ending_of: fn(u8) -> Vec<u8>| -> Vec<Answer> {
+        std::thread::scope(|scope| {
+            let uploads = (0..60).map(|n| scope.spawn(move || upload(ending_of(n))));
+            let uploads: Vec<_> = uploads.collect();
+            let answer = |upload: ScopedJoinHandle<'_, _>| upload.join().expect("sent");
+            uploads.into_iter().map(answer).collect()
+        })
+    };
+    // The same bytes are compiled once, however many send them.
+    let same = at_once(|_| Vec::new());
+    assert!(same.iter().all(|answer| answer.status < 300));
+    // A section without a meaning makes each of them another module.
+    let others = at_once(|n| vec![0, 3, 2, b'a' + n / 26, b'a' + n % 26]);
+    let (taken, busy): (Vec<_>, Vec<_>) = others.iter().partition(|answer| answer.status < 300);
     assert!(!taken.is_empty() && !busy.is_empty(), "{}", taken.len());
     for answer in busy {
         answer.refused(503, "busy");

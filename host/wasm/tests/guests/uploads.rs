@@ -1,17 +1,21 @@
 //! Hostile uploads: each is refused within bounds of time and memory, with a reason, and the next good upload is welcome.
 //! `docs/reliability.md` lists which test holds which hostile input.
 
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guest_artifacts as guests;
-use millrace_broker::handler::AdmitError;
+use millrace_broker::handler::{AdmitError, Compiling, ModuleHost as _};
+use millrace_model::Digest;
 use wasmparser::{Parser, Payload};
 
 use crate::bytes::{
     component, core_module, exported_instance, imported_instance, list, name, number, running,
     section,
 };
-use crate::support::{TestHost, one};
+use crate::support::{TestHost, digest, one};
 
 const PROCESSOR: &str = "millrace:broker/message-processor@0.1.0";
 
@@ -231,6 +235,83 @@ async fn a_bomb_is_stopped_by_a_limit_and_refused_at_once_when_it_comes_again() 
         }
     }
     host.admit(guests::UPPERCASE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_of_the_same_bytes_share_one_compile_and_what_became_of_it() {
+    let host = TestHost::start_with(|options| {
+        // The slow lane at once: others may compile beside it.
+        options.quick_compile = Duration::ZERO;
+        options.limits.compile_cpu_seconds_max = 2;
+        options.limits.compile_memory_bytes_max = 128 << 20;
+    });
+    let bomb = with_module(&branch_tables());
+    let digest = digest(&bomb);
+    let all = async {
+        tokio::join!(
+            host.admit_of("a", &bomb),
+            host.admit_of("b", &bomb),
+            host.admit_of("c", &bomb)
+        )
+    };
+    let began = async {
+        while !compiling(&host, digest).is_some_and(|compiling| compiling.begun_at.is_some()) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let (refused, ()) = tokio::join!(all, began);
+    let first = refused.0.unwrap_err();
+    assert!(
+        matches!(first, AdmitError::CompileLimit(_) | AdmitError::Invalid(_)),
+        "{first}"
+    );
+    for other in [refused.1, refused.2] {
+        assert_eq!(other.unwrap_err(), first);
+    }
+    assert_eq!(host.host.compiles(), 1);
+    assert_eq!(compiling(&host, digest), None);
+
+    let good = guests::UPPERCASE;
+    let (one, two) = tokio::join!(host.admit_of("a", good), host.admit_of("b", good));
+    assert_eq!(one.unwrap().compile_ms, two.unwrap().compile_ms);
+    assert_eq!(host.host.compiles(), 2);
+}
+
+fn compiling(host: &TestHost, digest: Digest) -> Option<Compiling> {
+    host.host.compiling(digest)
+}
+
+#[test]
+fn a_compiler_whose_host_is_gone_ends() {
+    let script = r#"exec 3<&0; "$0" 1073741824 60 <&3 & echo $!; wait"#;
+    let mut host = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_millrace-compile-child")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It waits for a component as long as this is open.
+    let _open = host.stdin.take();
+    let mut pid = String::new();
+    let mut told = BufReader::new(host.stdout.take().unwrap());
+    told.read_line(&mut pid).unwrap();
+    let status = || fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap_or_default();
+    let until = |what: &str, is_so: &dyn Fn(&str) -> bool| {
+        let start = Instant::now();
+        while !is_so(&status()) {
+            assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    until("it watches its host", &|status| {
+        status.contains("Threads:\t2")
+    });
+    host.kill().unwrap();
+    host.wait().unwrap();
+    // Whoever takes care of orphans may not have noticed yet.
+    until("it is gone", &|status| {
+        status.is_empty() || status.contains("State:\tZ")
+    });
 }
 
 #[tokio::test]

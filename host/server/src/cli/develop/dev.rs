@@ -19,6 +19,7 @@ use crate::cli::client::{Client, escaped};
 use crate::cli::deploy::config_value;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::feed::heed;
+use crate::cli::module;
 use crate::cli::output::Output;
 use crate::cli::processor::{log_line, unseen};
 use crate::cli::table::{cell, items, short};
@@ -311,8 +312,7 @@ impl<'a> Loop<'a> {
             );
         }
         let body = component.bytes.as_slice();
-        self.client
-            .upload("/v1/modules", "application/wasm", body)?;
+        module::upload(&self.client, None, None, None, body)?;
         for topic in self.topics() {
             let is_known = self.followed.iter().any(|followed| followed.topic == topic);
             if matches!(self.role, Role::Route(_)) && !is_known {
