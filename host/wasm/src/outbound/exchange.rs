@@ -42,7 +42,6 @@ pub(super) struct Times {
 /// A connection in use. Dropping it closes the connection.
 pub(super) struct Exchange {
     connection: JoinHandle<()>,
-    _permits: [OwnedSemaphorePermit; 2],
 }
 
 impl Drop for Exchange {
@@ -68,16 +67,16 @@ pub(super) async fn exchange(
     let stream = connect(&access, &addresses, until).await?;
     let connected = async {
         match origin.is_tls() {
-            true => handshake(&access, secured(&access, &origin, stream).await?).await,
-            false => handshake(&access, stream).await,
+            true => {
+                let secured = secured(&access, &origin, stream).await?;
+                handshake(&access, secured, permits).await
+            }
+            false => handshake(&access, stream, permits).await,
         }
     };
     let connected = timeout(access.left(until), connected).await;
     let (mut sender, connection) = connected.map_err(|_| Error::ConnectionTimeout)??;
-    let exchange = Exchange {
-        connection,
-        _permits: permits,
-    };
+    let exchange = Exchange { connection };
     let answer = timeout(times.first_byte, sender.send_request(request)).await;
     let answer = answer.map_err(|_| Error::ConnectionReadTimeout)?;
     let answer = answer.map_err(|error| of_hyper(&error))?;
@@ -188,9 +187,11 @@ async fn secured(
     secured.map_err(|error| of_tls(&error))
 }
 
+/// Begins to speak HTTP on a connection, whose permits end with it: a guest that keeps an answer which has arrived keeps none.
 async fn handshake(
     access: &Access,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    permits: [OwnedSemaphorePermit; 2],
 ) -> Result<(SendRequest<BoundedRequest>, JoinHandle<()>), Error> {
     let mut builder = http1::Builder::new();
     builder
@@ -202,6 +203,7 @@ async fn handshake(
     let connection = tokio::spawn(async move {
         // Its errors reach the guest through the answer.
         let _ = timeout(exchange_max, connection).await;
+        drop(permits);
     });
     Ok((sender, connection))
 }

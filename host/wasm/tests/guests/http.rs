@@ -383,6 +383,20 @@ async fn a_guest_with_too_many_requests_at_once_harms_only_itself() {
 }
 
 #[tokio::test]
+async fn a_guest_that_keeps_answers_which_have_arrived_keeps_no_connections() {
+    let server = Server::start(Script::body("hello")).await;
+    let fetcher = Fetcher::with(granting(&[&server.origin()]), |options| {
+        options.http.owner_requests_max = 1;
+        options.http.requests_max = 1;
+    })
+    .await;
+    // The guest has all five answers before it reads the first body.
+    let asked = format!("GET {}/\n!at-once 5", server.origin());
+    let answers = fetcher.fetch(&asked).await;
+    assert_eq!(answers.matches("200 5 hello").count(), 5, "{answers}");
+}
+
+#[tokio::test]
 async fn a_server_that_is_gone_or_breaks_off_is_an_error_with_its_code() {
     let closing = Server::start(Script::Closes).await;
     let short = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello";
