@@ -120,6 +120,12 @@ fn framing(version: Version, headers: &HeaderMap) -> Result<(), ApiError> {
         return Err(ApiError::malformed("the body is chunked twice", hint));
     }
     let hint = "send one Host line that names this host";
+    let mut hosts = headers.get_all(HOST).iter();
+    if hosts.any(|host| host.to_str().is_err()) {
+        let message = "the Host line is not ASCII text";
+        let hint = "write an international name in its ASCII form, as in xn--bcher-kva.example";
+        return Err(ApiError::malformed(message, hint));
+    }
     match headers.get_all(HOST).iter().count() {
         0 if version >= Version::HTTP_11 => {
             Err(ApiError::malformed("the request has no Host line", hint))

@@ -127,6 +127,23 @@ async fn a_request_that_is_cut_off_is_seen_to_be() {
 }
 
 #[tokio::test]
+async fn a_host_that_is_no_text_is_not_the_components_failure() {
+    let host = TestHost::start();
+    let handler = web(&host, limits()).await;
+    let (mut request, sender) = asking("GET", "/web/echo");
+    let name = Bytes::from_static(b"caf\xc3\xa9.example.com");
+    request.headers.push(("host".to_owned(), name));
+    sender.send(HttpPart::End).await.unwrap();
+    let answer = answered(&handler, request).await;
+    assert_eq!((&answer.ended, answer.head), (&Ok(()), Some(200)));
+    assert!(
+        answer.text().starts_with("Get example.com /web/echo"),
+        "{}",
+        answer.text()
+    );
+}
+
+#[tokio::test]
 async fn each_request_has_a_fresh_instance() {
     let host = TestHost::start();
     let handler = web(&host, limits()).await;
