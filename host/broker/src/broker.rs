@@ -37,6 +37,7 @@ use crate::processors::error::ProcessorError;
 use crate::processors::going_back::heed_alarms;
 use crate::processors::handle::{Processors, SendsAgain};
 use crate::routes::handle::Routes;
+use crate::routes::loading;
 use crate::schedules::firing;
 use crate::schedules::handle::Schedules;
 use crate::session::{Rooms, Session};
@@ -285,6 +286,7 @@ impl Broker {
         let Rooms {
             messages,
             schedules,
+            routes,
             ..
         } = &self.inner.rooms;
         let (broker, changed) = (Arc::downgrade(&self.inner), engine.watch_catalogue());
@@ -303,6 +305,10 @@ impl Broker {
         let (known, changed) = (schedules.downgrade(), schedules.changed());
         tasks.start("schedules", move |stop| {
             firing::run(Weak::clone(&known), Arc::clone(&changed), stop)
+        });
+        let (known, news) = (routes.downgrade(), routes.news());
+        tasks.start("routes", move |stop| {
+            loading::run(Weak::clone(&known), Arc::clone(&news), stop)
         });
     }
 

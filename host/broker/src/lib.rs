@@ -94,10 +94,12 @@ pub use processors::parked::{ParkedDone, ParkedMessage, ParkedPage, ParkedQuery,
 pub use processors::replay::ReplayRequest;
 pub use processors::states::{StateAccessError, StateHolding, StatePlace};
 pub use processors::status::{PartitionStatus, ProcessorStatus};
+pub use routes::canary::RouteSideStatus;
+pub use routes::error::RouteError;
 pub use routes::handle::Routes;
-pub use routes::keeping::{RouteError, RouteStatus};
+pub use routes::keeping::{RouteCanaryStatus, RouteStatus};
 pub use routes::rehearsal::RouteRehearsal;
-pub use routes::serving::ServeError;
+pub use routes::serving::{ServeError, Served};
 pub use schedules::handle::Schedules;
 pub use schedules::keeping::ScheduleError;
 pub use schedules::known::ScheduleStatus;

@@ -71,11 +71,11 @@ pub const ATTEMPT_REASON_BYTES_MAX: usize = 512;
 /// counted.
 pub const ATTEMPT_SHORT_REASON_BYTES_MAX: usize = 64;
 
-/// Revisions that a processor keeps for rollback; those that never processed a message are removed
-/// first, then the oldest.
+/// Revisions that a processor or a route keeps for rollback; those that never processed a message, or
+/// that no rollback returns to by itself, are removed first, then the oldest.
 pub const REVISIONS_KEPT_MAX: usize = 20;
 
-/// Changes in a processor's history; the oldest are removed first.
+/// Changes in the history of a processor or a route; the oldest are removed first.
 pub const CHANGES_KEPT_MAX: usize = 100;
 
 /// Bytes of a change's text; longer ones are cut.
@@ -337,6 +337,13 @@ pub const ROUTES_MAX: usize = 1_000;
 
 /// Characters of a route's path.
 pub const ROUTE_PATH_CHARS_MAX: usize = 200;
+
+/// Routes whose components one host loads at the same time, after a start or after other hosts' changes. Further ones wait for one of
+/// these to end.
+pub const ROUTE_LOADS_MAX: usize = 4;
+
+/// Requests over which a route's canary is judged, at most (`breaker.window_requests`).
+pub const ROUTE_WINDOW_REQUESTS_MAX: u64 = 1_000;
 
 /// Requests that one route answers at a time on one host, including those that wait for an instance. A further one gets 503.
 pub const ROUTE_REQUESTS_MAX: usize = 64;

@@ -62,7 +62,9 @@ pub use processor::{
 };
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, GivenUp, Parked, Progress, ProgressChange};
-pub use route::{Route, RoutePath, RoutePathError, RouteSpec};
+pub use route::{
+    Route, RouteBreaker, RouteCanary, RoutePath, RoutePathError, RouteRevision, RouteSpec,
+};
 pub use schedule::{Schedule, ScheduleRun, ScheduleSpec};
 pub use settings::{SettingError, SettingsPatch, TopicSettings};
 pub use steady::{SteadyClock, Step};

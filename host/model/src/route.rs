@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::ROUTE_PATH_CHARS_MAX;
 use crate::clock::Timestamp;
 use crate::digest::Digest;
-use crate::processor::{Config, Grants, Limits};
+use crate::processor::{Change, Config, Grants, Limits};
 
 /// First segments of paths that the host answers itself, now or in time to come.
 const RESERVED: [&str; 6] = ["v1", "v2", "health", "metrics", "openapi.json", "console"];
@@ -121,22 +121,181 @@ pub struct RouteSpec {
     /// The limits of one request.
     #[serde(default)]
     pub limits: Limits,
+    /// When it is withdrawn as a canary.
+    #[serde(default)]
+    pub breaker: RouteBreaker,
 }
 
-/// A route as it is stored.
+/// When a route's canary is withdrawn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Route {
-    /// Its path.
-    pub path: RoutePath,
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct RouteBreaker {
+    /// Whether failed requests withdraw the canary.
+    pub enabled: bool,
+    /// It is withdrawn when this many of its requests in a row fail; fewer failures never withdraw it.
+    pub failures_min: u32,
+    /// It is also withdrawn when this percentage of its latest requests fail.
+    pub failed_percent: u32,
+    /// How many requests count as the latest.
+    pub window_requests: u32,
+}
+
+impl Default for RouteBreaker {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            failures_min: 5,
+            failed_percent: 50,
+            window_requests: 20,
+        }
+    }
+}
+
+/// One setting of a route. Numbers count from 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteRevision {
+    /// The revision's number.
+    pub number: u32,
     /// Its definition.
     pub spec: RouteSpec,
-    /// How often it was set.
-    pub revision: u32,
-    /// When it was last set.
+    /// When it was set.
     pub set_at: Timestamp,
     /// Who set it, as claimed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set_by: Option<String>,
+    /// Whether it was never current: it is or was only a canary.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trial: bool,
+    /// Whether it was rolled back or withdrawn, so that no rollback leads to it unless it is named.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub voided: bool,
+}
+
+/// A revision that answers a share of the requests beside the current one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteCanary {
+    /// Its number.
+    pub revision: u32,
+    /// The percentage of the requests that it answers, 1 to 99.
+    pub percent: u32,
+    /// When it began.
+    pub since: Timestamp,
+}
+
+/// A route as it is stored, with its history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredRoute")]
+pub struct Route {
+    /// Its path.
+    pub path: RoutePath,
+    /// The number of the current revision.
+    pub current: u32,
+    /// Its revisions, oldest first; at most [`crate::bounds::REVISIONS_KEPT_MAX`], besides those that run and the newest.
+    pub revisions: Vec<RouteRevision>,
+    /// The revision on trial.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<RouteCanary>,
+    /// What was done to it, oldest first; at most [`crate::bounds::CHANGES_KEPT_MAX`].
+    pub changes: Vec<Change>,
+}
+
+impl Route {
+    /// The revision with this number, if it is kept.
+    #[must_use]
+    pub fn revision(&self, number: u32) -> Option<&RouteRevision> {
+        self.revisions.iter().find(|r| r.number == number)
+    }
+
+    /// The current revision.
+    #[must_use]
+    pub fn current(&self) -> Option<&RouteRevision> {
+        self.revision(self.current)
+    }
+
+    /// The number of the canary.
+    #[must_use]
+    pub fn on_trial(&self) -> Option<u32> {
+        self.canary.map(|canary| canary.revision)
+    }
+
+    /// The revisions that answer requests: the current one, and the canary if there is one.
+    pub fn running(&self) -> impl Iterator<Item = &RouteRevision> {
+        let numbers = [Some(self.current), self.on_trial()];
+        let numbers = numbers.into_iter().flatten();
+        numbers.filter_map(|number| self.revision(number))
+    }
+
+    /// The revision that a rollback returns to: the newest before the current one that was current and was not taken back, among those
+    /// that can still run.
+    pub fn way_back(&self, can_run: impl Fn(&RouteRevision) -> bool) -> Option<&RouteRevision> {
+        let before = self.revisions.iter().rev();
+        let mut before =
+            before.filter(|r| r.number < self.current && !r.trial && !r.voided && can_run(r));
+        before.next()
+    }
+}
+
+/// A route as it is read: today's form, or that of a host whose routes had no history.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum StoredRoute {
+    WithHistory {
+        path: RoutePath,
+        current: u32,
+        revisions: Vec<RouteRevision>,
+        #[serde(default)]
+        canary: Option<RouteCanary>,
+        changes: Vec<Change>,
+    },
+    Alone {
+        path: RoutePath,
+        spec: Box<RouteSpec>,
+        revision: u32,
+        set_at: Timestamp,
+        #[serde(default)]
+        set_by: Option<String>,
+    },
+}
+
+impl From<StoredRoute> for Route {
+    fn from(stored: StoredRoute) -> Self {
+        match stored {
+            StoredRoute::WithHistory {
+                path,
+                current,
+                revisions,
+                canary,
+                changes,
+            } => Self {
+                path,
+                current,
+                revisions,
+                canary,
+                changes,
+            },
+            StoredRoute::Alone {
+                path,
+                spec,
+                revision,
+                set_at,
+                set_by,
+            } => Self {
+                path,
+                current: revision,
+                revisions: vec![RouteRevision {
+                    number: revision,
+                    spec: *spec,
+                    set_at,
+                    set_by,
+                    trial: false,
+                    voided: false,
+                }],
+                canary: None,
+                changes: Vec::new(),
+            },
+        }
+    }
 }
 
 #[cfg(test)]
@@ -186,5 +345,25 @@ mod tests {
         }
         let long = format!("/{}", "x".repeat(ROUTE_PATH_CHARS_MAX));
         assert!(RoutePath::parse(&long).is_err());
+    }
+
+    #[test]
+    fn a_route_that_was_stored_without_history_is_its_first_kept_revision() {
+        let module = Digest([7; 32]).to_string();
+        let stored = format!(
+            r#"{{"path": "/a", "spec": {{"module": "{module}"}}, "revision": 3, "set_at": 5, "set_by": "ops"}}"#
+        );
+        let route: Route = serde_json::from_str(&stored).expect("the old form");
+        assert_eq!((route.current, route.revisions.len()), (3, 1));
+        let current = route.current().expect("it is kept");
+        assert_eq!(
+            (current.set_at, current.set_by.as_deref()),
+            (Timestamp(5), Some("ops"))
+        );
+        let again = serde_json::to_string(&route).expect("JSON");
+        assert_eq!(
+            serde_json::from_str::<Route>(&again).expect("today's form"),
+            route
+        );
     }
 }

@@ -71,6 +71,13 @@ impl Registry {
         }
     }
 
+    /// Removes the series of one metric that `keeps` denies.
+    pub(crate) fn retain(&self, name: &str, keeps: impl Fn(&Key) -> bool) {
+        if let Some(family) = self.0.families.write().get_mut(name) {
+            family.series.retain(|key, _| keeps(key));
+        }
+    }
+
     /// Removes every series of one metric, but keeps its description.
     pub(crate) fn forget_family(&self, name: &str) {
         if let Some(family) = self.0.families.write().get_mut(name) {
@@ -111,6 +118,12 @@ impl Registry {
         };
         family.series.entry(key).or_insert_with(new).clone()
     }
+}
+
+/// The value of a series' label.
+pub(crate) fn value_of<'key>(key: &'key Key, label: &str) -> Option<&'key str> {
+    let mut labels = key.labels();
+    labels.find(|one| one.key() == label).map(Label::value)
 }
 
 /// The key of the series that counts everything beyond the bound.

@@ -414,7 +414,7 @@ fn describe() {
     );
     describe_counter!(
         "millrace_route_requests_total",
-        "Requests that routes were asked to answer, by route and outcome"
+        "Requests that routes were asked to answer, by route, revision and outcome"
     );
     describe_histogram!(
         "millrace_route_seconds",

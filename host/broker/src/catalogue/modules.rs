@@ -457,9 +457,12 @@ impl Catalogue {
             .filter(|topic| topic.spec.partitioner == Some(digest))
             .map(|topic| format!("topic {}", topic.spec.name));
         let routes = self.inner.engine.entries(EntryKind::Route).into_iter();
-        let routes = routes.filter_map(|(path, entry)| {
-            let route: Route = serde_json::from_slice(&entry.value).ok()?;
-            (route.spec.module == digest).then(|| format!("route {path}"))
+        let routes = routes.flat_map(|(path, entry)| {
+            let route: Option<Route> = serde_json::from_slice(&entry.value).ok();
+            let revisions = route.map_or_else(Vec::new, |route| route.revisions);
+            let used = revisions.into_iter().filter(|r| r.spec.module == digest);
+            let names = used.map(|r| format!("route {path} revision {}", r.number));
+            names.collect::<Vec<_>>()
         });
         revisions.chain(topics).chain(routes).collect()
     }

@@ -1,217 +1,151 @@
-//! The routes of the catalogue: set, shown, deleted, and followed when another host changes them.
+//! The routes of the catalogue: set, tried, rolled back, shown, deleted, and followed when another host changes them.
 //!
-//! A component is loaded before the decision about its route, and outside of its lock: a slow load delays no other change.
+//! A change is made in turns. A turn decides under the lock of changes, on the stored entry, and commits. If the decision needs a
+//! component that is not loaded, the lock is released while it loads, and the next turn decides again: a slow load delays no other
+//! change.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use millrace_engine::{CommitError, Entry, EntryKind, Expectation, ReadError, Version};
-use millrace_model::bounds::{ANSWER_OUTPUT_BYTES_MAX, ROUTE_REQUESTS_MAX, ROUTES_MAX};
-use millrace_model::processor::{Grants, Limits};
-use millrace_model::{Advice, Advised, Code, Digest, Route, RoutePath, RouteSpec};
-use serde::Serialize;
-use tokio::sync::Semaphore;
+use metrics::counter;
+use millrace_engine::{CommitError, Entry, EntryKind, Expectation, Transaction, Version};
+use millrace_model::bounds::{ANSWER_OUTPUT_BYTES_MAX, ROUTE_WINDOW_REQUESTS_MAX, ROUTES_MAX};
+use millrace_model::{Durability, Route, RouteCanary, RoutePath, RouteRevision, RouteSpec};
 
-use super::access::Access;
+use super::canary::RouteSideStatus;
+use super::error::RouteError;
 use super::handle::{Known, Routes};
-use crate::catalogue::deciding::{decided, decision_errors};
-use crate::catalogue::signatures::DistrustError;
-use crate::handler::{AdmitError, GuestLine, HttpHandler, Interface, LiveConfig, LoadRequest};
+use super::loading::Running;
+use super::revisions::{self, Asked, Asks};
+use crate::catalogue::deciding::decided;
+use crate::ground::caller::Caller;
+use crate::handler::GuestLine;
+
+/// Maximum number of turns of a change. If the loaded component still does not fit, it fails with a conflict.
+const TURNS_MAX: usize = 16;
+
+/// How long a withdrawal that the engine refused waits before it is tried again.
+const WITHDRAW_AGAIN: Duration = Duration::from_secs(1);
 
 /// A route and whether it can answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RouteStatus {
     /// The route as it is stored.
-    #[serde(flatten)]
     pub route: Arc<Route>,
-    /// Why its component cannot be called on this host; `None` if it can.
+    /// Why the current revision's component cannot be called on this host; `None` if it can.
+    pub problem: Option<String>,
+    /// How its canary does; `None` without one.
+    pub canary: Option<RouteCanaryStatus>,
+    /// The revision that a rollback would return to, besides withdrawing a canary.
+    pub way_back: Option<u32>,
+}
+
+/// How a route's canary compares with the current revision, on this host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteCanaryStatus {
+    /// Its number, its share, and since when.
+    pub canary: RouteCanary,
+    /// Its requests.
+    pub requests: RouteSideStatus,
+    /// Those of the current revision, in the same time.
+    pub current: RouteSideStatus,
+    /// Why it gets no more requests and is about to be withdrawn; `None` otherwise.
+    pub trouble: Option<String>,
+    /// Why its component cannot be called on this host, so that the current revision answers all requests; `None` if it can.
     pub problem: Option<String>,
 }
 
-/// Why a route did not change. It is unchanged.
-#[derive(Debug, thiserror::Error)]
-pub enum RouteError {
-    /// No such route.
-    #[error("route {0} does not exist")]
-    Unknown(RoutePath),
-    /// The maximum number of routes exists.
-    #[error("there are already {ROUTES_MAX} routes, the maximum; delete one first")]
-    TooMany,
-    /// No such module.
-    #[error("module {0} does not exist; `module list` shows the modules that do")]
-    UnknownModule(Digest),
-    /// The module does not answer HTTP requests.
-    #[error(
-        "module {} does not export wasi:http/incoming-handler, so it cannot answer requests", .0.short()
-    )]
-    WrongInterface(Digest),
-    /// A limit is out of range.
-    #[error("the route cannot be set like this: {0}")]
-    Limits(String),
-    /// Its signature does not permit it.
-    #[error(transparent)]
-    Distrust(#[from] DistrustError),
-    /// The component could not be loaded.
-    #[error(transparent)]
-    Admit(#[from] AdmitError),
-    /// Its bytes could not be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// It could not be made durable.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
+/// What a turn decides.
+struct Decided {
+    /// The route as it should be; the same as before if nothing changes.
+    route: Route,
+    /// A revision whose component must be loaded first.
+    must_run: Option<u32>,
 }
 
-decision_errors! {
-    RouteError: RouteError::Commit;
+/// How a turn ended.
+enum Turn {
+    Made(RouteStatus),
+    /// This component must be loaded first.
+    Lacks(Route, RouteRevision),
 }
-
-impl Advised for RouteError {
-    fn advice(&self) -> Advice {
-        match self {
-            Self::Unknown(_) => Code::NoSuchRoute.advice(),
-            Self::TooMany => Code::TooManyRoutes.advice(),
-            Self::UnknownModule(_) => Code::UnknownModule.advice(),
-            Self::WrongInterface(_) => Code::WrongInterface.advice(),
-            Self::Limits(_) => Code::InvalidSpec.advice(),
-            Self::Distrust(error) => error.advice(),
-            Self::Admit(error) => error.advice(),
-            Self::Read(error) => error.advice(),
-            Self::Commit(error) => error.advice(),
-        }
-    }
-}
-
-type Loaded = Arc<dyn HttpHandler>;
 
 impl Routes {
-    /// Reads the catalogue's routes and loads their components. Those that cannot be loaded say why; the others answer.
-    pub(crate) async fn start(&self) {
-        self.follow().await;
-    }
-
-    /// Takes over other hosts' changes, once no change of this host is under way.
+    /// Takes over other hosts' changes: what was deleted is gone on return, and the task of routes loads the rest.
     pub(crate) async fn follow(&self) {
-        if self.inner.followed.version() == self.newest() {
-            return;
-        }
-        // Loaded before the lock; what changes meanwhile is loaded the next time.
-        let mut loaded = BTreeMap::new();
-        for (key, entry) in self.inner.engine.entries(EntryKind::Route) {
-            let Some(route) = read(&key, &entry) else {
-                continue;
-            };
-            if self.known_as(&route.path, entry.version) {
-                continue;
-            }
-            let handler = self.load(&route).await;
-            if let Err(error) = &handler {
-                tracing::warn!(route = %route.path, %error, "the component of a route cannot be loaded");
-            }
-            let handler = handler.map_err(|error| error.to_string());
-            loaded.insert(key, (entry.version, handler));
-        }
-        let _change = self.inner.changes.lock().await;
-        self.catch_up(loaded);
-    }
-
-    fn newest(&self) -> Version {
-        self.inner.engine.version(EntryKind::Route)
-    }
-
-    fn known_as(&self, path: &RoutePath, version: Version) -> bool {
-        let all = self.inner.all.read();
-        all.get(path).is_some_and(|known| known.version == version)
-    }
-
-    /// Takes the catalogue's routes over; `loaded` are components by key, for the entries' versions.
-    fn catch_up(&self, mut loaded: BTreeMap<String, (Version, Result<Loaded, String>)>) {
-        let newest = self.newest();
-        if self.inner.followed.version() == newest {
-            return;
-        }
-        let entries: BTreeMap<String, Entry> = self
-            .inner
-            .engine
-            .entries(EntryKind::Route)
-            .into_iter()
-            .collect();
-        let mut all = self.inner.all.write();
-        all.retain(|path, _| entries.contains_key(path.as_str()));
-        let mut is_complete = true;
-        for (key, entry) in entries {
-            let Some(route) = read(&key, &entry) else {
-                continue;
-            };
-            let is_known = all.get(&route.path);
-            if is_known.is_some_and(|known| known.version == entry.version) {
-                continue;
-            }
-            match loaded.remove(&key) {
-                Some((version, handler)) if version == entry.version => {
-                    all.insert(route.path.clone(), Known::new(route, version, handler));
+        {
+            let _change = self.inner.changes.lock().await;
+            let entries = self.inner.engine.entries(EntryKind::Route);
+            let kept: HashSet<&str> = entries.iter().map(|(key, _)| key.as_str()).collect();
+            let mut all = self.inner.all.write();
+            all.retain(|path, _| {
+                let is_kept = kept.contains(path.as_str());
+                if !is_kept {
+                    self.inner.modules.forget_route_logs(path);
                 }
-                // It changed once more while its predecessor was loaded.
-                _ => is_complete = false,
-            }
+                is_kept
+            });
         }
-        if is_complete {
-            self.inner.followed.up_to(newest);
-        }
-    }
-
-    async fn load(&self, route: &Route) -> Result<Loaded, RouteError> {
-        let digest = route.spec.module;
-        let module = self.inner.catalogue.module_of(digest);
-        let module = module.ok_or(RouteError::UnknownModule(digest))?;
-        if !module.facts.exports.contains(&Interface::HttpHandler) {
-            return Err(RouteError::WrongInterface(digest));
-        }
-        let bytes = self.inner.engine.module(digest).await?;
-        let config = LiveConfig::default();
-        config.set(&route.spec.config);
-        let request = LoadRequest {
-            digest,
-            bytes: bytes.ok_or(RouteError::UnknownModule(digest))?,
-            owner: route.path.to_string(),
-            revision: route.revision,
-            limits: route.spec.limits.clone(),
-            grants: route.spec.grants.clone(),
-            config,
-            access: Some(Arc::new(self.access(route))),
-        };
-        Ok(self.inner.modules.http_handler(request).await?)
-    }
-
-    fn access(&self, route: &Route) -> Access {
-        Access {
-            path: route.path.clone(),
-            grants: route.spec.grants.clone(),
-            call_ms_max: route.spec.limits.call_ms_max,
-            messages: self.inner.messages.clone(),
-            processors: self.inner.processors.clone(),
-        }
+        self.inner.news.notify_one();
     }
 
     /// All routes, by path.
     #[must_use]
     pub fn routes(&self) -> Vec<RouteStatus> {
-        self.inner.all.read().values().map(Known::status).collect()
+        let all: Vec<Arc<Known>> = self.inner.all.read().values().cloned().collect();
+        all.iter().map(|known| self.status(known)).collect()
     }
 
     /// One route.
     #[must_use]
     pub fn route(&self, path: &RoutePath) -> Option<RouteStatus> {
-        self.inner.all.read().get(path).map(Known::status)
+        let known = self.inner.all.read().get(path).cloned();
+        known.map(|known| self.status(&known))
     }
 
-    /// The last lines that a route's component logged on this host, newest last.
+    /// Whether the route exists and no longer keeps this revision.
+    #[must_use]
+    pub fn has_dropped(&self, path: &str, revision: u32) -> bool {
+        let all = self.inner.all.read();
+        let path = RoutePath::parse(path).ok();
+        let known = path.and_then(|path| all.get(&path));
+        known.is_some_and(|known| known.route.revision(revision).is_none())
+    }
+
+    /// The last lines that a route's components logged on this host, newest last.
     #[must_use]
     pub fn logs(&self, path: &RoutePath) -> Vec<GuestLine> {
         self.inner.modules.route_logs(path)
     }
 
-    /// Creates or changes a route; repeating it changes nothing. Requests that are being answered end as they began.
+    fn status(&self, known: &Known) -> RouteStatus {
+        let route = &known.route;
+        let problem = |number| {
+            let running = known.running(number)?;
+            let problem = running.handler.as_ref().err()?;
+            Some(problem.why.clone())
+        };
+        let canary = known.trial.as_ref().map(|trial| {
+            let watch = trial.watch.lock();
+            let [requests, current] = watch.sides();
+            RouteCanaryStatus {
+                canary: trial.canary,
+                requests,
+                current,
+                trouble: watch.trouble().map(ToOwned::to_owned),
+                problem: problem(trial.canary.revision),
+            }
+        });
+        RouteStatus {
+            problem: problem(route.current),
+            canary,
+            way_back: route.way_back(|r| self.can_run(r)).map(|r| r.number),
+            route: Arc::clone(route),
+        }
+    }
+
+    /// Creates a route or makes a definition current; repeating it changes nothing. Requests that are being answered end as they began.
     ///
     /// # Errors
     /// [`RouteError`]; nothing changed.
@@ -220,32 +154,151 @@ impl Routes {
         path: &RoutePath,
         spec: RouteSpec,
     ) -> Result<RouteStatus, RouteError> {
-        let before = self.inner.all.read().get(path).cloned();
-        if let Some(known) =
-            before.filter(|known| known.route.spec == spec && known.handler.is_ok())
-        {
-            return Ok(known.status());
-        }
-        self.check_limits(&spec.limits)?;
-        check_grants(&spec.grants)?;
-        self.inner.catalogue.check_trusted(spec.module).await?;
-        let route = Route {
-            path: path.clone(),
-            spec,
-            revision: self.revision_of(path) + 1,
-            set_at: self.inner.clock.wall(),
-            set_by: self.caller.name().map(ToOwned::to_owned),
-        };
-        let handler = self.load(&route).await?;
-        let _change = self.inner.changes.lock().await;
-        decided(&*self.inner.engine, || {
-            self.set_route_now(route.clone(), Arc::clone(&handler))
+        self.check(&spec).await?;
+        let trouble = self.trouble(path);
+        self.change(path, |route, asked| {
+            let route = match route {
+                Some(mut route) => {
+                    revisions::set(&mut route, asked, trouble.as_deref(), spec.clone())?;
+                    route
+                }
+                None => revisions::create(path, spec.clone(), asked),
+            };
+            Ok(Decided {
+                must_run: Some(route.current),
+                route,
+            })
         })
         .await
     }
 
+    /// Puts a definition on trial: it answers `percent` of the requests, and the current revision the others. An existing canary with
+    /// the same definition continues with the new share.
+    ///
+    /// # Errors
+    /// [`RouteError`]; nothing changed.
+    pub async fn set_canary(
+        &self,
+        path: &RoutePath,
+        spec: RouteSpec,
+        percent: u32,
+    ) -> Result<RouteStatus, RouteError> {
+        self.check(&spec).await?;
+        self.change_existing(path, |route, asked| {
+            revisions::begin_canary(route, asked, spec.clone(), percent)?;
+            Ok(route.on_trial())
+        })
+        .await
+    }
+
+    /// Changes the canary's share; 0 withdraws it.
+    ///
+    /// # Errors
+    /// [`RouteError`]; nothing changed.
+    pub async fn share_canary(
+        &self,
+        path: &RoutePath,
+        percent: u32,
+    ) -> Result<RouteStatus, RouteError> {
+        self.change_existing(path, |route, asked| {
+            revisions::change_share(route, asked, percent)?;
+            Ok(None)
+        })
+        .await
+    }
+
+    /// Makes the canary current; one that is about to be withdrawn only if `anyway`.
+    ///
+    /// # Errors
+    /// [`RouteError`]; nothing changed.
+    pub async fn promote_canary(
+        &self,
+        path: &RoutePath,
+        anyway: bool,
+    ) -> Result<RouteStatus, RouteError> {
+        let trouble = self.trouble(path);
+        self.change_existing(path, |route, asked| {
+            revisions::promote(route, asked, trouble.as_deref(), anyway)?;
+            Ok(Some(route.current))
+        })
+        .await
+    }
+
+    /// Rolls back to a revision, or to the last one before the current one. Without a number, or with that of the current one, it
+    /// withdraws a canary, and the current one stays. Refused unless the revision that is taken back is the `expected` one, if given:
+    /// so a repeated request rolls back only once.
+    ///
+    /// # Errors
+    /// [`RouteError`]; nothing changed.
+    pub async fn roll_back_route(
+        &self,
+        path: &RoutePath,
+        revision: Option<u32>,
+        expected: Option<u32>,
+    ) -> Result<RouteStatus, RouteError> {
+        let asks = Asks {
+            to: revision,
+            from: expected,
+        };
+        self.change_existing(path, |route, asked| {
+            let before = route.current;
+            revisions::roll_back(route, asked, asks, &|revision| self.can_run(revision))?;
+            Ok((route.current != before).then_some(route.current))
+        })
+        .await
+    }
+
+    /// Withdraws a failing canary on behalf of the host, if it is still on trial.
+    pub(super) async fn withdraw_by_itself(&self, path: &RoutePath, revision: u32, why: &str) {
+        let withdrawn = self
+            .change_existing(path, |route, asked| {
+                revisions::withdraw_failing(route, asked, revision, why);
+                Ok(None)
+            })
+            .await;
+        match withdrawn {
+            Ok(_) => {
+                counter!("millrace_canaries_withdrawn_total", "route" => path.to_string())
+                    .increment(1);
+                tracing::error!(route = %path, revision, why, "a canary was withdrawn; the current revision answers its requests");
+            }
+            // It was deleted meanwhile.
+            Err(RouteError::Unknown(_)) => {}
+            Err(error) => {
+                tracing::error!(route = %path, revision, %error, "a failing canary could not be withdrawn; trying again");
+                tokio::time::sleep(WITHDRAW_AGAIN).await;
+            }
+        }
+    }
+
+    /// Why the canary is about to be withdrawn.
+    fn trouble(&self, path: &RoutePath) -> Option<String> {
+        let known = self.inner.all.read().get(path).cloned();
+        let trial = known?.trial.clone()?;
+        let watch = trial.watch.lock();
+        watch.trouble().map(ToOwned::to_owned)
+    }
+
+    /// The same handle for the host itself.
+    pub(super) fn by_itself(&self) -> Self {
+        self.called_by(&Caller::host())
+    }
+
+    fn can_run(&self, revision: &RouteRevision) -> bool {
+        let module = self.inner.catalogue.module_of(revision.spec.module);
+        module.is_some()
+    }
+
+    async fn check(&self, spec: &RouteSpec) -> Result<(), RouteError> {
+        self.check_ranges(spec)?;
+        Ok(self.inner.catalogue.check_trusted(spec.module).await?)
+    }
+
     /// Like those of a processor: in range, and allowed by this host.
-    fn check_limits(&self, limits: &Limits) -> Result<(), RouteError> {
+    fn check_ranges(&self, spec: &RouteSpec) -> Result<(), RouteError> {
+        let RouteSpec {
+            limits, breaker, ..
+        } = spec;
         let memory_max = self.inner.catalogue.guest_limits().guest_memory_bytes_max;
         let host = [
             (
@@ -260,61 +313,162 @@ impl Routes {
                 1,
                 ANSWER_OUTPUT_BYTES_MAX as u64,
             ),
+            (
+                "breaker.failures_min",
+                breaker.failures_min.into(),
+                2,
+                ROUTE_WINDOW_REQUESTS_MAX,
+            ),
+            (
+                "breaker.failed_percent",
+                breaker.failed_percent.into(),
+                1,
+                100,
+            ),
+            (
+                "breaker.window_requests",
+                breaker.window_requests.into(),
+                breaker.failures_min.into(),
+                ROUTE_WINDOW_REQUESTS_MAX,
+            ),
         ];
         let all = limits.ranges().into_iter().chain(host);
         for (field, value, from, to) in all {
             if !(from..=to).contains(&value) {
                 let why = format!("{field} is {value}; it must be {from} to {to}");
-                return Err(RouteError::Limits(why));
+                return Err(RouteError::Invalid(why));
             }
         }
-        Ok(())
+        let lengths = spec.grants.lengths();
+        match lengths.into_iter().find(|(_, count, max)| count > max) {
+            None => Ok(()),
+            Some((field, count, max)) => Err(RouteError::Invalid(format!(
+                "{field} has {count} entries; the maximum is {max}"
+            ))),
+        }
     }
 
-    async fn set_route_now(
+    async fn change_existing(
         &self,
-        mut route: Route,
-        handler: Loaded,
+        path: &RoutePath,
+        decision: impl Fn(&mut Route, Asked) -> Result<Option<u32>, RouteError>,
     ) -> Result<RouteStatus, RouteError> {
-        self.catch_up(BTreeMap::new());
-        // The bound covers all of them, and the module must still be there.
-        let kind = EntryKind::Route;
-        let digest = route.spec.module;
-        let expects = vec![
-            Expectation::Kind {
-                kind,
-                version: self.newest(),
-            },
-            self.inner.catalogue.module_as_now(digest),
-        ];
-        if self.inner.catalogue.module_of(digest).is_none() {
-            return Err(RouteError::UnknownModule(digest));
+        self.change(path, |route, asked| {
+            let mut route = route.ok_or_else(|| RouteError::Unknown(path.clone()))?;
+            let must_run = decision(&mut route, asked)?;
+            Ok(Decided { route, must_run })
+        })
+        .await
+    }
+
+    /// Decides about a route and commits it, in turns.
+    async fn change(
+        &self,
+        path: &RoutePath,
+        decision: impl Fn(Option<Route>, Asked) -> Result<Decided, RouteError>,
+    ) -> Result<RouteStatus, RouteError> {
+        let mut loaded: Vec<Running> = Vec::new();
+        for _ in 0..TURNS_MAX {
+            let turn = {
+                let _change = self.inner.changes.lock().await;
+                decided(&*self.inner.engine, || self.turn(path, &decision, &loaded)).await?
+            };
+            match turn {
+                Turn::Made(status) => return Ok(status),
+                Turn::Lacks(route, revision) => {
+                    let handler = self.load(&route, &revision).await?;
+                    loaded = vec![Running {
+                        revision,
+                        handler: Ok(handler),
+                    }];
+                }
+            }
         }
-        let stored = self.inner.engine.entries(kind);
-        let is_new = stored.iter().all(|(key, _)| key != route.path.as_str());
-        if is_new && stored.len() >= ROUTES_MAX {
+        let entry = self.inner.engine.entry(EntryKind::Route, path.as_str());
+        let changed = Expectation::entry(EntryKind::Route, path.to_string(), entry.as_ref());
+        Err(CommitError::Conflict(Arc::new(changed)).into())
+    }
+
+    async fn turn(
+        &self,
+        path: &RoutePath,
+        decision: &impl Fn(Option<Route>, Asked) -> Result<Decided, RouteError>,
+        loaded: &[Running],
+    ) -> Result<Turn, RouteError> {
+        let (kind, key) = (EntryKind::Route, path.to_string());
+        // The bound covers all routes, and nothing may have changed since it was read.
+        let all = Expectation::Kind {
+            kind,
+            version: self.inner.engine.version(kind),
+        };
+        let entry = self.inner.engine.entry(kind, &key);
+        let before = entry.as_ref().map(|entry| {
+            let unreadable = || RouteError::Unreadable(path.clone());
+            read(&key, entry).ok_or_else(unreadable)
+        });
+        let before = before.transpose()?;
+        if before.is_none() && self.inner.engine.entries(kind).len() >= ROUTES_MAX {
             return Err(RouteError::TooMany);
         }
-        route.revision = self.revision_of(&route.path) + 1;
-        let key = route.path.to_string();
-        let write = self
-            .inner
-            .catalogue
-            .write_entry(kind, key, Some(&route), expects);
-        let version = write.await?;
-        self.inner.followed.own(version);
-        let known = Known::new(route, version, Ok(handler));
-        let status = known.status();
-        let path = known.route.path.clone();
-        self.inner.all.write().insert(path, known);
-        Ok(status)
+        let asked = Asked {
+            by: self.caller.name(),
+            now: self.inner.clock.wall(),
+        };
+        let Decided { route, must_run } = decision(before.clone(), asked)?;
+        let running = self.running_now(&route, loaded);
+        let lacking = running
+            .iter()
+            .find(|one| Some(one.revision.number) == must_run && one.handler.is_err());
+        if let Some(lacking) = lacking {
+            let revision = lacking.revision.clone();
+            return Ok(Turn::Lacks(route, revision));
+        }
+        let mut expects = vec![all];
+        // Whoever deletes a module expects the routes to be as they were.
+        for revision in route.running() {
+            expects.push(self.inner.catalogue.module_as_now(revision.spec.module));
+        }
+        let version = match (before, entry) {
+            // Another host may have changed it, and this one not heard of it: a commit that changes nothing finds out.
+            (Some(before), Some(entry)) if before == route => {
+                self.confirm(expects).await?;
+                entry.version
+            }
+            _ => {
+                let write = self
+                    .inner
+                    .catalogue
+                    .write_entry(kind, key, Some(&route), expects);
+                write.await?
+            }
+        };
+        let known = self.know(route, version, running);
+        Ok(Turn::Made(self.status(&known)))
     }
 
-    /// The revision that is stored; 0 if there is none.
-    fn revision_of(&self, path: &RoutePath) -> u32 {
-        let entry = self.inner.engine.entry(EntryKind::Route, path.as_str());
-        let route = entry.and_then(|entry| read(path.as_str(), &entry));
-        route.map_or(0, |route| route.revision)
+    /// Commits nothing, if the expectations hold.
+    async fn confirm(&self, expects: Vec<Expectation>) -> Result<(), CommitError> {
+        let nothing = Transaction {
+            expects,
+            durability: Some(Durability::Os),
+            ..Transaction::default()
+        };
+        self.inner.engine.commit(nothing).await.map(drop)
+    }
+
+    /// Lets a route answer in this form. The caller holds the lock of changes.
+    pub(super) fn know(&self, route: Route, version: Version, running: Vec<Running>) -> Arc<Known> {
+        let is_lacking = running.iter().any(|one| one.handler.is_err());
+        let mut all = self.inner.all.write();
+        let path = route.path.clone();
+        let before = all.get(&path).map(|known| &**known);
+        let known = Arc::new(Known::new(route, version, running, before));
+        all.insert(path, Arc::clone(&known));
+        drop(all);
+        if is_lacking {
+            self.inner.news.notify_one();
+        }
+        known
     }
 
     /// Deletes a route: its requests are unknown paths again.
@@ -335,43 +489,15 @@ impl Routes {
             .inner
             .catalogue
             .write_entry::<Route>(kind, key, None, expects);
-        self.inner.followed.own(write.await?);
+        write.await?;
         self.inner.all.write().remove(path);
         self.inner.modules.forget_route_logs(path);
         Ok(())
     }
 }
 
-impl Known {
-    fn new(route: Route, version: Version, handler: Result<Loaded, String>) -> Self {
-        Self {
-            route: Arc::new(route),
-            version,
-            handler,
-            places: Arc::new(Semaphore::new(ROUTE_REQUESTS_MAX)),
-        }
-    }
-
-    fn status(&self) -> RouteStatus {
-        RouteStatus {
-            route: Arc::clone(&self.route),
-            problem: self.handler.as_ref().err().cloned(),
-        }
-    }
-}
-
-fn check_grants(grants: &Grants) -> Result<(), RouteError> {
-    let lengths = grants.lengths();
-    match lengths.into_iter().find(|(_, count, max)| count > max) {
-        None => Ok(()),
-        Some((field, count, max)) => Err(RouteError::Limits(format!(
-            "{field} has {count} entries; the maximum is {max}"
-        ))),
-    }
-}
-
 /// A stored route.
-fn read(key: &str, entry: &Entry) -> Option<Route> {
+pub(super) fn read(key: &str, entry: &Entry) -> Option<Route> {
     match serde_json::from_slice(&entry.value) {
         Ok(route) => Some(route),
         Err(error) => {

@@ -1,5 +1,7 @@
 //! Answers a request with the component of the route that covers its path.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use millrace_model::RoutePath;
@@ -7,6 +9,7 @@ use millrace_model::bounds::ROUTE_REQUESTS_MAX;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use super::canary::{Side, side_of};
 use super::handle::{Known, Routes};
 use crate::handler::{CallError, HttpAnswer, HttpRequest};
 
@@ -46,6 +49,15 @@ pub enum ServeError {
     },
 }
 
+/// What became of a request.
+#[derive(Debug)]
+pub struct Served {
+    /// The revision that was asked; `None` if the route was deleted meanwhile.
+    pub revision: Option<u32>,
+    /// Its answer.
+    pub answer: Result<HttpAnswer, ServeError>,
+}
+
 impl Routes {
     /// The route that answers this path: the longest that covers it.
     #[must_use]
@@ -55,39 +67,63 @@ impl Routes {
         covering.max_by_key(|route| route.as_str().len()).cloned()
     }
 
-    /// Answers a request. The call continues behind the answer while its body is read, and ends with it.
-    ///
-    /// # Errors
-    /// [`ServeError`]; there is no answer.
-    pub async fn serve(
+    /// Answers a request with the current revision or the canary. The call continues behind the answer while its body is read, and
+    /// ends with it.
+    pub async fn serve(&self, path: &RoutePath, request: HttpRequest) -> Served {
+        let known = self.inner.all.read().get(path).cloned();
+        let Some(known) = known else {
+            let why = "it was deleted".to_owned();
+            let path = path.clone();
+            return Served {
+                revision: None,
+                answer: Err(ServeError::Unavailable { path, why }),
+            };
+        };
+        let (number, side) = known.next();
+        Served {
+            revision: Some(number),
+            answer: self.serve_with(&known, number, side, request).await,
+        }
+    }
+
+    async fn serve_with(
         &self,
-        path: &RoutePath,
+        known: &Known,
+        number: u32,
+        side: Side,
         request: HttpRequest,
     ) -> Result<HttpAnswer, ServeError> {
-        let known = self.inner.all.read().get(path).cloned();
+        let path = &known.route.path;
         let unavailable = |why: String| ServeError::Unavailable {
             path: path.clone(),
             why,
         };
-        let known = known.ok_or_else(|| unavailable("it was deleted".to_owned()))?;
-        let Known {
-            route,
-            handler,
-            places,
-            ..
-        } = known;
-        let handler = handler.map_err(unavailable)?;
-        let place = places.try_acquire_owned();
+        let running = known.running(number);
+        let running = running.ok_or_else(|| unavailable("it is being loaded".to_owned()))?;
+        let handler = running.handler.clone();
+        let handler = handler.map_err(|problem| unavailable(problem.why))?;
+        let place = Arc::clone(&known.places).try_acquire_owned();
         let place = place.map_err(|_| ServeError::Busy { path: path.clone() })?;
         let (sender, head) = oneshot::channel();
+        let (watch, news) = (
+            known.trial.as_ref().map(|trial| Arc::clone(&trial.watch)),
+            self.news(),
+        );
         // On its own, because it outlives the head of its answer; it ends within the call's limits.
         let call = tokio::spawn(async move {
             let _place = place;
-            handler.handle(request, sender).await
+            let ended = handler.handle(request, sender).await;
+            if let Some(watch) = watch
+                && let Some(failure) = failure_of(&ended)
+                && watch.lock().ended(side, failure.as_deref())
+            {
+                news.notify_one();
+            }
+            ended
         });
         let mut unless_answered = Abort(Some(call.abort_handle()));
-        let patience =
-            Duration::from_millis(route.spec.limits.call_ms_max.saturating_add(QUEUE_MS_MAX));
+        let call_ms_max = running.revision.spec.limits.call_ms_max;
+        let patience = Duration::from_millis(call_ms_max.saturating_add(QUEUE_MS_MAX));
         let ended = async {
             match head.await {
                 Ok(answer) => Ok(answer),
@@ -106,11 +142,40 @@ impl Routes {
                     Ok(Ok(())) => CallError::BadAnswer("it ended without an answer".to_owned()),
                     Err(error) => CallError::Host(error.to_string()),
                 };
-                tracing::debug!(route = %path, %error, "a route failed");
+                tracing::debug!(route = %path, revision = number, %error, "a route failed");
                 Err(failed(path.clone(), error))
             }
             Err(_) => Err(ServeError::Late { path: path.clone() }),
         }
+    }
+}
+
+impl Known {
+    /// The revision that answers the next request. A canary that cannot is passed over.
+    fn next(&self) -> (u32, Side) {
+        let current = (self.route.current, Side::Current);
+        let Some(trial) = &self.trial else {
+            return current;
+        };
+        let number = trial.canary.revision;
+        let request = trial.requests.fetch_add(1, Ordering::Relaxed);
+        let can_answer = || {
+            let running = self.running(number);
+            running.is_some_and(|one| one.handler.is_ok()) && trial.watch.lock().trouble().is_none()
+        };
+        match side_of(request, trial.seed, trial.canary.percent) {
+            Side::Canary if can_answer() => (number, Side::Canary),
+            _ => current,
+        }
+    }
+}
+
+/// What a call that has ended says about its revision: that it failed, and how, that it did not, or (`None`) nothing.
+fn failure_of(ended: &Result<(), CallError>) -> Option<Option<String>> {
+    match ended {
+        Ok(()) => Some(None),
+        Err(CallError::Interrupted | CallError::Host(_) | CallError::Unavailable(_)) => None,
+        Err(error) => Some(Some(error.to_string())),
     }
 }
 

@@ -31,6 +31,7 @@ mod redrives;
 mod replay;
 mod revisions;
 mod rig;
+mod route_revisions;
 mod routes;
 mod schedules;
 mod scripts;

@@ -6,14 +6,15 @@ use std::task::Poll;
 use bytes::Bytes;
 use millrace_broker::{
     BrokerLimits, ConfigChange, DistrustError, Module, ModuleError, ModulePolicy, NewTopic,
-    NextSpec, ProcessorError, REFUSALS_REMEMBERED_MAX, SignatureError, SignaturePolicy,
+    NextSpec, ProcessorError, REFUSALS_REMEMBERED_MAX, RouteError, SignatureError, SignaturePolicy,
     TopicCreateError, TrustedKey, Upload, VersionOrder,
 };
 use millrace_engine::MemoryEngine;
-use millrace_model::{Advised as _, Durability, SystemClock};
+use millrace_model::processor::Limits;
+use millrace_model::{Advised as _, Durability, RoutePath, RouteSpec, SystemClock};
 use minisign::KeyPair;
 
-use crate::rig::{Export, Modules, Rig, Say, assign, per_message, processor, spec, topic};
+use crate::rig::{Export, Modules, Page, Rig, Say, assign, per_message, processor, spec, topic};
 
 const RISING: VersionOrder = VersionOrder::Monotonic;
 
@@ -316,6 +317,48 @@ async fn a_signature_for_a_tag_allows_no_other_tag() {
         .await
         .unwrap();
     assert!(module.tags().eq(["m@1.0.0", "m@2.0.0"]));
+}
+
+#[tokio::test]
+async fn a_key_that_is_withdrawn_sets_no_route_and_stops_none() {
+    let (old, new) = (pair(), pair());
+    let engine = memory();
+    let before = demanding(&[&old, &new], Arc::clone(&engine)).await;
+    let page = || Export::Page(Page::of("a page"));
+    before.modules.know("one", page());
+    let by_old = Some(sign(&old, "one", "x"));
+    let one = upload_signed(&before, "one", None, by_old).await.unwrap();
+    let spec = |call_ms_max| RouteSpec {
+        module: one.facts.digest,
+        grants: Default::default(),
+        config: Default::default(),
+        limits: Limits {
+            call_ms_max,
+            ..Limits::default()
+        },
+        breaker: Default::default(),
+    };
+    let path = RoutePath::parse("/a").unwrap();
+    let routes = before.session.routes();
+    routes.set_route(&path, spec(1)).await.unwrap();
+
+    let after = demanding(&[&new], engine.restarted()).await;
+    after.modules.know("one", page());
+    let routes = after.session.routes();
+    for set in [
+        routes.set_route(&path, spec(2)).await,
+        routes.set_canary(&path, spec(2), 10).await,
+    ] {
+        let refused = matches!(
+            set,
+            Err(RouteError::Distrust(DistrustError::Signature(
+                SignatureError::Untrusted { .. }
+            )))
+        );
+        assert!(refused, "{set:?}");
+    }
+    let kept = routes.route(&path).unwrap().route;
+    assert_eq!(kept.revisions.len(), 1);
 }
 
 #[tokio::test]

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_broker::handler::{
-    BatchHandler, Decision, Failure, FailureHandler, HttpAnswer, HttpHandler, HttpRequest,
-    LiveConfig, LoadRequest, ModuleHost, PartitionHandler, RouteAccess,
+    BatchHandler, Decision, Failure, FailureHandler, HTTP_BODY_PARTS_MAX, HttpAnswer, HttpHandler,
+    HttpPart, HttpRequest, LiveConfig, LoadRequest, ModuleHost, PartitionHandler, RouteAccess,
 };
 use millrace_broker::{
     AdmitError, Broker, BrokerLimits, CallError, Caller, DeadLetter, DeadLetterQuery, FetchRequest,
@@ -26,7 +26,7 @@ use millrace_model::{
 };
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// A handler's answer for one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,6 +168,8 @@ pub(crate) enum Export {
     ErrorHandler(Arc<dyn FailureHandler>),
     /// Answers no request; what it may do besides is kept for the test.
     Route,
+    /// Answers requests.
+    Page(Arc<Page>),
     /// Exports a processor, but fails to load.
     Broken,
     /// Exports a processor and an error handler, and loads when it may.
@@ -213,6 +215,75 @@ impl SlowLoad {
     /// How many hold what was loaded.
     pub(crate) fn held(&self) -> usize {
         Arc::strong_count(&self.handler) - 1
+    }
+}
+
+/// Answers every request with its text.
+pub(crate) struct Page {
+    text: &'static str,
+    /// What its next loads end with.
+    pub(crate) load_errors: Mutex<Vec<AdmitError>>,
+    /// How its calls fail.
+    pub(crate) failure: Mutex<Option<CallError>>,
+    /// Taken by each load that has begun.
+    pub(crate) may_load: Semaphore,
+    pub(crate) begun: AtomicUsize,
+}
+
+impl Page {
+    pub(crate) fn of(text: &'static str) -> Arc<Self> {
+        let page = Self::slow(text);
+        page.may_load.add_permits(1_000);
+        page
+    }
+
+    /// Loads when it may.
+    pub(crate) fn slow(text: &'static str) -> Arc<Self> {
+        Arc::new(Self {
+            text,
+            load_errors: Mutex::default(),
+            failure: Mutex::default(),
+            may_load: Semaphore::new(0),
+            begun: AtomicUsize::new(0),
+        })
+    }
+
+    async fn load(self: Arc<Self>) -> Result<Arc<dyn HttpHandler>, AdmitError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.may_load.acquire().await.unwrap().forget();
+        match self.load_errors.lock().pop() {
+            Some(error) => Err(error),
+            None => Ok(Arc::new(Shown(Arc::clone(&self)))),
+        }
+    }
+}
+
+/// A loaded page.
+struct Shown(Arc<Page>);
+
+#[async_trait]
+impl HttpHandler for Shown {
+    async fn handle(
+        &self,
+        _: HttpRequest,
+        answer: oneshot::Sender<HttpAnswer>,
+    ) -> Result<(), CallError> {
+        if let Some(failure) = self.0.failure.lock().clone() {
+            return Err(failure);
+        }
+        let (parts, body) = mpsc::channel(HTTP_BODY_PARTS_MAX);
+        let headers = vec![(
+            "page".to_owned(),
+            Bytes::from_static(self.0.text.as_bytes()),
+        )];
+        let head = HttpAnswer {
+            status: 200,
+            headers,
+            body,
+        };
+        let _ = answer.send(head);
+        let _ = parts.send(HttpPart::End).await;
+        Ok(())
     }
 }
 
@@ -288,7 +359,7 @@ impl ModuleHost for Modules {
             Export::Slow(_) => vec![Interface::MessageProcessor, Interface::ErrorHandler],
             Export::Partitioner(_) => vec![Interface::Partitioner],
             Export::ErrorHandler(_) => vec![Interface::ErrorHandler],
-            Export::Route => vec![Interface::HttpHandler],
+            Export::Route | Export::Page(_) => vec![Interface::HttpHandler],
         };
         Ok(ModuleFacts {
             digest,
@@ -343,6 +414,7 @@ impl ModuleHost for Modules {
                 self.accesses.lock().insert(request.owner, access);
                 Ok(Arc::new(Silent))
             }
+            (Export::Page(page), _) => page.load().await,
             _ => Err(AdmitError::Start("it traps".to_owned())),
         }
     }

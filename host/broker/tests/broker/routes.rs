@@ -32,6 +32,7 @@ async fn access(rig: &Rig, path: &str, topics: &[&str], views: &[&str]) -> Arc<d
             call_ms_max: 50,
             ..Limits::default()
         },
+        breaker: Default::default(),
     };
     let path = RoutePath::parse(path).unwrap();
     rig.session.routes().set_route(&path, spec).await.unwrap();

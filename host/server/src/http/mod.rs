@@ -227,6 +227,7 @@ fn every_route() -> Vec<Route> {
         get(ROUTE, on::get(routes::show)),
         put(ROUTE, on::put(routes::put)),
         delete(ROUTE, on::delete(routes::remove)),
+        post(ROUTE, on::post(routes::act)),
         get(DEAD, on::get(dead_letters::list)),
         get(
             "/v1/processors/{name}/dead-letters/groups",

@@ -20,6 +20,7 @@ use futures_util::{StreamExt, stream};
 use metrics::{counter, histogram};
 use millrace_broker::{
     HTTP_BODY_PARTS_MAX, HttpAnswer, HttpBody, HttpHeaders, HttpPart, HttpRequest, ServeError,
+    Served,
 };
 use millrace_model::{Code, RoutePath};
 use tokio::sync::mpsc;
@@ -42,6 +43,9 @@ const OF_A_CONNECTION: [HeaderName; 9] = [
     UPGRADE,
 ];
 
+/// Counts the requests to routes. Series of revisions that are no longer kept are removed.
+pub(super) const REQUESTS_TOTAL: &str = "millrace_route_requests_total";
+
 /// When a route that cannot answer now should be asked again.
 const RETRY_AFTER_S: u32 = 1;
 
@@ -58,20 +62,28 @@ pub(super) async fn answer(app: Called, request: Request) -> Response {
             .into_response();
     };
     let began = app.clock.monotonic();
-    let answered = ask(&app, &path, request).await;
+    let (revision, answered) = ask(&app, &path, request).await;
     let took = app.clock.monotonic().saturating_sub(began);
+    // None answered if the route was deleted meanwhile.
+    let revision = revision.unwrap_or_default();
     let (outcome, answer) = match answered {
         Ok(answer) => ("answered", answer),
-        Err(error) => (word(&error), refusal(error).into_response()),
+        Err(error) => (word(&error), refusal(error, revision).into_response()),
     };
     let route = path.to_string();
-    counter!("millrace_route_requests_total", "route" => route.clone(), "outcome" => outcome)
+    let number = revision.to_string();
+    counter!(REQUESTS_TOTAL, "route" => route.clone(), "revision" => number, "outcome" => outcome)
         .increment(1);
     histogram!("millrace_route_seconds", "route" => route).record(took.as_secs_f64());
     answer
 }
 
-async fn ask(app: &Called, path: &RoutePath, request: Request) -> Result<Response, ServeError> {
+/// The revision that was asked, and what became of the request.
+async fn ask(
+    app: &Called,
+    path: &RoutePath,
+    request: Request,
+) -> (Option<u32>, Result<Response, ServeError>) {
     let (parts, body) = request.into_parts();
     let (sender, receiver) = mpsc::channel(HTTP_BODY_PARTS_MAX);
     let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
@@ -86,14 +98,17 @@ async fn ask(app: &Called, path: &RoutePath, request: Request) -> Result<Respons
     let routes = app.session.routes();
     let serving = Box::pin(routes.serve(path, asked));
     let sending = Box::pin(send(body, sender));
-    let answer = match select(serving, sending).await {
-        Either::Left((answered, _)) => answered?,
-        Either::Right(((), serving)) => serving.await?,
+    let Served { revision, answer } = match select(serving, sending).await {
+        Either::Left((served, _)) => served,
+        Either::Right(((), serving)) => serving.await,
     };
-    answered(answer).ok_or_else(|| ServeError::Failed {
-        path: path.clone(),
-        why: "its answer is not valid HTTP".to_owned(),
-    })
+    let response = answer.and_then(|answer| {
+        answered(answer).ok_or_else(|| ServeError::Failed {
+            path: path.clone(),
+            why: "its answer is not valid HTTP".to_owned(),
+        })
+    });
+    (revision, response)
 }
 
 /// Passes the request's body on. Whatever is wrong with it cuts it off: the component sees that it is not whole.
@@ -174,13 +189,13 @@ fn word(error: &ServeError) -> &'static str {
 }
 
 /// Whoever called learns which route failed, and no more: the rest is for its operator, in the log.
-fn refusal(error: ServeError) -> ApiError {
+fn refusal(error: ServeError, revision: u32) -> ApiError {
     match error {
         ServeError::Busy { .. } => {
             ApiError::of(Code::RouteBusy, error.to_string()).after_s(RETRY_AFTER_S)
         }
         ServeError::Unavailable { path, why } => {
-            tracing::warn!(route = %path, why, "a route cannot answer");
+            tracing::warn!(route = %path, revision, why, "a route cannot answer");
             ApiError::of(
                 Code::RouteUnavailable,
                 format!("route {path} cannot answer now"),
@@ -188,7 +203,7 @@ fn refusal(error: ServeError) -> ApiError {
             .after_s(RETRY_AFTER_S)
         }
         ServeError::Failed { path, why } => {
-            tracing::info!(route = %path, why, "the component of a route failed");
+            tracing::info!(route = %path, revision, why, "the component of a route failed");
             let hint =
                 "GET /v1/routes/{path} or `millrace route show` shows what its component logged";
             ApiError::own(&own::ROUTE_FAILED, format!("route {path} failed"), hint)
@@ -196,6 +211,7 @@ fn refusal(error: ServeError) -> ApiError {
         ServeError::Late { path } => {
             let hint = "try again later; the operator can raise limits.call_ms_max of the route";
             let message = format!("route {path} did not answer in time");
+            tracing::info!(route = %path, revision, "a route did not answer in time");
             ApiError::own(&own::ROUTE_LATE, message, hint)
         }
     }

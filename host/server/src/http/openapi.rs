@@ -83,6 +83,9 @@ use super::{
         routes::show,
         routes::put,
         routes::remove,
+        routes::rollback,
+        routes::canary,
+        routes::promote,
         schedules::list,
         schedules::show,
         schedules::put,
@@ -139,6 +142,14 @@ mod tests {
             .iter()
             // A path with slashes in it is a wildcard here, and a plain parameter there.
             .map(|route| format!("{} {}", route.method, route.path.replace("{*", "{")))
+            // What is posted to a wildcard says in its last part what is to be done.
+            .flat_map(|route| match route.as_str() {
+                "POST /v1/routes/{path}" => {
+                    let actions = routes::ACTIONS.iter();
+                    actions.map(|action| format!("{route}/{action}")).collect()
+                }
+                _ => vec![route],
+            })
             .collect();
         assert_eq!(documented, routed);
     }
@@ -309,6 +320,7 @@ mod tests {
                     "put /v1/routes/{path}",
                 ]
                 .contains(&name)
+                || name.starts_with("post /v1/routes/{path}/")
         };
         for (name, operation) in operations(&document) {
             let declared = operation["parameters"].to_string().contains("Millrace-By");

@@ -265,10 +265,10 @@ pub(super) async fn deploy(
 #[serde(deny_unknown_fields)]
 pub(super) struct RollbackBody {
     /// The revision to return to; if absent, the last one that worked. The current one: only a revision on trial is withdrawn.
-    revision: Option<u32>,
+    pub(super) revision: Option<u32>,
     /// Refuses (409) unless this is the revision being rolled back: the one on trial if there is one, otherwise the current one. So a
     /// call that is sent twice rolls back once.
-    expected_revision: Option<u32>,
+    pub(super) expected_revision: Option<u32>,
 }
 
 /// Makes an earlier revision current. Without a number that is the last one that worked; if a revision is on trial, it is withdrawn

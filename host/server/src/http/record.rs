@@ -130,6 +130,8 @@ fn change(method: &Method, route: &str) -> Option<&'static str> {
         ("POST", "/v1/processors/{name}/state") => "state written",
         ("PUT", "/v1/routes/{*path}") => "route set",
         ("DELETE", "/v1/routes/{*path}") => "route deleted",
+        // Its target says which.
+        ("POST", "/v1/routes/{*path}") => "revision of a route changed",
         ("PUT", "/v1/schedules/{name}") => "schedule set",
         ("DELETE", "/v1/schedules/{name}") => "schedule deleted",
         ("POST", "/v1/schedules/{name}/pause") => "schedule paused",

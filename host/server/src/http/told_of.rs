@@ -1,10 +1,11 @@
-//! Removes the metrics of deleted topics, processors, schedules and routes.
+//! Removes the metrics of deleted topics, processors, schedules and routes, and of routes' revisions that are no longer kept.
 
 use std::collections::HashSet;
 
 use millrace_broker::Session;
 
-use crate::registry::Registry;
+use super::mount::REQUESTS_TOTAL;
+use crate::registry::{Registry, value_of};
 
 /// The series at the last update, and those gone then.
 #[derive(Default)]
@@ -25,6 +26,13 @@ impl ToldOf {
             metrics.forget(label, name);
         }
         (self.there, self.gone) = (there, went);
+        // Every change of a route is a revision, and only the latest are kept.
+        metrics.retain(REQUESTS_TOTAL, |series| {
+            let revision = value_of(series, "revision").and_then(|number| number.parse().ok());
+            let route = value_of(series, "route");
+            let named = route.zip(revision);
+            named.is_none_or(|(route, revision)| !session.routes().has_dropped(route, revision))
+        });
     }
 }
 

@@ -20,8 +20,8 @@ use super::shapes::ProcessorSchema;
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CanaryBody {
-    /// Percentage of the keys, 1 to 99; 0 withdraws it.
-    percent: u32,
+    /// Percentage of a processor's keys or of a route's requests, 1 to 99; 0 withdraws it.
+    pub(super) percent: u32,
 }
 
 /// Changes the canary's share of the keys. A larger share includes the smaller one, so raising it moves no key back.
@@ -53,7 +53,7 @@ pub(super) async fn canary(
 pub(super) struct PromoteBody {
     /// Promote even a canary that is about to be withdrawn.
     #[serde(default)]
-    force: bool,
+    pub(super) force: bool,
 }
 
 /// Makes the revision on trial current. The answer's `note` lists its failures on trial.

@@ -110,6 +110,101 @@ fn a_route_is_set_shown_and_deleted_and_its_module_stays_while_it_is_used() {
     );
 }
 
+/// Asks for a page whose answer is too large for a revision that allows few bytes.
+fn ask_for_much(host: &TestHost) -> bool {
+    let partly =
+        host.raw(b"GET /tried/parts HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    partly.ends_with("0\r\n\r\n")
+}
+
+#[test]
+fn a_canary_is_tried_promoted_and_rolled_back_and_the_host_withdraws_one_that_fails() {
+    let host = TestHost::start();
+    upload(&host, "web@1.0.0", guest_artifacts::WEB);
+    let spec = |field: &str, value: u64| json!({"module": "web@1.0.0", "limits": {"call_ms_max": 10_000, field: value}});
+    let canary = |percent: u32, spec: Value| {
+        let path = format!("/v1/routes/tried?canary={percent}");
+        host.call("PUT", &path, &[], spec.to_string())
+    };
+    let first = set(&host, "/tried", spec("answer_bytes_max", 2_000_000));
+    assert_eq!(first.status, 200, "{}", first.json());
+    canary(0, spec("answer_bytes_max", 1_000_000)).refused(422, "invalid-spec");
+    let tried = canary(10, spec("answer_bytes_max", 1_000_000)).json();
+    assert_eq!(
+        (&tried["revision"], &tried["canary"]["revision"]),
+        (&json!(1), &json!(2))
+    );
+    let act = |what: &str, body: Value| {
+        let path = format!("/v1/routes/tried/{what}");
+        host.call("POST", &path, &[], body.to_string())
+    };
+    let shared = act("canary", json!({"percent": 50})).json();
+    assert_eq!(shared["canary"]["percent"], 50);
+    let promoted = act("promote", json!({})).json();
+    assert_eq!(
+        (&promoted["revision"], &promoted["way_back"]),
+        (&json!(2), &json!(1))
+    );
+    act("promote", json!({})).refused(409, "no-trial");
+    act("canary", json!({"percent": 5})).refused(409, "no-trial");
+
+    // This one fails where the current one does not.
+    canary(50, spec("answer_bytes_max", 1_000));
+    let mut asked = 0;
+    while host.get("/v1/routes/tried").json()["canary"] != Value::Null {
+        ask_for_much(&host);
+        asked += 1;
+        assert!(asked < 2_000, "it is never withdrawn");
+    }
+    assert!(ask_for_much(&host) && ask_for_much(&host));
+    let metrics = text(&host.get("/metrics"));
+    let counted = |start: &str, part: &str| {
+        let mut lines = metrics.lines();
+        lines.any(|line| line.starts_with(start) && line.contains(part))
+    };
+    assert!(
+        counted("millrace_route_requests_total", "revision=\"3\""),
+        "{metrics}"
+    );
+    assert!(
+        counted("millrace_canaries_withdrawn_total", "route=\"/tried\""),
+        "{metrics}"
+    );
+    let said = act("rollback", json!({})).refused(409, "rolled-back-already");
+    assert!(said.contains("revision 3"), "{said}");
+    act("rollback", json!({"revision": 9})).refused(404, "unknown-revision");
+    act("rollback", json!({"expected_revision": 3})).refused(409, "other-revision");
+    let back = act("rollback", json!({"revision": 1, "expected_revision": 2})).json();
+    assert_eq!(back["revision"], 1);
+
+    let shown = host.get("/v1/routes/tried").json();
+    let numbers: Vec<&Value> = shown["revisions"]
+        .as_array()
+        .expect("revisions")
+        .iter()
+        .map(|r| &r["number"])
+        .collect();
+    assert_eq!(numbers, [1, 2, 3]);
+    let done: Vec<&str> = shown["changes"]
+        .as_array()
+        .expect("changes")
+        .iter()
+        .filter_map(|c| c["what"].as_str())
+        .collect();
+    assert_eq!(
+        done,
+        [
+            "deploy", "canary", "canary", "promote", "canary", "withdraw", "rollback"
+        ]
+    );
+    // What is none of these, and a path that only ends like one.
+    host.call("POST", "/v1/routes/tried", &[], "")
+        .refused(404, "unknown-route");
+    host.call("POST", "/v1/routes/tried/shadow", &[], "")
+        .refused(404, "unknown-route");
+    act("rollback/rollback", json!({})).refused(404, "no-such-route");
+}
+
 #[test]
 fn what_cannot_be_a_route_is_refused_and_said_why() {
     let host = with_web(TestHost::start());
@@ -121,6 +216,15 @@ fn what_cannot_be_a_route_is_refused_and_said_why() {
     let said = set(&host, "/a", json!({"module": "upper@1.0.0"})).refused(422, "wrong-interface");
     assert!(said.contains("wasi:http/incoming-handler"), "{said}");
     set(&host, "/a", json!({"modul": "web@1.0.0"})).refused(400, "malformed");
+}
+
+#[test]
+fn a_host_line_that_is_no_text_is_the_callers_mistake() {
+    let host = with_web(TestHost::start());
+    let asked = "GET /web/echo HTTP/1.1\r\nhost: b\u{fc}cher.example\r\n\r\n";
+    let answer = host.raw(asked.as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(answer.contains("xn--"), "{answer}");
 }
 
 #[test]
@@ -208,6 +312,26 @@ fn routes_are_managed_from_the_command_line() {
     assert!(out(&ask(&host, &["route", "list"])).contains("/hooks/web"));
     assert_eq!(text(&host.get("/hooks/web/count")), "1");
     assert!(out(&ask(&host, &["route", "show", "/hooks/web"])).contains("\"a\""));
+    let set = ["route", "set", "/hooks/web", "--module", "web@1.0.0"];
+    let said = out(&ask(&host, &[&set[..], &["--canary", "10"]].concat()));
+    assert!(said.contains("2 (10 %)"), "{said}");
+    let said = out(&ask(
+        &host,
+        &["route", "canary", "/hooks/web", "--percent", "20"],
+    ));
+    assert!(said.contains("2 (20 %)"), "{said}");
+    let said = out(&ask(&host, &["route", "abort", "/hooks/web"]));
+    assert!(!said.contains("canary"), "{said}");
+    out(&ask(&host, &[&set[..], &["--canary", "10"]].concat()));
+    out(&ask(&host, &["route", "promote", "/hooks/web"]));
+    let said = out(&ask(&host, &["route", "rollback", "/hooks/web"]));
+    assert!(
+        said.contains("way back") && said.contains("/hooks/web"),
+        "{said}"
+    );
+    let said = out(&ask(&host, &["route", "show", "/hooks/web"]));
+    let taken_back = said.lines().filter(|line| line.contains("taken back"));
+    assert_eq!(taken_back.count(), 2, "{said}");
     let gone = out(&ask(&host, &["route", "delete", "/hooks/web"]));
     assert_eq!(gone, "route /hooks/web is deleted\n");
     assert_eq!(host.get("/hooks/web/count").status, 404);

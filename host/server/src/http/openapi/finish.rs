@@ -17,12 +17,13 @@ use super::plain::or_null;
 /// The characters of names. Client generators need not know that `.`, `..` and names that begin with `__` are reserved.
 const NAME_PATTERN: &str = "^[A-Za-z0-9._-]+$";
 /// Groups of settings, which requests give in part and answers in full.
-pub(super) const SETTINGS: [&str; 6] = [
+pub(super) const SETTINGS: [&str; 7] = [
     "BatchPolicy",
     "BreakerPolicy",
     "DeadLetterPolicy",
     "Limits",
     "RetryPolicy",
+    "RouteBreaker",
     "TopicSettings",
 ];
 /// Parts of answers whose stored form may lack fields.
