@@ -353,7 +353,7 @@ mod tests {
         };
         let error = RouteError::Admit(busy);
         let first = problem(&error, None);
-        let at = |ms| Duration::from_millis(100_000 + ms);
+        let at = |ms: u64| Duration::from_millis(100_000 + ms);
         assert!(!first.is_due(at(249), false, Version(7)));
         assert!(first.is_due(at(250), false, Version(7)));
         assert!(first.is_due(at(0), true, Version(7)));
