@@ -58,6 +58,7 @@ static inline mr_bytes mr_bytes_of(const void *data, size_t size) {
 /* The bytes of a C string, without the zero at its end. */
 static inline mr_bytes mr_text(const char *text) { return mr_bytes_of(text, strlen(text)); }
 
+/* No bytes at all. */
 static inline mr_bytes mr_absent(void) { return mr_bytes_of(NULL, 0); }
 
 /* Absent bytes equal only absent ones. */
@@ -66,6 +67,7 @@ static inline bool mr_equal(mr_bytes a, mr_bytes b) {
   return a.size == b.size && memcmp(a.data, b.data, a.size) == 0;
 }
 
+/* Whether the bytes begin with this text; absent ones only with "". */
 static inline bool mr_begins_with(mr_bytes bytes, const char *text) {
   size_t size = strlen(text);
   return bytes.size >= size && memcmp(bytes.data, text, size) == 0;
@@ -74,7 +76,7 @@ static inline bool mr_begins_with(mr_bytes bytes, const char *text) {
 /* The text of a format, as printf's; in memory of the call. */
 mr_bytes mr_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Memory that lives until the call ends, aligned to 8 bytes. */
+/* Memory that lives until the call ends, aligned to 8 bytes. Traps if there is none left. */
 void *mr_allocate(size_t size);
 
 /* ------------------------------------------------------------------------------------------------------------- Messages */
@@ -101,16 +103,17 @@ typedef struct mr_header {
   mr_bytes value;
 } mr_header;
 
+/* The number of messages. */
 uint32_t mr_batch_size(const mr_batch *batch);
 
 /* The topic that the messages come from, and the partition. */
 mr_bytes mr_topic(const mr_batch *batch);
 uint32_t mr_partition(const mr_batch *batch);
 
-/* The message with this index. */
+/* The message with this index; traps if there is none. */
 mr_message mr_message_at(const mr_batch *batch, uint32_t index);
 
-/* The message's header with this index, which is below `header_count`. */
+/* The message's header with this index, which is below `header_count`; traps if it is not. */
 mr_header mr_header_at(const mr_message *message, uint32_t index);
 
 /* The value of the message's last header with this name; absent if there is none. */
@@ -152,6 +155,7 @@ void mr_append_value(mr_output *output, mr_bytes bytes);
 
 /* Adds a header to those that the output has, which are at first the message's. */
 void mr_add_header(mr_output *output, const char *name, mr_bytes value);
+/* Removes all headers that the output has so far. */
 void mr_remove_headers(mr_output *output);
 
 /* Sends the output to this topic instead of the default one. The processor needs a grant for it. */
@@ -160,21 +164,22 @@ void mr_set_topic(mr_output *output, const char *topic);
 /* Sends the output to this partition instead of letting the topic's partitioner choose. */
 void mr_set_partition(mr_output *output, uint32_t partition);
 
-/* Milliseconds since the Unix epoch. */
+/* Replaces the timestamp, in milliseconds since the Unix epoch. */
 void mr_set_timestamp(mr_output *output, uint64_t timestamp);
+/* Delays the output until this time, in milliseconds since the Unix epoch; a time in the past means at once. */
 void mr_deliver_at(mr_output *output, uint64_t time);
 
 /* Keeps this output and begins a further one, which again starts as a copy of the message. */
 void mr_next_output(mr_output *output);
 
-/* Answers a batch. `mr_answer_output` begins the outputs of the next message, `mr_answer` sets its outcome. */
+/* Answers a batch. `mr_answer_output` begins the outputs of the next message, `mr_answer` sets its outcome; it traps if all messages have theirs. */
 mr_output *mr_answer_output(mr_batch *batch);
 void mr_answer(mr_batch *batch, mr_outcome outcome);
 
 /* ---------------------------------------------------------------------------------------------------------------- State */
 
 /* Keys and values of the processor, in the partition that its batch comes from. Writes belong to the message that they name, are committed with its
- * outputs, and discarded if it fails.
+ * outputs, and discarded if it fails. A key or a value beyond its bound is a trap.
  *
  * Functions that return false had no room and changed nothing; `mr_state_full` says why. Each of them is one call of the host, so use the ones that take many keys
  * for whole batches. With more than 10,000 keys they call the host for each 10,000: if a later one of these calls finds no room, what earlier ones wrote stays, each for its
@@ -185,9 +190,11 @@ mr_bytes mr_state_get(mr_bytes key);
 /* The values of `count` keys, in their order. */
 void mr_state_get_many(const mr_bytes *keys, uint32_t count, mr_bytes *values);
 
+/* Sets a key on behalf of this message. */
 bool mr_state_set(const mr_message *message, mr_bytes key, mr_bytes value);
 /* The value expires after this many milliseconds. */
 bool mr_state_set_for(const mr_message *message, mr_bytes key, mr_bytes value, uint64_t ttl_ms);
+/* Removes a key on behalf of this message. */
 bool mr_state_delete(const mr_message *message, mr_bytes key);
 
 /* Adds to the number of a key and returns the sum in `sum` (may be NULL). An absent key counts as 0; a value that does not have eight bytes is a trap. */
@@ -233,9 +240,11 @@ typedef struct mr_label {
   const char *value;
 } mr_label;
 
-/* The module's own metrics. Names have 1 to 60 of the characters a-z, 0-9 and _, and begin with a letter; a wrong one is a trap. */
+/* The module's own metrics. Names have 1 to 60 of the characters a-z, 0-9 and _, and begin with a letter; a wrong one is a trap. This adds to a counter. */
 void mr_counter_add(const char *name, const mr_label *labels, uint32_t count, uint64_t delta);
+/* Sets a gauge. */
 void mr_gauge_set(const char *name, const mr_label *labels, uint32_t count, double value);
+/* Records a value in a histogram. */
 void mr_histogram_observe(const char *name, const mr_label *labels, uint32_t count, double value);
 
 /* --------------------------------------------------------------------------------------------- Failures, for error handlers */

@@ -63,7 +63,7 @@ func (b *Batch) Topic() string { return b.columns.Topic }
 // Partition is the partition that the messages come from.
 func (b *Batch) Partition() int { return int(b.columns.Partition) }
 
-// Message is the message with this index, from 0.
+// Message is the message with this index, from 0. It panics if there is none.
 func (b *Batch) Message(index int) *Message { return &b.messages[index] }
 
 // Messages are all messages, in order.
@@ -77,7 +77,8 @@ func (b *Batch) Messages() iter.Seq[*Message] {
 	}
 }
 
-// Answer sets the outcome of the next message. It returns false if the outcome was Unavailable: then nothing else of the batch matters.
+// Answer sets the outcome of the next message. It returns false if the outcome was Unavailable: then nothing else of the batch matters. It panics if all messages have their outcome, or if an output
+// belongs to another message.
 func (b *Batch) Answer(outcome Outcome) bool {
 	message := len(b.answer.Outcomes)
 	if message >= len(b.messages) {

@@ -59,7 +59,7 @@ const (
 	decidePolicy
 )
 
-// TryAfter is: try again after this time.
+// TryAfter is: try again after this time, in whole milliseconds; a negative one counts as 0.
 func TryAfter(delay time.Duration) Decision {
 	return Decision{kind: decideRetryAfter, delayMs: milliseconds(delay)}
 }

@@ -40,7 +40,7 @@ func Retry(class, reason string) Outcome {
 	return Outcome{kind: columns.Retry, class: class, reason: reason}
 }
 
-// RetryAfter is: try again after this time.
+// RetryAfter is: try again after this time, in whole milliseconds; a negative one counts as 0.
 func RetryAfter(delay time.Duration, class, reason string) Outcome {
 	return Outcome{kind: columns.Retry, hasDelay: true, delayMs: milliseconds(delay), class: class, reason: reason}
 }
@@ -50,7 +50,7 @@ func Reject(class, reason string) Outcome {
 	return Outcome{kind: columns.Reject, class: class, reason: reason}
 }
 
-// Unavailable is: something outside is down. The host tries the whole batch again later, without spending attempts.
+// Unavailable is: something outside is down. The host tries the whole batch again later, without spending attempts; outcomes of its other messages are forgotten.
 func Unavailable(reason string) Outcome {
 	return Outcome{kind: unavailable, reason: reason}
 }

@@ -79,7 +79,7 @@ func (o *Output) Topic(name string) *Output {
 	return o
 }
 
-// Partition sends the output to this partition instead of letting the topic's partitioner choose.
+// Partition sends the output to this partition instead of letting the topic's partitioner choose. One that the topic lacks makes the answer malformed.
 func (o *Output) Partition(partition int) *Output {
 	o.partition = uint32(partition)
 	return o
@@ -151,12 +151,12 @@ func (o *Output) AppendValue(parts ...[]byte) *Output {
 	return o
 }
 
-// Header adds a header to those that the output has, which are at first the message's.
+// Header adds a header to those that the output has, which are at first the message's. A name that begins with millrace- makes the answer malformed.
 func (o *Output) Header(name, value string) *Output {
 	return o.addHeader(o.batch.placeText(name), o.batch.placeText(value))
 }
 
-// HeaderBytes does the same with a value that is not text.
+// HeaderBytes does the same with a value that is not text; nil is a header without a value.
 func (o *Output) HeaderBytes(name string, value []byte) *Output {
 	return o.addHeader(o.batch.placeText(name), o.batch.place(value))
 }

@@ -70,7 +70,7 @@ export interface Batch extends Iterable<Message> {
   readonly partition: number;
   /** The number of messages. */
   readonly length: number;
-  /** The message at this index, from 0. */
+  /** The message at this index, from 0. Throws a `RangeError` if there is none. */
   message(index: number): Message;
   /** The results of a function of each message, in order. */
   map<T>(each: (message: Message, index: number) => T): T[];
@@ -115,7 +115,11 @@ export interface Message {
   readonly topic: string;
   /** The partition that it comes from. */
   readonly partition: number;
-  /** An output that is this message, with these changes. They are taken as they are now: buffers and objects can be used again. */
+  /**
+   * An output that is this message, with these changes. They are taken as they are now: buffers and objects can be used again.
+   * Throws a `RangeError` if a time is none; a value, key or header that is neither text, bytes nor null is a `TypeError` when the batch is
+   * answered, which is a trap.
+   */
   output(changes?: Changes): Output;
 }
 
@@ -168,7 +172,7 @@ export function emit(...outputs: (Output | Output[])[]): Outcome;
  */
 export function retry(failureClass: string, reason: string): Outcome;
 
-/** Try again after this many milliseconds. */
+/** Try again after this many milliseconds. Throws a `RangeError` if they are less than 0. */
 export function retryAfter(ms: number, failureClass: string, reason: string): Outcome;
 
 /** Give the message up: it becomes a dead letter. */
@@ -203,7 +207,7 @@ export interface Decision {
 
 /** The decisions of an error handler. */
 export const decision: {
-  /** Try again after this many milliseconds. */
+  /** Try again after this many milliseconds. Throws a `RangeError` if they are less than 0. */
   retryAfter(ms: number): Decision;
   /** Give it up: it becomes a dead letter. */
   deadLetter(): Decision;
@@ -248,7 +252,7 @@ export type Labels = Record<string, string | number>;
  * 60 of the characters a-z, 0-9 and `_` and begin with a letter; a wrong one is a trap. A name is of one kind only: the first use decides.
  */
 export const metrics: {
-  /** Adds to a counter; 1 by default. */
+  /** Adds to a counter; 1 by default. Throws a `RangeError` if the number is not whole, or less than 0. */
   add(name: string, delta?: number, labels?: Labels): void;
   /** Sets a gauge. */
   set(name: string, value: number, labels?: Labels): void;
@@ -264,7 +268,8 @@ export interface Life {
 
 /**
  * Keys and values of the processor in the partition that its batch comes from. Writes are committed together with the batch's outputs, and
- * only if their message succeeds: each write names its message. Keys are text (stored as UTF-8) or bytes.
+ * only if their message succeeds: each write names its message. Keys are text (stored as UTF-8) or bytes; others are a `TypeError`, and a key
+ * or a value beyond its bound is a trap.
  *
  * The cost is in the number of calls to the host, not of keys: `addEach`, `getMany` and {@link Writes} add, read and write for a whole batch
  * at once, or for 10,000 keys at once if there are more. If there is no room, writes throw {@link StateFull}; what earlier ones of several such
@@ -273,11 +278,11 @@ export interface Life {
 export const state: {
   /** The value of a key; `null` if it has none. */
   get(key: Key): Uint8Array | null;
-  /** The value of a key as text. */
+  /** The value of a key as text; `null` if it has none. */
   text(key: Key): string | null;
-  /** The value of a key, read as JSON. */
+  /** The value of a key, read as JSON; `null` if it has none. Throws a `SyntaxError` if it is not JSON. */
   json<T = any>(key: Key): T | null;
-  /** The number of a key, as `add` stores it; exact up to 2^53. */
+  /** The number of a key, as `add` stores it; exact up to 2^53; `null` if it has none. Throws a `TypeError` if the value is not a number. */
   number(key: Key): number | null;
   /** The values of these keys, in the same order, in one call to the host. */
   getMany(keys: Iterable<Key>): (Uint8Array | null)[];

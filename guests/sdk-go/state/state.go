@@ -1,5 +1,5 @@
 // Package state has the keys and values of the processor, in the partition that its batch comes from. Writes are committed together with the outputs of the message that they
-// belong to, and discarded if it fails.
+// belong to, and discarded if it fails. A key or a value beyond its bound is a trap.
 //
 // The cost is in the number of calls to the host, not of keys: GetMany, AddKeys and Writes read, add and write for a whole batch at once, or for 10,000 keys at once if there are more.
 // If a later one of several such calls finds no room, what earlier ones wrote stays, each for its message: retry or reject the messages, and their writes are discarded.

@@ -13,7 +13,8 @@ NONE = 0xFFFFFFFF
 
 
 class Batch:
-    """Messages of one partition, in order. `len(batch)`, `batch[0]`, and `for message in batch` work as in a list."""
+    """Messages of one partition, in order. `len(batch)`, `batch[0]`, and `for message in batch` work as in a list; an index that is less than
+    0, or that no message has, raises IndexError."""
 
     __slots__ = ("columns", "data", "keys", "length", "partition", "topic", "values")
 
@@ -173,6 +174,9 @@ class Message:
         timestamp      in milliseconds since the Unix epoch, or a datetime with its time zone
         deliver_at     the same: the host keeps the output until this time, never delivers it earlier, and gives it that timestamp
                        unless another one is given
+
+        Raises TypeError if a value, key or header is neither text, bytes nor None. A time that is none is a ValueError when the batch is
+        answered, which is a trap.
         """
         if value.__class__ is not bytes and value.__class__ is not str and value is not KEEP:
             value = own(value)

@@ -128,7 +128,7 @@ def retry(class_: str, reason: str) -> Outcome:
 
 
 def retry_after(after_ms: int, class_: str, reason: str) -> Outcome:
-    """Try again after this many milliseconds."""
+    """Try again after this many milliseconds. Raises ValueError if they are less than 0."""
     return Outcome(RETRY, (), whole_ms(after_ms), class_, reason)
 
 

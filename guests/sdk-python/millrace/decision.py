@@ -16,7 +16,7 @@ class Decision:
 
 
 def retry_after(after_ms: int) -> Decision:
-    """Try again after this many milliseconds."""
+    """Try again after this many milliseconds. Raises ValueError if they are less than 0."""
     return Decision("retry-after", whole_ms(after_ms))
 
 

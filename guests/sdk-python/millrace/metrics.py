@@ -14,7 +14,7 @@ _Labels = Mapping[str, object]
 
 
 def add(name: str, delta: int = 1, labels: _Labels | None = None) -> None:
-    """Adds to a counter."""
+    """Adds to a counter. Raises ValueError if the number is less than 0."""
     if delta < 0:
         raise ValueError(f"a counter cannot grow by {delta}: give a whole number, 0 or more")
     _host.of("metrics").add(name, _pairs(labels), delta)

@@ -29,7 +29,7 @@ def get(name: str) -> bytes:
 
 
 def text(name: str) -> str:
-    """A secret as text."""
+    """A secret as text. Raises the same, and UnicodeDecodeError if it is not UTF-8."""
     return get(name).decode()
 
 

@@ -1,7 +1,7 @@
 """State: keys and values of the processor in the partition that its batch comes from.
 
 Writes are committed together with the batch's outputs, and only if their message succeeds: each write names its message. Keys are text
-(stored as UTF-8) or bytes.
+(stored as UTF-8) or bytes; others are a TypeError, and a key or a value beyond its bound is a trap.
 
 The cost is in the number of calls to the host, not of keys: `add_each`, `get_many` and `Writes` add, read and write for a whole batch at
 once, or for 10,000 keys at once if there are more. If there is no room, writes raise `StateFull`; a handler that does not catch it retries
@@ -46,19 +46,19 @@ def get(key: Key) -> bytes | None:
 
 
 def text(key: Key) -> str | None:
-    """The value of a key as text."""
+    """The value of a key as text; None if it has none."""
     value = get(key)
     return None if value is None else value.decode("utf-8", "replace")
 
 
 def json(key: Key) -> Any:
-    """The value of a key, read as JSON; None if it has none."""
+    """The value of a key, read as JSON; None if it has none. Raises ValueError if it is not JSON."""
     value = get(key)
     return None if value is None else _json.loads(value)
 
 
 def number(key: Key) -> int | None:
-    """The number of a key, as `add` stores it. Raises ValueError if the value is not a number."""
+    """The number of a key, as `add` stores it; None if it has none. Raises ValueError if the value is not a number."""
     value = get(key)
     return None if value is None else number_of(value)
 

@@ -3,9 +3,11 @@
 //! message of each write; otherwise one failure repeats the whole batch.
 //!
 //! The cost is in the number of calls to the host, not of keys: [`Sums`], [`get_many`] and
-//! [`Writes`] add, read and write for a whole batch at once. Without WASM the state is a map in the
-//! thread's memory, for tests: [`testing`](crate::testing) gives a handler its own state and shows
-//! the changes.
+//! [`Writes`] add, read and write for a whole batch at once, or for 10,000 keys at once if there are
+//! more. If a later one of several such calls finds no room, what earlier ones wrote stays, each for
+//! its message: retry or reject the messages, and their writes are discarded. Without WASM the state
+//! is a map in the thread's memory, for tests: [`testing`](crate::testing) gives a handler its own
+//! state and shows the changes.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) mod memory;
