@@ -119,6 +119,9 @@ final class Abi {
             Address decisions = Memory.zeros(16 * count);
             for (int index = 0; index < count; index++) {
                 Decision decision = errorHandler.decide(new Failure(batch, failures.add(Failure.BYTES * index)));
+                if (decision == null) {
+                    throw new IllegalStateException("the decision about failure " + index + " is null: return one of Decision");
+                }
                 Address field = decisions.add(16 * index);
                 field.putByte((byte) decision.kind);
                 if (decision.kind == Decision.DROP) {

@@ -70,6 +70,9 @@ final class Answer {
         int details = 0;
         for (int message = 0; message < messages; message++) {
             Outcome outcome = outcomes.get(message);
+            if (outcome == null) {
+                throw new IllegalStateException("the outcome of message " + message + " is null: return one of Outcome");
+            }
             kinds[message] = (byte) outcome.kind;
             for (Output output : outcome.outputs) {
                 emit(output, message);

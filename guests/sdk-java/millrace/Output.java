@@ -50,6 +50,16 @@ public final class Output {
         return value(utf8(value));
     }
 
+    /** Removes the key. */
+    public Output withoutKey() {
+        return key((byte[]) null);
+    }
+
+    /** Removes the value. */
+    public Output withoutValue() {
+        return value((byte[]) null);
+    }
+
     /** Adds a header to those that the output has, which are at first the message's. Names that begin with `millrace-` are refused. */
     public Output header(String name, byte[] value) {
         if (headers == null) {

@@ -1,5 +1,6 @@
 package conformance;
 
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -23,7 +24,7 @@ public final class Main {
     }
 
     private static List<Outcome> process(Batch batch) {
-        byte[] suffix = Config.get("suffix", "").getBytes();
+        byte[] suffix = Config.get("suffix", "").getBytes(StandardCharsets.UTF_8);
         long[] counts = State.addEach(batch);
         List<Outcome> outcomes = new ArrayList<>(batch.size());
         for (Message message : batch) {
