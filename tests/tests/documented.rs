@@ -1,6 +1,6 @@
-//! Compares three documents with the source: `docs/bounds.md` must have every bound of the host,
-//! `docs/metrics.md` every metric, `docs/errors.md` every code of an error. To write them from the
-//! source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
+//! Compares four documents with the source: `docs/bounds.md` must have every bound of the host,
+//! `docs/metrics.md` every metric, `docs/errors.md` every code of an error, `docs/wit.md` the whole contract with components. To write
+//! them from the source: `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-tests --test documented`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -10,6 +10,9 @@ use std::fs;
 use millrace::{ErrorCode, error_codes};
 use millrace_model::Kind;
 use millrace_tests::tree::{Source, repository, sources};
+
+#[path = "documented/wit.rs"]
+mod wit;
 
 /// The variable that makes this test write the documents instead of comparing them.
 const WRITE: &str = "MILLRACE_WRITE_DOCS";
@@ -72,6 +75,18 @@ fn every_code_of_an_error_is_documented() {
         assert!(page.contains(&row), "{} has no row", code.code);
     }
     hold("docs/errors.md", &page);
+}
+
+#[test]
+fn the_whole_contract_with_components_is_documented() {
+    let page = wit::page();
+    for name in ["message-processor", "state", "producer", "secrets"] {
+        assert!(
+            page.contains(&format!("\n## {name}\n")),
+            "{name} has no section"
+        );
+    }
+    hold("docs/wit.md", &page);
 }
 
 /// The host's sources without tests.
