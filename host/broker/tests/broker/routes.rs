@@ -309,6 +309,7 @@ async fn a_list_of_grants_that_is_too_long_is_refused_for_processors_and_routes(
             grants,
             config: Default::default(),
             limits: Limits::default(),
+            breaker: Default::default(),
         };
         let path = RoutePath::parse("/a").unwrap();
         let set = rig.session.routes().set_route(&path, of_route).await;

@@ -10,11 +10,11 @@ use base64::engine::general_purpose::STANDARD;
 use millrace_broker::{ModuleError, TrustedKey, is_tag};
 use millrace_model::{Clock, SystemClock};
 use minisign::{KeyPair, PError, PublicKey, SecretKey, SecretKeyBox};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::output::Output;
-use super::table::cell;
+use super::table::{cell, facts};
 
 /// What is added to a component's path for its signature's.
 const SIGNATURE_SUFFIX: &str = ".minisig";
@@ -100,9 +100,18 @@ pub(super) fn sign(args: &SignArgs, out: &mut Output) -> Result<(), Failure> {
     std::fs::write(&output, signature.to_string()).map_err(|error| unwritable(&output, &error))?;
     let made = json!({"signature_file": output, "comment": comment});
     out.answer(&made, |made| {
-        let file = cell(&made["signature_file"]);
-        format!("signature  {file}\ncomment    {}", cell(&made["comment"]))
+        facts(&[
+            ("signature", cell(&made["signature_file"])),
+            ("comment", fields_of(&made["comment"])),
+        ])
     })
+}
+
+/// A comment for people. minisign writes its fields with tabs between them: a line each.
+pub(super) fn fields_of(comment: &Value) -> String {
+    let fields = comment.as_str().unwrap_or_default().split('\t');
+    let fields: Vec<String> = fields.map(|field| cell(&json!(field))).collect();
+    fields.join("\n")
 }
 
 /// No host takes a module under anything that is no tag, so a signature for it would be useless.

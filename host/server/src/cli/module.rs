@@ -376,13 +376,7 @@ fn show(module: &Value) -> String {
             "signed by",
             format!("key {}, {trusted}", cell(&signature["key"])),
         ));
-        // Fields with tabs between them, as minisign writes them: a line each.
-        let comment = signature["comment"].as_str().unwrap_or_default();
-        let fields: Vec<String> = comment
-            .split('\t')
-            .map(|field| cell(&json!(field)))
-            .collect();
-        pairs.push(("signed", fields.join("\n")));
+        pairs.push(("signed", keys::fields_of(&signature["comment"])));
     }
     facts(&pairs)
 }
