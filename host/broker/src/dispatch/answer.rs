@@ -401,4 +401,6 @@ fn write_with<'a>(
 }
 
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod tests;

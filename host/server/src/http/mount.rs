@@ -216,3 +216,6 @@ fn refusal(error: ServeError, revision: u32) -> ApiError {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz_tests;

@@ -12,7 +12,7 @@ use crate::dispatch::live::OutputTopic;
 use crate::ground::columns::push;
 use crate::ground::partitioner::Partitioner;
 
-fn topics(default: bool) -> OutputTopics {
+pub(super) fn topics(default: bool) -> OutputTopics {
     let spec = |name| TopicSpec {
         name: TopicName::parse(name).unwrap(),
         partitions: 3,
@@ -36,7 +36,7 @@ fn topics(default: bool) -> OutputTopics {
     }
 }
 
-fn batch() -> ColumnBatch {
+pub(super) fn batch() -> ColumnBatch {
     let mut batch = ColumnBatch::default();
     for value in [&b"one"[..], b"two", b"three"] {
         let header = [(&b"name"[..], Some(&b"value"[..]))];
@@ -53,7 +53,7 @@ fn batch() -> ColumnBatch {
 }
 
 /// A correct answer: emits from the first message, retries the second, rejects the third.
-fn sound() -> Answer {
+pub(super) fn sound() -> Answer {
     let detail = |message, class: &str| Detail {
         message,
         after_ms: Some(7),

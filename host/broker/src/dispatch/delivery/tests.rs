@@ -595,3 +595,27 @@ fn what_an_operator_has_accepted_is_given_up_beside_the_bound() {
     let effects = by_word(Word::CountsFor(left), failures, &drops, &none, 0);
     assert_eq!((effects.dropped.len(), effects.given_up_unproven), (1, 1));
 }
+
+#[test]
+fn no_decisions_of_an_error_handler_break_a_batch() {
+    let mut rng = fastrand::Rng::with_seed(11);
+    for _ in 0..5_000 {
+        let failures: Vec<Failed> = (0..4)
+            .map(|message| failed(message, Cause::Retry, None))
+            .collect();
+        // Fewer than failures, as many, or more; with any delay and any reason.
+        let decisions: Vec<Decision> = (0..rng.usize(..7))
+            .map(|_| match rng.u32(..5) {
+                0 => Decision::RetryAfter(Duration::from_millis(rng.u64(..))),
+                1 => Decision::RetryAfter(Duration::from_millis(u64::MAX >> rng.u32(..64))),
+                2 => Decision::DeadLetter,
+                3 => Decision::Drop("x\u{1b}\n".repeat(rng.usize(..3_000))),
+                _ => Decision::Policy,
+            })
+            .collect();
+        let batch = batch(&["a", "b", "a", "c"], 0);
+        let effects = decide(&batch, failures, &decisions, &Progress::default());
+        let kept = effects.progress.parked.len() + effects.given_up.len() + effects.dropped.len();
+        assert_eq!(kept, 4, "each message has one fate");
+    }
+}
