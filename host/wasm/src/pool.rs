@@ -160,6 +160,11 @@ impl GuestState {
         }
     }
 
+    /// Drops everything that the guest has a handle of: it has ended and is not called again.
+    pub(crate) fn drop_handles(&mut self) {
+        self.table = ResourceTable::new();
+    }
+
     /// The host's notes on the call.
     pub(crate) fn notes(&self) -> &Arc<Notes> {
         &self.notes

@@ -65,22 +65,31 @@ impl GuestCall for Serve {
             http.new_incoming_request(Scheme::Http, request)?,
             http.new_response_outparam(said)?,
         );
-        let call = function.call_async(&mut guest.store, params);
         // The guest writes its body while it runs, so both must go on together.
         let has_answered = AtomicBool::new(false);
-        let passing = pass(heard, &has_answered, answer, bytes_max);
-        let (call, passing) = (pin!(call), pin!(passing));
-        let passed = match select(call, passing).await {
-            Either::Left((called, passing)) => {
-                called?;
+        let mut passing = pin!(pass(heard, &has_answered, answer, bytes_max));
+        let passed = {
+            let call = pin!(function.call_async(&mut guest.store, params));
+            match select(call, passing.as_mut()).await {
+                Either::Left((called, _)) => {
+                    called?;
+                    None
+                }
+                Either::Right((Ok(()), call)) => {
+                    // What comes after the end of the answer is the guest's own affair, within its time.
+                    call.await?;
+                    Some(Ok(()))
+                }
+                Either::Right((failed, _)) => Some(failed),
+            }
+        };
+        let passed = match passed {
+            Some(passed) => passed,
+            None => {
+                // A body that it has not finished will never be: nobody should wait for that.
+                guest.store.data_mut().drop_handles();
                 finish(passing, &has_answered).await
             }
-            Either::Right((Ok(()), call)) => {
-                // What comes after the end of the answer is the guest's own affair, within its time.
-                call.await?;
-                Ok(())
-            }
-            Either::Right((failed, _)) => failed,
         };
         Ok(match passed {
             Ok(()) => Returned::Answer(()),

@@ -10,7 +10,7 @@ use wit_parser::{Resolve, SourceMap};
 const EXPORT: &str = "millrace:broker/message-processor@0.1.1";
 
 /// Where the record of an answer begins in its memory.
-const ANSWER_AT: usize = 1_024;
+pub(crate) const ANSWER_AT: usize = 1_024;
 
 /// Where the guest allocates from, after everything else in its memory.
 const HEAP_AT: usize = 65_536;
@@ -73,26 +73,8 @@ pub(crate) fn record(lists: &[(usize, u32, u32)]) -> Vec<u8> {
 impl Forged {
     /// The component.
     pub(crate) fn component(&self) -> Vec<u8> {
-        let mut core = wat::parse_str(self.text()).expect("the text assembles");
-        let mut resolve = Resolve::default();
-        for (name, text) in wasi() {
-            resolve.push_source(&name, &text).expect("WASI's packages");
-        }
-        let contract = contract().parse().map_err(|(_, error)| error);
-        let contract = contract.expect("the contract");
-        resolve.push_group(contract).expect("the contract");
-        let world = format!(
-            "package test:forged;\nworld forged {{ {} export {EXPORT}; }}",
-            self.world
-        );
-        let package = resolve.push_source("world.wit", &world).expect("a world");
-        let world = resolve.select_world(&[package], Some("forged"));
-        let world = world.expect("the world is there");
-        embed_component_metadata(&mut core, &resolve, world, self.encoding, false)
-            .expect("the module takes its world");
-        let mut encoder = ComponentEncoder::default();
-        encoder.validate(true).module(&core).expect("the module");
-        encoder.encode().expect("the component")
+        let world = format!("{} export {EXPORT};", self.world);
+        encoded(&self.text(), &world, self.encoding)
     }
 
     fn text(&self) -> String {
@@ -128,6 +110,27 @@ impl Forged {
     }
 }
 
+/// The component of a core module in text and of the lines of its world.
+pub(crate) fn encoded(core: &str, world: &str, encoding: StringEncoding) -> Vec<u8> {
+    let mut core = wat::parse_str(core).expect("the text assembles");
+    let mut resolve = Resolve::default();
+    for (name, text) in wasi() {
+        resolve.push_source(&name, &text).expect("WASI's packages");
+    }
+    let contract = contract().parse().map_err(|(_, error)| error);
+    let contract = contract.expect("the contract");
+    resolve.push_group(contract).expect("the contract");
+    let world = format!("package test:forged;\nworld forged {{ {world} }}");
+    let package = resolve.push_source("world.wit", &world).expect("a world");
+    let world = resolve.select_world(&[package], Some("forged"));
+    let world = world.expect("the world is there");
+    embed_component_metadata(&mut core, &resolve, world, encoding, false)
+        .expect("the module takes its world");
+    let mut encoder = ComponentEncoder::default();
+    encoder.validate(true).module(&core).expect("the module");
+    encoder.encode().expect("the component")
+}
+
 fn repository() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
@@ -139,7 +142,7 @@ fn wasi() -> Vec<(String, String)> {
         let text = std::fs::read_to_string(file).expect("a copy of WASI's package");
         (name.to_owned(), text)
     };
-    let mut packages = vec![read("io.wit"), read("clocks.wit")];
+    let mut packages = vec![read("io.wit"), read("clocks.wit"), read("http.wit")];
     packages.push(("random.wit".to_owned(), RANDOM.to_owned()));
     packages
 }

@@ -14,6 +14,7 @@ mod http_handler;
 mod kept;
 mod runtime;
 mod servers;
+mod shapeless;
 mod sink;
 mod state;
 mod support;
