@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::super::*;
 use super::found::modules_of;
 use super::model::{BEGINNING, Dump, Modules, Sending};
-use super::run::{Point, Run, directory, read_checkpoint};
+use super::run::{DATABASE_HEAD_BYTES, Point, Run, directory, read_checkpoint};
 use super::transactions::{mark, send};
 use crate::start::recovery::{Recovered, recover};
 
@@ -138,7 +138,7 @@ impl<'a> Worker<'a> {
             };
             let (remains, _) = point.lose(loss, self.home.path(), self.home.path());
             let what = format!("{what}; and, recovering, before {}, {loss:?}", point.before);
-            let (again, _) = self.recover(&remains, &what);
+            let again = self.recover_again(&remains, &what);
             self.tally.after_crashed_recovery += 1;
             if durable {
                 assert_eq!(again, found, "{what}");
@@ -152,7 +152,7 @@ impl<'a> Worker<'a> {
         let (end, _) =
             inner[inner.len() - 1].lose(Loss::NAMED[1], self.home.path(), self.home.path());
         let what = format!("{what}; recovered, and the power failed right then");
-        let (again, _) = self.recover(&end, &what);
+        let again = self.recover_again(&end, &what);
         self.tally.again += 1;
         if durable {
             assert_eq!(again, found, "{what}");
@@ -201,6 +201,27 @@ impl<'a> Worker<'a> {
     fn recover(&self, remains: &Point, what: &str) -> (Found, Vec<Point>) {
         let disk = self.put(remains);
         let inner = self.keep_points(&disk, remains);
+        let found = self.recover_on(&disk, what);
+        let mut inner = std::mem::take(&mut *inner.lock());
+        let end = self.point(remains, disk.image(), None, "the end".to_owned());
+        let last = inner.last().and_then(|last| last.checkpoint.as_ref());
+        if let (Some(last), Some(end)) = (last, &end.checkpoint) {
+            let head = |bytes: &[u8]| bytes[..DATABASE_HEAD_BYTES].to_vec();
+            assert!(
+                head(last) != head(end) || last == end,
+                "{what}: the database changed, and its head did not"
+            );
+        }
+        inner.push(end);
+        (found, inner)
+    }
+
+    /// Recovers where nobody asks for the crash points.
+    fn recover_again(&self, remains: &Point, what: &str) -> Found {
+        self.recover_on(&self.put(remains), what)
+    }
+
+    fn recover_on(&self, disk: &SimDisk, what: &str) -> Found {
         let recovered = recover(
             Arc::new(disk.clone()),
             self.home.path(),
@@ -213,11 +234,8 @@ impl<'a> Worker<'a> {
             dump: Dump::of(&recovered),
             modules: modules_of(&recovered),
         };
-        assert_no_leftovers(&disk, &recovered, what);
-        drop(recovered);
-        let mut inner = std::mem::take(&mut *inner.lock());
-        inner.push(self.point(remains, disk.image(), None, "the end".to_owned()));
-        (found, inner)
+        assert_no_leftovers(disk, &recovered, what);
+        found
     }
 
     fn keep_points(&self, disk: &SimDisk, remains: &Point) -> Arc<Mutex<Vec<Point>>> {

@@ -6,6 +6,7 @@
 //! fixed order.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::PathBuf;
 
 use millrace_engine::conformance::named;
@@ -255,13 +256,31 @@ impl History {
     }
 }
 
-/// The current database; equal bytes are kept once.
+/// The bytes of a database that change with each of its transactions: among them is a counter of these.
+pub(super) const DATABASE_HEAD_BYTES: usize = 100;
+
+/// The current database; equal bytes are kept once. It is read whole only if its head has changed: there are far more operations than
+/// transactions, and this is asked before each of them.
 pub(super) fn read_checkpoint(dir: &Path, last: Option<Arc<Vec<u8>>>) -> Option<Arc<Vec<u8>>> {
-    let bytes = fs::read(dir.join("checkpoint.sqlite")).ok()?;
+    let path = dir.join("checkpoint.sqlite");
+    if last.as_ref().is_some_and(|last| has_head_of(&path, last)) {
+        return last;
+    }
+    let bytes = fs::read(path).ok()?;
     Some(
         last.filter(|last| **last == bytes)
             .unwrap_or_else(|| Arc::new(bytes)),
     )
+}
+
+/// Whether the database has the length and the head of these bytes.
+fn has_head_of(path: &Path, bytes: &[u8]) -> bool {
+    let mut head = [0; DATABASE_HEAD_BYTES];
+    let read = fs::File::open(path).and_then(|mut file| {
+        file.read_exact(&mut head)?;
+        Ok(file.metadata()?.len())
+    });
+    read.is_ok_and(|length| length == bytes.len() as u64) && bytes.starts_with(&head)
 }
 
 /// Waits until the engine has nothing to do.
