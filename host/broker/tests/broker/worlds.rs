@@ -24,8 +24,8 @@ use crate::states::{change, counting};
 
 /// Number of worlds; `MILLRACE_WORLDS` overrides it, and `MILLRACE_WORLD` selects a single one.
 const WORLDS: u64 = 1_000;
-/// Worlds that run concurrently.
-const THREADS: u64 = 4;
+/// Worlds that run concurrently: far more than there are cores, because a world mostly waits, for hosts that seem to be dead and for retries.
+const THREADS: u64 = 16;
 const PARTITIONS: u32 = 3;
 const STEPS: usize = 40;
 /// A message that is in flight when three hosts end is given up, so fewer hosts end.
