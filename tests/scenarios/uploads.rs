@@ -16,7 +16,7 @@ const EMPTY_COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 fn refused(component: &[u8], status: u16, code: &str, says: &[&str]) -> Result<()> {
     let host = host()?;
     let client = host.client();
-    let reply = client.post("/v1/modules", "application/wasm", component)?;
+    let reply = client.upload(component)?;
     assert_eq!(
         reply.status,
         status,
@@ -106,7 +106,7 @@ fn a_compile_bomb_is_refused_in_bounded_time_while_the_host_answers() -> Result<
     // On a shared machine everything takes longer, also the bomb.
     let usual = began.elapsed();
     let began = Instant::now();
-    let reply = client.post("/v1/modules", "application/wasm", &bomb)?;
+    let reply = client.upload(&bomb)?;
     assert_eq!(
         reply.status,
         422,

@@ -259,10 +259,19 @@ impl Client {
 
     /// Uploads a component; returns its digest.
     pub fn push(&self, component: &[u8]) -> Result<String> {
-        let module = self
-            .post("/v1/modules", "application/wasm", component)?
-            .ok()?;
-        digest_of(&module)
+        digest_of(&self.upload(component)?.ok()?)
+    }
+
+    /// Uploads a component, and returns what became of it, however long it is compiled.
+    pub fn upload(&self, component: &[u8]) -> Result<Reply> {
+        let mut reply = self.post("/v1/modules", "application/wasm", component)?;
+        while reply.status == 202 {
+            let shown: Value = serde_json::from_slice(&reply.body)?;
+            let digest = digest_of(&shown)?;
+            std::thread::sleep(Duration::from_millis(200));
+            reply = self.get(&format!("/v1/modules/{digest}"))?;
+        }
+        Ok(reply)
     }
 
     /// Deploys a processor or its next revision; returns the number of the current revision.

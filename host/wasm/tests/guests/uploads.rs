@@ -255,7 +255,7 @@ async fn uploads_of_the_same_bytes_share_one_compile_and_what_became_of_it() {
         )
     };
     let began = async {
-        while !compiling(&host, digest).is_some_and(|compiling| compiling.begun_at.is_some()) {
+        while compiling(&host, digest).is_none_or(|compiling| compiling.begun_at.is_none()) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };

@@ -312,7 +312,7 @@ impl<'a> Loop<'a> {
             );
         }
         let body = component.bytes.as_slice();
-        module::upload(&self.client, None, None, None, body)?;
+        module::upload(self.client, None, None, None, body)?;
         for topic in self.topics() {
             let is_known = self.followed.iter().any(|followed| followed.topic == topic);
             if matches!(self.role, Role::Route(_)) && !is_known {
