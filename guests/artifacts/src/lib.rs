@@ -94,6 +94,8 @@ guests! {
     WEBHOOK = "webhook";
     /// Answers HTTP requests as their paths say.
     WEB = "web";
+    /// A component of WASI messaging that sends, forwards and fails as its messages say.
+    MESSENGER = "messenger";
     /// Sends messages and reads state as its requests say.
     COURIER = "courier";
     /// Tries to reach out of its sandbox.

@@ -90,6 +90,7 @@ pub(crate) fn examine(bytes: &[u8], limits: &GuestLimits) -> Result<Outline, Adm
         return Err(missing_export(&Interface::ALL, &names.exports));
     }
     refuse_ungranted(&names.imports)?;
+    refuse_state_of_messaging(&names)?;
     Ok(Outline {
         exports,
         imports: names.imports,
@@ -355,6 +356,17 @@ fn invalid(error: wasmparser::BinaryReaderError) -> AdmitError {
     AdmitError::Invalid(clean(&error.to_string(), 500))
 }
 
+/// What a component exports to handle messages one by one.
+const MESSAGING_HANDLER: &str = "wasi:messaging/incoming-handler@0.2.0-draft";
+/// Interfaces of `wasi:messaging` that a guest may import, in this version only: it is a draft.
+const MESSAGING_GRANTED: [&str; 2] = [
+    "wasi:messaging/types@0.2.0-draft",
+    "wasi:messaging/producer@0.2.0-draft",
+];
+/// The interface of `wasi:messaging` that waits for replies, and why there are none.
+const MESSAGING_REPLIES: &str = "wasi:messaging/request-reply@";
+const NO_REPLIES: &str = "what a component sends is committed with the message that it handles, so it cannot wait for a reply to it";
+
 /// What a component exports to answer HTTP requests.
 const HTTP_HANDLER: &str = "wasi:http/incoming-handler";
 
@@ -392,8 +404,21 @@ impl Contract for Interface {
     }
 }
 
-/// The interface with this export's name, in a supported version.
+/// Whether an export handles messages one by one.
+pub(crate) fn handles_messages(export: &str) -> bool {
+    export == MESSAGING_HANDLER
+}
+
+/// Whether an import sends messages by `wasi:messaging`.
+pub(crate) fn sends_messages(import: &str) -> bool {
+    import.starts_with("wasi:messaging/producer@")
+}
+
+/// The interface with this export's name, in a supported version. Whoever handles messages one by one processes them, too.
 pub(crate) fn interface_of(export: &str) -> Option<Interface> {
+    if handles_messages(export) {
+        return Some(Interface::MessageProcessor);
+    }
     let (name, version) = export.split_once('@')?;
     Interface::ALL.into_iter().find(|interface| {
         interface.interface_name() == name && version.starts_with(interface.version())
@@ -424,9 +449,12 @@ fn interfaces_of<'a>(exports: impl Iterator<Item = &'a str>) -> Vec<Interface> {
 
 /// The refusal of a component that exports none of `wanted`.
 pub(crate) fn missing_export(wanted: &[Interface], exports: &[String]) -> AdmitError {
+    let is_processor = wanted.contains(&Interface::MessageProcessor);
+    let messaging = is_processor.then_some(MESSAGING_HANDLER);
     let wanted = wanted
         .iter()
         .map(|interface| format!("{}@{}x", interface.interface_name(), interface.version()))
+        .chain(messaging.map(str::to_owned))
         .collect::<Vec<_>>()
         .join(", ");
     let found = match exports {
@@ -441,11 +469,40 @@ fn refuse_ungranted(imports: &[String]) -> Result<(), AdmitError> {
         .iter()
         .map(String::as_str)
         .filter(|name| !is_granted(name));
-    let imports = listed(ungranted);
+    let mut imports = listed(ungranted);
+    if let Some(import) = imports
+        .iter_mut()
+        .find(|import| import.starts_with(MESSAGING_REPLIES))
+    {
+        *import = format!("{import} ({NO_REPLIES})");
+    }
     if imports.is_empty() {
         return Ok(());
     }
     Err(AdmitError::UngrantedImports { imports })
+}
+
+/// State is changed for messages of a batch, and `wasi:messaging` knows no batches.
+fn refuse_state_of_messaging(names: &Names) -> Result<(), AdmitError> {
+    let processors: Vec<&String> = names
+        .exports
+        .iter()
+        .filter(|export| interface_of(export) == Some(Interface::MessageProcessor))
+        .collect();
+    let state = names.imports.iter();
+    let state = state.filter(|import| own_interface(import) == Some("state"));
+    let imports: Vec<String> = state
+        .map(|import| {
+            let import = clean(import, NAME_LISTED_BYTES_MAX);
+            format!(
+                "{import} (a component of wasi:messaging has no state; export message-processor)"
+            )
+        })
+        .collect();
+    match !imports.is_empty() && matches!(&*processors, [only] if handles_messages(only)) {
+        true => Err(AdmitError::UngrantedImports { imports }),
+        false => Ok(()),
+    }
 }
 
 fn is_granted(import: &str) -> bool {
@@ -457,6 +514,7 @@ fn is_granted(import: &str) -> bool {
         None => {
             let of_everyone = WASI_GRANTED.iter().any(|granted| name.starts_with(granted));
             version.starts_with(WASI_VERSION) && (of_everyone || is_http(name))
+                || MESSAGING_GRANTED.contains(&import)
         }
     }
 }

@@ -3,7 +3,7 @@
 use millrace_broker::handler::{AdmitError, Interface};
 use millrace_model::processor::Grants;
 
-use crate::admission::own_interface;
+use crate::admission::{own_interface, sends_messages};
 use crate::logs::Owner;
 
 /// Outbound HTTP; `wasi:http/types` alone reaches nobody.
@@ -60,12 +60,15 @@ pub(crate) fn check(
 }
 
 /// Whether an import belongs to another kind of owner. State is a processor's in a partition, so a route and a partitioner have none;
-/// sending and reading others' state are a route's. A component that exports both kinds may import what either has: in the other role its calls get an error.
+/// sending and reading others' state are a route's; what is sent by `wasi:messaging` is part of a processor's answer. A component that exports both kinds may import what either has: in the other role its calls get an error.
 fn is_foreign(import: &str, exports: &[Interface], owner: &Owner) -> bool {
     let other = match (own_interface(import), owner) {
         (Some("state"), Owner::Route(_) | Owner::Topic(_)) => Interface::MessageProcessor,
         (Some("producer" | "views"), Owner::Processor(_) | Owner::Topic(_)) => {
             Interface::HttpHandler
+        }
+        (None, Owner::Route(_) | Owner::Topic(_)) if sends_messages(import) => {
+            Interface::MessageProcessor
         }
         _ => return false,
     };
@@ -185,5 +188,24 @@ mod tests {
             ..Grants::default()
         };
         assert_eq!(check(&imports, &both, &granted, &route), Ok(()));
+    }
+
+    #[test]
+    fn only_a_processor_sends_by_wasi_messaging() {
+        let imports = ["wasi:messaging/producer@0.2.0-draft".to_owned()];
+        let none = Grants::default();
+        let check = |export: Interface, owner: Owner| check(&imports, &[export], &none, &owner);
+        let processor = Owner::Processor("p".into());
+        assert_eq!(check(Interface::MessageProcessor, processor), Ok(()));
+        for (export, owner) in [
+            (Interface::HttpHandler, Owner::Route("/a".into())),
+            (Interface::Partitioner, Owner::Topic("t".into())),
+        ] {
+            let refused = check(export, owner);
+            assert!(
+                matches!(refused, Err(AdmitError::UngrantedImports { .. })),
+                "{refused:?}"
+            );
+        }
     }
 }

@@ -26,7 +26,7 @@ use crate::engine;
 use crate::epoch::Ticker;
 use crate::granted;
 use crate::guest_metrics::AllMetrics;
-use crate::interfaces::{self, error_handler, http_handler, partitioner, processor};
+use crate::interfaces::{self, error_handler, http_handler, messaging, partitioner, processor};
 use crate::logs::{GuestLogs, HostLog, LogSink, Owner};
 use crate::metadata;
 use crate::module::Module;
@@ -318,10 +318,21 @@ impl WasmHost {
         owner: Owner,
         request: LoadRequest,
     ) -> Result<Arc<Pool>, AdmitError> {
+        let module = self.module_of(&request).await?;
+        self.open::<C>(owner, module, request).await
+    }
+
+    async fn module_of(&self, request: &LoadRequest) -> Result<Arc<Module>, AdmitError> {
         let mut job = Job::new(Asker::Host);
-        let module = self
-            .module(request.digest, &request.bytes, &mut job)
-            .await?;
+        self.module(request.digest, &request.bytes, &mut job).await
+    }
+
+    async fn open<C: GuestCall>(
+        &self,
+        owner: Owner,
+        module: Arc<Module>,
+        request: LoadRequest,
+    ) -> Result<Arc<Pool>, AdmitError> {
         granted::check(
             module.imports(),
             &module.interfaces(),
@@ -407,6 +418,9 @@ impl WasmHost {
                 self.purpose(&owner, 0, limits.clone()),
             );
             match interface {
+                Interface::MessageProcessor if module.handles_messages() => {
+                    Pool::open::<messaging::Handle>(shared, module, purpose).await
+                }
                 Interface::MessageProcessor => {
                     Pool::open::<processor::Process>(shared, module, purpose).await
                 }
@@ -458,8 +472,13 @@ impl ModuleHost for WasmHost {
 
     async fn processor(&self, request: LoadRequest) -> Result<Arc<dyn BatchHandler>, AdmitError> {
         let owner = Owner::Processor(request.owner.clone());
-        let pool = self.load::<processor::Process>(owner, request).await?;
-        Ok(Arc::new(processor::Processor(pool)))
+        let module = self.module_of(&request).await?;
+        if module.handles_messages() {
+            let pool = self.open::<messaging::Handle>(owner, module, request);
+            return Ok(Arc::new(messaging::Handler(pool.await?)));
+        }
+        let pool = self.open::<processor::Process>(owner, module, request);
+        Ok(Arc::new(processor::Processor(pool.await?)))
     }
 
     async fn partitioner(

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use millrace_broker::handler::{AdmitError, Interface};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
-use crate::admission::{interface_of, is_http, missing_export, own_interface, sends_http};
+use crate::admission::{
+    handles_messages, interface_of, is_http, missing_export, own_interface, sends_http,
+};
 use crate::compiled::{self, TrustedCode};
 use crate::interfaces::http;
 use crate::logs::{clean, without_places};
@@ -90,14 +92,25 @@ impl Module {
         interface: Interface,
         function: &str,
     ) -> Result<ComponentExportIndex, AdmitError> {
-        let export = self
+        let index = |name: &String| {
+            let instance = self.component.get_export_index(None, name)?;
+            self.component.get_export_index(Some(&instance), function)
+        };
+        // Two exports may be the same interface to the broker; their functions differ.
+        self.exports
+            .iter()
+            .filter(|name| interface_of(name) == Some(interface))
+            .find_map(index)
+            .ok_or_else(|| missing_export(&[interface], &self.exports))
+    }
+
+    /// Whether it processes messages by `wasi:messaging` alone.
+    pub(crate) fn handles_messages(&self) -> bool {
+        let mut processors = self
             .exports
             .iter()
-            .find(|name| interface_of(name) == Some(interface));
-        export
-            .and_then(|name| self.component.get_export_index(None, name))
-            .and_then(|instance| self.component.get_export_index(Some(&instance), function))
-            .ok_or_else(|| missing_export(&[interface], &self.exports))
+            .filter(|name| interface_of(name) == Some(Interface::MessageProcessor));
+        processors.all(|name| handles_messages(name))
     }
 
     /// Its exported interfaces.

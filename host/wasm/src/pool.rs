@@ -20,6 +20,7 @@ use crate::call::{self, GuestCall, Returned, explain};
 use crate::epoch::Ticker;
 use crate::guest_metrics::GuestMetrics;
 use crate::interfaces::http::HttpState;
+use crate::interfaces::messaging::Messaging;
 use crate::interfaces::wasi;
 use crate::limits::{Allowed, InstanceGauges, InstanceLimits};
 use crate::logs::{LogSink, Owner, without_places};
@@ -144,6 +145,8 @@ pub(crate) struct GuestState {
     stderr: LineStream,
     /// While a batch is processed.
     pub(crate) state: Option<Box<StateAttempt>>,
+    /// Of a component of `wasi:messaging`.
+    pub(crate) messaging: Messaging,
     wasi: WasiCtx,
     http: HttpState,
     table: ResourceTable,
@@ -163,6 +166,11 @@ impl GuestState {
     /// Drops everything that the guest has a handle of: it has ended and is not called again.
     pub(crate) fn drop_handles(&mut self) {
         self.table = ResourceTable::new();
+    }
+
+    /// The host's resources that the guest holds.
+    pub(crate) fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
     }
 
     /// The host's notes on the call.
@@ -470,6 +478,7 @@ impl Pool {
             stdout,
             stderr,
             state: None,
+            messaging: Messaging::default(),
             http,
             table,
             notes,

@@ -97,6 +97,46 @@ fn a_message_is_processed_by_an_uploaded_component() {
 }
 
 #[test]
+fn a_component_of_wasi_messaging_is_a_processor_whose_messages_are_committed_with_their_cause() {
+    let host = TestHost::start().with_topic("in", 1).with_topic("out", 1);
+    let host = host.with_topic("alerts", 1);
+    let bytes = guest_artifacts::MESSENGER.to_vec();
+    let module = host.call("POST", "/v1/modules", &[], bytes).json();
+    assert_eq!(module["exports"], json!(["message-processor"]));
+    let spec = json!({
+        "topics": ["in"], "module": module["digest"], "output": "out", "retry": {"attempts_max": 1},
+        "grants": {"topics": ["alerts"]},
+    });
+    let deployed = host.call("PUT", "/v1/processors/m", &[], spec.to_string());
+    assert_eq!(deployed.status, 201, "{}", deployed.json());
+    let values = [
+        "send - to the output",
+        "send alerts to another topic",
+        "send-and-fail alerts never",
+        "nothing",
+    ];
+    let messages = values.map(|value| json!({"key": "k", "value": value}));
+    let path = "/v1/topics/in/messages?wait=m&wait_ms=30000";
+    let sent = host.post_json(path, json!({"messages": messages}).to_string());
+    assert_eq!(sent.json()["passed"], true, "{}", sent.json());
+    for (topic, value) in [("out", "to the output"), ("alerts", "to another topic")] {
+        let path = format!("/v1/topics/{topic}/partitions/0/messages?from=0");
+        let read = host.get(&path).json();
+        assert_eq!(read["messages"].as_array().map(Vec::len), Some(1), "{read}");
+        assert_eq!(read["messages"][0]["value"], value);
+        assert_eq!(read["messages"][0]["key"], "k");
+    }
+    let letters = host.get("/v1/processors/m/dead-letters").json();
+    let letter = &letters["dead_letters"][0];
+    assert_eq!(letter["message"]["value"], values[2]);
+    assert_eq!(
+        (&letter["cause"], &letter["class"]),
+        (&json!("retry"), &json!("other"))
+    );
+    assert_eq!(letter["reason"], "after it was sent");
+}
+
+#[test]
 fn a_dead_letter_is_listed_shown_and_sent_again_once() {
     let host = TestHost::start().with_topic("in", 1).with_topic("out", 1);
     let bytes = guest_artifacts::POISON.to_vec();

@@ -7,6 +7,7 @@ pub(crate) mod error_handler;
 pub(crate) mod http;
 pub(crate) mod http_handler;
 pub(crate) mod log;
+pub(crate) mod messaging;
 pub(crate) mod metrics;
 pub(crate) mod partitioner;
 pub(crate) mod processor;
@@ -30,6 +31,7 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     metrics::link(linker)?;
     producer::link(linker)?;
     views::link(linker)?;
+    messaging::link(linker)?;
     wasi::link(linker)
 }
 

@@ -12,6 +12,7 @@ mod hostile;
 mod http;
 mod http_handler;
 mod kept;
+mod messaging;
 mod runtime;
 mod servers;
 mod shapeless;
