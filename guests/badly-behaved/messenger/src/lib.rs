@@ -71,6 +71,14 @@ impl Guest for Messenger {
                 HOARD.with_borrow_mut(|hoard| hoard.extend(hoarded));
                 Ok(())
             }
+            "keep" => {
+                HOARD.with_borrow_mut(|hoard| hoard.push(message));
+                Ok(())
+            }
+            "recall" => {
+                let kept = HOARD.with_borrow(|hoard| hoard.first().map(Message::data));
+                send(topic, made(&format!("{kept:?}")))
+            }
             "trap" => panic!("it was told to"),
             _ => Ok(()),
         }

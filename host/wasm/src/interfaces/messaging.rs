@@ -1,11 +1,12 @@
 //! `wasi:messaging`: components that handle one message at a time and send others. The adapter hands each message of a batch to `handle`;
 //! what that sends becomes outputs of the message, which are committed with it, or not at all. `docs/messaging.md` has the mapping.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use millrace_broker::handler::{BatchHandler, CallError, Called, Interface};
 use millrace_broker::state::StateAttempt;
+use millrace_model::bounds::MESSAGE_BYTES_MAX;
 use millrace_model::columns::{Detail, NONE, OutcomeCode};
 use millrace_model::processor::{Grants, Limits};
 use millrace_model::{Answer, ColumnBatch};
@@ -22,8 +23,14 @@ const CONTENT_TYPE: &str = "content-type";
 /// The metadata in which a component finds the key of a message, and gives one to a message that it sends.
 const KEY: &str = "millrace-key";
 
+/// Why the data of a message cannot be read.
+const GONE: &str = "the message was received in an earlier call, and its data is gone";
+
 /// Bytes of an error's text that are kept.
 const REASON_BYTES_MAX: usize = 2_000;
+
+/// Room for key and headers of the message that is being handled: no more than a message has, as text.
+const RECEIVED_BYTES: u64 = 2 * MESSAGE_BYTES_MAX as u64;
 
 /// Bytes of a topic's name that are repeated in an error.
 const TOPIC_SHOWN_BYTES_MAX: usize = 200;
@@ -43,8 +50,8 @@ struct Message {
 }
 
 enum Data {
-    /// The value of a message of the batch.
-    Received(Arc<ColumnBatch>, usize),
+    /// The value of a message of the batch. It is gone after the call: a guest that keeps the message keeps no batch.
+    Received(Weak<ColumnBatch>, usize),
     Own(Vec<u8>),
 }
 
@@ -160,7 +167,9 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     types.func_wrap(
         "[method]message.data",
         |store: Store<'_>, message: (Resource<Message>,)| {
-            read(store, message, |message| message.data.bytes().to_vec())
+            let (data,) = read(store, message, |message| message.data.to_vec())?;
+            let data = data.ok_or_else(|| wasmtime::Error::msg(GONE))?;
+            Ok((data,))
         },
     )?;
     types.func_wrap(
@@ -244,9 +253,10 @@ fn change(
     count(store.data_mut(), message)
 }
 
-/// Counts what a message holds now. A guest that holds too much traps: the host's memory is not its own.
+/// Counts what a message holds now. A guest that holds too much traps: the host's memory is not its own. The message that it handles
+/// always has room.
 fn count(guest: &mut GuestState, message: &Resource<Message>) -> wasmtime::Result<()> {
-    let max = guest.call_limits.answer_bytes_max;
+    let max = guest.call_limits.answer_bytes_max + RECEIVED_BYTES;
     let message = guest.table().get_mut(message)?;
     let (before, now) = (message.held_bytes, message.bytes());
     message.held_bytes = now;
@@ -255,7 +265,7 @@ fn count(guest: &mut GuestState, message: &Resource<Message>) -> wasmtime::Resul
     match *held > max {
         false => Ok(()),
         true => Err(wasmtime::Error::msg(format!(
-            "the messages that it holds have {held} bytes; the maximum is {max} (limits.answer_bytes_max = {max})"
+            "the messages that it holds have {held} bytes; the maximum is {max} (limits.answer_bytes_max and {RECEIVED_BYTES})"
         ))),
     }
 }
@@ -269,11 +279,15 @@ fn take(guest: &mut GuestState, message: Resource<Message>) -> wasmtime::Result<
 }
 
 impl Data {
-    fn bytes(&self) -> &[u8] {
+    /// The bytes; `None` if their batch is gone.
+    fn to_vec(&self) -> Option<Vec<u8>> {
         match self {
-            // A message without a value is one without bytes.
-            Self::Received(batch, message) => batch.value(*message).unwrap_or_default(),
-            Self::Own(bytes) => bytes,
+            Self::Received(batch, message) => {
+                // A message without a value is one without bytes.
+                let batch = batch.upgrade()?;
+                Some(batch.value(*message).unwrap_or_default().to_vec())
+            }
+            Self::Own(bytes) => Some(bytes.clone()),
         }
     }
 }
@@ -286,7 +300,7 @@ impl Message {
         };
         Self {
             topic: Some(batch.topic.clone()),
-            data: Data::Received(Arc::clone(batch), message),
+            data: Data::Received(Arc::downgrade(batch), message),
             headers: batch.headers(message).map(header).collect(),
             key: batch.key(message).map(<[u8]>::to_vec),
             held_bytes: 0,
@@ -406,15 +420,16 @@ impl Handling {
             self.over = Some(why.clone());
             return Err(format!("the answer is too large: {why}"));
         }
-        let key = match message.key {
-            Some(key) => self.span(&key),
+        let key = match &message.key {
+            Some(key) => self.span(key),
             None => self.of_source(|batch, at| [batch.keys[at * 2], batch.keys[at * 2 + 1]]),
         };
         let value = match &message.data {
-            Data::Received(batch, at) if Arc::ptr_eq(batch, &self.batch) => {
-                [batch.values[at * 2], batch.values[at * 2 + 1]]
+            Data::Received(batch, at) if batch.as_ptr() == Arc::as_ptr(&self.batch) => {
+                [self.batch.values[at * 2], self.batch.values[at * 2 + 1]]
             }
-            data => self.span(data.bytes()),
+            Data::Received(..) => return Err(GONE.to_owned()),
+            Data::Own(bytes) => self.span(bytes),
         };
         for (name, value) in &message.headers {
             let (name, value) = (self.span(name.as_bytes()), self.span(value));

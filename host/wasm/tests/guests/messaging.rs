@@ -158,6 +158,12 @@ async fn what_it_holds_and_what_it_sends_is_bounded() {
         }
         other => panic!("{other:?}"),
     }
+    // A message that it keeps keeps no batch.
+    handler.process(&batch(["keep"])).await.unwrap();
+    match handler.process(&batch(["recall out"])).await {
+        Err(CallError::Trap { message, .. }) => assert!(message.contains("is gone"), "{message}"),
+        other => panic!("{other:?}"),
+    }
     let trapped = handler.process(&batch(["ok", "trap"])).await;
     assert!(
         matches!(trapped, Err(CallError::Trap { .. })),
