@@ -304,7 +304,7 @@ codes! {
             "The component does not start within its limits."
             "make it start within the limits that the message names, or raise them: `limits` in the processor's specification, or settings of the host";
         InvalidSpec "invalid-spec"
-            "The processor's specification contradicts itself or a rule."
+            "The specification of a processor or a route contradicts itself or a rule."
             "change the specification; nothing was deployed";
         InvalidConfig "invalid-config"
             "A setting of a component has a wrong key, or the settings are over a bound."

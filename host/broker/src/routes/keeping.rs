@@ -68,7 +68,13 @@ struct Decided {
 enum Turn {
     Made(RouteStatus),
     /// This component must be loaded first.
-    Lacks(Route, RouteRevision),
+    Lacks(Box<Lacking>),
+}
+
+/// A changed route, and the revision of it that is not loaded.
+struct Lacking {
+    route: Route,
+    revision: RouteRevision,
 }
 
 impl Routes {
@@ -375,7 +381,8 @@ impl Routes {
             };
             match turn {
                 Turn::Made(status) => return Ok(status),
-                Turn::Lacks(route, revision) => {
+                Turn::Lacks(lacking) => {
+                    let Lacking { route, revision } = *lacking;
                     let handler = self.load(&route, &revision).await?;
                     loaded = vec![Running {
                         revision,
@@ -421,7 +428,7 @@ impl Routes {
             .find(|one| Some(one.revision.number) == must_run && one.handler.is_err());
         if let Some(lacking) = lacking {
             let revision = lacking.revision.clone();
-            return Ok(Turn::Lacks(route, revision));
+            return Ok(Turn::Lacks(Box::new(Lacking { route, revision })));
         }
         let mut expects = vec![all];
         // Whoever deletes a module expects the routes to be as they were.
