@@ -272,7 +272,7 @@ fn any_answer(rng: &mut Rng) -> Said {
         1 => [100, 101, 103, 999, 0, 99, 1_000][rng.usize(..7)],
         _ => statuses[rng.usize(..statuses.len())],
     };
-    let parts = (0..rng.usize(..6)).map(|_| vec![rng.u8(b'a'..b'z'); rng.usize(..20)]);
+    let parts = (0..rng.usize(..6)).map(|_| vec![rng.u8(b'a'..=b'z'); rng.usize(..20)]);
     let parts: Vec<Vec<u8>> = parts.collect();
     let bytes: usize = parts.iter().map(Vec::len).sum();
     Said {
