@@ -72,9 +72,10 @@ pub(crate) enum Returned<T> {
     Unavailable(String),
 }
 
-/// Runs `work` for at most `time_max` of its own time, and also returns that time; `notes` count its interruptions.
+/// Runs `work` for at most `time_max` of its own time, and also returns that time; `notes` count its interruptions. It is boxed by
+/// whoever makes it: a call's future is large, and would be copied at each step on its way here.
 pub(crate) async fn run<F>(
-    work: F,
+    work: Pin<Box<F>>,
     time_max: Duration,
     notes: Arc<Notes>,
     clock: Arc<dyn Clock>,
@@ -84,8 +85,8 @@ pub(crate) async fn run<F>(
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    let mut metered = Box::pin(Metered {
-        work: Box::pin(work),
+    let mut metered = Metered {
+        work,
         notes,
         clock,
         time_max,
@@ -94,14 +95,14 @@ where
         waiting_since: None,
         alarm: None,
         is_carried: false,
-    });
+    };
     if !lane.is_slow()
         && let Some(ended) = metered.poll_inline().await
     {
         return (ended.result, ended.time);
     }
     metered.is_carried = true;
-    let carried = threads.carry(lane, metered).await;
+    let carried = threads.carry(lane, Box::pin(metered)).await;
     let ended = carried.unwrap_or_else(|error| Ended {
         result: Err(CallError::Host(format!(
             "the guest's thread failed: {error}"
@@ -140,8 +141,8 @@ struct Metered<F> {
 
 impl<F: Future> Metered<F> {
     /// Polls on this thread until there is a result (`Some`) or the work takes too long for it (`None`).
-    async fn poll_inline(self: &mut Pin<Box<Self>>) -> Option<Ended<F::Output>> {
-        std::future::poll_fn(|context| match self.as_mut().poll(context) {
+    async fn poll_inline(&mut self) -> Option<Ended<F::Output>> {
+        std::future::poll_fn(|context| match Pin::new(&mut *self).poll(context) {
             Poll::Ready(result) => Poll::Ready(Some(result)),
             Poll::Pending if self.notes.yields() > INLINE_YIELDS_MAX => Poll::Ready(None),
             Poll::Pending => Poll::Pending,

@@ -1,5 +1,6 @@
 //! Warm instances of one module for one owner: taken for a call, returned if it succeeded, discarded otherwise.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -280,7 +281,7 @@ impl Pool {
     async fn first(self: &Arc<Self>) -> Result<Guest, CallError> {
         let slot = self.shared.slots.take(self.limits.memory_bytes_max).await?;
         let notes = Arc::<Notes>::default();
-        let made = Arc::clone(self).instantiate(slot, Arc::clone(&notes));
+        let made = Box::pin(Arc::clone(self).instantiate(slot, Arc::clone(&notes)));
         self.run(made, self.start_time_max(), notes)
             .await
             .0
@@ -307,7 +308,11 @@ impl Pool {
         call: C,
         messages: usize,
     ) -> (Result<C::Output, CallError>, Option<CallUse>) {
-        let turn = self.turns.acquire().await;
+        // Almost always there is one, and taking it at once is cheaper than waiting for it. Whoever waits still gets the next one.
+        let turn = match self.turns.try_acquire() {
+            Ok(turn) => Ok(turn),
+            Err(_) => self.turns.acquire().await,
+        };
         let turn = turn.map_err(|error| CallError::Host(error.to_string()));
         let place = match &turn {
             Ok(_) => self.place().await,
@@ -318,7 +323,7 @@ impl Pool {
             Err(error) => return (Err(error), None),
         };
         let notes = place.notes();
-        let work = Arc::clone(self).work(call, place, Arc::clone(&notes));
+        let work = Box::pin(Arc::clone(self).work(call, place, Arc::clone(&notes)));
         let (ended, time) = self
             .run(work, self.call_time_max(), Arc::clone(&notes))
             .await;
@@ -346,7 +351,7 @@ impl Pool {
 
     async fn run<F>(
         &self,
-        work: F,
+        work: Pin<Box<F>>,
         time_max: Duration,
         notes: Arc<Notes>,
     ) -> (Result<F::Output, CallError>, Duration)

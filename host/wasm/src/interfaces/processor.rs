@@ -82,28 +82,31 @@ impl GuestCall for Process {
         let (result,) = function.call_async(&mut guest.store, batch).await?;
         let state = guest.store.data_mut().state.take();
         Ok(match result {
-            Ok(answer) => match within_limits(answer.into(), &guest.store.data().call_limits) {
-                Ok(answer) => Returned::Answer((answer, state)),
-                Err(why) => Returned::Bad(why),
-            },
+            Ok(answer) => {
+                let answer = Answer::from(answer);
+                match exceeded(&answer, &guest.store.data().call_limits) {
+                    None => Returned::Answer((answer, state)),
+                    Some(why) => Returned::Bad(why),
+                }
+            }
             Err(BatchError::Unavailable(reason)) => Returned::Unavailable(reason),
         })
     }
 }
 
-/// The answer, or which of its parts is too large.
-fn within_limits(answer: Answer, limits: &Limits) -> Result<Answer, String> {
-    let (bytes, outputs) = (answer_bytes(&answer), answer.sources.len());
+/// Which part of the answer is too large.
+fn exceeded(answer: &Answer, limits: &Limits) -> Option<String> {
+    let (bytes, outputs) = (answer_bytes(answer), answer.sources.len());
     let (bytes_max, outputs_max) = (limits.answer_bytes_max, limits.answer_outputs_max);
     if bytes > bytes_max {
-        return Err(format!("it has {bytes} bytes; the maximum is {bytes_max}"));
+        return Some(format!("it has {bytes} bytes; the maximum is {bytes_max}"));
     }
     if outputs > outputs_max as usize {
-        return Err(format!(
+        return Some(format!(
             "it has {outputs} outputs; the maximum is {outputs_max}"
         ));
     }
-    Ok(answer)
+    None
 }
 
 fn answer_bytes(answer: &Answer) -> u64 {
