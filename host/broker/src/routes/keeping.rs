@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics::counter;
@@ -256,13 +257,17 @@ impl Routes {
 
     /// Withdraws a failing canary on behalf of the host, if it is still on trial.
     pub(super) async fn withdraw_by_itself(&self, path: &RoutePath, revision: u32, why: &str) {
+        let was_on_trial = AtomicBool::new(false);
         let withdrawn = self
             .change_existing(path, |route, asked| {
-                revisions::withdraw_failing(route, asked, revision, why);
+                let was = revisions::withdraw_failing(route, asked, revision, why);
+                was_on_trial.store(was, Ordering::Relaxed);
                 Ok(None)
             })
             .await;
         match withdrawn {
+            // Another host was quicker, or someone has promoted it.
+            Ok(_) if !was_on_trial.load(Ordering::Relaxed) => {}
             Ok(_) => {
                 counter!("millrace_canaries_withdrawn_total", "route" => path.to_string())
                     .increment(1);

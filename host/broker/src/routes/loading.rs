@@ -3,7 +3,7 @@
 //! The task of routes loads up to [`ROUTE_LOADS_MAX`] routes at once, outside of every lock, so a slow load delays neither a change nor
 //! another route. A route answers as before until the load of its new form has ended.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -114,8 +114,8 @@ type UnderWay = FuturesUnordered<BoxFuture<'static, Done>>;
 /// What the task has begun and not finished.
 #[derive(Default)]
 struct Begun {
-    loads: HashMap<RoutePath, Version>,
-    withdrawals: HashMap<RoutePath, u32>,
+    loads: HashSet<RoutePath>,
+    withdrawals: HashSet<RoutePath>,
 }
 
 /// Loads and withdraws until told to stop, or until the broker is gone.
@@ -140,9 +140,9 @@ pub(crate) async fn run(routes: Weak<Inner>, news: Arc<Notify>, mut stop: watch:
 impl Begun {
     fn end(&mut self, done: &Done) {
         match done {
-            Done::Brought(path) => drop(self.loads.remove(path)),
-            Done::Withdrew(path) => drop(self.withdrawals.remove(path)),
-        }
+            Done::Brought(path) => self.loads.remove(path),
+            Done::Withdrew(path) => self.withdrawals.remove(path),
+        };
     }
 }
 
@@ -184,7 +184,7 @@ impl Routes {
                     continue;
                 }
             }
-            let is_under_way = begun.loads.contains_key(&path);
+            let is_under_way = begun.loads.contains(&path);
             if is_under_way || begun.loads.len() >= ROUTE_LOADS_MAX {
                 // Whatever ends gives the next one its place.
                 continue;
@@ -192,7 +192,7 @@ impl Routes {
             let Some(route) = read(&key, &entry) else {
                 continue;
             };
-            begun.loads.insert(path.clone(), entry.version);
+            begun.loads.insert(path.clone());
             let routes = self.clone();
             under_way.push(Box::pin(async move {
                 routes.bring(route, entry.version, known).await;
@@ -208,10 +208,10 @@ impl Routes {
         };
         let why = trial.watch.lock().trouble().map(ToOwned::to_owned);
         let (path, revision) = (known.route.path.clone(), trial.canary.revision);
-        let Some(why) = why.filter(|_| !begun.withdrawals.contains_key(&path)) else {
+        let Some(why) = why.filter(|_| !begun.withdrawals.contains(&path)) else {
             return;
         };
-        begun.withdrawals.insert(path.clone(), revision);
+        begun.withdrawals.insert(path.clone());
         let routes = self.by_itself();
         under_way.push(Box::pin(async move {
             routes.withdraw_by_itself(&path, revision, &why).await;

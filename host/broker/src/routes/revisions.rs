@@ -169,11 +169,9 @@ pub(super) fn withdraw(
     Ok(())
 }
 
-/// Withdraws a failing canary on behalf of the host, if it is still on trial.
-pub(super) fn withdraw_failing(route: &mut Route, asked: Asked, revision: u32, why: &str) {
-    if route.on_trial() == Some(revision) {
-        let _ = withdraw(route, asked, Some(why.to_owned()));
-    }
+/// Withdraws a failing canary on behalf of the host, if it is still on trial; returns whether it was.
+pub(super) fn withdraw_failing(route: &mut Route, asked: Asked, revision: u32, why: &str) -> bool {
+    route.on_trial() == Some(revision) && withdraw(route, asked, Some(why.to_owned())).is_ok()
 }
 
 /// Rolls back as asked. Without a target, or with the current revision as the target, a canary is withdrawn and the current one stays.
@@ -449,9 +447,9 @@ mod tests {
         let mut forced = route.clone();
         promote(&mut forced, asked(6), Some("it fails"), true).unwrap();
         assert_eq!(forced.current, 2);
-        withdraw_failing(&mut forced, by_host(7), 2, "it fails");
+        assert!(!withdraw_failing(&mut forced, by_host(7), 2, "it fails"));
         assert_eq!(forced.current, 2, "it is no canary any more");
-        withdraw_failing(&mut route, by_host(7), 2, "it fails");
+        assert!(withdraw_failing(&mut route, by_host(7), 2, "it fails"));
         assert_eq!((route.current, route.on_trial()), (1, None));
         assert_eq!(last(&route), (ChangeKind::Withdraw, 2));
     }
