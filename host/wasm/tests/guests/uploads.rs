@@ -126,7 +126,7 @@ async fn passive_data_costs_its_bytes_once_and_no_instance_anything() {
 
 /// The memory of this process that is its own, without pages of files.
 fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let own = status
         .lines()
         .find_map(|line| line.strip_prefix("RssAnon:"));
