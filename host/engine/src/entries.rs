@@ -32,6 +32,28 @@ impl Entries {
         version
     }
 
+    /// Takes over a write that was given its version elsewhere; returns whether it is news. Writes of one key arrive in any order.
+    pub fn hear(
+        &mut self,
+        kind: EntryKind,
+        key: String,
+        value: Option<Bytes>,
+        version: Version,
+    ) -> bool {
+        let kind = &mut self.kinds[kind as usize];
+        let is_newer = kind.newest < version;
+        kind.newest = kind.newest.max(version);
+        let known = kind.by_key.get(&key).map(|entry| entry.version);
+        if !is_newer && known.is_none_or(|known| known >= version) {
+            return false;
+        }
+        match value {
+            Some(value) => kind.by_key.insert(key, Entry { value, version }),
+            None => kind.by_key.remove(&key),
+        };
+        true
+    }
+
     /// All entries of a kind, by key.
     pub fn of(&self, kind: EntryKind) -> &BTreeMap<String, Entry> {
         &self.kinds[kind as usize].by_key

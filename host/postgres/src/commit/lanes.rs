@@ -1,0 +1,288 @@
+//! The lanes: each takes what waits as one group, locks its rows, decides, writes and commits. One lane locks at a time, so groups begin in
+//! the order of the queue; the others write and wait for the disk of the database meanwhile.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::contract::Transaction;
+use millrace_engine::{CommitError, Receipt};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection as _, Executor as _};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::judging::{Judge, Writes};
+use super::locking::Needs;
+use crate::store::Store;
+use crate::tables::{Loaded, TableKey};
+use crate::trouble::Trouble;
+
+/// Groups that are on their way to the database at once.
+pub(crate) const LANES: usize = 3;
+/// Transactions that wait; further callers wait for their turn.
+const QUEUE_TRANSACTIONS_MAX: usize = 4096;
+/// KiB of transactions that wait or are being committed.
+const QUEUE_KIB_MAX: u32 = 128 << 10;
+/// Transactions of one group.
+const GROUP_TRANSACTIONS_MAX: usize = 1024;
+/// KiB of one group: its transactions are in the memory of both sides.
+const GROUP_KIB_MAX: u32 = 16 << 10;
+/// How often a group is tried that met another one crosswise.
+const TRIES_MAX: u32 = 5;
+/// How many connections are tried for a group.
+const CONNECTIONS_MAX: u32 = 3;
+/// A group that the database does not answer for so long is in doubt.
+const GROUP_DURATION_MAX: Duration = Duration::from_secs(30);
+
+/// A transaction that waits.
+pub(crate) struct Waiting {
+    pub(crate) transaction: Transaction,
+    /// The tables that its state is written to.
+    pub(crate) tables: Vec<(TableKey, Arc<Loaded>)>,
+    pub(crate) kib: u32,
+    pub(crate) answer: oneshot::Sender<Result<Receipt, CommitError>>,
+    pub(crate) room: OwnedSemaphorePermit,
+}
+
+/// Where transactions wait.
+pub(crate) struct Queue {
+    sender: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+}
+
+/// Where lanes take them from.
+pub(crate) type Intake = Arc<Mutex<Receiver>>;
+
+pub(crate) struct Receiver {
+    waiting: mpsc::Receiver<Waiting>,
+    /// The one that did not fit into the last group.
+    next: Option<Waiting>,
+}
+
+/// A queue and its other end.
+pub(crate) fn queue() -> (Queue, Intake) {
+    let (sender, waiting) = mpsc::channel(QUEUE_TRANSACTIONS_MAX);
+    let room = Arc::new(Semaphore::new(QUEUE_KIB_MAX as usize));
+    let receiver = Receiver {
+        waiting,
+        next: None,
+    };
+    (Queue { sender, room }, Arc::new(Mutex::new(receiver)))
+}
+
+impl Queue {
+    /// Waits until the transaction is committed or refused.
+    pub(crate) async fn commit(
+        &self,
+        transaction: Transaction,
+        tables: Vec<(TableKey, Arc<Loaded>)>,
+        bytes: usize,
+    ) -> Result<Receipt, CommitError> {
+        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(QUEUE_KIB_MAX);
+        let kib = kib.min(QUEUE_KIB_MAX);
+        let room = Arc::clone(&self.room).acquire_many_owned(kib).await;
+        let room = room.map_err(|_| CommitError::Closed)?;
+        let (answer, answered) = oneshot::channel();
+        let waiting = Waiting {
+            transaction,
+            tables,
+            kib,
+            answer,
+            room,
+        };
+        let sent = self.sender.send(waiting).await;
+        sent.map_err(|_| CommitError::Closed)?;
+        answered.await.unwrap_or(Err(CommitError::Closed))
+    }
+
+    /// Nothing more is taken; what waits is committed.
+    pub(crate) fn close(&self) {
+        self.room.close();
+    }
+}
+
+impl Receiver {
+    /// Waits for a group; `None` if nothing more comes.
+    async fn group(&mut self) -> Option<Vec<Waiting>> {
+        let first = match self.next.take() {
+            Some(first) => first,
+            None => self.waiting.recv().await?,
+        };
+        let mut kib = first.kib;
+        // A producer's new epoch counts for what comes after it.
+        let mut is_alone = first.transaction.producer.is_some();
+        let mut group = vec![first];
+        while !is_alone && group.len() < GROUP_TRANSACTIONS_MAX {
+            let Ok(next) = self.waiting.try_recv() else {
+                break;
+            };
+            kib = kib.saturating_add(next.kib);
+            is_alone = next.transaction.producer.is_some();
+            if kib > GROUP_KIB_MAX || is_alone {
+                self.next = Some(next);
+                break;
+            }
+            group.push(next);
+        }
+        Some(group)
+    }
+}
+
+/// Why a group failed, and whether it may have taken effect.
+enum Failed {
+    Undone(Trouble),
+    InDoubt(Trouble),
+}
+
+impl From<Trouble> for Failed {
+    fn from(trouble: Trouble) -> Self {
+        Self::Undone(trouble)
+    }
+}
+
+type Answers = Vec<Result<Receipt, CommitError>>;
+
+/// Commits groups until the queue is closed.
+pub(crate) async fn run(store: Arc<Store>, intake: Intake) {
+    let mut connection = None;
+    loop {
+        let mut turn = Arc::clone(&intake).lock_owned().await;
+        let Some(group) = turn.group().await else {
+            return;
+        };
+        let mut turn = Some(turn);
+        let mut tries = 0;
+        let answers = loop {
+            tries += 1;
+            let done = commit(&store, &mut connection, &group, || drop(turn.take()));
+            let done = tokio::time::timeout(GROUP_DURATION_MAX, done).await;
+            let done = done.unwrap_or_else(|_| {
+                let reason = "the database does not answer";
+                Err(Failed::InDoubt(Trouble::Unavailable(reason.into())))
+            });
+            match done {
+                Ok(answers) => break answers,
+                Err(Failed::Undone(Trouble::Again(_))) if tries < TRIES_MAX => {
+                    connection = None;
+                }
+                // The server may have closed a connection that was kept, or ended the sessions of a host that stood still.
+                Err(Failed::Undone(Trouble::Unavailable(_))) if tries < CONNECTIONS_MAX => {
+                    connection = None;
+                }
+                Err(failed) => {
+                    connection = None;
+                    let error = match failed {
+                        Failed::Undone(trouble) => trouble.into(),
+                        Failed::InDoubt(trouble) => {
+                            CommitError::InDoubt(trouble.to_string().into())
+                        }
+                    };
+                    break vec![Err(error); group.len()];
+                }
+            }
+        };
+        for (waiting, answer) in group.into_iter().zip(answers) {
+            // The turns of its tables end here, with what was written applied.
+            drop(waiting.transaction);
+            // The caller may have gone.
+            let _ = waiting.answer.send(answer);
+            drop(waiting.room);
+        }
+    }
+}
+
+async fn commit(
+    store: &Store,
+    kept: &mut Option<PgConnection>,
+    group: &[Waiting],
+    locked: impl FnOnce(),
+) -> Result<Answers, Failed> {
+    let mut connection = match kept.take() {
+        Some(connection) => connection,
+        None => {
+            let made = PgConnection::connect_with(&store.connect).await;
+            made.map_err(Trouble::from)?
+        }
+    };
+    let committed = commit_on(store, &mut connection, group, locked).await;
+    if committed.is_ok() {
+        *kept = Some(connection);
+    }
+    committed
+}
+
+async fn commit_on(
+    store: &Store,
+    connection: &mut PgConnection,
+    group: &[Waiting],
+    locked_now: impl FnOnce(),
+) -> Result<Answers, Failed> {
+    let mut needs = Needs::default();
+    let mut tables: HashMap<TableKey, Arc<Loaded>> = HashMap::new();
+    for waiting in group {
+        needs.add(&waiting.transaction);
+        tables.extend(waiting.tables.iter().cloned());
+    }
+    begin(connection).await?;
+    let locked = needs.lock(connection).await?;
+    locked_now();
+    for loaded in tables.values() {
+        // Others may have written; nobody does from here on.
+        loaded.catch_up(connection).await?;
+    }
+    let now = store.clock.wall();
+    let mut judge = Judge::new(locked, &store.tables.room, &tables, now);
+    let decide = |waiting: &Waiting| judge.decide(&waiting.transaction);
+    let answers: Answers = group.iter().map(decide).collect();
+    let Judge {
+        writes, mut locked, ..
+    } = judge;
+    if writes.is_empty() && !writes.is_durable {
+        rollback(connection).await?;
+        return Ok(answers);
+    }
+    if !writes.is_durable {
+        let relax = sqlx::query("set local synchronous_commit = off");
+        connection.execute(relax).await.map_err(Trouble::from)?;
+    }
+    writes.write(connection, &mut locked.idempotence).await?;
+    let committed = connection.execute(sqlx::raw_sql("commit")).await;
+    committed.map_err(|error| Failed::InDoubt(error.into()))?;
+    show(store, &writes, &tables, connection).await;
+    Ok(answers)
+}
+
+async fn begin(connection: &mut PgConnection) -> Result<(), Trouble> {
+    connection.execute(sqlx::raw_sql("begin")).await?;
+    Ok(())
+}
+
+async fn rollback(connection: &mut PgConnection) -> Result<(), Trouble> {
+    connection.execute(sqlx::raw_sql("rollback")).await?;
+    Ok(())
+}
+
+/// Makes visible what is committed.
+async fn show(
+    store: &Store,
+    writes: &Writes,
+    tables: &HashMap<TableKey, Arc<Loaded>>,
+    connection: &mut PgConnection,
+) {
+    for (key, chain, seq, writes) in &writes.applied {
+        store.tables.note(&key.1, *chain, *seq, true);
+        if let Some(loaded) = tables.get(key)
+            && !loaded.apply(*seq, writes).await
+            && let Err(error) = loaded.catch_up(connection).await
+        {
+            tracing::warn!(%error, "a table of state cannot be read again now; it is when it is next asked for");
+        }
+        store.news.state();
+    }
+    if !writes.entries.is_empty() {
+        store.hear_own_catalogue(connection).await;
+    }
+    let ends = writes.ends.iter().map(|(at, next)| (*at, *next));
+    store.mirror.hear_ends(ends.clone());
+    store.news.ends(ends);
+}

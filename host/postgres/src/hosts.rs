@@ -1,0 +1,221 @@
+//! Which hosts live, as the database sees it: each holds the lock of its row in a session of its own and renews the row's time.
+//!
+//! A process that ends loses its session, so the others know at once. A host that stands still keeps its session; its time tells, by the
+//! database's clock, and the others end its sessions, so that what it has locked is free. Neither decides what may be committed: that
+//! is the epoch of a lease, which is checked in each transaction.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use millrace_engine::{HostId, HostInfo};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection as _, Executor as _, Row as _};
+use tokio::sync::watch;
+
+use crate::options::PostgresOptions;
+use crate::trouble::Trouble;
+
+/// The first half of the locks of hosts; the second half is the row's.
+pub(crate) const LOCK_CLASS: i32 = 0x6d69_6c6c;
+/// How long one round may take before the session is given up.
+const ROUND_DURATION_MAX: Duration = Duration::from_secs(5);
+
+/// This host among the others.
+pub(crate) struct Hosts {
+    pub(crate) id: HostId,
+    alive: watch::Sender<Arc<[HostInfo]>>,
+    /// Whether the last round reached the database.
+    is_reached: AtomicBool,
+    /// Tests let a host stand still.
+    is_stalled: AtomicBool,
+}
+
+/// The condition under which a row of `host` is of a living host; `$1` has the milliseconds after which it is dead, `$2` the class of
+/// locks.
+pub(crate) const LIVES: &str = "(seen_at > clock_timestamp() - $1 * interval '1 millisecond' \
+    and exists (select from pg_locks where locktype = 'advisory' and granted and objsubid = 2 \
+    and database = (select oid from pg_database where datname = current_database()) \
+    and classid = $2::int::oid and objid::bigint = lock_id::bigint & 4294967295))";
+
+impl Hosts {
+    pub(crate) fn new() -> Self {
+        use std::hash::{BuildHasher as _, RandomState};
+        // Random: a restarted process is a different host. 62 bits, so that it is a positive number everywhere.
+        let id = HostId(RandomState::new().hash_one(0) >> 2);
+        Self {
+            id,
+            alive: watch::Sender::new(Arc::new([])),
+            is_reached: AtomicBool::new(false),
+            is_stalled: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn alive(&self) -> watch::Receiver<Arc<[HostInfo]>> {
+        self.alive.subscribe()
+    }
+
+    pub(crate) fn is_reached(&self) -> bool {
+        self.is_reached.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn stall(&self, is_stalled: bool) {
+        self.is_stalled.store(is_stalled, Ordering::SeqCst);
+    }
+
+    fn lock_id(&self) -> i32 {
+        self.id.0 as i32
+    }
+}
+
+/// The session in which this host lives.
+pub(crate) struct Session {
+    connection: PgConnection,
+}
+
+impl Session {
+    /// Connects and takes the lock and the row of this host.
+    pub(crate) async fn begin(
+        hosts: &Hosts,
+        options: &PostgresOptions,
+        connect: &PgConnectOptions,
+    ) -> Result<Self, Trouble> {
+        let mut connection = PgConnection::connect_with(connect).await?;
+        // A session of this host that broke may still have it for a moment.
+        let lock = sqlx::query("select pg_advisory_lock($1, $2)");
+        connection
+            .execute(lock.bind(LOCK_CLASS).bind(hosts.lock_id()))
+            .await?;
+        let mut session = Self { connection };
+        session.say(hosts, options).await?;
+        session.look(hosts, options).await?;
+        Ok(session)
+    }
+
+    async fn say(&mut self, hosts: &Hosts, options: &PostgresOptions) -> Result<(), Trouble> {
+        let say = sqlx::query(
+            "insert into host (id, address, release, lock_id, seen_at) values ($1, $2, $3, $4, clock_timestamp()) \
+             on conflict (id) do update set seen_at = excluded.seen_at",
+        );
+        let say = say.bind(hosts.id.0 as i64).bind(&options.address);
+        let say = say.bind(&options.release).bind(hosts.lock_id());
+        self.connection.execute(say).await?;
+        Ok(())
+    }
+
+    /// Learns who lives, and ends the sessions of those who stand still.
+    async fn look(&mut self, hosts: &Hosts, options: &PostgresOptions) -> Result<(), Trouble> {
+        let asked = format!("select id, address, {LIVES} as lives from host order by id");
+        let asked = sqlx::query(sqlx::AssertSqlSafe(asked));
+        let dead_ms = options.dead_after.as_millis() as i64;
+        let asked = asked.bind(dead_ms).bind(LOCK_CLASS);
+        let rows = self.connection.fetch_all(asked).await?;
+        let mut alive = Vec::with_capacity(rows.len());
+        let mut dead = Vec::new();
+        for row in rows {
+            let id = HostId(row.get::<i64, _>("id") as u64);
+            match row.get("lives") {
+                true => alive.push(HostInfo {
+                    id,
+                    address: row.get::<String, _>("address").into(),
+                }),
+                false => dead.push(id),
+            }
+        }
+        self.evict(&dead, options).await?;
+        hosts.alive.send_if_modified(|known| {
+            let is_new = **known != *alive;
+            if is_new {
+                *known = alive.into();
+            }
+            is_new
+        });
+        Ok(())
+    }
+
+    async fn evict(&mut self, dead: &[HostId], options: &PostgresOptions) -> Result<(), Trouble> {
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = dead.iter().map(|&id| session_name(options, id)).collect();
+        let end = sqlx::query(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = any($1) and pid <> pg_backend_pid()",
+        );
+        self.connection.fetch_all(end.bind(names)).await?;
+        let ids: Vec<i64> = dead.iter().map(|id| id.0 as i64).collect();
+        // It comes back with its row if it goes on; whoever takes its work sees that it has none.
+        let forget = format!("delete from host where id = any($3) and not {LIVES}");
+        let forget = sqlx::query(sqlx::AssertSqlSafe(forget));
+        let dead_ms = options.dead_after.as_millis() as i64;
+        let forget = forget.bind(dead_ms).bind(LOCK_CLASS).bind(ids);
+        self.connection.execute(forget).await?;
+        Ok(())
+    }
+
+    /// Leaves: what this host held can be taken at once.
+    pub(crate) async fn end(mut self, hosts: &Hosts) {
+        let leave = sqlx::query("delete from host where id = $1").bind(hosts.id.0 as i64);
+        let left = self.connection.execute(leave).await;
+        if let Err(error) = left {
+            tracing::debug!(%error, "the database will learn from the end of the session that this host has ended");
+        }
+        // The server ends it anyway.
+        let _ = self.connection.close().await;
+    }
+}
+
+/// The name of all sessions of a host, by which others end them.
+pub(crate) fn session_name(options: &PostgresOptions, id: HostId) -> String {
+    format!("millrace {} {id}", options.schema)
+}
+
+/// Keeps this host alive until it is told to stop. Returns the session, if there is one, so that it can be ended.
+pub(crate) async fn live(
+    hosts: &Hosts,
+    options: &PostgresOptions,
+    connect: &PgConnectOptions,
+    session: Session,
+    mut stop: watch::Receiver<bool>,
+) -> Option<Session> {
+    let mut session = Some(session);
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return session,
+            () = tokio::time::sleep(options.heartbeat_interval) => {}
+        }
+        if hosts.is_stalled.load(Ordering::SeqCst) {
+            continue;
+        }
+        let round = round(hosts, options, connect, session.take());
+        let done = match tokio::time::timeout(ROUND_DURATION_MAX, round).await {
+            Ok(done) => done,
+            Err(_) => Err(Trouble::Unavailable("no answer".into())),
+        };
+        match done {
+            Ok(going) => {
+                hosts.is_reached.store(true, Ordering::Relaxed);
+                session = Some(going);
+            }
+            Err(error) => {
+                let was_reached = hosts.is_reached.swap(false, Ordering::Relaxed);
+                if was_reached {
+                    tracing::warn!(%error, "the database cannot be reached; this host tries again until it can");
+                }
+            }
+        }
+    }
+}
+
+async fn round(
+    hosts: &Hosts,
+    options: &PostgresOptions,
+    connect: &PgConnectOptions,
+    session: Option<Session>,
+) -> Result<Session, Trouble> {
+    let Some(mut session) = session else {
+        return Session::begin(hosts, options, connect).await;
+    };
+    session.say(hosts, options).await?;
+    session.look(hosts, options).await?;
+    Ok(session)
+}

@@ -1,0 +1,31 @@
+//! The engine on PostgreSQL: any number of hosts on one database, each of which takes any request.
+//!
+//! ```text
+//!   commit ──► queue ──► lanes: lock rows ─► decide ─► write ─► commit ──► mirror, tables ──► notification
+//!                                                                            ▲
+//!   reads ──► rows of runs                      other hosts' changes ────────┘
+//! ```
+//! A transaction is decided by plain code ([`commit::judging`]) on rows that are locked in one order ([`commit::locking`]), so what holds
+//! for one host holds for many. A host keeps in memory what must be answered without waiting ([`mirror`]) and the tables of state that it
+//! uses ([`tables`]), and follows the others ([`following`]). Who lives is judged by sessions and the database's clock ([`hosts`]); who may
+//! commit, by the epochs of leases ([`chains`]).
+
+#![forbid(unsafe_code)]
+
+mod catalogue;
+mod chains;
+mod commit;
+mod connect;
+mod engine;
+mod following;
+mod hosts;
+mod mirror;
+mod options;
+mod reading;
+mod store;
+mod tables;
+mod trouble;
+
+pub use self::connect::OpenError;
+pub use self::engine::PostgresEngine;
+pub use self::options::PostgresOptions;

@@ -1,0 +1,179 @@
+//! What this host has heard of the catalogue and of the ends of partitions, for the calls that must not wait.
+
+use std::collections::{BTreeMap, HashMap};
+
+use millrace_engine::entries::Entries;
+use millrace_engine::{Ends, Entry, EntryKind, ReadError, Version, Watch};
+use millrace_model::{Offset, Topic, TopicName, TopicPartition};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+#[derive(Default)]
+pub(crate) struct Mirror {
+    heard: RwLock<Heard>,
+    catalogue: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Heard {
+    topics: BTreeMap<TopicName, Topic>,
+    /// The version of the topics.
+    topics_version: u64,
+    entries: Entries,
+    partitions: HashMap<TopicPartition, Known>,
+}
+
+struct Known {
+    start: Offset,
+    end: watch::Sender<Offset>,
+}
+
+/// A partition's ends as the database has them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    pub(crate) partition: TopicPartition,
+    pub(crate) start: Offset,
+    pub(crate) next: Offset,
+}
+
+/// A write of an entry that this host has not heard of.
+pub(crate) struct EntryNews {
+    pub(crate) kind: EntryKind,
+    pub(crate) key: String,
+    pub(crate) value: Option<bytes::Bytes>,
+    pub(crate) version: Version,
+}
+
+/// Everything that is new in the catalogue.
+#[derive(Default)]
+pub(crate) struct CatalogueNews {
+    /// All topics and their version, if they changed.
+    pub(crate) topics: Option<(Vec<Topic>, u64)>,
+    /// The partitions of all topics, if they changed.
+    pub(crate) partitions: Vec<Stored>,
+    /// By version.
+    pub(crate) entries: Vec<EntryNews>,
+}
+
+impl Mirror {
+    pub(crate) fn topics(&self) -> Vec<Topic> {
+        self.heard.read().topics.values().cloned().collect()
+    }
+
+    pub(crate) fn topic(&self, name: &TopicName) -> Option<Topic> {
+        self.heard.read().topics.get(name).cloned()
+    }
+
+    pub(crate) fn entries(&self, kind: EntryKind) -> Vec<(String, Entry)> {
+        let heard = self.heard.read();
+        let owned = |(key, entry): (&String, &Entry)| (key.clone(), entry.clone());
+        heard.entries.of(kind).iter().map(owned).collect()
+    }
+
+    pub(crate) fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry> {
+        self.heard.read().entries.get(kind, key).cloned()
+    }
+
+    pub(crate) fn version(&self, kind: EntryKind) -> Version {
+        self.heard.read().entries.version(kind)
+    }
+
+    pub(crate) fn topics_version(&self) -> u64 {
+        self.heard.read().topics_version
+    }
+
+    pub(crate) fn watch_catalogue(&self) -> watch::Receiver<u64> {
+        self.catalogue.subscribe()
+    }
+
+    pub(crate) fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
+        let heard = self.heard.read();
+        let known = heard.partition(partition)?;
+        Ok(Ends {
+            start: known.start,
+            end: *known.end.borrow(),
+        })
+    }
+
+    pub(crate) fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
+        let heard = self.heard.read();
+        Ok(Watch::new(heard.partition(partition)?.end.subscribe()))
+    }
+
+    /// Ends never go back: news may arrive in any order.
+    pub(crate) fn hear_ends(&self, ends: impl IntoIterator<Item = (TopicPartition, Offset)>) {
+        let heard = self.heard.read();
+        for (partition, next) in ends {
+            if let Some(known) = heard.partitions.get(&partition) {
+                known.reach(next);
+            }
+        }
+    }
+
+    /// Starts and ends as stored.
+    pub(crate) fn hear_partitions(&self, stored: &[Stored]) {
+        let mut heard = self.heard.write();
+        for stored in stored {
+            if let Some(known) = heard.partitions.get_mut(&stored.partition) {
+                known.start = known.start.max(stored.start);
+                known.reach(stored.next);
+            }
+        }
+    }
+
+    /// What changed in the catalogue.
+    pub(crate) fn hear_catalogue(&self, news: CatalogueNews) {
+        let mut heard = self.heard.write();
+        let mut changes = false;
+        if let Some((topics, version)) = news.topics
+            && version > heard.topics_version
+        {
+            changes = true;
+            heard.topics_version = version;
+            heard.topics = topics
+                .into_iter()
+                .map(|topic| (topic.spec.name.clone(), topic))
+                .collect();
+            let mut before = std::mem::take(&mut heard.partitions);
+            for stored in &news.partitions {
+                let known = before.remove(&stored.partition);
+                let known = known.unwrap_or_else(|| Known {
+                    start: stored.start,
+                    end: watch::Sender::new(stored.next),
+                });
+                known.reach(stored.next);
+                heard.partitions.insert(stored.partition, known);
+            }
+        }
+        for EntryNews {
+            kind,
+            key,
+            value,
+            version,
+        } in news.entries
+        {
+            changes |= heard.entries.hear(kind, key, value, version);
+        }
+        drop(heard);
+        if changes {
+            self.catalogue.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+impl Heard {
+    fn partition(&self, partition: TopicPartition) -> Result<&Known, ReadError> {
+        let unknown = ReadError::UnknownPartition(partition);
+        self.partitions.get(&partition).ok_or(unknown)
+    }
+}
+
+impl Known {
+    fn reach(&self, next: Offset) {
+        self.end.send_if_modified(|end| {
+            let moves = *end < next;
+            *end = next.max(*end);
+            moves
+        });
+    }
+}
