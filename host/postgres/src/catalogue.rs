@@ -12,6 +12,7 @@ use millrace_model::{
 use sqlx::postgres::{PgConnection, PgTransaction};
 use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 
+use crate::cleaning::leaf_table;
 use crate::commit::locking::{Catalogue, CatalogueNeeds, columns};
 use crate::store::Store;
 use crate::trouble::{Trouble, undone, unread};
@@ -157,14 +158,16 @@ impl Store {
         };
         add_partitions(&mut making, &topic).await?;
         let id = topic.id;
+        let leaf = leaf_table(id.0, 0);
         let table = format!(
             "create table run_{id} (bucket int not null, number int not null, base bigint not null, next bigint not null, \
-               latest bigint not null, messages int not null, size int not null, bytes bytea not null) partition by range (bucket); \
-             create table run_{id}_0 partition of run_{id} for values from (0) to (1); \
-             alter table run_{id}_0 alter column bytes set storage external; \
-             create index on run_{id}_0 (number, next)"
+               latest bigint not null, at bigint not null, messages int not null, size int not null, bytes bytea not null) \
+             partition by range (bucket); {leaf}"
         );
         making.execute(sqlx::raw_sql(AssertSqlSafe(table))).await?;
+        let note = sqlx::query("insert into leaf (topic, bucket, made_at) values ($1, 0, $2)");
+        let note = note.bind(id.0 as i64).bind(self.clock.wall().0 as i64);
+        making.execute(note).await?;
         topics_changed(&mut making).await?;
         end(making).await?;
         Ok(topic)

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::chains::{Holds, chain_of};
+use crate::cleaning;
 use crate::commit::lanes::{self, LANES, Queue};
 use crate::connect::{self, OpenError};
 use crate::following::{self, News};
@@ -91,6 +92,7 @@ impl PostgresEngine {
             followers: vec![
                 tokio::spawn(following::follow(Arc::clone(&store), stopped.clone())),
                 tokio::spawn(following::tell(Arc::clone(&store), stopped.clone())),
+                tokio::spawn(cleaning::run(Arc::clone(&store), stopped.clone())),
             ],
             life: tokio::spawn({
                 let store = Arc::clone(&store);

@@ -14,6 +14,7 @@
 
 mod catalogue;
 mod chains;
+mod cleaning;
 mod commit;
 mod connect;
 mod engine;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use millrace_engine::entries::Entries;
 use millrace_engine::{Ends, Entry, EntryKind, ReadError, Version, Watch};
-use millrace_model::{Offset, Topic, TopicName, TopicPartition};
+use millrace_model::{Durability, Offset, Topic, TopicId, TopicName, TopicPartition};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
@@ -19,6 +19,8 @@ struct Heard {
     topics: BTreeMap<TopicName, Topic>,
     /// The version of the topics.
     topics_version: u64,
+    /// Whether the topics are durable.
+    durable: HashMap<TopicId, bool>,
     entries: Entries,
     partitions: HashMap<TopicPartition, Known>,
 }
@@ -86,6 +88,12 @@ impl Mirror {
         self.catalogue.subscribe()
     }
 
+    /// Whether appends to the topic are durable when they are acknowledged; true if it is unknown.
+    pub(crate) fn is_durable(&self, topic: TopicId) -> bool {
+        let heard = self.heard.read();
+        heard.durable.get(&topic).copied().unwrap_or(true)
+    }
+
     pub(crate) fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
         let heard = self.heard.read();
         let known = heard.partition(partition)?;
@@ -130,6 +138,11 @@ impl Mirror {
         {
             changes = true;
             heard.topics_version = version;
+            let durable = |topic: &Topic| {
+                let durability = topic.spec.durability;
+                (topic.id, durability == Durability::Durable)
+            };
+            heard.durable = topics.iter().map(durable).collect();
             heard.topics = topics
                 .into_iter()
                 .map(|topic| (topic.spec.name.clone(), topic))

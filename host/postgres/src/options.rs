@@ -23,6 +23,8 @@ pub struct PostgresOptions {
     pub dead_after: Duration,
     /// How often this host looks for what others have changed, in case a notification was lost.
     pub poll_interval: Duration,
+    /// How often it is looked what is no longer kept.
+    pub cleaning_interval: Duration,
     /// Bounds of this host's memory.
     pub bounds: HostBounds,
 }
@@ -38,6 +40,7 @@ impl Default for PostgresOptions {
             heartbeat_interval: Duration::from_secs(3),
             dead_after: Duration::from_secs(10),
             poll_interval: Duration::from_millis(500),
+            cleaning_interval: Duration::from_secs(60),
             bounds: HostBounds::default(),
         }
     }

@@ -170,15 +170,19 @@ fn batches_of(row: &PgRow, partition: TopicPartition) -> Result<Vec<RecordBatch>
         to: offset(row, "next"),
         kind,
     };
-    let mut next = offset(row, "base");
+    let base = offset(row, "base");
+    let mut next = base;
     while !left.is_empty() {
         let batch = RecordBatch::decode(&left);
         let batch = batch.map_err(|_| damaged(next, DamageKind::Changed))?;
-        if !batch.belongs_to(Stamp::of(partition)) || batch.base_offset() < next {
+        left = left.split_off(batch.byte_count());
+        // In the row, offsets are counted from its first.
+        let at = base.plus(batch.base_offset().0);
+        if !batch.belongs_to(Stamp::of(partition)) || at < next {
             return Err(damaged(next, DamageKind::Misplaced));
         }
+        let batch = batch.at_offset(at);
         next = batch.end_offset();
-        left = left.slice(batch.byte_count()..);
         batches.push(batch);
     }
     Ok(batches)

@@ -13,7 +13,10 @@ pub(crate) enum Trouble {
     /// The disk of the database is full.
     #[error("{0}")]
     DiskFull(Arc<str>),
-    /// The database cannot be reached, or cannot do it now.
+    /// The database refused the statement, and did nothing.
+    #[error("{0}")]
+    Refused(Arc<str>),
+    /// The database cannot be reached, or was lost.
     #[error("{0}")]
     Unavailable(Arc<str>),
 }
@@ -27,6 +30,9 @@ impl Trouble {
 
 /// Conditions of SQLSTATE under which the same transaction may succeed at once: serialization failure, deadlock, lock timeout.
 const AGAIN: [&str; 3] = ["40001", "40P01", "55P03"];
+/// Classes of SQLSTATE with which a session ends: connection exception, operator intervention, system error. What the session was doing may
+/// have been committed before.
+const LOST: [&str; 3] = ["08", "57", "58"];
 /// Disk full.
 const DISK_FULL: &str = "53100";
 
@@ -37,6 +43,7 @@ impl From<sqlx::Error> for Trouble {
         match code.as_deref() {
             Some(code) if AGAIN.contains(&code) => Self::Again(text),
             Some(DISK_FULL) => Self::DiskFull(text),
+            Some(code) if !LOST.iter().any(|class| code.starts_with(class)) => Self::Refused(text),
             _ => Self::Unavailable(text),
         }
     }
@@ -47,7 +54,9 @@ impl From<Trouble> for CommitError {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::DiskFull(_) => Self::DiskFull,
-            Trouble::Again(reason) | Trouble::Unavailable(reason) => Self::Unavailable(reason),
+            Trouble::Again(reason) | Trouble::Refused(reason) | Trouble::Unavailable(reason) => {
+                Self::Unavailable(reason)
+            }
         }
     }
 }

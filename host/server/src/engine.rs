@@ -9,6 +9,7 @@ use millrace_engine::{Engine, MemoryEngine};
 use millrace_local::Cipher;
 use millrace_local::{LocalEngine, LocalOptions, OpenError};
 use millrace_model::Clock;
+use millrace_postgres::{PostgresEngine, PostgresOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::config::error::{ConfigError, refused};
@@ -23,18 +24,107 @@ pub enum EngineKind {
     Local,
     /// In memory only; lost when the process ends.
     Memory,
+    /// In a PostgreSQL database, which several hosts may share.
+    Postgres,
 }
 
 /// `[engine]`: which engine stores data, and the settings of each.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
-    /// Where messages are stored: in the data directory, or only in memory [default: local]
+    /// Where messages are stored: in the data directory, only in memory, or in a PostgreSQL database
+    /// [default: local]
     #[arg(long = "engine", id = "engine.kind", value_name = "ENGINE", value_enum)]
     pub kind: EngineKind,
     /// The local engine.
     #[command(flatten)]
     pub local: LocalSettings,
+    /// The engine on PostgreSQL.
+    #[command(flatten)]
+    pub postgres: PostgresSettings,
+}
+
+/// `[engine.postgres]`: the database, and what this host tells the others on it.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PostgresSettings {
+    /// Address of the database, like postgres://user@host:5432/database. With a password in it, set
+    /// it by variable or file: every user of a machine can see its command lines
+    #[arg(long = "postgres-url", id = "engine.postgres.url", value_name = "URL")]
+    #[serde(serialize_with = "without_password")]
+    pub url: String,
+    /// Schema that holds everything; created if it does not exist [default: millrace]
+    #[arg(
+        long = "postgres-schema",
+        id = "engine.postgres.schema",
+        value_name = "NAME"
+    )]
+    pub schema: String,
+    /// Connections for reads and administration, besides a few for commits [default: 8]
+    #[arg(
+        long = "postgres-connections-max",
+        id = "engine.postgres.connections_max",
+        value_name = "COUNT"
+    )]
+    pub connections_max: u32,
+    /// Address at which other hosts on the database, and clients, reach this host; empty if they
+    /// cannot [default: the HTTP door's]
+    #[arg(
+        long = "advertise",
+        id = "engine.postgres.advertise",
+        value_name = "ADDRESS"
+    )]
+    pub advertise: Option<String>,
+}
+
+impl Default for PostgresSettings {
+    fn default() -> Self {
+        let options = PostgresOptions::default();
+        Self {
+            url: options.url,
+            schema: options.schema,
+            connections_max: options.connections_max,
+            advertise: None,
+        }
+    }
+}
+
+/// Lists of settings are shown to whoever can read them.
+fn without_password<S: serde::Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let shown = match url.split_once("://").zip(url.rsplit_once('@')) {
+        Some(((scheme, _), (before, host))) => {
+            let user = before.rsplit('/').next().unwrap_or_default();
+            let user = user.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}@{host}")
+        }
+        None => url.to_owned(),
+    };
+    serializer.serialize_str(&shown)
+}
+
+impl PostgresSettings {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        match self.connections_max {
+            2..=1000 => Ok(()),
+            count => Err(refused(
+                "engine.postgres.connections_max",
+                count.to_string(),
+                "between 2 and 1000",
+            )),
+        }
+    }
+
+    fn options(&self, memory: &MemoryPlan, address: &str) -> PostgresOptions {
+        PostgresOptions {
+            url: self.url.clone(),
+            schema: self.schema.clone(),
+            connections_max: self.connections_max,
+            address: self.advertise.clone().unwrap_or_else(|| address.to_owned()),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            bounds: memory.bounds,
+            ..PostgresOptions::default()
+        }
+    }
 }
 
 /// `[engine.local]`: sizes and times of the local engine. Small sizes make a host roll segments,
@@ -135,20 +225,39 @@ impl LocalSettings {
     }
 }
 
+/// Why no engine was opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotOpened {
+    #[error(transparent)]
+    Local(#[from] OpenError),
+    #[error(transparent)]
+    Postgres(#[from] millrace_postgres::OpenError),
+    #[error(
+        "a database is not encrypted by this host; remove the encryption key from the settings, and encrypt the database's disk instead"
+    )]
+    Encryption,
+}
+
 /// Opens the engine that is configured.
 pub(crate) async fn open(
     settings: &EngineSettings,
     data_dir: &Path,
+    address: &str,
     encryption: Option<Arc<Cipher>>,
     memory: &MemoryPlan,
     clock: &Arc<dyn Clock>,
-) -> Result<Arc<dyn Engine>, OpenError> {
+) -> Result<Arc<dyn Engine>, NotOpened> {
     match settings.kind {
         EngineKind::Memory => Ok(MemoryEngine::bounded(clock.clone(), memory.bounds)),
         EngineKind::Local => {
             warn_of_strangers(data_dir);
             let options = settings.local.options(memory, encryption);
             Ok(LocalEngine::open(data_dir, options, clock.clone()).await?)
+        }
+        EngineKind::Postgres if encryption.is_some() => Err(NotOpened::Encryption),
+        EngineKind::Postgres => {
+            let options = settings.postgres.options(memory, address);
+            Ok(PostgresEngine::open(options, clock.clone()).await?)
         }
     }
 }

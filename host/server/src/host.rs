@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, EngineKind, GuestLog, HttpSettings};
-use crate::engine;
+use crate::engine::{self, NotOpened};
 use crate::files;
 use crate::http::{self, App};
 use crate::memory::MemoryPlan;
@@ -92,7 +92,7 @@ impl Host {
         config.check()?;
         bound_connections(&mut config.listen.http);
         files::outlive_size_limits();
-        if config.engine.kind == EngineKind::Local {
+        if config.engine.kind != EngineKind::Memory {
             files::close_to_others(&config.data_dir);
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -101,7 +101,8 @@ impl Host {
         memory.say();
         let keys = config.encryption.keys()?;
         let (settings, dir) = (&config.engine, &config.data_dir);
-        let engine = engine::open(settings, dir, keys, &memory, &clock).await;
+        let address = http.address().to_string();
+        let engine = engine::open(settings, dir, &address, keys, &memory, &clock).await;
         let engine = engine.map_err(not_opened)?;
         let started = Self::start_on(config, &memory, http, clock, engine.clone()).await;
         if started.is_err() {
@@ -246,17 +247,17 @@ async fn listen(http: &HttpSettings, clock: &Arc<dyn Clock>) -> Result<Listener,
 /// Where compiled code is stored. A host with the `memory` engine uses a temporary directory, so
 /// that it leaves no files.
 fn code_cache(config: &Config) -> Result<(PathBuf, Option<TempDir>), StartError> {
-    if config.engine.kind == EngineKind::Local {
+    if config.engine.kind != EngineKind::Memory {
         return Ok((config.data_dir.join("code"), None));
     }
     let scratch = tempfile::tempdir().map_err(|error| StartError::Modules(error.to_string()))?;
     Ok((scratch.path().to_owned(), Some(scratch)))
 }
 
-fn not_opened(error: OpenError) -> StartError {
+fn not_opened(error: NotOpened) -> StartError {
     match error {
-        OpenError::InUse { dir } => StartError::DataDirInUse(dir),
-        OpenError::Name { .. } => StartError::DataDirName(error),
+        NotOpened::Local(OpenError::InUse { dir }) => StartError::DataDirInUse(dir),
+        NotOpened::Local(error @ OpenError::Name { .. }) => StartError::DataDirName(error),
         error => StartError::Engine(error.to_string()),
     }
 }

@@ -39,6 +39,8 @@ pub(crate) struct Writes {
     /// A named producer's new identity.
     pub(crate) producers: Vec<(Arc<str>, ProducerId)>,
     pub(crate) is_durable: bool,
+    /// The time of this host.
+    pub(crate) now: Timestamp,
 }
 
 /// Batches that one commit appends to one partition, one after the other.
@@ -49,6 +51,7 @@ pub(crate) struct Run {
     pub(crate) next: Offset,
     pub(crate) latest: Timestamp,
     pub(crate) messages: usize,
+    /// Batches, each with its offset within the run.
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -95,7 +98,10 @@ impl<'a> Judge<'a> {
             room,
             tables,
             growth: Growth::default(),
-            writes: Writes::default(),
+            writes: Writes {
+                now,
+                ..Writes::default()
+            },
         }
     }
 
@@ -242,35 +248,15 @@ impl<'a> Judge<'a> {
         let Some(Place { next, bucket, .. }) = place else {
             return Offset::default();
         };
-        let base = *next;
-        let batch = batch.clone().placed(base, Stamp::of(partition));
-        *next = batch.end_offset();
-        let (next, bucket) = (*next, *bucket);
+        let (base, bucket) = (*next, *bucket);
+        let end = base.plus(batch.end_offset().0 - batch.base_offset().0);
+        *next = end;
         if let Some(numbering) = batch.numbering() {
             let idempotence = &mut self.locked.idempotence;
             idempotence.apply_append(partition, numbering, base);
         }
-        self.writes.ends.insert(partition, next);
-        let mut runs = self.writes.runs.iter_mut();
-        let going = runs.rfind(|run| run.partition == partition);
-        let going = going.filter(|run| run.bytes.len() + batch.byte_count() <= RUN_BYTES_MAX);
-        match going {
-            Some(run) => {
-                run.next = next;
-                run.latest = run.latest.max(batch.max_timestamp());
-                run.messages += batch.message_count();
-                run.bytes.extend_from_slice(batch.bytes());
-            }
-            None => self.writes.runs.push(Run {
-                partition,
-                bucket,
-                base,
-                next,
-                latest: batch.max_timestamp(),
-                messages: batch.message_count(),
-                bytes: batch.bytes().to_vec(),
-            }),
-        }
+        self.writes.ends.insert(partition, end);
+        append_to(&mut self.writes.runs, partition, bucket, base, batch);
         base
     }
 
@@ -307,5 +293,37 @@ impl<'a> Judge<'a> {
         self.writes.kinds.insert(kind, version);
         self.writes.entries.insert(place, (value, version));
         version
+    }
+}
+
+/// Adds a batch at this offset to the last run of its partition, or begins another one.
+pub(crate) fn append_to(
+    runs: &mut Vec<Run>,
+    partition: TopicPartition,
+    bucket: i32,
+    base: Offset,
+    batch: &RecordBatch,
+) {
+    let end = base.plus(batch.end_offset().0 - batch.base_offset().0);
+    let stamp = Stamp::of(partition);
+    let going = runs.iter_mut().rfind(|run| run.partition == partition);
+    let going = going.filter(|run| run.bytes.len() + batch.byte_count() <= RUN_BYTES_MAX);
+    let placed = |run: Offset| batch.clone().placed(Offset(base.0 - run.0), stamp);
+    match going {
+        Some(run) => {
+            run.next = end;
+            run.latest = run.latest.max(batch.max_timestamp());
+            run.messages += batch.message_count();
+            run.bytes.extend_from_slice(placed(run.base).bytes());
+        }
+        None => runs.push(Run {
+            partition,
+            bucket,
+            base,
+            next: end,
+            latest: batch.max_timestamp(),
+            messages: batch.message_count(),
+            bytes: placed(base).bytes().to_vec(),
+        }),
     }
 }

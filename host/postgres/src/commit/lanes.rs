@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::judging::{Judge, Writes};
 use super::locking::Needs;
+use super::plain::Plain;
 use crate::store::Store;
 use crate::tables::{Loaded, TableKey};
 use crate::trouble::Trouble;
@@ -31,6 +32,8 @@ const GROUP_KIB_MAX: u32 = 16 << 10;
 const TRIES_MAX: u32 = 5;
 /// How many connections are tried for a group.
 const CONNECTIONS_MAX: u32 = 3;
+/// A connection that was not used for so long is tried before it gets a group.
+const IDLE_DURATION_MAX: Duration = Duration::from_millis(500);
 /// A group that the database does not answer for so long is in doubt.
 const GROUP_DURATION_MAX: Duration = Duration::from_secs(30);
 
@@ -191,32 +194,103 @@ pub(crate) async fn run(store: Arc<Store>, intake: Intake) {
     }
 }
 
+/// A lane's connection.
+struct Lane {
+    connection: PgConnection,
+    /// Whether commits do not wait for the disk.
+    is_relaxed: bool,
+    /// When it was last used, by the monotonic clock.
+    used_at: Duration,
+}
+
+impl Lane {
+    async fn open(store: &Store) -> Result<Self, Trouble> {
+        Ok(Self {
+            connection: PgConnection::connect_with(&store.connect).await?,
+            is_relaxed: false,
+            used_at: store.clock.monotonic(),
+        })
+    }
+
+    /// Whether it can be used. One that was closed meanwhile would leave a group in doubt.
+    async fn is_sound(&mut self, store: &Store) -> bool {
+        let idle = store.clock.monotonic().saturating_sub(self.used_at);
+        idle < IDLE_DURATION_MAX || self.connection.ping().await.is_ok()
+    }
+
+    /// Sets whether commits wait for the disk.
+    async fn relax(&mut self, is_relaxed: bool) -> Result<(), Trouble> {
+        if self.is_relaxed != is_relaxed {
+            let set = match is_relaxed {
+                true => "set synchronous_commit = off",
+                false => "reset synchronous_commit",
+            };
+            self.connection.execute(sqlx::raw_sql(set)).await?;
+            self.is_relaxed = is_relaxed;
+        }
+        Ok(())
+    }
+}
+
 async fn commit(
     store: &Store,
-    kept: &mut Option<PgConnection>,
+    kept: &mut Option<Lane>,
     group: &[Waiting],
     locked: impl FnOnce(),
 ) -> Result<Answers, Failed> {
-    let mut connection = match kept.take() {
-        Some(connection) => connection,
-        None => {
-            let made = PgConnection::connect_with(&store.connect).await;
-            made.map_err(Trouble::from)?
-        }
+    let mut sound = None;
+    if let Some(mut lane) = kept.take()
+        && lane.is_sound(store).await
+    {
+        sound = Some(lane);
+    }
+    let mut lane = match sound {
+        Some(lane) => lane,
+        None => Lane::open(store).await?,
     };
-    let committed = commit_on(store, &mut connection, group, locked).await;
+    let committed = commit_on(store, &mut lane, group, locked).await;
     if committed.is_ok() {
-        *kept = Some(connection);
+        lane.used_at = store.clock.monotonic();
+        *kept = Some(lane);
     }
     committed
 }
 
 async fn commit_on(
     store: &Store,
-    connection: &mut PgConnection,
+    lane: &mut Lane,
     group: &[Waiting],
     locked_now: impl FnOnce(),
 ) -> Result<Answers, Failed> {
+    let transactions = group.iter().map(|waiting| &waiting.transaction);
+    if let Some(plain) = Plain::of(store, transactions) {
+        lane.relax(!plain.is_durable).await?;
+        // It locks and commits at once, so the next group may begin.
+        locked_now();
+        let committed = plain.commit(store, &mut lane.connection).await;
+        return match committed {
+            Ok(Some(answers)) => Ok(answers),
+            // The database is not as this host believes: a topic is gone, or its durability is another.
+            Ok(None) | Err(Trouble::Refused(_)) => commit_long(store, lane, group, || ()).await,
+            // The server says what it did not do.
+            Err(failed @ Trouble::Again(_)) => Err(Failed::Undone(failed)),
+            Err(failed @ Trouble::DiskFull(_)) => Err(Failed::Undone(failed)),
+            Err(failed) => Err(Failed::InDoubt(failed)),
+        };
+    }
+    commit_long(store, lane, group, locked_now).await
+}
+
+/// The long way: locks, decides, writes and commits one after the other.
+async fn commit_long(
+    store: &Store,
+    lane: &mut Lane,
+    group: &[Waiting],
+    locked_now: impl FnOnce(),
+) -> Result<Answers, Failed> {
+    // Whether it waits for the disk is decided when the rows are known.
+    lane.relax(false).await?;
+    let connection = &mut lane.connection;
     let mut needs = Needs::default();
     let mut tables: HashMap<TableKey, Arc<Loaded>> = HashMap::new();
     for waiting in group {

@@ -35,8 +35,8 @@ impl Writes {
                     .filter(|run| run.partition.topic.0 == topic)
             };
             let insert = format!(
-                "insert into run_{topic} (bucket, number, base, next, latest, messages, size, bytes) \
-                 select bucket, number, base, next, latest, messages, octet_length(bytes), bytes \
+                "insert into run_{topic} (bucket, number, base, next, latest, at, messages, size, bytes) \
+                 select bucket, number, base, next, latest, $8, messages, octet_length(bytes), bytes \
                  from unnest($1::int[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::int[], $7::bytea[]) \
                  as run(bucket, number, base, next, latest, messages, bytes)"
             );
@@ -53,6 +53,7 @@ impl Writes {
                 }))
                 .bind(small(|run| run.messages as i32))
                 .bind(runs().map(|run| &run.bytes[..]).collect::<Vec<&[u8]>>());
+            let insert = insert.bind(self.now.0 as i64);
             connection.execute(insert).await?;
         }
         Ok(())

@@ -104,6 +104,7 @@ impl Config {
         }
         self.listen.http.check()?;
         self.engine.local.check()?;
+        self.engine.postgres.check()?;
         self.limits.check()?;
         self.modules.check()?;
         let addresses = self.listen.http.addresses()?;

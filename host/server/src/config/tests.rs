@@ -66,6 +66,10 @@ fn sample(path: &str) -> (&'static str, &'static str) {
         "modules.trusted_keys" => ("['a', 'b']", "a,b"),
         "modules.versions" => ("'monotonic'", "monotonic"),
         "modules.compile_cpu_seconds_max" => ("31", "31"),
+        "engine.postgres.connections_max" => ("9", "9"),
+        "engine.postgres.url" | "engine.postgres.schema" | "engine.postgres.advertise" => {
+            ("'somewhere'", "somewhere")
+        }
         "engine.local.journal_file_bytes" => ("65536", "65536"),
         _ => ("70000", "70000"),
     }

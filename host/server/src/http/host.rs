@@ -21,7 +21,7 @@ pub(super) struct HostBody {
     started_at: Timestamp,
     /// How long it has run.
     uptime_ms: u64,
-    /// `local` or `memory`.
+    /// `local`, `memory` or `postgres`.
     engine: &'static str,
     /// Whether stored data is encrypted.
     encrypted: bool,
@@ -63,6 +63,7 @@ pub(super) async fn show(app: Called) -> Json<HostBody> {
         engine: match about.engine {
             EngineKind::Local => "local",
             EngineKind::Memory => "memory",
+            EngineKind::Postgres => "postgres",
         },
         encrypted: about.encrypted,
         ready: trouble.is_none() && !app.stopping.is_cancelled(),

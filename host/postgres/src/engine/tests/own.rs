@@ -1,0 +1,245 @@
+//! Promises of this engine besides those of every engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_engine::{Append, CommitError, Engine, TopicChange, Transaction};
+use millrace_model::{
+    BatchBuilder, Durability, Header, Message, Offset, PartitionId, SystemClock, Timestamp, Topic,
+    TopicName, TopicSettings, TopicSpec,
+};
+use sqlx::{Connection as _, Executor as _, Row as _};
+
+use super::{open_with, options};
+use crate::engine::PostgresEngine;
+use crate::{OpenError, PostgresOptions};
+
+async fn open(directory: &tempfile::TempDir) -> Arc<PostgresEngine> {
+    open_with(PostgresOptions {
+        cleaning_interval: Duration::from_millis(50),
+        ..options(directory.path())
+    })
+    .await
+}
+
+async fn topic(engine: &PostgresEngine, name: &str, settings: TopicSettings) -> Topic {
+    let spec = TopicSpec {
+        name: TopicName::parse(name).expect("a name"),
+        partitions: 1,
+        durability: Durability::Os,
+        partitioner: None,
+        owner: None,
+        created_at: Timestamp(1),
+        settings,
+    };
+    engine
+        .create_topic(spec, Vec::new())
+        .await
+        .expect("created")
+}
+
+async fn produce(engine: &PostgresEngine, topic: &Topic, at: u64, values: &[&str]) {
+    let mut builder = BatchBuilder::with_capacity(64);
+    for value in values {
+        builder.push(&Message {
+            key: Some("key".into()),
+            value: Some(value.as_bytes().to_vec().into()),
+            headers: vec![Header {
+                name: "kind".into(),
+                value: Some("test".into()),
+            }],
+            timestamp: Timestamp(at),
+        });
+    }
+    let append = Append {
+        partition: topic.partition(PartitionId(0)).expect("it has one"),
+        batch: builder.finish().expect("messages"),
+    };
+    let committed = engine.commit(Transaction::produce(vec![append])).await;
+    committed.expect("committed");
+}
+
+async fn starts_at(engine: &PostgresEngine, topic: &Topic, start: u64) {
+    let at = topic.partition(PartitionId(0)).expect("it has one");
+    let moved = async {
+        while engine.ends(at).expect("it exists").start < Offset(start) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let moved = tokio::time::timeout(Duration::from_secs(60), moved).await;
+    moved.expect("the start moves");
+    assert_eq!(engine.ends(at).expect("it exists").start, Offset(start));
+}
+
+async fn rows(engine: &PostgresEngine, sql: &'static str) -> i64 {
+    let row = engine.store.pool.fetch_one(sqlx::query(sql)).await;
+    row.expect("a row").get(0)
+}
+
+fn now() -> u64 {
+    use millrace_model::Clock as _;
+    SystemClock::new().wall().0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_old_goes_and_the_rest_stays() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open(&directory).await;
+    let hour = 3_600_000;
+    let settings = TopicSettings {
+        retention_ms: Some(hour),
+        ..TopicSettings::default()
+    };
+    let orders = topic(&engine, "orders", settings).await;
+    produce(&engine, &orders, now() - 2 * hour, &["old", "older"]).await;
+    // A message's own time in the future keeps nothing for ever, and one without a time goes by that of its commit.
+    produce(&engine, &orders, 0, &["now"]).await;
+    produce(&engine, &orders, now() - 2 * hour, &["late"]).await;
+    starts_at(&engine, &orders, 2).await;
+    let gone = async {
+        while rows(&engine, "select count(*) from run_1").await > 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let gone = tokio::time::timeout(Duration::from_secs(60), gone).await;
+    gone.expect("their rows go");
+    engine.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_keeps_no_more_than_its_bytes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open(&directory).await;
+    let orders = topic(&engine, "orders", TopicSettings::default()).await;
+    let value = "x".repeat(1000);
+    for _ in 0..10 {
+        produce(&engine, &orders, now(), &[&value]).await;
+    }
+    let settings = TopicSettings {
+        retention_bytes: Some(5_500),
+        ..TopicSettings::default()
+    };
+    let change = TopicChange {
+        settings: Some(settings),
+        ..TopicChange::default()
+    };
+    let changed = engine.change_topic(&orders.spec.name, change).await;
+    changed.expect("changed");
+    starts_at(&engine, &orders, 5).await;
+    engine.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_are_seen_in_sql() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open(&directory).await;
+    let orders = topic(&engine, "orders", TopicSettings::default()).await;
+    topic(&engine, "other", TopicSettings::default()).await;
+    produce(&engine, &orders, 1_700_000_000_123, &["one", "two"]).await;
+    produce(&engine, &orders, 1_700_000_000_124, &["three"]).await;
+    let asked = sqlx::query(
+        "select partition, \"offset\", key, payload, headers ->> 'kind' as kind, (extract(epoch from created_at) * 1000)::bigint as ms \
+         from broker_messages where topic = 'orders' order by \"offset\"",
+    );
+    let found = engine.store.pool.fetch_all(asked).await.expect("rows");
+    let found: Vec<(i32, i64, String, String, String, i64)> = found
+        .iter()
+        .map(|row| {
+            (
+                row.get(0),
+                row.get(1),
+                row.get(2),
+                row.get(3),
+                row.get(4),
+                row.get(5),
+            )
+        })
+        .collect();
+    let expected = [("one", 123), ("two", 123), ("three", 124)];
+    let expected = expected.iter().enumerate().map(|(offset, (value, ms))| {
+        let at = 1_700_000_000_000 + ms;
+        (
+            0,
+            offset as i64,
+            "key".to_owned(),
+            (*value).to_owned(),
+            "test".to_owned(),
+            at,
+        )
+    });
+    assert_eq!(found, expected.collect::<Vec<_>>());
+    let within = "select count(*) from messages('orders', 0, 1, 2)";
+    assert_eq!(rows(&engine, within).await, 1);
+    engine.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_schema_and_names_that_need_quotes_are_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open(&directory).await;
+    let newer = "update meta set value = 2 where name = 'schema'";
+    let raised = engine.store.pool.execute(sqlx::query(newer)).await;
+    raised.expect("written");
+    engine.close().await;
+    let clock = || Arc::new(SystemClock::new());
+    let refused = PostgresEngine::open(options(directory.path()), clock()).await;
+    assert!(matches!(
+        refused.err(),
+        Some(OpenError::SchemaVersion { found: 2, known: 1 })
+    ));
+    for schema in ["", "a b", "Ab", "1a", "a\"b", &"a".repeat(41)] {
+        let options = PostgresOptions {
+            schema: schema.to_owned(),
+            ..options(directory.path())
+        };
+        let refused = PostgresEngine::open(options, clock()).await;
+        assert!(
+            matches!(refused.err(), Some(OpenError::Schema(_))),
+            "{schema:?}"
+        );
+    }
+}
+
+/// The session that locks of a stopped host are in ends, and nothing that it left unfinished has taken effect.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_are_ended_by_others_are_made_anew() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open(&directory).await;
+    let orders = topic(&engine, "orders", TopicSettings::default()).await;
+    let connection = sqlx::PgConnection::connect_with(&engine.store.connect).await;
+    let mut connection = connection.expect("connected");
+    let mut sent = 0;
+    for _ in 0..5 {
+        let end = sqlx::query(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = current_setting('application_name') \
+             and pid <> pg_backend_pid()",
+        );
+        connection.fetch_one(end).await.expect("ended");
+        for _ in 0..5 {
+            let mut builder = BatchBuilder::with_capacity(64);
+            builder.push(&Message {
+                value: Some(format!("{sent}").into()),
+                ..Message::default()
+            });
+            let append = Append {
+                partition: orders.partition(PartitionId(0)).expect("it has one"),
+                batch: builder.finish().expect("a message"),
+            };
+            match engine.commit(Transaction::produce(vec![append])).await {
+                Ok(_) => sent += 1,
+                Err(CommitError::Unavailable(_) | CommitError::InDoubt(_)) => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+    let healthy = async {
+        while engine.health().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let healthy = tokio::time::timeout(Duration::from_secs(60), healthy).await;
+    healthy.expect("it is reached again");
+    assert!(rows(&engine, "select count(*) from run_1").await >= sent);
+    assert!(sent > 0);
+    engine.close().await;
+}
