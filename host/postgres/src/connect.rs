@@ -16,6 +16,8 @@ const SCHEMA_VERSION: i64 = 1;
 const IDLE_TRANSACTION_DURATION_MAX: Duration = Duration::from_secs(5);
 /// Prepared statements of one connection: each topic has one to append to it.
 const STATEMENTS_MAX: usize = 1024;
+/// With it, the name of a session has less than the 63 bytes that the server keeps.
+const SCHEMA_CHARS_MAX: usize = 32;
 const ACQUIRE_DURATION_MAX: Duration = Duration::from_secs(10);
 const SCHEMA: &str = include_str!("../migrations/0001.sql");
 
@@ -29,7 +31,7 @@ pub enum OpenError {
     Url(String),
     /// Not a name that needs no quotes.
     #[error(
-        "{0:?} cannot be the schema's name: use 1 to 40 lower-case letters, digits and underscores, with a letter first"
+        "{0:?} cannot be the schema's name: use 1 to 32 lower-case letters, digits and underscores, with a letter first"
     )]
     Schema(String),
     /// It cannot be reached.
@@ -87,7 +89,7 @@ pub(crate) fn connect_options(
     let schema = &options.schema;
     let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let begins = schema.starts_with(|c: char| c.is_ascii_lowercase());
-    if !begins || schema.len() > 40 || !schema.chars().all(is_plain) {
+    if !begins || schema.len() > SCHEMA_CHARS_MAX || !schema.chars().all(is_plain) {
         return Err(OpenError::Schema(schema.clone()));
     }
     let url = PgConnectOptions::from_str(&options.url);

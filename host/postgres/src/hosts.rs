@@ -59,6 +59,7 @@ impl Hosts {
         self.is_reached.load(Ordering::Relaxed)
     }
 
+    #[cfg(test)]
     pub(crate) fn stall(&self, is_stalled: bool) {
         self.is_stalled.store(is_stalled, Ordering::SeqCst);
     }
@@ -89,6 +90,7 @@ impl Session {
         let mut session = Self { connection };
         session.say(hosts, options).await?;
         session.look(hosts, options).await?;
+        hosts.is_reached.store(true, Ordering::Relaxed);
         Ok(session)
     }
 

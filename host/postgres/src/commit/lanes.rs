@@ -28,6 +28,8 @@ const QUEUE_KIB_MAX: u32 = 128 << 10;
 const GROUP_TRANSACTIONS_MAX: usize = 1024;
 /// KiB of one group: its transactions are in the memory of both sides.
 const GROUP_KIB_MAX: u32 = 16 << 10;
+/// Requests with a key in one group: each takes a lock of the table that all users of the database share.
+const GROUP_REQUESTS_MAX: usize = 128;
 /// How often a group is tried that met another one crosswise.
 const TRIES_MAX: u32 = 5;
 /// How many connections are tried for a group.
@@ -49,7 +51,8 @@ pub(crate) struct Waiting {
 
 /// Where transactions wait.
 pub(crate) struct Queue {
-    sender: mpsc::Sender<Waiting>,
+    /// `None` once it is closed.
+    sender: parking_lot::Mutex<Option<mpsc::Sender<Waiting>>>,
     room: Arc<Semaphore>,
 }
 
@@ -70,6 +73,7 @@ pub(crate) fn queue() -> (Queue, Intake) {
         waiting,
         next: None,
     };
+    let sender = parking_lot::Mutex::new(Some(sender));
     (Queue { sender, room }, Arc::new(Mutex::new(receiver)))
 }
 
@@ -93,7 +97,10 @@ impl Queue {
             answer,
             room,
         };
-        let sent = self.sender.send(waiting).await;
+        let sender = self.sender.lock().clone();
+        let sender = sender.ok_or(CommitError::Closed)?;
+        let sent = sender.send(waiting).await;
+        drop(sender);
         sent.map_err(|_| CommitError::Closed)?;
         answered.await.unwrap_or(Err(CommitError::Closed))
     }
@@ -101,6 +108,7 @@ impl Queue {
     /// Nothing more is taken; what waits is committed.
     pub(crate) fn close(&self) {
         self.room.close();
+        self.sender.lock().take();
     }
 }
 
@@ -112,6 +120,7 @@ impl Receiver {
             None => self.waiting.recv().await?,
         };
         let mut kib = first.kib;
+        let mut requests = usize::from(first.transaction.request.is_some());
         // A producer's new epoch counts for what comes after it.
         let mut is_alone = first.transaction.producer.is_some();
         let mut group = vec![first];
@@ -120,8 +129,9 @@ impl Receiver {
                 break;
             };
             kib = kib.saturating_add(next.kib);
+            requests += usize::from(next.transaction.request.is_some());
             is_alone = next.transaction.producer.is_some();
-            if kib > GROUP_KIB_MAX || is_alone {
+            if kib > GROUP_KIB_MAX || requests > GROUP_REQUESTS_MAX || is_alone {
                 self.next = Some(next);
                 break;
             }

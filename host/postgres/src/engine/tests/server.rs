@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 /// The address of a server to use instead.
@@ -11,7 +11,8 @@ const GIVEN: &str = "MILLRACE_TEST_POSTGRES";
 
 struct Server {
     url: String,
-    _life: Option<ChildStdin>,
+    /// Its input is open for as long as this process lives.
+    _shell: Option<Child>,
 }
 
 static SERVER: OnceLock<Server> = OnceLock::new();
@@ -51,7 +52,7 @@ pub(super) fn schema_of(directory: &Path) -> String {
 
 fn start() -> Server {
     if let Ok(url) = std::env::var(GIVEN) {
-        return Server { url, _life: None };
+        return Server { url, _shell: None };
     }
     let mut shell = Command::new("setsid");
     shell.args(["sh", "-c", SCRIPT]);
@@ -68,6 +69,6 @@ fn start() -> Server {
     );
     Server {
         url: format!("postgres://millrace@localhost/postgres?host={directory}"),
-        _life: shell.stdin.take(),
+        _shell: Some(shell),
     }
 }
