@@ -151,15 +151,18 @@ async fn follow_on(store: &Store) -> Result<(), Trouble> {
     loop {
         // Whatever was told before this began, or was lost.
         store.look().await?;
-        let next_look = tokio::time::Instant::now() + store.options.poll_interval;
+        let next_look = tokio::time::sleep(store.options.poll_interval);
+        tokio::pin!(next_look);
         loop {
-            let told = tokio::time::timeout_at(next_look, listener.try_recv()).await;
+            let told = tokio::select! {
+                () = &mut next_look => break,
+                told = listener.try_recv() => told,
+            };
             match told {
-                Err(_) => break,
-                Ok(Ok(Some(told))) => store.hear(&told).await?,
+                Ok(Some(told)) => store.hear(&told).await?,
                 // The connection was lost, and notifications with it.
-                Ok(Ok(None)) => break,
-                Ok(Err(error)) => return Err(error.into()),
+                Ok(None) => break,
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -87,7 +87,7 @@ const TEST_CRATES: [&str; 2] = ["guest-artifacts", "millrace-tests"];
 const TESTED_WITH: [(&str, &str); 1] = [("host/broker", "millrace-local")];
 
 /// In the order in which a message meets the crates, lowest first. `tests` may use all of them.
-const ARROWS: [Arrows; 10] = [
+const ARROWS: [Arrows; 11] = [
     Arrows {
         directory: "host/model",
         stands_on: &[],
@@ -114,6 +114,11 @@ const ARROWS: [Arrows; 10] = [
         knows_no: &[NETWORK, WASM, ANYHOW],
     },
     Arrows {
+        directory: "host/postgres",
+        stands_on: &["millrace-model", "millrace-engine"],
+        knows_no: &[NETWORK, WASM, ANYHOW],
+    },
+    Arrows {
         directory: "host/broker",
         stands_on: &["millrace-model", "millrace-engine"],
         knows_no: &[NETWORK, STORAGE, WASM, ANYHOW],
@@ -136,6 +141,7 @@ const ARROWS: [Arrows; 10] = [
             "millrace-wire",
             "millrace-engine",
             "millrace-local",
+            "millrace-postgres",
             "millrace-broker",
             "millrace-wasm",
             "millrace-component",
@@ -448,6 +454,7 @@ mod each_rule_can_fail {
                 "[dev-dependencies]\nmillrace-local.workspace = true",
             ),
             ("host/local", "millrace-broker.workspace = true"),
+            ("host/postgres", "millrace-local.workspace = true"),
             ("host/wasm", "sqlx.workspace = true"),
             ("host/wasm", "millrace-engine.workspace = true"),
             ("host/wasm", "[dev-dependencies]\nmillrace.workspace = true"),
