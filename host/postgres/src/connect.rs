@@ -18,6 +18,7 @@ const IDLE_TRANSACTION_DURATION_MAX: Duration = Duration::from_secs(5);
 const STATEMENTS_MAX: usize = 1024;
 /// With it, the name of a session has less than the 63 bytes that the server keeps.
 const SCHEMA_CHARS_MAX: usize = 32;
+/// How long a read waits for a free connection.
 const ACQUIRE_DURATION_MAX: Duration = Duration::from_secs(10);
 const SCHEMA: &str = include_str!("../migrations/0001.sql");
 
