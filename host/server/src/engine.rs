@@ -257,7 +257,8 @@ pub(crate) async fn open(
         EngineKind::Postgres if encryption.is_some() => Err(NotOpened::Encryption),
         EngineKind::Postgres => {
             let options = settings.postgres.options(memory, address);
-            Ok(PostgresEngine::open(options, clock.clone()).await?)
+            // Boxed: it would make every future that starts a host large.
+            Ok(Box::pin(PostgresEngine::open(options, clock.clone())).await?)
         }
     }
 }
