@@ -263,7 +263,7 @@ fn what_cannot_be_written_or_built_is_refused_with_what_to_do() -> Result<()> {
     refused(
         &["new", "x", "--lang", "rust", "--kind", "sink"],
         2,
-        "error-handler, partitioner, processor",
+        "error-handler, http, partitioner, processor",
     )?;
     std::fs::create_dir(folder.path().join("taken"))?;
     refused(&["new", "taken", "--lang", "rust"], 4, "exists already")?;

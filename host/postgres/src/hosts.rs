@@ -32,8 +32,9 @@ pub(crate) struct Hosts {
 }
 
 /// The condition under which a row of `host` is of a living host; `$1` has the milliseconds after which it is dead, `$2` the class of
-/// locks.
-pub(crate) const LIVES: &str = "(seen_at > clock_timestamp() - $1 * interval '1 millisecond' \
+/// locks. When the database has just started, nobody has had the time to come back, so all count as living.
+pub(crate) const LIVES: &str = "(pg_postmaster_start_time() > clock_timestamp() - $1 * interval '1 millisecond' \
+    or seen_at > clock_timestamp() - $1 * interval '1 millisecond' \
     and exists (select from pg_locks where locktype = 'advisory' and granted and objsubid = 2 \
     and database = (select oid from pg_database where datname = current_database()) \
     and classid = $2::int::oid and objid::bigint = lock_id::bigint & 4294967295))";
@@ -107,7 +108,10 @@ impl Session {
 
     /// Learns who lives, and ends the sessions of those who stand still.
     async fn look(&mut self, hosts: &Hosts, options: &PostgresOptions) -> Result<(), Trouble> {
-        let asked = format!("select id, address, {LIVES} as lives from host order by id");
+        let asked = format!(
+            "select id, address, {LIVES} as lives, seen_at < clock_timestamp() - $1 * interval '1 millisecond' as stands_still \
+             from host order by id"
+        );
         let asked = sqlx::query(sqlx::AssertSqlSafe(asked));
         let dead_ms = options.dead_after.as_millis() as i64;
         let asked = asked.bind(dead_ms).bind(LOCK_CLASS);
@@ -116,12 +120,14 @@ impl Session {
         let mut dead = Vec::new();
         for row in rows {
             let id = HostId(row.get::<i64, _>("id") as u64);
-            match row.get("lives") {
-                true => alive.push(HostInfo {
+            // One that only lost its session comes back by itself.
+            match (row.get("lives"), row.get("stands_still")) {
+                (true, _) => alive.push(HostInfo {
                     id,
                     address: row.get::<String, _>("address").into(),
                 }),
-                false => dead.push(id),
+                (false, true) => dead.push(id),
+                (false, false) => {}
             }
         }
         self.evict(&dead, options).await?;
