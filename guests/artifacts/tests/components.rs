@@ -10,14 +10,19 @@ use wasmparser::{Encoding, Parser, Payload};
 /// for panic messages and hash maps.
 const GRANTED: [&str; 4] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:random/"];
 
-/// The standard interface of components that answer HTTP.
-const HTTP_HANDLER: &str = "wasi:http/incoming-handler@";
+/// What the host calls: its own interfaces, and the standard ones for requests and for messages.
+const CALLED: [&str; 3] = [
+    "millrace:broker/",
+    "wasi:http/incoming-handler@",
+    "wasi:messaging/incoming-handler@",
+];
 
 /// The guests that import more, each to test how the host answers.
-const IMPORT_MORE: [&str; 8] = [
+const IMPORT_MORE: [&str; 9] = [
     "courier",
     "fetch",
     "http-sink",
+    "messenger",
     "outsider",
     "query",
     "socket",
@@ -31,7 +36,7 @@ fn every_guest_exports_an_interface_that_the_host_calls() {
         let exports = names(guest.bytes, Side::Exports);
         let ours = exports
             .iter()
-            .any(|name| name.starts_with("millrace:broker/") || name.starts_with(HTTP_HANDLER));
+            .any(|name| CALLED.iter().any(|called| name.starts_with(called)));
         assert!(ours, "{} exports {exports:?}", guest.name);
     }
 }
