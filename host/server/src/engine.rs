@@ -89,17 +89,23 @@ impl Default for PostgresSettings {
     }
 }
 
-/// Lists of settings are shown to whoever can read them.
 fn without_password<S: serde::Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    let shown = match url.split_once("://").zip(url.rsplit_once('@')) {
-        Some(((scheme, _), (before, host))) => {
-            let user = before.rsplit('/').next().unwrap_or_default();
+    serializer.serialize_str(&shown(url))
+}
+
+/// An address as lists of settings show it: without its password, and without its parameters, which may have one too.
+fn shown(url: &str) -> String {
+    let url = url.split('?').next().unwrap_or_default();
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return String::new();
+    };
+    match rest.rsplit_once('@') {
+        Some((user, host)) => {
             let user = user.split(':').next().unwrap_or_default();
             format!("{scheme}://{user}@{host}")
         }
-        None => url.to_owned(),
-    };
-    serializer.serialize_str(&shown)
+        None => format!("{scheme}://{rest}"),
+    }
 }
 
 impl PostgresSettings {
@@ -279,5 +285,30 @@ fn warn_of_strangers(data_dir: &Path) {
             data_dir = %data_dir.display(), first,
             "the data directory holds files of others; Millrace leaves them alone and puts its own beside them. Is --data-dir right?"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn the_password_of_a_database_is_in_no_list() {
+        for (url, expected) in [
+            (
+                "postgres://ada:s3cret@db:5432/q",
+                "postgres://ada@db:5432/q",
+            ),
+            ("postgres://ada:s3@cret@db/q?a=b", "postgres://ada@db/q"),
+            ("postgres://db/q?password=s3cret", "postgres://db/q"),
+            (
+                "postgres://ada@db/q?sslpassword=s3cret@x",
+                "postgres://ada@db/q",
+            ),
+            ("s3cret", ""),
+            ("", ""),
+        ] {
+            assert_eq!(shown(url), expected);
+        }
     }
 }

@@ -170,6 +170,26 @@ async fn messages_are_seen_in_sql() {
     assert_eq!(found, expected.collect::<Vec<_>>());
     let within = "select count(*) from messages('orders', 0, 1, 2)";
     assert_eq!(rows(&engine, within).await, 1);
+    // As somebody who does not have the schema in the search path.
+    let stranger = engine
+        .store
+        .connect
+        .clone()
+        .options([("search_path", "public")]);
+    let stranger = sqlx::PgConnection::connect_with(&stranger).await;
+    let mut stranger = stranger.expect("connected");
+    let schema = &engine.store.options.schema;
+    for (asked, count) in [
+        ("broker_messages where topic = 'orders'", 3),
+        ("messages('orders', 0)", 3),
+        ("consumer_offsets", 0),
+        ("broker_dlq", 0),
+    ] {
+        let sql = format!("select count(*) from {schema}.{asked}");
+        let row = stranger.fetch_one(sqlx::query(sqlx::AssertSqlSafe(sql)));
+        let row = row.await.expect(asked);
+        assert_eq!(row.get::<i64, _>(0), count, "{asked}");
+    }
     engine.close().await;
 }
 
