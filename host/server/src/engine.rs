@@ -108,8 +108,20 @@ fn shown(url: &str) -> String {
     }
 }
 
-impl PostgresSettings {
+impl EngineSettings {
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        self.local.check()?;
+        self.postgres.check()?;
+        if self.kind == EngineKind::Postgres && self.postgres.url.is_empty() {
+            let why = "the address of the database, such as postgres://user@host:5432/database";
+            return Err(refused("engine.postgres.url", "", why));
+        }
+        Ok(())
+    }
+}
+
+impl PostgresSettings {
+    fn check(&self) -> Result<(), ConfigError> {
         match self.connections_max {
             2..=1000 => Ok(()),
             count => Err(refused(
@@ -183,7 +195,7 @@ impl Default for LocalSettings {
 }
 
 impl LocalSettings {
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self) -> Result<(), ConfigError> {
         let journal = self.checkpoint_journal_bytes.unwrap_or(64 << 10);
         // The range of each size, both ends inclusive.
         for (key, size, from, to) in [

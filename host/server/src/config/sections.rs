@@ -103,8 +103,7 @@ impl Config {
             return Err(refused("data_dir", value, "name a directory of its own"));
         }
         self.listen.http.check()?;
-        self.engine.local.check()?;
-        self.engine.postgres.check()?;
+        self.engine.check()?;
         self.limits.check()?;
         self.modules.check()?;
         let addresses = self.listen.http.addresses()?;
