@@ -29,6 +29,7 @@ mod requests;
 mod restart;
 mod revisions;
 mod routes;
+mod shared;
 mod small_machine;
 mod state;
 mod stopping;

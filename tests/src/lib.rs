@@ -4,10 +4,12 @@
 
 mod client;
 mod host;
+mod postgres;
 pub mod torture;
 pub mod tree;
 mod wait;
 
 pub use client::{Client, Deploy, Message, Reply};
 pub use host::Host;
+pub use postgres::Postgres;
 pub use wait::{hold_for, wait_for};

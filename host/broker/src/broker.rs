@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use millrace_engine::{
-    BackupError, BackupRequest, BackupStream, CommitError, Engine, EntryWrite, HostInfo,
+    BackupError, BackupRequest, BackupStream, CommitError, Engine, EntryWrite, HostId, HostInfo,
 };
 use millrace_model::bounds::{
     HOST_AT_HAND_BYTES_MAX, HOST_ATTEMPTS_BYTES_MAX, HOST_STATE_ATTEMPTS_MAX,
@@ -33,6 +33,7 @@ use crate::hosts::living::{Hosts, MOVES_AFTER};
 use crate::messages::delays::delayed::Delays;
 use crate::messages::delays::delivering;
 use crate::messages::handle::Messages;
+use crate::messages::outbox;
 use crate::processors::error::ProcessorError;
 use crate::processors::going_back::heed_alarms;
 use crate::processors::handle::{Processors, SendsAgain};
@@ -302,6 +303,12 @@ impl Broker {
         tasks.start("delays", move |stop| {
             delivering::run(Arc::clone(&delays), stop)
         });
+        if engine.has_outbox() {
+            let messages = messages.downgrade();
+            tasks.start("outbox", move |stop| {
+                outbox::run(Weak::clone(&messages), stop)
+            });
+        }
         let (known, changed) = (schedules.downgrade(), schedules.changed());
         tasks.start("schedules", move |stop| {
             firing::run(Weak::clone(&known), Arc::clone(&changed), stop)
@@ -310,6 +317,13 @@ impl Broker {
         tasks.start("routes", move |stop| {
             loading::run(Weak::clone(&known), Arc::clone(&news), stop)
         });
+    }
+
+    /// This host, and all that live on its store, by id.
+    #[must_use]
+    pub fn hosts(&self) -> (HostId, Arc<[HostInfo]>) {
+        let engine = &self.inner.engine;
+        (engine.host(), engine.hosts().borrow().clone())
     }
 
     /// Whether the engine accepts commits now.

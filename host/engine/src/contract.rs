@@ -45,6 +45,7 @@ pub(crate) mod catalogue;
 pub(crate) mod errors;
 mod holding;
 pub(crate) mod lease;
+mod outbox;
 mod topics;
 
 use std::sync::Arc;
@@ -61,6 +62,7 @@ pub use self::catalogue::{Entry, EntryKind, EntryWrite, Expectation, Version};
 pub use self::errors::{CommitError, ReadError, TopicError, TrimError};
 pub use self::holding::{Hold, HostId, HostInfo};
 pub use self::lease::Lease;
+pub use self::outbox::OutboxMessage;
 pub use self::topics::{TopicChange, changed, check_partitions};
 use crate::backup::{BackupError, BackupRequest, BackupStream};
 use crate::damage::{DamageReport, DamagedRange};
@@ -90,6 +92,8 @@ pub struct Transaction {
     pub producer: Option<NextEpoch>,
     /// What the decision was based on. Not checked for a repeated request.
     pub expects: Vec<Expectation>,
+    /// Messages of the outbox that it appends, by their ids. If one of them is gone, somebody else took it, and nothing takes effect.
+    pub outbox: Vec<u64>,
 }
 
 /// Identifies a request within its topic's window ([`millrace_model::bounds::REQUESTS_PER_TOPIC_MAX`] and the bounds after it).
@@ -406,6 +410,21 @@ pub trait Engine: Send + Sync + 'static {
         digest: Digest,
         expects: Vec<Expectation>,
     ) -> Result<(), CommitError>;
+
+    /// Whether the store has an outbox. Constant while it is open.
+    fn has_outbox(&self) -> bool {
+        false
+    }
+
+    /// Messages of the outbox, oldest first, up to this many. They stay until a transaction [takes](Transaction::outbox) them.
+    async fn outbox(&self, _max: usize) -> Result<Vec<OutboxMessage>, ReadError> {
+        Ok(Vec::new())
+    }
+
+    /// Says why a message of the outbox cannot be sent. It is not lost, and is returned again after a while.
+    async fn refuse_outbox(&self, _id: u64, _why: &str) -> Result<(), CommitError> {
+        Ok(())
+    }
 
     /// Whether commits are accepted now.
     ///

@@ -14,7 +14,8 @@ use tokio::sync::watch;
 use crate::state::{StatePage, StateQuery, StateTable};
 use crate::{
     CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
-    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    OutboxMessage, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version,
+    Watch,
 };
 
 /// The calls that a test may change; by default each is passed on.
@@ -132,6 +133,18 @@ impl<H: Hooks> Engine for Hooked<H> {
 
     async fn health(&self) -> Result<(), CommitError> {
         self.0.engine().health().await
+    }
+
+    fn has_outbox(&self) -> bool {
+        self.0.engine().has_outbox()
+    }
+
+    async fn outbox(&self, max: usize) -> Result<Vec<OutboxMessage>, ReadError> {
+        self.0.engine().outbox(max).await
+    }
+
+    async fn refuse_outbox(&self, id: u64, why: &str) -> Result<(), CommitError> {
+        self.0.engine().refuse_outbox(id, why).await
     }
 
     async fn release(&self, hold: Hold) -> Result<(), CommitError> {

@@ -12,7 +12,8 @@ use millrace_engine::room::Room;
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
     CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
-    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    OutboxMessage, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version,
+    Watch,
 };
 use millrace_model::{
     Clock, Digest, GroupName, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId,
@@ -396,6 +397,19 @@ impl Engine for PostgresEngine {
     ) -> Result<(), CommitError> {
         self.store.check_open()?;
         self.store.delete_module(digest, expects).await
+    }
+
+    fn has_outbox(&self) -> bool {
+        true
+    }
+
+    async fn outbox(&self, max: usize) -> Result<Vec<OutboxMessage>, ReadError> {
+        self.store.outbox(max).await
+    }
+
+    async fn refuse_outbox(&self, id: u64, why: &str) -> Result<(), CommitError> {
+        self.store.check_open()?;
+        self.store.refuse_outbox(id, why).await
     }
 
     async fn health(&self) -> Result<(), CommitError> {

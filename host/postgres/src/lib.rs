@@ -22,6 +22,7 @@ mod following;
 mod hosts;
 mod mirror;
 mod options;
+mod outbox;
 mod reading;
 mod store;
 mod tables;

@@ -1,7 +1,7 @@
 //! The handle of messages: produce calls under way, and delayed messages.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use metrics::{Counter, Histogram, histogram};
 use millrace_engine::Engine;
@@ -21,7 +21,7 @@ pub struct Messages {
     pub(super) inner: Arc<Inner>,
 }
 
-pub(super) struct Inner {
+pub(crate) struct Inner {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) engine: Arc<dyn Engine>,
     pub(super) modules: Arc<dyn ModuleHost>,
@@ -38,6 +38,11 @@ pub(super) struct Inner {
 }
 
 impl Messages {
+    /// For tasks, which end with the broker.
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
+    }
+
     pub(crate) fn new(
         base: &Base,
         catalogue: Catalogue,

@@ -8,6 +8,7 @@ pub(crate) mod delays;
 pub(crate) mod fetch;
 pub(crate) mod gone;
 pub(crate) mod handle;
+pub(crate) mod outbox;
 pub(crate) mod place;
 pub(crate) mod placement;
 pub(crate) mod produce;

@@ -36,7 +36,8 @@ impl Messages {
         topic: &TopicName,
         messages: Vec<NewMessage>,
     ) -> Result<Vec<Placed>, ProduceError> {
-        let produced = self.produce_as(topic, messages, None).await?;
+        let base = Transaction::default();
+        let produced = self.produce_as(topic, messages, None, base).await?;
         Ok(produced.placed)
     }
 
@@ -52,14 +53,17 @@ impl Messages {
         messages: Vec<NewMessage>,
         key: CallKey,
     ) -> Result<Produced, ProduceError> {
-        self.produce_as(topic, messages, Some(key)).await
+        let base = Transaction::default();
+        self.produce_as(topic, messages, Some(key), base).await
     }
 
-    async fn produce_as(
+    /// Appends messages in a transaction that does `base` as well.
+    pub(super) async fn produce_as(
         &self,
         topic: &TopicName,
         mut messages: Vec<NewMessage>,
         key: Option<CallKey>,
+        base: Transaction,
     ) -> Result<Produced, ProduceError> {
         let before = self.inner.clock.monotonic();
         let topic = self.inner.catalogue.known_topic(topic)?;
@@ -80,7 +84,8 @@ impl Messages {
             request: key.map(|key| mark(&topic, key, &placement)).transpose()?,
             state: additions.take_writes(),
             durability: Some(topic.spec.durability),
-            ..Transaction::produce(appends)
+            appends,
+            ..base
         };
         delays.expect(&additions).await;
         let committed = self.inner.engine.commit(transaction).await;

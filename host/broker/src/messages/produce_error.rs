@@ -15,6 +15,9 @@ pub enum ProduceError {
     /// No such topic.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
+    /// No topic can have this name.
+    #[error("{0}")]
+    TopicName(String),
     /// The topic has fewer partitions.
     #[error("message {index}: {unknown}")]
     UnknownPartition {
@@ -207,6 +210,7 @@ impl Advised for ProduceError {
                 return Code::Malformed.hint(hint);
             }
             Self::Commit(error) => return error.advice(),
+            Self::TopicName(_) => Code::BadName,
             Self::Owned { .. } => Code::OwnedTopic,
             Self::KeyMissing { .. } => Code::KeyMissing,
             Self::TooLarge { .. }

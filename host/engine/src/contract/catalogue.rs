@@ -114,6 +114,8 @@ pub enum Expectation {
         /// The module.
         module: Digest,
     },
+    /// The messages that the transaction takes from the [outbox](super::Transaction::outbox) are still there.
+    Outbox,
 }
 
 impl Expectation {
@@ -141,6 +143,7 @@ impl fmt::Display for Expectation {
             Self::NoPartitioner { module } => {
                 write!(f, "a topic that module {module} is the partitioner of")
             }
+            Self::Outbox => f.write_str("the outbox"),
         }
     }
 }

@@ -11,7 +11,7 @@ use millrace_engine::idempotence::{Judgement, Overlay};
 use millrace_engine::room::{Growth, Kept, Room};
 use millrace_engine::state::keeper::KeepTable as _;
 use millrace_engine::state::{StateChange, StateWrites};
-use millrace_engine::{CommitError, EntryKind, Receipt, RequestMark, Version};
+use millrace_engine::{CommitError, EntryKind, Expectation, Receipt, RequestMark, Version};
 use millrace_model::{
     Durability, Offset, ProducerId, Progress, RecordBatch, Stamp, Timestamp, TopicPartition,
 };
@@ -38,6 +38,8 @@ pub(crate) struct Writes {
     pub(crate) kinds: BTreeMap<EntryKind, Version>,
     /// A named producer's new identity.
     pub(crate) producers: Vec<(Arc<str>, ProducerId)>,
+    /// What is taken from the outbox.
+    pub(crate) outbox: Vec<u64>,
     pub(crate) is_durable: bool,
     /// The time of this host.
     pub(crate) now: Timestamp,
@@ -73,6 +75,7 @@ impl Writes {
             && self.requests.is_empty()
             && self.entries.is_empty()
             && self.producers.is_empty()
+            && self.outbox.is_empty()
     }
 }
 
@@ -124,6 +127,10 @@ impl<'a> Judge<'a> {
         let next = transaction.producer.as_ref();
         let next = next.map(|next| producers.decide_next(next)).transpose()?;
         self.check_leases(transaction)?;
+        let outbox = &self.locked.outbox;
+        if !transaction.outbox.iter().all(|id| outbox.contains(id)) {
+            return Err(CommitError::Conflict(Expectation::Outbox.into()));
+        }
         self.locked.catalogue.check(&transaction.expects)?;
         self.check_room(transaction)?;
         self.writes.is_durable |= durability == Durability::Durable || next.is_some();
@@ -234,6 +241,10 @@ impl<'a> Judge<'a> {
             let idempotence = &mut self.locked.idempotence;
             idempotence.apply_request(mark.topic, Arc::clone(&request));
             self.writes.requests.push((mark.topic.0, request));
+        }
+        for id in &transaction.outbox {
+            self.locked.outbox.remove(id);
+            self.writes.outbox.push(*id);
         }
         for entry in &transaction.entries {
             let version = self.write_entry(entry.kind, &entry.key, entry.value.clone());

@@ -48,6 +48,8 @@ pub(crate) struct Locked {
     pub(crate) existing: HashSet<TopicPartition>,
     pub(crate) chains: HashMap<TableKey, Chain>,
     pub(crate) idempotence: Idempotence,
+    /// The messages of the outbox that are still there.
+    pub(crate) outbox: HashSet<u64>,
     pub(crate) catalogue: Catalogue,
 }
 
@@ -71,6 +73,7 @@ pub(crate) struct Needs {
     producers: BTreeSet<i64>,
     producer_names: BTreeSet<String>,
     is_moment_needed: bool,
+    outbox: BTreeSet<u64>,
     catalogue: CatalogueNeeds,
 }
 
@@ -100,6 +103,8 @@ impl CatalogueNeeds {
                     self.kinds.insert(TOPICS);
                     self.modules.insert(*module);
                 }
+                // What is taken is checked whoever expects it.
+                Expectation::Outbox => {}
             }
         }
     }
@@ -157,6 +162,7 @@ impl Needs {
             self.chains.insert((write.partition, write.group.clone()));
             write.lease.iter().for_each(|lease| self.lease(lease));
         }
+        self.outbox.extend(&transaction.outbox);
         self.catalogue.expect(&transaction.expects);
         for entry in &transaction.entries {
             self.catalogue.write(entry.kind);
@@ -176,6 +182,7 @@ impl Needs {
         self.lock_chains(connection, &mut locked).await?;
         self.lock_requests(connection, &mut locked).await?;
         self.read_producers(connection, &mut locked).await?;
+        self.lock_outbox(connection, &mut locked).await?;
         locked.catalogue = self.catalogue.lock(connection).await?;
         Ok(locked)
     }
@@ -366,6 +373,24 @@ impl Needs {
                 producers.insert(partition_of(&row), row.get("id"), state);
             }
         }
+        Ok(())
+    }
+}
+
+impl Needs {
+    async fn lock_outbox(
+        &self,
+        connection: &mut PgConnection,
+        locked: &mut Locked,
+    ) -> Result<(), Trouble> {
+        if self.outbox.is_empty() {
+            return Ok(());
+        }
+        let lock = sqlx::query("select id from outbox where id = any($1) order by id for update");
+        let ids: Vec<i64> = self.outbox.iter().map(|&id| id as i64).collect();
+        let rows = connection.fetch_all(lock.bind(ids)).await?;
+        let ids = rows.iter().map(|row| row.get::<i64, _>("id") as u64);
+        locked.outbox.extend(ids);
         Ok(())
     }
 }

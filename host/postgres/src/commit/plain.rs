@@ -44,6 +44,7 @@ impl Plain {
                 request,
                 producer,
                 expects,
+                outbox,
             } = transaction;
             let is_plain = progress.is_empty()
                 && fences.is_empty()
@@ -51,7 +52,8 @@ impl Plain {
                 && state.is_empty()
                 && request.is_none()
                 && producer.is_none()
-                && expects.is_empty();
+                && expects.is_empty()
+                && outbox.is_empty();
             if !is_plain {
                 return None;
             }

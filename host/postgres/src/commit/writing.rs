@@ -22,6 +22,7 @@ impl Writes {
         self.write_progress(connection).await?;
         self.write_state(connection).await?;
         self.write_requests(connection).await?;
+        self.take_from_outbox(connection).await?;
         self.write_entries(connection).await?;
         write_producers(connection, idempotence).await
     }
@@ -145,6 +146,15 @@ impl Writes {
             )
             .bind(all().map(|r| &r.note[..]).collect::<Vec<&[u8]>>());
         connection.execute(insert).await?;
+        Ok(())
+    }
+
+    async fn take_from_outbox(&self, connection: &mut PgConnection) -> Result<(), Trouble> {
+        if !self.outbox.is_empty() {
+            let ids: Vec<i64> = self.outbox.iter().map(|&id| id as i64).collect();
+            let take = sqlx::query("delete from outbox where id = any($1)");
+            connection.execute(take.bind(ids)).await?;
+        }
         Ok(())
     }
 

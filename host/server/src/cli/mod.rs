@@ -20,6 +20,7 @@ mod dlq;
 mod doctor;
 mod failure;
 mod feed;
+mod hosts;
 mod keys;
 mod module;
 mod oci;
@@ -132,6 +133,9 @@ enum Command {
     Damage(damage::Verb),
     /// Show what is running: version, uptime, counts, limits and settings in force
     Status(status::Args),
+    /// List the hosts that share a store
+    #[command(subcommand)]
+    Host(hosts::Verb),
     /// Measure a running host
     Bench(bench::Args),
     /// Examine a data directory, and repair it if asked to
@@ -189,6 +193,7 @@ impl Cli {
             Command::Test(args) => develop::test::run(args, self.json),
             Command::Dev(args) => develop::dev::run(args, self.json),
             Command::Status(args) => status::run(args, &client?),
+            Command::Host(verb) => hosts::run(verb, &client?),
             Command::Bench(args) => bench::run(args, &client?),
             Command::Topic(verb) => topic::run(verb, &client?),
             Command::Damage(verb) => damage::run(verb, &client?),

@@ -122,3 +122,36 @@ impl Called {
         }
     }
 }
+
+/// The living hosts.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HostsBody {
+    /// By id.
+    hosts: Vec<LivingBody>,
+}
+
+/// A living host.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LivingBody {
+    /// Its identity; a host that is started again has another one.
+    id: String,
+    /// The address that it gave to the others; empty if it gave none.
+    address: String,
+    /// Whether it is the one that answers.
+    is_this: bool,
+}
+
+/// The hosts that live on this host's store: itself, and with a shared engine the others. One that ended without notice may be listed
+/// for some seconds.
+#[utoipa::path(get, path = "/v1/hosts", tag = "health", responses((status = 200, body = HostsBody, description = "The living hosts")))]
+pub(super) async fn list(app: Called) -> Json<HostsBody> {
+    let (this, hosts) = app.broker.hosts();
+    let hosts = hosts.iter().map(|host| LivingBody {
+        id: host.id.to_string(),
+        address: host.address.to_string(),
+        is_this: host.id == this,
+    });
+    Json(HostsBody {
+        hosts: hosts.collect(),
+    })
+}

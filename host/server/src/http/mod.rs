@@ -125,6 +125,7 @@ fn every_route() -> Vec<Route> {
         get("/metrics", on::get(health::metrics)),
         get("/openapi.json", on::get(openapi::document)),
         get("/v1/host", on::get(host::show)),
+        get("/v1/hosts", on::get(host::list)),
         get("/v1/topics", on::get(topics::list)),
         post("/v1/topics", on::post(topics::create)),
         get(TOPIC, on::get(topics::show)),

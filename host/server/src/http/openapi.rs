@@ -28,6 +28,7 @@ use super::{
         health::metrics,
         document,
         host::show,
+        host::list,
         topics::list,
         topics::create,
         topics::show,

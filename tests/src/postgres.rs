@@ -1,0 +1,95 @@
+//! A PostgreSQL server of its own for tests. A shell watches over it: when the process of the tests ends, however it ends, the shell's input
+//! ends, and it stops the server and removes its data. The engine's own tests include this file.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+/// The server's user must not be root, so root runs it as the user that its package made.
+const SCRIPT: &str = r#"
+set -eu
+bin="$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)"
+dir="$(mktemp -d)"
+as() { if [ "$(id -u)" -eq 0 ]; then setpriv --reuid postgres --regid postgres --clear-groups "$@"; else "$@"; fi; }
+if [ "$(id -u)" -eq 0 ]; then chown postgres "$dir"; fi
+cd "$dir"
+as "$bin/initdb" -D "$dir/data" -U millrace -A trust --no-sync >/dev/null
+{ echo "listen_addresses = ''"; echo "unix_socket_directories = '$dir'"; echo "max_connections = 400"; echo "shared_buffers = 64MB"
+  echo "max_locks_per_transaction = 256"; } >>"$dir/data/postgresql.conf"
+as "$bin/pg_ctl" -D "$dir/data" -l "$dir/log" -w -t 120 start >/dev/null
+echo "$dir"
+exec >/dev/null 2>&1
+cat
+as "$bin/pg_ctl" -D "$dir/data" -m immediate stop || true
+rm -rf "$dir"
+"#;
+
+/// A server with nothing in it; it is stopped when this is dropped.
+pub struct Postgres {
+    directory: PathBuf,
+    shell: Child,
+}
+
+impl Postgres {
+    /// Starts a server.
+    ///
+    /// # Errors
+    /// If it does not start; its own errors are on standard error.
+    pub fn start() -> std::io::Result<Self> {
+        let mut shell = Command::new("setsid");
+        shell.args(["sh", "-c", SCRIPT]);
+        let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut directory = String::new();
+        if let Some(output) = shell.stdout.take() {
+            BufReader::new(output).read_line(&mut directory)?;
+        }
+        match directory.trim() {
+            "" => Err(std::io::Error::other("PostgreSQL does not start")),
+            directory => Ok(Self {
+                directory: directory.into(),
+                shell,
+            }),
+        }
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let directory = self.directory.display();
+        format!("postgres://millrace@localhost/postgres?host={directory}")
+    }
+
+    /// What `psql` answers to statements, a line for each row.
+    ///
+    /// # Errors
+    /// If a statement fails; the error has what the server says.
+    pub fn sql(&self, statements: &str) -> std::io::Result<String> {
+        let answer = Command::new("psql")
+            .args([
+                "-X",
+                "-q",
+                "-A",
+                "-t",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-c",
+                statements,
+            ])
+            .arg(self.url())
+            .output()?;
+        match answer.status.success() {
+            true => Ok(String::from_utf8_lossy(&answer.stdout).trim().to_owned()),
+            false => Err(std::io::Error::other(
+                String::from_utf8_lossy(&answer.stderr).into_owned(),
+            )),
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // Its input ends.
+        drop(self.shell.stdin.take());
+        let _ = self.shell.wait();
+    }
+}
