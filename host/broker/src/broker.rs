@@ -45,6 +45,9 @@ use crate::session::{Rooms, Session};
 
 /// Alarms queued for automatic rollback. When the queue is full, the alarm is dropped; the next failed probe raises it again.
 const ALARMS_MAX: usize = 64;
+/// How long a request waits until this host knows what others have changed. Then it gets what this host knows.
+const HEAR_WAIT: Duration = Duration::from_secs(2);
+const HEAR_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// What all calls and all processors together may hold in memory, and when work moves to other hosts.
 #[derive(Clone, Copy, Debug)]
@@ -324,6 +327,21 @@ impl Broker {
     pub fn hosts(&self) -> (HostId, Arc<[HostInfo]>) {
         let engine = &self.inner.engine;
         (engine.host(), engine.hosts().borrow().clone())
+    }
+
+    /// Knows, when it returns, what other hosts have changed before: a client's next request may come to another host. If this host must
+    /// load components for it, or the store does not answer, it goes on with what it knows.
+    pub async fn hear(&self) {
+        if self.ready().await.is_err() {
+            return;
+        }
+        let hearing = async {
+            let _ = self.inner.engine.hear().await;
+            while !self.inner.rooms.catalogue.is_followed() {
+                tokio::time::sleep(HEAR_LOOK_INTERVAL).await;
+            }
+        };
+        let _ = tokio::time::timeout(HEAR_WAIT, hearing).await;
     }
 
     /// Whether the engine accepts commits now.

@@ -34,8 +34,8 @@
 //! - A commit through this handle is visible in it when `commit` returns; a commit of another host,
 //!   within the engine's delay.
 //! - Topics, entries and versions are mirrored in memory. This host's own changes are visible when
-//!   they return, those of others within the engine's delay; [`Engine::watch_catalogue`] changes
-//!   after they are visible. A decision based on something late fails with
+//!   they return, those of others within the engine's delay, or after [`Engine::hear`];
+//!   [`Engine::watch_catalogue`] changes after they are visible. A decision based on something late fails with
 //!   [`CommitError::Conflict`].
 //! - Without a lease, [`Engine::progress`], [`Engine::state`], [`Engine::read_state`] and
 //!   [`Engine::state_partitions`] may be late. After [`Engine::hold`] or [`Engine::claim`] they
@@ -394,6 +394,15 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Changes after each change of topics and entries, once it is visible. Cheap; may be held forever.
     fn watch_catalogue(&self) -> watch::Receiver<u64>;
+
+    /// Brings topics, entries and versions up to everything that was committed, by any host, before this call. A decision on what is
+    /// late is refused by its commit; this is for decisions that end without one, because something seems not to exist.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`]; what is known may be late.
+    async fn hear(&self) -> Result<(), ReadError> {
+        Ok(())
+    }
 
     /// Stores a module's bytes under their digest. Durable on return; storing them twice is the same as once.
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError>;

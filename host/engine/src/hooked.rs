@@ -267,6 +267,10 @@ impl<H: Hooks> Engine for Hooked<H> {
         self.0.engine().watch_catalogue()
     }
 
+    async fn hear(&self) -> Result<(), ReadError> {
+        self.0.engine().hear().await
+    }
+
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
         self.0.engine().put_module(digest, bytes).await
     }

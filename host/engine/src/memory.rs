@@ -499,6 +499,13 @@ impl Engine for MemoryEngine {
         self.seen(|seen| seen.catalogue.subscribe())
     }
 
+    async fn hear(&self) -> Result<(), ReadError> {
+        let cut = |_| ReadError::Unavailable(CUT.into());
+        self.link.check().map_err(cut)?;
+        self.hear(&self.store.state.lock());
+        Ok(())
+    }
+
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
         let mut state = self.open()?;
         state.modules.insert(digest, bytes);

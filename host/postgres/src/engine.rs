@@ -381,6 +381,10 @@ impl Engine for PostgresEngine {
         self.store.mirror.watch_catalogue()
     }
 
+    async fn hear(&self) -> Result<(), ReadError> {
+        Ok(self.store.follow_catalogue().await?)
+    }
+
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {
         self.store.check_open()?;
         self.store.put_module(digest, bytes).await

@@ -196,7 +196,7 @@ impl Store {
         self.follow_chains().await
     }
 
-    async fn follow_catalogue(&self) -> Result<(), Trouble> {
+    pub(crate) async fn follow_catalogue(&self) -> Result<(), Trouble> {
         let mut connection = self.pool.acquire().await?;
         let news = self.catalogue_news(&mut connection).await?;
         self.hear_catalogue(news);

@@ -89,6 +89,9 @@ where
 {
     let mut heard = engine.watch_catalogue();
     for _ in 1..DECISIONS_MAX {
+        // What another host has created seems not to exist until this host hears of it. If the store is out of reach, the decision is
+        // made on what is known.
+        let _ = engine.hear().await;
         heard.borrow_and_update();
         match decision().await {
             Err(error) if error.is_conflict() => {

@@ -46,6 +46,18 @@ impl Catalogue {
         let topic = self.topic(name);
         topic.ok_or_else(|| UnknownTopic(name.clone()))
     }
+
+    /// As [`Catalogue::known_topic`], after asking whether another host has just created it.
+    ///
+    /// # Errors
+    /// [`UnknownTopic`].
+    pub async fn heard_topic(&self, name: &TopicName) -> Result<Topic, UnknownTopic> {
+        if self.topic(name).is_none() {
+            // If the store is out of reach, what is known counts.
+            let _ = self.inner.engine.hear().await;
+        }
+        self.known_topic(name)
+    }
 }
 
 /// A partition that the topic must have.

@@ -51,7 +51,7 @@ impl Messages {
             batches,
             durability,
         } = request;
-        let topic = self.inner.catalogue.known_topic(&topic)?;
+        let topic = self.inner.catalogue.heard_topic(&topic).await?;
         let messages = batches.iter().map(|(_, batch)| batch.message_count()).sum();
         check_count(&topic, messages)?;
         let bytes = batches.iter().map(|(_, batch)| batch.byte_count()).sum();

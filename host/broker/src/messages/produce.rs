@@ -66,7 +66,7 @@ impl Messages {
         base: Transaction,
     ) -> Result<Produced, ProduceError> {
         let before = self.inner.clock.monotonic();
-        let topic = self.inner.catalogue.known_topic(topic)?;
+        let topic = self.inner.catalogue.heard_topic(topic).await?;
         let now = self.inner.clock.wall();
         let bytes = check(&topic, &messages, now, self.call_bytes_max())?;
         let _room = self.room(bytes)?;
@@ -151,7 +151,7 @@ impl Messages {
         headers: Vec<Header>,
         transaction: Transaction,
     ) -> Result<Receipt, ProduceError> {
-        let topic = self.inner.catalogue.known_topic(topic)?;
+        let topic = self.inner.catalogue.heard_topic(topic).await?;
         let now = self.inner.clock.wall();
         let mut messages = vec![message];
         let bytes = check(&topic, &messages, now, self.call_bytes_max())?;

@@ -278,6 +278,24 @@ pub async fn hosts_that_live_are_listed(hosts: TwoHosts) {
     until("one is gone", async || listed(&*hosts.other) == [other]).await;
 }
 
+/// Without waiting: a caller may go to another host with its next request.
+pub async fn what_one_host_has_changed_the_other_knows_once_it_asks(hosts: TwoHosts) {
+    for number in 0..20 {
+        let topic = make_topic(&*hosts.one, &format!("t{number}"), 1).await;
+        let key = format!("k{number}");
+        let write = Transaction {
+            entries: vec![entry(KIND, &key, Some("v"))],
+            ..Transaction::default()
+        };
+        hosts.one.commit(write).await.expect("written");
+        hosts.other.hear().await.expect("the store is there");
+        let heard = hosts.other.topic(&topic.spec.name);
+        assert_eq!(heard.map(|heard| heard.id), Some(topic.id));
+        assert!(hosts.other.entry(KIND, &key).is_some(), "{key}");
+        assert_eq!(hosts.other.version(KIND), hosts.one.version(KIND));
+    }
+}
+
 /// Sooner or later. A reported end can be read up to, and never goes back.
 pub async fn what_one_host_commits_the_other_comes_to_read(hosts: TwoHosts) {
     const MESSAGES: usize = 200;
