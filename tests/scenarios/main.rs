@@ -2,6 +2,7 @@
 //! line.
 #![forbid(unsafe_code)]
 
+mod any_host;
 mod artefacts;
 mod backups;
 mod breaker;
@@ -31,8 +32,10 @@ mod revisions;
 mod routes;
 mod shared;
 mod small_machine;
+mod spreading;
 mod state;
 mod stopping;
+mod story;
 mod swap;
 mod telling;
 mod times;

@@ -18,15 +18,21 @@ const FAILING_EVERY: u32 = 37;
 const KILLS: u32 = 5;
 
 /// A database and its hosts.
-struct Shared {
-    database: Postgres,
-    _directory: TempDir,
-    hosts: Vec<Host>,
+pub(crate) struct Shared {
+    pub(crate) database: Postgres,
+    directory: TempDir,
+    options: Vec<String>,
+    pub(crate) hosts: Vec<Host>,
 }
 
 impl Shared {
     /// `None`, with a line that says so, if PostgreSQL is not installed.
-    fn start(count: usize) -> Result<Option<Self>> {
+    pub(crate) fn start(count: usize) -> Result<Option<Self>> {
+        Self::start_with(count, &[])
+    }
+
+    /// As [`Shared::start`], with further options of the hosts.
+    pub(crate) fn start_with(count: usize, more: &[&str]) -> Result<Option<Self>> {
         let is_there = Path::new("/usr/lib/postgresql").is_dir();
         if !is_there || Command::new("psql").arg("--version").output().is_err() {
             println!("skipped: PostgreSQL is not installed on this machine");
@@ -34,22 +40,30 @@ impl Shared {
         }
         let (database, directory) = (Postgres::start()?, tempfile::tempdir()?);
         let url = database.url();
-        let options = ["--engine", "postgres", "--postgres-url", &url];
-        let mut hosts = Vec::new();
-        for number in 0..count {
-            let data = directory.path().join(number.to_string());
-            let mut host = Host::in_directory(MILLRACE, &data, &options);
-            host.start_again()?;
-            hosts.push(host);
-        }
-        Ok(Some(Self {
+        let options = [&["--engine", "postgres", "--postgres-url", &url], more].concat();
+        let mut shared = Self {
             database,
-            _directory: directory,
-            hosts,
-        }))
+            directory,
+            options: options.into_iter().map(str::to_owned).collect(),
+            hosts: Vec::new(),
+        };
+        for _ in 0..count {
+            shared.join()?;
+        }
+        Ok(Some(shared))
     }
 
-    fn client(&self, host: usize) -> Client {
+    /// Starts one more host.
+    pub(crate) fn join(&mut self) -> Result<()> {
+        let data = self.directory.path().join(self.hosts.len().to_string());
+        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        let mut host = Host::in_directory(MILLRACE, &data, &options);
+        host.start_again()?;
+        self.hosts.push(host);
+        Ok(())
+    }
+
+    pub(crate) fn client(&self, host: usize) -> Client {
         self.hosts[host].client()
     }
 }
@@ -88,9 +102,9 @@ fn deploy(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// The number of partitions, and of those that another host works.
-fn elsewhere(client: &Client) -> Result<(usize, usize)> {
-    let processor = client.get("/v1/processors/worker")?.ok()?;
+/// The number of a processor's partitions, and of those that another host works.
+pub(crate) fn elsewhere(client: &Client, processor: &str) -> Result<(usize, usize)> {
+    let processor = client.get(&format!("/v1/processors/{processor}"))?.ok()?;
     let partitions = processor["partitions"].as_array();
     let partitions = partitions.map(Vec::as_slice).unwrap_or_default();
     let is_elsewhere = |partition: &&Value| {
@@ -168,7 +182,7 @@ fn hosts_share_the_partitions_and_one_that_stops_gives_its_own_back_at_once() ->
             == 1
     );
     wait_for("each works some partitions", || {
-        let (partitions, others) = elsewhere(&client)?;
+        let (partitions, others) = elsewhere(&client, "worker")?;
         Ok((partitions == 8 && (1..8).contains(&others)).then_some(()))
     })?;
     shared.hosts[1].stop()?;

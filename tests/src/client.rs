@@ -146,6 +146,15 @@ impl Client {
         read(request.header("content-type", content_type).send(body)?)
     }
 
+    /// Sends a POST with these headers.
+    pub fn post_with(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply> {
+        let mut request = self.agent.post(self.at(path));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        read(request.send(body)?)
+    }
+
     /// Sends a POST with JSON.
     pub fn post_json(&self, path: &str, body: &Value) -> Result<Reply> {
         self.post(path, "application/json", body.to_string().as_bytes())

@@ -11,5 +11,5 @@ mod wait;
 
 pub use client::{Client, Deploy, Message, Reply};
 pub use host::Host;
-pub use postgres::Postgres;
+pub use postgres::{Postgres, sql};
 pub use wait::{hold_for, wait_for};

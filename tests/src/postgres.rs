@@ -64,25 +64,24 @@ impl Postgres {
     /// # Errors
     /// If a statement fails; the error has what the server says.
     pub fn sql(&self, statements: &str) -> std::io::Result<String> {
-        let answer = Command::new("psql")
-            .args([
-                "-X",
-                "-q",
-                "-A",
-                "-t",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-c",
-                statements,
-            ])
-            .arg(self.url())
-            .output()?;
-        match answer.status.success() {
-            true => Ok(String::from_utf8_lossy(&answer.stdout).trim().to_owned()),
-            false => Err(std::io::Error::other(
-                String::from_utf8_lossy(&answer.stderr).into_owned(),
-            )),
-        }
+        sql(&self.url(), statements)
+    }
+}
+
+/// As [`Postgres::sql`], on the database at an address.
+///
+/// # Errors
+/// If a statement fails; the error has what the server says.
+pub fn sql(url: &str, statements: &str) -> std::io::Result<String> {
+    let answer = Command::new("psql")
+        .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
+        .args(["-c", statements, url])
+        .output()?;
+    match answer.status.success() {
+        true => Ok(String::from_utf8_lossy(&answer.stdout).trim().to_owned()),
+        false => Err(std::io::Error::other(
+            String::from_utf8_lossy(&answer.stderr).into_owned(),
+        )),
     }
 }
 
