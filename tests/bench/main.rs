@@ -1,6 +1,7 @@
 //! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path
 //! state shadow commits log reading restart latency producers storage memory swap neighbours`, and
-//! `keys` and `soak`, which take minutes and run only when they are named. It prints one table, in
+//! `keys`, `postgres` and `soak`, which take minutes or need a server and run only when they are
+//! named. It prints one table, in
 //! which each row is a ratio of two things measured in turns within the same run, because machines
 //! differ and are shared. No test depends on it.
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@ mod meter;
 mod native;
 mod neighbours;
 mod path;
+mod postgres;
 mod producers;
 mod reading;
 mod restart;
@@ -40,11 +42,12 @@ const COMPILE: &str = "compile-module";
 
 /// The hidden subcommand with which the soak starts this program as a separate host.
 const SERVE: &str = "serve";
-/// The parts that take so long that they run only on request.
+/// The parts that take long or need something installed, so that they run only on request.
 const KEYS: &str = "keys";
+const POSTGRES: &str = "postgres";
 const SOAK: &str = "soak";
 
-const PARTS: [&str; 16] = [
+const PARTS: [&str; 17] = [
     "calls",
     "path",
     "state",
@@ -60,6 +63,7 @@ const PARTS: [&str; 16] = [
     "swap",
     "neighbours",
     KEYS,
+    POSTGRES,
     SOAK,
 ];
 
@@ -96,7 +100,7 @@ fn bench(parts: &[String]) -> Result<()> {
     let mut table = Table::default();
     for part in PARTS {
         let is_asked = parts.iter().any(|asked| asked == part);
-        if !is_asked && ([KEYS, SOAK].contains(&part) || !parts.is_empty()) {
+        if !is_asked && ([KEYS, POSTGRES, SOAK].contains(&part) || !parts.is_empty()) {
             continue;
         }
         eprintln!("measuring {part} …");
@@ -115,6 +119,7 @@ fn bench(parts: &[String]) -> Result<()> {
             "swap" => runtime.block_on(swap::measure(&mut table))?,
             "neighbours" => runtime.block_on(neighbours::measure(&mut table))?,
             KEYS => runtime.block_on(keys::measure(&mut table))?,
+            POSTGRES => runtime.block_on(postgres::measure(&mut table))?,
             SOAK => soak::measure(&mut table)?,
             _ => runtime.block_on(memory::measure(&mut table))?,
         }
