@@ -20,6 +20,7 @@ use crate::contract::{
     Append, Engine, EntryKind, EntryWrite, ProgressWrite, TopicChange, Transaction,
 };
 
+pub mod adopting;
 pub mod bounds;
 pub mod catalogue;
 pub mod expectations;
@@ -129,6 +130,30 @@ macro_rules! conformance_tests {
                 $crate::conformance::$run($open, $crate::conformance::$part::$promise).await;
             }
         )*
+    };
+}
+
+/// One test per promise of an engine that takes over what another store has. `$open` as for [`conformance_tests!`](crate::conformance_tests).
+#[macro_export]
+macro_rules! adopting_tests {
+    ($open:expr) => {
+        $crate::conformance_tests! { @tests hold $open;
+            adopting::a_topic_is_taken_over_under_its_id,
+            adopting::messages_are_taken_over_at_their_offsets,
+            adopting::an_empty_partition_is_taken_over_where_it_ends,
+            adopting::what_does_not_begin_at_the_end_is_refused,
+            adopting::producers_go_on_after_their_batches_were_taken_over,
+        }
+    };
+}
+
+/// One test per promise of such an engine that keeps its data. `$open` as for [`reopening_tests!`](crate::reopening_tests).
+#[macro_export]
+macro_rules! adopting_and_reopening_tests {
+    ($open:expr) => {
+        $crate::conformance_tests! { @tests hold_across_reopening $open;
+            adopting::what_was_taken_over_stays,
+        }
     };
 }
 
@@ -429,6 +454,7 @@ mod tests {
     fn every_promise_is_on_a_list() {
         let lists = include_str!("conformance.rs");
         for (part, source) in [
+            ("adopting", include_str!("conformance/adopting.rs")),
             ("bounds", include_str!("conformance/bounds.rs")),
             ("catalogue", include_str!("conformance/catalogue.rs")),
             ("expectations", include_str!("conformance/expectations.rs")),

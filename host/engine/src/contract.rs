@@ -41,6 +41,7 @@
 //!   [`Engine::state_partitions`] may be late. After [`Engine::hold`] or [`Engine::claim`] they
 //!   include everything that was committed under any earlier lease.
 
+mod adopting;
 pub(crate) mod catalogue;
 pub(crate) mod errors;
 mod holding;
@@ -58,6 +59,7 @@ use millrace_model::{
 };
 use tokio::sync::watch;
 
+pub use self::adopting::{AdoptError, Adoption, end_after};
 pub use self::catalogue::{Entry, EntryKind, EntryWrite, Expectation, Version};
 pub use self::errors::{CommitError, ReadError, TopicError, TrimError};
 pub use self::holding::{Hold, HostId, HostInfo};
@@ -419,6 +421,14 @@ pub trait Engine: Send + Sync + 'static {
         digest: Digest,
         expects: Vec<Expectation>,
     ) -> Result<(), CommitError>;
+
+    /// Takes over something of another store, with the numbers that it has there.
+    ///
+    /// # Errors
+    /// [`AdoptError::Unsupported`] for an engine that cannot do it.
+    async fn adopt(&self, _adoption: Adoption) -> Result<(), AdoptError> {
+        Err(AdoptError::Unsupported)
+    }
 
     /// Whether the store has an outbox. Constant while it is open.
     fn has_outbox(&self) -> bool {

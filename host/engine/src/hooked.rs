@@ -13,9 +13,9 @@ use tokio::sync::watch;
 
 use crate::state::{StatePage, StateQuery, StateTable};
 use crate::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
-    OutboxMessage, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version,
-    Watch,
+    AdoptError, Adoption, CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId,
+    HostInfo, Limits, OutboxMessage, ReadError, Receipt, TopicChange, TopicError, Transaction,
+    TrimError, Version, Watch,
 };
 
 /// The calls that a test may change; by default each is passed on.
@@ -133,6 +133,10 @@ impl<H: Hooks> Engine for Hooked<H> {
 
     async fn health(&self) -> Result<(), CommitError> {
         self.0.engine().health().await
+    }
+
+    async fn adopt(&self, adoption: Adoption) -> Result<(), AdoptError> {
+        self.0.engine().adopt(adoption).await
     }
 
     fn has_outbox(&self) -> bool {

@@ -25,9 +25,9 @@ pub use self::link::Doubt;
 use self::link::{CUT, Link};
 use self::store::{Holder, Partition, State};
 use crate::contract::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
-    Limits, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
-    changed, check_partitions,
+    AdoptError, Adoption, CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId,
+    HostInfo, Lease, Limits, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError,
+    Version, Watch, changed, check_partitions,
 };
 use crate::idempotence::{Idempotence, Judgement, Overlay};
 use crate::room::{HostBounds, Room};
@@ -527,6 +527,13 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
+    async fn adopt(&self, adoption: Adoption) -> Result<(), AdoptError> {
+        let mut state = self.now()?;
+        state.adopt(adoption)?;
+        self.hear(&state);
+        Ok(())
+    }
+
     async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.store.leave(self.host);
@@ -552,6 +559,7 @@ mod tests {
     }
 
     crate::conformance_tests!(open);
+    crate::adopting_tests!(open);
     crate::bounds_tests!(open_bounded);
     crate::two_hosts_tests!(open_two);
 
@@ -596,6 +604,7 @@ mod tests {
         }
 
         crate::conformance_tests!(open);
+        crate::adopting_tests!(open);
     }
 
     /// So must an engine whose offsets have gaps.

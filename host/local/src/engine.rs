@@ -16,8 +16,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use millrace_engine::backup::{BackupError, BackupRequest, BackupStream};
 use millrace_engine::contract::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Lease,
-    Limits, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    AdoptError, Adoption, CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId,
+    HostInfo, Lease, Limits, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError,
+    Version, Watch,
 };
 use millrace_engine::damage::{DamageReport, DamagedRange};
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
@@ -339,7 +340,7 @@ impl Engine for LocalEngine {
         from: Offset,
         to: Offset,
     ) -> Result<u64, ReadError> {
-        let counting = self.partition(partition)?.counting(from..to);
+        let (counting, in_memory) = self.partition(partition)?.counting(from..to);
         let counted = match counting.reads() {
             false => counting.count(),
             true => {
@@ -347,7 +348,8 @@ impl Engine for LocalEngine {
                 counted.map_err(|_| ReadError::Io("the reading thread failed".into()))?
             }
         };
-        counted.map_err(|error| ReadError::Io(error.to_string().into()))
+        let counted = counted.map_err(|error| ReadError::Io(error.to_string().into()))?;
+        Ok(counted + in_memory)
     }
 
     fn limits(&self) -> Limits {
@@ -608,6 +610,28 @@ impl Engine for LocalEngine {
             committed.inspect_err(|_| register.reject(&ranges, now))?;
         }
         Ok(ranges)
+    }
+
+    async fn adopt(&self, adoption: Adoption) -> Result<(), AdoptError> {
+        let bytes = match &adoption {
+            Adoption::Topic(_) | Adoption::ProducerIds { .. } => ALONE_BYTES_MAX,
+            Adoption::Messages { batches, .. } => {
+                let bytes = batches.iter().map(RecordBatch::byte_count);
+                let operations = bytes.map(|bytes| bytes + OPERATION_OVERHEAD_BYTES);
+                operations.sum::<usize>() + OPERATION_OVERHEAD_BYTES
+            }
+        };
+        self.limits.check(bytes)?;
+        let kib = queue_kib(bytes).min(self.queue_kib_max);
+        let room = Arc::clone(&self.queue_room).acquire_many_owned(kib);
+        let room = room.await.map_err(|_| CommitError::Closed)?;
+        self.ask(|answer| Request::Adopt {
+            adoption,
+            bytes,
+            answer,
+            room,
+        })
+        .await
     }
 
     async fn backup(&self, request: BackupRequest) -> Result<BackupStream, BackupError> {

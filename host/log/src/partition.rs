@@ -60,7 +60,7 @@ pub struct Mark {
     pub bytes: u64,
     /// When the active segment began, by the host's clock; 0 if unknown.
     pub opened_at: Timestamp,
-    /// Everything before this offset is compacted.
+    /// Everything before this offset is compacted; 0 also means that every offset had a message when it was written.
     pub clean: Offset,
 }
 
@@ -259,6 +259,7 @@ impl PartitionFiles {
 
     fn append_stored(&mut self, batches: &[RecordBatch]) -> io::Result<()> {
         self.leave_misplaced()?;
+        self.note_gaps(batches);
         let mut rest = batches;
         while let Some(first) = rest.first() {
             assert!(
@@ -501,6 +502,7 @@ pub struct SegmentReader {
     end: Offset,
 }
 
+#[derive(Clone)]
 enum Part {
     Sealed {
         base: Offset,

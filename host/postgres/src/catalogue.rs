@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use millrace_engine::contract::{changed, check_partitions};
+use millrace_engine::contract::{AdoptError, changed, check_partitions};
 use millrace_engine::{CommitError, Expectation, ReadError, TopicChange, TopicError, TrimError};
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
 use millrace_model::{
@@ -21,7 +21,7 @@ use crate::trouble::{Trouble, undone, unread};
 const TRIES_MAX: u32 = 10;
 
 /// Why a change did not happen: something to try again, or an answer.
-enum Failed<E> {
+pub(crate) enum Failed<E> {
     Trouble(Trouble),
     Refused(E),
 }
@@ -40,14 +40,14 @@ impl<E> From<sqlx::Error> for Failed<E> {
 
 /// Counts the tries of a change.
 #[derive(Default)]
-struct Tries(u32);
+pub(crate) struct Tries(u32);
 
 impl Tries {
     /// Whether it is to be tried again.
     ///
     /// # Errors
     /// The answer, if it is not.
-    fn again<E: From<CommitError>>(&mut self, failed: Failed<E>) -> Result<(), E> {
+    pub(crate) fn again<E: From<CommitError>>(&mut self, failed: Failed<E>) -> Result<(), E> {
         self.0 += 1;
         match failed {
             Failed::Trouble(Trouble::Again(_)) if self.0 < TRIES_MAX => Ok(()),
@@ -58,7 +58,9 @@ impl Tries {
 }
 
 /// Commits; an error leaves it in doubt.
-async fn end<E: From<CommitError>>(changing: PgTransaction<'_>) -> Result<(), Failed<E>> {
+pub(crate) async fn end<E: From<CommitError>>(
+    changing: PgTransaction<'_>,
+) -> Result<(), Failed<E>> {
     let ended = changing.commit().await;
     ended.map_err(|error| {
         let in_doubt = CommitError::InDoubt(error.to_string().into());
@@ -106,6 +108,40 @@ async fn add_partitions(connection: &mut PgConnection, topic: &Topic) -> Result<
     connection.execute(add).await.map(drop)
 }
 
+/// Takes an id that no topic can have had; the topics are locked.
+async fn take_topic_id(
+    connection: &mut PgConnection,
+    id: TopicId,
+) -> Result<TopicId, Failed<AdoptError>> {
+    let name = "select pg_get_serial_sequence('topic', 'id') as name";
+    let row = connection.fetch_one(sqlx::query(name)).await?;
+    let sequence: String = row.get("name");
+    // The name comes from the database, with quotes where it needs them.
+    let last = format!(
+        "select case when is_called then last_value + 1 else last_value end as next from {sequence}"
+    );
+    let row = connection
+        .fetch_one(sqlx::query(AssertSqlSafe(last)))
+        .await?;
+    let next = TopicId(row.get::<i64, _>("next") as u64);
+    if id < next {
+        return Err(Failed::Refused(AdoptError::Id { id, next }));
+    }
+    let take = sqlx::query("select setval($1::regclass, $2)");
+    let take = take.bind(sequence).bind(id.0 as i64);
+    connection.execute(take).await?;
+    Ok(id)
+}
+
+/// Why a topic without an id of its own was not made.
+fn into_topic_error(error: AdoptError) -> TopicError {
+    match error {
+        AdoptError::Topic(error) => error,
+        AdoptError::Commit(error) => error.into(),
+        other => CommitError::Unavailable(other.to_string().into()).into(),
+    }
+}
+
 fn is_durable(topic: &Topic) -> bool {
     topic.spec.durability == Durability::Durable
 }
@@ -120,44 +156,67 @@ impl Store {
         spec: TopicSpec,
         expects: Vec<Expectation>,
     ) -> Result<Topic, TopicError> {
-        if spec.partitions == 0 || spec.partitions > TOPIC_PARTITIONS_MAX {
-            let (asked, max) = (spec.partitions, TOPIC_PARTITIONS_MAX);
-            return Err(TopicError::Partitions { asked, max });
-        }
         let mut tries = Tries::default();
         let made = loop {
-            match self.create_topic_once(&spec, &expects).await {
+            match self.create_topic_once(None, &spec, &expects).await {
                 Ok(done) => break done,
-                Err(failed) => tries.again(failed)?,
+                Err(failed) => tries.again(failed).map_err(into_topic_error)?,
             }
         };
         self.see_catalogue().await;
         Ok(made)
     }
 
+    pub(crate) async fn adopt_topic(&self, topic: &Topic) -> Result<(), AdoptError> {
+        let mut tries = Tries::default();
+        while let Err(failed) = self
+            .create_topic_once(Some(topic.id), &topic.spec, &[])
+            .await
+        {
+            tries.again(failed)?;
+        }
+        self.see_catalogue().await;
+        Ok(())
+    }
+
+    /// Makes a topic, under the id that it has in another store if one is given.
     async fn create_topic_once(
         &self,
+        id: Option<TopicId>,
         spec: &TopicSpec,
         expects: &[Expectation],
-    ) -> Result<Topic, Failed<TopicError>> {
+    ) -> Result<Topic, Failed<AdoptError>> {
+        let refused = |error: TopicError| Failed::Refused(error.into());
+        if spec.partitions == 0 || spec.partitions > TOPIC_PARTITIONS_MAX {
+            let (asked, max) = (spec.partitions, TOPIC_PARTITIONS_MAX);
+            return Err(refused(TopicError::Partitions { asked, max }));
+        }
         let mut making = self.pool.begin().await?;
         let catalogue = lock(&mut making, expects, [&spec.name]).await?;
         if catalogue.topics.contains_key(&spec.name) {
-            return Err(Failed::Refused(TopicError::Exists(spec.name.clone())));
+            return Err(refused(TopicError::Exists(spec.name.clone())));
         }
         let have = partition_count(&mut making).await?;
         let checked = check_partitions(&self.tables.room, have, spec.partitions);
-        checked.map_err(Failed::Refused)?;
-        let insert =
-            sqlx::query("insert into topic (name, spec) values ($1, $2::jsonb) returning id");
-        let insert = insert.bind(spec.name.as_str()).bind(spec_json(spec));
-        let row = making.fetch_one(insert).await?;
+        checked.map_err(refused)?;
+        let id = match id {
+            Some(id) => take_topic_id(&mut making, id).await?,
+            None => {
+                let next = "select nextval(pg_get_serial_sequence('topic', 'id')) as id";
+                let row = making.fetch_one(sqlx::query(next)).await?;
+                TopicId(row.get::<i64, _>("id") as u64)
+            }
+        };
+        let insert = sqlx::query(
+            "insert into topic (id, name, spec) overriding system value values ($1, $2, $3::jsonb)",
+        );
+        let insert = insert.bind(id.0 as i64).bind(spec.name.as_str());
+        making.execute(insert.bind(spec_json(spec))).await?;
         let topic = Topic {
-            id: TopicId(row.get::<i64, _>("id") as u64),
+            id,
             spec: spec.clone(),
         };
         add_partitions(&mut making, &topic).await?;
-        let id = topic.id;
         let leaf = leaf_table(id.0, 0);
         let table = format!(
             "create table run_{id} (bucket int not null, number int not null, base bigint not null, next bigint not null, \

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use millrace_engine::room::Room;
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
-    OutboxMessage, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version,
-    Watch,
+    AdoptError, Adoption, CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId,
+    HostInfo, Limits, OutboxMessage, ReadError, Receipt, TopicChange, TopicError, Transaction,
+    TrimError, Version, Watch,
 };
 use millrace_model::{
     Clock, Digest, GroupName, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId,
@@ -401,6 +401,16 @@ impl Engine for PostgresEngine {
     ) -> Result<(), CommitError> {
         self.store.check_open()?;
         self.store.delete_module(digest, expects).await
+    }
+
+    async fn adopt(&self, adoption: Adoption) -> Result<(), AdoptError> {
+        self.store.check_open()?;
+        if let Adoption::Messages { batches, .. } = &adoption {
+            let bytes = batches.iter().map(RecordBatch::byte_count).sum();
+            self.limits().check(bytes)?;
+        }
+        // Boxed: it would make every future of this verb large.
+        Box::pin(self.store.adopt(adoption)).await
     }
 
     fn has_outbox(&self) -> bool {

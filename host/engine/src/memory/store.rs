@@ -12,8 +12,9 @@ use millrace_model::{
 use tokio::sync::watch;
 
 use crate::contract::{
-    Append, CommitError, Ends, EntryWrite, Expectation, HostId, Lease, ProgressWrite, ReadError,
-    Receipt, RequestMark, TopicError, Transaction, TrimError, Version, check_partitions,
+    AdoptError, Adoption, Append, CommitError, Ends, EntryWrite, Expectation, HostId, Lease,
+    ProgressWrite, ReadError, Receipt, RequestMark, TopicError, Transaction, TrimError, Version,
+    check_partitions, end_after,
 };
 use crate::entries::{self, Entries};
 use crate::idempotence::Idempotence;
@@ -227,23 +228,60 @@ impl State {
     }
 
     pub(super) fn create_topic(&mut self, spec: TopicSpec) -> Result<Topic, TopicError> {
+        let id = TopicId(self.topic_ids_given + 1);
+        self.make_topic(Topic { id, spec })
+    }
+
+    fn make_topic(&mut self, topic: Topic) -> Result<Topic, TopicError> {
+        let Topic { id, spec } = &topic;
         if spec.partitions == 0 || spec.partitions > TOPIC_PARTITIONS_MAX {
             let (asked, max) = (spec.partitions, TOPIC_PARTITIONS_MAX);
             return Err(TopicError::Partitions { asked, max });
         }
         if self.topics.contains_key(&spec.name) {
-            return Err(TopicError::Exists(spec.name));
+            return Err(TopicError::Exists(spec.name.clone()));
         }
         let partitions = self.partitions.len();
         check_partitions(&self.room, partitions, spec.partitions)?;
-        self.topic_ids_given += 1;
-        let id = TopicId(self.topic_ids_given);
-        let topic = Topic { id, spec };
+        self.topic_ids_given = id.0;
         let empty = topic.partitions().map(|at| (at, Partition::default()));
         self.partitions.extend(empty);
-        self.topics.insert(topic.spec.name.clone(), topic.clone());
+        self.topics.insert(spec.name.clone(), topic.clone());
         self.catalogue_changed();
         Ok(topic)
+    }
+
+    pub(super) fn adopt(&mut self, adoption: Adoption) -> Result<(), AdoptError> {
+        match adoption {
+            Adoption::Topic(topic) => {
+                let (id, next) = (topic.id, TopicId(self.topic_ids_given + 1));
+                if id < next {
+                    return Err(AdoptError::Id { id, next });
+                }
+                self.make_topic(topic)?;
+            }
+            Adoption::Messages { partition, batches } => {
+                let known = self.partitions.get_mut(&partition);
+                let known = known.ok_or(CommitError::UnknownPartition(partition))?;
+                let end = end_after(partition, known.ends().end, &batches)?;
+                for batch in &batches {
+                    if let Some(numbering) = batch.numbering() {
+                        let base = batch.base_offset();
+                        self.idempotence.apply_append(partition, numbering, base);
+                    }
+                }
+                known.batches.extend(batches);
+                known.end.send_replace(end);
+            }
+            Adoption::ProducerIds { next } => {
+                let last = ProducerId {
+                    id: next.saturating_sub(1),
+                    epoch: 0,
+                };
+                self.idempotence.give(last, None);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn partition(&self, partition: TopicPartition) -> Result<&Partition, ReadError> {

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use millrace_engine::contract::{
-    CommitError, Expectation, Lease, Receipt, TopicChange, TopicError, Transaction, TrimError,
+    AdoptError, Adoption, CommitError, Expectation, Lease, Receipt, TopicChange, TopicError,
+    Transaction, TrimError,
 };
 use millrace_engine::state::{HeldTurn, StateWrite};
 use millrace_model::{
@@ -58,6 +59,13 @@ pub(crate) enum Request {
         before: Offset,
         answer: Answer<Offset, TrimError>,
     },
+    Adopt {
+        adoption: Adoption,
+        bytes: usize,
+        answer: Answer<(), AdoptError>,
+        /// Room in the queue; returned when it is answered.
+        room: OwnedSemaphorePermit,
+    },
     Stop,
 }
 
@@ -73,6 +81,7 @@ impl Request {
             | Self::DeleteTopic { .. }
             | Self::ChangeTopics { .. }
             | Self::Trim { .. }
+            | Self::Adopt { .. }
             | Self::InitProducer { .. } => true,
             Self::Claim { .. } | Self::Stop => false,
         }
@@ -80,8 +89,10 @@ impl Request {
 
     /// Whether it adds messages or values of state, which a full disk has no room for.
     pub(crate) fn brings_data(&self) -> bool {
-        let Self::Commit { submission, .. } = self else {
-            return false;
+        let submission = match self {
+            Self::Commit { submission, .. } => submission,
+            Self::Adopt { adoption, .. } => return matches!(adoption, Adoption::Messages { .. }),
+            _ => return false,
         };
         let keeps = |write: &StateWrite| write.writes.keep_values();
         !submission.appends.is_empty() || submission.state.iter().any(keeps)
@@ -100,6 +111,7 @@ impl Request {
     pub(crate) fn brings_names(&self) -> bool {
         match self {
             Self::CreateTopic { .. } | Self::InitProducer { .. } => true,
+            Self::Adopt { adoption, .. } => !matches!(adoption, Adoption::Messages { .. }),
             Self::ChangeTopics { changes, .. } => changes
                 .iter()
                 .any(|(_, change)| change.partitions.is_some()),
@@ -115,6 +127,7 @@ impl Request {
                 !submission.entries.is_empty() || submission.producer.is_some()
             }
             Self::Claim { .. } | Self::Stop => false,
+            Self::Adopt { adoption, .. } => !matches!(adoption, Adoption::Messages { .. }),
             Self::CreateTopic { .. }
             | Self::DeleteTopic { .. }
             | Self::ChangeTopics { .. }
@@ -125,7 +138,7 @@ impl Request {
 
     pub(crate) fn byte_count(&self) -> usize {
         match self {
-            Self::Commit { bytes, .. } => *bytes,
+            Self::Commit { bytes, .. } | Self::Adopt { bytes, .. } => *bytes,
             Self::Claim { group, .. } => group.as_str().len() + OPERATION_OVERHEAD_BYTES,
             // Only names and settings, alone in their group.
             Self::CreateTopic { .. } | Self::DeleteTopic { .. } | Self::InitProducer { .. } => {
@@ -147,6 +160,7 @@ impl Request {
             Self::InitProducer { answer, .. } => drop(answer.send(Err(error))),
             Self::ChangeTopics { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::Trim { answer, .. } => drop(answer.send(Err(error.into()))),
+            Self::Adopt { answer, .. } => drop(answer.send(Err(error.into()))),
             Self::Stop => {}
         }
     }
@@ -210,6 +224,15 @@ impl Request {
                 Ok(start) => return Some(Decided::Trimmed(answer, start)),
                 Err(error) => drop(answer.send(Err(error))),
             },
+            Self::Adopt {
+                adoption,
+                answer,
+                room,
+                ..
+            } => match state.decide_adoption(pending, adoption) {
+                Ok(()) => return Some(Decided::Adopted(answer, room)),
+                Err(error) => drop(answer.send(Err(error))),
+            },
             Self::Stop => {}
         }
         None
@@ -230,6 +253,10 @@ pub(crate) enum Decided {
     Deleted(Answer<TopicId, TopicError>, TopicId),
     Producer(Answer<ProducerId, CommitError>, ProducerId),
     Trimmed(Answer<Offset, TrimError>, Offset),
+    Adopted(
+        Answer<(), AdoptError>,
+        #[expect(dead_code, reason = "held until the answer is given")] OwnedSemaphorePermit,
+    ),
 }
 
 impl Decided {
@@ -242,6 +269,7 @@ impl Decided {
             Self::Deleted(answer, id) => drop(answer.send(Ok(id))),
             Self::Producer(answer, id) => drop(answer.send(Ok(id))),
             Self::Trimmed(answer, start) => drop(answer.send(Ok(start))),
+            Self::Adopted(answer, _) => drop(answer.send(Ok(()))),
         }
     }
 
@@ -254,6 +282,7 @@ impl Decided {
             Self::Deleted(answer, _) => drop(answer.send(Err(error.into()))),
             Self::Producer(answer, _) => drop(answer.send(Err(error))),
             Self::Trimmed(answer, _) => drop(answer.send(Err(error.into()))),
+            Self::Adopted(answer, _) => drop(answer.send(Err(error.into()))),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! decisions ([`Pending`]), makes it durable, and applies it. Recovery applies the same operations.
 //! A group that could not be written leaves no trace.
 
+mod adopting;
 mod paging;
 mod tables;
 mod topics;

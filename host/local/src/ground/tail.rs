@@ -49,6 +49,8 @@ struct Tail {
     shown: Offset,
     flushed: Offset,
     unflushed_bytes: usize,
+    /// Whether a batch without a message for each offset was ever added.
+    has_gaps: bool,
 }
 
 /// The weight of a batch in the bound on memory.
@@ -70,6 +72,7 @@ impl Partition {
                 shown: mark.end,
                 flushed: mark.end,
                 unflushed_bytes: 0,
+                has_gaps: false,
             }),
             files: RwLock::new(files),
             upkeep: Mutex::default(),
@@ -123,6 +126,7 @@ impl Partition {
         );
         tail.end = batch.end_offset();
         tail.unflushed_bytes += batch.byte_count();
+        tail.has_gaps |= batch.has_gaps();
         tail.batches.push_back(batch);
     }
 
@@ -165,12 +169,16 @@ impl Partition {
         }
     }
 
-    /// The visible messages in this range, for counting.
-    pub(crate) fn counting(&self, range: Range<Offset>) -> Counting {
+    /// The visible messages in this range: how to count those in files, and the number of those that are only in memory.
+    pub(crate) fn counting(&self, range: Range<Offset>) -> (Counting, u64) {
         let Ends { start, end } = self.ends();
         let range = range.start.max(start)..range.end.min(end);
         let is_compacted = self.settings().compact;
-        self.files.read().counting(range, is_compacted)
+        // While these are locked, nothing moves from memory to them.
+        let files = self.files.read();
+        let in_memory = range.start.max(files.mark().end)..range.end;
+        let in_memory = self.tail.lock().count(in_memory);
+        (files.counting(range, is_compacted), in_memory)
     }
 
     /// Whether any batches are only in memory and the journal.
@@ -398,6 +406,21 @@ fn configuration(spec: &TopicSpec) -> (Durability, Arc<TopicSettings>) {
 }
 
 impl Tail {
+    /// The messages in this range, all of which is in memory.
+    fn count(&self, range: Range<Offset>) -> u64 {
+        if range.is_empty() {
+            return 0;
+        }
+        if !self.has_gaps {
+            return range.end.0 - range.start.0;
+        }
+        let batches = self.batches.range(self.position(range.start)..);
+        let within = batches.take_while(|batch| batch.base_offset() < range.end);
+        within
+            .map(|batch| batch.messages_within(range.start, range.end))
+            .sum()
+    }
+
     /// The first result of `look` in a batch at or after `from`; `None` if memory begins later.
     fn offset_at(
         &self,

@@ -117,6 +117,13 @@ impl RecordBatch {
         offsets.filter(|offset| (from..to).contains(offset)).count() as u64
     }
 
+    /// Whether some of its offsets have no messages.
+    #[must_use]
+    pub fn has_gaps(&self) -> bool {
+        let offsets = self.end_offset().0 - self.base_offset().0;
+        self.is_control() || self.message_count() as u64 != offsets
+    }
+
     /// Whether it is only a placeholder.
     #[must_use]
     pub fn is_gap(&self) -> bool {

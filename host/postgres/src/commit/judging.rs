@@ -320,11 +320,16 @@ pub(crate) fn append_to(
     let going = runs.iter_mut().rfind(|run| run.partition == partition);
     let going = going.filter(|run| run.bytes.len() + batch.byte_count() <= RUN_BYTES_MAX);
     let placed = |run: Offset| batch.clone().placed(Offset(base.0 - run.0), stamp);
+    // What only stands for offsets has no messages.
+    let messages = match batch.is_control() {
+        true => 0,
+        false => batch.message_count(),
+    };
     match going {
         Some(run) => {
             run.next = end;
             run.latest = run.latest.max(batch.max_timestamp());
-            run.messages += batch.message_count();
+            run.messages += messages;
             run.bytes.extend_from_slice(placed(run.base).bytes());
         }
         None => runs.push(Run {
@@ -333,7 +338,7 @@ pub(crate) fn append_to(
             base,
             next: end,
             latest: batch.max_timestamp(),
-            messages: batch.message_count(),
+            messages,
             bytes: placed(base).bytes().to_vec(),
         }),
     }

@@ -88,6 +88,8 @@ impl Fate for PostgresEngine {
 
 millrace_engine::conformance_tests!(open);
 millrace_engine::reopening_tests!(open);
+millrace_engine::adopting_tests!(open);
+millrace_engine::adopting_and_reopening_tests!(open);
 millrace_engine::two_hosts_tests!(open_two);
 
 mod bounded {

@@ -1,7 +1,7 @@
 //! Creating, changing, growing and deleting topics.
 
 use millrace_engine::contract::{
-    CommitError, Expectation, TopicChange, TopicError, changed, check_partitions,
+    AdoptError, CommitError, Expectation, TopicChange, TopicError, changed, check_partitions,
 };
 use millrace_engine::entries;
 use millrace_model::bounds::TOPIC_PARTITIONS_MAX;
@@ -19,6 +19,27 @@ impl State {
         expects: &[Expectation],
     ) -> Result<Topic, TopicError> {
         self.check_expectations(pending, expects)?;
+        let id = self.next_topic;
+        let topic = Topic { id, spec };
+        self.make_topic(pending, topic.clone())?;
+        Ok(topic)
+    }
+
+    /// Takes over a topic of another store, under its id. Must be alone in its group.
+    pub(super) fn decide_adopted_topic(
+        &self,
+        pending: &mut Pending,
+        topic: Topic,
+    ) -> Result<(), AdoptError> {
+        let (id, next) = (topic.id, self.next_topic);
+        if id < next || id.0 == u64::MAX {
+            return Err(AdoptError::Id { id, next });
+        }
+        Ok(self.make_topic(pending, topic)?)
+    }
+
+    fn make_topic(&self, pending: &mut Pending, topic: Topic) -> Result<(), TopicError> {
+        let spec = &topic.spec;
         if !(1..=TOPIC_PARTITIONS_MAX).contains(&spec.partitions) {
             return Err(TopicError::Partitions {
                 asked: spec.partitions,
@@ -26,16 +47,13 @@ impl State {
             });
         }
         if self.topics.contains_key(&spec.name) {
-            return Err(TopicError::Exists(spec.name));
+            return Err(TopicError::Exists(spec.name.clone()));
         }
         let partitions = self.partitions.len();
         check_partitions(&self.room, partitions, spec.partitions)?;
-        let id = self.next_topic;
-        let topic = Topic { id, spec };
         pending.durable = true;
-        let create = Operation::CreateTopic(topic.clone());
-        pending.operations.push(create);
-        Ok(topic)
+        pending.operations.push(Operation::CreateTopic(topic));
+        Ok(())
     }
 
     pub(crate) fn decide_delete(

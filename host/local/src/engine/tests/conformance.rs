@@ -78,24 +78,34 @@ mod bounded {
 mod default {
     millrace_engine::conformance_tests!(super::open);
     millrace_engine::reopening_tests!(super::open);
+    millrace_engine::adopting_tests!(super::open);
+    millrace_engine::adopting_and_reopening_tests!(super::open);
 }
 
 mod small {
     millrace_engine::conformance_tests!(super::open_small);
     millrace_engine::reopening_tests!(super::open_small);
+    millrace_engine::adopting_tests!(super::open_small);
+    millrace_engine::adopting_and_reopening_tests!(super::open_small);
 }
 
 mod encrypted {
     millrace_engine::conformance_tests!(super::open_encrypted);
     millrace_engine::reopening_tests!(super::open_encrypted);
+    millrace_engine::adopting_tests!(super::open_encrypted);
+    millrace_engine::adopting_and_reopening_tests!(super::open_encrypted);
 }
 
 mod paged {
     millrace_engine::conformance_tests!(super::open_paged);
     millrace_engine::reopening_tests!(super::open_paged);
+    millrace_engine::adopting_tests!(super::open_paged);
+    millrace_engine::adopting_and_reopening_tests!(super::open_paged);
 }
 
 mod paged_encrypted {
     millrace_engine::conformance_tests!(super::open_paged_encrypted);
     millrace_engine::reopening_tests!(super::open_paged_encrypted);
+    millrace_engine::adopting_tests!(super::open_paged_encrypted);
+    millrace_engine::adopting_and_reopening_tests!(super::open_paged_encrypted);
 }
