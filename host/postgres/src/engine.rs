@@ -456,7 +456,7 @@ impl Engine for PostgresEngine {
             follower.abort();
         }
         if let Ok(Some(session)) = tasks.life.await {
-            session.end(&self.store.hosts).await;
+            session.end(&self.store.hosts, &self.store.options).await;
         }
         self.store.holds.clear();
         self.store.pool.close().await;

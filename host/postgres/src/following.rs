@@ -96,6 +96,8 @@ impl News {
 const CATALOGUE: char = 'k';
 const STATE: char = 's';
 const CHAINS: char = 'c';
+/// A host joins or leaves: it says so from its own session.
+pub(crate) const HOSTS: char = 'h';
 
 /// What a notification says: marks, then ends as `topic/partition/end`, each after a space.
 fn ends_of(payload: &str) -> impl Iterator<Item = (TopicPartition, Offset)> {
@@ -172,6 +174,9 @@ impl Store {
     async fn hear(&self, told: &PgNotification) -> Result<(), Trouble> {
         let payload = told.payload();
         let marks = payload.split(' ').next().unwrap_or_default();
+        if marks.contains(HOSTS) {
+            self.hosts.changed.notify_one();
+        }
         if marks.contains(CATALOGUE) {
             self.follow_catalogue().await?;
         }

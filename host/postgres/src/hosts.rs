@@ -11,8 +11,9 @@ use std::time::Duration;
 use millrace_engine::{HostId, HostInfo};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Executor as _, Row as _};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use crate::following::HOSTS;
 use crate::options::PostgresOptions;
 use crate::trouble::Trouble;
 
@@ -29,6 +30,8 @@ pub(crate) struct Hosts {
     is_reached: AtomicBool,
     /// Tests let a host stand still.
     is_stalled: AtomicBool,
+    /// Another host says that it has joined or leaves.
+    pub(crate) changed: Notify,
 }
 
 /// The condition under which a row of `host` is of a living host; `$1` has the milliseconds after which it is dead, `$2` the class of
@@ -49,6 +52,7 @@ impl Hosts {
             alive: watch::Sender::new(Arc::new([])),
             is_reached: AtomicBool::new(false),
             is_stalled: AtomicBool::new(false),
+            changed: Notify::new(),
         }
     }
 
@@ -92,7 +96,16 @@ impl Session {
         session.say(hosts, options).await?;
         session.look(hosts, options).await?;
         hosts.is_reached.store(true, Ordering::Relaxed);
+        session.tell(options).await?;
         Ok(session)
+    }
+
+    /// Tells the others to look who lives.
+    async fn tell(&mut self, options: &PostgresOptions) -> Result<(), Trouble> {
+        let tell = sqlx::query("select pg_notify($1, $2)");
+        let tell = tell.bind(&options.schema).bind(HOSTS.to_string());
+        self.connection.execute(tell).await?;
+        Ok(())
     }
 
     async fn say(&mut self, hosts: &Hosts, options: &PostgresOptions) -> Result<(), Trouble> {
@@ -161,10 +174,11 @@ impl Session {
     }
 
     /// Leaves: what this host held can be taken at once.
-    pub(crate) async fn end(mut self, hosts: &Hosts) {
+    pub(crate) async fn end(mut self, hosts: &Hosts, options: &PostgresOptions) {
         let leave = sqlx::query("delete from host where id = $1").bind(hosts.id.0 as i64);
         let left = self.connection.execute(leave).await;
-        if let Err(error) = left {
+        let left = left.map_err(Trouble::from);
+        if let Err(error) = left.and(self.tell(options).await) {
             tracing::debug!(%error, "the database will learn from the end of the session that this host has ended");
         }
         // The server ends it anyway.
@@ -190,6 +204,7 @@ pub(crate) async fn live(
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return session,
             () = tokio::time::sleep(options.heartbeat_interval) => {}
+            () = hosts.changed.notified() => {}
         }
         if hosts.is_stalled.load(Ordering::SeqCst) {
             continue;

@@ -263,3 +263,27 @@ async fn sessions_that_are_ended_by_others_are_made_anew() {
     assert!(sent > 0);
     engine.close().await;
 }
+
+/// Long before its next round: whoever waits for the work of a host that leaves need not wait for that.
+#[tokio::test]
+async fn hosts_that_join_and_leave_are_known_at_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let options = PostgresOptions {
+        heartbeat_interval: Duration::from_secs(3_600),
+        dead_after: Duration::from_secs(36_000),
+        ..options(directory.path())
+    };
+    let one = open_with(options.clone()).await;
+    for _ in 0..3 {
+        let other = open_with(options.clone()).await;
+        for count in [2, 1] {
+            let mut listed = one.hosts();
+            let known = listed.wait_for(|hosts| hosts.len() == count);
+            let known = tokio::time::timeout(Duration::from_secs(60), known).await;
+            known.expect("in time").expect("the engine is open");
+            if count == 2 {
+                other.close().await;
+            }
+        }
+    }
+}
