@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 use crate::chains::{Holds, chain_of};
 use crate::cleaning;
 use crate::commit::lanes::{self, LANES, Queue};
+use crate::commit::short::KnownChains;
 use crate::connect::{self, OpenError};
 use crate::following::{self, News};
 use crate::hosts::{self, Hosts, Session};
@@ -77,6 +78,7 @@ impl PostgresEngine {
             mirror: Mirror::default(),
             tables: Tables::new(room),
             holds: Holds::default(),
+            known: KnownChains::default(),
             news: News::default(),
             is_closed: AtomicBool::new(false),
             options,

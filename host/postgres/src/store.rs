@@ -8,6 +8,7 @@ use millrace_model::Clock;
 use sqlx::postgres::{PgConnectOptions, PgPool};
 
 use crate::chains::Holds;
+use crate::commit::short::KnownChains;
 use crate::following::News;
 use crate::hosts::Hosts;
 use crate::mirror::Mirror;
@@ -23,6 +24,7 @@ pub(crate) struct Store {
     pub(crate) mirror: Mirror,
     pub(crate) tables: Tables,
     pub(crate) holds: Holds,
+    pub(crate) known: KnownChains,
     pub(crate) news: News,
     pub(crate) is_closed: AtomicBool,
 }

@@ -129,6 +129,24 @@ impl Loaded {
         true
     }
 
+    /// Whether it has all writes up to this one and no later one, as far as can be told without waiting.
+    pub(crate) fn is_surely_at(&self, seq: i64) -> bool {
+        self.seq.try_lock().is_ok_and(|known| *known == seq)
+    }
+
+    /// Brings the table up to date with a chain that is locked.
+    pub(crate) async fn reach(
+        &self,
+        seq: i64,
+        connection: &mut PgConnection,
+    ) -> Result<(), Trouble> {
+        let mut known = self.seq.lock().await;
+        if *known != seq {
+            self.catch_up_from(&mut known, connection).await?;
+        }
+        Ok(())
+    }
+
     /// Brings the table up to date. Returns the progress of the same moment; an outer `None` if the chain is gone.
     pub(crate) async fn catch_up(
         &self,
@@ -145,9 +163,10 @@ impl Loaded {
     ) -> Result<Option<Option<Progress>>, Trouble> {
         // One statement sees one moment. Below the floor nothing can be told apart, so everything counts.
         let asked = sqlx::query(
-            "select c.state_seq, c.state_floor, c.progress, s.key, s.value, s.ends_at from chain c \
-             left join state s on s.chain = c.id and (s.seq > $2 or (c.state_floor > $2 and s.value is not null)) \
-             where c.id = $1",
+            "select c.state_seq, c.state_floor, c.progress, s.key, s.value, s.ends_at from chain c left join lateral ( \
+               select key, value, ends_at from state where chain = $1 and seq > $2 and c.state_floor <= $2 and c.state_seq > $2 \
+               union all select key, value, ends_at from state where chain = $1 and value is not null and c.state_floor > $2 \
+             ) as s on true where c.id = $1",
         );
         let rows = connection
             .fetch_all(asked.bind(self.chain).bind(*known))

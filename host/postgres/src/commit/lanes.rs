@@ -13,7 +13,8 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::judging::{Judge, Writes};
 use super::locking::Needs;
-use super::plain::Plain;
+use super::short::Short;
+use crate::connect::IDLE_DURATION_MAX;
 use crate::store::Store;
 use crate::tables::{Loaded, TableKey};
 use crate::trouble::Trouble;
@@ -34,8 +35,6 @@ const GROUP_REQUESTS_MAX: usize = 128;
 const TRIES_MAX: u32 = 5;
 /// How many connections are tried for a group.
 const CONNECTIONS_MAX: u32 = 3;
-/// A connection that was not used for so long is tried before it gets a group.
-const IDLE_DURATION_MAX: Duration = Duration::from_millis(500);
 /// A group that the database does not answer for so long is in doubt.
 const GROUP_DURATION_MAX: Duration = Duration::from_secs(30);
 
@@ -272,23 +271,29 @@ async fn commit_on(
     group: &[Waiting],
     locked_now: impl FnOnce(),
 ) -> Result<Answers, Failed> {
-    let transactions = group.iter().map(|waiting| &waiting.transaction);
-    if let Some(plain) = Plain::of(store, transactions) {
-        lane.relax(!plain.is_durable).await?;
-        // It locks and commits at once, so the next group may begin.
-        locked_now();
-        let committed = plain.commit(store, &mut lane.connection).await;
-        return match committed {
-            Ok(Some(answers)) => Ok(answers),
-            // The database is not as this host believes: a topic is gone, or its durability is another.
-            Ok(None) | Err(Trouble::Refused(_)) => commit_long(store, lane, group, || ()).await,
-            // The server says what it did not do.
-            Err(failed @ Trouble::Again(_)) => Err(Failed::Undone(failed)),
-            Err(failed @ Trouble::DiskFull(_)) => Err(Failed::Undone(failed)),
-            Err(failed) => Err(Failed::InDoubt(failed)),
-        };
+    let tables: HashMap<TableKey, Arc<Loaded>> = group
+        .iter()
+        .flat_map(|waiting| waiting.tables.iter().cloned())
+        .collect();
+    let Some(mut short) = Short::of(store, group, &tables) else {
+        return commit_long(store, lane, group, &tables, locked_now).await;
+    };
+    lane.relax(!short.writes.is_durable).await?;
+    // It locks and commits at once, so the next group may begin.
+    locked_now();
+    match short.commit(store, group, &mut lane.connection).await {
+        Ok(Some(answers)) => {
+            show(store, &short.writes, &tables, &mut lane.connection).await;
+            Ok(answers)
+        }
+        // The database is not as this host knows it: a chain has moved, a topic is gone, or its durability is another.
+        Ok(None) | Err(Trouble::Refused(_)) => {
+            commit_long(store, lane, group, &tables, || ()).await
+        }
+        // The server says what it did not do.
+        Err(failed @ (Trouble::Again(_) | Trouble::DiskFull(_))) => Err(Failed::Undone(failed)),
+        Err(failed) => Err(Failed::InDoubt(failed)),
     }
-    commit_long(store, lane, group, locked_now).await
 }
 
 /// The long way: locks, decides, writes and commits one after the other.
@@ -296,26 +301,27 @@ async fn commit_long(
     store: &Store,
     lane: &mut Lane,
     group: &[Waiting],
+    tables: &HashMap<TableKey, Arc<Loaded>>,
     locked_now: impl FnOnce(),
 ) -> Result<Answers, Failed> {
     // Whether it waits for the disk is decided when the rows are known.
     lane.relax(false).await?;
     let connection = &mut lane.connection;
     let mut needs = Needs::default();
-    let mut tables: HashMap<TableKey, Arc<Loaded>> = HashMap::new();
     for waiting in group {
         needs.add(&waiting.transaction);
-        tables.extend(waiting.tables.iter().cloned());
     }
     begin(connection).await?;
     let locked = needs.lock(connection).await?;
     locked_now();
-    for loaded in tables.values() {
+    for (key, loaded) in tables {
         // Others may have written; nobody does from here on.
-        loaded.catch_up(connection).await?;
+        if let Some(chain) = locked.chains.get(key) {
+            loaded.reach(chain.state_seq, connection).await?;
+        }
     }
     let now = store.clock.wall();
-    let mut judge = Judge::new(locked, &store.tables.room, &tables, now);
+    let mut judge = Judge::new(locked, &store.tables.room, tables, now);
     let decide = |waiting: &Waiting| judge.decide(&waiting.transaction);
     let answers: Answers = group.iter().map(decide).collect();
     let Judge {
@@ -332,7 +338,8 @@ async fn commit_long(
     writes.write(connection, &mut locked.idempotence).await?;
     let committed = connection.execute(sqlx::raw_sql("commit")).await;
     committed.map_err(|error| Failed::InDoubt(error.into()))?;
-    show(store, &writes, &tables, connection).await;
+    store.known.note(locked.chains);
+    show(store, &writes, tables, connection).await;
     Ok(answers)
 }
 

@@ -3,5 +3,5 @@
 pub(crate) mod judging;
 pub(crate) mod lanes;
 pub(crate) mod locking;
-pub(crate) mod plain;
+pub(crate) mod short;
 pub(crate) mod writing;

@@ -30,30 +30,21 @@ impl Writes {
     async fn write_runs(&self, connection: &mut PgConnection) -> Result<(), Trouble> {
         let topics: BTreeSet<u64> = self.runs.iter().map(|run| run.partition.topic.0).collect();
         for topic in topics {
-            let runs = || {
-                self.runs
-                    .iter()
-                    .filter(|run| run.partition.topic.0 == topic)
-            };
             let insert = format!(
                 "insert into run_{topic} (bucket, number, base, next, latest, at, messages, size, bytes) \
                  select bucket, number, base, next, latest, $8, messages, octet_length(bytes), bytes \
                  from unnest($1::int[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::int[], $7::bytea[]) \
                  as run(bucket, number, base, next, latest, messages, bytes)"
             );
-            let insert = sqlx::query(AssertSqlSafe(insert));
-            let column = |of: fn(&Run) -> i64| runs().map(of).collect::<Vec<i64>>();
-            let small = |of: fn(&Run) -> i32| runs().map(of).collect::<Vec<i32>>();
-            let insert = insert
-                .bind(small(|run| run.bucket))
-                .bind(small(|run| run.partition.partition.0 as i32))
-                .bind(column(|run| run.base.0 as i64))
-                .bind(column(|run| run.next.0 as i64))
-                .bind(column(|run| {
-                    i64::try_from(run.latest.0).unwrap_or(i64::MAX)
-                }))
-                .bind(small(|run| run.messages as i32))
-                .bind(runs().map(|run| &run.bytes[..]).collect::<Vec<&[u8]>>());
+            let runs = runs_of(&self.runs, topic);
+            let insert = sqlx::query(AssertSqlSafe(insert))
+                .bind(runs.buckets)
+                .bind(runs.numbers)
+                .bind(runs.bases)
+                .bind(runs.nexts)
+                .bind(runs.latest)
+                .bind(runs.messages)
+                .bind(runs.bytes);
             let insert = insert.bind(self.now.0 as i64);
             connection.execute(insert).await?;
         }
@@ -191,14 +182,8 @@ async fn write_changes(
     connection: &mut PgConnection,
     state: &BTreeMap<i64, ChainState>,
 ) -> Result<(), Trouble> {
-    let mut all = Vec::new();
-    for (chain, state) in state {
-        let changes = state.changes.values();
-        all.extend(changes.map(|(change, seq)| (*chain, change, *seq)));
-    }
-    let all = || all.iter().copied();
-    let chains: Vec<i64> = all().map(|(chain, _, _)| chain).collect();
-    if chains.is_empty() {
+    let changes = changes_of(state);
+    if changes.chains.is_empty() {
         return Ok(());
     }
     let write = sqlx::query(
@@ -206,20 +191,68 @@ async fn write_changes(
          select * from unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::bigint[], $5::bigint[]) \
          on conflict (chain, key) do update set value = excluded.value, ends_at = excluded.ends_at, seq = excluded.seq",
     );
-    let keys: Vec<&[u8]> = all().map(|(_, change, _)| &*change.key).collect();
-    let values: Vec<Option<&[u8]>> = all()
-        .map(|(_, change, _)| change.value.as_ref().map(|value| value.as_bytes()))
-        .collect();
-    let ends: Vec<Option<i64>> = all()
-        .map(|(_, change, _)| {
-            let ends = change.ends_at != NEVER;
-            ends.then(|| i64::try_from(change.ends_at.0).unwrap_or(i64::MAX))
-        })
-        .collect();
-    let seqs: Vec<i64> = all().map(|(_, _, seq)| seq).collect();
-    let write = write.bind(chains).bind(keys).bind(values);
-    connection.execute(write.bind(ends).bind(seqs)).await?;
+    let write = write
+        .bind(changes.chains)
+        .bind(changes.keys)
+        .bind(changes.values)
+        .bind(changes.ends)
+        .bind(changes.seqs);
+    connection.execute(write).await?;
     Ok(())
+}
+
+/// Changes of state as columns of a statement.
+#[derive(Default)]
+pub(super) struct ChangeColumns<'a> {
+    pub(super) chains: Vec<i64>,
+    pub(super) keys: Vec<&'a [u8]>,
+    pub(super) values: Vec<Option<&'a [u8]>>,
+    pub(super) ends: Vec<Option<i64>>,
+    pub(super) seqs: Vec<i64>,
+}
+
+pub(super) fn changes_of(state: &BTreeMap<i64, ChainState>) -> ChangeColumns<'_> {
+    let mut columns = ChangeColumns::default();
+    for (chain, state) in state {
+        for (change, seq) in state.changes.values() {
+            columns.chains.push(*chain);
+            columns.keys.push(&change.key);
+            let value = change.value.as_ref().map(|value| value.as_bytes());
+            columns.values.push(value);
+            let ends = change.ends_at != NEVER;
+            let ends_at = || i64::try_from(change.ends_at.0).unwrap_or(i64::MAX);
+            columns.ends.push(ends.then(ends_at));
+            columns.seqs.push(*seq);
+        }
+    }
+    columns
+}
+
+/// The runs of a topic as columns of a statement.
+#[derive(Default)]
+pub(super) struct RunColumns<'a> {
+    pub(super) buckets: Vec<i32>,
+    pub(super) numbers: Vec<i32>,
+    pub(super) bases: Vec<i64>,
+    pub(super) nexts: Vec<i64>,
+    pub(super) latest: Vec<i64>,
+    pub(super) messages: Vec<i32>,
+    pub(super) bytes: Vec<&'a [u8]>,
+}
+
+pub(super) fn runs_of(runs: &[Run], topic: u64) -> RunColumns<'_> {
+    let mut columns = RunColumns::default();
+    for run in runs.iter().filter(|run| run.partition.topic.0 == topic) {
+        columns.buckets.push(run.bucket);
+        columns.numbers.push(run.partition.partition.0 as i32);
+        columns.bases.push(run.base.0 as i64);
+        columns.nexts.push(run.next.0 as i64);
+        let latest = i64::try_from(run.latest.0).unwrap_or(i64::MAX);
+        columns.latest.push(latest);
+        columns.messages.push(run.messages as i32);
+        columns.bytes.push(&run.bytes);
+    }
+    columns
 }
 
 /// What the group's numbered batches and new epochs come to.
