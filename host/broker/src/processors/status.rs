@@ -1,5 +1,7 @@
 //! The status of processors: what is deployed, and the state of each input partition.
 
+use std::sync::Arc;
+
 use millrace_model::{
     Offset, PartitionId, Processor, ProcessorName, Progress, Timestamp, Topic, TopicName,
     TopicPartition,
@@ -217,7 +219,16 @@ impl Processors {
                 // host, committed progress is shown.
                 if let Some(partition) = input.topic.partition(input.partition) {
                     let reads = (input.range, input.first);
-                    let status = self.committed(name, &input.topic, partition, state, reads);
+                    let progress = self.read_progress(name, partition).await;
+                    match &progress {
+                        Some(read) => self.inner.supervisor.note_read(name, &input, read),
+                        None => {}
+                    }
+                    // Without the store, what was read last is the most that is known.
+                    let last = [standing.read, standing.next.map(|_| standing.progress)];
+                    let last = last.into_iter().flatten().max_by_key(|last| last.next);
+                    let progress = progress.or(last);
+                    let status = self.committed(&input.topic, partition, progress, state, reads);
                     shown.push(status.await);
                 }
                 continue;
@@ -263,20 +274,33 @@ impl Processors {
                 };
                 let name = &processor.name;
                 let reads = (range, processor.start_in(topic.id, partition.partition));
-                let status = self.committed(name, &topic, partition, state.clone(), reads);
+                let progress = self.read_progress(name, partition).await;
+                let status = self.committed(&topic, partition, progress, state.clone(), reads);
                 partitions.push(status.await);
             }
         }
         partitions
     }
 
-    /// A processor's committed progress in one partition. The processor reads this range, or
+    /// A processor's committed progress in a partition; `None` if the store does not answer.
+    async fn read_progress(
+        &self,
+        name: &ProcessorName,
+        partition: TopicPartition,
+    ) -> Option<Arc<Progress>> {
+        let engine = &self.inner.engine;
+        engine.health().await.ok()?;
+        let progress = engine.progress(&name.group(), partition).await;
+        progress.ok().map(Option::unwrap_or_default).map(Arc::new)
+    }
+
+    /// A processor's status in one partition by its committed progress. The processor reads this range, or
     /// everything from an offset on.
     async fn committed(
         &self,
-        name: &ProcessorName,
         topic: &Topic,
         partition: TopicPartition,
+        progress: Option<Arc<Progress>>,
         state: String,
         (range, first): (Option<(Offset, Offset)>, Option<Offset>),
     ) -> PartitionStatus {
@@ -285,12 +309,13 @@ impl Processors {
         if let Some((first, end)) = range {
             (ends.start, ends.end) = (first, end.min(ends.end));
         }
-        let progress = engine.progress(&name.group(), partition).await;
-        let progress = progress.ok().flatten().unwrap_or_else(|| Progress {
-            next: first.map_or(ends.start, |first| first.max(ends.start)),
-            ..Progress::default()
-        });
-        let (next, end) = (progress.next, ends.end);
+        let progress = progress.unwrap_or_default();
+        // One that has not begun will begin there.
+        let next = match *progress == Progress::default() {
+            true => first.map_or(ends.start, |first| first.max(ends.start)),
+            false => progress.next,
+        };
+        let end = ends.end;
         PartitionStatus {
             topic: topic.spec.name.clone(),
             partition: partition.partition,
