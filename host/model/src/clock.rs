@@ -37,12 +37,16 @@ pub trait Clock: Send + Sync + 'static {
     /// CPU time of the calling thread: the difference of two readings on one thread is the cost of the work in between, however busy
     /// the machine is.
     fn thread(&self) -> Duration;
+    /// Sets the wall clock forward, or back (negative), from here on: hosts that share a store go by its clock.
+    fn correct(&self, _by_ms: i64) {}
 }
 
 /// The machine's clocks.
 #[derive(Debug)]
 pub struct SystemClock {
     start: Instant,
+    /// By how much the wall clock was corrected.
+    corrected_ms: AtomicI64,
 }
 
 impl SystemClock {
@@ -51,6 +55,7 @@ impl SystemClock {
     pub fn new() -> Self {
         Self {
             start: Instant::now(),
+            corrected_ms: AtomicI64::new(0),
         }
     }
 }
@@ -66,7 +71,12 @@ impl Clock for SystemClock {
         let since_epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+        let since_epoch = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        Timestamp(since_epoch.saturating_add_signed(self.corrected_ms.load(Ordering::Relaxed)))
+    }
+
+    fn correct(&self, by_ms: i64) {
+        self.corrected_ms.fetch_add(by_ms, Ordering::Relaxed);
     }
 
     fn monotonic(&self) -> Duration {
@@ -118,6 +128,10 @@ impl Clock for ManualClock {
     fn wall(&self) -> Timestamp {
         let since_epoch = u64::try_from(self.lock().as_millis()).unwrap_or(u64::MAX);
         Timestamp(since_epoch.saturating_add_signed(self.set_ms.load(Ordering::SeqCst)))
+    }
+
+    fn correct(&self, by_ms: i64) {
+        self.step(by_ms);
     }
 
     fn monotonic(&self) -> Duration {

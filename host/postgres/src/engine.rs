@@ -84,7 +84,8 @@ impl PostgresEngine {
             options,
         });
         let refused = |error: crate::trouble::Trouble| OpenError::Refused(error.to_string());
-        let session = Session::begin(&store.hosts, &store.options, &store.connect).await;
+        let session = Session::begin(&store.hosts, &store.options, &store.connect, &*store.clock);
+        let session = session.await;
         let session = session.map_err(refused)?;
         store.look().await.map_err(refused)?;
         let (queue, intake) = lanes::queue();
@@ -104,9 +105,10 @@ impl PostgresEngine {
                         hosts,
                         options,
                         connect,
+                        clock,
                         ..
                     } = &*store;
-                    hosts::live(hosts, options, connect, session, stopped).await
+                    hosts::live(hosts, options, connect, &**clock, session, stopped).await
                 }
             }),
         };

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millrace_engine::{HostId, HostInfo};
+use millrace_model::Clock;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Executor as _, Row as _};
 use tokio::sync::{Notify, watch};
@@ -21,6 +22,11 @@ use crate::trouble::Trouble;
 pub(crate) const LOCK_CLASS: i32 = 0x6d69_6c6c;
 /// How long one round may take before the session is given up.
 const ROUND_DURATION_MAX: Duration = Duration::from_secs(5);
+
+/// A difference between the clocks that is smaller is nobody's concern.
+const CLOCK_MS_MAX: u64 = 250;
+/// A difference that an operator should know of.
+const CLOCK_MS_TOLD: u64 = 1_000;
 
 /// This host among the others.
 pub(crate) struct Hosts {
@@ -85,6 +91,7 @@ impl Session {
         hosts: &Hosts,
         options: &PostgresOptions,
         connect: &PgConnectOptions,
+        clock: &dyn Clock,
     ) -> Result<Self, Trouble> {
         let mut connection = PgConnection::connect_with(connect).await?;
         // A session of this host that broke may still have it for a moment.
@@ -93,6 +100,7 @@ impl Session {
             .execute(lock.bind(LOCK_CLASS).bind(hosts.lock_id()))
             .await?;
         let mut session = Self { connection };
+        session.set(clock).await?;
         session.say(hosts, options).await?;
         session.look(hosts, options).await?;
         hosts.is_reached.store(true, Ordering::Relaxed);
@@ -105,6 +113,28 @@ impl Session {
         let tell = sqlx::query("select pg_notify($1, $2)");
         let tell = tell.bind(&options.schema).bind(HOSTS.to_string());
         self.connection.execute(tell).await?;
+        Ok(())
+    }
+
+    /// Sets this host's clock by the database's if they differ by more than the question takes. A message that one host accepts is delivered
+    /// by another, and a schedule goes on at another, so that all must have the same time.
+    async fn set(&mut self, clock: &dyn Clock) -> Result<(), Trouble> {
+        let asked = "select (extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms";
+        let before = clock.wall().0;
+        let row = self.connection.fetch_one(sqlx::query(asked)).await?;
+        let after = clock.wall().0;
+        let between = before / 2 + after / 2;
+        let by_ms = row.get::<i64, _>("now_ms").wrapping_sub(between as i64);
+        let difference_ms = by_ms.unsigned_abs();
+        if difference_ms > CLOCK_MS_MAX.max(after.saturating_sub(before)) {
+            clock.correct(by_ms);
+            if difference_ms > CLOCK_MS_TOLD {
+                tracing::warn!(
+                    by_ms,
+                    "this machine's clock differs from the database's; this host goes by the database's. Set the machine's clock"
+                );
+            }
+        }
         Ok(())
     }
 
@@ -196,6 +226,7 @@ pub(crate) async fn live(
     hosts: &Hosts,
     options: &PostgresOptions,
     connect: &PgConnectOptions,
+    clock: &dyn Clock,
     session: Session,
     mut stop: watch::Receiver<bool>,
 ) -> Option<Session> {
@@ -209,7 +240,7 @@ pub(crate) async fn live(
         if hosts.is_stalled.load(Ordering::SeqCst) {
             continue;
         }
-        let round = round(hosts, options, connect, session.take());
+        let round = round(hosts, options, connect, clock, session.take());
         let done = match tokio::time::timeout(ROUND_DURATION_MAX, round).await {
             Ok(done) => done,
             Err(_) => Err(Trouble::Unavailable("no answer".into())),
@@ -233,11 +264,13 @@ async fn round(
     hosts: &Hosts,
     options: &PostgresOptions,
     connect: &PgConnectOptions,
+    clock: &dyn Clock,
     session: Option<Session>,
 ) -> Result<Session, Trouble> {
     let Some(mut session) = session else {
-        return Session::begin(hosts, options, connect).await;
+        return Session::begin(hosts, options, connect, clock).await;
     };
+    session.set(clock).await?;
     session.say(hosts, options).await?;
     session.look(hosts, options).await?;
     Ok(session)

@@ -287,3 +287,27 @@ async fn hosts_that_join_and_leave_are_known_at_once() {
         }
     }
 }
+
+/// Delayed messages and schedules go from host to host.
+#[tokio::test]
+async fn a_host_whose_clock_is_wrong_goes_by_the_clock_of_the_database() {
+    use millrace_model::{Clock as _, ManualClock};
+    const HOUR_MS: u64 = 3_600_000;
+    let directory = tempfile::tempdir().expect("a directory");
+    for wrong in [now() - HOUR_MS, now() + HOUR_MS] {
+        let clock = Arc::new(ManualClock::at(Timestamp(wrong)));
+        let opened = PostgresEngine::open(options(directory.path()), clock.clone()).await;
+        let engine = opened.expect("the database opens");
+        assert!(clock.wall().0.abs_diff(now()) < 60_000);
+        // Somebody sets it while the host runs.
+        clock.step(HOUR_MS as i64);
+        let set_back = async {
+            while clock.wall().0.abs_diff(now()) > 60_000 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let set_back = tokio::time::timeout(Duration::from_secs(60), set_back).await;
+        set_back.expect("it is corrected");
+        engine.close().await;
+    }
+}
