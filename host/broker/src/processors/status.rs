@@ -214,7 +214,10 @@ impl Processors {
             let calling = standing
                 .calling
                 .map(|since| monotonic.saturating_sub(since));
-            let Some(next) = standing.next.filter(|_| standing.state.is_here()) else {
+            // A worker that waits for the store to begin again knows only how far it once was.
+            let read = standing.read.as_ref().map(|read| read.next);
+            let is_known = |next: &Offset| standing.state.is_here() && read <= Some(*next);
+            let Some(next) = standing.next.filter(is_known) else {
                 // A new worker's position is at least its predecessor's. For a worker on another
                 // host, committed progress is shown.
                 if let Some(partition) = input.topic.partition(input.partition) {
