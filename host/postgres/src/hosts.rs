@@ -23,6 +23,8 @@ pub(crate) const LOCK_CLASS: i32 = 0x6d69_6c6c;
 /// How long one round may take before the session is given up.
 const ROUND_DURATION_MAX: Duration = Duration::from_secs(5);
 
+/// Without a session, the next try.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// A difference between the clocks that is smaller is nobody's concern.
 const CLOCK_MS_MAX: u64 = 250;
 /// A difference that an operator should know of.
@@ -94,18 +96,35 @@ impl Session {
         clock: &dyn Clock,
     ) -> Result<Self, Trouble> {
         let mut connection = PgConnection::connect_with(connect).await?;
-        // A session of this host that broke may still have it for a moment.
+        // A session of this host that broke may still have it, as long as the server has not noticed.
+        let end = sqlx::query(
+            "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objsubid = 2 \
+             and database = (select oid from pg_database where datname = current_database()) \
+             and classid = $1::int::oid and objid::bigint = $2::bigint & 4294967295 and pid <> pg_backend_pid()",
+        );
+        let end = end.bind(LOCK_CLASS).bind(hosts.lock_id());
+        connection.fetch_all(end).await?;
         let lock = sqlx::query("select pg_advisory_lock($1, $2)");
         connection
             .execute(lock.bind(LOCK_CLASS).bind(hosts.lock_id()))
             .await?;
         let mut session = Self { connection };
-        session.set(clock).await?;
-        session.say(hosts, options).await?;
-        session.look(hosts, options).await?;
+        session.keep(hosts, options, clock).await?;
         hosts.is_reached.store(true, Ordering::Relaxed);
         session.tell(options).await?;
         Ok(session)
+    }
+
+    /// One round: says that this host lives, and learns who else does.
+    async fn keep(
+        &mut self,
+        hosts: &Hosts,
+        options: &PostgresOptions,
+        clock: &dyn Clock,
+    ) -> Result<(), Trouble> {
+        self.set(clock).await?;
+        self.say(hosts, options).await?;
+        self.look(hosts, options).await
     }
 
     /// Tells the others to look who lives.
@@ -231,10 +250,15 @@ pub(crate) async fn live(
     mut stop: watch::Receiver<bool>,
 ) -> Option<Session> {
     let mut session = Some(session);
+    let mut was_lost = false;
     loop {
+        let wait = match session {
+            Some(_) => options.heartbeat_interval,
+            None => options.heartbeat_interval.min(RETRY_INTERVAL),
+        };
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return session,
-            () = tokio::time::sleep(options.heartbeat_interval) => {}
+            () = tokio::time::sleep(wait) => {}
             () = hosts.changed.notified() => {}
         }
         if hosts.is_stalled.load(Ordering::SeqCst) {
@@ -249,8 +273,13 @@ pub(crate) async fn live(
             Ok(going) => {
                 hosts.is_reached.store(true, Ordering::Relaxed);
                 session = Some(going);
+                if std::mem::take(&mut was_lost) {
+                    // Whoever waits for the database need not wait for longer.
+                    hosts.alive.send_modify(|_| ());
+                }
             }
             Err(error) => {
+                was_lost = true;
                 let was_reached = hosts.is_reached.swap(false, Ordering::Relaxed);
                 if was_reached {
                     tracing::warn!(%error, "the database cannot be reached; this host tries again until it can");
@@ -260,6 +289,7 @@ pub(crate) async fn live(
     }
 }
 
+/// Says that this host lives, in a new session if the one it had is lost.
 async fn round(
     hosts: &Hosts,
     options: &PostgresOptions,
@@ -267,11 +297,11 @@ async fn round(
     clock: &dyn Clock,
     session: Option<Session>,
 ) -> Result<Session, Trouble> {
-    let Some(mut session) = session else {
-        return Session::begin(hosts, options, connect, clock).await;
-    };
-    session.set(clock).await?;
-    session.say(hosts, options).await?;
-    session.look(hosts, options).await?;
-    Ok(session)
+    if let Some(mut session) = session {
+        match session.keep(hosts, options, clock).await {
+            Ok(()) => return Ok(session),
+            Err(error) => tracing::debug!(%error, "the session of this host is lost"),
+        }
+    }
+    Session::begin(hosts, options, connect, clock).await
 }

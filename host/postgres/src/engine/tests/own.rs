@@ -12,6 +12,7 @@ use sqlx::{Connection as _, Executor as _, Row as _};
 
 use super::{open_with, options};
 use crate::engine::PostgresEngine;
+use crate::hosts::Session;
 use crate::{OpenError, PostgresOptions};
 
 async fn open(directory: &tempfile::TempDir) -> Arc<PostgresEngine> {
@@ -262,6 +263,21 @@ async fn sessions_that_are_ended_by_others_are_made_anew() {
     assert!(rows(&engine, "select count(*) from run_1").await >= sent);
     assert!(sent > 0);
     engine.close().await;
+}
+
+/// The server does not notice when a machine in between goes.
+#[tokio::test]
+async fn a_host_does_not_wait_for_a_session_of_its_own_that_the_server_still_has() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(PostgresOptions {
+        heartbeat_interval: Duration::from_secs(3_600),
+        ..options(directory.path())
+    })
+    .await;
+    let store = &engine.store;
+    let again = Session::begin(&store.hosts, &store.options, &store.connect, &*store.clock);
+    let again = tokio::time::timeout(Duration::from_secs(60), again).await;
+    assert!(again.expect("in time").is_ok(), "it has the lock");
 }
 
 /// Long before its next round: whoever waits for the work of a host that leaves need not wait for that.
