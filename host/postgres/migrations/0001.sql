@@ -46,13 +46,16 @@ create table leaf (
   primary key (topic, bucket)
 );
 
--- `start` and `next` only grow.
+-- `start`, `next` and `clean` only grow.
 create table partition (
   topic bigint not null references topic,
   number int not null,
   start bigint not null default 0,
   next bigint not null default 0,
   durable boolean not null,
+  -- What is before it was compacted, and when the oldest tombstone that was left there was committed.
+  clean bigint not null default 0,
+  tombstones_at bigint,
   primary key (topic, number)
 ) with (fillfactor = 30);
 

@@ -11,6 +11,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
 use tokio::sync::watch;
 
+use crate::compaction::compact;
 use crate::store::Store;
 use crate::trouble::Trouble;
 
@@ -20,6 +21,8 @@ const CLEANING: i32 = 0x636c_6e73;
 const LEAF_BYTES_MAX: i64 = 1 << 30;
 /// A leaf spans this part of the time for which messages are kept.
 const LEAVES_PER_RETENTION: u64 = 8;
+/// The messages of a compacted leaf that are still kept move on when they are at most this percentage of its size.
+const MOVED_PERCENT_MAX: i64 = 25;
 /// Rows that are deleted in one statement.
 const PIECE_ROWS: i64 = 1000;
 /// Pieces of one partition in one round, so that all get their turn.
@@ -140,6 +143,10 @@ async fn clean_topic(
         retain(connection, topic, settings, now).await?;
     }
     delete_rows(connection, topic).await?;
+    if settings.compact {
+        compact(connection, topic, now).await?;
+        move_rest(connection, topic).await?;
+    }
     turn_leaves(connection, topic, settings, now).await
 }
 
@@ -202,6 +209,40 @@ async fn delete_rows(connection: &mut PgConnection, topic: &Topic) -> Result<(),
             );
             let delete = sqlx::query(AssertSqlSafe(delete)).bind(number).bind(start);
             if connection.execute(delete).await?.rows_affected() < PIECE_ROWS as u64 {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Moves the little that compaction has left in older leaves to the newest, so that they can be dropped: a table does not become smaller by
+/// itself.
+async fn move_rest(connection: &mut PgConnection, topic: &Topic) -> Result<(), Trouble> {
+    let id = topic.id;
+    let find = sqlx::query("select bucket from leaf where topic = $1 order by bucket");
+    let leaves = connection.fetch_all(find.bind(id.0 as i64)).await?;
+    let leaves: Vec<i32> = leaves.iter().map(|row| row.get("bucket")).collect();
+    let Some((newest, older)) = leaves.split_last() else {
+        return Ok(());
+    };
+    for bucket in older {
+        let measure = format!(
+            "select coalesce(sum(size), 0)::bigint as kept, pg_total_relation_size($1::regclass) as bytes from run_{id}_{bucket}"
+        );
+        let measure = sqlx::query(AssertSqlSafe(measure)).bind(format!("run_{id}_{bucket}"));
+        let row = connection.fetch_one(measure).await?;
+        let (kept, bytes) = (row.get::<i64, _>("kept"), row.get::<i64, _>("bytes"));
+        if kept > bytes / 100 * MOVED_PERCENT_MAX {
+            continue;
+        }
+        for _ in 0..PIECES_MAX {
+            let rest = format!(
+                "with rest as (select number, next from run_{id}_{bucket} order by number, next limit {PIECE_ROWS}) \
+                 update run_{id} r set bucket = $2 from rest where r.bucket = $1 and r.number = rest.number and r.next = rest.next"
+            );
+            let rest = sqlx::query(AssertSqlSafe(rest)).bind(bucket).bind(newest);
+            if connection.execute(rest).await?.rows_affected() < PIECE_ROWS as u64 {
                 break;
             }
         }

@@ -17,6 +17,7 @@ mod catalogue;
 mod chains;
 mod cleaning;
 mod commit;
+mod compaction;
 mod connect;
 mod engine;
 mod following;

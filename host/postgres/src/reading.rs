@@ -158,7 +158,10 @@ fn gone_or(error: sqlx::Error, partition: TopicPartition) -> ReadError {
 }
 
 /// The batches of a row; none if it has none.
-fn batches_of(row: &PgRow, partition: TopicPartition) -> Result<Vec<RecordBatch>, ReadError> {
+pub(crate) fn batches_of(
+    row: &PgRow,
+    partition: TopicPartition,
+) -> Result<Vec<RecordBatch>, ReadError> {
     let Some(bytes) = row.get::<Option<Vec<u8>>, _>("bytes") else {
         return Ok(Vec::new());
     };

@@ -1,5 +1,6 @@
 //! The suites that every engine passes, on a real server that these tests start.
 
+mod compaction;
 mod own;
 mod server;
 
