@@ -130,6 +130,12 @@ impl Client {
         }
     }
 
+    /// The address of the host.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Sends a GET.
     pub fn get(&self, path: &str) -> Result<Reply> {
         read(self.agent.get(self.at(path)).call()?)

@@ -1,11 +1,12 @@
-//! The short torture that is part of every run of the tests; `docs/reliability.md` describes the
-//! longer one.
+//! The short tortures that are part of every run of the tests; `docs/reliability.md` describes the
+//! longer ones.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use millrace_tests::torture::history::{Copied, Fault, Step, Trial};
+use millrace_tests::torture::hosts::{self, StoreKind};
 use millrace_tests::torture::{Plan, run};
 
 /// The binary under test, built by the same cargo run.
@@ -65,4 +66,38 @@ fn through_kills_power_cuts_and_other_faults_nothing_acknowledged_is_lost_or_cha
     assert!(judged > 10, "only {judged} backups were judged");
     assert!(tally.delayed > 0 && tally.ticks > 0);
     assert!(tally.trials.contains_key(&Trial::Begun));
+}
+
+/// Faults of three hosts on PostgreSQL in each run of the tests.
+const FAULTS_OF_SEVERAL: u32 = 50;
+
+#[test]
+fn through_faults_of_hosts_and_their_database_each_message_is_processed_once() {
+    let kinds = Fault::OF_SEVERAL;
+    let report = hosts::run(&hosts::Plan {
+        binary: PathBuf::from(MILLRACE),
+        store: StoreKind::Postgres,
+        hosts: 3,
+        seed: fastrand::u64(..),
+        faults: hosts::mixture(FAULTS_OF_SEVERAL, &kinds),
+        faults_per_world: 20,
+        worlds_at_once: 3,
+        keep: std::env::temp_dir().join("torture-kept"),
+    });
+    let shown = writeln!(std::io::stderr(), "{report}");
+    shown.expect("stderr takes it");
+    assert!(
+        report.is_clean(),
+        "see the findings above; their histories are kept"
+    );
+    let is_skipped = |fault| report.skipped.iter().any(|(skipped, _)| *skipped == fault);
+    for fault in kinds {
+        let done = report.tally.faults.get(&fault).copied().unwrap_or(0);
+        assert!(done > 0 || is_skipped(fault), "no {}", fault.word());
+    }
+    // Without a database there is nothing to test.
+    let is_there = !is_skipped(Fault::StoreKill);
+    assert!(!is_there || report.faults() >= u64::from(FAULTS_OF_SEVERAL) - 5);
+    let tally = &report.tally;
+    assert!(!is_there || tally.delayed > 0 && tally.ticks > 0 && tally.redriven > 0);
 }

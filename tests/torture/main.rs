@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use millrace_tests::torture::history::Fault;
+use millrace_tests::torture::hosts::{self, StoreKind};
 use millrace_tests::torture::{Plan, run};
 
 const HELP: &str = "\
@@ -26,6 +27,13 @@ Usage: torture [OPTIONS]
   --binary FILE        the host [default: millrace beside this program; cargo build -p millrace makes it]
   --keep DIR           where histories and data with findings are kept [default: torture-kept in the temporary directory]
 
+Several hosts on one store, which this program starts:
+
+  --engine NAME        postgres
+  --hosts N            hosts of each world [default: 3]
+  --total N            faults in all, of all kinds [default: 100]
+  --faults LIST        only these: host-kill,host-stop,host-restart,host-clock,cut,stall,store-kill,terminate,evict,promote,store-full
+
 Power cuts, full disks and memory limits need root; what this machine cannot do is said to be skipped. Power cuts before a commit
 are rare without strace.
 Exit codes: 0 nothing found, 1 findings, 2 usage or trouble outside the host.";
@@ -36,6 +44,10 @@ struct Options {
     others: u32,
     only: Vec<Fault>,
     plan: Plan,
+    /// What several hosts share, and how many there are.
+    store: Option<StoreKind>,
+    hosts: usize,
+    total: u32,
 }
 
 fn main() -> ExitCode {
@@ -61,16 +73,25 @@ fn torture() -> Result<ExitCode> {
         let set = options.set(&name, &value);
         set.with_context(|| format!("{name} {value}"))?;
     }
-    let plan = options.plan();
-    let binary = plan.binary.display();
+    let binary = options.plan.binary.display();
     ensure!(
-        plan.binary.is_file(),
+        options.plan.binary.is_file(),
         "there is no {binary}; run cargo build -p millrace"
     );
-    eprintln!("torture: seed {}", plan.seed);
-    let report = run(&plan);
-    println!("{report}");
-    Ok(match (report.findings.len(), report.broken.len()) {
+    eprintln!("torture: seed {}", options.plan.seed);
+    let (findings, broken) = match options.several() {
+        Some(plan) => {
+            let report = hosts::run(&plan);
+            println!("{report}");
+            (report.findings.len(), report.broken.len())
+        }
+        None => {
+            let report = run(&options.plan());
+            println!("{report}");
+            (report.findings.len(), report.broken.len())
+        }
+    };
+    Ok(match (findings, broken) {
         (0, 0) => ExitCode::SUCCESS,
         (0, _) => ExitCode::from(2),
         _ => ExitCode::from(1),
@@ -84,7 +105,10 @@ impl Options {
             kills: 50,
             power_cuts: 50,
             others: 3,
-            only: Fault::ALL.to_vec(),
+            only: Vec::new(),
+            store: None,
+            hosts: 3,
+            total: 100,
             plan: Plan {
                 binary: own.with_file_name("millrace"),
                 seed: fastrand::u64(..),
@@ -102,6 +126,9 @@ impl Options {
             "--power-cuts" => self.power_cuts = value.parse()?,
             "--others" => self.others = value.parse()?,
             "--faults" => self.only = value.split(',').map(fault).collect::<Result<_>>()?,
+            "--engine" => self.store = Some(value.parse()?),
+            "--hosts" => self.hosts = value.parse::<usize>()?.max(2),
+            "--total" => self.total = value.parse()?,
             "--seed" => self.plan.seed = value.parse()?,
             "--per-world" => self.plan.faults_per_world = value.parse::<u32>()?.max(1),
             "--at-once" => self.plan.worlds_at_once = value.parse()?,
@@ -112,25 +139,42 @@ impl Options {
         Ok(())
     }
 
+    /// The plan for several hosts.
+    fn several(&self) -> Option<hosts::Plan> {
+        let of = match self.only.is_empty() {
+            true => Fault::OF_SEVERAL.to_vec(),
+            false => self.only.clone(),
+        };
+        Some(hosts::Plan {
+            binary: self.plan.binary.clone(),
+            store: self.store?,
+            hosts: self.hosts,
+            seed: self.plan.seed,
+            faults: hosts::mixture(self.total, &of),
+            faults_per_world: self.plan.faults_per_world as usize,
+            worlds_at_once: self.plan.worlds_at_once,
+            keep: self.plan.keep.clone(),
+        })
+    }
+
     fn plan(self) -> Plan {
         let count = |fault: &Fault| match fault {
             Fault::Kill => self.kills,
             Fault::Power => self.power_cuts,
             _ => self.others,
         };
+        let all = Fault::ALL.to_vec();
+        let only = if self.only.is_empty() { all } else { self.only };
         Plan {
-            faults: self
-                .only
-                .iter()
-                .map(|fault| (*fault, count(fault)))
-                .collect(),
+            faults: only.iter().map(|fault| (*fault, count(fault))).collect(),
             ..self.plan
         }
     }
 }
 
 fn fault(word: &str) -> Result<Fault> {
-    let found = Fault::ALL.into_iter().find(|fault| fault.word() == word);
+    let mut all = Fault::ALL.into_iter().chain(Fault::OF_SEVERAL);
+    let found = all.find(|fault| fault.word() == word);
     found.with_context(|| {
         format!("{word} is no fault; there are kill, power, full, eio, stop, memory")
     })

@@ -332,6 +332,7 @@ mod tests {
             seed: 1,
             topics: vec![topic],
             pipelines: Vec::new(),
+            several: false,
         }));
         let (producer, first) = (0, 0);
         all.write(Event::Invoke {

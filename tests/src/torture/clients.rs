@@ -50,6 +50,8 @@ const PROGRESS_EVERY: u32 = 16;
 pub(super) struct Shared {
     pub(super) history: History,
     target: RwLock<Option<String>>,
+    /// The addresses of several hosts, each of which takes any request; empty if there is only the target.
+    hosts: RwLock<Vec<String>>,
     producing: AtomicBool,
     reading: AtomicBool,
     /// Whether a backup is running.
@@ -83,6 +85,7 @@ impl Shared {
         Self {
             history,
             target: RwLock::new(None),
+            hosts: RwLock::default(),
             producing: AtomicBool::new(true),
             reading: AtomicBool::new(true),
             copying: AtomicBool::new(false),
@@ -109,8 +112,23 @@ impl Shared {
         self.reading.store(false, Ordering::Release);
     }
 
+    /// The hosts that clients go to, each request to one of them.
+    pub(super) fn go_to(&self, hosts: Vec<String>) {
+        *self.hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts;
+    }
+
+    /// One of several hosts.
+    fn any_host(&self) -> Option<String> {
+        let hosts = self.hosts.read().unwrap_or_else(PoisonError::into_inner);
+        fastrand::choice(&*hosts).cloned()
+    }
+
     /// Lets a client make a request, if there is a host.
     pub(super) fn with_host(&self, connection: &mut Connection, ask: impl FnOnce(&Client)) {
+        if let Some(url) = self.any_host() {
+            ask(connection.to(&url));
+            return;
+        }
         let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(url) = &*target {
             ask(connection.to(url));
@@ -139,20 +157,25 @@ impl Shared {
     }
 }
 
-/// A client's connections to the host at its present address.
+/// Addresses whose connections a client keeps; older ones are of hosts that have ended.
+const CONNECTIONS_MAX: usize = 4;
+
+/// A client's connections to the hosts at their present addresses.
 #[derive(Default)]
-pub(super) struct Connection(Option<(String, Client)>);
+pub(super) struct Connection(Vec<(String, Client)>);
 
 impl Connection {
-    fn to(&mut self, url: &str) -> &Client {
-        if self.0.as_ref().is_none_or(|(known, _)| known != url) {
-            self.0 = Some((url.to_owned(), Client::with_timeout(url, TIMEOUT)));
-        }
-        let (_, client) = self.0.get_or_insert_with(|| {
-            // Never taken: it was set above.
-            (url.to_owned(), Client::with_timeout(url, TIMEOUT))
+    pub(super) fn to(&mut self, url: &str) -> &Client {
+        let known = self.0.iter().position(|(known, _)| known == url);
+        let at = known.unwrap_or_else(|| {
+            if self.0.len() == CONNECTIONS_MAX {
+                self.0.remove(0);
+            }
+            self.0
+                .push((url.to_owned(), Client::with_timeout(url, TIMEOUT)));
+            self.0.len() - 1
         });
-        client
+        &self.0[at].1
     }
 }
 
@@ -434,6 +457,7 @@ fn look(shared: &Shared, client: &Client, pipeline: &Pipeline) -> Result<()> {
     let partitions = status["partitions"].as_array().context("no partitions")?;
     for at in partitions {
         shared.history.write(Event::Progress {
+            host: client.url().to_owned(),
             processor: pipeline.processor.clone(),
             topic: at["topic"].as_str().unwrap_or_default().to_owned(),
             partition: u32::try_from(at["partition"].as_u64().unwrap_or(0))?,

@@ -10,7 +10,7 @@ mod stop;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 
 use super::disk::{self, Cutter, LoopDisk};
@@ -29,6 +29,7 @@ pub(super) fn available(fault: Fault) -> Result<(), String> {
         Fault::Power | Fault::Full => disk::available(),
         Fault::Eio => eio::available(),
         Fault::Memory => memory::available(),
+        _ => Err("is one of several hosts".to_owned()),
     }
 }
 
@@ -38,7 +39,7 @@ pub(super) fn disk(fault: Fault, random: &mut Rng) -> Result<Option<LoopDisk>> {
         Fault::Power => LoopDisk::new(random).map(Some),
         Fault::Full => full::disk().map(Some),
         Fault::Eio => eio::disk(),
-        Fault::Kill | Fault::Stop | Fault::Memory => Ok(None),
+        _ => Ok(None),
     }
 }
 
@@ -69,6 +70,7 @@ pub(super) fn inject(world: &mut World, fault: Fault) -> Result<Option<u32>> {
         Fault::Eio => eio::inject(world),
         Fault::Stop => stop::inject(world),
         Fault::Memory => memory::inject(world),
+        other => bail!("{} is a fault of several hosts", other.word()),
     }
 }
 

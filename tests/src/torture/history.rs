@@ -150,6 +150,9 @@ pub enum Event {
     },
     /// A processor's progress.
     Progress {
+        /// The address of the host that told it: of several hosts, one may know less than another.
+        #[serde(default)]
+        host: String,
         /// The processor.
         processor: String,
         /// The input topic.
@@ -232,6 +235,9 @@ pub struct Rules {
     pub topics: Vec<TopicRule>,
     /// The processors.
     pub pipelines: Vec<Pipeline>,
+    /// Whether several hosts share the store: they hear of each other's messages late, and take work over only after a while.
+    #[serde(default)]
+    pub several: bool,
 }
 
 /// Stands in place of an offset for a message that is accepted but not delivered yet.
@@ -380,6 +386,28 @@ pub enum Fault {
     Stop,
     /// The kernel kills the process because it takes too much memory.
     Memory,
+    /// `kill -9` of one of several hosts.
+    HostKill,
+    /// One of several hosts stands still until it is considered dead, and then goes on.
+    HostStop,
+    /// One of several hosts is stopped in order, and started again.
+    HostRestart,
+    /// One of several hosts is started again with a clock that is an hour ahead or behind.
+    HostClock,
+    /// The connections between a host and the store are reset, and new ones refused for a while.
+    Cut,
+    /// Nothing passes between a host and the store for a while.
+    Stall,
+    /// `kill -9` of the whole store, which is then started again.
+    StoreKill,
+    /// The store ends connections over which hosts commit.
+    Terminate,
+    /// The store ends the connection by which it knows that a host lives.
+    Evict,
+    /// The store is lost, and another one that has everything takes its place.
+    Promote,
+    /// The disk of the store is full for a while.
+    StoreFull,
 }
 
 /// A step of the host's work at which a fault may be aimed.
@@ -424,7 +452,22 @@ impl Step {
 }
 
 impl Fault {
-    /// All faults.
+    /// All faults of several hosts on one store.
+    pub const OF_SEVERAL: [Self; 11] = [
+        Self::HostKill,
+        Self::HostStop,
+        Self::HostRestart,
+        Self::HostClock,
+        Self::Cut,
+        Self::Stall,
+        Self::StoreKill,
+        Self::Terminate,
+        Self::Evict,
+        Self::Promote,
+        Self::StoreFull,
+    ];
+
+    /// All faults of a single host.
     pub const ALL: [Self; 6] = [
         Self::Kill,
         Self::Power,
@@ -444,6 +487,17 @@ impl Fault {
             Self::Eio => "eio",
             Self::Stop => "stop",
             Self::Memory => "memory",
+            Self::HostKill => "host-kill",
+            Self::HostStop => "host-stop",
+            Self::HostRestart => "host-restart",
+            Self::HostClock => "host-clock",
+            Self::Cut => "cut",
+            Self::Stall => "stall",
+            Self::StoreKill => "store-kill",
+            Self::Terminate => "terminate",
+            Self::Evict => "evict",
+            Self::Promote => "promote",
+            Self::StoreFull => "store-full",
         }
     }
 }

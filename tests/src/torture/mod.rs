@@ -10,6 +10,7 @@ mod counting;
 mod disk;
 mod faults;
 pub mod history;
+pub mod hosts;
 mod journal;
 mod run;
 mod times;

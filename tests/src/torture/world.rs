@@ -32,14 +32,14 @@ const RETENTION_BYTES: u64 = 96 << 10;
 const TOMBSTONE_MS: u64 = 400;
 const SAFE: &str = "safe";
 pub(super) const QUICK: &str = "quick";
-const OUT: &str = "out";
+pub(super) const OUT: &str = "out";
 const DEAD: &str = "safe.worker.dlq";
 pub(super) const WORKER: &str = "worker";
 /// A topic whose messages are removed by trims or, in other worlds, by retention.
-const AGING: &str = "aging";
+pub(super) const AGING: &str = "aging";
 /// A compacted topic: only the latest message of each key stays, and nothing of removed keys.
 pub(super) const LATEST: &str = "latest";
-const TOPICS: [&str; 11] = [
+pub(super) const TOPICS: [&str; 11] = [
     SAFE,
     QUICK,
     OUT,
@@ -52,7 +52,7 @@ const TOPICS: [&str; 11] = [
     counting::DEAD,
     counting::REDRIVE,
 ];
-const PRODUCERS: [Producer; 8] = [
+pub(super) const PRODUCERS: [Producer; 8] = [
     producer(0, SAFE, false),
     producer(1, SAFE, true),
     producer(2, QUICK, false),
@@ -71,7 +71,7 @@ const fn producer(number: u32, topic: &'static str, once: bool) -> Producer {
     }
 }
 
-fn partitions(topic: &str) -> u32 {
+pub(super) fn partitions(topic: &str) -> u32 {
     match topic {
         AGING | LATEST => AGING_PARTITIONS,
         times::LATER => times::PARTITIONS,
@@ -178,9 +178,9 @@ impl World {
     fn live(&mut self, plan: &WorldPlan) -> Result<()> {
         faults::start(self, plan.fault)?;
         let trims = self.random.bool();
-        let rules = rules(plan.seed, trims);
+        let rules = rules(plan.seed, trims, false);
         self.shared.history.write(Event::Rules(rules.clone()));
-        set_up(&self.host.client(), trims)?;
+        set_up(&self.host.client(), trims, false)?;
         times::set_up(&self.shared, &self.host.client())?;
         self.counter = counting::set_up(&self.host.client())?;
         let counter = self.counter.clone();
@@ -370,7 +370,8 @@ fn sizes(random: &mut Rng) -> [String; 4] {
     ]
 }
 
-fn rules(seed: u64, trims: bool) -> Rules {
+/// `several`: hosts on one store, which may lose whatever is not durable.
+pub(super) fn rules(seed: u64, trims: bool, several: bool) -> Rules {
     let aging = |name: &str, durable, produced, ages| TopicRule {
         name: name.to_owned(),
         durable,
@@ -401,10 +402,10 @@ fn rules(seed: u64, trims: bool) -> Rules {
         seed,
         topics: vec![
             rule(SAFE, true, true),
-            rule(QUICK, false, true),
+            rule(QUICK, several, true),
             rule(OUT, true, false),
             rule(DEAD, true, false),
-            aging(AGING, false, true, ages),
+            aging(AGING, several, true, ages),
             aging(LATEST, true, true, latest),
             rule(times::LATER, true, true),
             rule(counting::INPUT, true, true),
@@ -413,10 +414,12 @@ fn rules(seed: u64, trims: bool) -> Rules {
             rule(counting::REDRIVE, true, false),
         ],
         pipelines: vec![worker, counting::pipeline()],
+        several,
     }
 }
 
-fn set_up(client: &Client, trims: bool) -> Result<()> {
+pub(super) fn set_up(client: &Client, trims: bool, several: bool) -> Result<()> {
+    let relaxed = if several { "durable" } else { "os" };
     let retention = if trims {
         json!({})
     } else {
@@ -424,9 +427,9 @@ fn set_up(client: &Client, trims: bool) -> Result<()> {
     };
     for (name, durability, settings) in [
         (SAFE, "durable", json!({})),
-        (QUICK, "os", json!({})),
+        (QUICK, relaxed, json!({})),
         (OUT, "durable", json!({})),
-        (AGING, "os", retention),
+        (AGING, relaxed, retention),
         (
             LATEST,
             "durable",

@@ -91,6 +91,7 @@ fn rules() -> Rules {
             counts: true,
             redrives: true,
         }],
+        several: false,
     }
 }
 

@@ -423,6 +423,7 @@ impl World {
 
     fn write_progress(&self, partition: u32, next: Offset) {
         self.write(Event::Progress {
+            host: String::new(),
             processor: "worker".to_owned(),
             topic: NAMES[0].to_owned(),
             partition,
@@ -695,6 +696,7 @@ fn rules(seed: u64) -> Rules {
             counts: true,
             redrives: false,
         }],
+        several: false,
     }
 }
 

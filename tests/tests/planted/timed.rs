@@ -91,6 +91,7 @@ impl Story {
                 seed: 0,
                 topics: vec![rule],
                 pipelines: Vec::new(),
+                several: false,
             }),
             clock(0),
             Event::Started { after_ms: 1 },

@@ -65,7 +65,7 @@ pub struct Checker {
     requests: BTreeMap<(u32, u64), Request>,
     /// The last acknowledged offset of each producer in each partition of a topic.
     acknowledged: BTreeMap<(String, u32, u32), u64>,
-    progress: BTreeMap<(String, String, u32), u64>,
+    progress: BTreeMap<(String, u32), u64>,
     processors: BTreeMap<String, Processor>,
     times: Times,
     /// The line at which the latest durable request began that has since been acknowledged.
@@ -134,11 +134,12 @@ impl Checker {
                 start,
             } => self.begins(topic, *partition, *start),
             Event::Progress {
+                host,
                 processor,
                 topic,
                 partition,
                 next,
-            } => self.progressed(processor, topic, *partition, *next),
+            } => self.progressed((host, processor, topic), *partition, *next),
             Event::State {
                 processor,
                 partition,
@@ -187,6 +188,7 @@ impl Checker {
             .iter()
             .map(|rule| (rule.name.clone(), Topic::new(rule)))
             .collect();
+        self.times.several = rules.several;
         self.rules = Some(rules.clone());
     }
 
@@ -455,9 +457,10 @@ impl Checker {
             .retain(|(name, _, at), offset| name != topic || *at != partition || *offset < end);
     }
 
-    fn progressed(&mut self, processor: &str, topic: &str, partition: u32, next: u64) {
-        let key = (processor.to_owned(), topic.to_owned(), partition);
-        let before = self.progress.insert(key, next);
+    fn progressed(&mut self, told: (&str, &str, &str), partition: u32, next: u64) {
+        let (host, processor, topic) = told;
+        let key = format!("{host} {processor} {topic}");
+        let before = self.progress.insert((key, partition), next);
         if let Some(before) = before.filter(|before| *before > next) {
             let text =
                 format!("{processor} in {topic}/{partition}: progress was {before}, is {next}");
