@@ -12,6 +12,9 @@ const LATE_INTERVALS_MAX: u64 = 3;
 /// The same for several hosts: one that stands still is first considered dead.
 const LATE_INTERVALS_OF_SEVERAL_MAX: u64 = 30;
 
+/// By how much the clocks of several hosts may differ from their store's.
+const EARLY_MS_OF_SEVERAL_MAX: u64 = 250;
+
 /// Clients note the time more often than this, unless the machine stood still.
 const PAUSE_MS: u64 = 500;
 
@@ -76,7 +79,17 @@ impl Times {
     /// By how much a message is too early.
     pub(super) fn early_ms(&self, id: Id) -> Option<u64> {
         let due_ms = *self.due_ms.get(&id)?;
-        (due_ms > self.now_ms).then(|| due_ms - self.now_ms)
+        (due_ms > self.latest_ms()).then(|| due_ms - self.now_ms)
+    }
+
+    /// Whatever is due after this is early.
+    fn latest_ms(&self) -> u64 {
+        let slack_ms = if self.several {
+            EARLY_MS_OF_SEVERAL_MAX
+        } else {
+            0
+        };
+        self.now_ms + slack_ms
     }
 
     fn late_intervals_max(&self) -> u64 {
@@ -96,7 +109,7 @@ impl Times {
 
 impl Checker {
     pub(super) fn ticked(&mut self, asked_ms: u64, ticks: &[Tick], last: bool) {
-        let now_ms = self.times.now_ms;
+        let (now_ms, latest_ms) = (self.times.now_ms, self.times.latest_ms());
         let Some(schedule) = &mut self.times.schedule else {
             return;
         };
@@ -109,7 +122,7 @@ impl Checker {
                     format!("schedule: {before:?}, and later {tick:?}"),
                 ));
             }
-            if tick.due_ms > now_ms {
+            if tick.due_ms > latest_ms {
                 findings.push((Kind::Early, format!("schedule: {tick:?} at {now_ms}")));
             }
         }
