@@ -7,7 +7,7 @@
 //! For authors of another engine, these modules have the rules that are the same for all:
 //! [`idempotence`] (what counts as a repeat), [`entries`] (the catalogue, its versions and
 //! expectations), [`room`] (the bounds of a host's memory), [`state`] (tables; an engine's own
-//! verbs for them are in [`state::keeper`]), [`backup`] and [`damage`] (their nouns).
+//! verbs for them are in [`state::keeper`]), [`backup`], [`damage`] and [`findings`] (their nouns).
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ pub mod conformance;
 pub mod contract;
 pub mod damage;
 pub mod entries;
+pub mod findings;
 #[cfg(any(test, feature = "conformance"))]
 pub mod hooked;
 pub mod idempotence;

@@ -9,9 +9,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, R
 use crate::options::PostgresOptions;
 
 /// The first version that has what the statements use.
-const SERVER_VERSION_MIN: u32 = 140_000;
+pub(crate) const SERVER_VERSION_MIN: u32 = 140_000;
 /// The newest schema that this version knows.
-const SCHEMA_VERSION: i64 = 1;
+pub(crate) const SCHEMA_VERSION: i64 = 1;
 /// A transaction whose host does not go on for so long is undone by the database, so that a host that stands still blocks nobody.
 const IDLE_TRANSACTION_DURATION_MAX: Duration = Duration::from_secs(5);
 /// Prepared statements of one connection: each topic has one to append to it.
@@ -37,6 +37,9 @@ pub enum OpenError {
         "{0:?} cannot be the schema's name: use 1 to 32 lower-case letters, digits and underscores, with a letter first"
     )]
     Schema(String),
+    /// It does not exist, and is not to be created.
+    #[error("the database has no schema {0:?} of Millrace")]
+    NoSchema(String),
     /// It cannot be reached.
     #[error(
         "the database cannot be reached ({0}); check its address, and that it accepts connections"
@@ -119,7 +122,7 @@ pub(crate) async fn open(
     let mut first = first.map_err(|error| OpenError::Unreachable(error.to_string()))?;
     check_server(&mut first).await?;
     check_pooler(&mut first).await?;
-    make_schema(&mut first, &options.schema).await?;
+    make_schema(&mut first, options).await?;
     // Whatever a close that fails leaves behind, the server ends it.
     let _ = first.close().await;
     let pool = PgPoolOptions::new()
@@ -163,7 +166,7 @@ async fn check_server(connection: &mut PgConnection) -> Result<(), OpenError> {
 }
 
 /// A session lock must still be this session's in the next transaction.
-async fn check_pooler(connection: &mut PgConnection) -> Result<(), OpenError> {
+pub(crate) async fn check_pooler(connection: &mut PgConnection) -> Result<(), OpenError> {
     let key: i64 = 0x6d69_6c6c_7261_6365;
     let lock = sqlx::query("select pg_advisory_lock_shared($1)").bind(key);
     connection.execute(lock).await.map_err(refused)?;
@@ -183,7 +186,11 @@ async fn check_pooler(connection: &mut PgConnection) -> Result<(), OpenError> {
 }
 
 /// Several hosts may start at once: one of them creates it.
-async fn make_schema(connection: &mut PgConnection, schema: &str) -> Result<(), OpenError> {
+async fn make_schema(
+    connection: &mut PgConnection,
+    options: &PostgresOptions,
+) -> Result<(), OpenError> {
+    let schema = &options.schema;
     let mut making = connection.begin().await.map_err(refused)?;
     let lock = sqlx::query("select pg_advisory_xact_lock(hashtextextended('millrace ' || $1, 0))");
     making.execute(lock.bind(schema)).await.map_err(refused)?;
@@ -199,6 +206,9 @@ async fn make_schema(connection: &mut PgConnection, schema: &str) -> Result<(), 
             return Err(OpenError::SchemaVersion { found, known });
         }
         return Ok(());
+    }
+    if !options.makes_schema {
+        return Err(OpenError::NoSchema(schema.clone()));
     }
     let create = format!("create schema if not exists {schema}");
     // Its name has only plain letters.

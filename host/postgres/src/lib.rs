@@ -20,6 +20,7 @@ mod commit;
 mod compaction;
 mod connect;
 mod engine;
+mod examine;
 mod following;
 mod hosts;
 mod mirror;
@@ -32,4 +33,5 @@ mod trouble;
 
 pub use self::connect::OpenError;
 pub use self::engine::PostgresEngine;
+pub use self::examine::{Thresholds, examine};
 pub use self::options::PostgresOptions;

@@ -11,6 +11,8 @@ pub struct PostgresOptions {
     pub url: String,
     /// The schema that holds everything; created if it does not exist.
     pub schema: String,
+    /// Whether the schema is created if it does not exist; otherwise that is an error.
+    pub makes_schema: bool,
     /// The address at which clients and other hosts reach this host; empty if there is none.
     pub address: String,
     /// The version of the host, for other hosts to see.
@@ -34,6 +36,7 @@ impl Default for PostgresOptions {
         Self {
             url: String::new(),
             schema: "millrace".to_owned(),
+            makes_schema: true,
             address: String::new(),
             release: String::new(),
             connections_max: 8,

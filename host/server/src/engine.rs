@@ -1,5 +1,7 @@
 //! The engine: its settings, and how it is opened.
 
+pub(crate) mod place;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

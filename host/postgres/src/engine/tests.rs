@@ -1,6 +1,7 @@
 //! The suites that every engine passes, on a real server that these tests start.
 
 mod compaction;
+mod examined;
 mod own;
 mod server;
 

@@ -1,4 +1,7 @@
-//! `doctor`: reports the state of a data directory and what to do about it. Reads only, unless told to repair.
+//! `doctor`: reports the state of a store and what to do about it. Reads only, unless told to repair a data directory.
+
+mod monitoring;
+mod stores;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -16,6 +19,7 @@ use super::output::Output;
 use super::table::table;
 use crate::config::Config;
 use crate::encryption::encryption_keys;
+use crate::engine::place::Place;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -25,17 +29,23 @@ Examples:
   millrace doctor --json | jq '.findings[] | select(.severity == \"damage\")'
   millrace doctor --repair                 what a repair would do, and what it would lose
   millrace doctor --repair --yes           repairs; files in the way are moved to quarantine/
+  millrace doctor postgres://millrace@db/queue    a database, with #SCHEMA if that is not millrace
+  millrace doctor config:millrace.toml     the store of the host with this configuration
+  millrace doctor --monitoring http://127.0.0.1:8222     a NATS server
 
-No host may run on the directory meanwhile. The doctor reads every byte of every segment and changes nothing without --repair --yes. Even
-that removes nothing.
-Exit codes: 0 no damage, 1 damage was found or the directory could not be read, 3 no such data directory, 6 a host is running on it.";
+No host may run on a directory meanwhile. The doctor reads every byte of every segment and changes nothing without --repair --yes. Even
+that removes nothing. Hosts may run on a database or a NATS server.
+Exit codes: 0 no damage and no faults, 1 some were found, or it could not be read, 3 no such store, 5 it cannot be reached, 6 a host is running on it.";
 
-/// Examine a data directory
+/// Name of the stream of a store on NATS.
+const STREAM_DEFAULT: &str = "millrace";
+
+/// Examine a data directory, a database or a NATS server
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
-    /// The data directory [default: millrace-data]
-    #[arg(env = "MILLRACE_DATA_DIR")]
+    /// The data directory, or another store: postgres://…, config:FILE [default: millrace-data]
+    #[arg(env = "MILLRACE_DATA_DIR", value_name = "DIR")]
     dir: Option<PathBuf>,
     /// List only problems, and count the rest
     #[arg(long)]
@@ -49,10 +59,29 @@ pub(super) struct Args {
     /// The keys of an encrypted directory: journal and modules are then examined, too
     #[arg(long, value_name = "FILE", env = "MILLRACE_ENCRYPTION_KEY_FILE")]
     encryption_key_file: Option<PathBuf>,
+    /// Examine the NATS server with this monitoring port instead
+    #[arg(long, value_name = "URL", conflicts_with_all = ["repair", "encryption_key_file"])]
+    monitoring: Option<String>,
+    /// The stream of the store on that server
+    #[arg(long, value_name = "NAME", requires = "monitoring", default_value = STREAM_DEFAULT)]
+    stream: String,
 }
 
 pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
-    let dir = args.dir.unwrap_or_else(|| Config::default().data_dir);
+    if let Some(address) = &args.monitoring {
+        let found = monitoring::examine(address, &args.stream)?;
+        return stores::report(address, &found, args.findings, as_json);
+    }
+    let mut dir = args.dir.unwrap_or_else(|| Config::default().data_dir);
+    if let Some(place) = dir.to_str().filter(|dir| Place::is_one(dir)) {
+        let place = Place::parse(place).map_err(|error| Failure::usage(error.to_string()))?;
+        match (place.database_options(), place.directory()) {
+            (Some(options), _) => {
+                return stores::database(&place, options, args.findings, as_json);
+            }
+            (None, named) => dir = named.to_owned(),
+        }
+    }
     let keys = encryption_keys(args.encryption_key_file.as_deref())?;
     if args.yes {
         return repair_now(&dir, keys, as_json);

@@ -28,6 +28,13 @@ pub use sections::{Config, ListenSettings};
 pub use settings::{Settings, unknown_variables};
 
 impl Config {
+    /// What a file says, without flags and variables.
+    pub(crate) fn of_file(file: &Path) -> Result<Self, ConfigError> {
+        let (config, _) = file::read(file)?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// Puts `settings` over those of the file and the defaults, and checks the result. Also returns
     /// hints about settings in their old spelling, one line each.
     ///

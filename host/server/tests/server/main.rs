@@ -13,6 +13,7 @@ mod growth;
 mod http;
 mod idempotency;
 mod lifetime;
+mod monitoring;
 mod operating;
 mod parked;
 mod processing;

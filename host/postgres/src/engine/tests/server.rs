@@ -25,6 +25,11 @@ pub(super) fn url() -> String {
     std::env::var(GIVEN).unwrap_or_else(|_| of_own())
 }
 
+/// A server for one test.
+pub(super) fn start() -> Postgres {
+    Postgres::start().expect("PostgreSQL starts")
+}
+
 /// Each directory has a schema of its own.
 pub(super) fn schema_of(directory: &Path) -> String {
     let name = directory.file_name().unwrap_or_default();
