@@ -8,6 +8,7 @@ mod backups;
 mod breaker;
 mod command_line;
 mod consumers;
+mod copying;
 mod data_directory;
 mod delivery;
 mod demo;

@@ -25,20 +25,28 @@ pub(crate) struct Shared {
     pub(crate) hosts: Vec<Host>,
 }
 
+/// A server; `None`, with a line that says so, if PostgreSQL is not installed.
+pub(crate) fn postgres() -> Result<Option<Postgres>> {
+    let is_there = Path::new("/usr/lib/postgresql").is_dir();
+    if !is_there || Command::new("psql").arg("--version").output().is_err() {
+        println!("skipped: PostgreSQL is not installed on this machine");
+        return Ok(None);
+    }
+    Ok(Some(Postgres::start()?))
+}
+
 impl Shared {
-    /// `None`, with a line that says so, if PostgreSQL is not installed.
+    /// `None` if PostgreSQL is not installed.
     pub(crate) fn start(count: usize) -> Result<Option<Self>> {
         Self::start_with(count, &[])
     }
 
     /// As [`Shared::start`], with further options of the hosts.
     pub(crate) fn start_with(count: usize, more: &[&str]) -> Result<Option<Self>> {
-        let is_there = Path::new("/usr/lib/postgresql").is_dir();
-        if !is_there || Command::new("psql").arg("--version").output().is_err() {
-            println!("skipped: PostgreSQL is not installed on this machine");
+        let Some(database) = postgres()? else {
             return Ok(None);
-        }
-        let (database, directory) = (Postgres::start()?, tempfile::tempdir()?);
+        };
+        let directory = tempfile::tempdir()?;
         let url = database.url();
         let options = [&["--engine", "postgres", "--postgres-url", &url], more].concat();
         let mut shared = Self {

@@ -72,6 +72,11 @@ pub enum StartError {
     /// The engine does not open.
     #[error("the engine does not open: {0}")]
     Engine(String),
+    /// The store is the target of a copy.
+    #[error(
+        "a copy into this store was begun and is not complete; repeat the `millrace copy`, which goes on, or use another store"
+    )]
+    UnfinishedCopy,
     /// The engine opened and is poisoned by a disk error.
     #[error("{0}")]
     Poisoned(CommitError),
@@ -104,7 +109,10 @@ impl Host {
         let address = http.address().to_string();
         let engine = engine::open(settings, dir, &address, keys, &memory, &clock).await;
         let engine = engine.map_err(not_opened)?;
-        let started = Self::start_on(config, &memory, http, clock, engine.clone()).await;
+        let started = match crate::copying::is_unfinished(&*engine).await {
+            true => Err(StartError::UnfinishedCopy),
+            false => Self::start_on(config, &memory, http, clock, engine.clone()).await,
+        };
         if started.is_err() {
             engine.close().await;
         }

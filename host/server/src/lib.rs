@@ -8,6 +8,7 @@
 
 pub mod cli;
 pub mod config;
+mod copying;
 mod encryption;
 mod engine;
 mod files;

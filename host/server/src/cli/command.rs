@@ -7,7 +7,7 @@ use super::Cli;
 use super::failure::Failure;
 
 /// Commands that talk to no host, and the hint for users who name one.
-const LOCAL: [(&str, &str); 11] = [
+const LOCAL: [(&str, &str); 12] = [
     (
         "serve",
         "use `--listen ADDRESS:PORT` to set where the host listens",
@@ -33,6 +33,10 @@ const LOCAL: [(&str, &str); 11] = [
     (
         "restore",
         "restore writes a data directory; leave the flag out",
+    ),
+    (
+        "copy",
+        "copy reads and writes stores without a host; leave the flag out",
     ),
     ("segment", "segment reads a file; leave the flag out"),
     ("completions", "leave the flag out"),

@@ -11,6 +11,7 @@ mod command;
 mod completions;
 mod consume;
 mod consumer;
+mod copy;
 mod damage;
 mod delayed;
 mod demo;
@@ -144,6 +145,8 @@ enum Command {
     Backup(backup::Args),
     /// Restore a backup to a data directory
     Restore(restore::Args),
+    /// Copy everything from one engine to another
+    Copy(copy::Args),
     /// Inspect a segment file without changing it
     #[command(subcommand)]
     Segment(segment::Verb),
@@ -184,6 +187,7 @@ impl Cli {
             Command::Doctor(args) => doctor::run(args, self.json),
             Command::Backup(args) => backup::run(args, client),
             Command::Restore(args) => restore::run(args, self.json),
+            Command::Copy(args) => wait_for(copy::run(args, self.json)),
             Command::Segment(verb) => segment::run(verb, self.json),
             Command::Completions(args) => completions::complete(&args, command::command()),
             Command::Man(args) => completions::man(&args, command::command()),

@@ -86,7 +86,13 @@ pub(super) fn check_variables(is_set: impl Fn(&str) -> bool) -> Result<Vec<Strin
 /// Variables that begin with `MILLRACE_` but are not settings. The host warns about them instead of
 /// refusing them, because container platforms set such variables for a service of that name.
 pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String> {
-    let others = ["MILLRACE_CONFIG", "MILLRACE_HOST", KEY_VARIABLE];
+    let others = [
+        "MILLRACE_CONFIG",
+        "MILLRACE_HOST",
+        "MILLRACE_COPY_FROM",
+        "MILLRACE_COPY_TO",
+        KEY_VARIABLE,
+    ];
     let of_settings = paths();
     let of_settings = of_settings.iter().flat_map(|path| variables(path));
     let known: Vec<String> = of_settings.chain(others.map(str::to_owned)).collect();
