@@ -124,7 +124,8 @@ impl Mirror {
         for stored in stored {
             if let Some(known) = heard.partitions.get_mut(&stored.partition) {
                 known.start = known.start.max(stored.start);
-                known.reach(stored.next);
+                // What was removed was there, whether or not this host has heard of it.
+                known.reach(stored.next.max(stored.start));
             }
         }
     }

@@ -65,8 +65,6 @@ pub(crate) struct Standing {
     pub(crate) parked: usize,
     /// The worker's latest progress.
     pub(crate) progress: Arc<Progress>,
-    /// The progress that was last read for a status, while the worker was on another host.
-    pub(crate) read: Option<Arc<Progress>>,
     pub(crate) revision: u32,
     /// When the running call started, by the monotonic clock; `None` between calls.
     pub(crate) calling: Option<Duration>,

@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use metrics::gauge;
 use millrace_model::bounds::{REPLACED_CALL_MS_MAX, STOPPED_CALL_MS_MAX};
-use millrace_model::{PartitionId, ProcessorName, Progress, Timestamp, TopicName};
+use millrace_model::{PartitionId, ProcessorName, Timestamp, TopicName};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -314,19 +314,6 @@ impl Supervisor {
             ParkedIn { input, progress }
         });
         parked.collect()
-    }
-
-    /// Keeps the progress that was read for a worker on another host.
-    pub(crate) fn note_read(&self, name: &ProcessorName, input: &Input, read: &Arc<Progress>) {
-        let teams = self.teams.lock();
-        let posts = teams.get(name).map(|team| &team.posts);
-        let post = posts
-            .into_iter()
-            .flatten()
-            .find(|post| same(&post.input, input));
-        if let Some(post) = post {
-            post.window.lock().read = Some(Arc::clone(read));
-        }
     }
 
     /// The status of the processor's workers; empty if it has none.

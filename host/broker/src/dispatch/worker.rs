@@ -284,7 +284,6 @@ impl Worker {
         self.meters.parked(progress.parked.len());
         let mut window = self.outside.window.lock();
         *window = Standing {
-            read: window.read.take(),
             state,
             next: Some(progress.next),
             parked: progress.parked.len(),

@@ -14,6 +14,7 @@ use crate::handler::ModuleHost;
 use crate::hosts::base::Base;
 use crate::hosts::living::Hosts;
 use crate::messages::handle::Messages;
+use crate::processors::status::LastRead;
 
 /// Redrives dead letters that are due because a revision was rolled back. Implemented by the part
 /// that owns dead letters, which depends on this one and cannot be called directly.
@@ -45,6 +46,8 @@ pub(crate) struct Inner {
     /// writing, and so waits for all changes.
     pub(super) changes_under_way: RwLock<()>,
     sends_again: OnceLock<Weak<dyn SendsAgain>>,
+    /// The progress that was last read for a status.
+    pub(super) last_read: LastRead,
 }
 
 impl Processors {
@@ -72,6 +75,7 @@ impl Processors {
             messages,
             changes_under_way: RwLock::default(),
             sends_again: OnceLock::new(),
+            last_read: LastRead::default(),
         }))
     }
 

@@ -1,11 +1,13 @@
 //! The status of processors: what is deployed, and the state of each input partition.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use millrace_model::{
     Offset, PartitionId, Processor, ProcessorName, Progress, Timestamp, Topic, TopicName,
     TopicPartition,
 };
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::catalogue::deployed::Deployed;
@@ -85,6 +87,29 @@ pub struct PartitionStatus {
     pub calling_ms: Option<u64>,
 }
 
+/// The progress of each partition that was last read for a status; a partition of a processor has one entry.
+#[derive(Default)]
+pub(super) struct LastRead(Mutex<HashMap<ProcessorName, ByPartition>>);
+
+type ByPartition = HashMap<TopicPartition, Arc<Progress>>;
+
+impl LastRead {
+    fn of(&self, name: &ProcessorName, partition: TopicPartition) -> Option<Arc<Progress>> {
+        self.0.lock().get(name)?.get(&partition).cloned()
+    }
+
+    fn note(&self, name: &ProcessorName, partition: TopicPartition, read: &Arc<Progress>) {
+        let mut all = self.0.lock();
+        let of_processor = all.entry(name.clone()).or_default();
+        of_processor.insert(partition, Arc::clone(read));
+    }
+
+    /// Keeps only those of processors that exist.
+    fn keep(&self, exists: impl Fn(&ProcessorName) -> bool) {
+        self.0.lock().retain(|name, _| exists(name));
+    }
+}
+
 impl Processors {
     /// All processors, by name.
     pub async fn processors(&self) -> Vec<ProcessorStatus> {
@@ -95,6 +120,8 @@ impl Processors {
             .values()
             .cloned()
             .collect();
+        let is_there = |name: &ProcessorName| self.inner.catalogue.deployed(name).is_some();
+        self.inner.last_read.keep(is_there);
         let topics = self.inner.catalogue.topics();
         let mut statuses = Vec::with_capacity(deployed.len());
         for deployed in deployed {
@@ -215,22 +242,17 @@ impl Processors {
                 .calling
                 .map(|since| monotonic.saturating_sub(since));
             // A worker that waits for the store to begin again knows only how far it once was.
-            let read = standing.read.as_ref().map(|read| read.next);
+            let partition = input.topic.partition(input.partition);
+            let read = partition.and_then(|at| self.inner.last_read.of(name, at));
+            let read = read.map(|read| read.next);
             let is_known = |next: &Offset| standing.state.is_here() && read <= Some(*next);
             let Some(next) = standing.next.filter(is_known) else {
                 // A new worker's position is at least its predecessor's. For a worker on another
                 // host, committed progress is shown.
-                if let Some(partition) = input.topic.partition(input.partition) {
+                if let Some(partition) = partition {
                     let reads = (input.range, input.first);
-                    let progress = self.read_progress(name, partition).await;
-                    match &progress {
-                        Some(read) => self.inner.supervisor.note_read(name, &input, read),
-                        None => {}
-                    }
-                    // Without the store, what was read last is the most that is known.
-                    let last = [standing.read, standing.next.map(|_| standing.progress)];
-                    let last = last.into_iter().flatten().max_by_key(|last| last.next);
-                    let progress = progress.or(last);
+                    let known = standing.next.map(|_| standing.progress);
+                    let progress = self.read_progress(name, partition, known).await;
                     let status = self.committed(&input.topic, partition, progress, state, reads);
                     shown.push(status.await);
                 }
@@ -277,7 +299,7 @@ impl Processors {
                 };
                 let name = &processor.name;
                 let reads = (range, processor.start_in(topic.id, partition.partition));
-                let progress = self.read_progress(name, partition).await;
+                let progress = self.read_progress(name, partition, None).await;
                 let status = self.committed(&topic, partition, progress, state.clone(), reads);
                 partitions.push(status.await);
             }
@@ -285,16 +307,24 @@ impl Processors {
         partitions
     }
 
-    /// A processor's committed progress in a partition; `None` if the store does not answer.
+    /// A processor's committed progress in a partition. If the store does not answer, the most that is known: what was read last, or what
+    /// this host's worker knew.
     async fn read_progress(
         &self,
         name: &ProcessorName,
         partition: TopicPartition,
+        known: Option<Arc<Progress>>,
     ) -> Option<Arc<Progress>> {
-        let engine = &self.inner.engine;
-        engine.health().await.ok()?;
-        let progress = engine.progress(&name.group(), partition).await;
-        progress.ok().map(Option::unwrap_or_default).map(Arc::new)
+        let (engine, last_read) = (&self.inner.engine, &self.inner.last_read);
+        if engine.health().await.is_ok()
+            && let Ok(progress) = engine.progress(&name.group(), partition).await
+        {
+            let progress = Arc::new(progress.unwrap_or_default());
+            last_read.note(name, partition, &progress);
+            return Some(progress);
+        }
+        let last = [last_read.of(name, partition), known].into_iter().flatten();
+        last.max_by_key(|last| last.next)
     }
 
     /// A processor's status in one partition by its committed progress. The processor reads this range, or

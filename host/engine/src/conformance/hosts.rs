@@ -296,6 +296,19 @@ pub async fn what_one_host_has_changed_the_other_knows_once_it_asks(hosts: TwoHo
     }
 }
 
+/// Also on a host that has not heard of the messages that it removes.
+pub async fn a_partition_never_starts_after_its_end(hosts: TwoHosts) {
+    let partition = shared(&hosts, "orders").await;
+    for _ in 0..20 {
+        produce(&*hosts.one, partition, &["a", "b"]).await;
+        let trimmed = hosts.other.trim(partition, end(&*hosts.one, partition));
+        let start = trimmed.await.expect("trimmed");
+        let ends = hosts.other.ends(partition).expect("it is known");
+        assert_eq!(ends.start, start);
+        assert!(ends.start <= ends.end, "{ends:?}");
+    }
+}
+
 /// Sooner or later. A reported end can be read up to, and never goes back.
 pub async fn what_one_host_commits_the_other_comes_to_read(hosts: TwoHosts) {
     const MESSAGES: usize = 200;
