@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use serde_json::{Value, json};
 
@@ -52,6 +52,8 @@ pub(super) struct Shared {
     target: RwLock<Option<String>>,
     /// The addresses of several hosts, each of which takes any request; empty if there is only the target.
     hosts: RwLock<Vec<String>>,
+    /// Clients make pauses so many times as long as on one host: several hosts and their store need the processors for themselves.
+    pace: AtomicU32,
     producing: AtomicBool,
     reading: AtomicBool,
     /// Whether a backup is running.
@@ -86,6 +88,7 @@ impl Shared {
             history,
             target: RwLock::new(None),
             hosts: RwLock::default(),
+            pace: AtomicU32::new(1),
             producing: AtomicBool::new(true),
             reading: AtomicBool::new(true),
             copying: AtomicBool::new(false),
@@ -115,6 +118,15 @@ impl Shared {
     /// The hosts that clients go to, each request to one of them.
     pub(super) fn go_to(&self, hosts: Vec<String>) {
         *self.hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts;
+    }
+
+    /// From now on clients make longer pauses.
+    pub(super) fn slow_down(&self, times: u32) {
+        self.pace.store(times, Ordering::Release);
+    }
+
+    fn pause(&self, on_one_host: Duration) {
+        thread::sleep(on_one_host * self.pace.load(Ordering::Acquire));
     }
 
     /// One of several hosts.
@@ -207,7 +219,7 @@ pub(super) fn produce(shared: &Shared, producer: Producer, seed: u64) {
             };
             again = sends_again.then_some(request);
         });
-        thread::sleep(Duration::from_micros(random.u64(..4_000)));
+        shared.pause(Duration::from_micros(random.u64(..4_000)));
     }
 }
 
@@ -381,7 +393,7 @@ pub(super) fn read(shared: &Shared, places: &[(String, u32)], pipelines: &[Pipel
                     .and_then(|()| times::read_ticks(shared, client, false));
             }
         });
-        thread::sleep(Duration::from_millis(random.u64(1..6)));
+        shared.pause(Duration::from_millis(random.u64(1..6)));
     }
 }
 
@@ -513,6 +525,10 @@ fn trim_once(
     random: &mut Rng,
 ) -> Result<()> {
     let (start, end) = ends(client, place)?;
+    ensure!(
+        start <= end,
+        "{place:?} starts at {start}, after its end at {end}"
+    );
     let before = random.u64(start..=start + (end - start) / 2);
     let (topic, partition) = (place.0.clone(), place.1);
     shared.history.write(Event::Trim {

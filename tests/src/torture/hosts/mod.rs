@@ -143,15 +143,15 @@ fn worlds(plan: &Plan, skipped: &mut Vec<(Fault, String)>) -> VecDeque<WorldPlan
     for (number, fault) in promoted.into_iter().enumerate() {
         worlds[standby[number % standby.len()]].push(fault);
     }
-    for (number, fault) in all.into_iter().enumerate() {
-        let has_standby = |faults: &Vec<Fault>| faults.contains(&Fault::Promote);
-        let turn = number % worlds.len();
-        let place = match fault {
-            Fault::StoreFull => worlds.iter().position(|faults| !has_standby(faults)),
-            _ => Some(turn),
-        };
-        match place {
-            Some(place) => worlds[place].push(fault),
+    let has_standby = |faults: &Vec<Fault>| faults.contains(&Fault::Promote);
+    for fault in all {
+        let may_be = |faults: &&mut Vec<Fault>| fault != Fault::StoreFull || !has_standby(faults);
+        let fewest = worlds
+            .iter_mut()
+            .filter(may_be)
+            .min_by_key(|faults| faults.len());
+        match fewest {
+            Some(faults) => faults.push(fault),
             None => worlds.push(vec![fault]),
         }
     }

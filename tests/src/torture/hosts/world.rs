@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Longer than a host may be silent until it is considered dead, by default 10 s.
 const PAST_LEASE: Duration = Duration::from_millis(12_500);
+/// How much longer pauses clients make than with one host.
+const PACE: u32 = 8;
 /// Longer than any host takes to hear what others have committed.
 const HEARS_AFTER: Duration = Duration::from_secs(2);
 
@@ -102,6 +104,7 @@ impl World {
         let trims = self.random.bool();
         let rules = rules(plan.seed, trims, true);
         self.shared.history.write(Event::Rules(rules.clone()));
+        self.shared.slow_down(PACE);
         let client = self.members[0].client();
         set_up(&client, trims, true)?;
         times::set_up(&self.shared, &client)?;
