@@ -18,8 +18,6 @@ const IDLE_TRANSACTION_DURATION_MAX: Duration = Duration::from_secs(5);
 const STATEMENTS_MAX: usize = 1024;
 /// With it, the name of a session has less than the 63 bytes that the server keeps.
 const SCHEMA_CHARS_MAX: usize = 32;
-/// A connection that was not used for so long is tried before it is used: the server may have closed it.
-pub(crate) const IDLE_DURATION_MAX: Duration = Duration::from_millis(500);
 /// How long a read waits for a free connection.
 const ACQUIRE_DURATION_MAX: Duration = Duration::from_secs(10);
 const SCHEMA: &str = include_str!("../migrations/0001.sql");
@@ -128,16 +126,6 @@ pub(crate) async fn open(
     let pool = PgPoolOptions::new()
         .max_connections(options.connections_max.max(2))
         .acquire_timeout(ACQUIRE_DURATION_MAX)
-        // A trip for each read would try it each time.
-        .test_before_acquire(false)
-        .before_acquire(|connection, of| {
-            Box::pin(async move {
-                if of.idle_for > IDLE_DURATION_MAX {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
         .connect_with(connect.clone())
         .await;
     pool.map_err(refused)

@@ -35,6 +35,7 @@ use crate::mirror::Mirror;
 use crate::options::PostgresOptions;
 use crate::store::Store;
 use crate::tables::{Loaded, TableKey, Tables};
+use crate::tail::Tail;
 use crate::trouble::{undone, unread};
 
 /// Bytes of one transaction: it is in the memory of both sides.
@@ -79,6 +80,7 @@ impl PostgresEngine {
             tables: Tables::new(room),
             holds: Holds::default(),
             known: KnownChains::default(),
+            tail: Tail::default(),
             news: News::default(),
             is_closed: AtomicBool::new(false),
             options,

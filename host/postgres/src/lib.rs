@@ -29,6 +29,7 @@ mod outbox;
 mod reading;
 mod store;
 mod tables;
+mod tail;
 mod trouble;
 
 pub use self::connect::OpenError;

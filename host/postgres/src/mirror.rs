@@ -1,6 +1,6 @@
 //! What this host has heard of the catalogue and of the ends of partitions, for the calls that must not wait.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use millrace_engine::entries::Entries;
 use millrace_engine::{Ends, Entry, EntryKind, ReadError, Version, Watch};
@@ -21,6 +21,8 @@ struct Heard {
     topics_version: u64,
     /// Whether the topics are durable.
     durable: HashMap<TopicId, bool>,
+    /// The topics of which only the latest message of each key is kept.
+    compacted: HashSet<TopicId>,
     entries: Entries,
     partitions: HashMap<TopicPartition, Known>,
 }
@@ -94,6 +96,11 @@ impl Mirror {
         heard.durable.get(&topic).copied().unwrap_or(true)
     }
 
+    /// Whether earlier messages of a key go, as far as this host has heard.
+    pub(crate) fn is_compacted(&self, topic: TopicId) -> bool {
+        self.heard.read().compacted.contains(&topic)
+    }
+
     pub(crate) fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
         let heard = self.heard.read();
         let known = heard.partition(partition)?;
@@ -144,6 +151,8 @@ impl Mirror {
                 (topic.id, durability == Durability::Durable)
             };
             heard.durable = topics.iter().map(durable).collect();
+            let compacted = topics.iter().filter(|topic| topic.spec.settings.compact);
+            heard.compacted = compacted.map(|topic| topic.id).collect();
             heard.topics = topics
                 .into_iter()
                 .map(|topic| (topic.spec.name.clone(), topic))

@@ -14,6 +14,7 @@ use crate::hosts::Hosts;
 use crate::mirror::Mirror;
 use crate::options::PostgresOptions;
 use crate::tables::Tables;
+use crate::tail::Tail;
 
 pub(crate) struct Store {
     pub(crate) options: PostgresOptions,
@@ -25,6 +26,7 @@ pub(crate) struct Store {
     pub(crate) tables: Tables,
     pub(crate) holds: Holds,
     pub(crate) known: KnownChains,
+    pub(crate) tail: Tail,
     pub(crate) news: News,
     pub(crate) is_closed: AtomicBool,
 }

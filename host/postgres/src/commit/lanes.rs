@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use millrace_engine::contract::Transaction;
 use millrace_engine::{CommitError, Receipt};
+use millrace_model::Stamp;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -14,7 +15,6 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::judging::{Judge, Writes};
 use super::locking::Needs;
 use super::short::Short;
-use crate::connect::IDLE_DURATION_MAX;
 use crate::store::Store;
 use crate::tables::{Loaded, TableKey};
 use crate::trouble::Trouble;
@@ -35,6 +35,8 @@ const GROUP_REQUESTS_MAX: usize = 128;
 const TRIES_MAX: u32 = 5;
 /// How many connections are tried for a group.
 const CONNECTIONS_MAX: u32 = 3;
+/// A connection that was not used for so long is tried before it gets a group.
+const IDLE_DURATION_MAX: Duration = Duration::from_millis(500);
 /// A group that the database does not answer for so long is in doubt.
 const GROUP_DURATION_MAX: Duration = Duration::from_secs(30);
 
@@ -283,6 +285,7 @@ async fn commit_on(
     locked_now();
     match short.commit(store, group, &mut lane.connection).await {
         Ok(Some(answers)) => {
+            remember(store, group, &answers);
             show(store, &short.writes, &tables, &mut lane.connection).await;
             Ok(answers)
         }
@@ -339,6 +342,7 @@ async fn commit_long(
     let committed = connection.execute(sqlx::raw_sql("commit")).await;
     committed.map_err(|error| Failed::InDoubt(error.into()))?;
     store.known.note(locked.chains);
+    remember(store, group, &answers);
     show(store, &writes, tables, connection).await;
     Ok(answers)
 }
@@ -351,6 +355,25 @@ async fn begin(connection: &mut PgConnection) -> Result<(), Trouble> {
 async fn rollback(connection: &mut PgConnection) -> Result<(), Trouble> {
     connection.execute(sqlx::raw_sql("rollback")).await?;
     Ok(())
+}
+
+/// Keeps what was appended in memory for readers of the end, before they hear of it.
+fn remember(store: &Store, group: &[Waiting], answers: &Answers) {
+    let now = store.clock.monotonic();
+    for (waiting, answer) in group.iter().zip(answers) {
+        let Some(receipt) = answer.as_ref().ok().filter(|receipt| !receipt.repeated) else {
+            continue;
+        };
+        let appends = &waiting.transaction.appends;
+        for (append, &base) in appends.iter().zip(&receipt.base_offsets) {
+            // What was superseded must not be read from anywhere.
+            if !store.mirror.is_compacted(append.partition.topic) {
+                let stamp = Stamp::of(append.partition);
+                let batch = append.batch.clone().placed(base, stamp);
+                store.tail.note(append.partition, batch, now);
+            }
+        }
+    }
 }
 
 /// Makes visible what is committed.

@@ -33,6 +33,9 @@ const PROGRESS_BYTES_MAX: usize = 2_048;
 #[derive(Default)]
 pub(crate) struct KnownChains {
     chains: Mutex<HashMap<TableKey, Chain>>,
+    /// Groups with chains that went this way.
+    #[cfg(test)]
+    pub(crate) taken: std::sync::atomic::AtomicUsize,
 }
 
 impl KnownChains {
@@ -84,10 +87,8 @@ impl Short {
         for lease in transactions().flat_map(leases) {
             let key = (lease.partition, lease.group.clone());
             locked.existing.insert(lease.partition);
-            if !locked.chains.contains_key(&key) {
-                let chain = known.get(&key)?.clone();
-                locked.chains.insert(key, chain);
-            }
+            let chain = known.get(&key)?.clone();
+            locked.chains.insert(key, chain);
         }
         drop(known);
         let is_read = |(key, loaded): (&TableKey, &Arc<Loaded>)| {
@@ -162,6 +163,11 @@ impl Short {
                 *base = place(&append.partition, *base);
             }
         }
+        #[cfg(test)]
+        let _ = store.known.taken.fetch_add(
+            usize::from(!self.before.is_empty()),
+            std::sync::atomic::Ordering::SeqCst,
+        );
         store.known.note(std::mem::take(&mut self.after));
         Ok(Some(answers.into_iter().map(Ok).collect()))
     }

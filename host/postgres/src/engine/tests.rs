@@ -4,6 +4,7 @@ mod compaction;
 mod examined;
 mod own;
 mod server;
+mod short;
 
 use std::path::PathBuf;
 use std::sync::Arc;
