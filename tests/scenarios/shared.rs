@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use guest_artifacts as guests;
 use millrace_tests::{Client, Deploy, Host, Message, Postgres, wait_for};
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -63,8 +64,14 @@ impl Shared {
 
     /// Starts one more host.
     pub(crate) fn join(&mut self) -> Result<()> {
+        self.join_with(&[])
+    }
+
+    /// As [`Shared::join`], with options of its own.
+    fn join_with(&mut self, more: &[&str]) -> Result<()> {
         let data = self.directory.path().join(self.hosts.len().to_string());
-        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        let options = self.options.iter().map(String::as_str);
+        let options: Vec<&str> = options.chain(more.iter().copied()).collect();
         let mut host = Host::in_directory(MILLRACE, &data, &options);
         host.start_again()?;
         self.hosts.push(host);
@@ -110,17 +117,29 @@ fn deploy(client: &Client) -> Result<()> {
     Ok(())
 }
 
+/// The hosts that work the partitions of a processor, one for each.
+fn workers(client: &Client, processor: &str) -> Result<Vec<String>> {
+    let shown = client.get(&format!("/v1/processors/{processor}"))?.ok()?;
+    let partitions = shown["partitions"].as_array().cloned();
+    let host = |one: &Value| one["host"].as_str().unwrap_or_default().to_owned();
+    Ok(partitions.unwrap_or_default().iter().map(host).collect())
+}
+
+/// The address of a host, as the others know it.
+fn address(host: &Host) -> &str {
+    host.url().trim_start_matches("http://")
+}
+
 /// The number of a processor's partitions, and of those that another host works.
 pub(crate) fn elsewhere(client: &Client, processor: &str) -> Result<(usize, usize)> {
-    let processor = client.get(&format!("/v1/processors/{processor}"))?.ok()?;
-    let partitions = processor["partitions"].as_array();
-    let partitions = partitions.map(Vec::as_slice).unwrap_or_default();
-    let is_elsewhere = |partition: &&Value| {
-        let state = partition["state"].as_str().unwrap_or_default();
-        state.starts_with("at host ")
-    };
-    let others = partitions.iter().filter(is_elsewhere).count();
-    Ok((partitions.len(), others))
+    let hosts = client.get("/v1/hosts")?.ok()?;
+    let hosts = hosts["hosts"].as_array().cloned().unwrap_or_default();
+    let own = hosts.iter().find(|host| host["is_this"] == true);
+    let own = own.and_then(|host| host["address"].as_str());
+    let workers = workers(client, processor)?;
+    let others = workers.iter().filter(|host| Some(host.as_str()) != own);
+    Ok((workers.len(), others.count()))
+}
 }
 
 #[test]
@@ -136,6 +155,11 @@ fn what_a_killed_host_was_at_is_done_once_by_the_others() -> Result<()> {
         load.kill(&mut shared.hosts[killed])?;
     }
     let client = shared.client(0);
+    // A host hears of what others stored a moment later, but knows everything before a message of its own.
+    for partition in 0..8 {
+        let value = (u32::MAX - 1 - partition).to_string();
+        client.produce("in", &[json!({"value": value, "partition": partition})])?;
+    }
     client.wait_until_idle("worker")?;
     let acknowledged = load.acknowledged();
     ensure!(!acknowledged.is_empty(), "something was sent");
@@ -202,6 +226,170 @@ fn hosts_share_the_partitions_and_one_that_stops_gives_its_own_back_at_once() ->
     }
     client.wait_until_idle("worker")?;
     ensure!(numbers(&client.read("out")?).len() == 40);
+    Ok(())
+}
+
+#[test]
+fn each_host_shows_what_all_count_and_names_the_one_that_is_silent() -> Result<()> {
+    let Some(shared) = Shared::start(3)? else {
+        return Ok(());
+    };
+    let client = shared.client(0);
+    let addresses: Vec<&str> = shared.hosts.iter().map(address).collect();
+    client.topic("in", 24)?;
+    client.topic("out", 1)?;
+    let [flaky, chatty, stamp, other_stamp] = [
+        guests::FLAKY,
+        guests::CHATTY,
+        guests::STAMP_1,
+        guests::STAMP_2,
+    ]
+    .map(|guest| client.push(guest));
+    let deploy = |name: &str, module: &str, more: Value| {
+        client.deploy(&Deploy {
+            name,
+            module,
+            topic: "in",
+            output: "out",
+            more,
+        })
+    };
+    let flaky = flaky?;
+    deploy("worker", &flaky, json!({"dead_letters": {"max": 2_400}}))?;
+    deploy("talker", &chatty?, json!({}))?;
+    deploy("stamp", &stamp?, json!({}))?;
+    let again = |name: &str, how: &str, module: &str, more: Value| {
+        let mut spec = json!({"module": module, "topics": ["in"], "output": "out"});
+        if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
+            spec.extend(more.clone());
+        }
+        let path = format!("/v1/processors/{name}?{how}");
+        client.put_json(&path, &spec)?.ok()
+    };
+    let more = json!({"dead_letters": {"max": 2_400}, "retry": {"attempts_max": 4}});
+    again("worker", "canary=50", &flaky, more)?;
+    again("stamp", "shadow=true", &other_stamp?, json!({}))?;
+    let names = ["worker", "talker", "stamp"];
+    for name in names {
+        for host in &shared.hosts {
+            wait_for("each host knows that all three work", || {
+                // It may not have heard of the processor yet.
+                let workers = workers(&host.client(), name).unwrap_or_default();
+                let all = addresses.iter().all(|one| workers.iter().any(|w| w == one));
+                Ok((workers.len() == 24 && all).then_some(()))
+            })?;
+        }
+    }
+    for partition in 0..24 {
+        let messages: Vec<Value> = (0..10)
+            .map(|n| json!({"key": format!("k{partition}-{n}"), "value": "chatty", "partition": partition}))
+            .collect();
+        client.produce("in", &messages)?;
+    }
+    for name in names {
+        client.wait_until_idle(name)?;
+    }
+    // Whichever host is asked, the sums are those of all.
+    for host in &shared.hosts {
+        let client = host.client();
+        wait_for("every call is counted", || {
+            let shown = client.get("/v1/processors/worker")?.ok()?;
+            ensure!(shown["partial"].is_null(), "nobody is missing: {shown}");
+            let messages = |side: &str| shown["canary_status"][side]["messages"].as_u64();
+            let [canary, current] = ["canary", "current"].map(|side| messages(side).unwrap_or(0));
+            ensure!(canary + current <= 240, "none is counted twice: {shown}");
+            let left = &shown["breaker"]["dead_letters_left"];
+            ensure!(*left == 2_400, "the hosts share the allowance: {left}");
+            Ok((canary > 0 && current > 0 && canary + current == 240).then_some(()))
+        })?;
+        wait_for("every comparison is counted", || {
+            let report = client.get("/v1/processors/stamp/shadow")?.ok()?;
+            Ok((report["compared"].as_u64() == Some(240)).then_some(()))
+        })?;
+        let logs = client.get("/v1/processors/talker/logs")?.ok()?;
+        let lines = logs["lines"].as_array().cloned().unwrap_or_default();
+        for address in &addresses {
+            ensure!(lines.iter().any(|line| line["host"] == *address));
+        }
+        let own = client.get("/v1/processors/worker?hosts=this")?.ok()?;
+        let elsewhere = own["partitions"].as_array().into_iter().flatten();
+        let elsewhere = elsewhere.filter(|one| {
+            let state = one["state"].as_str().unwrap_or_default();
+            state.starts_with("at host ")
+        });
+        ensure!(elsewhere.count() > 0, "alone it knows only its own: {own}");
+    }
+    // One stands still: it is named, and what the others count is shown.
+    let stopped = &shared.hosts[2];
+    let pid = stopped.pid()?;
+    kill_process(pid, Signal::STOP)?;
+    let shown = client.get("/v1/processors/worker")?.ok()?;
+    let list = client.get("/v1/processors")?.ok()?;
+    let said = shared.hosts[0]
+        .command(&["processor", "show", "worker"])
+        .output()?;
+    let said = String::from_utf8(said.stdout)?;
+    kill_process(pid, Signal::CONT)?;
+    for answer in [&shown, &list] {
+        let missing = &answer["missing_hosts"];
+        ensure!(answer["partial"] == true, "{missing}");
+        ensure!(
+            missing[0]["address"] == addresses[2] && missing[1].is_null(),
+            "{missing}"
+        );
+    }
+    let not_known = format!("not known: host {} does not answer", addresses[2]);
+    let partitions = shown["partitions"].as_array().cloned().unwrap_or_default();
+    ensure!(partitions.len() == 24);
+    for partition in partitions {
+        let is_there = partition["host"] == addresses[2];
+        ensure!(
+            (partition["state"] == *not_known) == is_there,
+            "{partition}"
+        );
+    }
+    ensure!(said.contains(&not_known), "{said}");
+    let missing = format!(
+        "partial: host {} is missing: it does not answer",
+        addresses[2]
+    );
+    ensure!(said.contains(&missing), "{said}");
+    wait_for("it answers again", || {
+        let shown = client.get("/v1/processors/worker")?.ok()?;
+        Ok(shown["partial"].is_null().then_some(()))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_host_whose_address_leads_elsewhere_is_missing_and_not_counted_twice() -> Result<()> {
+    let Some(mut shared) = Shared::start(1)? else {
+        return Ok(());
+    };
+    let first = address(&shared.hosts[0]).to_owned();
+    shared.join_with(&["--advertise", &first])?;
+    shared.join_with(&["--advertise", ""])?;
+    let client = shared.client(0);
+    deploy(&client)?;
+    let missing = wait_for("both others are listed and missing", || {
+        let shown = client.get("/v1/processors")?.ok()?;
+        let missing = shown["missing_hosts"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        Ok((missing.len() == 2).then_some(missing))
+    })?;
+    for (address, why) in [
+        (&*first, "another host answers at its address"),
+        ("", "it gave no address; start it with --advertise"),
+    ] {
+        let of_it = |host: &&Value| host["address"] == address;
+        let host = missing.iter().find(of_it);
+        let said = host
+            .and_then(|host| host["why"].as_str())
+            .unwrap_or_default();
+        ensure!(said.contains(why), "{missing:?}");
+    }
     Ok(())
 }
 

@@ -37,6 +37,7 @@ use crate::messages::outbox;
 use crate::processors::error::ProcessorError;
 use crate::processors::going_back::heed_alarms;
 use crate::processors::handle::{Processors, SendsAgain};
+use crate::processors::heard::Heard;
 use crate::routes::handle::Routes;
 use crate::routes::loading;
 use crate::schedules::firing;
@@ -289,6 +290,7 @@ impl Broker {
         let Inner { tasks, engine, .. } = &*self.inner;
         let Rooms {
             messages,
+            processors,
             schedules,
             routes,
             ..
@@ -296,6 +298,10 @@ impl Broker {
         let (broker, changed) = (Arc::downgrade(&self.inner), engine.watch_catalogue());
         tasks.start("catalogue", move |stop| {
             follow_catalogue(Weak::clone(&broker), changed.clone(), stop)
+        });
+        let (broker, heard) = (Arc::downgrade(&self.inner), processors.heard());
+        tasks.start("heard", move |stop| {
+            start_what_is_heard(Weak::clone(&broker), Arc::clone(&heard), stop)
         });
         let (broker, hosts) = (Arc::downgrade(&self.inner), engine.hosts());
         let moved_after = self.inner.hosts.moved_after();
@@ -418,6 +424,24 @@ async fn follow_catalogue(
             _ = stop.wait_for(|stop| *stop) => return,
             // No engine, no changes.
             still = changed.changed() => if still.is_err() { return },
+        }
+    }
+}
+
+/// Starts processors as other hosts have stored them, until told to stop.
+async fn start_what_is_heard(
+    broker: Weak<Inner>,
+    heard: Arc<Heard>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        match broker.upgrade() {
+            Some(inner) => inner.rooms.processors.start_what_is_heard().await,
+            None => return,
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = heard.more() => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod place;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +112,13 @@ fn shown(url: &str) -> String {
 }
 
 impl EngineSettings {
+    /// The address that other hosts get, if it is set and not empty; `ADDRESS:PORT` without more.
+    pub(crate) fn advertised(&self) -> Option<&str> {
+        let address = self.postgres.advertise.as_deref()?;
+        let bare = address.trim_start_matches("http://").trim_end_matches('/');
+        (self.kind == EngineKind::Postgres && !bare.is_empty()).then_some(bare)
+    }
+
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         self.local.check()?;
         self.postgres.check()?;
@@ -134,12 +142,27 @@ impl PostgresSettings {
         }
     }
 
-    fn options(&self, memory: &MemoryPlan, address: &str) -> PostgresOptions {
+    /// The address for other hosts. One that stands for all addresses of this machine leads other machines to themselves.
+    fn address(&self, door: SocketAddr) -> String {
+        match &self.advertise {
+            Some(address) => address.clone(),
+            None if door.ip().is_unspecified() => {
+                tracing::warn!(
+                    listen = %door,
+                    "other hosts cannot ask this one what it counts, because it listens on all addresses and none is set for them; set --advertise ADDRESS:PORT"
+                );
+                String::new()
+            }
+            None => door.to_string(),
+        }
+    }
+
+    fn options(&self, memory: &MemoryPlan, door: SocketAddr) -> PostgresOptions {
         PostgresOptions {
             url: self.url.clone(),
             schema: self.schema.clone(),
             connections_max: self.connections_max,
-            address: self.advertise.clone().unwrap_or_else(|| address.to_owned()),
+            address: self.address(door),
             release: env!("CARGO_PKG_VERSION").to_owned(),
             bounds: memory.bounds,
             ..PostgresOptions::default()
@@ -262,7 +285,7 @@ pub(crate) enum NotOpened {
 pub(crate) async fn open(
     settings: &EngineSettings,
     data_dir: &Path,
-    address: &str,
+    door: SocketAddr,
     encryption: Option<Arc<Cipher>>,
     memory: &MemoryPlan,
     clock: &Arc<dyn Clock>,
@@ -276,7 +299,7 @@ pub(crate) async fn open(
         }
         EngineKind::Postgres if encryption.is_some() => Err(NotOpened::Encryption),
         EngineKind::Postgres => {
-            let options = settings.postgres.options(memory, address);
+            let options = settings.postgres.options(memory, door);
             // Boxed: it would make every future that starts a host large.
             Ok(Box::pin(PostgresEngine::open(options, clock.clone())).await?)
         }

@@ -106,8 +106,7 @@ impl Host {
         memory.say();
         let keys = config.encryption.keys()?;
         let (settings, dir) = (&config.engine, &config.data_dir);
-        let address = http.address().to_string();
-        let engine = engine::open(settings, dir, &address, keys, &memory, &clock).await;
+        let engine = engine::open(settings, dir, http.address(), keys, &memory, &clock).await;
         let engine = engine.map_err(not_opened)?;
         let started = match crate::copying::is_unfinished(&*engine).await {
             true => Err(StartError::UnfinishedCopy),

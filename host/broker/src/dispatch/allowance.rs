@@ -1,5 +1,5 @@
 //! Limits how many dead letters a processor may create per period. At the limit the partition
-//! waits; nothing is dropped.
+//! waits; nothing is dropped. If several hosts work on the processor, each has a share.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,6 +17,8 @@ pub(crate) struct Allowance {
     made: VecDeque<(Duration, u32)>,
     sum: u32,
     accepted: u64,
+    /// Of how many of the processor's partitions this host takes care, and how many there are.
+    share: (usize, usize),
 }
 
 /// The answer to a request for dead letters.
@@ -37,12 +39,22 @@ impl Allowance {
             made: VecDeque::new(),
             sum: 0,
             accepted: 0,
+            share: (1, 1),
         }
     }
 
     /// Applies this policy from now on.
     pub(crate) fn set(&mut self, policy: DeadLetterPolicy) {
         self.policy = policy;
+    }
+
+    /// From now on this host takes care of `here` of the processor's `all` partitions, and has this
+    /// share of what is allowed.
+    pub(crate) fn share(&mut self, here: usize, all: usize) {
+        self.share = match all {
+            0 => (1, 1),
+            all => (here.min(all), all),
+        };
     }
 
     /// Lets `count` more through regardless of the policy; `None` revokes that.
@@ -58,7 +70,15 @@ impl Allowance {
     /// How many may be created now.
     pub(crate) fn left(&mut self, now: Duration) -> u32 {
         self.expire(now);
-        self.policy.max.saturating_sub(self.sum)
+        self.max().saturating_sub(self.sum)
+    }
+
+    /// This host's share of the policy's maximum: at least one, because a host works on partitions
+    /// that it is to give away until it has done so.
+    fn max(&self) -> u32 {
+        let (here, all) = (self.share.0 as u64, self.share.1 as u64);
+        let own = (u64::from(self.policy.max) * here / all) as u32;
+        own.max(1).min(self.policy.max)
     }
 
     /// Takes as many of the wanted ones as are allowed now.
@@ -155,6 +175,25 @@ mod tests {
         assert_eq!(allowance.left(MINUTE), 1);
         allowance.give_back(granted);
         assert_eq!((allowance.left(MINUTE), allowance.accepted()), (3, 10));
+    }
+
+    #[test]
+    fn hosts_that_share_the_partitions_share_what_is_allowed() {
+        let mut shares: Vec<Allowance> = [5, 2, 1]
+            .map(|here| (here, allowance(100)))
+            .map(|(here, mut allowance)| {
+                allowance.share(here, 8);
+                allowance
+            })
+            .into();
+        let left: Vec<u32> = shares.iter_mut().map(|one| one.left(MINUTE)).collect();
+        assert_eq!(left, [62, 25, 12]);
+        // One that is left with none may still have a batch in hand.
+        shares[2].share(0, 8);
+        assert_eq!(shares[2].left(MINUTE), 1);
+        let mut none = allowance(0);
+        none.share(1, 2);
+        assert_eq!(none.left(MINUTE), 0);
     }
 
     proptest! {

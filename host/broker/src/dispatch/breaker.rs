@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use millrace_model::processor::BreakerPolicy;
 use millrace_model::{Offset, Record, Rejections, Stopped, Timestamp, TopicPartition};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ground::planted::planted;
 use crate::handler::Cause;
@@ -141,13 +141,13 @@ struct Open {
 }
 
 /// The state of a processor's breaker.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BreakerStatus {
     /// `closed`, `open`, or `off` if the specification disables it.
-    pub state: &'static str,
+    pub state: String,
     /// Why the breaker is open: `outage`, `bad-deploy` or `poison-flood`.
-    pub reason: Option<&'static str>,
+    pub reason: Option<String>,
     /// The reason as a sentence.
     pub text: Option<String>,
     /// Since when it has been open, in milliseconds since the Unix epoch.
@@ -542,8 +542,9 @@ impl Breaker {
                 Some(_) => "open",
                 None if self.policy.enabled => "closed",
                 None => "off",
-            },
-            reason: open.map(|open| open.trip.reason.as_str()),
+            }
+            .to_owned(),
+            reason: open.map(|open| open.trip.reason.as_str().to_owned()),
             text: open.map(|open| open.trip.text.clone()),
             since: open.map(|open| open.trip.since),
             next_probe_at: open.map(|open| open.next.wall),

@@ -9,7 +9,7 @@ use millrace_model::bounds::{
     SHADOW_KINDS_MAX, SHADOW_SAMPLE_BYTES_MAX, SHADOW_SAMPLES_MAX, SHADOW_SAMPLES_PER_KIND_MAX,
 };
 use millrace_model::{ColumnBatch, Offset, PartitionId, Timestamp, TopicName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::dispatch::answer::{Outputs, Verdict};
 use crate::dispatch::failed::Failed;
@@ -26,7 +26,7 @@ const SAMPLE_HEADERS_MAX: usize = 4;
 const OTHER_KINDS: &str = "other";
 
 /// How a shadow compares with the current revision, since it began on this host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ShadowReport {
     /// The shadow's revision.
@@ -52,7 +52,7 @@ pub struct ShadowReport {
 }
 
 /// A message that the two revisions answered differently.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ShadowSample {
     /// The message's topic.
@@ -74,14 +74,14 @@ pub struct ShadowSample {
 }
 
 /// A revision's answer to a message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Said {
     /// `ack`, `emit`, `retry`, `reject`, or the cause of the failed call, followed by the class if
     /// there is one.
     pub outcome: String,
     /// The reason, cut to a maximum length.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Number of outputs.
     pub output_count: usize,
@@ -90,7 +90,7 @@ pub struct Said {
 }
 
 /// An output as text, with long fields cut.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SaidOutput {
     /// The output's topic.

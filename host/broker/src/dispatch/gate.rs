@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, counter, gauge};
+use millrace_engine::HostInfo;
 use millrace_model::{Clock, GivenUp, ProcessorName, Record, Rejections, TopicPartition};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -19,6 +20,7 @@ use crate::dispatch::classes::Classes;
 use crate::dispatch::live::Live;
 use crate::dispatch::word::{Left, Word};
 use crate::handler::Cause;
+use crate::hosts::living::Hosts;
 
 /// Receives requests to act on a revision.
 pub(crate) type Alarms = mpsc::Sender<Alarm>;
@@ -61,6 +63,8 @@ pub(crate) struct Gate {
     pub(crate) classes: Classes,
     /// The current revision's gate, if this gate is a canary's.
     elder: Option<Arc<Gate>>,
+    /// The hosts that share the processor's work.
+    hosts: Option<Arc<Hosts>>,
 }
 
 struct State {
@@ -77,6 +81,8 @@ struct State {
     given_up: Option<GivenUp>,
     /// The processor's inputs.
     inputs: Arc<[TopicPartition]>,
+    /// For which hosts and inputs the allowance's share was computed.
+    shared: Option<(Arc<[HostInfo]>, Arc<[TopicPartition]>)>,
     /// The revision that ran before, with its final record.
     before: Option<(u32, Noted)>,
 }
@@ -155,13 +161,41 @@ impl Gate {
                 contradicted: 0,
                 given_up: None,
                 inputs: Arc::default(),
+                shared: None,
                 before: None,
             }),
             changes: watch::Sender::new(0),
             meters,
             classes: Classes::of(live_name),
             elder: None,
+            hosts: None,
         }
+    }
+
+    /// The same gate, on a host that shares the processor's work with others.
+    pub(crate) fn among(self, hosts: &Arc<Hosts>) -> Self {
+        Self {
+            hosts: Some(Arc::clone(hosts)),
+            ..self
+        }
+    }
+
+    /// Gives the allowance this host's share, which changes when hosts join or leave.
+    fn share(&self, state: &mut State) {
+        let Some(hosts) = self.hosts.as_ref().filter(|hosts| hosts.had_others()) else {
+            return;
+        };
+        let (listed, _) = hosts.now();
+        let inputs = &state.inputs;
+        let is_known = |(before, read): &(Arc<[HostInfo]>, Arc<[TopicPartition]>)| {
+            Arc::ptr_eq(before, &listed) && Arc::ptr_eq(read, inputs)
+        };
+        if state.shared.as_ref().is_some_and(is_known) {
+            return;
+        }
+        let here = hosts.wanted_here(&state.live.processor.group(), inputs);
+        state.allowance.share(here, inputs.len());
+        state.shared = Some((listed, Arc::clone(inputs)));
     }
 
     /// Ends the gate's revision: failures of calls in flight no longer count here.
@@ -491,7 +525,9 @@ impl Gate {
     /// How many of these dead letters may be created now.
     pub(crate) fn take(&self, dead_letters: u32) -> Granted {
         let now = self.clock.monotonic();
-        self.state.lock().allowance.take(dead_letters, now)
+        let mut state = self.state.lock();
+        self.share(&mut state);
+        state.allowance.take(dead_letters, now)
     }
 
     /// Returns dead letters that were taken and not created.
@@ -510,6 +546,7 @@ impl Gate {
     pub(crate) fn status(&self) -> BreakerStatus {
         let now = self.clock.monotonic();
         let mut state = self.state.lock();
+        self.share(&mut state);
         let left = state.allowance.left(now);
         BreakerStatus {
             dead_letters_left: left,

@@ -13,7 +13,7 @@ use millrace_model::bounds::CANARY_ASIDE_MESSAGES_MAX;
 use millrace_model::hash::fnv1a;
 use millrace_model::processor::Order;
 use millrace_model::{Offset, Parked, ProcessorName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::dispatch::counts::Counts;
 use crate::dispatch::gate::Gate;
@@ -46,7 +46,7 @@ pub(crate) struct Canary {
 }
 
 /// The results of one side since the canary began on this host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SideStatus {
     /// The revision.

@@ -15,7 +15,7 @@ pub(crate) enum State {
     Paused,
     /// Every message of the worker's input is settled.
     Done,
-    /// Another host should work on this partition; its address.
+    /// Another host should work on this partition; its name.
     Elsewhere(String),
     /// Another holder has the lease and must release it first: another host, or an operator for a
     /// moment.

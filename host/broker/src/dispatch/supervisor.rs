@@ -341,7 +341,7 @@ impl Team {
         let (clock, alarms) = (Arc::clone(&context.clock), context.alarms.clone());
         Self {
             holdings: context.hosts.holdings(&live.processor.group()),
-            gate: Arc::new(Gate::new(clock, alarms, Arc::clone(&live))),
+            gate: Arc::new(Gate::new(clock, alarms, Arc::clone(&live)).among(&context.hosts)),
             commands: watch::Sender::new(Command {
                 live,
                 canary: None,

@@ -109,6 +109,34 @@ impl Hosts {
         (found.id != self.me).then(|| found.clone())
     }
 
+    /// The name of this host, if there are others.
+    pub(crate) fn this_among_others(&self) -> Option<String> {
+        if self.is_alone() {
+            return None;
+        }
+        let (hosts, _) = self.now();
+        let this = hosts.iter().find(|host| host.id == self.me);
+        Some(this.map_or_else(|| self.me.to_string(), HostInfo::name))
+    }
+
+    /// The name of the preferred host for this, if there are several.
+    pub(crate) fn wanted_at(&self, group: &GroupName, at: TopicPartition) -> Option<String> {
+        if self.is_alone() {
+            return None;
+        }
+        wanted(&self.now().0, group, at).map(HostInfo::name)
+    }
+
+    /// How many of these places this host is preferred for.
+    pub(crate) fn wanted_here(&self, group: &GroupName, places: &[TopicPartition]) -> usize {
+        let (hosts, _) = self.now();
+        let is_here = |at: &&TopicPartition| {
+            let wanted = wanted(&hosts, group, **at);
+            wanted.is_none_or(|host| host.id == self.me)
+        };
+        places.iter().filter(is_here).count()
+    }
+
     /// Whether this host is the only one now. Called at every step of every worker, so it must be
     /// cheap.
     pub(crate) fn is_alone(&self) -> bool {

@@ -3,7 +3,7 @@
 
 use metrics::counter;
 use millrace_model::{Processor, ProcessorName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::dispatch::sides::{Side, SideStatus};
 use crate::processors::error::ProcessorError;
@@ -14,7 +14,7 @@ use crate::processors::revisions::{Beginning, change_share, promote, withdraw_fa
 use crate::processors::turns::TurnError;
 
 /// How a canary compares with the current revision.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CanaryStatus {
     /// The canary's share of the keys.
     pub percent: u32,

@@ -97,7 +97,7 @@ impl Processors {
 
     /// Prepares the processor. If the revision on trial cannot be loaded, the current one still
     /// runs; the second value says why the trial does not.
-    async fn prepare_alone_if_need_be(
+    pub(super) async fn prepare_alone_if_need_be(
         &self,
         processor: &Processor,
         loaded: &Loaded,
@@ -603,7 +603,7 @@ impl Processors {
         Ok(processor)
     }
 
-    async fn run(&self, processor: &Processor, prepared: Prepared) {
+    pub(super) async fn run(&self, processor: &Processor, prepared: Prepared) {
         // A new processor's first call may begin before it is known.
         self.inner.catalogue.configure(processor);
         let supervisor = &self.inner.supervisor;

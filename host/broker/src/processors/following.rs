@@ -1,4 +1,4 @@
-//! Follows changes of processors that other hosts commit: starts, stops or only records them here.
+//! Follows changes of processors that other hosts commit: stops them, or makes them known. [`super::heard`] starts them.
 
 use std::collections::HashSet;
 
@@ -40,7 +40,7 @@ impl Processors {
         self.inner.catalogue.followed().up_to(newest);
     }
 
-    /// Starts or updates a processor as another host has stored it.
+    /// Makes a processor known as another host has stored it. If it runs otherwise now, it is started afterwards.
     async fn take_over(&self, key: &str, entry: &Entry) {
         let processor = match serde_json::from_slice::<Processor>(&entry.value) {
             Ok(processor) => processor,
@@ -65,7 +65,11 @@ impl Processors {
         match known {
             // The same revisions run on. A revision with a problem is loaded again below, because
             // the problem may be gone.
-            Some(known) if known.problem.is_none() && runs_alike(&known.processor, &processor) => {
+            Some(known)
+                if known.problem.is_none()
+                    && runs_alike(&known.processor, &processor)
+                    && !self.inner.heard.waits(&name) =>
+            {
                 self.know_with(processor, entry.version, None, known.trial_problem);
                 self.resume_here(&name, resumed);
                 self.have_sent_what_was_left(&name);
@@ -74,21 +78,11 @@ impl Processors {
             _ if processor.paused => self.inner.supervisor.pause(&name),
             _ => {}
         }
-        self.start_processor(processor, entry.version).await;
-        self.resume_here(&name, resumed);
-        if self
-            .inner
-            .catalogue
-            .deployed(&name)
-            .is_some_and(|known| known.problem.is_some())
-        {
-            // This host cannot run the new revision, and the old one is no longer wanted.
-            self.inner.supervisor.stop(&name).await;
-        }
-        self.have_sent_what_was_left(&name);
+        self.know_with(processor, entry.version, None, None);
+        self.inner.heard.of(&name, resumed);
     }
 
-    fn have_sent_what_was_left(&self, name: &ProcessorName) {
+    pub(super) fn have_sent_what_was_left(&self, name: &ProcessorName) {
         if let Some(sends) = self.sends_again() {
             sends.send_what_was_left(name);
         }
@@ -120,7 +114,7 @@ impl Processors {
 
     /// Another host resumed the processor and may have accepted dead letters: this host's breaker
     /// follows.
-    fn resume_here(&self, name: &ProcessorName, resumed: Option<u64>) {
+    pub(super) fn resume_here(&self, name: &ProcessorName, resumed: Option<u64>) {
         if let Some(accepted) = resumed
             && let Some(gate) = self.inner.supervisor.gate(name)
         {
@@ -130,6 +124,7 @@ impl Processors {
 
     /// Stops the processor here: another host has stored it in a form that this host cannot read.
     async fn stop_here(&self, name: &ProcessorName, why: String) {
+        self.inner.heard.forget(name);
         self.inner
             .catalogue
             .amend(name, |known| known.problem = Some(why));
@@ -138,6 +133,7 @@ impl Processors {
 
     /// Stops and removes a processor that is no longer in the catalogue.
     pub(crate) async fn forget_processor(&self, name: &ProcessorName) {
+        self.inner.heard.forget(name);
         self.inner.supervisor.stop(name).await;
         self.inner.catalogue.unlearn(name);
         none_waiting(name);

@@ -14,6 +14,7 @@ use crate::handler::ModuleHost;
 use crate::hosts::base::Base;
 use crate::hosts::living::Hosts;
 use crate::messages::handle::Messages;
+use crate::processors::heard::Heard;
 use crate::processors::status::LastRead;
 
 /// Redrives dead letters that are due because a revision was rolled back. Implemented by the part
@@ -48,6 +49,8 @@ pub(crate) struct Inner {
     sends_again: OnceLock<Weak<dyn SendsAgain>>,
     /// The progress that was last read for a status.
     pub(super) last_read: LastRead,
+    /// What this host has heard of and not started yet.
+    pub(super) heard: Arc<Heard>,
 }
 
 impl Processors {
@@ -76,6 +79,7 @@ impl Processors {
             changes_under_way: RwLock::default(),
             sends_again: OnceLock::new(),
             last_read: LastRead::default(),
+            heard: Arc::default(),
         }))
     }
 
@@ -108,6 +112,11 @@ impl Processors {
 
     pub(super) fn sends_again(&self) -> Option<Arc<dyn SendsAgain>> {
         self.inner.sends_again.get()?.upgrade()
+    }
+
+    /// What this host has heard of and not started yet.
+    pub(crate) fn heard(&self) -> Arc<Heard> {
+        Arc::clone(&self.inner.heard)
     }
 
     pub(crate) fn supervisor(&self) -> &Supervisor {

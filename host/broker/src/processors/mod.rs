@@ -11,6 +11,7 @@ pub(crate) mod error;
 pub(crate) mod following;
 pub(crate) mod going_back;
 pub(crate) mod handle;
+pub(crate) mod heard;
 pub(crate) mod loaded;
 pub(crate) mod loading;
 pub(crate) mod next_spec;

@@ -8,7 +8,7 @@ use millrace_model::{
     TopicPartition,
 };
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::catalogue::deployed::Deployed;
 use crate::catalogue::left_behind::LeftBehind;
@@ -58,7 +58,7 @@ pub struct Lag {
 }
 
 /// A processor's status in one partition.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PartitionStatus {
     /// The input topic.
@@ -77,13 +77,17 @@ pub struct PartitionStatus {
     /// The revision that processed the last batch; 0 before the first.
     pub revision: u32,
     /// `running`, `paused`, `waiting: reason`, `stopped: reason`, or `done` when a replay is
-    /// settled.
+    /// settled. Of a partition that another host works, `at host` and that host's name.
     pub state: String,
+    /// The host that works on it, by its address, or by its id if it gave none; absent if there is
+    /// only one, or if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// While `waiting`: until when, in milliseconds since the Unix epoch, if known.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_until: Option<Timestamp>,
     /// How long the current call has been running, in milliseconds; absent between calls.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calling_ms: Option<u64>,
 }
 
@@ -160,8 +164,17 @@ impl Processors {
     async fn status(&self, deployed: Deployed, topics: &[Topic]) -> ProcessorStatus {
         let name = &deployed.processor.name;
         let partitions = match deployed.problem {
+            // It has no workers yet.
+            None if self.inner.heard.waits(name) && self.inner.supervisor.gate(name).is_none() => {
+                let reason = "its component is being loaded".to_owned();
+                let state = State::Waiting(reason, None);
+                self.without_workers(&deployed.processor, &state).await
+            }
             None => self.standings(name).await,
-            Some(problem) => self.stopped(&deployed.processor, &problem).await,
+            Some(problem) => {
+                let state = State::Stopped(problem);
+                self.without_workers(&deployed.processor, &state).await
+            }
         };
         let breaker = self.inner.supervisor.gate(name).map(|gate| gate.status());
         let is_open = breaker
@@ -229,6 +242,7 @@ impl Processors {
 
     async fn standings(&self, name: &ProcessorName) -> Vec<PartitionStatus> {
         let mut shown = Vec::new();
+        let this = self.inner.hosts.this_among_others();
         for (input, standing) in self.inner.supervisor.standings(name) {
             let end = self.end_of(&input);
             // An empty redrive topic is not shown.
@@ -236,6 +250,11 @@ impl Processors {
                 continue;
             }
             let state = standing.state.to_string();
+            let host = match &standing.state {
+                State::Elsewhere(host) => Some(host.clone()),
+                State::Held => None,
+                _ => this.clone(),
+            };
             let waiting_until = standing.state.until();
             let monotonic = self.inner.clock.monotonic();
             let calling = standing
@@ -254,10 +273,15 @@ impl Processors {
                     let known = standing.next.map(|_| standing.progress);
                     let progress = self.read_progress(name, partition, known).await;
                     let status = self.committed(&input.topic, partition, progress, state, reads);
-                    shown.push(status.await);
+                    shown.push(PartitionStatus {
+                        host,
+                        ..status.await
+                    });
                 }
                 continue;
             };
+            // It may have read what this host has not heard of otherwise.
+            let end = end.max(next);
             shown.push(PartitionStatus {
                 topic: input.topic.spec.name.clone(),
                 partition: input.partition,
@@ -267,6 +291,7 @@ impl Processors {
                 parked: standing.parked,
                 revision: standing.revision,
                 state,
+                host,
                 waiting_until,
                 calling_ms: calling.map(|time| time.as_millis() as u64),
             });
@@ -275,9 +300,9 @@ impl Processors {
     }
 
     /// The status of a processor without workers, from committed progress.
-    async fn stopped(&self, processor: &Processor, problem: &str) -> Vec<PartitionStatus> {
+    async fn without_workers(&self, processor: &Processor, state: &State) -> Vec<PartitionStatus> {
         let topics = processor.current().map(|r| r.spec.topics.clone());
-        let state = State::Stopped(problem.to_owned()).to_string();
+        let state = state.to_string();
         let mut partitions = Vec::new();
         for topic in topics
             .iter()
@@ -301,7 +326,10 @@ impl Processors {
                 let reads = (range, processor.start_in(topic.id, partition.partition));
                 let progress = self.read_progress(name, partition, None).await;
                 let status = self.committed(&topic, partition, progress, state.clone(), reads);
-                partitions.push(status.await);
+                partitions.push(PartitionStatus {
+                    host: self.inner.hosts.wanted_at(&name.group(), partition),
+                    ..status.await
+                });
             }
         }
         partitions
@@ -348,7 +376,7 @@ impl Processors {
             true => first.map_or(ends.start, |first| first.max(ends.start)),
             false => progress.next,
         };
-        let end = ends.end;
+        let end = ends.end.max(next);
         PartitionStatus {
             topic: topic.spec.name.clone(),
             partition: partition.partition,
@@ -358,6 +386,7 @@ impl Processors {
             parked: progress.parked.len(),
             revision: progress.revision,
             state,
+            host: None,
             waiting_until: None,
             calling_ms: None,
         }

@@ -40,7 +40,7 @@ async fn breaker(rig: &Rig) -> BreakerStatus {
 async fn until_open(rig: &Rig, reason: &str) -> BreakerStatus {
     for _ in 0..5_000 {
         let status = breaker(rig).await;
-        if status.reason == Some(reason) {
+        if status.reason.as_deref() == Some(reason) {
             return status;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;

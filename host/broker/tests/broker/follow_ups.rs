@@ -224,7 +224,7 @@ fn down(is_up: &Arc<AtomicBool>, say: Say) -> Export {
     Export::Processor(Arc::new(per_message(say)))
 }
 
-async fn breaker(rig: &Rig) -> &'static str {
+async fn breaker(rig: &Rig) -> String {
     let status = rig.session.processors().processor(&processor("p")).await;
     let breaker = status.and_then(|status| status.breaker);
     breaker.map(|breaker| breaker.state).unwrap_or_default()

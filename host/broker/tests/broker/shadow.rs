@@ -228,7 +228,7 @@ async fn a_shadow_that_fails_at_everything_changes_nothing_for_the_current_revis
         .await
         .unwrap();
     let breaker = status.breaker.unwrap();
-    assert_eq!((breaker.state, breaker.trips), ("closed", 0));
+    assert_eq!((&*breaker.state, breaker.trips), ("closed", 0));
     assert_eq!(status.partitions[0].parked, 0);
 }
 

@@ -13,6 +13,7 @@ use millrace_model::{Clock, Digest, Processor, ProcessorSpec, Trial};
 use tokio::task::JoinHandle;
 
 use crate::rig::{Export, Rig, Say, SetClock, SlowLoad, per_message, processor, spec, topic, trap};
+use crate::two_hosts::{beside, until};
 
 /// Time limit for changes that need no load.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -419,4 +420,69 @@ async fn a_stop_waits_for_a_load_that_ends_in_time() {
     soon(stop).await;
     assert_eq!(current(&rig), Some(1), "nothing changes any more");
     assert_eq!(soon(deploying).await.unwrap().unwrap().current, 1);
+}
+
+/// What another host deployed is known here and loads.
+async fn heard() -> (Rig, Rig, Arc<SlowLoad>) {
+    let (rig, slow, module) = deployed().await;
+    let other = beside(&rig).await;
+    let deployed = deploying(&rig, spec(module), None);
+    slow.begins().await;
+    slow.end();
+    deployed.await.unwrap().unwrap();
+    soon(slow.begins()).await;
+    assert_eq!(current(&other), Some(2), "it is known while it loads");
+    (rig, other, slow)
+}
+
+#[tokio::test]
+async fn what_another_host_deployed_keeps_no_change_waiting_while_it_loads() {
+    let (rig, other, slow) = heard().await;
+    let (p, q) = (processor("p"), processor("q"));
+    let module = upload(&other, "b").await;
+    let processors = other.session.processors();
+    soon(async {
+        processors.deploy(&q, spec(module)).await.unwrap();
+        processors.pause(&q).await.unwrap();
+        processors.delete_processor(&q).await.unwrap();
+        other.topic("another", 1).await;
+        assert_eq!(processors.deployed_as(&p).unwrap().current, 2);
+    })
+    .await;
+    slow.end();
+    until("it runs here as well", async || slow.held() == 2).await;
+    let values = rig.produce(&[("x", "1"), ("y", "2")]).await;
+    until("one of them has processed it", async || {
+        rig.values("out").await.len() == values.len()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_heard_of_and_replaced_while_it_loaded_never_runs() {
+    let (rig, other, slow) = heard().await;
+    let module = upload(&rig, "b").await;
+    soon(rig.deploy(spec(module))).await;
+    until("the newest is known", async || current(&other) == Some(3)).await;
+    slow.end();
+    until("the newest runs alone", async || slow.held() == 0).await;
+    let status = other.session.processors().processor(&processor("p")).await;
+    let stopped = |one: &millrace_broker::PartitionStatus| one.state.starts_with("stopped");
+    assert!(!status.unwrap().partitions.iter().any(stopped));
+}
+
+#[tokio::test]
+async fn what_was_heard_of_and_deleted_while_it_loaded_stays_deleted() {
+    let (rig, other, slow) = heard().await;
+    let p = processor("p");
+    soon(rig.session.processors().delete_processor(&p))
+        .await
+        .unwrap();
+    until("it is gone here as well", async || {
+        current(&other).is_none()
+    })
+    .await;
+    slow.end();
+    until("nobody keeps it", async || slow.held() == 0).await;
+    assert!(other.session.processors().processor(&p).await.is_none());
 }

@@ -24,7 +24,7 @@ use crate::schedules;
 const ROUNDS: usize = 20;
 
 /// A second host on the first one's store.
-async fn beside(rig: &Rig) -> Rig {
+pub(crate) async fn beside(rig: &Rig) -> Rig {
     let (clock, modules) = (Arc::new(SystemClock::new()), Arc::clone(&rig.modules));
     Rig::beside(
         clock,

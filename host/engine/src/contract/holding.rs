@@ -26,6 +26,17 @@ pub struct HostInfo {
     pub address: Arc<str>,
 }
 
+impl HostInfo {
+    /// What people call it: its address, or its id if it gave none.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self.address.is_empty() {
+            true => self.id.to_string(),
+            false => self.address.to_string(),
+        }
+    }
+}
+
 /// A group's work in a partition: exclusive to this host until it releases it, is considered dead, or the work is claimed.
 #[derive(Clone, Debug)]
 pub struct Hold {

@@ -21,6 +21,7 @@ mod dlq;
 mod doctor;
 mod failure;
 mod feed;
+mod gathered;
 mod hosts;
 mod keys;
 mod module;

@@ -6,6 +6,7 @@ use millrace_model::plain::plain;
 use serde_json::Value;
 
 use super::failure::Failure;
+use super::gathered::missing;
 use super::table;
 
 /// Where a command's answer is printed.
@@ -64,12 +65,16 @@ impl Output {
         Ok(())
     }
 
-    /// Prints the JSON value, or a form for people.
+    /// Prints the JSON value, or a form for people, which names the hosts that are missing from it.
     pub(super) fn answer(
         &mut self,
         value: &Value,
         for_people: impl FnOnce(&Value) -> String,
     ) -> Result<(), Failure> {
+        let for_people = |value| match missing(value) {
+            None => for_people(value),
+            Some(missing) => format!("{}\n\n{missing}", for_people(value)),
+        };
         match (self.json, self.terminal) {
             (true, _) => self.json_line(value)?,
             (false, true) => writeln!(self.out, "{}", table::harmless(&for_people(value)))?,

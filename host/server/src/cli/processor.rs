@@ -1,5 +1,6 @@
 //! `processor`: deploy and manage processors.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use millrace_model::ProcessorName;
@@ -9,12 +10,13 @@ use ureq::http::Method;
 use super::client::Client;
 use super::deploy::{DeployArgs, config_value, current, deploy, left_behind, waiting};
 use super::failure::Failure;
+use super::gathered::{SeenLines, missing};
 use super::output::Output;
 use super::parked::{self, ParkedArgs, WhichArgs};
 use super::paths::path;
 use super::replay::{self, ReplayArgs};
 use super::state::{self, StateVerb};
-use super::table::{cell, facts, items, short, table, when};
+use super::table::{cell, facts, harmless, items, short, table, when};
 use super::trials;
 
 /// How often `logs --follow` asks for new lines.
@@ -53,7 +55,7 @@ pub(super) enum Verb {
     },
     /// Show how the shadow compares with the current revision, or end it
     #[command(
-        after_help = "The report is held in memory and starts over when the host restarts.\n\nExamples:\n  millrace processor shadow shout\n  millrace processor shadow shout --end"
+        after_help = "The report is held in memory and starts over when the host restarts. The reports of several hosts are added up.\n\nExamples:\n  millrace processor shadow shout\n  millrace processor shadow shout --end"
     )]
     Shadow {
         name: ProcessorName,
@@ -453,34 +455,19 @@ fn show(processor: &Value) -> String {
         .iter()
         .map(revision)
         .collect();
+    let columns = columns(items(&processor["partitions"]));
     let partition = |partition: &Value| {
-        [
-            "topic",
-            "partition",
-            "next",
-            "end",
-            "lag",
-            "parked",
-            "revision",
-            "state",
-        ]
-        .map(|field| cell(&partition[field]))
-        .to_vec()
+        columns
+            .iter()
+            .map(|field| cell(&partition[field]))
+            .collect()
     };
     let partitions = items(&processor["partitions"])
         .iter()
         .map(partition)
         .collect();
-    let headings = [
-        "TOPIC",
-        "PARTITION",
-        "NEXT",
-        "END",
-        "LAG",
-        "PARKED",
-        "REVISION",
-        "STATE",
-    ];
+    let headings: Vec<String> = columns.iter().map(|field| field.to_uppercase()).collect();
+    let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
     format!(
         "{}\n\n{}\n\n{}",
         facts(&pairs),
@@ -491,6 +478,24 @@ fn show(processor: &Value) -> String {
         ),
         table(&headings, partitions, "it has no partitions"),
     )
+}
+
+/// What is shown of partitions; the host only if there are several.
+fn columns(partitions: &[Value]) -> Vec<&'static str> {
+    let mut columns = vec![
+        "topic",
+        "partition",
+        "next",
+        "end",
+        "lag",
+        "parked",
+        "revision",
+    ];
+    if partitions.iter().any(|one| one["host"].is_string()) {
+        columns.push("host");
+    }
+    columns.push("state");
+    columns
 }
 
 fn breaker(status: &Value) -> String {
@@ -511,37 +516,35 @@ fn logs(
     client: &Client,
     out: &mut Output,
 ) -> Result<(), Failure> {
-    let mut seen: Vec<Value> = Vec::new();
+    let mut seen = SeenLines::default();
+    let mut lacks = None;
     loop {
         let answer = client.get(&path(name, "/logs"))?;
-        let lines = items(&answer["lines"]);
-        for line in unseen(&seen, lines) {
+        for line in seen.unseen(items(&answer["lines"])) {
             match out.is_json() {
-                true => out.json_line(line)?,
-                false => out.line(&log_line(line))?,
+                true => out.json_line(&line)?,
+                false => out.line(&log_line(&line))?,
             }
         }
         out.flush()?;
+        let lacked = std::mem::replace(&mut lacks, missing(&answer));
+        if let Some(note) = lacks.as_ref().filter(|_| lacks != lacked) {
+            // Standard error may be closed; that is no reason to stop.
+            let _ = writeln!(std::io::stderr(), "{}", harmless(note));
+        }
         if !follow {
             return Ok(());
         }
-        seen = lines.to_vec();
         std::thread::sleep(LOOK_INTERVAL);
     }
-}
-
-/// The host keeps the newest lines. The lines seen last time are the beginning of the present ones, unless some were dropped.
-pub(super) fn unseen<'a>(seen: &[Value], lines: &'a [Value]) -> &'a [Value] {
-    let overlap = (0..=seen.len().min(lines.len()))
-        .rev()
-        .find(|&count| seen.ends_with(&lines[..count]));
-    &lines[overlap.unwrap_or(0)..]
 }
 
 pub(super) fn log_line(line: &Value) -> String {
     let [level, revision, text] = ["level", "revision", "text"].map(|field| cell(&line[field]));
     let at = when(&line["at"]);
-    format!("{at} {level:5} r{revision} {text}")
+    let host = line["host"].as_str();
+    let host = host.map_or_else(String::new, |_| format!("{} ", cell(&line["host"])));
+    format!("{at} {level:5} r{revision} {host}{text}")
 }
 
 #[cfg(test)]
@@ -558,14 +561,5 @@ mod tests {
         let changes = config_changes(vec![set("a", "1")], vec!["b".to_owned(), "b".to_owned()]);
         let changes = Value::Object(changes.expect("both keys"));
         assert_eq!(changes, json!({"a": "1", "b": null}));
-    }
-
-    #[test]
-    fn lines_are_shown_once_although_old_ones_go() {
-        let lines = |range: std::ops::Range<u32>| range.map(|n| json!(n)).collect::<Vec<_>>();
-        assert_eq!(unseen(&lines(0..5), &lines(2..8)), lines(5..8));
-        assert_eq!(unseen(&lines(0..5), &lines(0..5)), lines(0..0));
-        assert_eq!(unseen(&[], &lines(0..2)), lines(0..2));
-        assert_eq!(unseen(&lines(0..2), &lines(7..9)), lines(7..9));
     }
 }

@@ -324,8 +324,10 @@ fn show(route: &Value) -> String {
     for (place, line) in items(&route["lines"]).iter().enumerate() {
         let [level, revision, text] = ["level", "revision", "text"].map(|field| cell(&line[field]));
         let gap = if place == 0 { "\n\n" } else { "\n" };
+        let host = line["host"].as_str();
+        let host = host.map_or_else(String::new, |_| format!("{}  ", cell(&line["host"])));
         shown.push_str(&format!(
-            "{gap}{}  {revision}  {level}  {text}",
+            "{gap}{}  {revision}  {level}  {host}{text}",
             when(&line["at"])
         ));
     }

@@ -34,6 +34,8 @@ pub(crate) struct App {
     pub(super) uploads: Arc<Semaphore>,
     /// Fetches that may wait for messages.
     pub(super) waiting: Arc<Semaphore>,
+    /// Requests that ask other hosts.
+    pub(super) asking: Semaphore,
     waiting_max: usize,
     places: Arc<Places>,
     /// The `Keep-Alive` header of answers: how long an idle connection is kept.
@@ -64,10 +66,15 @@ impl App {
             clock,
             metrics,
             stopping: listener.stopping(),
-            callers: Callers::new(http, config.listen.insecure_no_auth),
+            callers: Callers::new(
+                http,
+                config.engine.advertised(),
+                config.listen.insecure_no_auth,
+            ),
             budgets,
             uploads: Arc::new(Semaphore::new(bounds::UPLOADS_MAX)),
             waiting: Arc::new(Semaphore::new(waiting_max)),
+            asking: Semaphore::new(bounds::OTHERS_ASKING_MAX),
             waiting_max,
             places: listener.places(),
             keep_alive: keep_alive(http.idle()),

@@ -74,3 +74,16 @@ pub(crate) const DEAD_LETTERS_MAX: usize = 1_000;
 pub(crate) const REQUEST_ID_CHARS_MAX: usize = 64;
 /// Bytes of the caller's name in the header `Millrace-By`; longer ones are cut.
 pub(crate) const BY_BYTES_MAX: usize = 64;
+/// How long another host may take to say what it counts; after that it is shown as missing.
+pub(crate) const OTHERS_MS_MAX: u64 = 1_000;
+/// Other hosts that are asked what they count; further ones are shown as missing.
+pub(crate) const OTHERS_HOSTS_MAX: usize = 32;
+/// Bytes of all answers of other hosts to one question; hosts whose answers no longer fit are shown
+/// as missing.
+pub(crate) const OTHERS_BYTES_MAX: usize = 16 << 20;
+/// Head of another host's answer; a host whose answer has a larger one is shown as missing.
+pub(crate) const OTHERS_HEAD_BYTES_MAX: usize = 16 << 10;
+/// Requests that ask other hosts at the same time; a further one waits, see [`OTHERS_WAIT_MS_MAX`].
+pub(crate) const OTHERS_ASKING_MAX: usize = 8;
+/// How long a request waits to ask other hosts; then it shows them all as missing.
+pub(crate) const OTHERS_WAIT_MS_MAX: u64 = 3_000;

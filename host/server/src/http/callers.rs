@@ -23,9 +23,10 @@ pub(super) struct Callers {
 }
 
 impl Callers {
-    /// `any_address`: whether the host listens for other machines.
-    pub(super) fn new(http: &HttpSettings, any_address: bool) -> Self {
+    /// `advertised`: the address by which other hosts call this one. `any_address`: whether the host listens for other machines.
+    pub(super) fn new(http: &HttpSettings, advertised: Option<&str>, any_address: bool) -> Self {
         let mut names = http.allowed_hosts.clone();
+        names.extend(advertised.map(|address| name_of(address).to_owned()));
         names.push(name_of(&http.address).to_owned());
         names
             .iter_mut()
@@ -104,7 +105,7 @@ mod tests {
             allowed_hosts: vec!["Broker.example".to_owned()],
             ..HttpSettings::default()
         };
-        Callers::new(&http, false)
+        Callers::new(&http, Some("queue-1.example:7400"), false)
     }
 
     fn check(name: HeaderName, value: &str) -> bool {
@@ -122,6 +123,7 @@ mod tests {
             "LOCALHOST:80",
             "[::1]:7400",
             "broker.example:1",
+            "queue-1.example",
         ] {
             assert!(check(HOST, ours), "{ours}");
         }

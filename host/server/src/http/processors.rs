@@ -1,5 +1,7 @@
 //! Processors over HTTP: deploy, show, pause, roll back, delete.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
@@ -21,6 +23,8 @@ use super::called::Called;
 use super::configuring::ConfigChanges;
 use super::deploying::{DeployedBody, deployed};
 use super::error::{ApiError, ErrorBody};
+use super::gathering::{Counted, CountedList, Line, LinesOfHost, add_up, in_order};
+use super::others::{Gathered, HostsParams, OfThis, Whose};
 use super::query::{InPath, InQuery};
 use super::shapes::{CanaryStatusSchema, ProcessorSchema};
 
@@ -98,6 +102,11 @@ impl Called {
         })
     }
 
+    async fn every_status(&self) -> Vec<StatusBody> {
+        let processors = self.session.processors().processors().await;
+        processors.into_iter().map(StatusBody::from).collect()
+    }
+
     pub(super) async fn status(&self, name: &ProcessorName) -> Result<ProcessorStatus, ApiError> {
         let status = self.session.processors().processor(name).await;
         status.ok_or_else(|| ProcessorError::Unknown(name.clone()).into())
@@ -135,11 +144,15 @@ pub(super) struct StatusBody {
     /// Messages that wait in topics which the current revision does not read; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left_behind: Vec<LeftBehind>,
+    #[serde(flatten)]
+    gathered: Gathered,
 }
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct StatusesBody {
     processors: Vec<StatusBody>,
+    #[serde(flatten)]
+    gathered: Gathered,
 }
 
 impl From<ProcessorStatus> for StatusBody {
@@ -159,28 +172,82 @@ impl From<ProcessorStatus> for StatusBody {
             breaker: status.breaker,
             canary_status: status.canary,
             trial_problem: status.trial_problem,
+            gathered: Gathered::default(),
         }
     }
 }
 
-/// All processors.
-#[utoipa::path(get, path = "/v1/processors", tag = "processors", responses((status = 200, body = StatusesBody)))]
-pub(super) async fn list(app: Called) -> Json<StatusesBody> {
-    let processors = app.session.processors().processors().await;
-    let processors = processors.into_iter().map(StatusBody::from).collect();
-    Json(StatusesBody { processors })
+impl StatusBody {
+    /// Adds what other hosts count.
+    fn with(
+        self,
+        this: &str,
+        others: Vec<(String, Counted)>,
+        lacks: impl Fn(&str) -> bool,
+    ) -> Self {
+        let own = Counted {
+            name: self.processor.name.clone(),
+            partitions: self.partitions,
+            breaker: self.breaker,
+            canary_status: self.canary_status,
+        };
+        let all = add_up(this, own, others, lacks);
+        Self {
+            partitions: all.partitions,
+            breaker: all.breaker,
+            canary_status: all.canary_status,
+            ..self
+        }
+    }
 }
 
-/// A processor, its revisions, and its status in each partition.
-#[utoipa::path(get, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,)), responses(
+/// All processors. If several hosts work, each partition shows how it is on its host; counts are added up.
+#[utoipa::path(get, path = "/v1/processors", tag = "processors", params(HostsParams), responses((status = 200, body = StatusesBody)))]
+pub(super) async fn list(
+    app: Called,
+    InQuery(HostsParams { hosts }): InQuery<HostsParams>,
+) -> OfThis<StatusesBody> {
+    let others = app.of_others::<CountedList>(hosts, "/v1/processors");
+    let (processors, mut others) = tokio::join!(app.every_status(), others);
+    let this = app.name_of_this();
+    let given = std::mem::take(&mut others.given);
+    let mut counted: BTreeMap<ProcessorName, Vec<(String, Counted)>> = BTreeMap::new();
+    for (host, list) in given {
+        for one in list.processors {
+            let of = counted.entry(one.name.clone()).or_default();
+            of.push((host.clone(), one));
+        }
+    }
+    let with_others = |status: StatusBody| {
+        let of = counted.remove(&status.processor.name).unwrap_or_default();
+        status.with(&this, of, |host| others.lacks(host))
+    };
+    let body = StatusesBody {
+        processors: processors.into_iter().map(with_others).collect(),
+        gathered: others.gathered(),
+    };
+    app.from_this(hosts, body)
+}
+
+/// A processor, its revisions, and its status in each partition. If several hosts work on it, each partition shows how it is on its host;
+/// counts are added up.
+#[utoipa::path(get, path = "/v1/processors/{name}", tag = "processors", params(("name" = String, Path,), HostsParams), responses(
     (status = 200, body = StatusBody),
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn show(
     app: Called,
     InPath(name): InPath<ProcessorName>,
-) -> Result<Json<StatusBody>, ApiError> {
-    Ok(Json(app.status(&name).await?.into()))
+    InQuery(HostsParams { hosts }): InQuery<HostsParams>,
+) -> Result<OfThis<StatusBody>, ApiError> {
+    let path = format!("/v1/processors/{name}");
+    let others = app.of_others::<Counted>(hosts, &path);
+    let (status, mut others) = tokio::join!(app.status(&name), others);
+    let given = std::mem::take(&mut others.given);
+    let this = app.name_of_this();
+    let status = StatusBody::from(status?).with(&this, given, |host| others.lacks(host));
+    let gathered = others.gathered();
+    Ok(app.from_this(hosts, StatusBody { gathered, ..status }))
 }
 
 /// How to deploy.
@@ -427,25 +494,52 @@ pub(super) async fn remove(
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct LogsBody {
-    /// Newest last.
-    lines: Vec<GuestLine>,
+    /// Newest last, by the clocks of their hosts.
+    lines: Vec<Line>,
     /// Lines that were dropped since the host started because they exceeded its rate; absent if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped: Option<u64>,
+    #[serde(flatten)]
+    gathered: Gathered,
 }
 
-/// The latest log lines of its components.
-#[utoipa::path(get, path = "/v1/processors/{name}/logs", tag = "processors", params(("name" = String, Path,)), responses(
+/// The latest log lines of its components, as many of each host as it keeps.
+#[utoipa::path(get, path = "/v1/processors/{name}/logs", tag = "processors", params(("name" = String, Path,), HostsParams), responses(
     (status = 200, body = LogsBody),
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn logs(
     app: Called,
     InPath(name): InPath<ProcessorName>,
-) -> Result<Json<LogsBody>, ApiError> {
-    app.status(&name).await?;
-    let lines = app.session.processors().logs(&name);
-    let dropped =
-        Some(app.session.processors().log_lines_dropped(&name)).filter(|dropped| *dropped > 0);
-    Ok(Json(LogsBody { lines, dropped }))
+    InQuery(HostsParams { hosts }): InQuery<HostsParams>,
+) -> Result<OfThis<LogsBody>, ApiError> {
+    let processors = app.session.processors();
+    if processors.deployed_as(&name).is_none() {
+        return Err(ProcessorError::Unknown(name).into());
+    }
+    let path = format!("/v1/processors/{name}/logs");
+    let mut others = app.of_others::<LinesOfHost>(hosts, &path).await;
+    let given = std::mem::take(&mut others.given);
+    let elsewhere = given.iter().filter_map(|(_, of)| of.dropped).sum::<u64>();
+    let dropped = processors.log_lines_dropped(&name) + elsewhere;
+    let body = LogsBody {
+        lines: app.lines(hosts, processors.logs(&name), given),
+        dropped: Some(dropped).filter(|dropped| *dropped > 0),
+        gathered: others.gathered(),
+    };
+    Ok(app.from_this(hosts, body))
+}
+
+impl Called {
+    /// The lines of all hosts in order. With several hosts, each line names its own.
+    pub(super) fn lines(
+        &self,
+        whose: Whose,
+        own: Vec<GuestLine>,
+        others: Vec<(String, LinesOfHost)>,
+    ) -> Vec<Line> {
+        let is_alone = whose == Whose::This || self.broker.hosts().1.len() < 2;
+        let this = (!is_alone).then(|| self.name_of_this());
+        in_order(this, own, others)
+    }
 }

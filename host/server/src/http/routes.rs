@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
-use millrace_broker::{GuestLine, RouteCanaryStatus, RouteError, RouteSideStatus, RouteStatus};
+use millrace_broker::{RouteCanaryStatus, RouteError, RouteSideStatus, RouteStatus};
 use millrace_model::processor::{Config, Grants, Limits};
 use millrace_model::{
     Change, Digest, RouteBreaker, RoutePath, RouteRevision, RouteSpec, Timestamp,
@@ -19,6 +19,8 @@ use super::bounds::JSON_BODY_BYTES_MAX;
 use super::by::ByHeader;
 use super::called::Called;
 use super::error::{self, ApiError, ErrorBody};
+use super::gathering::{Line, LinesOfHost};
+use super::others::{Gathered, HostsParams, OfThis};
 use super::processors::RollbackBody;
 use super::query::{InPath, InQuery};
 use super::trials::{CanaryBody, PromoteBody};
@@ -77,8 +79,8 @@ pub(super) struct RouteBody {
     way_back: Option<u32>,
 }
 
-/// How a route's canary compares with the current revision on this host, since it began here.
-#[derive(Serialize, ToSchema)]
+/// How a route's canary compares with the current revision, since it began on each host.
+#[derive(Serialize, Deserialize, ToSchema)]
 #[schema(as = RouteCanary)]
 pub(super) struct RouteCanaryBody {
     /// The revision's number.
@@ -96,7 +98,7 @@ pub(super) struct RouteCanaryBody {
 }
 
 /// The requests of one side.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize, Deserialize, ToSchema)]
 #[schema(as = RouteSide)]
 pub(super) struct RouteSideBody {
     /// Requests whose call has ended.
@@ -208,8 +210,37 @@ pub(super) struct RouteShown {
     revisions: Vec<RouteRevisionBody>,
     /// What was done to it, oldest first, as far as it is kept.
     changes: Vec<Change>,
-    /// The last lines that its components logged on this host, at most 1,000, newest last.
-    lines: Vec<GuestLine>,
+    /// The last lines that its components logged, at most 1,000 of each host, newest last.
+    lines: Vec<Line>,
+    #[serde(flatten)]
+    gathered: Gathered,
+}
+
+/// What a host counts of a route.
+#[derive(Deserialize)]
+struct RouteCounted {
+    canary: Option<RouteCanaryBody>,
+    #[serde(flatten)]
+    lines: LinesOfHost,
+}
+
+impl RouteCanaryBody {
+    /// Adds another host's counts, if they are of the same canary.
+    fn add(&mut self, host: &str, other: Self) {
+        if other.revision != self.revision {
+            return;
+        }
+        for (total, more) in [
+            (&mut self.canary, other.canary),
+            (&mut self.current, other.current),
+        ] {
+            total.requests = total.requests.saturating_add(more.requests);
+            total.failed = total.failed.saturating_add(more.failed);
+        }
+        let at_host = |why: String| format!("at host {host}: {why}");
+        self.trouble = self.trouble.take().or(other.trouble.map(at_host));
+        self.problem = self.problem.take().or(other.problem.map(at_host));
+    }
 }
 
 /// The path of a route, as the rest of a request's path.
@@ -234,25 +265,38 @@ pub(super) async fn list(app: Called) -> Json<RoutesBody> {
 }
 
 /// One route, its revisions and changes, and what its components logged.
-#[utoipa::path(get, path = "/v1/routes/{path}", tag = "routes", params(("path" = String, Path, description = "The route's path, with slashes")), responses(
+#[utoipa::path(get, path = "/v1/routes/{path}", tag = "routes", params(("path" = String, Path, description = "The route's path, with slashes"), HostsParams), responses(
     (status = 200, body = RouteShown),
     (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn show(
     app: Called,
     InPath(rest): InPath<String>,
-) -> Result<Json<RouteShown>, ApiError> {
+    InQuery(HostsParams { hosts }): InQuery<HostsParams>,
+) -> Result<OfThis<RouteShown>, ApiError> {
     let path = path_of(&rest)?;
     let routes = app.session.routes();
     let found = routes.route(&path);
     let found = found.ok_or_else(|| RouteError::Unknown(path.clone()))?;
     let route = Arc::clone(&found.route);
-    Ok(Json(RouteShown {
-        route: shown(found)?,
+    let mut shown = shown(found)?;
+    let at = format!("/v1/routes{path}");
+    let mut others = app.of_others::<RouteCounted>(hosts, &at).await;
+    let mut lines = Vec::new();
+    for (host, counted) in std::mem::take(&mut others.given) {
+        if let (Some(total), Some(canary)) = (&mut shown.canary, counted.canary) {
+            total.add(&host, canary);
+        }
+        lines.push((host, counted.lines));
+    }
+    let body = RouteShown {
+        route: shown,
         revisions: route.revisions.iter().map(Into::into).collect(),
         changes: route.changes.clone(),
-        lines: routes.logs(&path),
-    }))
+        lines: app.lines(hosts, routes.logs(&path), lines),
+        gathered: others.gathered(),
+    };
+    Ok(app.from_this(hosts, body))
 }
 
 /// Creates a route or makes its next revision: from now on the component answers requests to its path and everything under it, each on a

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::http::HeaderMap;
 use millrace_broker::ShadowReport;
 use millrace_model::{Processor, ProcessorName};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::app::to_the_end;
@@ -13,7 +13,9 @@ use super::by::ByHeader;
 use super::called::Called;
 use super::deploying::DeployedBody;
 use super::error::{ApiError, ErrorBody};
-use super::query::InPath;
+use super::gathering::add_reports;
+use super::others::{Gathered, HostsParams, OfThis};
+use super::query::{InPath, InQuery};
 use super::shapes::ProcessorSchema;
 
 /// A canary's share.
@@ -83,17 +85,34 @@ pub(super) async fn promote(
     Ok(Json(DeployedBody::by(&app, processor, change).await?))
 }
 
-/// How the processor's shadow compares with its current revision. The report is in memory, and starts over when the host restarts.
-#[utoipa::path(get, path = "/v1/processors/{name}/shadow", tag = "processors", params(("name" = String, Path,)), responses(
-    (status = 200, body = ShadowReport),
+/// A shadow's report.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ShadowBody {
+    #[serde(flatten)]
+    report: ShadowReport,
+    #[serde(flatten)]
+    gathered: Gathered,
+}
+
+/// How the processor's shadow compares with its current revision. The report is in memory, and starts over when a host restarts; the
+/// reports of several hosts are added up.
+#[utoipa::path(get, path = "/v1/processors/{name}/shadow", tag = "processors", params(("name" = String, Path,), HostsParams), responses(
+    (status = 200, body = ShadowBody),
     (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody, description = "There is no shadow, or it could not be loaded when the host started"),
 ))]
 pub(super) async fn shadow(
     app: Called,
     InPath(name): InPath<ProcessorName>,
-) -> Result<Json<ShadowReport>, ApiError> {
-    Ok(Json(app.session.processors().shadow_report(&name)?))
+    InQuery(HostsParams { hosts }): InQuery<HostsParams>,
+) -> Result<OfThis<ShadowBody>, ApiError> {
+    let mut report = app.session.processors().shadow_report(&name)?;
+    let path = format!("/v1/processors/{name}/shadow");
+    let mut others = app.of_others::<ShadowReport>(hosts, &path).await;
+    let given = std::mem::take(&mut others.given);
+    add_reports(&mut report, given.into_iter().map(|(_, report)| report));
+    let gathered = others.gathered();
+    Ok(app.from_this(hosts, ShadowBody { report, gathered }))
 }
 
 /// Ends the shadow and discards its report.

@@ -79,7 +79,7 @@ pub(crate) async fn run(
                 }
             },
             Ok(Opened::Elsewhere(host)) => {
-                window.lock().state = State::Elsewhere(host.address.to_string());
+                window.lock().state = State::Elsewhere(host.name());
                 // A paused processor holds no lease, so its work is not left undone.
                 match is_paused {
                     true => elsewhere_since = None,
