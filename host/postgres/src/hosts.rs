@@ -250,7 +250,6 @@ pub(crate) async fn live(
     mut stop: watch::Receiver<bool>,
 ) -> Option<Session> {
     let mut session = Some(session);
-    let mut was_lost = false;
     loop {
         let wait = match session {
             Some(_) => options.heartbeat_interval,
@@ -270,16 +269,15 @@ pub(crate) async fn live(
             Err(_) => Err(Trouble::Unavailable("no answer".into())),
         };
         match done {
-            Ok(going) => {
+            Ok((going, is_new)) => {
                 hosts.is_reached.store(true, Ordering::Relaxed);
                 session = Some(going);
-                if std::mem::take(&mut was_lost) {
+                if is_new {
                     // Whoever waits for the database need not wait for longer.
                     hosts.alive.send_modify(|_| ());
                 }
             }
             Err(error) => {
-                was_lost = true;
                 let was_reached = hosts.is_reached.swap(false, Ordering::Relaxed);
                 if was_reached {
                     tracing::warn!(%error, "the database cannot be reached; this host tries again until it can");
@@ -289,19 +287,20 @@ pub(crate) async fn live(
     }
 }
 
-/// Says that this host lives, in a new session if the one it had is lost.
+/// Says that this host lives, in a new session if the one it had is lost. Returns whether it is new.
 async fn round(
     hosts: &Hosts,
     options: &PostgresOptions,
     connect: &PgConnectOptions,
     clock: &dyn Clock,
     session: Option<Session>,
-) -> Result<Session, Trouble> {
+) -> Result<(Session, bool), Trouble> {
     if let Some(mut session) = session {
         match session.keep(hosts, options, clock).await {
-            Ok(()) => return Ok(session),
+            Ok(()) => return Ok((session, false)),
             Err(error) => tracing::debug!(%error, "the session of this host is lost"),
         }
     }
-    Session::begin(hosts, options, connect, clock).await
+    let session = Session::begin(hosts, options, connect, clock).await?;
+    Ok((session, true))
 }

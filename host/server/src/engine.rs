@@ -157,12 +157,13 @@ impl PostgresSettings {
         }
     }
 
-    fn options(&self, memory: &MemoryPlan, door: SocketAddr) -> PostgresOptions {
+    /// `address` is that for other hosts, empty if they need not ask this one.
+    fn options(&self, memory: &MemoryPlan, address: String) -> PostgresOptions {
         PostgresOptions {
             url: self.url.clone(),
             schema: self.schema.clone(),
             connections_max: self.connections_max,
-            address: self.address(door),
+            address,
             release: env!("CARGO_PKG_VERSION").to_owned(),
             bounds: memory.bounds,
             ..PostgresOptions::default()
@@ -299,7 +300,9 @@ pub(crate) async fn open(
         }
         EngineKind::Postgres if encryption.is_some() => Err(NotOpened::Encryption),
         EngineKind::Postgres => {
-            let options = settings.postgres.options(memory, door);
+            let options = settings
+                .postgres
+                .options(memory, settings.postgres.address(door));
             // Boxed: it would make every future that starts a host large.
             Ok(Box::pin(PostgresEngine::open(options, clock.clone())).await?)
         }

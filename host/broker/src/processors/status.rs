@@ -280,6 +280,9 @@ impl Processors {
                 }
                 continue;
             };
+            if let Some(at) = partition {
+                self.inner.last_read.note(name, at, &standing.progress);
+            }
             // It may have read what this host has not heard of otherwise.
             let end = end.max(next);
             shown.push(PartitionStatus {

@@ -106,7 +106,7 @@ impl Place {
     pub(crate) fn database_options(&self) -> Option<PostgresOptions> {
         self.database()?;
         let memory = self.limits.plan();
-        Some(self.settings.postgres.options(&memory, ""))
+        Some(self.settings.postgres.options(&memory, String::new()))
     }
 
     /// Its engine.
@@ -181,7 +181,7 @@ impl Place {
                 let options = PostgresOptions {
                     cleaning_interval: CLEANING_INTERVAL,
                     makes_schema: makes,
-                    ..self.settings.postgres.options(&memory, "")
+                    ..self.settings.postgres.options(&memory, String::new())
                 };
                 let opened = Box::pin(PostgresEngine::open(options, clock)).await;
                 Ok(opened.map_err(NotOpened::from)?)
