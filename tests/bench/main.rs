@@ -1,9 +1,8 @@
 //! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path
 //! state shadow commits log reading restart latency producers storage memory swap neighbours`, and
 //! `keys`, `postgres` and `soak`, which take minutes or need a server and run only when they are
-//! named. It prints one table, in
-//! which each row is a ratio of two things measured in turns within the same run, because machines
-//! differ and are shared. No test depends on it.
+//! named. It prints one table, in which each row is a ratio of two things measured in turns within
+//! the same run, because machines differ and are shared. No test depends on it.
 #![forbid(unsafe_code)]
 
 mod calls;

@@ -14,7 +14,7 @@ pub(crate) const SERVER_VERSION_MIN: u32 = 140_000;
 pub(crate) const SCHEMA_VERSION: i64 = 1;
 /// A transaction whose host does not go on for so long is undone by the database, so that a host that stands still blocks nobody.
 const IDLE_TRANSACTION_DURATION_MAX: Duration = Duration::from_secs(5);
-/// Prepared statements of one connection: each topic has one to append to it.
+/// Prepared statements of one connection: each topic has a few.
 const STATEMENTS_MAX: usize = 1024;
 /// With it, the name of a session has less than the 63 bytes that the server keeps.
 const SCHEMA_CHARS_MAX: usize = 32;
