@@ -140,7 +140,6 @@ pub(crate) fn elsewhere(client: &Client, processor: &str) -> Result<(usize, usiz
     let others = workers.iter().filter(|host| Some(host.as_str()) != own);
     Ok((workers.len(), others.count()))
 }
-}
 
 #[test]
 fn what_a_killed_host_was_at_is_done_once_by_the_others() -> Result<()> {
