@@ -399,7 +399,7 @@ fn a_copy_is_refused_wherever_it_could_do_harm() -> Result<()> {
     })?;
 
     // A store of a later version.
-    let later = "update millrace.meta set value = 99 where name = 'schema'";
+    let later = "update millrace.meta set value = 99 where name = 'schema'; insert into millrace.meta values ('schema_min', 99)";
     stores.database.sql(later)?;
     refused(&there, &local(&stores.path("late")), 4, "version 99")?;
     refused(&from, &there, 4, "version 99")?;

@@ -14,6 +14,8 @@ use tempfile::TempDir;
 use crate::MILLRACE;
 use crate::load::Load;
 
+/// A binary of an older version, for the scenario of a rolling upgrade.
+const OLDER: &str = "MILLRACE_OLDER_BINARY";
 /// One in this many messages fails for good and becomes a dead letter.
 const FAILING_EVERY: u32 = 37;
 const KILLS: u32 = 5;
@@ -64,15 +66,15 @@ impl Shared {
 
     /// Starts one more host.
     pub(crate) fn join(&mut self) -> Result<()> {
-        self.join_with(&[])
+        self.join_with(Path::new(MILLRACE), &[])
     }
 
-    /// As [`Shared::join`], with options of its own.
-    fn join_with(&mut self, more: &[&str]) -> Result<()> {
+    /// As [`Shared::join`], of this binary, and with options of its own.
+    fn join_with(&mut self, binary: &Path, more: &[&str]) -> Result<()> {
         let data = self.directory.path().join(self.hosts.len().to_string());
         let options = self.options.iter().map(String::as_str);
         let options: Vec<&str> = options.chain(more.iter().copied()).collect();
-        let mut host = Host::in_directory(MILLRACE, &data, &options);
+        let mut host = Host::in_directory(binary, &data, &options);
         host.start_again()?;
         self.hosts.push(host);
         Ok(())
@@ -366,8 +368,8 @@ fn a_host_whose_address_leads_elsewhere_is_missing_and_not_counted_twice() -> Re
         return Ok(());
     };
     let first = address(&shared.hosts[0]).to_owned();
-    shared.join_with(&["--advertise", &first])?;
-    shared.join_with(&["--advertise", ""])?;
+    shared.join_with(Path::new(MILLRACE), &["--advertise", &first])?;
+    shared.join_with(Path::new(MILLRACE), &["--advertise", ""])?;
     let client = shared.client(0);
     deploy(&client)?;
     let missing = wait_for("both others are listed and missing", || {
@@ -388,6 +390,53 @@ fn a_host_whose_address_leads_elsewhere_is_missing_and_not_counted_twice() -> Re
             .and_then(|host| host["why"].as_str())
             .unwrap_or_default();
         ensure!(said.contains(why), "{missing:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn hosts_are_replaced_by_newer_ones_while_they_work_and_nothing_is_lost() -> Result<()> {
+    let Some(older) = std::env::var_os(OLDER) else {
+        println!("skipped: {OLDER} names no older binary");
+        return Ok(());
+    };
+    let Some(mut shared) = Shared::start(0)? else {
+        return Ok(());
+    };
+    let older = Path::new(&older);
+    shared.join_with(older, &[])?;
+    shared.join_with(older, &[])?;
+    deploy(&shared.client(0))?;
+    let mut sent = 0..0;
+    let mut send = |client: &Client| -> Result<()> {
+        sent.end += 200;
+        let batch: Vec<Value> = (sent.end - 200..sent.end).map(message).collect();
+        client.produce("in", &batch)
+    };
+    for replaced in 0..2 {
+        send(&shared.client(replaced))?;
+        shared.join_with(Path::new(MILLRACE), &[])?;
+        let newer = shared.client(2 + replaced);
+        for _ in 0..5 {
+            send(&shared.client(replaced))?;
+            send(&newer)?;
+        }
+        shared.hosts[replaced].stop()?;
+        send(&newer)?;
+    }
+    let client = shared.client(2);
+    for partition in 0..8 {
+        let value = (u32::MAX - 1 - partition).to_string();
+        client.produce("in", &[json!({"value": value, "partition": partition})])?;
+    }
+    client.wait_until_idle("worker")?;
+    let out = numbers(&client.read("out")?);
+    for number in sent {
+        let expected = usize::from(!number.is_multiple_of(FAILING_EVERY));
+        ensure!(
+            out.get(&number).copied().unwrap_or(0) == expected,
+            "{number}"
+        );
     }
     Ok(())
 }

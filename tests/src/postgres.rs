@@ -2,7 +2,7 @@
 //! ends, and it stops the server and removes its data. The engine's own tests include this file.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// The server's user must not be root, so root runs it as the user that its package made.
@@ -16,10 +16,14 @@ cd "$dir"
 as "$bin/initdb" -D "$dir/data" -U millrace -A trust --no-sync >/dev/null
 { echo "listen_addresses = ''"; echo "unix_socket_directories = '$dir'"; echo "max_connections = 400"; echo "shared_buffers = 64MB"
   echo "max_locks_per_transaction = 256"; } >>"$dir/data/postgresql.conf"
+eval "$BEFORE"
 as "$bin/pg_ctl" -D "$dir/data" -l "$dir/log" -w -t 120 start >/dev/null
+beside=''
+eval "$BESIDE"
 echo "$dir"
 exec >/dev/null 2>&1
 cat
+if [ -n "$beside" ]; then kill "$beside" || true; fi
 as "$bin/pg_ctl" -D "$dir/data" -m immediate stop || true
 rm -rf "$dir"
 "#;
@@ -36,8 +40,18 @@ impl Postgres {
     /// # Errors
     /// If it does not start; its own errors are on standard error.
     pub fn start() -> std::io::Result<Self> {
+        Self::start_with("", "")
+    }
+
+    /// Starts a server. Statements of the shell run in its directory before it starts, and others when it runs; these may set `beside` to a
+    /// process that ends with it. `as` runs a command as the server's user.
+    ///
+    /// # Errors
+    /// If it does not start; its own errors are on standard error.
+    pub fn start_with(before: &str, when_it_runs: &str) -> std::io::Result<Self> {
         let mut shell = Command::new("setsid");
         shell.args(["sh", "-c", SCRIPT]);
+        shell.env("BEFORE", before).env("BESIDE", when_it_runs);
         let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut directory = String::new();
         if let Some(output) = shell.stdout.take() {
@@ -50,6 +64,12 @@ impl Postgres {
                 shell,
             }),
         }
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Its address.

@@ -46,16 +46,13 @@ create table leaf (
   primary key (topic, bucket)
 );
 
--- `start`, `next` and `clean` only grow.
+-- `start` and `next` only grow.
 create table partition (
   topic bigint not null references topic,
   number int not null,
   start bigint not null default 0,
   next bigint not null default 0,
   durable boolean not null,
-  -- What is before it was compacted, and when the oldest tombstone that was left there was committed.
-  clean bigint not null default 0,
-  tombstones_at bigint,
   primary key (topic, number)
 ) with (fillfactor = 30);
 
@@ -126,22 +123,6 @@ create table request (
   primary key (topic, key)
 );
 create index request_at on request (at);
-
--- Messages that users of the database leave for topics in transactions of their own. A host appends each and removes it, in one step.
-create table outbox (
-  id bigint generated always as identity primary key,
-  topic text not null,
-  key bytea,
-  payload bytea,
-  headers jsonb,
-  deliver_at timestamptz,
-  sent_at timestamptz not null default clock_timestamp(),
-  -- How often it could not be sent, why the last time, and when it is tried again.
-  tries int not null default 0,
-  error text,
-  due timestamptz not null default clock_timestamp()
-);
-create index outbox_due on outbox (due);
 
 create table module (digest bytea primary key, bytes bytea not null);
 alter table module alter column bytes set storage external;
@@ -313,26 +294,3 @@ create view broker_dlq as
     as_text(m.payload) as payload, m.headers
   from topic t join partition p on p.topic = t.id cross join lateral messages(t.name, p.number) as m
   where t.spec ->> 'owner' is not null and t.name like '%.dlq';
-
--- Leaves a message for a topic, in the transaction of whoever calls it: it is sent once that commits. Returns its number in the outbox.
-create function send_bytes(topic text, key bytea, payload bytea, headers jsonb default null, deliver_at timestamptz default null)
-  returns bigint language plpgsql set search_path from current as $$
-declare
-  number bigint;
-begin
-  if not exists (select from topic as t where t.name = send_bytes.topic) then
-    raise exception 'topic % does not exist', send_bytes.topic
-      using errcode = 'undefined_object', hint = 'create it first: millrace topic create ' || send_bytes.topic;
-  end if;
-  if headers is not null and jsonb_typeof(headers) <> 'object' then
-    raise exception 'headers are a JSON object of names and texts, such as {"source": "shop"}' using errcode = 'invalid_parameter_value';
-  end if;
-  insert into outbox (topic, key, payload, headers, deliver_at)
-    values (send_bytes.topic, send_bytes.key, send_bytes.payload, send_bytes.headers, send_bytes.deliver_at) returning id into number;
-  return number;
-end $$;
-
-create function send(topic text, key text, payload jsonb, headers jsonb default null, deliver_at timestamptz default null)
-  returns bigint language sql set search_path from current as $$
-  select send_bytes(topic, convert_to(key, 'UTF8'), convert_to(payload::text, 'UTF8'), headers, deliver_at)
-$$;

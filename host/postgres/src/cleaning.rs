@@ -48,7 +48,7 @@ pub(crate) async fn run(store: Arc<Store>, mut stop: watch::Receiver<bool>) {
 async fn round(store: &Store, kept: &mut Option<PgConnection>) -> Result<(), Trouble> {
     let connection = match kept {
         Some(connection) => connection,
-        None => kept.insert(PgConnection::connect_with(&store.connect).await?),
+        None => kept.insert(store.connect.session().await?),
     };
     let lock = sqlx::query("select pg_try_advisory_lock($1, hashtext($2)) as is_mine");
     let lock = lock.bind(CLEANING).bind(&store.options.schema);

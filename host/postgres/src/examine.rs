@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use millrace_engine::findings::{FINDINGS_OF_A_KIND_MAX, Finding, bytes};
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
 
 use crate::connect::{
-    OpenError, SCHEMA_VERSION, SERVER_VERSION_MIN, check_pooler, connect_options,
+    OpenError, SCHEMA_VERSION, SERVER_VERSION_MIN, check_pooler, connect_options, not_connected,
+    refused,
 };
 use crate::hosts::{LIVES, LOCK_CLASS};
 use crate::options::PostgresOptions;
@@ -70,15 +71,19 @@ pub async fn examine(
     thresholds: &Thresholds,
 ) -> Result<Vec<Finding>, OpenError> {
     let connect = connect_options(options, "millrace doctor")?;
-    let timeout = QUERY_DURATION_MAX.as_millis().to_string();
-    let connect = connect.options([
-        ("statement_timeout", timeout.as_str()),
-        ("default_transaction_read_only", "on"),
-    ]);
-    let connection = PgConnection::connect_with(&connect).await;
-    let connection = connection.map_err(|error| OpenError::Unreachable(error.to_string()))?;
+    let connection = PgConnection::connect_with(&connect.options).await;
+    let mut connection = connection.map_err(not_connected)?;
+    let settings = format!(
+        "set search_path = {}; set statement_timeout = {}; set default_transaction_read_only = on",
+        options.schema,
+        QUERY_DURATION_MAX.as_millis()
+    );
+    // Built of a checked name and a number.
+    let settings = sqlx::raw_sql(AssertSqlSafe(settings));
+    connection.execute(settings).await.map_err(refused)?;
     let mut examination = Examination {
         connection,
+        connect: connect.options,
         options,
         thresholds: *thresholds,
         findings: Vec::new(),
@@ -96,6 +101,7 @@ pub async fn examine(
 
 struct Examination<'a> {
     connection: PgConnection,
+    connect: PgConnectOptions,
     options: &'a PostgresOptions,
     thresholds: Thresholds,
     findings: Vec<Finding>,
@@ -110,7 +116,7 @@ impl Examination<'_> {
         self.seen("the server's settings", looked);
         let looked = self.synchronous_commit().await;
         self.seen("synchronous_commit", looked);
-        match check_pooler(&mut self.connection).await {
+        match check_pooler(&mut self.connection, &self.connect).await {
             Ok(()) => {}
             Err(OpenError::Pooler) => {
                 self.add(Finding::fault("the address", OpenError::Pooler.to_string()))
@@ -182,17 +188,25 @@ impl Examination<'_> {
             return Err(OpenError::NoSchema(schema.clone()));
         }
         let version = self
-            .row("select value from meta where name = 'schema'")
+            .row(
+                "select value as found, coalesce((select value from meta where name = 'schema_min'), 1) as needed \
+                 from meta where name = 'schema'",
+            )
             .await;
-        let found: i64 = version.map_err(refused)?.get("value");
+        let version = version.map_err(refused)?;
+        let (found, needed): (i64, i64) = (version.get("found"), version.get("needed"));
         let place = format!("schema {schema}");
         let known = SCHEMA_VERSION;
         self.add(match found {
-            _ if found > known => Finding::fault(
+            _ if needed > known => Finding::fault(
                 place,
-                format!("it has version {found}, and this program knows {known}"),
+                format!("it has version {found}, which needs hosts that know version {needed}, and this program knows {known}"),
             )
             .advise("use the program of the newest host on it"),
+            _ if found > known => Finding::note(
+                place,
+                format!("it has version {found}, and this program knows {known}: what is new in it is not examined"),
+            ),
             _ if found < known => Finding::note(
                 place,
                 format!("it has version {found}; the next host that starts makes it {known}"),

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use millrace_engine::{HostId, HostInfo};
 use millrace_model::Clock;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _, Row as _};
 use tokio::sync::{Notify, watch};
 
+use crate::connect::Connect;
 use crate::following::HOSTS;
 use crate::options::PostgresOptions;
 use crate::trouble::Trouble;
@@ -92,10 +93,10 @@ impl Session {
     pub(crate) async fn begin(
         hosts: &Hosts,
         options: &PostgresOptions,
-        connect: &PgConnectOptions,
+        connect: &Connect,
         clock: &dyn Clock,
     ) -> Result<Self, Trouble> {
-        let mut connection = PgConnection::connect_with(connect).await?;
+        let mut connection = connect.session().await?;
         // A session of this host that broke may still have it, as long as the server has not noticed.
         let end = sqlx::query(
             "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objsubid = 2 \
@@ -244,7 +245,7 @@ pub(crate) fn session_name(options: &PostgresOptions, id: HostId) -> String {
 pub(crate) async fn live(
     hosts: &Hosts,
     options: &PostgresOptions,
-    connect: &PgConnectOptions,
+    connect: &Connect,
     clock: &dyn Clock,
     session: Session,
     mut stop: watch::Receiver<bool>,
@@ -291,7 +292,7 @@ pub(crate) async fn live(
 async fn round(
     hosts: &Hosts,
     options: &PostgresOptions,
-    connect: &PgConnectOptions,
+    connect: &Connect,
     clock: &dyn Clock,
     session: Option<Session>,
 ) -> Result<(Session, bool), Trouble> {

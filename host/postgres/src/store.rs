@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use millrace_engine::CommitError;
 use millrace_model::Clock;
-use sqlx::postgres::{PgConnectOptions, PgPool};
+use sqlx::postgres::PgPool;
 
 use crate::chains::Holds;
 use crate::commit::short::KnownChains;
+use crate::connect::Connect;
 use crate::following::News;
 use crate::hosts::Hosts;
 use crate::mirror::Mirror;
@@ -18,7 +19,7 @@ use crate::tail::Tail;
 
 pub(crate) struct Store {
     pub(crate) options: PostgresOptions,
-    pub(crate) connect: PgConnectOptions,
+    pub(crate) connect: Connect,
     pub(crate) pool: PgPool,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) hosts: Hosts,

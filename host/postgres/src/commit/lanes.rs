@@ -217,7 +217,7 @@ struct Lane {
 impl Lane {
     async fn open(store: &Store) -> Result<Self, Trouble> {
         Ok(Self {
-            connection: PgConnection::connect_with(&store.connect).await?,
+            connection: store.connect.session().await?,
             is_relaxed: false,
             used_at: store.clock.monotonic(),
         })

@@ -1,5 +1,6 @@
 //! The suites that every engine passes, on a real server that these tests start.
 
+mod access;
 mod compaction;
 mod examined;
 mod own;

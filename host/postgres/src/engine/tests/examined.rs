@@ -234,6 +234,9 @@ async fn each_fault_of_a_server_is_found_and_a_healthy_one_has_none() {
         .await;
     it.run("update meta set value = 99 where name = 'schema'")
         .await;
+    aged.finds(Severity::Note, "schema millrace", "version 99")
+        .await;
+    it.run("insert into meta values ('schema_min', 99)").await;
     aged.finds(Severity::Fault, "schema millrace", "version 99")
         .await;
     engine.close().await;

@@ -11,6 +11,7 @@ use millrace_model::{
 use sqlx::{Connection as _, Executor as _, Row as _};
 
 use super::{open_with, options};
+use crate::connect::{MIGRATIONS, Migration, SCHEMA_VERSION, connect_options, make_schema};
 use crate::engine::PostgresEngine;
 use crate::hosts::Session;
 use crate::{OpenError, PostgresOptions};
@@ -23,7 +24,7 @@ async fn open(directory: &tempfile::TempDir) -> Arc<PostgresEngine> {
     .await
 }
 
-async fn topic(engine: &PostgresEngine, name: &str, settings: TopicSettings) -> Topic {
+pub(super) async fn topic(engine: &PostgresEngine, name: &str, settings: TopicSettings) -> Topic {
     let spec = TopicSpec {
         name: TopicName::parse(name).expect("a name"),
         partitions: 1,
@@ -39,7 +40,7 @@ async fn topic(engine: &PostgresEngine, name: &str, settings: TopicSettings) -> 
         .expect("created")
 }
 
-async fn produce(engine: &PostgresEngine, topic: &Topic, at: u64, values: &[&str]) {
+pub(super) async fn produce(engine: &PostgresEngine, topic: &Topic, at: u64, values: &[&str]) {
     let mut builder = BatchBuilder::with_capacity(64);
     for value in values {
         builder.push(&Message {
@@ -72,7 +73,7 @@ async fn starts_at(engine: &PostgresEngine, topic: &Topic, start: u64) {
     assert_eq!(engine.ends(at).expect("it exists").start, Offset(start));
 }
 
-async fn rows(engine: &PostgresEngine, sql: &'static str) -> i64 {
+pub(super) async fn rows(engine: &PostgresEngine, sql: &'static str) -> i64 {
     let row = engine.store.pool.fetch_one(sqlx::query(sql)).await;
     row.expect("a row").get(0)
 }
@@ -172,12 +173,7 @@ async fn messages_are_seen_in_sql() {
     let within = "select count(*) from messages('orders', 0, 1, 2)";
     assert_eq!(rows(&engine, within).await, 1);
     // As somebody who does not have the schema in the search path.
-    let stranger = engine
-        .store
-        .connect
-        .clone()
-        .options([("search_path", "public")]);
-    let stranger = sqlx::PgConnection::connect_with(&stranger).await;
+    let stranger = sqlx::PgConnection::connect_with(&engine.store.connect.options).await;
     let mut stranger = stranger.expect("connected");
     let schema = &engine.store.options.schema;
     for (asked, count) in [
@@ -195,25 +191,83 @@ async fn messages_are_seen_in_sql() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newer_schema_and_names_that_need_quotes_are_refused() {
+async fn a_schema_of_newer_hosts_is_used_if_they_say_so_and_otherwise_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let engine = open(&directory).await;
-    let newer = "update meta set value = 2 where name = 'schema'";
-    let raised = engine.store.pool.execute(sqlx::query(newer)).await;
-    raised.expect("written");
-    engine.close().await;
     let clock = || Arc::new(SystemClock::new());
+    let write = async |sql: &'static str| {
+        let written = engine.store.pool.execute(sqlx::query(sql)).await;
+        written.expect("written");
+    };
+    // A newer host has added something. One that knows nothing of it may work beside.
+    write("update meta set value = 99 where name = 'schema'").await;
+    let beside = PostgresEngine::open(options(directory.path()), clock()).await;
+    beside.expect("an older host may join").close().await;
+    write("insert into meta values ('schema_min', 99)").await;
     let refused = PostgresEngine::open(options(directory.path()), clock()).await;
     assert!(matches!(
         refused.err(),
-        Some(OpenError::SchemaVersion { found: 2, known: 1 })
+        Some(OpenError::SchemaVersion {
+            found: 99,
+            needed: 99,
+            known: SCHEMA_VERSION
+        })
     ));
+    // One that stood still while that happened gets no session any more.
+    let refused = engine.store.connect.session().await.err();
+    let refused = refused.map(|error| error.to_string()).unwrap_or_default();
+    assert!(refused.contains("run a newer one"), "{refused}");
+    engine.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schema_is_brought_up_to_date_once_and_never_under_hosts_that_could_not_go_on() {
+    const MORE: Migration = Migration::new("create table more (n int)", true);
+    const OTHERWISE: Migration = Migration::new("alter table more rename n to m", false);
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open(&directory).await;
+    let then = |more: &[Migration]| [&MIGRATIONS[..], more].concat();
+    let migrate = async |migrations: &[Migration]| {
+        let mut session = engine.store.connect.session().await.expect("connected");
+        make_schema(&mut session, &engine.store.options, migrations).await
+    };
+    let version = "select value from meta where name = 'schema'";
+    for _ in 0..2 {
+        migrate(&then(&[MORE]))
+            .await
+            .expect("it is added beside a host");
+        assert_eq!(rows(&engine, version).await, SCHEMA_VERSION + 1);
+    }
+    assert_eq!(rows(&engine, "select count(*) from more").await, 0);
+    let refused = migrate(&then(&[MORE, OTHERWISE])).await.err();
+    assert!(matches!(refused, Some(OpenError::OlderHosts { others: 1 })));
+    assert_eq!(
+        rows(&engine, version).await,
+        SCHEMA_VERSION + 1,
+        "nothing has changed"
+    );
+    let mut later = engine.store.connect.session().await.expect("connected");
+    engine.close().await;
+    let migrated = make_schema(&mut later, &engine.store.options, &then(&[MORE, OTHERWISE])).await;
+    migrated.expect("no host lives");
+    let needed = sqlx::query("select value from meta where name = 'schema_min'");
+    let needed = later.fetch_one(needed).await.expect("a row");
+    assert_eq!(needed.get::<i64, _>(0), SCHEMA_VERSION + 2);
+    let refused = make_schema(&mut later, &engine.store.options, &then(&[MORE])).await;
+    let refused = refused
+        .expect_err("it knows the version before")
+        .to_string();
+    assert!(refused.contains("run a newer host on it"), "{refused}");
+}
+
+#[test]
+fn names_that_need_quotes_are_refused() {
     for schema in ["", "a b", "Ab", "1a", "a\"b", &"a".repeat(41)] {
         let options = PostgresOptions {
             schema: schema.to_owned(),
-            ..options(directory.path())
+            ..PostgresOptions::default()
         };
-        let refused = PostgresEngine::open(options, clock()).await;
+        let refused = connect_options(&options, "name");
         assert!(
             matches!(refused.err(), Some(OpenError::Schema(_))),
             "{schema:?}"
@@ -227,7 +281,7 @@ async fn sessions_that_are_ended_by_others_are_made_anew() {
     let directory = tempfile::tempdir().expect("a directory");
     let engine = open(&directory).await;
     let orders = topic(&engine, "orders", TopicSettings::default()).await;
-    let connection = sqlx::PgConnection::connect_with(&engine.store.connect).await;
+    let connection = engine.store.connect.session().await;
     let mut connection = connection.expect("connected");
     let mut sent = 0;
     for _ in 0..5 {

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 #[path = "../../../../../tests/src/postgres.rs"]
 mod postgres;
 
-use self::postgres::Postgres;
+pub(super) use self::postgres::Postgres;
 
 /// The address of a server to use instead.
 const GIVEN: &str = "MILLRACE_TEST_POSTGRES";
