@@ -67,6 +67,9 @@ pub(crate) struct Gate {
     hosts: Option<Arc<Hosts>>,
 }
 
+/// The hosts that share a processor's work, and its inputs.
+type SharedBy = (Arc<[HostInfo]>, Arc<[TopicPartition]>);
+
 struct State {
     live: Arc<Live>,
     breaker: Breaker,
@@ -82,7 +85,7 @@ struct State {
     /// The processor's inputs.
     inputs: Arc<[TopicPartition]>,
     /// For which hosts and inputs the allowance's share was computed.
-    shared: Option<(Arc<[HostInfo]>, Arc<[TopicPartition]>)>,
+    shared: Option<SharedBy>,
     /// The revision that ran before, with its final record.
     before: Option<(u32, Noted)>,
 }
@@ -187,9 +190,8 @@ impl Gate {
         };
         let (listed, _) = hosts.now();
         let inputs = &state.inputs;
-        let is_known = |(before, read): &(Arc<[HostInfo]>, Arc<[TopicPartition]>)| {
-            Arc::ptr_eq(before, &listed) && Arc::ptr_eq(read, inputs)
-        };
+        let is_known =
+            |(before, read): &SharedBy| Arc::ptr_eq(before, &listed) && Arc::ptr_eq(read, inputs);
         if state.shared.as_ref().is_some_and(is_known) {
             return;
         }

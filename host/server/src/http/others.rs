@@ -286,7 +286,7 @@ pub(super) struct OfThis<T> {
 
 impl Called {
     /// Answers with this.
-    pub(super) fn from_this<T>(&self, whose: Whose, body: T) -> OfThis<T> {
+    pub(super) fn answer_of_this<T>(&self, whose: Whose, body: T) -> OfThis<T> {
         let (id, _) = self.broker.hosts();
         OfThis { whose, id, body }
     }

@@ -226,7 +226,7 @@ pub(super) async fn list(
         processors: processors.into_iter().map(with_others).collect(),
         gathered: others.gathered(),
     };
-    app.from_this(hosts, body)
+    app.answer_of_this(hosts, body)
 }
 
 /// A processor, its revisions, and its status in each partition. If several hosts work on it, each partition shows how it is on its host;
@@ -247,7 +247,7 @@ pub(super) async fn show(
     let this = app.name_of_this();
     let status = StatusBody::from(status?).with(&this, given, |host| others.lacks(host));
     let gathered = others.gathered();
-    Ok(app.from_this(hosts, StatusBody { gathered, ..status }))
+    Ok(app.answer_of_this(hosts, StatusBody { gathered, ..status }))
 }
 
 /// How to deploy.
@@ -527,7 +527,7 @@ pub(super) async fn logs(
         dropped: Some(dropped).filter(|dropped| *dropped > 0),
         gathered: others.gathered(),
     };
-    Ok(app.from_this(hosts, body))
+    Ok(app.answer_of_this(hosts, body))
 }
 
 impl Called {

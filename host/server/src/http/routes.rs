@@ -238,8 +238,8 @@ impl RouteCanaryBody {
             total.failed = total.failed.saturating_add(more.failed);
         }
         let at_host = |why: String| format!("at host {host}: {why}");
-        self.trouble = self.trouble.take().or(other.trouble.map(at_host));
-        self.problem = self.problem.take().or(other.problem.map(at_host));
+        self.trouble = self.trouble.take().or_else(|| other.trouble.map(at_host));
+        self.problem = self.problem.take().or_else(|| other.problem.map(at_host));
     }
 }
 
@@ -296,7 +296,7 @@ pub(super) async fn show(
         lines: app.lines(hosts, routes.logs(&path), lines),
         gathered: others.gathered(),
     };
-    Ok(app.from_this(hosts, body))
+    Ok(app.answer_of_this(hosts, body))
 }
 
 /// Creates a route or makes its next revision: from now on the component answers requests to its path and everything under it, each on a

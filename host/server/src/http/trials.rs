@@ -112,7 +112,7 @@ pub(super) async fn shadow(
     let given = std::mem::take(&mut others.given);
     add_reports(&mut report, given.into_iter().map(|(_, report)| report));
     let gathered = others.gathered();
-    Ok(app.from_this(hosts, ShadowBody { report, gathered }))
+    Ok(app.answer_of_this(hosts, ShadowBody { report, gathered }))
 }
 
 /// Ends the shadow and discards its report.
