@@ -19,6 +19,7 @@ mod file_limits;
 mod growth;
 mod guests;
 mod hostile;
+mod jetstream;
 mod kill;
 mod letters;
 mod lifetime;

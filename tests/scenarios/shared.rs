@@ -17,7 +17,7 @@ use crate::load::Load;
 /// A binary of an older version, for the scenario of a rolling upgrade.
 const OLDER: &str = "MILLRACE_OLDER_BINARY";
 /// One in this many messages fails for good and becomes a dead letter.
-const FAILING_EVERY: u32 = 37;
+pub(crate) const FAILING_EVERY: u32 = 37;
 const KILLS: u32 = 5;
 
 /// A database and its hosts.
@@ -85,7 +85,7 @@ impl Shared {
     }
 }
 
-fn message(number: u32) -> Value {
+pub(crate) fn message(number: u32) -> Value {
     let headers = match number.is_multiple_of(FAILING_EVERY) {
         true => json!({"fail-times": "99"}),
         false => json!({}),
@@ -93,7 +93,7 @@ fn message(number: u32) -> Value {
     json!({"key": format!("k{}", number % 50), "value": number.to_string(), "headers": headers})
 }
 
-fn numbers(messages: &[Message]) -> BTreeMap<u32, usize> {
+pub(crate) fn numbers(messages: &[Message]) -> BTreeMap<u32, usize> {
     let mut numbers = BTreeMap::new();
     for message in messages {
         let number = message.text().parse().unwrap_or(u32::MAX);
@@ -102,7 +102,7 @@ fn numbers(messages: &[Message]) -> BTreeMap<u32, usize> {
     numbers
 }
 
-fn deploy(client: &Client) -> Result<()> {
+pub(crate) fn deploy(client: &Client) -> Result<()> {
     client.topic("in", 8)?;
     client.topic("out", 2)?;
     let module = client.push(guests::FLAKY)?;

@@ -4,6 +4,7 @@
 
 mod client;
 mod host;
+mod nats;
 mod postgres;
 pub mod torture;
 pub mod tree;
@@ -11,5 +12,6 @@ mod wait;
 
 pub use client::{Client, Deploy, Message, Reply};
 pub use host::Host;
+pub use nats::{Nats, nats_server};
 pub use postgres::{Postgres, sql};
 pub use wait::{hold_for, wait_for};

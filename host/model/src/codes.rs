@@ -267,6 +267,9 @@ codes! {
         FewerPartitions "fewer-partitions"
             "A topic cannot get fewer partitions."
             "create another topic with fewer, and let a processor copy the messages to it";
+        NotDurable "not-durable"
+            "The store does not promise that what it acknowledges is on a disk; nothing was stored."
+            "run its servers so that they write before they answer, and say so in the host's settings; or use another durability";
         PartitionsFull "partitions-full"
             "The host has as many partitions as it may have."
             "delete topics that are not needed, or start the host with a larger --partitions-max";

@@ -1,5 +1,6 @@
 //! The engine: its settings, and how it is opened.
 
+mod jetstream;
 pub(crate) mod place;
 
 use std::net::SocketAddr;
@@ -9,12 +10,14 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use millrace_engine::{Engine, MemoryEngine};
+use millrace_jetstream::JetstreamEngine;
 use millrace_local::Cipher;
 use millrace_local::{LocalEngine, LocalOptions, OpenError};
 use millrace_model::Clock;
 use millrace_postgres::{PostgresEngine, PostgresOptions};
 use serde::{Deserialize, Serialize};
 
+use self::jetstream::JetstreamSettings;
 use crate::config::error::{ConfigError, refused};
 use crate::memory::MemoryPlan;
 
@@ -29,14 +32,16 @@ pub enum EngineKind {
     Memory,
     /// In a PostgreSQL database, which several hosts may share.
     Postgres,
+    /// In a stream of NATS JetStream, which several hosts may share.
+    Jetstream,
 }
 
 /// `[engine]`: which engine stores data, and the settings of each.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
-    /// Where messages are stored: in the data directory, only in memory, or in a PostgreSQL database
-    /// [default: local]
+    /// Where messages are stored: in the data directory, only in memory, in a PostgreSQL database, or
+    /// in a stream of NATS JetStream [default: local]
     #[arg(long = "engine", id = "engine.kind", value_name = "ENGINE", value_enum)]
     pub kind: EngineKind,
     /// The local engine.
@@ -45,6 +50,9 @@ pub struct EngineSettings {
     /// The engine on PostgreSQL.
     #[command(flatten)]
     pub postgres: PostgresSettings,
+    /// The engine on NATS JetStream.
+    #[command(flatten)]
+    pub jetstream: JetstreamSettings,
 }
 
 /// `[engine.postgres]`: the database, and what this host tells the others on it.
@@ -114,14 +122,19 @@ fn shown(url: &str) -> String {
 impl EngineSettings {
     /// The address that other hosts get, if it is set and not empty; `ADDRESS:PORT` without more.
     pub(crate) fn advertised(&self) -> Option<&str> {
-        let address = self.postgres.advertise.as_deref()?;
+        let address = match self.kind {
+            EngineKind::Postgres => self.postgres.advertise.as_deref()?,
+            EngineKind::Jetstream => self.jetstream.advertise.as_deref()?,
+            EngineKind::Local | EngineKind::Memory => return None,
+        };
         let bare = address.trim_start_matches("http://").trim_end_matches('/');
-        (self.kind == EngineKind::Postgres && !bare.is_empty()).then_some(bare)
+        (!bare.is_empty()).then_some(bare)
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         self.local.check()?;
         self.postgres.check()?;
+        self.jetstream.check(self.kind == EngineKind::Jetstream)?;
         if self.kind == EngineKind::Postgres && self.postgres.url.is_empty() {
             let why = "the address of the database, such as postgres://user@host:5432/database";
             return Err(refused("engine.postgres.url", "", why));
@@ -142,21 +155,6 @@ impl PostgresSettings {
         }
     }
 
-    /// The address for other hosts. One that stands for all addresses of this machine leads other machines to themselves.
-    fn address(&self, door: SocketAddr) -> String {
-        match &self.advertise {
-            Some(address) => address.clone(),
-            None if door.ip().is_unspecified() => {
-                tracing::warn!(
-                    listen = %door,
-                    "other hosts cannot ask this one what it counts, because it listens on all addresses and none is set for them; set --advertise ADDRESS:PORT"
-                );
-                String::new()
-            }
-            None => door.to_string(),
-        }
-    }
-
     /// `address` is that for other hosts, empty if they need not ask this one.
     fn options(&self, memory: &MemoryPlan, address: String) -> PostgresOptions {
         PostgresOptions {
@@ -168,6 +166,21 @@ impl PostgresSettings {
             bounds: memory.bounds,
             ..PostgresOptions::default()
         }
+    }
+}
+
+/// The address for other hosts. One that stands for all addresses of this machine leads other machines to themselves.
+fn address_for_others(advertised: Option<&String>, door: SocketAddr) -> String {
+    match advertised {
+        Some(address) => address.clone(),
+        None if door.ip().is_unspecified() => {
+            tracing::warn!(
+                listen = %door,
+                "other hosts cannot ask this one what it counts, because it listens on all addresses and none is set for them; set --advertise ADDRESS:PORT"
+            );
+            String::new()
+        }
+        None => door.to_string(),
     }
 }
 
@@ -276,8 +289,12 @@ pub(crate) enum NotOpened {
     Local(#[from] OpenError),
     #[error(transparent)]
     Postgres(#[from] millrace_postgres::OpenError),
+    #[error(transparent)]
+    Jetstream(#[from] millrace_jetstream::OpenError),
+    #[error("{0}")]
+    Credentials(String),
     #[error(
-        "a database is not encrypted by this host; remove the encryption key from the settings, and encrypt the database's disk instead"
+        "a shared store is not encrypted by this host; remove the encryption key from the settings, and encrypt the disks of its servers instead"
     )]
     Encryption,
 }
@@ -298,13 +315,20 @@ pub(crate) async fn open(
             let options = settings.local.options(memory, encryption);
             Ok(LocalEngine::open(data_dir, options, clock.clone()).await?)
         }
-        EngineKind::Postgres if encryption.is_some() => Err(NotOpened::Encryption),
+        EngineKind::Postgres | EngineKind::Jetstream if encryption.is_some() => {
+            Err(NotOpened::Encryption)
+        }
         EngineKind::Postgres => {
-            let options = settings
-                .postgres
-                .options(memory, settings.postgres.address(door));
+            let address = address_for_others(settings.postgres.advertise.as_ref(), door);
+            let options = settings.postgres.options(memory, address);
             // Boxed: it would make every future that starts a host large.
             Ok(Box::pin(PostgresEngine::open(options, clock.clone())).await?)
+        }
+        EngineKind::Jetstream => {
+            let address = address_for_others(settings.jetstream.advertise.as_ref(), door);
+            let options = settings.jetstream.options(memory, address);
+            let options = options.map_err(NotOpened::Credentials)?;
+            Ok(Box::pin(JetstreamEngine::open(options, clock.clone())).await?)
         }
     }
 }

@@ -87,7 +87,7 @@ const TEST_CRATES: [&str; 2] = ["guest-artifacts", "millrace-tests"];
 const TESTED_WITH: [(&str, &str); 1] = [("host/broker", "millrace-local")];
 
 /// In the order in which a message meets the crates, lowest first. `tests` may use all of them.
-const ARROWS: [Arrows; 11] = [
+const ARROWS: [Arrows; 12] = [
     Arrows {
         directory: "host/model",
         stands_on: &[],
@@ -119,6 +119,11 @@ const ARROWS: [Arrows; 11] = [
         knows_no: &[NETWORK, WASM, ANYHOW],
     },
     Arrows {
+        directory: "host/jetstream",
+        stands_on: &["millrace-model", "millrace-engine"],
+        knows_no: &[NETWORK, STORAGE, WASM, ANYHOW],
+    },
+    Arrows {
         directory: "host/broker",
         stands_on: &["millrace-model", "millrace-engine"],
         knows_no: &[NETWORK, STORAGE, WASM, ANYHOW],
@@ -142,6 +147,7 @@ const ARROWS: [Arrows; 11] = [
             "millrace-engine",
             "millrace-local",
             "millrace-postgres",
+            "millrace-jetstream",
             "millrace-broker",
             "millrace-wasm",
             "millrace-component",
@@ -455,6 +461,7 @@ mod each_rule_can_fail {
             ),
             ("host/local", "millrace-broker.workspace = true"),
             ("host/postgres", "millrace-local.workspace = true"),
+            ("host/jetstream", "millrace-postgres.workspace = true"),
             ("host/wasm", "sqlx.workspace = true"),
             ("host/wasm", "millrace-engine.workspace = true"),
             ("host/wasm", "[dev-dependencies]\nmillrace.workspace = true"),

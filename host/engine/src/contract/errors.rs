@@ -87,6 +87,12 @@ pub enum CommitError {
         /// The bound.
         max: usize,
     },
+    /// The store does not say that it writes to the disk before it answers, so nothing durable is promised. Nothing was written.
+    #[error(
+        "`durable` cannot be promised: the servers may answer before they write to the disk. Run them with sync_interval: always and set \
+         engine.jetstream.synced = true, or give the topic another durability"
+    )]
+    NotDurable,
     /// The host's memory bounds are reached. Nothing was written; try again when there is less.
     #[error(transparent)]
     RoomFull(#[from] RoomFull),
@@ -147,6 +153,7 @@ impl Advised for CommitError {
             Self::ProducerName { .. } => Code::BadProducerName,
             Self::RequestReused => Code::IdempotencyKeyReused,
             Self::TooLarge { .. } => Code::TooLarge,
+            Self::NotDurable => Code::NotDurable,
             Self::State(_) => Code::StateBusy,
             Self::DiskFull => Code::DiskFull,
             Self::Unavailable(_) => Code::StoreUnavailable,

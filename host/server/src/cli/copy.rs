@@ -111,9 +111,10 @@ pub(super) async fn run(args: Args, as_json: bool) -> Result<(), Failure> {
 fn not_opened(error: PlaceError, flag: &str) -> Failure {
     let message = format!("{flag}: {error}");
     match &error {
-        PlaceError::Unknown(_) | PlaceError::Memory | PlaceError::Config(_) => {
-            Failure::usage(message)
-        }
+        PlaceError::Unknown(_)
+        | PlaceError::Memory
+        | PlaceError::Jetstream
+        | PlaceError::Config(_) => Failure::usage(message),
         PlaceError::NoDirectory(_) => Failure::new(Exit::Unknown, "no-data-directory", message)
             .with_hint("name the directory that `millrace serve` uses as --data-dir"),
         PlaceError::Strangers(_) => Failure::refused(message)

@@ -70,6 +70,10 @@ fn sample(path: &str) -> (&'static str, &'static str) {
         "engine.postgres.url" | "engine.postgres.schema" | "engine.postgres.advertise" => {
             ("'somewhere'", "somewhere")
         }
+        "engine.jetstream.urls" => ("['a', 'b']", "a,b"),
+        "engine.jetstream.replicas" => ("3", "3"),
+        "engine.jetstream.synced" => ("true", "true"),
+        path if path.starts_with("engine.jetstream.") => ("'somewhere'", "somewhere"),
         "engine.local.journal_file_bytes" => ("65536", "65536"),
         _ => ("70000", "70000"),
     }

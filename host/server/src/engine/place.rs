@@ -34,6 +34,10 @@ pub(crate) enum PlaceError {
     Unknown(String),
     #[error("the memory engine ends with its host, so there is nothing to name")]
     Memory,
+    #[error(
+        "a store on JetStream cannot be copied or examined like this yet; to examine its servers, give --monitoring http://SERVER:8222"
+    )]
+    Jetstream,
     #[error("{} is no data directory of Millrace", .0.display())]
     NoDirectory(PathBuf),
     #[error("{} has files of others in it", .0.display())]
@@ -69,8 +73,10 @@ impl Place {
             }
             "config" => {
                 let config = Config::of_file(Path::new(rest))?;
-                if config.engine.kind == EngineKind::Memory {
-                    return Err(PlaceError::Memory);
+                match config.engine.kind {
+                    EngineKind::Memory => return Err(PlaceError::Memory),
+                    EngineKind::Jetstream => return Err(PlaceError::Jetstream),
+                    EngineKind::Local | EngineKind::Postgres => {}
                 }
                 place.encryption = config.encryption.keys()?;
                 place.settings = config.engine;
@@ -167,6 +173,7 @@ impl Place {
         let (clock, encryption) = (clock.clone(), self.encryption.clone());
         match self.kind() {
             EngineKind::Memory => Err(PlaceError::Memory),
+            EngineKind::Jetstream => Err(PlaceError::Jetstream),
             EngineKind::Local => {
                 let options = LocalOptions {
                     cleaning_interval: CLEANING_INTERVAL,

@@ -21,7 +21,7 @@ pub(super) struct HostBody {
     started_at: Timestamp,
     /// How long it has run.
     uptime_ms: u64,
-    /// `local`, `memory` or `postgres`.
+    /// `local`, `memory`, `postgres` or `jetstream`.
     engine: &'static str,
     /// Whether stored data is encrypted.
     encrypted: bool,
@@ -64,6 +64,7 @@ pub(super) async fn show(app: Called) -> Json<HostBody> {
             EngineKind::Local => "local",
             EngineKind::Memory => "memory",
             EngineKind::Postgres => "postgres",
+            EngineKind::Jetstream => "jetstream",
         },
         encrypted: about.encrypted,
         ready: trouble.is_none() && !app.stopping.is_cancelled(),

@@ -242,6 +242,7 @@ impl From<CommitError> for Trouble {
             | CommitError::RoomFull(_)
             | CommitError::Unavailable(_)
             | CommitError::State(_)
+            | CommitError::NotDurable
             | CommitError::TooLarge { .. }
             | CommitError::UnknownPartition(_) => Self::Wait(error.to_string()),
             // A new lease settles whether the commit took effect; or the processor was changed when

@@ -1,0 +1,274 @@
+//! What only this engine promises: durability that is said, counts that are checked, and messages that are removed.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use millrace_engine::contract::{Append, Transaction};
+use millrace_engine::state::{NEVER, StateChange, StateQuery, StateValue, StateWrite, StateWrites};
+use millrace_engine::{CommitError, Engine, TopicError};
+use millrace_model::{
+    BatchBuilder, Durability, Message, Offset, PartitionId, ProcessorName, Timestamp, Topic,
+    TopicName, TopicPartition, TopicSpec,
+};
+
+use super::{open_with, options};
+use crate::JetstreamOptions;
+
+fn spec(name: &str, durability: Durability) -> TopicSpec {
+    TopicSpec {
+        name: TopicName::parse(name).expect("a valid name"),
+        partitions: 1,
+        durability,
+        partitioner: None,
+        owner: None,
+        created_at: Timestamp(0),
+        settings: Default::default(),
+    }
+}
+
+fn first(topic: &Topic) -> TopicPartition {
+    topic.partition(PartitionId(0)).expect("it has one")
+}
+
+fn produce(at: TopicPartition, value: u32, bytes: usize) -> Transaction {
+    let mut builder = BatchBuilder::with_capacity(1);
+    builder.push(&Message {
+        value: Some(format!("{value:0bytes$}").into_bytes().into()),
+        timestamp: Timestamp(1000 + u64::from(value)),
+        ..Message::default()
+    });
+    Transaction::produce(vec![Append {
+        partition: at,
+        batch: builder.finish().expect("a message"),
+    }])
+}
+
+async fn send(engine: &dyn Engine, at: TopicPartition, values: std::ops::Range<u32>, bytes: usize) {
+    for value in values {
+        let committed = engine.commit(produce(at, value, bytes)).await;
+        committed.expect("committed");
+    }
+}
+
+/// All values from an offset on.
+async fn values(engine: &dyn Engine, at: TopicPartition, from: u64) -> Vec<u32> {
+    let mut values = Vec::new();
+    let mut next = Offset(from);
+    loop {
+        let batches = engine.read(at, next, 100_000).await.expect("readable");
+        let Some(last) = batches.last() else {
+            return values;
+        };
+        next = last.end_offset();
+        for batch in &batches {
+            for record in batch.records().expect("records") {
+                let message = record.expect("a record").to_message(batch.bytes());
+                let value = message.expect("a message").value.expect("a value");
+                let value = String::from_utf8_lossy(&value);
+                values.push(value.parse().expect("a number"));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn durable_is_refused_unless_the_servers_are_said_to_be_synced() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(JetstreamOptions {
+        synced: false,
+        ..options(directory.path())
+    })
+    .await;
+    let refused = engine.create_topic(spec("sure", Durability::Durable), Vec::new());
+    assert!(matches!(
+        refused.await,
+        Err(TopicError::Commit(CommitError::NotDurable))
+    ));
+    let made = engine.create_topic(spec("quick", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    send(&*engine, at, 0..1, 1).await;
+    let sure = Transaction {
+        durability: Some(Durability::Durable),
+        ..Transaction::default()
+    };
+    let refused = engine.commit(sure).await;
+    assert!(
+        matches!(refused, Err(CommitError::NotDurable)),
+        "{refused:?}"
+    );
+    engine.close().await;
+}
+
+/// A host that starts does not read what was there before the last counts, and finds all of it when it is asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_starts_begins_at_the_counts_and_finds_what_is_older() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(JetstreamOptions {
+        checkpoint_interval: Duration::from_secs(3600),
+        ..options(directory.path())
+    })
+    .await;
+    let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    send(&*engine, at, 0..40, 10_000).await;
+    engine.store.write_counts().await.expect("written");
+    send(&*engine, at, 40..60, 10_000).await;
+    let other = open_with(options(directory.path())).await;
+    {
+        let heard = other.store.mirror.heard.read();
+        let known = heard.partition(at).expect("known");
+        assert!(
+            known.index.from.offset >= Offset(40),
+            "{:?}",
+            known.index.from
+        );
+    }
+    assert_eq!(other.ends(at).expect("known").end, Offset(60));
+    let expected: Vec<u32> = (0..60).collect();
+    assert_eq!(values(&*other, at, 0).await, expected);
+    assert_eq!(values(&*other, at, 17).await, expected[17..]);
+    assert_eq!(other.count(at, Offset(5), Offset(55)).await.ok(), Some(50));
+    let found = other.offset_at(at, Timestamp(1033)).await;
+    assert_eq!(found.expect("readable"), Some(Offset(33)));
+    engine.close().await;
+    other.close().await;
+}
+
+/// What is before the start is removed from the stream once everybody has counted it, and not before.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_trimmed_is_removed_once_it_is_counted() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(JetstreamOptions {
+        counted_after: Duration::from_secs(4),
+        checkpoint_interval: Duration::from_secs(3600),
+        ..options(directory.path())
+    })
+    .await;
+    let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    send(&*engine, at, 0..100, 2_000).await;
+    let subject = engine.store.subjects.piece(at);
+    let start = engine.trim(at, Offset(70)).await.expect("trimmed");
+    assert_eq!(start, Offset(70));
+    let mut purged = HashMap::new();
+    engine.store.clean(&mut purged).await.expect("cleaned");
+    let oldest = || async { engine.store.next(&subject, 1).await.expect("readable") };
+    let before = oldest().await.expect("it is there").seq;
+    engine.store.write_counts().await.expect("written");
+    engine.store.clean(&mut purged).await.expect("cleaned");
+    assert_eq!(
+        oldest().await.map(|message| message.seq),
+        Some(before),
+        "the counts are young"
+    );
+    let mut removed = false;
+    for _ in 0..300 {
+        engine.store.clean(&mut purged).await.expect("cleaned");
+        removed = oldest().await.is_some_and(|message| message.seq > before);
+        if removed {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(removed, "it is removed when the counts are old enough");
+    let expected: Vec<u32> = (70..100).collect();
+    assert_eq!(values(&*engine, at, 70).await, expected);
+    let other = open_with(options(directory.path())).await;
+    assert_eq!(values(&*other, at, 70).await, expected);
+    assert_eq!(other.ends(at).ok(), engine.ends(at).ok());
+    engine.close().await;
+    other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_moves_the_start_of_what_is_too_much() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(options(directory.path())).await;
+    let mut kept = spec("orders", Durability::Os);
+    kept.settings.retention_bytes = Some(200_000);
+    let made = engine.create_topic(kept, Vec::new());
+    let at = first(&made.await.expect("made"));
+    send(&*engine, at, 0..100, 10_000).await;
+    engine
+        .store
+        .clean(&mut HashMap::new())
+        .await
+        .expect("cleaned");
+    let start = engine.ends(at).expect("known").start.0;
+    assert!((75..90).contains(&start), "{start}");
+    let expected: Vec<u32> = (start as u32..100).collect();
+    assert_eq!(values(&*engine, at, start).await, expected);
+    engine.close().await;
+}
+
+/// A table whose changes are many is written whole, and the changes before are removed; whoever reads it finds the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn state_is_read_from_a_snapshot_and_what_came_after() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(options(directory.path())).await;
+    let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    let group = ProcessorName::parse("sums").expect("a valid name").group();
+    let change = |round: u32| StateWrites {
+        changes: (0..4)
+            .map(|key| StateChange {
+                key: format!("key {key}").into_bytes().into(),
+                value: Some(StateValue::new(&vec![round as u8; 400_000])),
+                ends_at: NEVER,
+            })
+            .collect(),
+        ..StateWrites::default()
+    };
+    for round in 0..24 {
+        let write = Transaction {
+            state: vec![StateWrite {
+                group: group.clone(),
+                partition: at,
+                lease: None,
+                writes: change(round).into(),
+            }],
+            ..Transaction::default()
+        };
+        engine.commit(write).await.expect("committed");
+    }
+    let snapshot = engine.store.subjects.snapshot(at, &group, 0);
+    let snapshot = engine.store.last(&snapshot).await.expect("readable");
+    assert!(snapshot.is_some(), "one was written");
+    let all = StateQuery {
+        entries_max: 100,
+        bytes_max: usize::MAX,
+        ..StateQuery::default()
+    };
+    let other = open_with(options(directory.path())).await;
+    let page = other.read_state(&group, at, &all).await.expect("readable");
+    assert_eq!(page.entries.len(), 4);
+    for entry in page.entries {
+        assert_eq!(entry.value.as_bytes(), &*vec![23u8; 400_000]);
+    }
+    let deltas = engine.store.subjects.delta(at, &group);
+    let oldest = engine.store.next(&deltas, 1).await.expect("readable");
+    let first_delta = oldest.expect("some are there").seq;
+    assert!(
+        first_delta > 20,
+        "those before the last snapshot but one are removed: {first_delta}"
+    );
+    engine.close().await;
+    other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_somebody_has_changed_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mine = options(directory.path());
+    let engine = open_with(mine.clone()).await;
+    let context = async_nats::jetstream::new(engine.store.client.clone());
+    let stream = context.get_stream(&mine.stream).await.expect("it is there");
+    let mut config = stream.cached_info().config.clone();
+    config.max_age = Duration::from_secs(3600);
+    context.update_stream(config).await.expect("updated");
+    let clock = std::sync::Arc::new(millrace_model::SystemClock::new());
+    let refused = crate::JetstreamEngine::open(mine, clock).await.err();
+    let refused = refused.map(|error| error.to_string()).unwrap_or_default();
+    assert!(refused.contains("age"), "{refused}");
+    engine.close().await;
+}

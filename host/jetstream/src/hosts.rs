@@ -1,0 +1,69 @@
+//! This host among the others: it says every few seconds that it lives, in a cell that the server removes when it stops. Who lives is judged
+//! by the times that the server gave to these messages. It decides only who may take whose work; what may be committed is decided by the
+//! epochs of leases.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
+
+use crate::atomic::{self, GONE, Put};
+use crate::store::{Store, random};
+use crate::subjects::word;
+use crate::trouble::Trouble;
+
+/// Whether the last time it reached the servers.
+#[derive(Default)]
+pub(crate) struct Reached(AtomicBool);
+
+impl Reached {
+    pub(crate) fn is_so(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, is_so: bool) -> bool {
+        self.0.swap(is_so, Ordering::Relaxed)
+    }
+}
+
+impl Store {
+    /// Says that this host lives.
+    pub(crate) async fn say(&self) -> Result<u64, Trouble> {
+        let subject = self.subjects.host(self.me);
+        let address = word(&self.options.address);
+        let mut put = Put::cell(subject, None, Vec::new()).noted(address);
+        put.ttl_s = Some(self.options.dead_after.as_secs().max(1) * 3);
+        atomic::publish(&self.client, &[put], random).await
+    }
+
+    /// Leaves: what this host held can be taken at once.
+    pub(crate) async fn leave(&self) {
+        let subject = self.subjects.host(self.me);
+        let mut put = Put::cell(subject, None, Vec::new()).noted(GONE);
+        put.ttl_s = Some(self.options.dead_after.as_secs().max(1) * 3);
+        if let Err(error) = atomic::publish(&self.client, &[put], random).await {
+            tracing::debug!(%error, "the others will learn from its silence that this host has ended");
+        }
+    }
+}
+
+/// Keeps this host alive until it is told to stop.
+pub(crate) async fn live(
+    store: Arc<Store>,
+    reached: Arc<Reached>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        if !store.is_stalled.load(Ordering::SeqCst) {
+            let said = store.say().await;
+            let was_reached = reached.set(said.is_ok());
+            if let (Err(error), true) = (said, was_reached) {
+                tracing::warn!(%error, "NATS cannot be reached; this host tries again until it can");
+            }
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(store.options.heartbeat_interval) => {}
+        }
+    }
+}

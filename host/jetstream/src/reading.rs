@@ -1,0 +1,435 @@
+//! Reads messages: from the place where the index says that an offset is near, batch by batch.
+
+use bytes::BytesMut;
+use millrace_engine::time::first_at;
+use millrace_engine::{DamageKind, ReadError};
+use millrace_model::{Offset, RecordBatch, Stamp, Timestamp, TopicPartition};
+
+use async_nats::jetstream::consumer::{DeliverPolicy, push};
+use futures_util::StreamExt as _;
+
+use crate::atomic::Note;
+use crate::fetch::{Message, number};
+use crate::index::{Anchor, Index, Piece};
+use crate::store::Store;
+use crate::trouble::Trouble;
+
+/// Bytes that are read at once when something is looked for.
+const LOOK_BYTES: usize = 128 << 10;
+/// Bytes that are read at once at least, so that the way to an offset is short.
+const READ_BYTES_MIN: usize = 64 << 10;
+
+/// A batch in the stream.
+struct Found {
+    batch: Result<RecordBatch, DamageKind>,
+    base: Offset,
+    end: Offset,
+    seq: u64,
+    /// The sequence of its last part.
+    last_seq: u64,
+}
+
+impl Store {
+    pub(crate) async fn read(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordBatch>, ReadError> {
+        let mut ends = self.mirror.ends(partition)?;
+        if from < ends.start {
+            let (requested, start) = (from, ends.start);
+            return Err(ReadError::BelowStart { requested, start });
+        }
+        if from >= ends.end {
+            // Another host may have more.
+            self.sync().await?;
+            ends = self.mirror.ends(partition)?;
+        }
+        if from > ends.end {
+            let (requested, end) = (from, ends.end);
+            return Err(ReadError::PastEnd { requested, end });
+        }
+        let mut batches: Vec<RecordBatch> = Vec::new();
+        let mut bytes = 0;
+        let mut damage = None;
+        let place = self.place_of(partition, from).await?;
+        let asked = bytes_max.saturating_add(READ_BYTES_MIN);
+        self.walk(partition, place, asked, &mut |found| {
+            if found.end <= from {
+                return true;
+            }
+            match found.batch {
+                Ok(batch) => {
+                    bytes += batch.byte_count();
+                    if bytes > bytes_max && !batches.is_empty() {
+                        return false;
+                    }
+                    batches.push(batch);
+                    bytes < bytes_max
+                }
+                Err(kind) => {
+                    damage = Some(ReadError::Damaged {
+                        partition,
+                        from: found.base,
+                        to: found.end,
+                        kind,
+                    });
+                    false
+                }
+            }
+        })
+        .await?;
+        match damage {
+            // What is before the damage is read first.
+            Some(damage) if batches.is_empty() => Err(damage),
+            _ if batches.is_empty() && from < ends.end => {
+                let trimmed = self.mirror.ends(partition)?;
+                if from < trimmed.start {
+                    let (requested, start) = (from, trimmed.start);
+                    return Err(ReadError::BelowStart { requested, start });
+                }
+                Err(Trouble::unavailable("messages that are known are not found").into())
+            }
+            _ => Ok(batches),
+        }
+    }
+
+    /// Passes batches in order, from this place on, until `see` has seen enough or there are no more. So many bytes are read at once.
+    async fn walk(
+        &self,
+        partition: TopicPartition,
+        start: Anchor,
+        bytes: usize,
+        see: &mut (dyn FnMut(Found) -> bool + Send),
+    ) -> Result<(), ReadError> {
+        let subject = self.subjects.piece(partition);
+        let end = self.mirror.ends(partition)?.end;
+        let (mut before, mut cursor) = (start, start);
+        let mut parts: Vec<Message> = Vec::new();
+        let mut next_seq = start.seq + 1;
+        'all: while cursor.offset < end {
+            let mut messages = self.some(&subject, next_seq, bytes).await?;
+            if messages.is_empty() {
+                // Whoever answered may be late; the leader is not.
+                messages.extend(self.next(&subject, next_seq).await?);
+            }
+            if messages.is_empty() {
+                break;
+            }
+            for message in messages {
+                next_seq = message.seq + 1;
+                let place = message.note.as_ref().and_then(part_of);
+                let Some((part, count, span)) = place else {
+                    // Somebody else has put it there, and nobody counts it.
+                    continue;
+                };
+                parts.push(message);
+                if part + 1 < count {
+                    continue;
+                }
+                let last_seq = next_seq - 1;
+                let found = found(partition, cursor.offset, span, &parts, last_seq);
+                parts.clear();
+                before = cursor;
+                cursor = Anchor {
+                    offset: found.end,
+                    seq: last_seq,
+                };
+                if !see(found) || cursor.offset >= end {
+                    break 'all;
+                }
+            }
+        }
+        if let Some(known) = self.mirror.heard.write().partitions.get_mut(&partition) {
+            known.index.note(before);
+            known.index.note(cursor);
+        }
+        Ok(())
+    }
+
+    /// Where to begin to look for an offset.
+    async fn place_of(
+        &self,
+        partition: TopicPartition,
+        offset: Offset,
+    ) -> Result<Anchor, ReadError> {
+        let find = || -> Result<Option<Anchor>, ReadError> {
+            let heard = self.mirror.heard.read();
+            Ok(heard.partition(partition)?.index.find(offset))
+        };
+        if let Some(found) = find()? {
+            return Ok(found);
+        }
+        self.fill_index(partition).await?;
+        let lost = || Trouble::unavailable("the place of an offset is not known");
+        Ok(find()?.ok_or_else(lost)?)
+    }
+
+    /// Reads the headers of the messages that were there before this host began to follow the stream.
+    pub(crate) async fn fill_index(&self, partition: TopicPartition) -> Result<(), ReadError> {
+        let (anchor, from) = {
+            let heard = self.mirror.heard.read();
+            let known = heard.partition(partition)?;
+            (known.anchor, known.index.from)
+        };
+        if from.offset <= anchor.offset {
+            return Ok(());
+        }
+        let older = self.headers(partition, anchor, from.seq).await?;
+        let mut heard = self.mirror.heard.write();
+        let known = heard.partitions.get_mut(&partition);
+        let known = known.ok_or(ReadError::UnknownPartition(partition))?;
+        if known.index.from != from || known.anchor != anchor {
+            // Somebody else was faster, or it was trimmed meanwhile; whoever needs it looks again.
+            return Ok(());
+        }
+        let (index, end) = older;
+        if end != from.offset {
+            tracing::error!(
+                %partition, counted = end.0, expected = from.offset.0,
+                "the messages in the stream are not those that were counted: some are lost or were removed by somebody else"
+            );
+            let lost = "the messages in the stream are not those that were counted";
+            return Err(ReadError::Unavailable(lost.into()));
+        }
+        known.index.prepend(anchor, index.into_blocks());
+        Ok(())
+    }
+
+    /// An index of the messages after the anchor up to a sequence, and their end.
+    async fn headers(
+        &self,
+        partition: TopicPartition,
+        anchor: Anchor,
+        to: u64,
+    ) -> Result<(Index, Offset), Trouble> {
+        let config = push::OrderedConfig {
+            deliver_subject: self.client.new_inbox(),
+            filter_subject: self.subjects.piece(partition),
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: anchor.seq + 1,
+            },
+            headers_only: true,
+            ..push::OrderedConfig::default()
+        };
+        let older = self.stream.create_consumer(config).await;
+        let older = older.map_err(Trouble::unavailable)?;
+        let mut left = older.cached_info().num_pending;
+        let mut messages = older.messages().await.map_err(Trouble::unavailable)?;
+        let mut index = Index::beginning(anchor);
+        let mut next = anchor.offset;
+        while left > 0 {
+            let Some(message) = messages.next().await else {
+                break;
+            };
+            let message = message.map_err(Trouble::unavailable)?;
+            let info = message.info().map_err(Trouble::unavailable)?;
+            left = info.pending;
+            let seq = info.stream_sequence;
+            if seq > to {
+                break;
+            }
+            let headers = message.headers.as_ref();
+            let note = headers.and_then(Note::of);
+            let Some((0, count, span)) = note.as_ref().and_then(part_of) else {
+                continue;
+            };
+            let number_of = |place| note.as_ref().and_then(|note| note.number(place));
+            let size = headers.and_then(|headers| number(headers, "Nats-Msg-Size"));
+            let piece = Piece {
+                seq,
+                span,
+                messages: number_of(3).unwrap_or_default(),
+                latest: Timestamp(number_of(4).unwrap_or_default()),
+                bytes: size.unwrap_or_default().saturating_mul(count),
+            };
+            index.push(next, piece);
+            next = next.plus(span);
+        }
+        Ok((index, next))
+    }
+
+    /// The offset of the batch with a sequence; where the partition starts, if it is no longer kept. `None` if the partition is gone.
+    pub(crate) async fn offset_of(
+        &self,
+        partition: TopicPartition,
+        seq: u64,
+    ) -> Result<Option<Offset>, ReadError> {
+        let (anchor, start) = {
+            let heard = self.mirror.heard.read();
+            let Some(known) = heard.partitions.get(&partition) else {
+                return Ok(None);
+            };
+            (known.anchor, known.start)
+        };
+        if seq <= anchor.seq {
+            return Ok(Some(start));
+        }
+        let find = || -> Result<Option<Anchor>, ReadError> {
+            let heard = self.mirror.heard.read();
+            Ok(heard.partition(partition)?.index.find_seq(seq))
+        };
+        let place = match find()? {
+            Some(place) => place,
+            None => {
+                self.fill_index(partition).await?;
+                let lost = || Trouble::unavailable("the place of a batch is not known");
+                find()?.ok_or_else(lost)?
+            }
+        };
+        let mut offset = None;
+        self.walk(partition, place, LOOK_BYTES, &mut |found| {
+            if found.seq == seq {
+                offset = Some(found.base);
+            }
+            found.seq < seq
+        })
+        .await?;
+        Ok(Some(offset.unwrap_or(start)))
+    }
+
+    /// The place before the batch that has the offset; at the end, behind the last one.
+    pub(crate) async fn anchor_at(
+        &self,
+        partition: TopicPartition,
+        offset: Offset,
+    ) -> Result<Anchor, ReadError> {
+        let place = self.place_of(partition, offset).await?;
+        let mut anchor = place;
+        self.walk(partition, place, LOOK_BYTES, &mut |found| {
+            if found.end > offset {
+                return false;
+            }
+            anchor = Anchor {
+                offset: found.end,
+                seq: found.last_seq,
+            };
+            true
+        })
+        .await?;
+        Ok(anchor)
+    }
+
+    pub(crate) async fn count(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<u64, ReadError> {
+        self.fill_index(partition).await?;
+        let (blocks, ends) = {
+            let heard = self.mirror.heard.read();
+            let known = heard.partition(partition)?;
+            (known.index.blocks().clone(), known.ends())
+        };
+        let (from, to) = (from.max(ends.start), to.min(ends.end));
+        let mut counted = 0;
+        for (number, block) in blocks.iter().enumerate() {
+            let end = blocks.get(number + 1).map_or(ends.end, |next| next.base);
+            if end <= from || block.base >= to {
+                continue;
+            }
+            match block.messages {
+                Some(messages) if block.base >= from && end <= to => counted += messages,
+                // Those at the edges are looked into.
+                _ => {
+                    let place = Anchor {
+                        offset: block.base,
+                        seq: block.seq - 1,
+                    };
+                    self.walk(partition, place, LOOK_BYTES, &mut |found| {
+                        // Damaged messages may count or not.
+                        if found.base < end
+                            && let Ok(batch) = &found.batch
+                        {
+                            counted += batch.messages_within(from, to);
+                        }
+                        found.end < end
+                    })
+                    .await?;
+                }
+            }
+        }
+        Ok(counted)
+    }
+
+    pub(crate) async fn offset_at(
+        &self,
+        partition: TopicPartition,
+        at: Timestamp,
+    ) -> Result<Option<Offset>, ReadError> {
+        self.fill_index(partition).await?;
+        let (blocks, ends) = {
+            let heard = self.mirror.heard.read();
+            let known = heard.partition(partition)?;
+            (known.index.blocks().clone(), known.ends())
+        };
+        for (number, block) in blocks.iter().enumerate() {
+            let end = blocks.get(number + 1).map_or(ends.end, |next| next.base);
+            if block.latest < at || end <= ends.start {
+                continue;
+            }
+            let place = Anchor {
+                offset: block.base,
+                seq: block.seq - 1,
+            };
+            let mut first = None;
+            self.walk(partition, place, LOOK_BYTES, &mut |found| {
+                // What is damaged has no time.
+                if let Ok(batch) = &found.batch {
+                    first = first_at(batch, ends.start, at);
+                }
+                first.is_none() && found.end < end
+            })
+            .await?;
+            if first.is_some() {
+                return Ok(first);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Which part of how many, and how many offsets the batch has.
+fn part_of(note: &Note) -> Option<(u64, u64, u64)> {
+    Some((note.number(0)?, note.number(1)?, note.number(2)?))
+}
+
+fn found(
+    partition: TopicPartition,
+    base: Offset,
+    span: u64,
+    parts: &[Message],
+    last_seq: u64,
+) -> Found {
+    let bytes = match parts {
+        [whole] => whole.body.clone(),
+        parts => {
+            let mut all = BytesMut::new();
+            parts
+                .iter()
+                .for_each(|part| all.extend_from_slice(&part.body));
+            all.freeze()
+        }
+    };
+    let end = base.plus(span);
+    let batch = match RecordBatch::decode(&bytes) {
+        Ok(batch) if !batch.belongs_to(Stamp::of(partition)) => Err(DamageKind::Misplaced),
+        Ok(batch) => {
+            let batch = batch.at_offset(base);
+            match batch.end_offset() == end {
+                true => Ok(batch),
+                false => Err(DamageKind::Changed),
+            }
+        }
+        Err(_) => Err(DamageKind::Changed),
+    };
+    Found {
+        batch,
+        base,
+        end,
+        seq: parts.first().map_or(last_seq, |part| part.seq),
+        last_seq,
+    }
+}
