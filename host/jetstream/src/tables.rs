@@ -44,6 +44,15 @@ pub(crate) struct Loaded {
     news: Mutex<News>,
 }
 
+/// What is new for a table, as of a sequence.
+struct New {
+    position: u64,
+    /// Where the group goes on as of it.
+    next: Option<Offset>,
+    heard: VecDeque<(u64, u64)>,
+    is_unread: bool,
+}
+
 struct News {
     /// It must be read from its snapshot on.
     is_unread: bool,
@@ -185,19 +194,20 @@ impl Store {
         let mut tries = 0;
         loop {
             // The feed may have begun anew, and not be where it was yet.
-            let Some((position, next, heard, is_unread)) = self.news_of(key, loaded) else {
+            let Some(new) = self.news_of(key, loaded) else {
                 tokio::time::sleep(LOOK_INTERVAL).await;
                 continue;
             };
-            let done = match is_unread {
+            let position = new.position;
+            let done = match new.is_unread {
                 true => self.read_table(key, loaded, position).await.map(Some),
-                false => self.read_changes(key, loaded, heard, *as_of).await,
+                false => self.read_changes(key, loaded, new.heard, *as_of).await,
             };
             match done {
                 Ok(Some(())) => {
                     *as_of = position;
                     loaded.news.lock().own.retain(|seq, _| *seq > position);
-                    return Ok(next);
+                    return Ok(new.next);
                 }
                 Ok(None) if tries < TRIES_MAX => loaded.read_anew(),
                 Ok(None) => {
@@ -213,21 +223,19 @@ impl Store {
         }
     }
 
-    /// What is new, as of a sequence, and where the group goes on as of it; `None` before the feed is where it was.
-    fn news_of(
-        &self,
-        key: &ChainKey,
-        loaded: &Loaded,
-    ) -> Option<(u64, Option<Offset>, VecDeque<(u64, u64)>, bool)> {
+    /// What is new; `None` before the feed is where it was.
+    fn news_of(&self, key: &ChainKey, loaded: &Loaded) -> Option<New> {
         let mirror = self.mirror.heard.read();
         if mirror.position < *self.mirror.position().borrow() {
             return None;
         }
         let mut news = loaded.news.lock();
-        let next = mirror.chains.get(key).and_then(|chain| chain.next);
-        let heard = std::mem::take(&mut news.heard);
-        let is_unread = std::mem::take(&mut news.is_unread);
-        Some((mirror.position, next, heard, is_unread))
+        Some(New {
+            position: mirror.position,
+            next: mirror.chains.get(key).and_then(|chain| chain.next),
+            heard: std::mem::take(&mut news.heard),
+            is_unread: std::mem::take(&mut news.is_unread),
+        })
     }
 
     /// `None` if some are gone: a snapshot has them.
