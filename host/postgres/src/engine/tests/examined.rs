@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use super::server;
+use crate::connect::SCHEMA_VERSION;
 use crate::engine::PostgresEngine;
 use crate::{OpenError, PostgresOptions, Thresholds, examine};
 
@@ -101,7 +102,7 @@ async fn each_fault_of_a_server_is_found_and_a_healthy_one_has_none() {
     assert!(worst(&findings) < Severity::Fault, "{findings:#?}");
     for (place, words) in [
         ("server", "PostgreSQL 1"),
-        ("schema millrace", "version 1"),
+        ("schema millrace", &format!("version {SCHEMA_VERSION}")),
         ("fsync", "it is on"),
         ("full_page_writes", "it is on"),
         ("synchronous_commit", "it is on"),
