@@ -37,6 +37,9 @@ use crate::subjects::{Place, Subjects};
 use crate::tables::Tables;
 use crate::trouble::Trouble;
 
+/// Tries to read and write the stream before a host gives up to start: a cluster may just be choosing a leader.
+const OPEN_TRIES_MAX: u32 = 6;
+const OPEN_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
 /// Bytes of one transaction: the servers keep it in memory until it is whole.
 const TRANSACTION_BYTES_MAX: usize = 48 << 20;
 /// Approximate bytes of each part of a transaction besides its content.
@@ -84,7 +87,15 @@ impl JetstreamEngine {
             options,
         });
         let refused = |error: Trouble| OpenError::Refused(error.to_string());
-        feed::load(&store).await.map_err(refused)?;
+        let mut tries = 0;
+        while let Err(error) = feed::load(&store).await {
+            tries += 1;
+            if tries >= OPEN_TRIES_MAX {
+                return Err(refused(error));
+            }
+            tracing::warn!(%error, "the stream cannot be read yet; it is tried again");
+            tokio::time::sleep(OPEN_INTERVAL).await;
+        }
         let feed = tokio::spawn(feed::run(Arc::clone(&store)));
         let (stop, stopped) = watch::channel(false);
         let reached = Arc::new(Reached::default());
@@ -130,7 +141,15 @@ impl JetstreamEngine {
 
 /// Joins the others, and hears of everything that is there.
 async fn begin(store: &Store) -> Result<(), Trouble> {
-    let said = store.say().await?;
+    let mut tries = 0;
+    let said = loop {
+        tries += 1;
+        match store.say().await {
+            Ok(said) => break said,
+            Err(error) if tries >= OPEN_TRIES_MAX => return Err(error),
+            Err(_) => tokio::time::sleep(OPEN_INTERVAL).await,
+        }
+    };
     store.hear(said).await
 }
 

@@ -180,10 +180,14 @@ async fn follow(store: &Arc<Store>, heard_at: &mut Duration) -> Result<(), Troub
     let mut messages = all.messages().await.map_err(Trouble::unavailable)?;
     let mut last = position;
     let mut together: Vec<Arrived> = Vec::new();
-    while let Some(message) = messages.next().await {
-        let message = match message {
-            Ok(message) => message,
-            Err(error) => {
+    // This host hears itself more often than that, unless the server that served it is gone.
+    let silence = store.options.heartbeat_interval * 2;
+    loop {
+        let message = match tokio::time::timeout(silence, messages.next()).await {
+            Ok(Some(Ok(message))) => message,
+            Ok(None) => return Err(Trouble::unavailable("the server ended it")),
+            Err(_) => return Err(Trouble::unavailable("nothing is heard")),
+            Ok(Some(Err(error))) => {
                 // It goes on by itself where it was.
                 tracing::debug!(%error, "the stream was lost for a moment");
                 continue;
@@ -216,7 +220,6 @@ async fn follow(store: &Arc<Store>, heard_at: &mut Duration) -> Result<(), Troub
             pass(store, std::mem::take(&mut together)).await;
         }
     }
-    Err(Trouble::unavailable("the server ended it"))
 }
 
 /// Applies messages that belong together.

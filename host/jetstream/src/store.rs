@@ -20,8 +20,8 @@ use crate::subjects::Subjects;
 use crate::tables::Tables;
 use crate::trouble::Trouble;
 
-/// How long a step that was answered may take until this host hears of it.
-const HEARD_DURATION_MAX: Duration = Duration::from_secs(10);
+/// How long something that is in the stream may take until this host hears of it: longer than it takes to follow another server.
+const HEARD_DURATION_MAX: Duration = Duration::from_secs(30);
 /// The maximum that a host sends in one message, although the servers take more: they keep it in memory.
 const PART_BYTES_MAX: usize = 1 << 20;
 
