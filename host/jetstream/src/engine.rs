@@ -141,16 +141,15 @@ impl JetstreamEngine {
 
 /// Joins the others, and hears of everything that is there.
 async fn begin(store: &Store) -> Result<(), Trouble> {
-    let mut tries = 0;
-    let said = loop {
-        tries += 1;
-        match store.say().await {
-            Ok(said) => break said,
-            Err(error) if tries >= OPEN_TRIES_MAX => return Err(error),
-            Err(_) => tokio::time::sleep(OPEN_INTERVAL).await,
+    let mut tries = 1;
+    while let Err(error) = store.say_and_hear().await {
+        if tries >= OPEN_TRIES_MAX {
+            return Err(error);
         }
-    };
-    store.hear(said).await
+        tries += 1;
+        tokio::time::sleep(OPEN_INTERVAL).await;
+    }
+    Ok(())
 }
 
 /// Approximately the bytes of a transaction on its way.

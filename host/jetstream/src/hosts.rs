@@ -5,12 +5,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use millrace_model::go_by;
 use tokio::sync::watch;
 
 use crate::atomic::{self, GONE, Put};
 use crate::store::{Store, random};
 use crate::subjects::word;
 use crate::trouble::Trouble;
+
+/// A difference between the clocks that an operator should know of.
+const CLOCK_MS_TOLD: i64 = 1_000;
 
 /// Whether the last time it reached the servers.
 #[derive(Default)]
@@ -36,6 +40,24 @@ impl Store {
         atomic::publish(&self.client, &[put], random).await
     }
 
+    /// Says that this host lives, and sets its clock by the time that the server gave to that. A message that one host accepts is delivered by
+    /// another, and a schedule goes on at another, so that all must have the same time.
+    pub(crate) async fn say_and_hear(&self) -> Result<(), Trouble> {
+        let before = self.clock.wall();
+        let said = self.say().await?;
+        let after = self.clock.wall();
+        self.hear(said).await?;
+        if let Some(by_ms) = go_by(&*self.clock, (before, after), self.mirror.own_beat())
+            && by_ms.abs() > CLOCK_MS_TOLD
+        {
+            tracing::warn!(
+                by_ms,
+                "this machine's clock differs from the server's; this host goes by the server's. Set the machine's clock"
+            );
+        }
+        Ok(())
+    }
+
     /// Leaves: what this host held can be taken at once.
     pub(crate) async fn leave(&self) {
         let subject = self.subjects.host(self.me);
@@ -55,7 +77,7 @@ pub(crate) async fn live(
 ) {
     loop {
         if !store.is_stalled.load(Ordering::SeqCst) {
-            let said = store.say().await;
+            let said = store.say_and_hear().await;
             let was_reached = reached.set(said.is_ok());
             if let (Err(error), true) = (said, was_reached) {
                 tracing::warn!(%error, "NATS cannot be reached; this host tries again until it can");

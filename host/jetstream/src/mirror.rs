@@ -64,6 +64,8 @@ pub(crate) struct Heard {
     /// The newest time of the server.
     newest_at: u64,
     own_beat_at: u64,
+    /// As the server said it last, even if that is earlier.
+    own_beat_said: u64,
 }
 
 pub(crate) struct Known {
@@ -158,6 +160,11 @@ impl Mirror {
             hosts: watch::Sender::new(Arc::new([])),
             own: Mutex::default(),
         }
+    }
+
+    /// When this host last said that it lives, by the server's clock.
+    pub(crate) fn own_beat(&self) -> Timestamp {
+        Timestamp(self.heard.read().own_beat_said)
     }
 
     pub(crate) fn position(&self) -> watch::Receiver<u64> {
@@ -460,6 +467,7 @@ impl Heard {
             }
         }
         self.own_beat_at = self.own_beat_at.max(at);
+        self.own_beat_said = at;
     }
 
     fn take_topic(&mut self, seq: u64, id: TopicId, topic: Option<Topic>, holds: &Holds) -> bool {

@@ -41,6 +41,26 @@ pub trait Clock: Send + Sync + 'static {
     fn correct(&self, _by_ms: i64) {}
 }
 
+/// A difference between the clocks of hosts that is smaller is nobody's concern.
+const CLOCKS_DIFFERENCE_MS_MAX: u64 = 250;
+
+/// Corrects a clock by that of a store, which said `there` between the times `before` and `after` of this one. Nothing happens if they differ
+/// by less than a quarter of a second, or than the question took. Returns by how many milliseconds it was corrected.
+pub fn go_by(
+    clock: &dyn Clock,
+    (before, after): (Timestamp, Timestamp),
+    there: Timestamp,
+) -> Option<i64> {
+    let between = before.0 / 2 + after.0 / 2;
+    let by_ms = (there.0 as i64).wrapping_sub(between as i64);
+    let took_ms = after.0.saturating_sub(before.0);
+    let is_wrong = by_ms.unsigned_abs() > CLOCKS_DIFFERENCE_MS_MAX.max(took_ms);
+    is_wrong.then(|| {
+        clock.correct(by_ms);
+        by_ms
+    })
+}
+
 /// The machine's clocks.
 #[derive(Debug)]
 pub struct SystemClock {

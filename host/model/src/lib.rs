@@ -41,7 +41,7 @@ pub mod varint;
 
 pub use advice::{Advice, Advised, Kind};
 pub use batch::{BatchBuilder, BatchError, RecordBatch, Stamp};
-pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
+pub use clock::{Clock, ManualClock, SystemClock, Timestamp, go_by};
 pub use codes::Code;
 pub use coding::Coding;
 pub use columns::{Answer, ColumnBatch};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millrace_engine::{HostId, HostInfo};
-use millrace_model::Clock;
+use millrace_model::{Clock, Timestamp, go_by};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _, Row as _};
 use tokio::sync::{Notify, watch};
@@ -26,10 +26,8 @@ const ROUND_DURATION_MAX: Duration = Duration::from_secs(5);
 
 /// Without a session, the next try.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
-/// A difference between the clocks that is smaller is nobody's concern.
-const CLOCK_MS_MAX: u64 = 250;
 /// A difference that an operator should know of.
-const CLOCK_MS_TOLD: u64 = 1_000;
+const CLOCK_MS_TOLD: i64 = 1_000;
 
 /// This host among the others.
 pub(crate) struct Hosts {
@@ -140,20 +138,16 @@ impl Session {
     /// by another, and a schedule goes on at another, so that all must have the same time.
     async fn set(&mut self, clock: &dyn Clock) -> Result<(), Trouble> {
         let asked = "select (extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms";
-        let before = clock.wall().0;
+        let before = clock.wall();
         let row = self.connection.fetch_one(sqlx::query(asked)).await?;
-        let after = clock.wall().0;
-        let between = before / 2 + after / 2;
-        let by_ms = row.get::<i64, _>("now_ms").wrapping_sub(between as i64);
-        let difference_ms = by_ms.unsigned_abs();
-        if difference_ms > CLOCK_MS_MAX.max(after.saturating_sub(before)) {
-            clock.correct(by_ms);
-            if difference_ms > CLOCK_MS_TOLD {
-                tracing::warn!(
-                    by_ms,
-                    "this machine's clock differs from the database's; this host goes by the database's. Set the machine's clock"
-                );
-            }
+        let there = Timestamp(row.get::<i64, _>("now_ms").max(0) as u64);
+        if let Some(by_ms) = go_by(clock, (before, clock.wall()), there)
+            && by_ms.abs() > CLOCK_MS_TOLD
+        {
+            tracing::warn!(
+                by_ms,
+                "this machine's clock differs from the database's; this host goes by the database's. Set the machine's clock"
+            );
         }
         Ok(())
     }

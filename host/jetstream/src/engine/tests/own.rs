@@ -272,3 +272,30 @@ async fn a_stream_that_somebody_has_changed_is_refused() {
     assert!(refused.contains("age"), "{refused}");
     engine.close().await;
 }
+
+/// Delayed messages and schedules go from host to host.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_clock_is_wrong_goes_by_the_clock_of_the_servers() {
+    use millrace_model::{Clock as _, ManualClock, SystemClock};
+    const HOUR_MS: u64 = 3_600_000;
+    let directory = tempfile::tempdir().expect("a directory");
+    let now = || SystemClock::new().wall().0;
+    // The stream is there for those who have no second try.
+    open_with(options(directory.path())).await.close().await;
+    for wrong in [now() - HOUR_MS, now() + HOUR_MS] {
+        let clock = std::sync::Arc::new(ManualClock::at(Timestamp(wrong)));
+        let opened = crate::JetstreamEngine::open(options(directory.path()), clock.clone()).await;
+        let engine = opened.expect("it opens");
+        assert!(clock.wall().0.abs_diff(now()) < 60_000);
+        // Somebody sets it while the host runs.
+        clock.step(HOUR_MS as i64);
+        let set_back = async {
+            while clock.wall().0.abs_diff(now()) > 60_000 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let set_back = tokio::time::timeout(Duration::from_secs(60), set_back).await;
+        set_back.expect("it is corrected");
+        engine.close().await;
+    }
+}
