@@ -19,6 +19,7 @@ const OLDER: &str = "MILLRACE_OLDER_BINARY";
 /// One in this many messages fails for good and becomes a dead letter.
 pub(crate) const FAILING_EVERY: u32 = 37;
 const KILLS: u32 = 5;
+const PARTITIONS: u32 = 8;
 
 /// A database and its hosts.
 pub(crate) struct Shared {
@@ -103,7 +104,7 @@ pub(crate) fn numbers(messages: &[Message]) -> BTreeMap<u32, usize> {
 }
 
 pub(crate) fn deploy(client: &Client) -> Result<()> {
-    client.topic("in", 8)?;
+    client.topic("in", PARTITIONS)?;
     client.topic("out", 2)?;
     let module = client.push(guests::FLAKY)?;
     client.deploy(&Deploy {
@@ -143,6 +144,48 @@ pub(crate) fn elsewhere(client: &Client, processor: &str) -> Result<(usize, usiz
     Ok((workers.len(), others.count()))
 }
 
+/// Waits until the worker has done all that any host has stored.
+pub(crate) fn wait_until_all_is_done(client: &Client) -> Result<()> {
+    // A host hears of what others stored a moment later, but knows everything before a message of its own.
+    for partition in 0..PARTITIONS {
+        let value = (u32::MAX - 1 - partition).to_string();
+        client.produce("in", &[json!({"value": value, "partition": partition})])?;
+    }
+    client.wait_until_idle("worker")
+}
+
+/// Each message that was acknowledged came out once, or was given up once if it fails for good. What was sent and not acknowledged may be
+/// there, but not twice.
+pub(crate) fn each_was_done_once(
+    client: &Client,
+    acknowledged: &[u32],
+    given_up: impl Fn() -> Result<BTreeMap<u32, usize>>,
+) -> Result<()> {
+    ensure!(!acknowledged.is_empty(), "something was sent");
+    let count = |of: &BTreeMap<u32, usize>, number: u32| of.get(&number).copied().unwrap_or(0);
+    // What another host has written last is heard of a moment later.
+    let (out, given_up) = wait_for("all that was acknowledged to be done", || {
+        let (out, given_up) = (numbers(&client.read("out")?), given_up()?);
+        let is_done = |&number: &u32| count(&out, number) + count(&given_up, number) > 0;
+        let is_whole = acknowledged.iter().all(is_done);
+        Ok(is_whole.then_some((out, given_up)))
+    })?;
+    for &number in acknowledged {
+        let expected = match number.is_multiple_of(FAILING_EVERY) {
+            true => (0, 1),
+            false => (1, 0),
+        };
+        let found = (count(&out, number), count(&given_up, number));
+        ensure!(
+            found == expected,
+            "message {number}: {found:?}, not {expected:?}"
+        );
+    }
+    let mut all = out.values().chain(given_up.values());
+    ensure!(all.all(|&count| count == 1), "nothing is there twice");
+    Ok(())
+}
+
 #[test]
 fn what_a_killed_host_was_at_is_done_once_by_the_others() -> Result<()> {
     let Some(mut shared) = Shared::start(3)? else {
@@ -156,43 +199,17 @@ fn what_a_killed_host_was_at_is_done_once_by_the_others() -> Result<()> {
         load.kill(&mut shared.hosts[killed])?;
     }
     let client = shared.client(0);
-    // A host hears of what others stored a moment later, but knows everything before a message of its own.
-    for partition in 0..8 {
-        let value = (u32::MAX - 1 - partition).to_string();
-        client.produce("in", &[json!({"value": value, "partition": partition})])?;
-    }
-    client.wait_until_idle("worker")?;
-    let acknowledged = load.acknowledged();
-    ensure!(!acknowledged.is_empty(), "something was sent");
-    let out = numbers(&client.read("out")?);
-    let dead = shared
-        .database
-        .sql("select payload from millrace.broker_dlq")?;
-    let mut given_up = BTreeMap::new();
-    for number in dead.lines() {
-        *given_up.entry(number.parse::<u32>()?).or_insert(0) += 1;
-    }
-    for number in acknowledged {
-        let expected = match number.is_multiple_of(FAILING_EVERY) {
-            true => (0, 1),
-            false => (1, 0),
-        };
-        let found = (
-            out.get(&number).copied().unwrap_or(0),
-            given_up.get(&number).copied().unwrap_or(0),
-        );
-        ensure!(
-            found == expected,
-            "message {number}: {found:?}, not {expected:?}"
-        );
-    }
-    // What was sent and not acknowledged may be there, but not twice.
-    ensure!(
-        out.values()
-            .chain(given_up.values())
-            .all(|&count| count == 1)
-    );
-    Ok(())
+    wait_until_all_is_done(&client)?;
+    each_was_done_once(&client, &load.acknowledged(), || {
+        let dead = shared
+            .database
+            .sql("select payload from millrace.broker_dlq")?;
+        let mut given_up = BTreeMap::new();
+        for number in dead.lines() {
+            *given_up.entry(number.parse::<u32>()?).or_insert(0) += 1;
+        }
+        Ok(given_up)
+    })
 }
 
 #[test]
@@ -425,11 +442,7 @@ fn hosts_are_replaced_by_newer_ones_while_they_work_and_nothing_is_lost() -> Res
         send(&newer)?;
     }
     let client = shared.client(2);
-    for partition in 0..8 {
-        let value = (u32::MAX - 1 - partition).to_string();
-        client.produce("in", &[json!({"value": value, "partition": partition})])?;
-    }
-    client.wait_until_idle("worker")?;
+    wait_until_all_is_done(&client)?;
     let out = numbers(&client.read("out")?);
     for number in sent {
         let expected = usize::from(!number.is_multiple_of(FAILING_EVERY));
