@@ -1,12 +1,14 @@
 //! The bench: `cargo run -p millrace-tests --bin bench [-- PART ...]`, the parts being `calls path
 //! state shadow commits log reading restart latency producers storage memory swap neighbours`, and
-//! `keys`, `postgres` and `soak`, which take minutes or need a server and run only when they are
-//! named. It prints one table, in which each row is a ratio of two things measured in turns within
+//! `keys`, `postgres`, `jetstream` and `soak`, which take minutes or need a server and run only
+//! when they are named. It prints one table, in which each row is a ratio of two things measured in turns within
 //! the same run, because machines differ and are shared. No test depends on it.
 #![forbid(unsafe_code)]
 
 mod calls;
 mod commits;
+mod engines;
+mod jetstream;
 mod keys;
 mod latency;
 mod load;
@@ -44,9 +46,10 @@ const SERVE: &str = "serve";
 /// The parts that take long or need something installed, so that they run only on request.
 const KEYS: &str = "keys";
 const POSTGRES: &str = "postgres";
+const JETSTREAM: &str = "jetstream";
 const SOAK: &str = "soak";
 
-const PARTS: [&str; 17] = [
+const PARTS: [&str; 18] = [
     "calls",
     "path",
     "state",
@@ -63,6 +66,7 @@ const PARTS: [&str; 17] = [
     "neighbours",
     KEYS,
     POSTGRES,
+    JETSTREAM,
     SOAK,
 ];
 
@@ -99,7 +103,8 @@ fn bench(parts: &[String]) -> Result<()> {
     let mut table = Table::default();
     for part in PARTS {
         let is_asked = parts.iter().any(|asked| asked == part);
-        if !is_asked && ([KEYS, POSTGRES, SOAK].contains(&part) || !parts.is_empty()) {
+        let on_request = [KEYS, POSTGRES, JETSTREAM, SOAK].contains(&part);
+        if !is_asked && (on_request || !parts.is_empty()) {
             continue;
         }
         eprintln!("measuring {part} …");
@@ -119,6 +124,7 @@ fn bench(parts: &[String]) -> Result<()> {
             "neighbours" => runtime.block_on(neighbours::measure(&mut table))?,
             KEYS => runtime.block_on(keys::measure(&mut table))?,
             POSTGRES => runtime.block_on(postgres::measure(&mut table))?,
+            JETSTREAM => runtime.block_on(jetstream::measure(&mut table))?,
             SOAK => soak::measure(&mut table)?,
             _ => runtime.block_on(memory::measure(&mut table))?,
         }

@@ -10,7 +10,7 @@ use millrace_tests::Postgres;
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Executor as _, Row as _};
 
-use super::PER_COMMIT;
+use crate::engines::PER_COMMIT;
 use crate::setup;
 
 const CONNECTIONS: u32 = 32;

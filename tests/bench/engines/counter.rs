@@ -1,4 +1,4 @@
-//! A keyed counter on three hosts of one database, as workers commit: each batch's outputs, state
+//! A keyed counter on several hosts of one store, as workers commit: each batch's outputs, state
 //! and progress in one transaction. It has no component and no door, so it measures the engine.
 
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use millrace_model::{
     BatchBuilder, Durability, Message, Offset, PartitionId, ProcessorName, RecordBatch, Timestamp,
     TopicId, TopicPartition,
 };
-use millrace_tests::Postgres;
 
-use super::{PER_COMMIT, open, progress_to, topic};
+use super::{PER_COMMIT, progress_to, topic};
 use crate::setup;
 use crate::table::{Table, median};
 
-const HOSTS: usize = 3;
+/// Hosts that share the work.
+pub(crate) const HOSTS: usize = 3;
 const PARTITIONS: u32 = 6;
 const KEYS: usize = 10_000;
 const VALUE_BYTES: usize = 100;
@@ -26,11 +26,12 @@ const VALUE_BYTES: usize = 100;
 const COMMITS: usize = 80;
 const ROUNDS: usize = 3;
 
-pub(super) async fn measure(table: &mut Table, server: &Postgres) -> Result<()> {
-    let mut hosts = Vec::new();
-    for _ in 0..HOSTS {
-        hosts.push(open(server, "counter").await?);
-    }
+/// On these hosts, and on the first of them alone.
+pub(crate) async fn measure(
+    table: &mut Table,
+    name: &str,
+    hosts: Vec<Arc<dyn Engine>>,
+) -> Result<()> {
     let input = topic(&hosts[0], "in", PARTITIONS).await?;
     let output = topic(&hosts[0], "out", PARTITIONS).await?;
     let at = |topic: TopicId, number: u32| TopicPartition {
@@ -82,7 +83,9 @@ pub(super) async fn measure(table: &mut Table, server: &Postgres) -> Result<()> 
     }
     let (all, alone) = (median(all), median(alone));
     table.row(
-        "postgres: keyed counter, exactly once, durable, three hosts (10,000 keys, 100 B)",
+        &format!(
+            "{name}: keyed counter, exactly once, durable, {HOSTS} hosts ({KEYS} keys, 100 B)"
+        ),
         format!("{all:.0} messages/s"),
         "one host",
         format!("{alone:.0} messages/s"),
