@@ -313,7 +313,7 @@ async fn commit(
         .iter()
         .map(|transaction| judge.decide(transaction))
         .collect();
-    let writes = judge.into_writes();
+    let mut writes = judge.into_writes();
     let passed = match writes.puts.is_empty() {
         true => Passed {
             first_seq: 0,
@@ -331,7 +331,8 @@ async fn commit(
                 let refused = CommitError::TooLarge { bytes, max };
                 return Ok(vec![Err(refused); transactions.len()]);
             }
-            store.write(&writes.puts).await?
+            let batches = std::mem::take(&mut writes.batches);
+            store.write_batches(&writes.puts, batches).await?
         }
     };
     remember(store, &writes, &passed);

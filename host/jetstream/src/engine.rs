@@ -74,7 +74,7 @@ impl JetstreamEngine {
             subjects: Subjects::new(&options.stream),
             // Random: a restarted process is a different host.
             me: HostId(random() >> 2),
-            mirror: Mirror::new(),
+            mirror: Mirror::new(options.fresh_bytes_max),
             cells: Cells::default(),
             tables: Tables::new(Room::new(options.bounds)),
             holds: Holds::default(),

@@ -105,11 +105,7 @@ struct Draft {
 }
 
 enum Drafted {
-    Piece {
-        span: u64,
-        messages: u64,
-        latest: Timestamp,
-    },
+    Piece(RecordBatch),
     State(usize),
 }
 
@@ -154,6 +150,8 @@ pub(crate) struct Judge<'a> {
 /// What is written, and where things are in it.
 pub(crate) struct Writes {
     pub(crate) puts: Vec<Put>,
+    /// The batches, by the place of their first part.
+    pub(crate) batches: HashMap<usize, RecordBatch>,
     /// The place of each draft.
     pub(crate) places: Vec<usize>,
     /// The place of each entry.
@@ -443,11 +441,7 @@ impl<'a> Judge<'a> {
         self.drafts.push(Draft {
             subject: self.store.subjects.piece(at),
             body: placed.bytes().clone(),
-            what: Drafted::Piece {
-                span: batch.end_offset().0 - batch.base_offset().0,
-                messages: batch.message_count() as u64,
-                latest: batch.max_timestamp(),
-            },
+            what: Drafted::Piece(placed),
         });
         base
     }
@@ -457,18 +451,21 @@ impl<'a> Judge<'a> {
         let store = self.store;
         let mut puts: Vec<Put> = Vec::new();
         let mut places = Vec::with_capacity(self.drafts.len());
+        let mut batches = HashMap::with_capacity(self.drafts.len());
         for draft in &self.drafts {
             places.push(puts.len());
-            let note = |part: usize, parts: usize| match draft.what {
-                Drafted::Piece {
-                    span,
-                    messages,
-                    latest,
-                } => format!("{part} {parts} {span} {messages} {}", latest.0),
+            let note = |part: usize, parts: usize| match &draft.what {
+                Drafted::Piece(batch) => {
+                    // It was placed at zero.
+                    let (span, latest) = (batch.end_offset().0, batch.max_timestamp().0);
+                    let messages = batch.message_count();
+                    format!("{part} {parts} {span} {messages} {latest}")
+                }
                 Drafted::State(_) => format!("{part} {parts}"),
             };
-            if let Drafted::State(state) = draft.what {
-                self.state[state].place = puts.len();
+            match &draft.what {
+                Drafted::Piece(batch) => drop(batches.insert(puts.len(), batch.clone())),
+                Drafted::State(state) => self.state[*state].place = puts.len(),
             }
             puts.extend(store.in_parts(&draft.subject, &draft.body, note));
         }
@@ -543,6 +540,7 @@ impl<'a> Judge<'a> {
         }
         Writes {
             puts,
+            batches,
             places,
             entries,
             state: self.state,

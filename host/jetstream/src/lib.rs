@@ -24,6 +24,7 @@ mod encoding;
 mod engine;
 mod feed;
 mod fetch;
+mod fresh;
 mod hosts;
 mod index;
 mod judging;

@@ -9,13 +9,15 @@ use bytes::Bytes;
 use millrace_engine::entries::Entries;
 use millrace_engine::{Ends, Entry, EntryKind, HostId, HostInfo, ReadError, Version, Watch};
 use millrace_model::{
-    Durability, GroupName, Offset, Timestamp, Topic, TopicId, TopicName, TopicPartition,
+    Durability, GroupName, Offset, RecordBatch, Timestamp, Topic, TopicId, TopicName,
+    TopicPartition,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::chains::Holds;
 use crate::counting::{Counted, Counts};
+use crate::fresh::Fresh;
 use crate::index::{Anchor, Index, Piece};
 use crate::subjects::Place;
 use crate::tables::{ChainKey, Loaded};
@@ -29,8 +31,16 @@ pub(crate) struct Mirror {
     position: watch::Sender<u64>,
     catalogue: watch::Sender<u64>,
     hosts: watch::Sender<Arc<[HostInfo]>>,
-    /// Commits of this host that are on their way, and what was heard of them.
-    own: Mutex<HashMap<u64, Option<Passed>>>,
+    /// Commits of this host that are on their way.
+    own: Mutex<HashMap<u64, Own>>,
+}
+
+/// A commit of this host.
+struct Own {
+    /// Its batches, by their place in the commit.
+    batches: Arc<HashMap<usize, RecordBatch>>,
+    /// What was heard of it.
+    passed: Option<Passed>,
 }
 
 /// A commit of this host that was heard.
@@ -58,6 +68,7 @@ pub(crate) struct Heard {
     removed: HashMap<(EntryKind, String), u64>,
     pub(crate) kinds: HashMap<EntryKind, u64>,
     pub(crate) partitions: HashMap<TopicPartition, Known>,
+    pub(crate) fresh: Fresh,
     pub(crate) chains: HashMap<ChainKey, ChainHeard>,
     pub(crate) tables: HashMap<ChainKey, Arc<Loaded>>,
     beats: HashMap<HostId, Beat>,
@@ -152,9 +163,13 @@ pub(crate) struct Applying<'a> {
 }
 
 impl Mirror {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(fresh_bytes_max: usize) -> Self {
+        let heard = Heard {
+            fresh: Fresh::new(fresh_bytes_max),
+            ..Heard::default()
+        };
         Self {
-            heard: RwLock::default(),
+            heard: RwLock::new(heard),
             position: watch::Sender::new(0),
             catalogue: watch::Sender::new(0),
             hosts: watch::Sender::new(Arc::new([])),
@@ -183,13 +198,14 @@ impl Mirror {
         self.hosts.borrow().iter().any(|host| host.id == id)
     }
 
-    /// A number for a commit of this host.
-    pub(crate) fn expect(&self, commit: u64) {
-        self.own.lock().insert(commit, None);
+    /// A number for a commit of this host, which writes these batches at these places.
+    pub(crate) fn expect(&self, commit: u64, batches: Arc<HashMap<usize, RecordBatch>>) {
+        let passed = None;
+        self.own.lock().insert(commit, Own { batches, passed });
     }
 
     pub(crate) fn passed(&self, commit: u64) -> Option<Passed> {
-        self.own.lock().get(&commit).cloned().flatten()
+        self.own.lock().get(&commit)?.passed.clone()
     }
 
     pub(crate) fn is_own(&self, commit: u64) -> bool {
@@ -225,6 +241,18 @@ impl Mirror {
     pub(crate) fn ends(&self, at: TopicPartition) -> Result<Ends, ReadError> {
         let heard = self.heard.read();
         Ok(heard.partition(at)?.ends())
+    }
+
+    /// What this host has written itself, with its offsets.
+    pub(crate) fn fresh(
+        &self,
+        at: TopicPartition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Option<Vec<(Offset, RecordBatch)>> {
+        let heard = self.heard.read();
+        let end = heard.partition(at).ok()?.ends().end;
+        heard.fresh.read(at, from, end, bytes_max)
     }
 
     pub(crate) fn watch(&self, at: TopicPartition) -> Result<Watch, ReadError> {
@@ -263,6 +291,7 @@ impl Mirror {
             known.reach(next);
         }
         tables.values().for_each(|loaded| loaded.read_anew());
+        heard.fresh.clear();
         heard.counts = counts;
     }
 
@@ -290,7 +319,7 @@ impl Mirror {
         if let Some((commit, first_seq)) = first
             && let Some(own) = self.own.lock().get_mut(&commit)
         {
-            *own = Some(Passed { first_seq, offsets });
+            own.passed = Some(Passed { first_seq, offsets });
         }
         drop(heard);
         if news.is_catalogue {
@@ -361,7 +390,7 @@ impl Heard {
         &mut self,
         event: Event,
         applying: Applying<'_>,
-        own: &Mutex<HashMap<u64, Option<Passed>>>,
+        own: &Mutex<HashMap<u64, Own>>,
         news: &mut News,
     ) -> Option<Offset> {
         let Event { seq, at, .. } = event;
@@ -375,6 +404,11 @@ impl Heard {
                 self.uncounted += 1;
                 if let Some(known) = self.partitions.get_mut(&at) {
                     known.index.push(base, piece);
+                    let own = own.lock();
+                    let own = own.get(&event.commit);
+                    if let Some(batch) = own.and_then(|own| own.batches.get(&event.index)) {
+                        self.fresh.push(at, base, batch.clone());
+                    }
                     known.reach(base.plus(piece.span));
                 }
                 return Some(base);
@@ -486,6 +520,7 @@ impl Heard {
             self.chains.retain(|(at, _), _| at.topic != id);
             self.tables.retain(|(at, _), _| at.topic != id);
             self.counts.forget(id);
+            self.fresh.forget(id);
             holds.forget(id);
             return true;
         };

@@ -34,6 +34,8 @@ pub struct JetstreamOptions {
     pub checkpoint_interval: Duration,
     /// How old counts must be before anything below them is removed: no host counts from further back then.
     pub counted_after: Duration,
+    /// Bytes of messages that this host has just written, which it keeps in memory for those who read them.
+    pub fresh_bytes_max: usize,
     /// Bounds of this host's memory.
     pub bounds: HostBounds,
 }
@@ -75,6 +77,7 @@ impl Default for JetstreamOptions {
             cleaning_interval: Duration::from_secs(60),
             checkpoint_interval: Duration::from_secs(10),
             counted_after: Duration::from_secs(60),
+            fresh_bytes_max: 16 << 20,
             bounds: HostBounds::default(),
         }
     }

@@ -50,6 +50,10 @@ impl Store {
             let (requested, end) = (from, ends.end);
             return Err(ReadError::PastEnd { requested, end });
         }
+        if let Some(fresh) = self.mirror.fresh(partition, from, bytes_max) {
+            let placed = |(base, batch): (Offset, RecordBatch)| batch.at_offset(base);
+            return Ok(fresh.into_iter().map(placed).collect());
+        }
         let mut batches: Vec<RecordBatch> = Vec::new();
         let mut bytes = 0;
         let mut damage = None;

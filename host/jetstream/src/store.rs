@@ -1,5 +1,6 @@
 //! What all parts of the engine share, and how one step is written: published, answered, and heard of in the stream.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use async_nats::Client;
 use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use millrace_engine::{CommitError, HostId};
-use millrace_model::{Clock, Durability};
+use millrace_model::{Clock, Durability, RecordBatch};
 
 use crate::atomic::{self, HEADER_BYTES_MAX, Put};
 use crate::cells::Cells;
@@ -46,13 +47,17 @@ pub(crate) struct Store {
 /// The number of a commit of this host, known to the feed while this exists.
 struct Ticket<'a> {
     mirror: &'a Mirror,
+    batches: Arc<HashMap<usize, RecordBatch>>,
     commit: AtomicU64,
 }
 
 impl<'a> Ticket<'a> {
-    fn new(mirror: &'a Mirror) -> Self {
-        let commit = AtomicU64::new(0);
-        Self { mirror, commit }
+    fn new(mirror: &'a Mirror, batches: HashMap<usize, RecordBatch>) -> Self {
+        Self {
+            mirror,
+            batches: Arc::new(batches),
+            commit: AtomicU64::new(0),
+        }
     }
 
     /// A new number, for another try.
@@ -60,7 +65,7 @@ impl<'a> Ticket<'a> {
         let commit = random();
         self.mirror
             .forget(self.commit.swap(commit, Ordering::Relaxed));
-        self.mirror.expect(commit);
+        self.mirror.expect(commit, Arc::clone(&self.batches));
         commit
     }
 
@@ -103,7 +108,16 @@ impl Store {
 
     /// Writes all of them in one step, and waits until this host has heard of it.
     pub(crate) async fn write(&self, puts: &[Put]) -> Result<Passed, Trouble> {
-        let ticket = Ticket::new(&self.mirror);
+        self.write_batches(puts, HashMap::new()).await
+    }
+
+    /// Writes them, with the batches that are at these places.
+    pub(crate) async fn write_batches(
+        &self,
+        puts: &[Put],
+        batches: HashMap<usize, RecordBatch>,
+    ) -> Result<Passed, Trouble> {
+        let ticket = Ticket::new(&self.mirror, batches);
         let answered = atomic::publish(&self.client, puts, || ticket.next()).await;
         let first_seq = match answered {
             Ok(first) => first,

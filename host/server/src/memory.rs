@@ -92,7 +92,7 @@ pub struct MemoryPlan {
     pub source: &'static str,
     /// The engine's bounds.
     pub bounds: HostBounds,
-    /// Bytes of batches that are not in files yet.
+    /// Bytes of batches that are not in files yet, or were just written to a store elsewhere.
     pub tail_bytes: usize,
     /// Bytes of journal between two checkpoints, unless configured: changes of up to this size may be in memory twice during a
     /// checkpoint.

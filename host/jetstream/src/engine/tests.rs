@@ -65,6 +65,15 @@ async fn open(directory: PathBuf) -> Arc<dyn Engine> {
     open_with(options(&directory)).await
 }
 
+/// A host that reads everything from the servers.
+async fn open_forgetful(directory: PathBuf) -> Arc<dyn Engine> {
+    open_with(JetstreamOptions {
+        fresh_bytes_max: 0,
+        ..options(&directory)
+    })
+    .await
+}
+
 async fn open_bounded(directory: PathBuf) -> Arc<dyn Engine> {
     open_with(JetstreamOptions {
         bounds: millrace_engine::conformance::bounds::BOUNDS,
@@ -111,10 +120,23 @@ impl Fate for JetstreamEngine {
     }
 }
 
-millrace_engine::conformance_tests!(open);
+millrace_engine::conformance_tests!(open_forgetful);
 millrace_engine::reopening_tests!(open);
 millrace_engine::two_hosts_tests!(open_two);
 
 mod bounded {
     millrace_engine::bounds_tests!(super::open_bounded);
+}
+
+/// What a reader finds in memory is the same.
+mod remembered {
+    millrace_engine::conformance_tests! { @tests hold super::open;
+        messages::sixteen_writers_are_given_no_offset_twice_and_everything_is_read,
+        messages::a_reader_sees_a_transaction_whole,
+        messages::a_batch_is_read_as_it_was_written,
+        messages::the_largest_message_is_kept,
+        messages::an_offset_within_a_batch_gives_the_batch_that_holds_it,
+        messages::a_read_is_bounded_in_bytes_and_gives_at_least_one_batch,
+        messages::reading_at_the_end_is_empty_and_past_it_an_error,
+    }
 }

@@ -192,6 +192,7 @@ impl JetstreamSettings {
             replicas: self.replicas,
             synced: self.synced,
             address,
+            fresh_bytes_max: memory.tail_bytes,
             bounds: memory.bounds,
             ..JetstreamOptions::default()
         })
