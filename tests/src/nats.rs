@@ -1,26 +1,27 @@
 //! NATS servers of its own for tests: one, or a cluster of three on loopback. A shell watches over them: when the process of the tests ends,
 //! however it ends, the shell's input ends, and it stops the servers and removes their data. The engine's own tests include this file.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
-use std::path::PathBuf;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Each line of its input is a configuration; the servers run until the input ends.
 const SCRIPT: &str = r#"
 set -eu
 server="$1"; count="$2"; dir="$(mktemp -d)"
-stop() { kill $pids 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$dir"; }
-pids=""
+# A server that was started again, or stands still, ends as well.
+stop() { kill -9 $(cat "$dir"/*.pid) 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$dir" || { sleep 1; rm -rf "$dir"; }; }
 trap stop EXIT
 for number in $(seq "$count"); do
   IFS= read -r configuration
   printf '%s' "$configuration" | sed "s#@#$dir/$number#g" | tr '|' '\n' >"$dir/$number.conf"
   "$server" -c "$dir/$number.conf" >"$dir/$number.log" 2>&1 </dev/null &
-  pids="$pids $!"
+  echo "$!" >"$dir/$number.pid"
 done
 echo "$dir"
-echo "$pids"
 exec >/dev/null 2>&1
 cat
 "#;
@@ -28,10 +29,16 @@ cat
 /// Servers with nothing in them; they are stopped when this is dropped.
 pub struct Nats {
     ports: Vec<u16>,
+    server: PathBuf,
     directory: PathBuf,
-    pids: Vec<u32>,
+    /// Those that were started again, by their number.
+    again: BTreeMap<usize, Child>,
     shell: Child,
 }
+
+/// How long a server may take to start again.
+const START_DURATION_MAX: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The server's program: as `MILLRACE_TEST_NATS` says, or on the path.
 #[must_use]
@@ -49,6 +56,18 @@ impl Nats {
     /// # Errors
     /// If there is no program, or it does not start.
     pub fn start(count: usize) -> std::io::Result<Self> {
+        Self::start_as(count, "")
+    }
+
+    /// A cluster whose servers do not tell clients where the others are: clients know the addresses that they are given.
+    ///
+    /// # Errors
+    /// If there is no program, or it does not start.
+    pub fn start_discreet(count: usize) -> std::io::Result<Self> {
+        Self::start_as(count, ", no_advertise: true")
+    }
+
+    fn start_as(count: usize, of_cluster: &str) -> std::io::Result<Self> {
         let server = nats_server().ok_or_else(|| {
             std::io::Error::other("there is no nats-server (MILLRACE_TEST_NATS, or on the PATH)")
         })?;
@@ -66,26 +85,31 @@ impl Nats {
         let (clients, routes) = ports.split_at(count);
         let mut shell = Command::new("setsid");
         shell.args(["sh", "-c", SCRIPT, "nats"]);
-        shell.arg(server).arg(count.to_string());
+        shell.arg(&server).arg(count.to_string());
         let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         if let Some(input) = &mut shell.stdin {
             use std::io::Write as _;
             for number in 0..count {
-                writeln!(input, "{}", configuration(number, clients, routes))?;
+                writeln!(
+                    input,
+                    "{}",
+                    configuration(number, clients, routes, of_cluster)
+                )?;
             }
         }
         let mut lines = Vec::new();
         if let Some(output) = shell.stdout.take() {
-            let output = BufReader::new(output).lines().take(2);
+            let output = BufReader::new(output).lines().take(1);
             lines.extend(output.map_while(Result::ok));
         }
-        let [directory, pids] = &*lines else {
+        let [directory] = &*lines else {
             return Err(std::io::Error::other("nats-server does not start"));
         };
         Ok(Self {
             ports: clients.to_vec(),
+            server,
             directory: directory.into(),
-            pids: pids.split(' ').filter_map(|pid| pid.parse().ok()).collect(),
+            again: BTreeMap::new(),
             shell,
         })
     }
@@ -97,30 +121,110 @@ impl Nats {
         self.ports.iter().map(url).collect()
     }
 
-    /// Kills a server without notice; it does not come back.
+    /// Their ports.
+    #[must_use]
+    pub fn ports(&self) -> &[u16] {
+        &self.ports
+    }
+
+    /// Where their logs are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Kills a server without notice.
     ///
     /// # Errors
     /// If the signal cannot be sent.
     pub fn kill(&self, number: usize) -> std::io::Result<()> {
-        let pid = self.pids.get(number).map(u32::to_string);
-        let pid = pid.unwrap_or_default();
-        let killed = Command::new("kill").args(["-9", &pid]).status()?;
-        match killed.success() {
+        self.signal(number, "-KILL")
+    }
+
+    /// A server does nothing, and tells nobody.
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub fn stand_still(&self, number: usize) -> std::io::Result<()> {
+        self.signal(number, "-STOP")
+    }
+
+    /// It goes on where it stood still.
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub fn go_on(&self, number: usize) -> std::io::Result<()> {
+        self.signal(number, "-CONT")
+    }
+
+    fn signal(&self, number: usize, signal: &str) -> std::io::Result<()> {
+        let pid = std::fs::read_to_string(self.file(number, "pid"))?;
+        let sent = Command::new("kill").args([signal, pid.trim()]).status()?;
+        match sent.success() {
             true => Ok(()),
             false => Err(std::io::Error::other("no such server")),
         }
     }
 
+    fn file(&self, number: usize, ending: &str) -> PathBuf {
+        self.directory.join(format!("{}.{ending}", number + 1))
+    }
+
+    /// Starts a killed server again, and waits until it takes connections.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_again(&mut self, number: usize) -> std::io::Result<()> {
+        let port = self.ports[number];
+        // The old process keeps its port until it has ended.
+        wait_until(|| Ok(TcpStream::connect(("127.0.0.1", port)).is_err()))?;
+        if let Some(mut ended) = self.again.remove(&number) {
+            ended.wait()?;
+        }
+        let log = self.file(number, "log");
+        let log = std::fs::File::options().append(true).open(log)?;
+        let mut start = Command::new(&self.server);
+        start.arg("-c").arg(self.file(number, "conf"));
+        start.stdin(Stdio::null());
+        start.stdout(log.try_clone()?).stderr(log);
+        let child = start.spawn()?;
+        std::fs::write(self.file(number, "pid"), format!("{}\n", child.id()))?;
+        self.again.insert(number, child);
+        // It takes connections once it has read its streams.
+        wait_until(|| {
+            if let Some(Some(status)) = self
+                .again
+                .get_mut(&number)
+                .map(Child::try_wait)
+                .transpose()?
+            {
+                let why = format!("nats-server ended with {status}");
+                return Err(std::io::Error::other(why));
+            }
+            Ok(TcpStream::connect(("127.0.0.1", port)).is_ok())
+        })
+    }
+
     /// What a server has logged.
     #[must_use]
     pub fn log(&self, number: usize) -> String {
-        let log = self.directory.join(format!("{}.log", number + 1));
-        std::fs::read_to_string(log).unwrap_or_default()
+        std::fs::read_to_string(self.file(number, "log")).unwrap_or_default()
     }
 }
 
+fn wait_until(mut is_so: impl FnMut() -> std::io::Result<bool>) -> std::io::Result<()> {
+    let began = Instant::now();
+    while !is_so()? {
+        if began.elapsed() > START_DURATION_MAX {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(())
+}
+
 /// One line: `|` ends a line of the file, and `@` is the server's directory.
-fn configuration(number: usize, clients: &[u16], routes: &[u16]) -> String {
+fn configuration(number: usize, clients: &[u16], routes: &[u16], of_cluster: &str) -> String {
     let port = clients[number];
     let mut lines = vec![
         format!("server_name: n{number}"),
@@ -136,7 +240,7 @@ fn configuration(number: usize, clients: &[u16], routes: &[u16]) -> String {
             .collect();
         let others = others.join(", ");
         lines.push(format!(
-            "cluster {{ name: test, listen: \"127.0.0.1:{own}\", routes: [{others}] }}"
+            "cluster {{ name: test, listen: \"127.0.0.1:{own}\", routes: [{others}]{of_cluster} }}"
         ));
     }
     lines.join("|")
@@ -144,6 +248,10 @@ fn configuration(number: usize, clients: &[u16], routes: &[u16]) -> String {
 
 impl Drop for Nats {
     fn drop(&mut self) {
+        for (_, mut child) in std::mem::take(&mut self.again) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         // Its input ends.
         drop(self.shell.stdin.take());
         let _ = self.shell.wait();

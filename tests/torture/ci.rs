@@ -68,15 +68,24 @@ fn through_kills_power_cuts_and_other_faults_nothing_acknowledged_is_lost_or_cha
     assert!(tally.trials.contains_key(&Trial::Begun));
 }
 
-/// Faults of three hosts on PostgreSQL in each run of the tests.
+/// Faults of three hosts on one store in each run of the tests.
 const FAULTS_OF_SEVERAL: u32 = 50;
 
 #[test]
 fn through_faults_of_hosts_and_their_database_each_message_is_processed_once() {
-    let kinds = Fault::OF_SEVERAL;
+    endure(StoreKind::Postgres);
+}
+
+#[test]
+fn through_faults_of_hosts_and_nats_servers_each_message_is_processed_once() {
+    endure(StoreKind::Jetstream);
+}
+
+fn endure(store: StoreKind) {
+    let kinds = store.faults();
     let report = hosts::run(&hosts::Plan {
         binary: PathBuf::from(MILLRACE),
-        store: StoreKind::Postgres,
+        store,
         hosts: 3,
         seed: fastrand::u64(..),
         faults: hosts::mixture(FAULTS_OF_SEVERAL, &kinds),
@@ -95,7 +104,7 @@ fn through_faults_of_hosts_and_their_database_each_message_is_processed_once() {
         let done = report.tally.faults.get(&fault).copied().unwrap_or(0);
         assert!(done > 0 || is_skipped(fault), "no {}", fault.word());
     }
-    // Without a database there is nothing to test.
+    // Without a store there is nothing to test.
     let is_there = !is_skipped(Fault::StoreKill);
     assert!(!is_there || report.faults() >= u64::from(FAULTS_OF_SEVERAL) - 5);
     let tally = &report.tally;

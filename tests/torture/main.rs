@@ -29,10 +29,11 @@ Usage: torture [OPTIONS]
 
 Several hosts on one store, which this program starts:
 
-  --engine NAME        postgres
+  --engine NAME        postgres or jetstream
   --hosts N            hosts of each world [default: 3]
   --total N            faults in all, of all kinds [default: 100]
-  --faults LIST        only these: host-kill,host-stop,host-restart,host-clock,cut,stall,store-kill,terminate,evict,promote,store-full
+  --faults LIST        only these: host-kill,host-stop,host-restart,host-clock,cut,stall,store-kill; on postgres also
+                       terminate,evict,promote,store-full; on jetstream also server-kill,leader-kill,server-stop,step-down
 
 Power cuts, full disks and memory limits need root; what this machine cannot do is said to be skipped. Power cuts before a commit
 are rare without strace.
@@ -141,13 +142,14 @@ impl Options {
 
     /// The plan for several hosts.
     fn several(&self) -> Option<hosts::Plan> {
+        let store = self.store?;
         let of = match self.only.is_empty() {
-            true => Fault::OF_SEVERAL.to_vec(),
+            true => store.faults(),
             false => self.only.clone(),
         };
         Some(hosts::Plan {
             binary: self.plan.binary.clone(),
-            store: self.store?,
+            store,
             hosts: self.hosts,
             seed: self.plan.seed,
             faults: hosts::mixture(self.total, &of),

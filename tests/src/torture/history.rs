@@ -408,6 +408,14 @@ pub enum Fault {
     Promote,
     /// The disk of the store is full for a while.
     StoreFull,
+    /// `kill -9` of one of the store's servers, which is then started again.
+    ServerKill,
+    /// `kill -9` of the server that decides, which is started again when the hosts have gone on with the others.
+    LeaderKill,
+    /// One of the store's servers stands still for a while.
+    ServerStop,
+    /// The server that decides is told to leave that to another one.
+    StepDown,
 }
 
 /// A step of the host's work at which a fault may be aimed.
@@ -453,7 +461,7 @@ impl Step {
 
 impl Fault {
     /// All faults of several hosts on one store.
-    pub const OF_SEVERAL: [Self; 11] = [
+    pub const OF_SEVERAL: [Self; 15] = [
         Self::HostKill,
         Self::HostStop,
         Self::HostRestart,
@@ -465,6 +473,20 @@ impl Fault {
         Self::Evict,
         Self::Promote,
         Self::StoreFull,
+        Self::ServerKill,
+        Self::LeaderKill,
+        Self::ServerStop,
+        Self::StepDown,
+    ];
+
+    /// Those of them that do not hit the store.
+    pub const OF_A_HOST: [Self; 6] = [
+        Self::HostKill,
+        Self::HostStop,
+        Self::HostRestart,
+        Self::HostClock,
+        Self::Cut,
+        Self::Stall,
     ];
 
     /// All faults of a single host.
@@ -498,6 +520,10 @@ impl Fault {
             Self::Evict => "evict",
             Self::Promote => "promote",
             Self::StoreFull => "store-full",
+            Self::ServerKill => "server-kill",
+            Self::LeaderKill => "leader-kill",
+            Self::ServerStop => "server-stop",
+            Self::StepDown => "step-down",
         }
     }
 }

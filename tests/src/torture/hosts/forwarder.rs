@@ -20,6 +20,8 @@ const BUFFER_BYTES: usize = 64 << 10;
 pub(super) enum Upstream {
     /// At a socket's path.
     Unix(PathBuf),
+    /// At a port of the loopback.
+    Tcp(u16),
 }
 
 /// What happens to connections.
@@ -115,6 +117,10 @@ impl Shared {
         let _ = match upstream {
             Upstream::Unix(path) => UnixStream::connect(path)
                 .and_then(|store| self.join(cuts, (host, host), (&store, &store))),
+            Upstream::Tcp(port) => TcpStream::connect(("127.0.0.1", port)).and_then(|store| {
+                store.set_nodelay(true)?;
+                self.join(cuts, (host, host), (&store, &store))
+            }),
         };
     }
 
@@ -261,5 +267,23 @@ mod tests {
         let mut host = TcpStream::connect(("127.0.0.1", way.port())).unwrap();
         host.write_all(b"c").unwrap();
         assert_eq!(answer(&mut host), b'c');
+    }
+
+    #[test]
+    fn a_store_may_be_at_a_port_and_move_to_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let inner = Forwarder::start(Upstream::Unix(echo(&directory))).unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = closed.local_addr().unwrap().port();
+        drop(closed);
+        let way = Forwarder::start(Upstream::Tcp(port)).unwrap();
+        let mut host = TcpStream::connect(("127.0.0.1", way.port())).unwrap();
+        let ended = crate::wait_for("the end", || Ok(answered(&mut host).err().map(|_| ())));
+        ended.unwrap();
+        way.lead_to(Upstream::Tcp(inner.port()));
+        let mut host = TcpStream::connect(("127.0.0.1", way.port())).unwrap();
+        host.write_all(b"a").unwrap();
+        let answer = crate::wait_for("an answer", || Ok(answered(&mut host)?));
+        assert_eq!(answer.unwrap(), b'a');
     }
 }

@@ -1,4 +1,4 @@
-//! The hosts of a world, each with its own way to the store.
+//! The hosts of a world, each with its own ways to the servers of the store.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,14 +6,15 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use rustix::process::{Signal, kill_process};
 
-use super::forwarder::Forwarder;
+use super::forwarder::{Forwarder, Weather};
 use super::store::Store;
 use crate::{Client, Host};
 
 /// One of the hosts.
 pub(super) struct Member {
     pub(super) host: Host,
-    pub(super) way: Forwarder,
+    /// One to each server of the store.
+    ways: Vec<Forwarder>,
     log: PathBuf,
 }
 
@@ -25,14 +26,28 @@ impl Member {
         number: usize,
         store: &dyn Store,
     ) -> Result<Self> {
-        let way = Forwarder::start(store.upstream())?;
-        let options = store.options(way.port());
+        let ways = store.upstreams().into_iter().map(Forwarder::start);
+        let ways: Vec<Forwarder> = ways.collect::<Result<_>>()?;
+        let ports: Vec<u16> = ways.iter().map(Forwarder::port).collect();
+        let options = store.options(&ports);
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let log = directory.join(format!("host-{number}.log"));
         let data = directory.join(format!("host-{number}"));
         let mut host = Host::in_directory(binary, &data, &options);
         host.log_to(&log);
-        Ok(Self { host, way, log })
+        Ok(Self { host, ways, log })
+    }
+
+    /// What happens to all its connections to the store.
+    pub(super) fn set(&self, weather: Weather) {
+        self.ways.iter().for_each(|way| way.set(weather));
+    }
+
+    /// New connections go where the servers are now.
+    pub(super) fn lead_to(&self, store: &dyn Store) {
+        for (way, upstream) in self.ways.iter().zip(store.upstreams()) {
+            way.lead_to(upstream);
+        }
     }
 
     /// Starts it; an error has the end of its log.

@@ -2,6 +2,7 @@
 //! faults hit hosts, the store, and the connections between them.
 
 mod forwarder;
+mod jetstream;
 mod members;
 mod postgres;
 mod silence;
@@ -45,7 +46,7 @@ pub struct Plan {
 }
 
 /// How often each fault comes in a mixture. The rare ones take long.
-const MIXTURE: [(Fault, u32); 11] = [
+const MIXTURE: [(Fault, u32); 15] = [
     (Fault::HostKill, 8),
     (Fault::HostStop, 1),
     (Fault::HostRestart, 4),
@@ -57,6 +58,10 @@ const MIXTURE: [(Fault, u32); 11] = [
     (Fault::Evict, 5),
     (Fault::Promote, 3),
     (Fault::StoreFull, 2),
+    (Fault::ServerKill, 8),
+    (Fault::LeaderKill, 6),
+    (Fault::ServerStop, 4),
+    (Fault::StepDown, 8),
 ];
 
 /// At least so many faults of these kinds, each kind at least once.

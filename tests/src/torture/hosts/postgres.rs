@@ -49,6 +49,15 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
+    /// What a database can suffer.
+    pub(super) const FAULTS: [Fault; 5] = [
+        Fault::StoreKill,
+        Fault::Terminate,
+        Fault::Evict,
+        Fault::Promote,
+        Fault::StoreFull,
+    ];
+
     /// What is missing on this machine for the fault.
     pub(super) fn missing(fault: Fault) -> Option<String> {
         if binaries().is_none() {
@@ -287,12 +296,13 @@ impl Cluster {
 }
 
 impl Store for Cluster {
-    fn upstream(&self) -> Upstream {
+    fn upstreams(&self) -> Vec<Upstream> {
         let socket = format!(".s.PGSQL.{}", PORTS[self.primary]);
-        Upstream::Unix(self.directory.join(socket))
+        vec![Upstream::Unix(self.directory.join(socket))]
     }
 
-    fn options(&self, port: u16) -> Vec<String> {
+    fn options(&self, ports: &[u16]) -> Vec<String> {
+        let port = ports[0];
         let url = format!("postgres://millrace@127.0.0.1:{port}/postgres?sslmode=disable");
         ["--engine", "postgres", "--postgres-url", &url]
             .map(str::to_owned)
@@ -336,6 +346,10 @@ impl Store for Cluster {
             Fault::Promote => self.make_standby(),
             _ => Ok(()),
         }
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.directory.clone()
     }
 }
 

@@ -205,19 +205,17 @@ impl World {
                 let how = format!("host {number} for {pause:?}");
                 self.note(fault, &how);
                 self.tell_addresses(Some(number));
-                let way = &self.members[number].way;
-                way.set(weather);
+                self.members[number].set(weather);
                 thread::sleep(pause);
-                way.set(Weather::Clear);
+                self.members[number].set(Weather::Clear);
                 self.tell_addresses(None);
                 Ok(how)
             }
             _ => {
                 self.note(fault, "the store");
                 let how = self.store.inject(fault, &mut self.random)?;
-                let upstream = self.store.upstream();
                 for member in &self.members {
-                    member.way.lead_to(upstream.clone());
+                    member.lead_to(&*self.store);
                 }
                 Ok(how)
             }
@@ -319,9 +317,8 @@ impl World {
 
     fn last_fault(&self, after: &str) -> Option<Fault> {
         let word = after.split(',').next()?;
-        Fault::OF_SEVERAL
-            .into_iter()
-            .find(|fault| fault.word() == word)
+        let mut all = Fault::OF_SEVERAL.into_iter();
+        all.find(|fault| fault.word() == word)
     }
 
     /// The clients send nothing more; everything is processed and read once more, and the hosts stop in order.
@@ -359,9 +356,8 @@ impl World {
         let copy = || -> Result<()> {
             std::fs::create_dir_all(&to)?;
             let directory = self.directory.path();
-            for entry in
-                std::fs::read_dir(directory)?.chain(std::fs::read_dir(directory.join("postgres"))?)
-            {
+            let of_servers = std::fs::read_dir(self.store.logs())?;
+            for entry in std::fs::read_dir(directory)?.chain(of_servers) {
                 let entry = entry?;
                 if entry.file_type()?.is_file() {
                     std::fs::copy(entry.path(), to.join(entry.file_name()))?;
