@@ -141,7 +141,10 @@ impl Flow<'_> {
     /// No two hosts work on a partition: none is shown as running by two hosts while its epoch stays the same.
     fn worked_by_one(&self, hosts: &[&Host]) -> Result<()> {
         let running = |host: &&Host| -> Result<BTreeSet<u64>> {
-            let shown = host.client().get("/v1/processors/worker")?.ok()?;
+            let shown = host
+                .client()
+                .get("/v1/processors/worker?hosts=this")?
+                .ok()?;
             let partitions = shown["partitions"].as_array().context("no partitions")?;
             let running = partitions.iter().filter(|one| one["state"] == "running");
             Ok(running

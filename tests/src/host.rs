@@ -122,6 +122,8 @@ impl Host {
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(&self.directory)
             .args(&self.options)
+            // It is for tests, and a host warns of variables that it does not know.
+            .env_remove("MILLRACE_TEST_NATS")
             .env("MILLRACE_LOG_FILTER", "warn");
         command
     }

@@ -26,6 +26,9 @@ exec >/dev/null 2>&1
 cat
 "#;
 
+/// How long servers may take until they listen.
+const LISTEN_DURATION_MAX: Duration = Duration::from_secs(60);
+
 /// Servers with nothing in them; they are stopped when this is dropped.
 pub struct Nats {
     ports: Vec<u16>,
@@ -105,13 +108,31 @@ impl Nats {
         let [directory] = &*lines else {
             return Err(std::io::Error::other("nats-server does not start"));
         };
-        Ok(Self {
+        let servers = Self {
             ports: clients.to_vec(),
             server,
             directory: directory.into(),
             again: BTreeMap::new(),
             shell,
-        })
+        };
+        servers.wait_until_they_listen()?;
+        Ok(servers)
+    }
+
+    fn wait_until_they_listen(&self) -> std::io::Result<()> {
+        let deadline = Instant::now() + LISTEN_DURATION_MAX;
+        for (number, port) in self.ports.iter().enumerate() {
+            while TcpStream::connect(("127.0.0.1", *port)).is_err() {
+                if Instant::now() > deadline {
+                    let log = self.log(number);
+                    return Err(std::io::Error::other(format!(
+                        "nats-server does not listen: {log}"
+                    )));
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
     }
 
     /// Their addresses.
