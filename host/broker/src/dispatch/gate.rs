@@ -67,8 +67,8 @@ pub(crate) struct Gate {
     hosts: Option<Arc<Hosts>>,
 }
 
-/// The hosts that share a processor's work, and its inputs.
-type SharedBy = (Arc<[HostInfo]>, Arc<[TopicPartition]>);
+/// The hosts that share a processor's work, its inputs, and how often this host took up work.
+type SharedBy = (Arc<[HostInfo]>, Arc<[TopicPartition]>, u64);
 
 struct State {
     live: Arc<Live>,
@@ -189,15 +189,16 @@ impl Gate {
             return;
         };
         let (listed, _) = hosts.now();
-        let inputs = &state.inputs;
-        let is_known =
-            |(before, read): &SharedBy| Arc::ptr_eq(before, &listed) && Arc::ptr_eq(read, inputs);
+        let (inputs, taken_up) = (&state.inputs, hosts.taken_up(0));
+        let is_known = |(before, read, count): &SharedBy| {
+            Arc::ptr_eq(before, &listed) && Arc::ptr_eq(read, inputs) && *count == taken_up
+        };
         if state.shared.as_ref().is_some_and(is_known) {
             return;
         }
         let here = hosts.wanted_here(&state.live.processor.group(), inputs);
         state.allowance.share(here, inputs.len());
-        state.shared = Some((listed, Arc::clone(inputs)));
+        state.shared = Some((listed, Arc::clone(inputs), taken_up));
     }
 
     /// Ends the gate's revision: failures of calls in flight no longer count here.

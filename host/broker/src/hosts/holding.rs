@@ -96,7 +96,7 @@ impl Holdings {
         wanted.filter(|_| !self.is_taken_up(at))
     }
 
-    fn is_taken_up(&self, at: TopicPartition) -> bool {
+    pub(crate) fn is_taken_up(&self, at: TopicPartition) -> bool {
         let taken_up = self.taken_up.lock();
         taken_up.partitions.contains(&at) && taken_up.among == self.hosts.now().0
     }
@@ -121,6 +121,7 @@ impl Holdings {
                 taken_up.among = among;
             }
             taken_up.partitions.insert(at);
+            self.hosts.taken_up(1);
         }
         Ok(share)
     }
@@ -465,6 +466,23 @@ mod tests {
             taken.leave().await;
         }
         drop(share);
+    }
+
+    /// The share of dead letters that a host may make follows from this.
+    #[tokio::test]
+    async fn work_that_is_taken_up_counts_as_this_hosts() {
+        let engine = MemoryEngine::new(Arc::new(SystemClock::new()));
+        let at = partition(&*engine).await;
+        let all = [Arc::clone(&engine), engine.second_host()].map(holdings);
+        let wanted = |held: &Arc<Holdings>| held.hosts.wanted_here(&held.group, &[at]);
+        let other = all.iter().find(|held| held.elsewhere(at).is_some());
+        let other = other.expect("one of them is preferred");
+        let count = other.hosts.taken_up(0);
+        assert_eq!(wanted(other), 0);
+        let share = other.take_up(at).await.unwrap().expect("nobody has it");
+        assert_eq!(wanted(other), 1);
+        assert_ne!(other.hosts.taken_up(0), count);
+        share.leave().await;
     }
 
     /// The worker of a partition and the worker of its redriven messages share a hold.

@@ -2,7 +2,7 @@
 //! on it without communication.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub(crate) struct Hosts {
     known: Mutex<(Arc<[HostInfo]>, Duration)>,
     /// Whether another host was ever listed.
     had_others: AtomicBool,
+    /// How often this host took up work that its preferred host left undone.
+    taken_up: AtomicU64,
     /// What is held here, by group.
     groups: Mutex<HashMap<GroupName, Weak<Holdings>>>,
 }
@@ -52,6 +54,7 @@ impl Hosts {
             listed,
             known,
             had_others: AtomicBool::new(false),
+            taken_up: AtomicU64::new(0),
             groups: Mutex::default(),
         })
     }
@@ -127,14 +130,21 @@ impl Hosts {
         wanted(&self.now().0, group, at).map(HostInfo::name)
     }
 
-    /// How many of these places this host is preferred for.
+    /// How many of these places this host is preferred for, or has taken up.
     pub(crate) fn wanted_here(&self, group: &GroupName, places: &[TopicPartition]) -> usize {
         let (hosts, _) = self.now();
+        let holdings = self.groups.lock().get(group).and_then(Weak::upgrade);
+        let is_taken_up = |at| holdings.as_ref().is_some_and(|held| held.is_taken_up(at));
         let is_here = |at: &&TopicPartition| {
             let wanted = wanted(&hosts, group, **at);
-            wanted.is_none_or(|host| host.id == self.me)
+            wanted.is_none_or(|host| host.id == self.me) || is_taken_up(**at)
         };
         places.iter().filter(is_here).count()
+    }
+
+    /// Counts what is taken up. Returns the count, so that who has asked [`wanted_here`](Self::wanted_here) knows when to ask again.
+    pub(crate) fn taken_up(&self, more: u64) -> u64 {
+        self.taken_up.fetch_add(more, Ordering::Relaxed) + more
     }
 
     /// Whether this host is the only one now. Called at every step of every worker, so it must be
