@@ -415,7 +415,8 @@ async fn answer(
                 let place = writes.places.get(draft as usize).copied();
                 place.and_then(|place| passed.offsets.get(&place).copied())
             }
-            None => match partition {
+            // What is repeated may go elsewhere this time: a delayed message that is due by now, or another choice of a partition.
+            None => match store.partition_of(base.0).await?.or(partition) {
                 Some(partition) => store.offset_of(partition, base.0).await?,
                 None => None,
             },

@@ -8,9 +8,11 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use millrace_model::TopicPartition;
 
 use crate::atomic::Note;
 use crate::store::Store;
+use crate::subjects::Place;
 use crate::trouble::Trouble;
 
 /// Messages of one request.
@@ -22,7 +24,7 @@ const LEADER_INTERVAL: Duration = Duration::from_millis(2);
 /// How often it is looked whether the leader has caught up.
 const LEADER_LOOKS_MAX: u32 = 1000;
 /// How long the next message of a read may take.
-const ANSWER_DURATION_MAX: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER_DURATION_MAX: Duration = Duration::from_secs(5);
 
 /// A message of the stream.
 #[derive(Clone, Debug)]
@@ -57,6 +59,26 @@ impl Store {
         // This host may have heard of it from a server that is faster than the leader.
         self.wait_for_leader(seq).await?;
         self.find(self.stream.get_raw_message(seq)).await
+    }
+
+    /// The partition of the batch with a sequence, as the leader has it. `None` is certain: the batch is gone.
+    pub(crate) async fn partition_of(&self, seq: u64) -> Result<Option<TopicPartition>, Trouble> {
+        for is_certain in [false, true] {
+            if is_certain {
+                self.wait_for_leader(seq).await?;
+            }
+            match self.stream.get_raw_message(seq).await {
+                Ok(message) => {
+                    return Ok(match self.subjects.parse(&message.subject) {
+                        Place::Piece(at) => Some(at),
+                        _ => None,
+                    });
+                }
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {}
+                Err(error) => return Err(Trouble::unavailable(error)),
+            }
+        }
+        Ok(None)
     }
 
     /// The first message of a subject from a sequence on. `None` is certain, as far as this host has heard.

@@ -237,6 +237,8 @@ pub async fn a_transaction_repeats_whole_or_not_at_all(engine: Arc<dyn Engine>) 
 pub async fn a_request_takes_effect_once(engine: Arc<dyn Engine>) {
     let topic = make_topic(&*engine, "orders", 1).await;
     let other = make_topic(&*engine, "returns", 1).await;
+    let before = Transaction::produce(vec![append(at(&topic, 0), &["before"])]);
+    engine.commit(before).await.expect("appended");
     let request = |topic: &millrace_model::Topic, fingerprint, note| {
         let append = append(at(topic, 0), &["a", "b"]);
         engine.commit(marked(append, mark(topic.id, 1, fingerprint, note)))
@@ -247,11 +249,22 @@ pub async fn a_request_takes_effect_once(engine: Arc<dyn Engine>) {
     assert!(again.repeated);
     assert_eq!(again.base_offsets, first.base_offsets);
     assert_eq!(again.note, "first");
+    // A delayed message that is due by now, for one, would go elsewhere.
+    for appends in [Vec::new(), vec![append(at(&other, 0), &["a", "b"])]] {
+        let moved = Transaction {
+            request: Some(mark(topic.id, 1, 5, "moved")),
+            ..Transaction::produce(appends)
+        };
+        let moved = engine.commit(moved).await.expect("known");
+        assert!(moved.repeated);
+        assert_eq!(moved.base_offsets, first.base_offsets);
+    }
     let reused = request(&topic, 6, "other").await;
     assert!(matches!(reused, Err(CommitError::RequestReused)));
     let elsewhere = request(&other, 5, "first").await;
     assert!(!elsewhere.expect("another topic").repeated);
-    assert_eq!(values(&*engine, at(&topic, 0)).await, ["a", "b"]);
+    assert_eq!(values(&*engine, at(&topic, 0)).await, ["before", "a", "b"]);
+    assert!(values(&*engine, at(&other, 0)).await == ["a", "b"]);
 
     engine
         .delete_topic(&name("orders"), Vec::new())
