@@ -9,7 +9,7 @@ use async_nats::jetstream::consumer::{DeliverPolicy, push};
 use futures_util::StreamExt as _;
 
 use crate::atomic::Note;
-use crate::fetch::{Message, number};
+use crate::fetch::{ANSWER_DURATION_MAX, Message, number};
 use crate::index::{Anchor, Index, Piece};
 use crate::store::Store;
 use crate::trouble::Trouble;
@@ -180,7 +180,7 @@ impl Store {
         if from.offset <= anchor.offset {
             return Ok(());
         }
-        let older = self.headers(partition, anchor, from.seq).await?;
+        let older = self.headers(partition, anchor, from).await?;
         let mut heard = self.mirror.heard.write();
         let known = heard.partitions.get_mut(&partition);
         let known = known.ok_or(ReadError::UnknownPartition(partition))?;
@@ -201,12 +201,12 @@ impl Store {
         Ok(())
     }
 
-    /// An index of the messages after the anchor up to a sequence, and their end.
+    /// An index of the messages between two places, and their end: less than the second place only if some of them are gone.
     async fn headers(
         &self,
         partition: TopicPartition,
         anchor: Anchor,
-        to: u64,
+        to: Anchor,
     ) -> Result<(Index, Offset), Trouble> {
         let config = push::OrderedConfig {
             deliver_subject: self.client.new_inbox(),
@@ -219,19 +219,19 @@ impl Store {
         };
         let older = self.stream.create_consumer(config).await;
         let older = older.map_err(Trouble::unavailable)?;
-        let mut left = older.cached_info().num_pending;
         let mut messages = older.messages().await.map_err(Trouble::unavailable)?;
         let mut index = Index::beginning(anchor);
         let mut next = anchor.offset;
-        while left > 0 {
-            let Some(message) = messages.next().await else {
+        // A server that was away has the last of them when it has caught up.
+        while next < to.offset {
+            let message = tokio::time::timeout(ANSWER_DURATION_MAX, messages.next()).await;
+            let Ok(Some(message)) = message else {
                 break;
             };
             let message = message.map_err(Trouble::unavailable)?;
             let info = message.info().map_err(Trouble::unavailable)?;
-            left = info.pending;
             let seq = info.stream_sequence;
-            if seq > to {
+            if seq > to.seq {
                 break;
             }
             let headers = message.headers.as_ref();
