@@ -37,8 +37,8 @@ use crate::subjects::{Place, Subjects};
 use crate::tables::Tables;
 use crate::trouble::Trouble;
 
-/// Tries to read and write the stream before a host gives up to start: a cluster may just be choosing a leader.
-const OPEN_TRIES_MAX: u32 = 6;
+/// How long a host tries to read and write the stream before it gives up to start: a cluster may just be choosing a leader.
+const OPEN_DURATION_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 const OPEN_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
 /// Bytes of one transaction: the servers keep it in memory until it is whole.
 const TRANSACTION_BYTES_MAX: usize = 48 << 20;
@@ -87,23 +87,17 @@ impl JetstreamEngine {
             options,
         });
         let refused = |error: Trouble| OpenError::Refused(error.to_string());
-        let mut tries = 0;
-        while let Err(error) = feed::load(&store).await {
-            tries += 1;
-            if tries >= OPEN_TRIES_MAX {
-                return Err(refused(error));
-            }
-            tracing::warn!(%error, "the stream cannot be read yet; it is tried again");
-            tokio::time::sleep(OPEN_INTERVAL).await;
-        }
+        let loaded = patiently(&store, async || feed::load(&store).await).await;
+        loaded.map_err(refused)?;
         let feed = tokio::spawn(feed::run(Arc::clone(&store)));
         let (stop, stopped) = watch::channel(false);
-        let reached = Arc::new(Reached::default());
-        let begun = begin(&store).await;
+        // Joins the others, and hears of everything that is there.
+        let begun = patiently(&store, async || store.say_and_hear().await).await;
         if let Err(error) = begun {
             feed.abort();
             return Err(refused(error));
         }
+        let reached = Arc::new(Reached::now());
         let (queue, waiting) = committing::queue();
         let living = hosts::live(Arc::clone(&store), Arc::clone(&reached), stopped.clone());
         let tasks = Tasks {
@@ -139,14 +133,18 @@ impl JetstreamEngine {
     }
 }
 
-/// Joins the others, and hears of everything that is there.
-async fn begin(store: &Store) -> Result<(), Trouble> {
-    let mut tries = 1;
-    while let Err(error) = store.say_and_hear().await {
-        if tries >= OPEN_TRIES_MAX {
+/// Tries until it can be done.
+async fn patiently(
+    store: &Store,
+    what: impl AsyncFn() -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    let started = store.clock.monotonic();
+    while let Err(error) = what().await {
+        let passed = store.clock.monotonic().saturating_sub(started);
+        if passed > OPEN_DURATION_MAX {
             return Err(error);
         }
-        tries += 1;
+        tracing::warn!(%error, "the stream does not answer yet; it is tried again");
         tokio::time::sleep(OPEN_INTERVAL).await;
     }
     Ok(())

@@ -17,10 +17,14 @@ use crate::trouble::Trouble;
 const CLOCK_MS_TOLD: i64 = 1_000;
 
 /// Whether the last time it reached the servers.
-#[derive(Default)]
 pub(crate) struct Reached(AtomicBool);
 
 impl Reached {
+    /// A host that has just opened the stream has reached them.
+    pub(crate) fn now() -> Self {
+        Self(AtomicBool::new(true))
+    }
+
     pub(crate) fn is_so(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

@@ -145,7 +145,10 @@ impl Host {
         };
         let policy = config.modules.policy()?;
         let broker = Broker::start_under(clock.clone(), engine, modules, limits, policy).await?;
-        broker.ready().await.map_err(StartError::Poisoned)?;
+        // A store that several hosts share may be away for a moment, as at any later time; the host goes on when it is back.
+        if let Err(error @ CommitError::Poisoned(_)) = broker.ready().await {
+            return Err(StartError::Poisoned(error));
+        }
 
         let poisoned = CancellationToken::new();
         let address = http.address();

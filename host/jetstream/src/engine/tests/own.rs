@@ -299,3 +299,12 @@ async fn a_host_whose_clock_is_wrong_goes_by_the_clock_of_the_servers() {
         engine.close().await;
     }
 }
+
+/// In one thread, so that no task of the host has run since it was opened.
+#[tokio::test]
+async fn a_host_that_has_just_been_opened_is_healthy() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(options(directory.path())).await;
+    engine.health().await.expect("it has reached the servers");
+    engine.close().await;
+}
