@@ -62,7 +62,8 @@ async fn open(server: &Postgres, schema: &str) -> Result<Arc<dyn Engine>> {
         schema: schema.to_owned(),
         ..PostgresOptions::default()
     };
-    Ok(PostgresEngine::open(options, setup::clock()).await?)
+    // Boxed: it would make every future that opens a host large.
+    Ok(Box::pin(PostgresEngine::open(options, setup::clock())).await?)
 }
 
 /// What the disk and a trip to the server cost.

@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    const BYTES_MAX: usize = 1 << 20;
+    const ROOM_BYTES: usize = 1 << 20;
 
     fn at(topic: u64) -> TopicPartition {
         TopicPartition {
@@ -140,7 +140,7 @@ mod tests {
 
     /// Batches of two messages at 0, 2 and 6; another host has written between.
     fn with_gap() -> Fresh {
-        let mut fresh = Fresh::new(BYTES_MAX);
+        let mut fresh = Fresh::new(ROOM_BYTES);
         for base in [0, 2, 6] {
             fresh.push(at(1), Offset(base), batch(2, 10));
         }
@@ -179,10 +179,10 @@ mod tests {
         fresh.push(at(2), Offset(0), batch(1, 10));
         fresh.forget(TopicId(1));
         assert_eq!(bases(fresh.read(at(1), Offset(6), Offset(8), 1)), None);
-        let large = batch(1, BYTES_MAX / 3);
+        let large = batch(1, ROOM_BYTES / 3);
         for base in 0..5 {
             fresh.push(at(3), Offset(base), large.clone());
-            assert!(fresh.bytes <= BYTES_MAX);
+            assert!(fresh.bytes <= ROOM_BYTES);
         }
         assert_eq!(bases(fresh.read(at(2), Offset(0), Offset(1), 1)), None);
         assert_eq!(bases(fresh.read(at(3), Offset(0), Offset(5), 1)), None);

@@ -40,7 +40,14 @@ pub struct JetstreamSettings {
     pub replicas: Option<usize>,
     /// Whether the servers run with `sync_interval: always`, so that they write to the disk before
     /// they answer; without it, `durable` topics are refused
-    #[arg(long = "jetstream-synced", id = "engine.jetstream.synced")]
+    #[arg(
+        long = "jetstream-synced",
+        id = "engine.jetstream.synced",
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
     pub synced: bool,
     /// User, together with the file of the password
     #[arg(
