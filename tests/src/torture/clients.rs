@@ -464,7 +464,8 @@ fn id_of(message: &Message) -> &str {
 }
 
 fn look(shared: &Shared, client: &Client, pipeline: &Pipeline) -> Result<()> {
-    let path = format!("/v1/processors/{}", pipeline.processor);
+    // What one host knows never goes back. What it adds up may: a host that dies takes with it what only it knew.
+    let path = format!("/v1/processors/{}?hosts=this", pipeline.processor);
     let status = client.get(&path)?.ok()?;
     let partitions = status["partitions"].as_array().context("no partitions")?;
     for at in partitions {

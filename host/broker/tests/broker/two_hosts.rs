@@ -56,7 +56,7 @@ where
 
 /// Waits until the condition holds.
 pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
-    for _ in 0..5_000 {
+    for _ in 0..30_000 {
         if is_so().await {
             return;
         }
