@@ -312,7 +312,10 @@ fn each_host_shows_what_all_count_and_names_the_one_that_is_silent() -> Result<(
         let client = host.client();
         wait_for("every call is counted", || {
             let shown = client.get("/v1/processors/worker")?.ok()?;
-            ensure!(shown["partial"].is_null(), "nobody is missing: {shown}");
+            if !shown["partial"].is_null() {
+                // On a busy machine an answer can be late.
+                return Ok(None);
+            }
             let messages = |side: &str| shown["canary_status"][side]["messages"].as_u64();
             let [canary, current] = ["canary", "current"].map(|side| messages(side).unwrap_or(0));
             ensure!(canary + current <= 240, "none is counted twice: {shown}");
