@@ -88,8 +88,8 @@ impl JetstreamEngine {
         });
         let refused = |error: Trouble| OpenError::Refused(error.to_string());
         let loaded = patiently(&store, async || feed::load(&store).await).await;
-        loaded.map_err(refused)?;
-        let feed = tokio::spawn(feed::run(Arc::clone(&store)));
+        let as_of = loaded.map_err(refused)?;
+        let feed = tokio::spawn(feed::run(Arc::clone(&store), as_of));
         let (stop, stopped) = watch::channel(false);
         // Joins the others, and hears of everything that is there.
         let begun = patiently(&store, async || store.say_and_hear().await).await;
@@ -134,12 +134,16 @@ impl JetstreamEngine {
 }
 
 /// Tries until it can be done.
-async fn patiently(
+async fn patiently<T>(
     store: &Store,
-    what: impl AsyncFn() -> Result<(), Trouble>,
-) -> Result<(), Trouble> {
+    what: impl AsyncFn() -> Result<T, Trouble>,
+) -> Result<T, Trouble> {
     let started = store.clock.monotonic();
-    while let Err(error) = what().await {
+    loop {
+        let error = match what().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
         let passed = store.clock.monotonic().saturating_sub(started);
         if passed > OPEN_DURATION_MAX {
             return Err(error);
@@ -147,7 +151,6 @@ async fn patiently(
         tracing::warn!(%error, "the stream does not answer yet; it is tried again");
         tokio::time::sleep(OPEN_INTERVAL).await;
     }
-    Ok(())
 }
 
 /// Approximately the bytes of a transaction on its way.

@@ -62,13 +62,17 @@ impl Arrived {
     }
 }
 
-/// Reads all cells, and begins at the newest counts.
-pub(crate) async fn load(store: &Store) -> Result<(), Trouble> {
-    let loaded = tokio::time::timeout(LOAD_DURATION_MAX, load_cells(store)).await;
-    loaded.map_err(|_| Trouble::unavailable("the stream's cells are not answered"))?
+/// Reads all cells, and begins at the newest counts. Returns a time, by the monotonic clock, as of which this host knows everything.
+pub(crate) async fn load(store: &Store) -> Result<Duration, Trouble> {
+    let as_of = store.clock.monotonic();
+    let said = store.say().await?;
+    let loaded = tokio::time::timeout(LOAD_DURATION_MAX, load_cells(store, said)).await;
+    loaded.map_err(|_| Trouble::unavailable("the stream's cells are not answered"))??;
+    Ok(as_of)
 }
 
-async fn load_cells(store: &Store) -> Result<(), Trouble> {
+/// `said` is the sequence of what this host has just said: whoever knows that knows all that was there before.
+pub(crate) async fn load_cells(store: &Store, said: u64) -> Result<(), Trouble> {
     let cells = store.stream.create_consumer(push::OrderedConfig {
         deliver_subject: store.client.new_inbox(),
         filter_subject: store.subjects.cells(),
@@ -100,6 +104,11 @@ async fn load_cells(store: &Store) -> Result<(), Trouble> {
         }
     }
     drop(messages);
+    // Any server may answer, and one that was away is behind: it has old counts, and what they do not count may be gone.
+    let is_own = |next: &Arrived| next.place == Place::Host(store.me) && next.seq >= said;
+    if !arrived.iter().any(is_own) {
+        return Err(Trouble::unavailable("the server that was asked is behind"));
+    }
     let counts = counts_of(&mut parts)?;
     tracing::debug!(
         as_of = counts.as_of(),
@@ -142,19 +151,20 @@ fn applying(store: &Store, is_loading: bool) -> Applying<'_> {
     }
 }
 
-/// Follows the stream for good.
-pub(crate) async fn run(store: Arc<Store>) {
-    let mut heard_at = store.clock.monotonic();
+/// Follows the stream for good, from what was [loaded](load).
+pub(crate) async fn run(store: Arc<Store>, as_of: Duration) {
+    let mut heard_at = as_of;
     loop {
         match follow(&store, &mut heard_at).await {
             Ok(()) => {
                 tracing::warn!(
                     "this host was behind for so long that it reads its place in the stream anew"
                 );
-                if let Err(error) = load(&store).await {
-                    tracing::warn!(%error, "the stream cannot be read; it is tried again");
-                } else {
-                    heard_at = store.clock.monotonic();
+                match load(&store).await {
+                    Ok(as_of) => heard_at = as_of,
+                    Err(error) => {
+                        tracing::warn!(%error, "the stream cannot be read; it is tried again");
+                    }
                 }
             }
             Err(error) => {
@@ -165,7 +175,8 @@ pub(crate) async fn run(store: Arc<Store>) {
     }
 }
 
-/// Follows until this host must begin anew. `heard_at` is when it last heard itself: until then it was not behind.
+/// Follows until this host must begin anew. `heard_at` is a time as of which it has heard everything: when it said what it last heard of
+/// itself. When it hears that says nothing, because the server that it follows may be behind.
 async fn follow(store: &Arc<Store>, heard_at: &mut Duration) -> Result<(), Trouble> {
     let position = store.mirror.heard.read().position;
     let all = store.stream.create_consumer(push::OrderedConfig {
@@ -205,8 +216,10 @@ async fn follow(store: &Arc<Store>, heard_at: &mut Duration) -> Result<(), Troub
             // Some of what it has not counted may be gone.
             return Ok(());
         }
-        if next.place == Place::Host(store.me) {
-            *heard_at = now;
+        if next.place == Place::Host(store.me)
+            && let Some(said_ms) = next.note.number(1)
+        {
+            *heard_at = Duration::from_millis(said_ms).max(*heard_at);
         }
         let is_other = together
             .last()

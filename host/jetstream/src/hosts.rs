@@ -35,11 +35,12 @@ impl Reached {
 }
 
 impl Store {
-    /// Says that this host lives.
+    /// Says that this host lives: its address, and for itself when it said so, by its monotonic clock in milliseconds.
     pub(crate) async fn say(&self) -> Result<u64, Trouble> {
         let subject = self.subjects.host(self.me);
         let address = word(&self.options.address);
-        let mut put = Put::cell(subject, None, Vec::new()).noted(address);
+        let now_ms = self.clock.monotonic().as_millis();
+        let mut put = Put::cell(subject, None, Vec::new()).noted(format!("{address} {now_ms}"));
         put.ttl_s = Some(self.options.dead_after.as_secs().max(1) * 3);
         atomic::publish(&self.client, &[put], random).await
     }

@@ -552,10 +552,10 @@ impl Heard {
 
 impl Known {
     pub(crate) fn ends(&self) -> Ends {
-        Ends {
-            start: self.start,
-            end: *self.end.borrow(),
-        }
+        let end = *self.end.borrow();
+        // The start is a cell and may be known before what was counted up to it.
+        let start = self.start.min(end);
+        Ends { start, end }
     }
 
     /// Ends never go back.

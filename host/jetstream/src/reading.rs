@@ -36,6 +36,7 @@ impl Store {
         from: Offset,
         bytes_max: usize,
     ) -> Result<Vec<RecordBatch>, ReadError> {
+        self.check_counts()?;
         let mut ends = self.mirror.ends(partition)?;
         if from < ends.start {
             let (requested, start) = (from, ends.start);
@@ -321,6 +322,7 @@ impl Store {
         from: Offset,
         to: Offset,
     ) -> Result<u64, ReadError> {
+        self.check_counts()?;
         self.fill_index(partition).await?;
         let (blocks, ends) = {
             let heard = self.mirror.heard.read();
@@ -363,6 +365,7 @@ impl Store {
         partition: TopicPartition,
         at: Timestamp,
     ) -> Result<Option<Offset>, ReadError> {
+        self.check_counts()?;
         self.fill_index(partition).await?;
         let (blocks, ends) = {
             let heard = self.mirror.heard.read();

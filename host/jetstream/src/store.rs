@@ -90,9 +90,14 @@ impl Store {
         if self.is_closed.load(Ordering::Acquire) {
             return Err(CommitError::Closed);
         }
+        Ok(self.check_counts()?)
+    }
+
+    /// Whether the offsets that this host knows are those that the others know.
+    pub(crate) fn check_counts(&self) -> Result<(), Trouble> {
         match self.is_wrong.load(Ordering::Acquire) {
-            true => Err(CommitError::Unavailable(
-                "this host counts the messages of the stream otherwise than another host: restart it, and look for damage with `nats stream info`".into(),
+            true => Err(Trouble::unavailable(
+                "this host counts the messages of the stream otherwise than another host: restart it, and look for damage with `nats stream info`",
             )),
             false => Ok(()),
         }

@@ -308,3 +308,40 @@ async fn a_host_that_has_just_been_opened_is_healthy() {
     engine.health().await.expect("it has reached the servers");
     engine.close().await;
 }
+
+/// A server that was away has old counts, and some of what they do not count may have been removed meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_does_not_begin_with_what_a_server_knows_that_is_behind() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(options(directory.path())).await;
+    let said = engine.store.say().await.expect("said");
+    let loaded = crate::feed::load_cells(&engine.store, said).await;
+    loaded.expect("the server has what it acknowledged");
+    let behind = crate::feed::load_cells(&engine.store, said + 1_000_000).await;
+    let behind = behind.expect_err("it has not heard this host's last word");
+    assert!(behind.to_string().contains("behind"), "{behind}");
+    engine.close().await;
+}
+
+/// It would give messages the offsets of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_counts_otherwise_than_another_reads_nothing_and_commits_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(options(directory.path())).await;
+    let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    send(&*engine, at, 0..3, 10).await;
+    let is_wrong = &engine.store.is_wrong;
+    is_wrong.store(true, std::sync::atomic::Ordering::SeqCst);
+    let read = engine.read(at, Offset(0), 1000).await.err();
+    let counted = engine.count(at, Offset(0), Offset(3)).await.err();
+    let found = engine.offset_at(at, Timestamp(0)).await.err();
+    for refused in [read, counted, found] {
+        let refused = refused.map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains("restart it"), "{refused}");
+    }
+    let refused = engine.commit(produce(at, 4, 10)).await;
+    assert!(matches!(refused, Err(CommitError::Unavailable(_))));
+    assert!(engine.health().await.is_err());
+    engine.close().await;
+}
