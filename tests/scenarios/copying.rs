@@ -254,6 +254,14 @@ impl Stores {
         Ok(self.database.sql(&ends)?.parse()?)
     }
 
+    /// As long as a server is new, whoever was on it counts as being there: nobody could have come back yet. So does a copy that was killed.
+    fn wait_until_it_has_run_for_long(&self) -> Result<()> {
+        let old = "select pg_postmaster_start_time() < clock_timestamp() - interval '11 s'";
+        wait_for("the server to have run for long", || {
+            Ok((self.database.sql(old)? == "t").then_some(()))
+        })
+    }
+
     /// A copy that was killed in the middle; returns its schema.
     fn half_a_copy(&self, from: &str, whole: u64) -> Result<String> {
         for attempt in 0..TRIES_MAX {
@@ -269,6 +277,7 @@ impl Stores {
             child.wait()?;
             let reached = self.reached(&schema)?;
             if reached > 0 && reached < whole {
+                self.wait_until_it_has_run_for_long()?;
                 return Ok(schema);
             }
         }
