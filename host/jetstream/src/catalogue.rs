@@ -176,7 +176,9 @@ impl Store {
                 return Err(TrimError::PastEnd { requested, end });
             }
             if before <= ends.start {
-                return Ok(ends.start);
+                // Another host may have moved it further.
+                self.sync().await?;
+                return Ok(self.mirror.ends(partition).map_err(unread)?.start);
             }
             let seq = {
                 let heard = self.mirror.heard.read();

@@ -285,7 +285,8 @@ impl Worker {
         let mut window = self.outside.window.lock();
         *window = Standing {
             state,
-            next: Some(progress.next),
+            // What is not committed may be read again, by a successor too, and what is shown must not go back.
+            next: Some(self.hold.committed()),
             parked: progress.parked.len(),
             progress: Arc::clone(progress),
             revision: progress.revision,

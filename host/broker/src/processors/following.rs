@@ -136,6 +136,7 @@ impl Processors {
         self.inner.heard.forget(name);
         self.inner.supervisor.stop(name).await;
         self.inner.catalogue.unlearn(name);
+        self.inner.last_shown.forget(name);
         none_waiting(name);
         self.inner.modules.forget_logs(name);
     }

@@ -15,7 +15,7 @@ use crate::hosts::base::Base;
 use crate::hosts::living::Hosts;
 use crate::messages::handle::Messages;
 use crate::processors::heard::Heard;
-use crate::processors::status::LastRead;
+use crate::processors::status::LastShown;
 
 /// Redrives dead letters that are due because a revision was rolled back. Implemented by the part
 /// that owns dead letters, which depends on this one and cannot be called directly.
@@ -47,8 +47,8 @@ pub(crate) struct Inner {
     /// writing, and so waits for all changes.
     pub(super) changes_under_way: RwLock<()>,
     sends_again: OnceLock<Weak<dyn SendsAgain>>,
-    /// The progress that was last read for a status.
-    pub(super) last_read: LastRead,
+    /// The most that was shown of progress.
+    pub(super) last_shown: LastShown,
     /// What this host has heard of and not started yet.
     pub(super) heard: Arc<Heard>,
 }
@@ -78,7 +78,7 @@ impl Processors {
             messages,
             changes_under_way: RwLock::default(),
             sends_again: OnceLock::new(),
-            last_read: LastRead::default(),
+            last_shown: LastShown::default(),
             heard: Arc::default(),
         }))
     }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use millrace_engine::Ends;
 use millrace_model::{
     Offset, PartitionId, Processor, ProcessorName, Progress, Timestamp, Topic, TopicName,
     TopicPartition,
@@ -91,26 +92,53 @@ pub struct PartitionStatus {
     pub calling_ms: Option<u64>,
 }
 
-/// The progress of each partition that was last read for a status; a partition of a processor has one entry.
+/// The most that was known of each partition when a status was made; a partition of a processor has one entry. What is shown never goes
+/// back, whichever of several readers is faster, and whether the store answers.
 #[derive(Default)]
-pub(super) struct LastRead(Mutex<HashMap<ProcessorName, ByPartition>>);
+pub(super) struct LastShown(Mutex<HashMap<ProcessorName, ByPartition>>);
 
-type ByPartition = HashMap<TopicPartition, Arc<Progress>>;
+type ByPartition = HashMap<TopicPartition, Shown>;
 
-impl LastRead {
-    fn of(&self, name: &ProcessorName, partition: TopicPartition) -> Option<Arc<Progress>> {
+/// How far a processor is in a partition.
+#[derive(Clone)]
+struct Shown {
+    /// Where it goes on, as committed.
+    next: Offset,
+    progress: Arc<Progress>,
+}
+
+/// What is known of a processor's progress in a partition.
+enum Known {
+    At(Shown),
+    NotBegun,
+    /// The store does not answer, and this host has never shown it.
+    Unknown,
+}
+
+impl LastShown {
+    fn of(&self, name: &ProcessorName, partition: TopicPartition) -> Option<Shown> {
         self.0.lock().get(name)?.get(&partition).cloned()
     }
 
-    fn note(&self, name: &ProcessorName, partition: TopicPartition, read: &Arc<Progress>) {
+    /// The larger of what is known now and what was shown.
+    fn raise(&self, name: &ProcessorName, partition: TopicPartition, now: Shown) -> Shown {
         let mut all = self.0.lock();
         let of_processor = all.entry(name.clone()).or_default();
-        of_processor.insert(partition, Arc::clone(read));
+        let shown = of_processor.entry(partition).or_insert_with(|| now.clone());
+        if now.next >= shown.next {
+            *shown = now;
+        }
+        shown.clone()
     }
 
     /// Keeps only those of processors that exist.
     fn keep(&self, exists: impl Fn(&ProcessorName) -> bool) {
         self.0.lock().retain(|name, _| exists(name));
+    }
+
+    /// Another of that name may come, and begins anew.
+    pub(super) fn forget(&self, name: &ProcessorName) {
+        self.0.lock().remove(name);
     }
 }
 
@@ -125,7 +153,7 @@ impl Processors {
             .cloned()
             .collect();
         let is_there = |name: &ProcessorName| self.inner.catalogue.deployed(name).is_some();
-        self.inner.last_read.keep(is_there);
+        self.inner.last_shown.keep(is_there);
         let topics = self.inner.catalogue.topics();
         let mut statuses = Vec::with_capacity(deployed.len());
         for deployed in deployed {
@@ -209,7 +237,7 @@ impl Processors {
         for processor in self.inner.catalogue.processor_names() {
             for (input, standing) in self.inner.supervisor.standings(&processor) {
                 if let Some(next) = standing.next.filter(|_| standing.state.is_here()) {
-                    let end = self.end_of(&input);
+                    let end = self.ends_of(&input).end;
                     lags.push(Lag {
                         processor: processor.clone(),
                         topic: input.topic.spec.name.clone(),
@@ -222,11 +250,14 @@ impl Processors {
         lags
     }
 
-    /// The current end of a worker's input.
-    fn end_of(&self, input: &Input) -> Offset {
-        let end = self.inner.catalogue.ends(&input.topic, input.partition);
-        let end = end.unwrap_or_default().end;
-        input.range.map_or(end, |(_, range_end)| range_end.min(end))
+    /// The current start and end of a worker's input.
+    fn ends_of(&self, input: &Input) -> Ends {
+        let ends = self.inner.catalogue.ends(&input.topic, input.partition);
+        let ends = ends.unwrap_or_default();
+        input.range.map_or(ends, |(first, end)| Ends {
+            start: first,
+            end: end.min(ends.end),
+        })
     }
 
     async fn lag(&self, topic: &Topic, partition: PartitionId, next: Offset, end: Offset) -> u64 {
@@ -244,7 +275,7 @@ impl Processors {
         let mut shown = Vec::new();
         let this = self.inner.hosts.this_among_others();
         for (input, standing) in self.inner.supervisor.standings(name) {
-            let end = self.end_of(&input);
+            let Ends { start, end } = self.ends_of(&input);
             // An empty redrive topic is not shown.
             if input.is_redriven() && end == Offset::default() {
                 continue;
@@ -260,29 +291,37 @@ impl Processors {
             let calling = standing
                 .calling
                 .map(|since| monotonic.saturating_sub(since));
+            let Some(partition) = input.topic.partition(input.partition) else {
+                continue;
+            };
             // A worker that waits for the store to begin again knows only how far it once was.
-            let partition = input.topic.partition(input.partition);
-            let read = partition.and_then(|at| self.inner.last_read.of(name, at));
-            let read = read.map(|read| read.next);
-            let is_known = |next: &Offset| standing.state.is_here() && read <= Some(*next);
+            let shown_before = self.inner.last_shown.of(name, partition);
+            let shown_before = shown_before.map(|shown| shown.next);
+            let is_known = |next: &Offset| standing.state.is_here() && shown_before <= Some(*next);
             let Some(next) = standing.next.filter(is_known) else {
                 // A new worker's position is at least its predecessor's. For a worker on another
                 // host, committed progress is shown.
-                if let Some(partition) = partition {
-                    let reads = (input.range, input.first);
-                    let known = standing.next.map(|_| standing.progress);
-                    let progress = self.read_progress(name, partition, known).await;
-                    let status = self.committed(&input.topic, partition, progress, state, reads);
-                    shown.push(PartitionStatus {
-                        host,
-                        ..status.await
-                    });
-                }
+                let reads = (input.range, input.first);
+                let known = standing.next.map(|next| Shown {
+                    next,
+                    progress: standing.progress,
+                });
+                let known = self.read_progress(name, partition, known).await;
+                let status = self.committed(&input.topic, partition, known, state, reads);
+                shown.extend(
+                    status
+                        .await
+                        .map(|status| PartitionStatus { host, ..status }),
+                );
                 continue;
             };
-            if let Some(at) = partition {
-                self.inner.last_read.note(name, at, &standing.progress);
-            }
+            let now = Shown {
+                next,
+                progress: Arc::clone(&standing.progress),
+            };
+            let next = self.inner.last_shown.raise(name, partition, now).next;
+            // What is not kept any more it passes over.
+            let next = next.max(start);
             // It may have read what this host has not heard of otherwise.
             let end = end.max(next);
             shown.push(PartitionStatus {
@@ -327,60 +366,74 @@ impl Processors {
                 };
                 let name = &processor.name;
                 let reads = (range, processor.start_in(topic.id, partition.partition));
-                let progress = self.read_progress(name, partition, None).await;
-                let status = self.committed(&topic, partition, progress, state.clone(), reads);
-                partitions.push(PartitionStatus {
-                    host: self.inner.hosts.wanted_at(&name.group(), partition),
-                    ..status.await
-                });
+                let known = self.read_progress(name, partition, None).await;
+                let status = self.committed(&topic, partition, known, state.clone(), reads);
+                let host = self.inner.hosts.wanted_at(&name.group(), partition);
+                partitions.extend(
+                    status
+                        .await
+                        .map(|status| PartitionStatus { host, ..status }),
+                );
             }
         }
         partitions
     }
 
-    /// A processor's committed progress in a partition. If the store does not answer, the most that is known: what was read last, or what
+    /// A processor's committed progress in a partition. If the store does not answer, the most that is known: what was shown last, or what
     /// this host's worker knew.
     async fn read_progress(
         &self,
         name: &ProcessorName,
         partition: TopicPartition,
-        known: Option<Arc<Progress>>,
-    ) -> Option<Arc<Progress>> {
-        let (engine, last_read) = (&self.inner.engine, &self.inner.last_read);
+        known: Option<Shown>,
+    ) -> Known {
+        let (engine, last) = (&self.inner.engine, &self.inner.last_shown);
+        let mut read = None;
+        let mut is_read = false;
         if engine.health().await.is_ok()
             && let Ok(progress) = engine.progress(&name.group(), partition).await
         {
-            let progress = Arc::new(progress.unwrap_or_default());
-            last_read.note(name, partition, &progress);
-            return Some(progress);
+            is_read = true;
+            read = progress.map(|progress| Shown {
+                next: progress.next,
+                progress: Arc::new(progress),
+            });
         }
-        let last = [last_read.of(name, partition), known].into_iter().flatten();
-        last.max_by_key(|last| last.next)
+        let most = [last.of(name, partition), known, read];
+        let most = most.into_iter().flatten().max_by_key(|shown| shown.next);
+        match most {
+            Some(most) => Known::At(last.raise(name, partition, most)),
+            None if is_read => Known::NotBegun,
+            None => Known::Unknown,
+        }
     }
 
-    /// A processor's status in one partition by its committed progress. The processor reads this range, or
+    /// A processor's status in one partition by its committed progress; `None` if that is not known. The processor reads this range, or
     /// everything from an offset on.
     async fn committed(
         &self,
         topic: &Topic,
         partition: TopicPartition,
-        progress: Option<Arc<Progress>>,
+        known: Known,
         state: String,
         (range, first): (Option<(Offset, Offset)>, Option<Offset>),
-    ) -> PartitionStatus {
-        let engine = &self.inner.engine;
-        let mut ends = engine.ends(partition).unwrap_or_default();
+    ) -> Option<PartitionStatus> {
+        let mut ends = self.inner.engine.ends(partition).ok()?;
         if let Some((first, end)) = range {
             (ends.start, ends.end) = (first, end.min(ends.end));
         }
-        let progress = progress.unwrap_or_default();
-        // One that has not begun will begin there.
-        let next = match *progress == Progress::default() {
-            true => first.map_or(ends.start, |first| first.max(ends.start)),
-            false => progress.next,
+        let (next, progress) = match known {
+            // What was not kept it will pass over.
+            Known::At(shown) => (shown.next.max(ends.start), shown.progress),
+            // It will begin there.
+            Known::NotBegun => {
+                let next = first.map_or(ends.start, |first| first.max(ends.start));
+                (next, Arc::default())
+            }
+            Known::Unknown => return None,
         };
         let end = ends.end.max(next);
-        PartitionStatus {
+        Some(PartitionStatus {
             topic: topic.spec.name.clone(),
             partition: partition.partition,
             next,
@@ -392,6 +445,35 @@ impl Processors {
             host: None,
             waiting_until: None,
             calling_ms: None,
-        }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_model::TopicId;
+
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_progress_never_goes_back_until_its_processor_is_deleted() {
+        let last = LastShown::default();
+        let name: ProcessorName = "count".parse().expect("a name");
+        let partition = TopicPartition {
+            topic: TopicId(1),
+            partition: PartitionId(0),
+        };
+        let shown = |next| {
+            let now = Shown {
+                next: Offset(next),
+                progress: Arc::default(),
+            };
+            last.raise(&name, partition, now).next.0
+        };
+        assert_eq!([5, 3, 5, 8, 7].map(shown), [5, 5, 5, 8, 8]);
+        last.keep(|known| *known == name);
+        assert_eq!(shown(6), 8);
+        last.forget(&name);
+        assert_eq!(shown(6), 6);
     }
 }

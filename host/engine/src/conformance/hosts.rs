@@ -303,6 +303,9 @@ pub async fn a_partition_never_starts_after_its_end(hosts: TwoHosts) {
         produce(&*hosts.one, partition, &["a", "b"]).await;
         let trimmed = hosts.other.trim(partition, end(&*hosts.one, partition));
         let start = trimmed.await.expect("trimmed");
+        let nothing = hosts.one.trim(partition, Offset::default());
+        let told = nothing.await.expect("nothing is trimmed");
+        assert_eq!(told, start, "the one has not heard of it");
         let ends = hosts.other.ends(partition).expect("it is known");
         assert_eq!(ends.start, start);
         assert!(ends.start <= ends.end, "{ends:?}");

@@ -9,7 +9,7 @@ use millrace_engine::{
     CommitError, Engine, EntryKind, Expectation, HostInfo, Lease, ProgressWrite, ReadError,
     Transaction,
 };
-use millrace_model::{Processor, Progress, SteadyClock, TopicPartition};
+use millrace_model::{Offset, Processor, Progress, SteadyClock, TopicPartition};
 use tokio::sync::watch;
 
 use super::waiting::Outside;
@@ -165,6 +165,8 @@ pub(super) struct Hold {
     beginning: Option<Expectation>,
     /// The stored progress. A commit contains the changes to it.
     stored: Arc<Progress>,
+    /// Where a successor would begin: what was passed over since is committed with what comes next.
+    committed: Offset,
 }
 
 impl Hold {
@@ -186,7 +188,13 @@ impl Hold {
         self.share.commit(transaction).await?;
         self.beginning = None;
         self.stored = Arc::clone(progress);
+        self.committed = progress.next;
         Ok(())
+    }
+
+    /// Where a successor would begin.
+    pub(super) fn committed(&self) -> Offset {
+        self.committed
     }
 
     /// Why the worker must leave; `None` if it may stay.
@@ -338,6 +346,7 @@ impl Worker {
                 origin,
                 beginning,
                 stored,
+                committed: progress.next,
             },
             outside: Outside {
                 commands: commands.clone(),

@@ -193,6 +193,10 @@ impl Worker {
         if passes || self.plan.suspects.end_at(next) {
             return Ok(Step::Done);
         }
+        if self.hold.committed() != next {
+            // Nothing comes that could commit it.
+            self.keep(Progress::clone(&self.ledger.progress)).await?;
+        }
         self.plan.join();
         self.source.rest();
         if probe.is_none() {
