@@ -10,19 +10,19 @@ use millrace_model::{
 };
 
 use crate::atomic::{self, BATCH_PUTS_MAX, GONE, Put};
-use crate::cells::{decode_named, encode_named};
+use crate::cells::{Known, decode_named, encode_named, last_id};
 use crate::mirror::Heard;
 use crate::store::{Store, random};
 use crate::trouble::Trouble;
 
 /// How often a change is decided again because others changed the same.
-const TRIES_MAX: u32 = 100;
+pub(crate) const TRIES_MAX: u32 = 100;
 /// Bytes of one message of a module.
 const MODULE_PART_BYTES_MAX: usize = 512 << 10;
 
 impl Store {
     /// Decides and writes a change until nobody comes between. A refusal is decided a second time, on all that is in the stream.
-    async fn change<T, E: From<CommitError> + From<Trouble>>(
+    pub(crate) async fn change<T, E: From<CommitError> + From<Trouble>>(
         &self,
         expects: &[Expectation],
         decide: impl Fn(&Heard) -> Result<(T, Vec<Put>), E>,
@@ -68,14 +68,23 @@ impl Store {
         }
     }
 
-    fn topics_put(&self, heard: &Heard) -> Put {
+    pub(crate) fn topics_put(&self, heard: &Heard) -> Put {
         Put::cell(self.subjects.topics(), Some(heard.topics_seq), Bytes::new())
     }
 
-    fn topic_put(&self, topic: &Topic) -> Put {
+    pub(crate) fn topic_put(&self, topic: &Topic) -> Put {
         let spec = serde_json::to_vec(&topic.spec);
         let spec = spec.unwrap_or_else(|error| unreachable!("plain data: {error}"));
         Put::cell(self.subjects.topic(topic.id), None, spec)
+    }
+
+    /// Whether a topic can be as it is asked for.
+    pub(crate) fn check_spec(&self, spec: &TopicSpec) -> Result<(), TopicError> {
+        if spec.partitions == 0 || spec.partitions > TOPIC_PARTITIONS_MAX {
+            let (asked, max) = (spec.partitions, TOPIC_PARTITIONS_MAX);
+            return Err(TopicError::Partitions { asked, max });
+        }
+        Ok(self.check_durable(Some(spec.durability))?)
     }
 
     pub(crate) async fn create_topic(
@@ -83,11 +92,7 @@ impl Store {
         spec: TopicSpec,
         expects: Vec<Expectation>,
     ) -> Result<Topic, TopicError> {
-        if spec.partitions == 0 || spec.partitions > TOPIC_PARTITIONS_MAX {
-            let (asked, max) = (spec.partitions, TOPIC_PARTITIONS_MAX);
-            return Err(TopicError::Partitions { asked, max });
-        }
-        self.check_durable(Some(spec.durability))?;
+        self.check_spec(&spec)?;
         self.change::<_, TopicError>(&expects, |heard| {
             if heard.topics.contains_key(&spec.name) {
                 return Err(TopicError::Exists(spec.name.clone()));
@@ -257,12 +262,29 @@ impl Store {
         Ok(())
     }
 
-    /// A producer's id that nobody else has: the sequence of a message.
+    /// A producer's id that nobody else has: the sequence of a message, and what is added to all of them.
     async fn new_producer_id(&self) -> Result<i64, Trouble> {
-        let put = Put::cell(self.subjects.ids(), None, Bytes::new());
-        let seq = atomic::publish(&self.client, &[put], random).await?;
-        self.read_cell(&self.subjects.ids()).await?;
-        Ok(seq as i64)
+        let ids = self.subjects.ids();
+        let mut known = self.cells.get(&ids);
+        for _ in 0..TRIES_MAX {
+            let before = match known.take() {
+                Some(known) => known,
+                None => self.read_cell(&ids).await?,
+            };
+            let put = Put::cell(ids.clone(), Some(before.seq), before.body.clone());
+            match atomic::publish(&self.client, &[put], random).await {
+                Ok(seq) => {
+                    let body = before.body;
+                    let given = Known { seq, body };
+                    self.cells.put(&ids, given.clone());
+                    let id = last_id(&given).and_then(|id| i64::try_from(id).ok());
+                    return id.ok_or_else(|| Trouble::malformed("ids of producers"));
+                }
+                Err(Trouble::Moved) => {}
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Err(Trouble::Moved)
     }
 
     pub(crate) async fn init_producer(

@@ -200,6 +200,22 @@ pub(crate) fn decode_request(cell: &Known) -> Option<Request> {
     })
 }
 
+/// The last id given to a producer, by the cell of ids: its sequence, and what is added to all of them. `None` if it cannot be read.
+pub(crate) fn last_id(cell: &Known) -> Option<u64> {
+    let added = match cell.body.is_empty() {
+        true => 0,
+        false => Reader(&cell.body).number()?,
+    };
+    Some(cell.seq.saturating_add(added))
+}
+
+/// The body of the cell of ids.
+pub(crate) fn encode_added_ids(added: u64) -> Vec<u8> {
+    let mut out = Writer::default();
+    out.number(added);
+    out.done()
+}
+
 /// A named producer: by its name, and by its id.
 pub(crate) fn encode_named(name: &str, named: Named) -> Vec<u8> {
     let mut out = Writer::default();

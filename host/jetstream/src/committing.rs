@@ -15,8 +15,8 @@ use millrace_model::Offset;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::atomic::BATCH_PUTS_MAX;
-use crate::cells::{Known, PLACES};
+use crate::atomic::{BATCH_PUTS_MAX, Put};
+use crate::cells::{Known, PLACES, last_id};
 use crate::judging::{Decided, Judge, Needs, Writes};
 use crate::mirror::Passed;
 use crate::store::Store;
@@ -319,16 +319,8 @@ async fn commit(
             first_seq: 0,
             offsets: HashMap::new(),
         },
-        false if writes.puts.len() > BATCH_PUTS_MAX => {
-            let (bytes, max) = (writes.puts.len(), BATCH_PUTS_MAX);
-            let refused = CommitError::TooLarge { bytes, max };
-            return Ok(vec![Err(refused); transactions.len()]);
-        }
         false => {
-            let largest = writes.puts.iter().map(|put| put.body.len()).max();
-            let (bytes, max) = (largest.unwrap_or_default(), store.message_bytes_max());
-            if bytes > max {
-                let refused = CommitError::TooLarge { bytes, max };
+            if let Err(refused) = store.check_puts(&writes.puts) {
                 return Ok(vec![Err(refused); transactions.len()]);
             }
             let batches = std::mem::take(&mut writes.batches);
@@ -357,7 +349,7 @@ async fn commit(
 }
 
 /// The cells that are needed, and the last id given to a producer.
-async fn read(
+pub(crate) async fn read(
     store: &Store,
     needs: &Needs,
     reads_again: bool,
@@ -384,11 +376,12 @@ async fn read(
         Some(known) if !reads_again => known,
         _ => store.read_cell(&ids).await?,
     };
-    Ok((cells, known.seq))
+    let last = last_id(&known).ok_or_else(|| Trouble::malformed("ids of producers"))?;
+    Ok((cells, last))
 }
 
 /// The host knows what it has written.
-fn remember(store: &Store, writes: &Writes, passed: &Passed) {
+pub(crate) fn remember(store: &Store, writes: &Writes, passed: &Passed) {
     for (place, put) in writes.puts.iter().enumerate() {
         // Entries are known from the feed.
         if put.is_last && put.expected.is_some() && put.expected_of.is_none() {
@@ -435,6 +428,20 @@ async fn answer(
 }
 
 impl Store {
+    /// Whether the servers take so much in one step.
+    pub(crate) fn check_puts(&self, puts: &[Put]) -> Result<(), CommitError> {
+        if puts.len() > BATCH_PUTS_MAX {
+            let (bytes, max) = (puts.len(), BATCH_PUTS_MAX);
+            return Err(CommitError::TooLarge { bytes, max });
+        }
+        let largest = puts.iter().map(|put| put.body.len()).max();
+        let (bytes, max) = (largest.unwrap_or_default(), self.message_bytes_max());
+        match bytes > max {
+            true => Err(CommitError::TooLarge { bytes, max }),
+            false => Ok(()),
+        }
+    }
+
     /// A cell as the leader has it.
     pub(crate) async fn read_cell(&self, subject: &str) -> Result<Known, Trouble> {
         let known = match self.last(subject).await? {

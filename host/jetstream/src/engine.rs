@@ -12,8 +12,9 @@ use futures_util::TryStreamExt as _;
 use millrace_engine::room::Room;
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId, HostInfo, Limits,
-    ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version, Watch,
+    AdoptError, Adoption, CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId,
+    HostInfo, Limits, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError, Version,
+    Watch,
 };
 use millrace_model::{
     Clock, Digest, GroupName, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId,
@@ -399,6 +400,11 @@ impl Engine for JetstreamEngine {
 
     async fn hear(&self) -> Result<(), ReadError> {
         Ok(self.store.sync().await?)
+    }
+
+    async fn adopt(&self, adoption: Adoption) -> Result<(), AdoptError> {
+        self.store.check_open()?;
+        self.store.adopt(adoption).await
     }
 
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {

@@ -275,6 +275,15 @@ impl<'a> Judge<'a> {
         self.accept(transaction, next)
     }
 
+    /// Takes over batches as they are: their numbers are remembered and not judged.
+    pub(crate) fn adopt(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
+        self.check_appends(transaction)?;
+        for append in &transaction.appends {
+            self.append(append.partition, &append.batch);
+        }
+        Ok(())
+    }
+
     fn existing(&self, at: TopicPartition) -> Result<(), CommitError> {
         match self.store.mirror.exists(at) {
             true => Ok(()),
@@ -458,7 +467,7 @@ impl<'a> Judge<'a> {
                 Drafted::Piece(batch) => {
                     // It was placed at zero.
                     let (span, latest) = (batch.end_offset().0, batch.max_timestamp().0);
-                    let messages = batch.message_count();
+                    let messages = batch.messages_within(Offset::default(), batch.end_offset());
                     format!("{part} {parts} {span} {messages} {latest}")
                 }
                 Drafted::State(_) => format!("{part} {parts}"),

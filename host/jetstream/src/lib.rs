@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adopting;
 mod atomic;
 mod catalogue;
 mod cells;

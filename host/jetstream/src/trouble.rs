@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace_engine::{CommitError, ReadError, TopicError, TrimError};
+use millrace_engine::{AdoptError, CommitError, ReadError, TopicError, TrimError};
 
 /// Why a request failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -55,6 +55,12 @@ impl From<Trouble> for ReadError {
 }
 
 impl From<Trouble> for TopicError {
+    fn from(trouble: Trouble) -> Self {
+        Self::Commit(trouble.into())
+    }
+}
+
+impl From<Trouble> for AdoptError {
     fn from(trouble: Trouble) -> Self {
         Self::Commit(trouble.into())
     }

@@ -123,6 +123,8 @@ impl Fate for JetstreamEngine {
 millrace_engine::conformance_tests!(open_forgetful);
 millrace_engine::reopening_tests!(open);
 millrace_engine::two_hosts_tests!(open_two);
+millrace_engine::adopting_tests!(open_forgetful);
+millrace_engine::adopting_and_reopening_tests!(open);
 
 mod bounded {
     millrace_engine::bounds_tests!(super::open_bounded);

@@ -7,8 +7,8 @@ use super::{Copy, CopyError, READ_BYTES, shown};
 
 /// A transaction of the target has room for this besides its batches.
 const TRANSACTION_MARGIN_BYTES: usize = 64 << 10;
-/// Batches that are written at once.
-const BATCHES_MAX: usize = 1024;
+/// Batches that are written at once: an engine on NATS has at most 1,000 messages in a step, and some of them are for producers.
+const BATCHES_MAX: usize = 400;
 /// Approximate bytes of a batch besides its own.
 const BATCH_OVERHEAD_BYTES: usize = 128;
 
