@@ -47,7 +47,8 @@ impl FromRequestParts<Arc<App>> for Called {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Infallible> {
-        if is_about_catalogue(parts.uri.path()) {
+        let is_asked_by_another = is_of_this(parts.uri.query().unwrap_or_default());
+        if !is_asked_by_another && is_about_catalogue(parts.uri.path()) {
             app.broker.hear().await;
         }
         let mut caller = Caller::unnamed().named(&by_of(&parts.headers));
@@ -66,37 +67,74 @@ impl FromRequestParts<Arc<App>> for Called {
     }
 }
 
-/// Whether a request is about what exists; others send and read messages, and ask other hosts only for what they do not know.
+/// Whether a request asks only for what this host counts, as a host does that gathers what all count: it has asked for news itself.
+fn is_of_this(query: &str) -> bool {
+    query.split('&').any(|pair| pair == "hosts=this")
+}
+
+/// Whether a request is about what exists. Others send and read messages, and ask other hosts only for what they do not know. Names are
+/// whatever people choose, such as a topic `state`, so a word counts only at its place.
 fn is_about_catalogue(path: &str) -> bool {
-    const OF_MESSAGES: [&str; 4] = ["messages", "consumers", "state", "hosts"];
     let Some(path) = path.strip_prefix("/v1/") else {
         return false;
     };
-    !path.split('/').any(|part| OF_MESSAGES.contains(&part))
+    let parts: Vec<&str> = path.split('/').collect();
+    !matches!(
+        parts[..],
+        ["hosts" | "consumers", ..]
+            | ["topics", _, "messages" | "consumers", ..]
+            | ["topics", _, "partitions", _, "messages", ..]
+            | ["processors", _, "state", ..]
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_about_catalogue;
+    use super::*;
 
     #[test]
     fn requests_for_messages_do_not_wait_for_news_of_other_hosts() {
         for path in [
-            "/v1/processors/p",
-            "/v1/topics",
-            "/v1/modules/m",
-            "/v1/topics/t/trim",
-        ] {
-            assert!(is_about_catalogue(path), "{path}");
-        }
-        for path in [
             "/v1/topics/t/messages",
             "/v1/topics/t/partitions/0/messages",
+            "/v1/topics/t/consumers/c/commit",
+            "/v1/processors/p/state/key",
+            "/v1/hosts",
+            "/v1/consumers",
             "/metrics",
             "/health/live",
             "/hooks/v1/",
         ] {
             assert!(!is_about_catalogue(path), "{path}");
         }
+    }
+
+    #[test]
+    fn requests_for_what_exists_wait_whatever_its_name() {
+        for path in [
+            "/v1/processors/p",
+            "/v1/topics",
+            "/v1/modules/m",
+            "/v1/topics/t/trim",
+            "/v1/topics/state",
+            "/v1/topics/messages",
+            "/v1/topics/consumers/trim",
+            "/v1/processors/messages",
+            "/v1/processors/state/pause",
+            "/v1/processors/hosts",
+            "/v1/schedules/hosts/run",
+            "/v1/routes/orders/state",
+        ] {
+            assert!(is_about_catalogue(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_gathers_counts_is_answered_at_once() {
+        assert!(is_of_this("hosts=this"));
+        assert!(is_of_this("max=3&hosts=this"));
+        assert!(!is_of_this("hosts=all"));
+        assert!(!is_of_this("key=hosts=this"));
+        assert!(!is_of_this(""));
     }
 }
