@@ -105,8 +105,8 @@ fn without_password<S: serde::Serializer>(url: &str, serializer: S) -> Result<S:
 }
 
 /// An address as lists of settings show it: without its password, and without its parameters, which may have one too.
-fn shown(url: &str) -> String {
-    let url = url.split('?').next().unwrap_or_default();
+pub(crate) fn shown(address: &str) -> String {
+    let (url, parameters) = address.split_once('?').unwrap_or((address, ""));
     let Some((scheme, rest)) = url.split_once("://") else {
         return String::new();
     };
@@ -115,7 +115,21 @@ fn shown(url: &str) -> String {
             let user = user.split(':').next().unwrap_or_default();
             format!("{scheme}://{user}@{host}")
         }
+        // What looks like a host may be the user, and what follows a password with a question mark in it.
+        None if !rest.contains('/') && parameters.contains('@') => {
+            let user = rest.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}")
+        }
         None => format!("{scheme}://{rest}"),
+    }
+}
+
+/// A text that is not understood, in quotes. One that may have a password in it is not shown.
+pub(crate) fn quoted(text: &str) -> String {
+    let is_secret = text.contains(['@', '?', '=', '#']) || text.contains(char::is_whitespace);
+    match is_secret {
+        true => "this".to_owned(),
+        false => format!("{text:?}"),
     }
 }
 
@@ -354,7 +368,21 @@ fn warn_of_strangers(data_dir: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use super::shown;
+    use super::*;
+
+    #[test]
+    fn what_is_not_understood_is_quoted_only_if_it_can_have_no_password() {
+        assert_eq!(quoted("millrace-data"), "\"millrace-data\"");
+        for text in [
+            "nats://ada:s3cret@db",
+            "mysql://db/q?password=s3cret",
+            "host=db password=s3cret",
+            "postgres:// s3cret",
+            "s3cret#",
+        ] {
+            assert_eq!(quoted(text), "this");
+        }
+    }
 
     #[test]
     fn the_password_of_a_database_is_in_no_list() {
@@ -369,6 +397,9 @@ mod tests {
                 "postgres://ada@db/q?sslpassword=s3cret@x",
                 "postgres://ada@db/q",
             ),
+            ("postgres://ada:s3?cret@db/q", "postgres://ada"),
+            ("postgres://db:5432/q?a=b@c", "postgres://db:5432/q"),
+            ("http://ada:s3cret@db:8222", "http://ada@db:8222"),
             ("s3cret", ""),
             ("", ""),
         ] {

@@ -112,6 +112,7 @@ fn not_opened(error: PlaceError, flag: &str) -> Failure {
     let message = format!("{flag}: {error}");
     match &error {
         PlaceError::Unknown(_)
+        | PlaceError::Hash
         | PlaceError::Memory
         | PlaceError::Jetstream
         | PlaceError::Config(_) => Failure::usage(message),

@@ -70,7 +70,8 @@ pub(super) struct Args {
 pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
     if let Some(address) = &args.monitoring {
         let found = monitoring::examine(address, &args.stream)?;
-        return stores::report(address, &found, args.findings, as_json);
+        let store = crate::engine::shown(address);
+        return stores::report(&store, &found, args.findings, as_json);
     }
     let mut dir = args.dir.unwrap_or_else(|| Config::default().data_dir);
     if let Some(place) = dir.to_str().filter(|dir| Place::is_one(dir)) {

@@ -9,7 +9,7 @@ use millrace_local::{Cipher, LocalEngine, LocalOptions};
 use millrace_model::Clock;
 use millrace_postgres::{PostgresEngine, PostgresOptions};
 
-use super::{EngineKind, EngineSettings, NotOpened, PostgresSettings, shown};
+use super::{EngineKind, EngineSettings, NotOpened, PostgresSettings, quoted, shown};
 use crate::config::{Config, ConfigError, MemorySettings};
 
 /// What a place is like, for those who name none.
@@ -30,8 +30,10 @@ pub(crate) struct Place {
 /// Why a place cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlaceError {
-    #[error("{0:?} names no store; write {PLACES}")]
+    #[error("{0} names no store; write {PLACES}")]
     Unknown(String),
+    #[error("the address of the database cannot be read: a # in a password is written %23")]
+    Hash,
     #[error("the memory engine ends with its host, so there is nothing to name")]
     Memory,
     #[error(
@@ -51,7 +53,7 @@ pub(crate) enum PlaceError {
 impl Place {
     /// Reads a place, such as `local:millrace-data`.
     pub(crate) fn parse(text: &str) -> Result<Self, PlaceError> {
-        let unknown = || PlaceError::Unknown(without_password(text));
+        let unknown = || PlaceError::Unknown(quoted(text));
         let (kind, rest) = text.split_once(':').ok_or_else(unknown)?;
         let mut place = Self {
             settings: EngineSettings::default(),
@@ -63,7 +65,12 @@ impl Place {
             _ if rest.is_empty() => return Err(unknown()),
             "local" => place.data_dir = rest.into(),
             "postgres" | "postgresql" => {
-                let (url, schema) = match text.split_once('#') {
+                let (url, schema) = match text.rsplit_once('#') {
+                    Some((url, schema))
+                        if url.contains('#') || schema.contains(['@', ':', '/']) =>
+                    {
+                        return Err(PlaceError::Hash);
+                    }
                     Some((url, schema)) => (url, schema.to_owned()),
                     None => (text, PostgresSettings::default().schema),
                 };
@@ -197,14 +204,6 @@ impl Place {
     }
 }
 
-/// An address that is not understood may still have a password in it.
-fn without_password(text: &str) -> String {
-    match text.contains('@') || text.contains('?') {
-        true => shown(text),
-        false => text.to_owned(),
-    }
-}
-
 fn is_data_directory(dir: &Path) -> bool {
     dir.join("checkpoint.sqlite").exists()
 }
@@ -242,11 +241,29 @@ mod tests {
             "local:",
             "nats://ada:s3cret@db",
             "mysql://db/q?password=s3cret",
+            "host=db password=s3cret",
         ] {
             let told = name(text);
             assert!(told.contains("names no store; write local:DIR"), "{told}");
             assert!(!told.contains("s3cret"), "{told}");
         }
+    }
+
+    #[test]
+    fn a_hash_in_a_password_is_no_schema_and_is_not_shown() {
+        for text in [
+            "postgres://ada:s3#cret@db/q",
+            "postgres://ada:s3#cret@db/q#other",
+            "postgres://ada:s3#c:ret@db",
+        ] {
+            let told = name(text);
+            assert!(told.contains("a # in a password is written %23"), "{told}");
+            assert!(!told.contains("s3") && !told.contains("ret"), "{told}");
+        }
+        assert_eq!(
+            name("postgres://ada:s3%23cret@db/q"),
+            "postgres://ada@db/q#millrace"
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use millrace_engine::findings::{FINDINGS_OF_A_KIND_MAX, Finding, bytes};
 use serde_json::Value;
 
 use super::super::failure::{Exit, Failure};
+use crate::engine::{quoted, shown};
 
 /// The first version without the faults that a store on it would meet.
 const SERVER_VERSION_MIN: (u64, u64) = (2, 15);
@@ -31,10 +32,12 @@ pub(crate) fn examine(address: &str, stream: &str) -> Result<Vec<Finding>, Failu
     let address = address.trim_end_matches('/');
     if !address.starts_with("http://") && !address.starts_with("https://") {
         let failure = Failure::usage(format!(
-            "{address:?} is not the address of a monitoring port"
+            "{} is not the address of a monitoring port",
+            quoted(address)
         ));
         return Err(failure.with_hint("write it like http://127.0.0.1:8222"));
     }
+    let shown = shown(address);
     let agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(ANSWER_DURATION_MAX))
@@ -43,11 +46,22 @@ pub(crate) fn examine(address: &str, stream: &str) -> Result<Vec<Finding>, Failu
     let get = |path: &str| -> Result<Value, Failure> {
         let url = format!("{address}{path}");
         let silent = |why: String| {
-            Failure::new(Exit::Unreachable, "unreachable", format!("{url}: {why}"))
-                .with_hint("NATS answers there if its configuration has `http: \"127.0.0.1:8222\"`")
+            Failure::new(
+                Exit::Unreachable,
+                "unreachable",
+                format!("{shown}{path}: {why}"),
+            )
+            .with_hint("NATS answers there if its configuration has `http: \"127.0.0.1:8222\"`")
         };
         let answer = agent.get(&url).call();
-        let mut answer = answer.map_err(|error| silent(error.to_string()))?;
+        let answer = answer.map_err(|error| match error {
+            // Such an error quotes the address, and its password.
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
+                silent("the address cannot be read".to_owned())
+            }
+            error => silent(error.to_string()),
+        });
+        let mut answer = answer?;
         let body = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX);
         let body = body.read_to_vec();
         let body = body.map_err(|error| silent(error.to_string()))?;
@@ -55,7 +69,7 @@ pub(crate) fn examine(address: &str, stream: &str) -> Result<Vec<Finding>, Failu
     };
     let server = get("/varz")?;
     if server["server_id"].as_str().is_none() {
-        let message = format!("{address}/varz does not answer as NATS does");
+        let message = format!("{shown}/varz does not answer as NATS does");
         return Err(Failure::failed(message));
     }
     let store = get("/jsz?accounts=true&streams=true&config=true")?;
@@ -427,6 +441,19 @@ mod tests {
         }
         let absent = of_stream(&json!({}), "millrace");
         assert!(absent[0].meaning.contains("no such stream"));
+    }
+
+    #[test]
+    fn no_password_of_a_monitoring_port_is_shown() {
+        for address in [
+            "http://ada:s3cret@127.0.0.1:1",
+            "ada:s3cret@127.0.0.1:1",
+            "http://ada:s3 cret@127.0.0.1:1",
+        ] {
+            let failure = examine(address, "millrace").expect_err("nobody answers there");
+            let told = format!("{failure:?}");
+            assert!(!told.contains("s3") && !told.contains("cret"), "{told}");
+        }
     }
 
     #[test]
