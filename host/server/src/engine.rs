@@ -44,6 +44,10 @@ pub struct EngineSettings {
     /// in a stream of NATS JetStream [default: local]
     #[arg(long = "engine", id = "engine.kind", value_name = "ENGINE", value_enum)]
     pub kind: EngineKind,
+    /// Address at which other hosts on the same store, and clients, reach this host; empty if they
+    /// cannot [default: the HTTP door's]
+    #[arg(long = "advertise", id = "engine.advertise", value_name = "ADDRESS")]
+    pub advertise: Option<String>,
     /// The local engine.
     #[command(flatten)]
     pub local: LocalSettings,
@@ -55,7 +59,7 @@ pub struct EngineSettings {
     pub jetstream: JetstreamSettings,
 }
 
-/// `[engine.postgres]`: the database, and what this host tells the others on it.
+/// `[engine.postgres]`: the database, and how this host uses it.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostgresSettings {
@@ -78,14 +82,6 @@ pub struct PostgresSettings {
         value_name = "COUNT"
     )]
     pub connections_max: u32,
-    /// Address at which other hosts on the database, and clients, reach this host; empty if they
-    /// cannot [default: the HTTP door's]
-    #[arg(
-        long = "advertise",
-        id = "engine.postgres.advertise",
-        value_name = "ADDRESS"
-    )]
-    pub advertise: Option<String>,
 }
 
 impl Default for PostgresSettings {
@@ -95,7 +91,6 @@ impl Default for PostgresSettings {
             url: options.url,
             schema: options.schema,
             connections_max: options.connections_max,
-            advertise: None,
         }
     }
 }
@@ -137,8 +132,7 @@ impl EngineSettings {
     /// The address that other hosts get, if it is set and not empty; `ADDRESS:PORT` without more.
     pub(crate) fn advertised(&self) -> Option<&str> {
         let address = match self.kind {
-            EngineKind::Postgres => self.postgres.advertise.as_deref()?,
-            EngineKind::Jetstream => self.jetstream.advertise.as_deref()?,
+            EngineKind::Postgres | EngineKind::Jetstream => self.advertise.as_deref()?,
             EngineKind::Local | EngineKind::Memory => return None,
         };
         let bare = address.trim_start_matches("http://").trim_end_matches('/');
@@ -333,13 +327,13 @@ pub(crate) async fn open(
             Err(NotOpened::Encryption)
         }
         EngineKind::Postgres => {
-            let address = address_for_others(settings.postgres.advertise.as_ref(), door);
+            let address = address_for_others(settings.advertise.as_ref(), door);
             let options = settings.postgres.options(memory, address);
             // Boxed: it would make every future that starts a host large.
             Ok(Box::pin(PostgresEngine::open(options, clock.clone())).await?)
         }
         EngineKind::Jetstream => {
-            let address = address_for_others(settings.jetstream.advertise.as_ref(), door);
+            let address = address_for_others(settings.advertise.as_ref(), door);
             let options = settings.jetstream.options(memory, address);
             let options = options.map_err(NotOpened::Credentials)?;
             Ok(Box::pin(JetstreamEngine::open(options, clock.clone())).await?)
@@ -382,6 +376,20 @@ mod tests {
         ] {
             assert_eq!(quoted(text), "this");
         }
+    }
+
+    #[test]
+    fn the_address_for_others_is_that_of_every_engine_with_others() {
+        let of = |kind, advertise: &str| EngineSettings {
+            kind,
+            advertise: Some(advertise.to_owned()),
+            ..EngineSettings::default()
+        };
+        for kind in [EngineKind::Postgres, EngineKind::Jetstream] {
+            assert_eq!(of(kind, "http://a:1/").advertised(), Some("a:1"));
+            assert_eq!(of(kind, "").advertised(), None);
+        }
+        assert_eq!(of(EngineKind::Local, "a:1").advertised(), None);
     }
 
     #[test]

@@ -67,7 +67,7 @@ fn sample(path: &str) -> (&'static str, &'static str) {
         "modules.versions" => ("'monotonic'", "monotonic"),
         "modules.compile_cpu_seconds_max" => ("31", "31"),
         "engine.postgres.connections_max" => ("9", "9"),
-        "engine.postgres.url" | "engine.postgres.schema" | "engine.postgres.advertise" => {
+        "engine.advertise" | "engine.postgres.url" | "engine.postgres.schema" => {
             ("'somewhere'", "somewhere")
         }
         "engine.jetstream.urls" => ("['a', 'b']", "a,b"),

@@ -105,14 +105,6 @@ pub struct JetstreamSettings {
         value_name = "FILE"
     )]
     pub key_file: Option<PathBuf>,
-    /// Address at which other hosts on the stream, and clients, reach this host; empty if they
-    /// cannot [default: the HTTP door's]
-    #[arg(
-        long = "jetstream-advertise",
-        id = "engine.jetstream.advertise",
-        value_name = "ADDRESS"
-    )]
-    pub advertise: Option<String>,
 }
 
 impl Default for JetstreamSettings {
@@ -131,7 +123,6 @@ impl Default for JetstreamSettings {
             ca_file: None,
             certificate_file: None,
             key_file: None,
-            advertise: None,
         }
     }
 }
