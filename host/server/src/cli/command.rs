@@ -28,7 +28,7 @@ const LOCAL: [(&str, &str); 12] = [
     ),
     (
         "doctor",
-        "doctor reads a data directory; for a running host use `millrace status`",
+        "doctor reads a data directory, a database or a NATS server; for a running host use `millrace status`",
     ),
     (
         "restore",

@@ -19,7 +19,7 @@ use super::output::Output;
 use super::table::table;
 use crate::config::Config;
 use crate::encryption::encryption_keys;
-use crate::engine::place::Place;
+use crate::engine::place::{Place, PlaceError};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -35,10 +35,14 @@ Examples:
 
 No host may run on a directory meanwhile. The doctor reads every byte of every segment and changes nothing without --repair --yes. Even
 that removes nothing. Hosts may run on a database or a NATS server.
-Exit codes: 0 no damage and no faults, 1 some were found, or it could not be read, 3 no such store, 5 it cannot be reached, 6 a host is running on it.";
+Exit codes: 0 no damage and no faults, 1 some were found, or it could not be read, 2 usage, 3 no such store, 4 refused, 5 it cannot be reached, 6 a host is running on it.";
 
 /// Name of the stream of a store on NATS.
 const STREAM_DEFAULT: &str = "millrace";
+/// May name the file with the keys of a data directory.
+const KEY_FILE_VARIABLE: &str = "MILLRACE_ENCRYPTION_KEY_FILE";
+/// How a NATS server is examined.
+const MONITORING_HINT: &str = "use `millrace doctor --monitoring http://SERVER:8222`";
 
 /// Examine a data directory, a database or a NATS server
 #[derive(clap::Args)]
@@ -56,8 +60,10 @@ pub(super) struct Args {
     /// Do it
     #[arg(long, requires = "repair")]
     yes: bool,
-    /// The keys of an encrypted directory: journal and modules are then examined, too
-    #[arg(long, value_name = "FILE", env = "MILLRACE_ENCRYPTION_KEY_FILE")]
+    /// The keys of an encrypted directory: journal and modules are then examined, too [default: those
+    /// of MILLRACE_ENCRYPTION_KEY_FILE]
+    // Not `env` of clap: the variable is for whatever is examined, and forbids nothing.
+    #[arg(long, value_name = "FILE")]
     encryption_key_file: Option<PathBuf>,
     /// Examine the NATS server with this monitoring port instead
     #[arg(long, value_name = "URL", conflicts_with_all = ["repair", "encryption_key_file"])]
@@ -73,17 +79,29 @@ pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
         let store = crate::engine::shown(address);
         return stores::report(&store, &found, args.findings, as_json);
     }
-    let mut dir = args.dir.unwrap_or_else(|| Config::default().data_dir);
-    if let Some(place) = dir.to_str().filter(|dir| Place::is_one(dir)) {
-        let place = Place::parse(place).map_err(|error| Failure::usage(error.to_string()))?;
-        match (place.database_options(), place.directory()) {
-            (Some(options), _) => {
+    let mut dir = args.dir.clone();
+    let mut of_place = None;
+    if let Some(text) = args.dir.as_deref().and_then(Path::to_str) {
+        refuse_servers(text)?;
+        if Place::is_one(text) {
+            let place = Place::parse(text).map_err(not_a_place)?;
+            if let Some(options) = place.database_options() {
+                refuse_for_databases(&args)?;
                 return stores::database(&place, options, args.findings, as_json);
             }
-            (None, named) => dir = named.to_owned(),
+            dir = Some(place.directory().to_owned());
+            of_place = place.keys();
         }
     }
-    let keys = encryption_keys(args.encryption_key_file.as_deref())?;
+    let dir = dir.unwrap_or_else(|| Config::default().data_dir);
+    let variable = std::env::var_os(KEY_FILE_VARIABLE).filter(|file| !file.is_empty());
+    let file = args
+        .encryption_key_file
+        .or_else(|| variable.map(PathBuf::from));
+    let keys = match (&file, of_place) {
+        (None, Some(keys)) => Some(keys),
+        _ => encryption_keys(file.as_deref())?,
+    };
     if args.yes {
         return repair_now(&dir, keys, as_json);
     }
@@ -105,6 +123,43 @@ pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
     match report.worst() {
         Severity::Damage => Err(damaged(&report)),
         Severity::Ok | Severity::Note => Ok(()),
+    }
+}
+
+/// A server is no store that could be opened.
+fn refuse_servers(text: &str) -> Result<(), Failure> {
+    let is_server = ["nats://", "tls://", "ws://", "wss://"]
+        .into_iter()
+        .any(|scheme| text.starts_with(scheme));
+    match is_server {
+        true => Err(Failure::usage(
+            "a NATS server is examined by its monitoring port, not by its address for clients",
+        )
+        .with_hint(MONITORING_HINT)),
+        false => Ok(()),
+    }
+}
+
+fn not_a_place(error: PlaceError) -> Failure {
+    let is_on_nats = matches!(error, PlaceError::Jetstream);
+    let failure = Failure::usage(error.to_string());
+    match is_on_nats {
+        true => failure.with_hint(MONITORING_HINT),
+        false => failure,
+    }
+}
+
+fn refuse_for_databases(args: &Args) -> Result<(), Failure> {
+    let given = [
+        (args.repair, "--repair"),
+        (args.encryption_key_file.is_some(), "--encryption-key-file"),
+    ];
+    match given.into_iter().find(|(is_given, _)| *is_given) {
+        Some((_, flag)) => Err(Failure::usage(format!(
+            "{flag} is for data directories; the doctor only reads a database"
+        ))
+        .with_hint("leave it out; each finding says what to do")),
+        None => Ok(()),
     }
 }
 

@@ -140,7 +140,7 @@ enum Command {
     Host(hosts::Verb),
     /// Measure a running host
     Bench(bench::Args),
-    /// Examine a data directory, and repair it if asked to
+    /// Examine a data directory, a database or a NATS server, and repair a directory if asked to
     Doctor(doctor::Args),
     /// Back up a running host, or verify a backup
     Backup(backup::Args),

@@ -36,9 +36,7 @@ pub(crate) enum PlaceError {
     Hash,
     #[error("the memory engine ends with its host, so there is nothing to name")]
     Memory,
-    #[error(
-        "a store on JetStream cannot be copied or examined like this yet; to examine its servers, give --monitoring http://SERVER:8222"
-    )]
+    #[error("a store on JetStream cannot be opened without a host yet")]
     Jetstream,
     #[error("{} is no data directory of Millrace", .0.display())]
     NoDirectory(PathBuf),
@@ -113,6 +111,11 @@ impl Place {
     /// Its data directory, if it is one.
     pub(crate) fn directory(&self) -> &Path {
         &self.data_dir
+    }
+
+    /// The keys that were given for it.
+    pub(crate) fn keys(&self) -> Option<Arc<Cipher>> {
+        self.encryption.clone()
     }
 
     /// How its database is reached, if it is one.

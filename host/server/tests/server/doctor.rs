@@ -178,6 +178,42 @@ fn a_repair_is_only_told_until_it_is_meant_and_then_moves_what_makes_way() {
 }
 
 #[test]
+fn flags_of_data_directories_are_refused_where_they_would_do_nothing() {
+    let database = "postgres://ada:s3cret@127.0.0.1:1/queue";
+    for (store, flags, words) in [
+        (
+            database,
+            &["--repair", "--yes"][..],
+            "--repair is for data directories",
+        ),
+        (
+            database,
+            &["--encryption-key-file", "keys"],
+            "--encryption-key-file is for data directories",
+        ),
+        ("nats://127.0.0.1:4222", &[], "doctor --monitoring http://"),
+    ] {
+        let refused = millrace(&[&["doctor", store][..], flags].concat());
+        out(&refused, 2);
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert!(told.contains(words) && !told.contains("s3cret"), "{told}");
+    }
+    // A variable is for whatever is examined, and forbids nothing.
+    for arguments in [
+        &["doctor", "--monitoring", "http://ada:s3cret@127.0.0.1:1"][..],
+        &["doctor", database],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+        command.args(arguments);
+        command.env("MILLRACE_ENCRYPTION_KEY_FILE", "keys");
+        let silent = command.output().expect("the binary runs");
+        out(&silent, 5);
+        let told = String::from_utf8_lossy(&silent.stderr);
+        assert!(!told.contains("s3cret"), "{told}");
+    }
+}
+
+#[test]
 fn messages_of_a_compressed_topic_are_served_and_its_segment_is_dumped() {
     let dir = tempfile::tempdir().expect("a directory");
     let host = host(dir.path());
@@ -250,6 +286,17 @@ fn an_encrypted_host_serves_and_its_files_are_read_with_the_key_file_only() {
     let key_path = key_file.to_str().expect("a path");
     let with_key = ["--encryption-key-file", key_path];
     out(&millrace(&[&["doctor", path][..], &with_key].concat()), 0);
+    let findings = |arguments: &[&str]| {
+        let all = [&["doctor", "--json"], arguments].concat();
+        let answer: Value = serde_json::from_str(&out(&millrace(&all), 0)).expect("JSON");
+        answer["findings"].clone()
+    };
+    let config_file = keys.path().join("millrace.toml");
+    let settings = format!("data_dir = {path:?}\n[encryption]\nkey_file = {key_path:?}\n");
+    fs::write(&config_file, settings).expect("written");
+    let of_config = findings(&[&format!("config:{}", config_file.display())]);
+    assert_eq!(of_config, findings(&[path, with_key[0], key_path]));
+    assert_ne!(of_config, findings(&[path]));
     let mut segments = Vec::new();
     find(&dir.path().join("topics"), &mut segments);
     let segment = segments.iter().find(|path| path.ends_with(".segment"));
