@@ -39,8 +39,8 @@ pub struct BackupRequest {
 /// Why there is no backup.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum BackupError {
-    /// The engine stores nothing on a disk.
-    #[error("this engine stores everything in memory and cannot be backed up")]
+    /// The engine keeps nothing on a disk of its own.
+    #[error("this engine has no backup of its own")]
     Unsupported,
     /// One at a time: each keeps removed files on the disk.
     #[error("another backup of this host is running")]
@@ -72,7 +72,8 @@ pub enum BackupError {
 impl Advised for BackupError {
     fn advice(&self) -> Advice {
         match self {
-            Self::Unsupported => Code::CannotBackUp.hint("run the host with --engine local"),
+            Self::Unsupported => Code::CannotBackUp
+                .hint("back up its store with the store's tools, or use `millrace copy`"),
             Self::UnderWay => Code::BackupUnderWay.advice(),
             Self::OtherDirectory { .. } => Code::OtherDirectory.advice(),
             Self::DiskFull => Code::DiskFull.hint(
