@@ -336,6 +336,7 @@ fn a_copy_that_was_killed_goes_on_and_so_does_everything_in_it() -> Result<()> {
         6,
         "1 hosts run on the source",
     )?;
+    ensure!(!stores.path("busy").exists(), "no target was made");
     host.stop()?;
 
     let last = stores.path("last");
@@ -369,6 +370,9 @@ fn a_copy_is_refused_wherever_it_could_do_harm() -> Result<()> {
     // Sources and targets that are none.
     refused("millrace-data", &from, 2, "names no store; write local:DIR")?;
     refused(&from, &from, 2, "the same store")?;
+    let within = first.join("copy");
+    refused(&from, &local(&within), 2, "within the other")?;
+    ensure!(!within.exists(), "no target was made");
     refused(
         &local(&stores.path("nowhere")),
         &from,

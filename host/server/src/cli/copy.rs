@@ -16,7 +16,7 @@ use super::backup::bar;
 use super::failure::{Exit, Failure};
 use super::output::Output;
 use super::table::table;
-use crate::copying::{Copied, Copy, CopyError, PartitionDigest, Side, Watcher};
+use crate::copying::{Copied, Copy, CopyError, PartitionDigest, Side, Watcher, check_source};
 use crate::engine::NotOpened;
 use crate::engine::place::{Place, PlaceError};
 
@@ -77,14 +77,27 @@ pub(super) async fn run(args: Args, as_json: bool) -> Result<(), Failure> {
     if from.is(&to) {
         return Err(Failure::usage("--from and --to name the same store"));
     }
+    if from.is_nested(&to) {
+        let message = "one of --from and --to is a directory within the other";
+        return Err(Failure::usage(message).with_hint("name a directory beside it"));
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let source = from.open(&clock).await;
     let source = source.map_err(|error| not_opened(error, "--from"))?;
-    let target = match to.open_or_make(&clock).await {
+    // Before the target is made: what is refused leaves nothing behind.
+    let checked = check_source(&*source).await.map_err(broken_off);
+    let opened = match checked {
+        Ok(()) => to
+            .open_or_make(&clock)
+            .await
+            .map_err(|error| not_opened(error, "--to")),
+        Err(failure) => Err(failure),
+    };
+    let target = match opened {
         Ok(target) => target,
-        Err(error) => {
+        Err(failure) => {
             source.close().await;
-            return Err(not_opened(error, "--to"));
+            return Err(failure);
         }
     };
     let progress = Progress::new(Arc::clone(&clock));
@@ -135,11 +148,12 @@ fn not_opened(error: PlaceError, flag: &str) -> Failure {
 fn broken_off(error: CopyError) -> Failure {
     let message = error.to_string();
     match &error {
-        CopyError::HostsRun { side, .. } => {
+        CopyError::HostsRun { side, has_begun, .. } => {
             let host = Failure::new(Exit::DataDirInUse, "store-in-use", message);
-            host.with_hint(match side {
-                Side::Source => "stop the hosts; what was copied stays, and the same command goes on",
-                Side::Target => "stop the hosts, or name another store",
+            host.with_hint(match (side, has_begun) {
+                (Side::Source, false) => "stop the hosts first",
+                (Side::Target, false) => "stop the hosts, or name another store",
+                (_, true) => "stop the hosts; what was copied stays, and the same command goes on",
             })
         }
         CopyError::NotEmpty { .. } => Failure::refused(message)

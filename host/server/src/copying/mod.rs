@@ -32,6 +32,40 @@ const HOSTS_GONE_AFTER: Duration = Duration::from_secs(3);
 /// How often it is looked whether it has gone.
 const HOSTS_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Whether a store can be copied, which is known before a target is made: no host is on it, and every message is in a topic.
+pub(crate) async fn check_source(source: &dyn Engine) -> Result<(), CopyError> {
+    check_hosts(Side::Source, source).await?;
+    let outbox = source.outbox(1).await.map_err(CopyError::Source)?;
+    match outbox.is_empty() {
+        true => Ok(()),
+        false => Err(CopyError::Outbox),
+    }
+}
+
+/// Whether other hosts are on a store. An engine for one host was opened, so no other is on it.
+async fn check_hosts(side: Side, engine: &dyn Engine) -> Result<(), CopyError> {
+    let own = engine.host();
+    let hosts = engine.hosts();
+    let mut waited = Duration::ZERO;
+    loop {
+        let alive = Arc::clone(&hosts.borrow());
+        let others = || alive.iter().filter(|host| host.id != own);
+        let Some(other) = others().next() else {
+            return Ok(());
+        };
+        if waited >= HOSTS_GONE_AFTER {
+            return Err(CopyError::HostsRun {
+                side,
+                count: others().count(),
+                address: other.address.to_string(),
+                has_begun: false,
+            });
+        }
+        tokio::time::sleep(HOSTS_POLL_INTERVAL).await;
+        waited += HOSTS_POLL_INTERVAL;
+    }
+}
+
 /// The two stores of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -56,6 +90,8 @@ pub(crate) enum CopyError {
         side: Side,
         count: usize,
         address: String,
+        /// Whether something was copied before.
+        has_begun: bool,
     },
     #[error("the target is not empty: it has {what}, and no unfinished copy of this source")]
     NotEmpty { what: String },
@@ -75,6 +111,16 @@ pub(crate) enum CopyError {
     Adopt(#[from] AdoptError),
     #[error("the target cannot be written to: {0}")]
     Trim(#[from] TrimError),
+}
+
+impl CopyError {
+    /// The same after everything was copied.
+    fn at_the_end(mut self) -> Self {
+        if let Self::HostsRun { has_begun, .. } = &mut self {
+            *has_begun = true;
+        }
+        self
+    }
 }
 
 /// Is told how far a copy is.
@@ -115,11 +161,8 @@ pub(crate) struct Copy<'a> {
 impl Copy<'_> {
     /// Copies everything that the target does not have, and compares.
     pub(crate) async fn run(&self) -> Result<Copied, CopyError> {
-        self.check_hosts().await?;
-        let outbox = self.source.outbox(1).await.map_err(CopyError::Source)?;
-        if !outbox.is_empty() {
-            return Err(CopyError::Outbox);
-        }
+        check_source(self.source).await?;
+        check_hosts(Side::Target, self.target).await?;
         self.begin().await?;
         let topics = self.copy_topics().await?;
         let mut damaged = self.copy_modules().await?;
@@ -130,36 +173,15 @@ impl Copy<'_> {
             self.copy_entries().await?;
             self.compare_entries(&mut compared);
         }
-        self.check_hosts().await?;
+        for (side, engine) in [(Side::Source, self.source), (Side::Target, self.target)] {
+            let checked = check_hosts(side, engine).await;
+            checked.map_err(|error| error.at_the_end())?;
+        }
         let copied = Copied { compared, damaged };
         if copied.compared.differences.is_empty() {
             self.end().await?;
         }
         Ok(copied)
-    }
-
-    /// Whether other hosts are on one of the stores. An engine for one host was opened, so no other is on it.
-    async fn check_hosts(&self) -> Result<(), CopyError> {
-        for (side, engine) in [(Side::Source, self.source), (Side::Target, self.target)] {
-            let own = engine.host();
-            let hosts = engine.hosts();
-            let mut waited = Duration::ZERO;
-            loop {
-                let alive = Arc::clone(&hosts.borrow());
-                let others = || alive.iter().filter(|host| host.id != own);
-                let Some(other) = others().next() else { break };
-                if waited >= HOSTS_GONE_AFTER {
-                    return Err(CopyError::HostsRun {
-                        side,
-                        count: others().count(),
-                        address: other.address.to_string(),
-                    });
-                }
-                tokio::time::sleep(HOSTS_POLL_INTERVAL).await;
-                waited += HOSTS_POLL_INTERVAL;
-            }
-        }
-        Ok(())
     }
 
     /// The mark of a copy of this source.

@@ -140,17 +140,22 @@ impl Place {
     pub(crate) fn name(&self) -> String {
         match self.database() {
             Some((url, schema)) => format!("{}#{schema}", shown(url)),
-            None => {
-                let dir = &self.data_dir;
-                let whole = dir.canonicalize().unwrap_or_else(|_| dir.clone());
-                format!("local:{}", whole.display())
-            }
+            None => format!("local:{}", whole(&self.data_dir).display()),
         }
     }
 
     /// Whether both are the same store.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.database() == other.database() && self.name() == other.name()
+    }
+
+    /// Whether one is a directory within the other. A data directory has no place for another.
+    pub(crate) fn is_nested(&self, other: &Self) -> bool {
+        if self.database().is_some() || other.database().is_some() {
+            return false;
+        }
+        let (own, others) = (whole(&self.data_dir), whole(&other.data_dir));
+        own != others && (own.starts_with(&others) || others.starts_with(&own))
     }
 
     /// Opens what is there.
@@ -204,6 +209,18 @@ impl Place {
                 Ok(opened.map_err(NotOpened::from)?)
             }
         }
+    }
+}
+
+/// The whole path without links, also of what does not exist yet.
+fn whole(dir: &Path) -> PathBuf {
+    if let Ok(whole) = dir.canonicalize() {
+        return whole;
+    }
+    let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => whole(parent).join(name),
+        _ => absolute,
     }
 }
 
@@ -277,6 +294,23 @@ mod tests {
         assert!(database.is(&place("postgres://ada@db/q#millrace")));
         assert!(!database.is(&place("postgres://ada@db/q#other")));
         assert!(!database.is(&place("local:.")));
+    }
+
+    #[test]
+    fn directories_within_each_other_are_found_before_they_exist() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let of = |name: &str| {
+            let path = directory.path().join(name);
+            Place::parse(&format!("local:{}", path.display())).expect("a place")
+        };
+        let outer = of("a");
+        assert!(outer.is_nested(&of("a/b/c")) && of("a/b").is_nested(&outer));
+        assert!(of(".").is_nested(&outer));
+        for other in ["a", "ab", "b/a"] {
+            assert!(!outer.is_nested(&of(other)), "{other}");
+        }
+        let database = Place::parse("postgres://db/q").expect("a place");
+        assert!(!database.is_nested(&outer) && !outer.is_nested(&database));
     }
 
     #[test]
