@@ -334,6 +334,11 @@ pub(crate) async fn open(
         }
         EngineKind::Jetstream => {
             let address = address_for_others(settings.advertise.as_ref(), door);
+            if !settings.jetstream.synced {
+                tracing::warn!(
+                    "topics are `durable` by default, and are refused until the servers run with sync_interval: always and engine.jetstream.synced is true; until then, create them with another durability"
+                );
+            }
             let options = settings.jetstream.options(memory, address);
             let options = options.map_err(NotOpened::Credentials)?;
             Ok(Box::pin(JetstreamEngine::open(options, clock.clone())).await?)

@@ -89,8 +89,7 @@ pub enum CommitError {
     },
     /// The store does not say that it writes to the disk before it answers, so nothing durable is promised. Nothing was written.
     #[error(
-        "`durable` cannot be promised: the servers may answer before they write to the disk. Run them with sync_interval: always and set \
-         engine.jetstream.synced = true, or give the topic another durability"
+        "`durable` cannot be promised, because the servers may answer before they write to the disk"
     )]
     NotDurable,
     /// The host's memory bounds are reached. Nothing was written; try again when there is less.
@@ -153,7 +152,12 @@ impl Advised for CommitError {
             Self::ProducerName { .. } => Code::BadProducerName,
             Self::RequestReused => Code::IdempotencyKeyReused,
             Self::TooLarge { .. } => Code::TooLarge,
-            Self::NotDurable => Code::NotDurable,
+            Self::NotDurable => {
+                return Code::NotDurable.hint(
+                    "run the servers with sync_interval: always, and start the host with --jetstream-synced (engine.jetstream.synced); or \
+                     create the topic with another durability",
+                );
+            }
             Self::State(_) => Code::StateBusy,
             Self::DiskFull => Code::DiskFull,
             Self::Unavailable(_) => Code::StoreUnavailable,
