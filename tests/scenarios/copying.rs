@@ -1,5 +1,5 @@
-//! `millrace copy` on the real binary: from a data directory to PostgreSQL and back, killed in the middle, with processors, consumers, delayed
-//! messages and schedules that go on where they were; and everything that it refuses.
+//! `millrace copy` on the real binary: from a data directory to PostgreSQL and back, and to NATS and back, killed in the middle, with processors,
+//! consumers, delayed messages and schedules that go on where they were; and everything that it refuses.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use guest_artifacts as guests;
-use millrace_tests::{Client, Deploy, Host, Postgres, wait_for};
+use millrace_tests::{Client, Deploy, Host, Nats, Postgres, nats_server, wait_for};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -344,6 +344,76 @@ fn a_copy_that_was_killed_goes_on_and_so_does_everything_in_it() -> Result<()> {
     let mut host = goes_on(&last, &[], &paused, 1_700..1_900)?;
     refused(&local(&last), &stores.schema("other"), 6, "used by another")?;
     host.stop()?;
+    Ok(())
+}
+
+/// Bytes of all files in a directory.
+fn bytes_in(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(found) if found.is_dir() => bytes_in(&entry.path()),
+            found => found.map_or(0, |found| found.len()),
+        })
+        .sum()
+}
+
+#[test]
+fn a_copy_to_nats_that_was_killed_goes_on_and_comes_back_the_same() -> Result<()> {
+    if nats_server().is_none() {
+        println!("skipped: there is no nats-server on this machine");
+        return Ok(());
+    }
+    let (servers, directory) = (Nats::start(1)?, tempfile::tempdir()?);
+    let first = directory.path().join("first");
+    set_up(&first)?;
+    let before = shown_in(&first, &[])?;
+    let urls = servers.urls().join(",");
+    // Only a configuration says that the servers write to the disk before they answer.
+    let file = directory.path().join("millrace.toml");
+    let engine =
+        format!("kind = 'jetstream'\njetstream = {{ urls = ['{urls}'], synced = true }}\n");
+    std::fs::write(&file, format!("[engine]\n{engine}"))?;
+    let there = format!("config:{}", file.display());
+
+    let none = format!("{urls}#none");
+    refused(
+        &none,
+        &local(&directory.path().join("none")),
+        3,
+        "no stream none",
+    )?;
+    refused(&local(&first), &none, 1, "synced = true")?;
+    let mut killed = copy(&local(&first), &there);
+    killed.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut killed = killed.spawn()?;
+    let empty = bytes_in(servers.directory());
+    wait_for("a part of the messages", || {
+        let reached = bytes_in(servers.directory()).saturating_sub(empty);
+        let is_part = reached > BULK_BYTES as u64 / 8;
+        Ok((is_part || killed.try_wait()?.is_some()).then_some(()))
+    })?;
+    killed.kill()?;
+    killed.wait()?;
+    let whole = copied(&local(&first), &there)?;
+    refused(&local(&first), &there, 4, "not empty: it has topic")?;
+
+    let code = directory.path().join("code");
+    let options = ["--engine", "jetstream", "--jetstream-url", &urls];
+    let options = [&options[..], &["--jetstream-synced"]].concat();
+    let mut host = goes_on(&code, &options, &before, 1_500..1_700)?;
+    let paused = shown(&host.client())?;
+    let busy = local(&directory.path().join("busy"));
+    refused(&there, &busy, 6, "1 hosts run on the source")?;
+    host.stop()?;
+
+    let last = directory.path().join("last");
+    let back = copied(&format!("{urls}#millrace"), &local(&last))?;
+    assert_eq!(
+        back["partitions"][0]["topic"],
+        whole["partitions"][0]["topic"]
+    );
+    goes_on(&last, &[], &paused, 1_700..1_900)?.stop()?;
     Ok(())
 }
 

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, ConnectOptions};
 
 use crate::options::{Credentials, JetstreamOptions};
@@ -60,6 +61,9 @@ pub enum OpenError {
         /// What is not as it must be.
         what: String,
     },
+    /// There is no stream, and none is to be created.
+    #[error("the servers have no stream {0}; name the one that the hosts use")]
+    NoStream(String),
     /// A request failed.
     #[error("NATS refused to be opened ({0})")]
     Refused(String),
@@ -159,8 +163,16 @@ async fn stream(
     let making = tokio::time::timeout(STREAM_DURATION_MAX, async {
         let mut is_told = false;
         loop {
-            if let Ok(found) = context.get_stream(&options.stream).await {
-                return found;
+            match context.get_stream(&options.stream).await {
+                Ok(found) => return Ok(found),
+                Err(error) if !options.makes_stream && is_missing(error.kind()) => {
+                    return Err(OpenError::NoStream(options.stream.clone()));
+                }
+                Err(_) if !options.makes_stream => {
+                    tokio::time::sleep(STREAM_INTERVAL).await;
+                    continue;
+                }
+                Err(_) => {}
             }
             // Several hosts may create it at once, with the same settings.
             if let Err(error) = context.create_stream(wanted.clone()).await {
@@ -172,12 +184,19 @@ async fn stream(
         }
     });
     let found = making.await.map_err(|_| {
-        let why = "the stream cannot be created: is there a server for each of its copies?";
+        let why = match options.makes_stream {
+            true => "the stream cannot be created: is there a server for each of its copies?",
+            false => "no answer about the stream",
+        };
         OpenError::Refused(why.to_owned())
-    })?;
+    })??;
     check(&options.stream, &wanted, &found.cached_info().config)?;
     let handle = context.get_stream_no_info(&options.stream).await;
     handle.map_err(|error| OpenError::Refused(error.to_string()))
+}
+
+fn is_missing(kind: GetStreamErrorKind) -> bool {
+    matches!(kind, GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 fn check(name: &str, wanted: &Config, found: &Config) -> Result<(), OpenError> {

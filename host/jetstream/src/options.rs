@@ -16,8 +16,10 @@ pub struct JetstreamOptions {
     pub tls_ca: Option<PathBuf>,
     /// This host's certificate and key (PEM), if the servers ask for one.
     pub tls_identity: Option<(PathBuf, PathBuf)>,
-    /// The stream that holds everything; created if it does not exist. It is also the first word of all subjects.
+    /// The stream that holds everything. It is also the first word of all subjects.
     pub stream: String,
+    /// Whether the stream is created if it does not exist.
+    pub makes_stream: bool,
     /// Copies of the stream when it is created; `None` is three in a cluster, and one otherwise.
     pub replicas: Option<usize>,
     /// Whether the servers write to the disk before they answer (`sync_interval: always`). A client cannot see it.
@@ -69,6 +71,7 @@ impl Default for JetstreamOptions {
             tls_ca: None,
             tls_identity: None,
             stream: "millrace".to_owned(),
+            makes_stream: true,
             replicas: None,
             synced: false,
             address: String::new(),

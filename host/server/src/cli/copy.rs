@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use millrace_engine::AdoptError;
+use millrace_engine::{AdoptError, CommitError, TopicError};
 use millrace_local::OpenError;
 use millrace_model::{Clock, SystemClock};
 use parking_lot::Mutex;
@@ -26,9 +26,11 @@ Examples:
   millrace copy --from postgres://millrace@db/queue#millrace --to local:copied
   millrace copy --from local:plain --to local:encrypted --to-encryption-key-file keys
   millrace copy --from config:old.toml --to config:new.toml
+  millrace copy --from postgres://millrace@db/queue --to nats://one:4222#millrace
   MILLRACE_COPY_TO=postgres://millrace:secret@db/queue millrace copy --from local:millrace-data
 
-A store is local:DIR, postgres://… with #SCHEMA if that is not millrace, or config:FILE, whose [engine] section says where it is. No host may run
+A store is local:DIR, postgres://… with #SCHEMA or nats://… with #STREAM if that is not millrace, or config:FILE, whose [engine] section says
+where it is, and for NATS, whether the servers sync and how to log in. No host may run
 on either. The target must be empty, or have what an earlier copy of the same source left: then the copy goes on. The source keeps what it has.
 Messages keep their offsets, and everything else goes along: processors, routes, schedules, modules, progress, state, delayed messages. Idempotency
 keys and names of producers do not. At the end both sides are compared.
@@ -124,11 +126,9 @@ pub(super) async fn run(args: Args, as_json: bool) -> Result<(), Failure> {
 fn not_opened(error: PlaceError, flag: &str) -> Failure {
     let message = format!("{flag}: {error}");
     match &error {
-        PlaceError::Unknown(_)
-        | PlaceError::Hash
-        | PlaceError::Memory
-        | PlaceError::Jetstream
-        | PlaceError::Config(_) => Failure::usage(message),
+        PlaceError::Unknown(_) | PlaceError::Hash | PlaceError::Memory | PlaceError::Config(_) => {
+            Failure::usage(message)
+        }
         PlaceError::NoDirectory(_) => Failure::new(Exit::Unknown, "no-data-directory", message)
             .with_hint("name the directory that `millrace serve` uses as --data-dir"),
         PlaceError::Strangers(_) => Failure::refused(message)
@@ -140,6 +140,10 @@ fn not_opened(error: PlaceError, flag: &str) -> Failure {
         PlaceError::NotOpened(NotOpened::Postgres(millrace_postgres::OpenError::NoSchema(_))) => {
             Failure::new(Exit::Unknown, "no-schema", message)
                 .with_hint("name it after the address, like postgres://db/queue#SCHEMA")
+        }
+        PlaceError::NotOpened(NotOpened::Jetstream(millrace_jetstream::OpenError::NoStream(_))) => {
+            Failure::new(Exit::Unknown, "no-stream", message)
+                .with_hint("name it after the address, like nats://host:4222#STREAM")
         }
         PlaceError::NotOpened(_) => Failure::refused(message),
     }
@@ -162,6 +166,12 @@ fn broken_off(error: CopyError) -> Failure {
             .with_hint("the source has changed since the copy began: remove the target, and copy again"),
         CopyError::Outbox => Failure::refused(message)
             .with_hint("start a host until it has sent them, or delete them from the table outbox"),
+        CopyError::Topic {
+            error: AdoptError::Topic(TopicError::Commit(CommitError::NotDurable)),
+            ..
+        } => Failure::failed(message).with_hint(
+            "if the servers run with sync_interval: always, name them by config:FILE, with synced = true in [engine.jetstream]",
+        ),
         CopyError::Topic {
             error: AdoptError::Id { .. },
             ..

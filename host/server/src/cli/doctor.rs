@@ -19,7 +19,8 @@ use super::output::Output;
 use super::table::table;
 use crate::config::Config;
 use crate::encryption::encryption_keys;
-use crate::engine::place::{Place, PlaceError};
+use crate::engine::EngineKind;
+use crate::engine::place::Place;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -84,7 +85,10 @@ pub(super) fn run(args: Args, as_json: bool) -> Result<(), Failure> {
     if let Some(text) = args.dir.as_deref().and_then(Path::to_str) {
         refuse_servers(text)?;
         if Place::is_one(text) {
-            let place = Place::parse(text).map_err(not_a_place)?;
+            let place = Place::parse(text).map_err(|error| Failure::usage(error.to_string()))?;
+            if place.kind() == EngineKind::Jetstream {
+                return Err(by_monitoring());
+            }
             if let Some(options) = place.database_options() {
                 refuse_for_databases(&args)?;
                 return stores::database(&place, options, args.findings, as_json);
@@ -132,21 +136,15 @@ fn refuse_servers(text: &str) -> Result<(), Failure> {
         .into_iter()
         .any(|scheme| text.starts_with(scheme));
     match is_server {
-        true => Err(Failure::usage(
-            "a NATS server is examined by its monitoring port, not by its address for clients",
-        )
-        .with_hint(MONITORING_HINT)),
+        true => Err(by_monitoring()),
         false => Ok(()),
     }
 }
 
-fn not_a_place(error: PlaceError) -> Failure {
-    let is_on_nats = matches!(error, PlaceError::Jetstream);
-    let failure = Failure::usage(error.to_string());
-    match is_on_nats {
-        true => failure.with_hint(MONITORING_HINT),
-        false => failure,
-    }
+fn by_monitoring() -> Failure {
+    let message =
+        "a NATS server is examined by its monitoring port, not by its address for clients";
+    Failure::usage(message).with_hint(MONITORING_HINT)
 }
 
 fn refuse_for_databases(args: &Args) -> Result<(), Failure> {

@@ -10,13 +10,12 @@ mod groups;
 mod messages;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use millrace_engine::{
-    AdoptError, CommitError, Engine, EntryKind, ReadError, TopicError, TrimError,
+    AdoptError, CommitError, Engine, EntryKind, HostInfo, ReadError, TopicError, TrimError,
 };
 use millrace_model::{Digest, Timestamp, Topic, TopicPartition};
 use sha2::{Digest as _, Sha256};
@@ -27,10 +26,12 @@ pub(crate) use self::comparing::{Compared, PartitionDigest};
 const PARTITIONS_AT_ONCE: usize = 4;
 /// Bytes of messages that are read, and then written, at once. Each partition has so many in memory twice at most.
 const READ_BYTES: usize = 4 << 20;
-/// A host that has just ended may still be listed for as long.
-const HOSTS_GONE_AFTER: Duration = Duration::from_secs(3);
-/// How often it is looked whether it has gone.
-const HOSTS_POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// A host that was stopped may still be listed for as long.
+const HOSTS_STOPPED_AFTER: Duration = Duration::from_secs(3);
+/// One that was killed may be listed for longer.
+const HOSTS_GONE_AFTER: Duration = Duration::from_secs(12);
+/// How long it may take to find out whether it still runs.
+const ANSWER_DURATION_MAX: Duration = Duration::from_secs(1);
 
 /// Whether a store can be copied, which is known before a target is made: no host is on it, and every message is in a topic.
 pub(crate) async fn check_source(source: &dyn Engine) -> Result<(), CopyError> {
@@ -44,26 +45,44 @@ pub(crate) async fn check_source(source: &dyn Engine) -> Result<(), CopyError> {
 
 /// Whether other hosts are on a store. An engine for one host was opened, so no other is on it.
 async fn check_hosts(side: Side, engine: &dyn Engine) -> Result<(), CopyError> {
-    let own = engine.host();
-    let hosts = engine.hosts();
-    let mut waited = Duration::ZERO;
-    loop {
-        let alive = Arc::clone(&hosts.borrow());
-        let others = || alive.iter().filter(|host| host.id != own);
-        let Some(other) = others().next() else {
-            return Ok(());
-        };
-        if waited >= HOSTS_GONE_AFTER {
-            return Err(CopyError::HostsRun {
-                side,
-                count: others().count(),
-                address: other.address.to_string(),
-                has_begun: false,
-            });
-        }
-        tokio::time::sleep(HOSTS_POLL_INTERVAL).await;
-        waited += HOSTS_POLL_INTERVAL;
+    if is_alone(engine, HOSTS_STOPPED_AFTER).await {
+        return Ok(());
     }
+    let others = others(engine);
+    let answering = futures_util::future::join_all(others.iter().map(answers)).await;
+    if !answering.contains(&true) && is_alone(engine, HOSTS_GONE_AFTER).await {
+        return Ok(());
+    }
+    let named = others.iter().find(|host| !host.address.is_empty());
+    Err(CopyError::HostsRun {
+        side,
+        count: others.len(),
+        such_as: named.map_or_else(String::new, |host| {
+            format!(", such as the one at {}", host.address)
+        }),
+        has_begun: false,
+    })
+}
+
+fn others(engine: &dyn Engine) -> Vec<HostInfo> {
+    let (own, hosts) = (engine.host(), engine.hosts());
+    let alive = hosts.borrow();
+    let others = alive.iter().filter(|host| host.id != own);
+    others.cloned().collect()
+}
+
+/// Whether there is no other host on it, now or within this time.
+async fn is_alone(engine: &dyn Engine, within: Duration) -> bool {
+    let (own, mut hosts) = (engine.host(), engine.hosts());
+    let alone = hosts.wait_for(|alive| alive.iter().all(|host| host.id == own));
+    matches!(tokio::time::timeout(within, alone).await, Ok(Ok(_)))
+}
+
+/// Whether somebody listens there: a host that was killed may be listed for a while, and need not be waited for.
+async fn answers(host: &HostInfo) -> bool {
+    let connecting = tokio::net::TcpStream::connect(&*host.address);
+    let connected = tokio::time::timeout(ANSWER_DURATION_MAX, connecting).await;
+    matches!(connected, Ok(Ok(_)))
 }
 
 /// The two stores of a copy.
@@ -85,11 +104,11 @@ impl std::fmt::Display for Side {
 /// Why a copy ended before its end. What it has copied stays, and it can be begun again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CopyError {
-    #[error("{count} hosts run on the {side}, such as the one at {address:?}")]
+    #[error("{count} hosts run on the {side}{such_as}")]
     HostsRun {
         side: Side,
         count: usize,
-        address: String,
+        such_as: String,
         /// Whether something was copied before.
         has_begun: bool,
     },

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::Engine;
+use millrace_jetstream::{JetstreamEngine, JetstreamOptions};
 use millrace_local::{Cipher, LocalEngine, LocalOptions};
 use millrace_model::Clock;
 use millrace_postgres::{PostgresEngine, PostgresOptions};
 
+use super::jetstream::JetstreamSettings;
 use super::{EngineKind, EngineSettings, NotOpened, PostgresSettings, quoted, shown};
 use crate::config::{Config, ConfigError, MemorySettings};
 
 /// What a place is like, for those who name none.
 pub(crate) const PLACES: &str =
-    "local:DIR, postgres://user@host:5432/database#schema, or config:FILE";
+    "local:DIR, postgres://user@host:5432/database#schema, nats://host:4222#stream, or config:FILE";
 /// Nothing is removed from a store without a host: who reads it must find the same at the end as at the beginning.
 const CLEANING_INTERVAL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -32,12 +34,10 @@ pub(crate) struct Place {
 pub(crate) enum PlaceError {
     #[error("{0} names no store; write {PLACES}")]
     Unknown(String),
-    #[error("the address of the database cannot be read: a # in a password is written %23")]
+    #[error("the address cannot be read: a # in a password is written %23")]
     Hash,
     #[error("the memory engine ends with its host, so there is nothing to name")]
     Memory,
-    #[error("a store on JetStream cannot be opened without a host yet")]
-    Jetstream,
     #[error("{} is no data directory of Millrace", .0.display())]
     NoDirectory(PathBuf),
     #[error("{} has files of others in it", .0.display())]
@@ -63,25 +63,25 @@ impl Place {
             _ if rest.is_empty() => return Err(unknown()),
             "local" => place.data_dir = rest.into(),
             "postgres" | "postgresql" => {
-                let (url, schema) = match text.rsplit_once('#') {
-                    Some((url, schema))
-                        if url.contains('#') || schema.contains(['@', ':', '/']) =>
-                    {
-                        return Err(PlaceError::Hash);
-                    }
-                    Some((url, schema)) => (url, schema.to_owned()),
-                    None => (text, PostgresSettings::default().schema),
-                };
+                let (url, schema) = parted(text)?;
+                let schema = schema.map(str::to_owned);
                 place.settings.kind = EngineKind::Postgres;
                 place.settings.postgres.url = url.to_owned();
-                place.settings.postgres.schema = schema;
+                place.settings.postgres.schema =
+                    schema.unwrap_or_else(|| PostgresSettings::default().schema);
+            }
+            "nats" | "tls" => {
+                let (urls, stream) = parted(text)?;
+                let stream = stream.map(str::to_owned);
+                place.settings.kind = EngineKind::Jetstream;
+                place.settings.jetstream.urls = urls.split(',').map(str::to_owned).collect();
+                place.settings.jetstream.stream =
+                    stream.unwrap_or_else(|| JetstreamSettings::default().stream);
             }
             "config" => {
                 let config = Config::of_file(Path::new(rest))?;
-                match config.engine.kind {
-                    EngineKind::Memory => return Err(PlaceError::Memory),
-                    EngineKind::Jetstream => return Err(PlaceError::Jetstream),
-                    EngineKind::Local | EngineKind::Postgres => {}
+                if config.engine.kind == EngineKind::Memory {
+                    return Err(PlaceError::Memory);
                 }
                 place.encryption = config.encryption.keys()?;
                 place.settings = config.engine;
@@ -105,7 +105,10 @@ impl Place {
     /// Whether a text names its engine, unlike the path of a data directory.
     pub(crate) fn is_one(text: &str) -> bool {
         let kind = text.split_once(':').map(|(kind, _)| kind);
-        matches!(kind, Some("local" | "postgres" | "postgresql" | "config"))
+        matches!(
+            kind,
+            Some("local" | "postgres" | "postgresql" | "nats" | "tls" | "config")
+        )
     }
 
     /// Its data directory, if it is one.
@@ -138,10 +141,16 @@ impl Place {
 
     /// For people, without a password. The same store always has the same name.
     pub(crate) fn name(&self) -> String {
-        match self.database() {
-            Some((url, schema)) => format!("{}#{schema}", shown(url)),
-            None => format!("local:{}", whole(&self.data_dir).display()),
+        if let Some((url, schema)) = self.database() {
+            return format!("{}#{schema}", shown(url));
         }
+        if self.kind() != EngineKind::Jetstream {
+            return format!("local:{}", whole(&self.data_dir).display());
+        }
+        let JetstreamSettings { urls, stream, .. } = &self.settings.jetstream;
+        let mut urls: Vec<String> = urls.iter().map(|url| shown(url)).collect();
+        urls.sort_unstable();
+        format!("{}#{stream}", urls.join(","))
     }
 
     /// Whether both are the same store.
@@ -151,7 +160,7 @@ impl Place {
 
     /// Whether one is a directory within the other. A data directory has no place for another.
     pub(crate) fn is_nested(&self, other: &Self) -> bool {
-        if self.database().is_some() || other.database().is_some() {
+        if [self, other].map(Self::kind) != [EngineKind::Local; 2] {
             return false;
         }
         let (own, others) = (whole(&self.data_dir), whole(&other.data_dir));
@@ -188,7 +197,6 @@ impl Place {
         let (clock, encryption) = (clock.clone(), self.encryption.clone());
         match self.kind() {
             EngineKind::Memory => Err(PlaceError::Memory),
-            EngineKind::Jetstream => Err(PlaceError::Jetstream),
             EngineKind::Local => {
                 let options = LocalOptions {
                     cleaning_interval: CLEANING_INTERVAL,
@@ -198,7 +206,19 @@ impl Place {
                 let opened = LocalEngine::open(&self.data_dir, options, clock).await;
                 Ok(opened.map_err(NotOpened::from)?)
             }
-            EngineKind::Postgres if encryption.is_some() => Err(NotOpened::Encryption.into()),
+            EngineKind::Postgres | EngineKind::Jetstream if encryption.is_some() => {
+                Err(NotOpened::Encryption.into())
+            }
+            EngineKind::Jetstream => {
+                let options = self.settings.jetstream.options(&memory, String::new());
+                let options = JetstreamOptions {
+                    cleaning_interval: CLEANING_INTERVAL,
+                    makes_stream: makes,
+                    ..options.map_err(NotOpened::Credentials)?
+                };
+                let opened = Box::pin(JetstreamEngine::open(options, clock)).await;
+                Ok(opened.map_err(NotOpened::from)?)
+            }
             EngineKind::Postgres => {
                 let options = PostgresOptions {
                     cleaning_interval: CLEANING_INTERVAL,
@@ -209,6 +229,17 @@ impl Place {
                 Ok(opened.map_err(NotOpened::from)?)
             }
         }
+    }
+}
+
+/// An address, and what is named behind a `#`: a schema, or a stream.
+fn parted(text: &str) -> Result<(&str, Option<&str>), PlaceError> {
+    match text.rsplit_once('#') {
+        Some((url, name)) if url.contains('#') || name.contains(['@', ':', '/']) => {
+            Err(PlaceError::Hash)
+        }
+        Some((url, name)) => Ok((url, Some(name))),
+        None => Ok((text, None)),
     }
 }
 
@@ -255,11 +286,16 @@ mod tests {
         assert_eq!(name(database), "postgres://ada@db:5432/q#millrace");
         let schema = format!("{database}#other");
         assert_eq!(name(&schema), "postgres://ada@db:5432/q#other");
+        let servers = "nats://ada:s3cret@two:4222,nats://one:4222";
+        assert_eq!(
+            name(servers),
+            "nats://ada@two:4222,nats://one:4222#millrace"
+        );
+        assert_eq!(name("tls://one#other"), "tls://one#other");
         for text in [
             "",
             "millrace-data",
             "local:",
-            "nats://ada:s3cret@db",
             "mysql://db/q?password=s3cret",
             "host=db password=s3cret",
         ] {
@@ -294,6 +330,10 @@ mod tests {
         assert!(database.is(&place("postgres://ada@db/q#millrace")));
         assert!(!database.is(&place("postgres://ada@db/q#other")));
         assert!(!database.is(&place("local:.")));
+        let servers = place("nats://a,nats://b");
+        assert!(servers.is(&place("nats://b,nats://a#millrace")));
+        assert!(!servers.is(&place("nats://a,nats://b#other")));
+        assert!(!servers.is_nested(&place("local:.")));
     }
 
     #[test]
