@@ -141,6 +141,12 @@ impl Index {
         }))
     }
 
+    /// The offset of the batch with a sequence, if a block begins with it.
+    pub(crate) fn begins_at(&self, seq: u64) -> Option<Offset> {
+        let found = self.blocks.binary_search_by_key(&seq, |block| block.seq);
+        Some(self.blocks.get(found.ok()?)?.base)
+    }
+
     /// A reader stopped here.
     pub(crate) fn note(&mut self, cursor: Anchor) {
         self.cursors.retain(|known| known.offset != cursor.offset);
@@ -182,6 +188,8 @@ mod tests {
             let found = index.find(Offset(offset)).expect("within");
             assert_eq!((found.offset, found.seq), (Offset(begins), seq), "{offset}");
         }
+        assert_eq!(index.begins_at(25), Some(Offset(4)));
+        assert_eq!(index.begins_at(35), None);
         assert_eq!(index.find_seq(25).map(|found| found.seq), Some(24));
         assert_eq!(index.find_seq(44).map(|found| found.seq), Some(24));
     }

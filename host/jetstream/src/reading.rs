@@ -110,6 +110,10 @@ impl Store {
     ) -> Result<(), ReadError> {
         let subject = self.subjects.piece(partition);
         let end = self.mirror.ends(partition)?.end;
+        let place_of = |seq| {
+            let heard = self.mirror.heard.read();
+            heard.partitions.get(&partition)?.index.begins_at(seq)
+        };
         let (mut before, mut cursor) = (start, start);
         let mut parts: Vec<Message> = Vec::new();
         let mut next_seq = start.seq + 1;
@@ -136,6 +140,11 @@ impl Store {
                 let last_seq = next_seq - 1;
                 let found = found(partition, cursor.offset, span, &parts, last_seq);
                 parts.clear();
+                if place_of(found.seq).is_some_and(|base| base != found.base) {
+                    self.stop_serving("a batch is not at the offset that it was counted at");
+                    let why = "what was read is not what was counted; it is counted anew";
+                    return Err(Trouble::unavailable(why).into());
+                }
                 before = cursor;
                 cursor = Anchor {
                     offset: found.end,
@@ -221,38 +230,24 @@ impl Store {
         let older = self.stream.create_consumer(config).await;
         let older = older.map_err(Trouble::unavailable)?;
         let mut messages = older.messages().await.map_err(Trouble::unavailable)?;
-        let mut index = Index::beginning(anchor);
-        let mut next = anchor.offset;
+        let mut older = Older::new(anchor, to);
         // A server that was away has the last of them when it has caught up.
-        while next < to.offset {
+        while !older.is_done {
             let message = tokio::time::timeout(ANSWER_DURATION_MAX, messages.next()).await;
-            let Ok(Some(message)) = message else {
-                break;
-            };
-            let message = message.map_err(Trouble::unavailable)?;
-            let info = message.info().map_err(Trouble::unavailable)?;
-            let seq = info.stream_sequence;
-            if seq > to.seq {
-                break;
-            }
+            let late = |_| Trouble::unavailable("what is older is not delivered in time");
+            let message = message.map_err(late)?;
+            let ended = || Trouble::unavailable("what is older cannot be read to its end");
+            let message = message.ok_or_else(ended)?.map_err(Trouble::unavailable)?;
+            let seq = message
+                .info()
+                .map_err(Trouble::unavailable)?
+                .stream_sequence;
             let headers = message.headers.as_ref();
-            let note = headers.and_then(Note::of);
-            let Some((0, count, span)) = note.as_ref().and_then(part_of) else {
-                continue;
-            };
-            let number_of = |place| note.as_ref().and_then(|note| note.number(place));
             let size = headers.and_then(|headers| number(headers, "Nats-Msg-Size"));
-            let piece = Piece {
-                seq,
-                span,
-                messages: number_of(3).unwrap_or_default(),
-                latest: Timestamp(number_of(4).unwrap_or_default()),
-                bytes: size.unwrap_or_default().saturating_mul(count),
-            };
-            index.push(next, piece);
-            next = next.plus(span);
+            let note = headers.and_then(Note::of);
+            older.see(seq, note.as_ref(), size.unwrap_or_default());
         }
-        Ok((index, next))
+        Ok((older.index, older.next))
     }
 
     /// The offset of the batch with a sequence; where the partition starts, if it is no longer kept. `None` if the partition is gone.
@@ -398,6 +393,55 @@ impl Store {
     }
 }
 
+/// An index of the messages between two places, while their headers arrive. They may arrive more than once, and begin too early: a
+/// subscription that is lost at its beginning is made again from the beginning of the stream.
+struct Older {
+    index: Index,
+    /// The offset of the next one.
+    next: Offset,
+    /// Everything up to this sequence was seen.
+    seen: u64,
+    to: Anchor,
+    is_done: bool,
+}
+
+impl Older {
+    fn new(from: Anchor, to: Anchor) -> Self {
+        Self {
+            index: Index::beginning(from),
+            next: from.offset,
+            seen: from.seq,
+            to,
+            is_done: from.offset >= to.offset,
+        }
+    }
+
+    fn see(&mut self, seq: u64, note: Option<&Note>, size: u64) {
+        if self.is_done || seq <= self.seen {
+            return;
+        }
+        self.seen = seq;
+        if seq > self.to.seq {
+            self.is_done = true;
+            return;
+        }
+        let Some((0, count, span)) = note.and_then(part_of) else {
+            return;
+        };
+        let number_of = |place| note.and_then(|note| note.number(place));
+        let piece = Piece {
+            seq,
+            span,
+            messages: number_of(3).unwrap_or_default(),
+            latest: Timestamp(number_of(4).unwrap_or_default()),
+            bytes: size.saturating_mul(count),
+        };
+        self.index.push(self.next, piece);
+        self.next = self.next.plus(span);
+        self.is_done = self.next >= self.to.offset;
+    }
+}
+
 /// Which part of how many, and how many offsets the batch has.
 fn part_of(note: &Note) -> Option<(u64, u64, u64)> {
     Some((note.number(0)?, note.number(1)?, note.number(2)?))
@@ -438,5 +482,72 @@ fn found(
         end,
         seq: parts.first().map_or(last_seq, |part| part.seq),
         last_seq,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Batches of two offsets, in so many parts each.
+    fn see(older: &mut Older, seqs: impl IntoIterator<Item = u64>, parts: u64) {
+        for seq in seqs {
+            let words = [seq % parts, parts, 2, 2, 1000 + seq].map(|word| word.to_string());
+            let note = Note {
+                commit: 1,
+                index: 0,
+                count: 1,
+                words: words.into(),
+            };
+            older.see(seq, Some(&note), 100);
+        }
+    }
+
+    fn anchor(offset: u64, seq: u64) -> Anchor {
+        Anchor {
+            offset: Offset(offset),
+            seq,
+        }
+    }
+
+    #[test]
+    fn what_arrives_twice_or_is_before_the_start_is_not_counted() {
+        let mut older = Older::new(anchor(6, 13), anchor(14, 17));
+        see(&mut older, 10..16, 1);
+        assert_eq!((older.next, older.is_done), (Offset(10), false));
+        // The subscription is made again.
+        see(&mut older, 1..18, 1);
+        assert_eq!((older.next, older.is_done), (Offset(14), true));
+        assert_eq!(older.index.blocks()[0].seq, 14);
+        assert_eq!(older.index.blocks()[0].messages, Some(8));
+        see(&mut older, 18..30, 1);
+        assert_eq!(older.next, Offset(14));
+    }
+
+    #[test]
+    fn a_batch_in_parts_counts_once() {
+        let mut older = Older::new(anchor(0, 0), anchor(4, 9));
+        see(&mut older, 3..9, 3);
+        assert_eq!((older.next, older.is_done), (Offset(4), true));
+        assert_eq!(older.index.blocks()[0].bytes, 600);
+    }
+
+    #[test]
+    fn what_is_gone_is_missing_at_the_end() {
+        let mut older = Older::new(anchor(0, 0), anchor(8, 4));
+        see(&mut older, [1, 2, 4], 1);
+        assert!(!older.is_done, "the last one may still arrive");
+        see(&mut older, [5], 1);
+        assert_eq!((older.next, older.is_done), (Offset(6), true));
+        let older = Older::new(anchor(3, 8), anchor(3, 8));
+        assert!(older.is_done);
+    }
+
+    #[test]
+    fn what_others_have_written_has_no_offsets() {
+        let mut older = Older::new(anchor(0, 0), anchor(2, 4));
+        older.see(1, None, 100);
+        see(&mut older, [2], 1);
+        assert_eq!((older.next, older.is_done), (Offset(2), true));
     }
 }

@@ -103,6 +103,15 @@ impl Store {
         }
     }
 
+    /// What this host knows of offsets is wrong: it stops serving.
+    pub(crate) fn stop_serving(&self, what: &str) {
+        if !self.is_wrong.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                "{what}: this host counts the messages of the stream otherwise than they are, and stops serving"
+            );
+        }
+    }
+
     /// Whether what is asked can be promised.
     pub(crate) fn check_durable(&self, asked: Option<Durability>) -> Result<(), CommitError> {
         match asked {

@@ -13,6 +13,7 @@ use millrace_model::{
 
 use super::{open_with, options};
 use crate::JetstreamOptions;
+use crate::index::Anchor;
 
 fn spec(name: &str, durability: Durability) -> TopicSpec {
     TopicSpec {
@@ -343,5 +344,34 @@ async fn a_host_that_counts_otherwise_than_another_reads_nothing_and_commits_not
     let refused = engine.commit(produce(at, 4, 10)).await;
     assert!(matches!(refused, Err(CommitError::Unavailable(_))));
     assert!(engine.health().await.is_err());
+    engine.close().await;
+}
+
+/// A place in the index that is not where it says it is: messages would be given the offsets of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_where_it_was_counted_is_not_read() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(JetstreamOptions {
+        fresh_bytes_max: 0,
+        ..options(directory.path())
+    })
+    .await;
+    let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    send(&*engine, at, 0..40, 10_000).await;
+    assert_eq!(values(&*engine, at, 30).await.len(), 10);
+    {
+        let mut heard = engine.store.mirror.heard.write();
+        let index = &mut heard.partitions.get_mut(&at).expect("known").index;
+        let block = index.blocks()[1].clone();
+        index.note(Anchor {
+            offset: block.base.plus(1),
+            seq: block.seq - 1,
+        });
+    }
+    let read = engine.read(at, Offset(8), 200_000).await;
+    let refused = read.err().map(|error| error.to_string());
+    let refused = refused.unwrap_or_default();
+    assert!(refused.contains("counted anew"), "{refused}");
     engine.close().await;
 }
