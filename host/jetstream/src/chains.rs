@@ -64,6 +64,13 @@ impl Holds {
         }
     }
 
+    /// All are lost, and whoever has them is told.
+    pub(crate) fn lose(&self) {
+        for (_, taken) in self.taken.lock().drain() {
+            taken.lost.send_replace(true);
+        }
+    }
+
     /// A topic is gone, and all that was held in it.
     pub(crate) fn forget(&self, topic: TopicId) {
         self.taken.lock().retain(|(at, _), _| at.topic != topic);

@@ -14,12 +14,15 @@ use crate::trouble::Trouble;
 
 /// Batches after which the counts are written, whatever the time.
 const UNCOUNTED_MAX: u64 = 10_000;
+/// How long the host that writes counts may not have compared its own.
+const UNAGREED_DURATION_MAX: Duration = Duration::from_secs(20);
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(store: Arc<Store>, mut stop: watch::Receiver<bool>) {
     let mut counted_at = store.clock.monotonic();
     let mut cleaned_at = store.clock.monotonic();
     let mut purged = HashMap::new();
+    let mut unagreed_at = None;
     let look = LOOK_INTERVAL
         .min(store.options.checkpoint_interval)
         .min(store.options.cleaning_interval);
@@ -33,6 +36,16 @@ pub(crate) async fn run(store: Arc<Store>, mut stop: watch::Receiver<bool>) {
             continue;
         }
         let now = store.clock.monotonic();
+        if store.check_agreement().is_err() {
+            let since = *unagreed_at.get_or_insert(now);
+            // Nobody else writes counts that it could be compared with.
+            if now.saturating_sub(since) > UNAGREED_DURATION_MAX {
+                unagreed_at = None;
+                store.counting.begin_anew();
+            }
+            continue;
+        }
+        unagreed_at = None;
         let uncounted = store.mirror.heard.read().uncounted;
         let passed = now.saturating_sub(counted_at);
         let is_due = uncounted > 0 && passed >= store.options.checkpoint_interval;
@@ -68,10 +81,12 @@ impl Store {
     }
 
     pub(crate) async fn write_counts(&self) -> Result<(), Trouble> {
+        self.check_agreement()?;
         let (as_of, body, seq) = {
             let heard = self.mirror.heard.read();
             let body = Bytes::from(heard.counts.encode());
-            (heard.counts.as_of(), body, heard.checkpoint_seq)
+            let seq = heard.agreement.reached().ok_or(Trouble::Moved)?;
+            (heard.counts.as_of(), body, seq)
         };
         let note = |_, parts| format!("{as_of} {parts}");
         let mut parts = self.in_parts("", &body, note);
@@ -90,6 +105,7 @@ impl Store {
         &self,
         purged: &mut HashMap<TopicPartition, u64>,
     ) -> Result<(), Trouble> {
+        self.check_agreement()?;
         for topic in self.mirror.topics() {
             let settings = &topic.spec.settings;
             if settings.retention_ms.is_some() || settings.retention_bytes.is_some() {
@@ -111,6 +127,7 @@ impl Store {
         for (at, seq) in anchors {
             let done = purged.entry(at).or_default();
             if seq > *done {
+                self.check_agreement()?;
                 let pieces = self.subjects.piece(at);
                 let purge = self.stream.purge().sequence(seq + 1).filter(pieces);
                 purge.await.map_err(Trouble::unavailable)?;
@@ -153,6 +170,7 @@ impl Store {
                 false => return Ok(()),
             }
         };
+        self.check_agreement()?;
         match self.trim(at, start).await {
             Ok(start) => {
                 let (topic, partition) = (&topic.spec.name, at.partition);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use millrace_engine::contract::Transaction;
 use millrace_engine::{CommitError, Receipt};
-use millrace_model::Offset;
+use millrace_model::{Offset, TopicPartition};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -406,7 +406,10 @@ async fn answer(
         let offset = match base.0.checked_sub(PLACES) {
             Some(draft) => {
                 let place = writes.places.get(draft as usize).copied();
-                place.and_then(|place| passed.offsets.get(&place).copied())
+                match place.and_then(|place| passed.offsets.get(&place).copied()) {
+                    Some(offset) => Some(offset),
+                    None => place_of(store, partition, place, passed).await?,
+                }
             }
             // What is repeated may go elsewhere this time: a delayed message that is due by now, or another choice of a partition.
             None => match store.partition_of(base.0).await?.or(partition) {
@@ -425,6 +428,23 @@ async fn answer(
     let version = |place: &usize| millrace_engine::Version(passed.first_seq + *place as u64);
     receipt.versions = places.iter().map(version).collect();
     Ok(receipt)
+}
+
+/// The offset of a batch that was written, but did not pass: this host began anew behind it.
+async fn place_of(
+    store: &Store,
+    partition: Option<TopicPartition>,
+    place: Option<usize>,
+    passed: &Passed,
+) -> Result<Option<Offset>, CommitError> {
+    let (Some(partition), Some(place)) = (partition, place) else {
+        return Ok(None);
+    };
+    let found = store.offset_of(partition, passed.first_seq + place as u64);
+    found.await.map_err(|error| {
+        let why = format!("it was written, but its offset cannot be found now ({error})");
+        CommitError::InDoubt(why.into())
+    })
 }
 
 impl Store {

@@ -95,8 +95,13 @@ impl Counts {
         })
     }
 
-    /// Whether these counts were the same as of an earlier checkpoint; `None` if that is not known any more.
-    pub(crate) fn agrees(&self, checkpoint: &Self) -> Option<bool> {
+    /// Whether these counts were the same as of an earlier checkpoint; `None` if that is not known any more. Topics that are gone may still
+    /// be in the checkpoint.
+    pub(crate) fn agrees(
+        &self,
+        checkpoint: &Self,
+        is_gone: impl Fn(TopicId) -> bool,
+    ) -> Option<bool> {
         if checkpoint.as_of < self.recent_from || checkpoint.as_of > self.as_of {
             return None;
         }
@@ -107,12 +112,55 @@ impl Counts {
             }
             *since.entry(*at).or_default() += span;
         }
-        // A topic that was deleted since is in the checkpoint only.
         let same = |(at, next): (&TopicPartition, &Offset)| {
             let since = since.get(at).copied().unwrap_or_default();
             next.0.checked_sub(since) == Some(checkpoint.next(*at).0)
         };
-        Some(self.next.iter().all(same))
+        let known = |(at, next): (&TopicPartition, &Offset)| {
+            next.0 == 0 || self.next.contains_key(at) || is_gone(at.topic)
+        };
+        Some(self.next.iter().all(same) && checkpoint.next.iter().all(known))
+    }
+}
+
+/// The newest counts in the stream, and whether this host agrees with them. Only then may it write newer ones, or remove what nobody needs
+/// any more: what a host writes that counts wrongly, others would begin with.
+#[derive(Debug, Default)]
+pub(crate) struct Agreement {
+    newest: u64,
+    newest_as_of: u64,
+    agreed: u64,
+}
+
+impl Agreement {
+    /// This host begins with the counts that have this sequence.
+    pub(crate) fn begin(&mut self, seq: u64, as_of: u64) {
+        self.agreed = seq;
+        self.know(seq, as_of);
+    }
+
+    /// There are such counts; what they say is not known.
+    pub(crate) fn know(&mut self, seq: u64, as_of: u64) {
+        self.newest = self.newest.max(seq);
+        self.newest_as_of = self.newest_as_of.max(as_of);
+    }
+
+    /// This host came to these counts, and agrees or not; `None` if it could not compare them.
+    pub(crate) fn hear(&mut self, seq: u64, as_of: u64, agrees: Option<bool>) {
+        self.know(seq, as_of);
+        if agrees == Some(true) {
+            self.agreed = self.agreed.max(seq);
+        }
+    }
+
+    /// The sequence of the newest counts, if this host agrees with them.
+    pub(crate) fn reached(&self) -> Option<u64> {
+        (self.agreed == self.newest).then_some(self.newest)
+    }
+
+    /// What is removed has at most this sequence, or this host has not heard for long.
+    pub(crate) fn newest_as_of(&self) -> u64 {
+        self.newest_as_of
     }
 }
 
@@ -148,6 +196,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::loading::Loading;
 
     const COUNTED_AFTER: u64 = 60;
 
@@ -157,6 +206,23 @@ mod tests {
             partition: PartitionId(partition),
         }
     }
+
+    /// How the server that a host is connected to has the stream.
+    #[derive(Clone, Copy, Debug)]
+    struct View {
+        /// So many messages are yet to come to it.
+        lag: u64,
+        /// It was killed, and has again what was removed: of cells, too.
+        has_removed: bool,
+        /// The subscription was lost at its beginning, and begins with everything.
+        begins_anew: bool,
+    }
+
+    const WHOLE: View = View {
+        lag: 0,
+        has_removed: false,
+        begins_anew: false,
+    };
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -169,6 +235,7 @@ mod tests {
         Follow {
             host: usize,
             messages: usize,
+            view: View,
         },
         /// A host writes its counts.
         Checkpoint {
@@ -182,32 +249,46 @@ mod tests {
         /// A host begins anew.
         Restart {
             host: usize,
+            view: View,
         },
         Time {
             passes: u64,
         },
     }
 
+    fn view() -> impl Strategy<Value = View> {
+        let lag = prop_oneof![3 => Just(0u64), 1 => 1u64..30];
+        (lag, any::<bool>(), any::<bool>()).prop_map(|(lag, has_removed, begins_anew)| View {
+            lag,
+            has_removed,
+            begins_anew,
+        })
+    }
+
     fn step() -> impl Strategy<Value = Step> {
         let host = 0usize..3;
+        let followed = (host.clone(), 1usize..20, view());
         prop_oneof![
             6 => (0u32..3, 1u64..5).prop_map(|(partition, span)| Step::Append { partition, span }),
-            6 => (host.clone(), 1usize..20).prop_map(|(host, messages)| Step::Follow { host, messages }),
+            6 => followed.prop_map(|(host, messages, view)| Step::Follow { host, messages, view }),
             1 => host.clone().prop_map(|host| Step::Checkpoint { host }),
             1 => (host.clone(), 0u64..3).prop_map(|(host, share)| Step::Remove { host, share }),
-            1 => host.prop_map(|host| Step::Restart { host }),
+            1 => (host, view()).prop_map(|(host, view)| Step::Restart { host, view }),
             2 => (1u64..40).prop_map(|passes| Step::Time { passes }),
         ]
     }
 
+    #[derive(Clone)]
     enum Message {
         Batch { partition: u32, span: u64 },
         Checkpoint(Vec<u8>),
+        Word(usize),
     }
 
     #[derive(Default)]
     struct Stream {
         messages: BTreeMap<u64, Message>,
+        removed: BTreeMap<u64, Message>,
         last: u64,
         now: u64,
         /// The last sequence at each time.
@@ -218,10 +299,30 @@ mod tests {
     }
 
     impl Stream {
-        fn push(&mut self, message: Message) {
+        fn push(&mut self, message: Message) -> u64 {
             self.last += 1;
             self.messages.insert(self.last, message);
             self.lasts.push((self.now, self.last));
+            self.last
+        }
+
+        fn remove(&mut self, is_removed: impl Fn(u64, &Message) -> bool) {
+            let gone = self
+                .messages
+                .extract_if(.., |seq, message| is_removed(*seq, message));
+            self.removed.extend(gone);
+        }
+
+        /// A cell has one message.
+        fn put(&mut self, message: Message) -> u64 {
+            let place = |message: &Message| match message {
+                Message::Batch { .. } => None,
+                Message::Checkpoint(_) => Some(usize::MAX),
+                Message::Word(host) => Some(*host),
+            };
+            let own = place(&message);
+            self.remove(|_, other| own.is_some() && place(other) == own);
+            self.push(message)
         }
 
         fn last_before(&self, time: u64) -> u64 {
@@ -229,48 +330,97 @@ mod tests {
             before.map_or(0, |(_, last)| *last)
         }
 
-        fn newest_checkpoint(&self) -> Option<Counts> {
-            let mut newest = self.messages.values().rev();
-            newest.find_map(|message| match message {
-                Message::Checkpoint(bytes) => Counts::decode(bytes),
-                Message::Batch { .. } => None,
+        /// The newest counts, as the leader has them.
+        fn newest_checkpoint(&self) -> Option<(u64, Counts)> {
+            let mut newest = self.messages.iter().rev();
+            newest.find_map(|(seq, message)| match message {
+                Message::Checkpoint(bytes) => Some((*seq, Counts::decode(bytes)?)),
+                _ => None,
             })
+        }
+
+        /// What a server delivers from a sequence on.
+        fn seen(&self, from: u64, view: View) -> BTreeMap<u64, Message> {
+            let from = if view.begins_anew { 0 } else { from };
+            let to = self.last.saturating_sub(view.lag);
+            let mut seen = self.messages.clone();
+            if view.has_removed {
+                seen.extend(self.removed.clone());
+            }
+            seen.retain(|seq, _| (from..=to).contains(seq));
+            seen
         }
     }
 
     #[derive(Default)]
     struct Follower {
+        number: usize,
         counts: Counts,
         counted: Counted,
+        agreement: Agreement,
+        is_down: bool,
     }
 
     impl Follower {
-        fn restart(&mut self, stream: &Stream) {
-            self.counts = stream.newest_checkpoint().unwrap_or_default();
+        fn restart(&mut self, stream: &mut Stream, view: View) {
+            self.is_down = true;
+            let newest = stream.newest_checkpoint();
+            let said = stream.put(Message::Word(self.number));
+            let mut cells = Loading::new("word".to_owned(), said);
+            for (seq, message) in stream.seen(0, view) {
+                match message {
+                    Message::Word(host) if host == self.number => cells.see("word", seq, None),
+                    Message::Checkpoint(bytes) => {
+                        let as_of = Counts::decode(&bytes).expect("readable").as_of();
+                        cells.see("checkpoint", seq, Some((seq, as_of)));
+                    }
+                    _ => {}
+                }
+            }
+            if !cells.is_whole(0) {
+                return;
+            }
+            let (seq, counts) = newest.unwrap_or_default();
+            self.is_down = false;
+            self.counts = counts;
             self.counted = Counted::default();
+            self.agreement.begin(seq, self.counts.as_of());
+            for (seq, as_of) in cells.into_cells().into_iter().flatten() {
+                self.agreement.know(seq, as_of);
+            }
         }
 
-        fn follow(&mut self, stream: &Stream, messages: usize) {
+        fn follow(&mut self, stream: &mut Stream, messages: usize, view: View) {
             // Whoever has not passed what was there half of the time ago begins anew.
             let behind = stream.now.checked_sub(COUNTED_AFTER / 2);
-            if behind.is_some_and(|time| self.counts.as_of() < stream.last_before(time)) {
-                self.restart(stream);
+            let is_behind =
+                behind.is_some_and(|time| self.counts.as_of() < stream.last_before(time));
+            if self.is_down || is_behind {
+                self.restart(stream, view);
             }
-            let from = self.counts.as_of() + 1;
-            for (&seq, message) in stream.messages.range(from..).take(messages) {
+            if self.is_down {
+                return;
+            }
+            let from = self.counts.as_of();
+            let seen = stream.seen(from + 1, view);
+            let seen = seen.into_iter().filter(|(seq, _)| *seq > from);
+            for (seq, message) in seen.take(messages) {
                 match message {
                     Message::Batch { partition, span } => {
-                        let base = self.counts.count(seq, at(*partition), *span);
+                        let base = self.counts.count(seq, at(partition), span);
                         let base = base.expect("it was not counted before");
                         assert_eq!(base.0, stream.offsets[&seq], "sequence {seq}");
                     }
                     Message::Checkpoint(bytes) => {
                         self.counts.pass(seq);
-                        let checkpoint = Counts::decode(bytes).expect("as it was written");
+                        let checkpoint = Counts::decode(&bytes).expect("as it was written");
                         let now = Duration::from_secs(stream.now);
                         self.counted.hear(checkpoint.as_of(), now);
-                        assert_ne!(self.counts.agrees(&checkpoint), Some(false));
+                        let agrees = self.counts.agrees(&checkpoint, |_| false);
+                        assert_ne!(agrees, Some(false));
+                        self.agreement.hear(seq, checkpoint.as_of(), agrees);
                     }
+                    Message::Word(_) => self.counts.pass(seq),
                 }
             }
         }
@@ -282,40 +432,46 @@ mod tests {
         fn all_hosts_count_the_same_whatever_is_removed_and_whoever_restarts(steps in prop::collection::vec(step(), 1..300)) {
             let mut stream = Stream::default();
             let mut hosts: [Follower; 3] = Default::default();
+            for (number, host) in hosts.iter_mut().enumerate() {
+                host.number = number;
+            }
             for step in steps {
                 match step {
                     Step::Append { partition, span } => {
                         let next = stream.next.entry(partition).or_default();
                         let base = *next;
                         *next += span;
-                        stream.push(Message::Batch { partition, span });
-                        stream.offsets.insert(stream.last, base);
+                        let seq = stream.push(Message::Batch { partition, span });
+                        stream.offsets.insert(seq, base);
                     }
-                    Step::Follow { host, messages } => hosts[host].follow(&stream, messages),
+                    Step::Follow { host, messages, view } => hosts[host].follow(&mut stream, messages, view),
                     Step::Checkpoint { host } => {
-                        // Only a newer one replaces the one that is there.
-                        let newest = stream.newest_checkpoint().map_or(0, |counts| counts.as_of());
-                        let counts = &hosts[host].counts;
-                        if counts.as_of() > newest {
-                            stream.messages.retain(|_, message| matches!(message, Message::Batch { .. }));
-                            stream.push(Message::Checkpoint(counts.encode()));
+                        // The server takes them only on top of the newest.
+                        let newest = stream.newest_checkpoint();
+                        let (newest, as_of) = newest.map_or((0, 0), |(seq, counts)| (seq, counts.as_of()));
+                        let host = &hosts[host];
+                        if !host.is_down && host.agreement.reached() == Some(newest) {
+                            prop_assert!(host.counts.as_of() >= as_of, "counts never go back");
+                            stream.put(Message::Checkpoint(host.counts.encode()));
                         }
                     }
                     Step::Remove { host, share } => {
-                        hosts[host].follow(&stream, 0);
-                        let now = Duration::from_secs(stream.now);
-                        let safe = hosts[host].counted.safe(now, Duration::from_secs(COUNTED_AFTER));
-                        stream.messages.retain(|seq, message| {
-                            *seq > safe || seq % 3 < share || matches!(message, Message::Checkpoint(_))
-                        });
+                        hosts[host].follow(&mut stream, 0, WHOLE);
+                        if hosts[host].agreement.reached().is_some() {
+                            let now = Duration::from_secs(stream.now);
+                            let safe = hosts[host].counted.safe(now, Duration::from_secs(COUNTED_AFTER));
+                            stream.remove(|seq, message| {
+                                seq <= safe && seq % 3 >= share && matches!(message, Message::Batch { .. })
+                            });
+                        }
                     }
-                    Step::Restart { host } => hosts[host].restart(&stream),
+                    Step::Restart { host, view } => hosts[host].restart(&mut stream, view),
                     Step::Time { passes } => stream.now += passes,
                 }
             }
             for host in &mut hosts {
-                host.restart(&stream);
-                host.follow(&stream, usize::MAX);
+                host.restart(&mut stream, WHOLE);
+                host.follow(&mut stream, usize::MAX, WHOLE);
                 for (partition, next) in &stream.next {
                     prop_assert_eq!(host.counts.next(at(*partition)).0, *next);
                 }
@@ -337,9 +493,42 @@ mod tests {
             for index in 0..after {
                 right.count((spans.len() + index) as u64 + 1, at(0), 3);
             }
-            prop_assert_eq!(right.agrees(&checkpoint), Some(false));
-            prop_assert_eq!(right.agrees(&same), Some(true));
+            prop_assert_eq!(right.agrees(&checkpoint, |_| false), Some(false));
+            prop_assert_eq!(right.agrees(&same, |_| false), Some(true));
         }
+    }
+
+    #[test]
+    fn what_is_not_counted_at_all_is_noticed() {
+        let mut right = Counts::default();
+        right.count(3, at(0), 2);
+        let mut other = Counts::default();
+        other.pass(5);
+        assert_eq!(other.agrees(&right, |_| false), Some(false));
+        // Unless its topic was deleted.
+        assert_eq!(
+            other.agrees(&right, |topic| topic == TopicId(1)),
+            Some(true)
+        );
+    }
+
+    #[test]
+    fn a_host_agrees_once_it_has_come_to_the_newest_counts() {
+        let mut agreement = Agreement::default();
+        assert_eq!(agreement.reached(), Some(0), "there are none");
+        agreement.begin(10, 8);
+        // Others have written some since, as the cells say.
+        agreement.know(20, 18);
+        assert_eq!(agreement.reached(), None);
+        agreement.hear(20, 18, Some(true));
+        assert_eq!(agreement.reached(), Some(20));
+        for agrees in [None, Some(false)] {
+            agreement.hear(30, 28, agrees);
+            assert_eq!(agreement.reached(), None);
+        }
+        assert_eq!(agreement.newest_as_of(), 28);
+        agreement.begin(30, 28);
+        assert_eq!(agreement.reached(), Some(30));
     }
 
     #[test]

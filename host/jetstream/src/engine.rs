@@ -33,7 +33,7 @@ use crate::feed;
 use crate::hosts::{self, Reached};
 use crate::mirror::Mirror;
 use crate::options::JetstreamOptions;
-use crate::store::{Store, random};
+use crate::store::{Counting, Store, random};
 use crate::subjects::{Place, Subjects};
 use crate::tables::Tables;
 use crate::trouble::Trouble;
@@ -80,7 +80,7 @@ impl JetstreamEngine {
             tables: Tables::new(Room::new(options.bounds)),
             holds: Holds::default(),
             is_closed: AtomicBool::new(false),
-            is_wrong: AtomicBool::new(false),
+            counting: Counting::default(),
             is_stalled: AtomicBool::new(false),
             client,
             stream,
@@ -89,8 +89,8 @@ impl JetstreamEngine {
         });
         let refused = |error: Trouble| OpenError::Refused(error.to_string());
         let loaded = patiently(&store, async || feed::load(&store).await).await;
-        let as_of = loaded.map_err(refused)?;
-        let feed = tokio::spawn(feed::run(Arc::clone(&store), as_of));
+        let begun = loaded.map_err(refused)?;
+        let feed = tokio::spawn(feed::run(Arc::clone(&store), begun));
         let (stop, stopped) = watch::channel(false);
         // Joins the others, and hears of everything that is there.
         let begun = patiently(&store, async || store.say_and_hear().await).await;

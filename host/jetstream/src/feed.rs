@@ -2,7 +2,6 @@
 //! too: one is done when it was heard of.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, push};
@@ -12,8 +11,9 @@ use millrace_model::{Offset, Timestamp, Topic};
 
 use crate::atomic::Note;
 use crate::counting::Counts;
-use crate::fetch::number;
+use crate::fetch::{ANSWER_DURATION_MAX, number};
 use crate::index::{Anchor, Piece};
+use crate::loading::Loading;
 use crate::mirror::{Applying, Event, What};
 use crate::store::Store;
 use crate::subjects::{Place, unword};
@@ -23,11 +23,13 @@ use crate::trouble::Trouble;
 const AGAIN_INTERVAL: Duration = Duration::from_millis(200);
 /// Messages of one commit at most, and those that are heard together.
 const TOGETHER_MAX: usize = 4096;
+/// How often counts are read that others write anew meanwhile.
+const TRIES_MAX: u32 = 10;
 /// How long the cells of a stream may take to be read.
 const LOAD_DURATION_MAX: Duration = Duration::from_secs(120);
 
 /// A message as it arrived.
-struct Arrived {
+pub(crate) struct Arrived {
     seq: u64,
     at: Timestamp,
     place: Place,
@@ -37,8 +39,12 @@ struct Arrived {
 }
 
 impl Arrived {
-    fn of(store: &Store, message: async_nats::jetstream::Message, has_body: bool) -> Option<Self> {
-        let info = message.info().ok()?;
+    fn of(
+        store: &Store,
+        message: async_nats::jetstream::Message,
+        has_body: bool,
+    ) -> Result<Self, Trouble> {
+        let info = message.info().map_err(Trouble::unavailable)?;
         let (seq, at) = (info.stream_sequence, info.published);
         let at = Timestamp((at.unix_timestamp_nanos() / 1_000_000) as u64);
         let place = store.subjects.parse(&message.subject);
@@ -51,7 +57,7 @@ impl Arrived {
             count: 1,
             words: Vec::new(),
         };
-        Some(Self {
+        Ok(Self {
             seq,
             at,
             place,
@@ -62,17 +68,91 @@ impl Arrived {
     }
 }
 
-/// Reads all cells, and begins at the newest counts. Returns a time, by the monotonic clock, as of which this host knows everything.
-pub(crate) async fn load(store: &Store) -> Result<Duration, Trouble> {
-    let as_of = store.clock.monotonic();
-    let said = store.say().await?;
-    let loaded = tokio::time::timeout(LOAD_DURATION_MAX, load_cells(store, said)).await;
-    loaded.map_err(|_| Trouble::unavailable("the stream's cells are not answered"))??;
-    Ok(as_of)
+/// Where a host begins to follow the stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    /// A time, by the monotonic clock, as of which this host knows everything.
+    heard_at: Duration,
+    /// It has counted everything that was there when it has come so far.
+    caught_up_at: u64,
 }
 
-/// `said` is the sequence of what this host has just said: whoever knows that knows all that was there before.
-pub(crate) async fn load_cells(store: &Store, said: u64) -> Result<(), Trouble> {
+/// Reads all cells, and begins at the newest counts.
+pub(crate) async fn load(store: &Store) -> Result<Begun, Trouble> {
+    let heard_at = store.clock.monotonic();
+    let loaded = tokio::time::timeout(LOAD_DURATION_MAX, load_all(store)).await;
+    let caught_up_at = loaded.map_err(|_| Trouble::unavailable("the stream is not answered"))??;
+    store.mirror.heard_at(heard_at);
+    Ok(Begun {
+        heard_at,
+        caught_up_at,
+    })
+}
+
+/// Cells must be newer than the counts: the changes before the counts are not read any more.
+async fn load_all(store: &Store) -> Result<u64, Trouble> {
+    let said = store.say_word().await?;
+    let counts = newest_counts(store, said).await?;
+    let said_again = store.say_word().await?;
+    let arrived = load_cells(store, said_again).await?;
+    check_cells(&arrived, &counts, said)?;
+    begin(store, counts, arrived).await?;
+    Ok(said_again)
+}
+
+/// The newest counts in the stream, and their sequence.
+#[derive(Debug, Default)]
+pub(crate) struct NewestCounts {
+    pub(crate) seq: u64,
+    pub(crate) counts: Counts,
+}
+
+/// The newest counts, as the leader has them once it has everything up to a sequence. Other servers do not count: one that is behind, or was
+/// killed, has older ones, and what those do not count may be gone. There are none only if the leader says so.
+pub(crate) async fn newest_counts(store: &Store, said: u64) -> Result<NewestCounts, Trouble> {
+    let subject = store.subjects.checkpoint(0);
+    for _ in 0..TRIES_MAX {
+        let Some(first) = store.last_as_of(&subject, said).await? else {
+            return Ok(NewestCounts::default());
+        };
+        let note = first.note.as_ref().ok_or_else(unreadable)?;
+        let as_of = note.number(0).ok_or_else(unreadable)?;
+        let (seq, parts) = (first.seq, note.number(1).unwrap_or(1));
+        if let Some(body) = in_parts(store, seq, parts, first.body).await? {
+            let counts = Counts::decode(&body).filter(|counts| counts.as_of() == as_of);
+            let counts = counts.ok_or_else(unreadable)?;
+            return Ok(NewestCounts { seq, counts });
+        }
+    }
+    Err(Trouble::unavailable("others keep writing counts"))
+}
+
+fn unreadable() -> Trouble {
+    Trouble::malformed("counts")
+}
+
+/// All parts of something that was written in one step; `None` if it was replaced.
+async fn in_parts(
+    store: &Store,
+    seq: u64,
+    parts: u64,
+    first: Bytes,
+) -> Result<Option<Bytes>, Trouble> {
+    if parts <= 1 {
+        return Ok(Some(first));
+    }
+    let mut body = BytesMut::from(&*first);
+    for part in 1..parts {
+        match store.at(seq + part).await? {
+            Some(message) => body.extend_from_slice(&message.body),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(body.freeze()))
+}
+
+/// All cells, at least as of `said`, the sequence of this host's last word.
+pub(crate) async fn load_cells(store: &Store, said: u64) -> Result<Vec<Arrived>, Trouble> {
     let cells = store.stream.create_consumer(push::OrderedConfig {
         deliver_subject: store.client.new_inbox(),
         filter_subject: store.subjects.cells(),
@@ -80,66 +160,59 @@ pub(crate) async fn load_cells(store: &Store, said: u64) -> Result<(), Trouble> 
         ..push::OrderedConfig::default()
     });
     let cells = cells.await.map_err(Trouble::unavailable)?;
-    let mut left = cells.cached_info().num_pending;
     let mut messages = cells.messages().await.map_err(Trouble::unavailable)?;
-    let mut arrived = Vec::new();
-    // The parts of the newest counts.
-    let mut parts = Vec::new();
-    let prefix = store.subjects.checkpoint(0);
-    let prefix = prefix.trim_end_matches('0').to_owned();
-    while left > 0 {
-        let Some(message) = messages.next().await else {
-            return Err(Trouble::unavailable("the stream's cells cannot be read"));
-        };
+    let mut loading = Loading::new(store.subjects.word(store.me), said);
+    let behind = || Trouble::unavailable("the server that was asked for cells is behind");
+    let mut nothing_pending_at = None;
+    loop {
+        let message = tokio::time::timeout(ANSWER_DURATION_MAX, messages.next()).await;
+        let ended = || Trouble::unavailable("the stream's cells cannot be read");
+        let message = message.map_err(|_| behind())?.ok_or_else(ended)?;
         let message = message.map_err(Trouble::unavailable)?;
-        left = message.info().map_err(Trouble::unavailable)?.pending;
-        let number = message.subject.strip_prefix(&prefix);
-        let number = number.and_then(|number| number.parse::<u64>().ok());
-        if let Some(next) = Arrived::of(store, message, true) {
-            if let (Some(number), Some(as_of)) = (number, next.note.number(0)) {
-                let body = next.body.clone().unwrap_or_default();
-                parts.push((number, as_of, next.note.number(1).unwrap_or(1), body));
+        let pending = message.info().map_err(Trouble::unavailable)?.pending;
+        let subject = message.subject.to_string();
+        let next = Arrived::of(store, message, true)?;
+        loading.see(&subject, next.seq, next);
+        if loading.is_whole(pending) {
+            return Ok(loading.into_cells());
+        }
+        if pending == 0 {
+            let since = *nothing_pending_at.get_or_insert_with(|| store.clock.monotonic());
+            if store.clock.monotonic().saturating_sub(since) > ANSWER_DURATION_MAX {
+                return Err(behind());
             }
-            arrived.push(next);
         }
     }
-    drop(messages);
-    // Any server may answer, and one that was away is behind: it has old counts, and what they do not count may be gone.
-    let is_own = |next: &Arrived| next.place == Place::Host(store.me) && next.seq >= said;
-    if !arrived.iter().any(is_own) {
-        return Err(Trouble::unavailable("the server that was asked is behind"));
+}
+
+/// Counts that are older than what the cells show would give messages the offsets of others.
+fn check_cells(arrived: &[Arrived], newest: &NewestCounts, said: u64) -> Result<(), Trouble> {
+    let is_newer = |next: &&Arrived| {
+        next.place == Place::Checkpoint && next.seq > newest.seq && next.seq <= said
+    };
+    match arrived.iter().find(is_newer) {
+        Some(_) => Err(Trouble::unavailable("the stream's leader is behind")),
+        None => Ok(()),
     }
-    let counts = counts_of(&mut parts)?;
-    tracing::debug!(
-        as_of = counts.as_of(),
-        cells = arrived.len(),
-        "read the cells of the stream"
-    );
-    store.mirror.begin(counts);
+}
+
+async fn begin(store: &Store, newest: NewestCounts, arrived: Vec<Arrived>) -> Result<(), Trouble> {
     let mut events = Vec::with_capacity(arrived.len());
     for next in arrived {
         events.push(event(store, next, true).await?);
     }
     // A partition is there before its start is.
     events.sort_by_key(|event| !matches!(event.place, Place::Topic(_)));
+    tracing::info!(
+        as_of = newest.counts.as_of(),
+        seq = newest.seq,
+        cells = events.len(),
+        "begins to follow the stream at the newest counts"
+    );
+    store.counting.begun_anew();
+    store.mirror.begin(newest.counts, newest.seq);
     store.mirror.apply(events, applying(store, true));
     Ok(())
-}
-
-/// The counts in the parts of a checkpoint; from the beginning, if there is none.
-fn counts_of(parts: &mut [(u64, u64, u64, Bytes)]) -> Result<Counts, Trouble> {
-    parts.sort_by_key(|(number, ..)| *number);
-    let Some((0, as_of, count, _)) = parts.first().cloned() else {
-        return Ok(Counts::default());
-    };
-    let own = parts.iter().filter(|(_, of, ..)| *of == as_of);
-    let bodies: Vec<&Bytes> = own.map(|(.., body)| body).collect();
-    if bodies.len() as u64 != count {
-        return Err(Trouble::unavailable("the counts are being written"));
-    }
-    let mut body = BytesMut::new();
-    bodies.iter().for_each(|part| body.extend_from_slice(part));
-    Counts::decode(&body).ok_or_else(|| Trouble::malformed("counts"))
 }
 
 fn applying(store: &Store, is_loading: bool) -> Applying<'_> {
@@ -152,32 +225,35 @@ fn applying(store: &Store, is_loading: bool) -> Applying<'_> {
 }
 
 /// Follows the stream for good, from what was [loaded](load).
-pub(crate) async fn run(store: Arc<Store>, as_of: Duration) {
-    let mut heard_at = as_of;
+pub(crate) async fn run(store: Arc<Store>, mut begun: Begun) {
+    let mut is_loaded = true;
     loop {
-        match follow(&store, &mut heard_at).await {
-            Ok(()) => {
-                tracing::warn!(
-                    "this host was behind for so long that it reads its place in the stream anew"
-                );
-                match load(&store).await {
-                    Ok(as_of) => heard_at = as_of,
-                    Err(error) => {
-                        tracing::warn!(%error, "the stream cannot be read; it is tried again");
-                    }
+        if !is_loaded {
+            match load(&store).await {
+                Ok(anew) => (begun, is_loaded) = (anew, true),
+                Err(error) => {
+                    tracing::warn!(%error, "the stream cannot be read; it is tried again");
                 }
             }
-            Err(error) => {
-                tracing::warn!(%error, "the stream cannot be followed; it is tried again");
+        }
+        if is_loaded {
+            match follow(&store, &mut begun).await {
+                Ok(()) => {
+                    tracing::warn!("this host reads its place in the stream anew");
+                    is_loaded = false;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the stream cannot be followed; it is tried again");
+                }
             }
         }
         tokio::time::sleep(AGAIN_INTERVAL).await;
     }
 }
 
-/// Follows until this host must begin anew. `heard_at` is a time as of which it has heard everything: when it said what it last heard of
-/// itself. When it hears that says nothing, because the server that it follows may be behind.
-async fn follow(store: &Arc<Store>, heard_at: &mut Duration) -> Result<(), Trouble> {
+/// Follows until this host must begin anew: because it was behind for too long, or was asked to. It has heard everything as of when it said
+/// what it last heard of itself. When it hears that says nothing, because the server that it follows may be behind.
+async fn follow(store: &Arc<Store>, begun: &mut Begun) -> Result<(), Trouble> {
     let position = store.mirror.heard.read().position;
     let all = store.stream.create_consumer(push::OrderedConfig {
         deliver_subject: store.client.new_inbox(),
@@ -194,49 +270,55 @@ async fn follow(store: &Arc<Store>, heard_at: &mut Duration) -> Result<(), Troub
     // This host hears itself more often than that, unless the server that served it is gone.
     let silence = store.options.heartbeat_interval * 2;
     loop {
-        let message = match tokio::time::timeout(silence, messages.next()).await {
+        let message = tokio::select! {
+            biased;
+            () = store.counting.asked_anew() => return Ok(()),
+            message = tokio::time::timeout(silence, messages.next()) => message,
+        };
+        let message = match message {
             Ok(Some(Ok(message))) => message,
             Ok(None) => return Err(Trouble::unavailable("the server ended it")),
             Err(_) => return Err(Trouble::unavailable("nothing is heard")),
             Ok(Some(Err(error))) => {
-                // It goes on by itself where it was.
+                // It goes on by itself where it was, or from the beginning of the stream.
                 tracing::debug!(%error, "the stream was lost for a moment");
                 continue;
             }
         };
-        let Some(next) = Arrived::of(store, message, false) else {
-            continue;
-        };
+        let next = Arrived::of(store, message, false)?;
         if next.seq <= last {
             continue;
         }
         last = next.seq;
         let now = store.clock.monotonic();
-        if now.saturating_sub(*heard_at) > store.options.counted_after / 2 {
-            // Some of what it has not counted may be gone.
+        if now.saturating_sub(begun.heard_at) > store.options.counted_after / 2 {
+            tracing::warn!(
+                "this host was behind for so long that some of what it has not counted may be gone"
+            );
             return Ok(());
         }
         if next.place == Place::Host(store.me)
             && let Some(said_ms) = next.note.number(1)
         {
-            *heard_at = Duration::from_millis(said_ms).max(*heard_at);
+            begun.heard_at = Duration::from_millis(said_ms).max(begun.heard_at);
+            store.mirror.heard_at(begun.heard_at);
         }
         let is_other = together
             .last()
             .is_some_and(|before| before.note.commit != next.note.commit);
         if is_other {
-            pass(store, std::mem::take(&mut together)).await;
+            pass(store, std::mem::take(&mut together), begun).await;
         }
         let is_last = next.note.index + 1 >= next.note.count;
         together.push(next);
         if is_last || together.len() >= TOGETHER_MAX {
-            pass(store, std::mem::take(&mut together)).await;
+            pass(store, std::mem::take(&mut together), begun).await;
         }
     }
 }
 
 /// Applies messages that belong together.
-async fn pass(store: &Arc<Store>, arrived: Vec<Arrived>) {
+async fn pass(store: &Arc<Store>, arrived: Vec<Arrived>, begun: &Begun) {
     let Some(last) = arrived.last().map(|last| last.seq) else {
         return;
     };
@@ -261,11 +343,12 @@ async fn pass(store: &Arc<Store>, arrived: Vec<Arrived>) {
         events.push(event);
     }
     let news = store.mirror.apply(events, applying(store, false));
-    if news.is_wrong && !store.is_wrong.swap(true, Ordering::AcqRel) {
-        tracing::error!(
-            seq = last,
-            "this host counts the messages of the stream otherwise than another host; it stops serving"
-        );
+    if let Some(what) = news.wrong {
+        store.stop_serving(&format!("{what} at sequence {last}"));
+    }
+    if last >= begun.caught_up_at && store.counting.is_done_anew() {
+        store.mirror.settle();
+        tracing::info!(seq = last, "this host has counted anew, and serves again");
     }
     store.mirror.reached(last);
     if has_hosts {
@@ -387,13 +470,7 @@ async fn checkpoint(
     let (Some(first), false) = (first, is_loading) else {
         return Ok(None);
     };
-    let mut body = BytesMut::from(&*first);
-    for part in 1..note.number(1).unwrap_or(1) {
-        match store.at(seq + part).await? {
-            Some(message) => body.extend_from_slice(&message.body),
-            // It was replaced.
-            None => return Ok(None),
-        }
-    }
-    Ok(Counts::decode(&body).map(Box::new))
+    let body = in_parts(store, seq, note.number(1).unwrap_or(1), first).await?;
+    let counts = body.and_then(|body| Counts::decode(&body));
+    Ok(counts.map(Box::new))
 }

@@ -45,8 +45,20 @@ impl From<StreamMessage> for Message {
 }
 
 impl Store {
-    /// The last message of a subject, as the leader has it.
+    /// The last message of a subject, as the leader has it once it has all that this host has heard.
     pub(crate) async fn last(&self, subject: &str) -> Result<Option<Message>, Trouble> {
+        let position = *self.mirror.position().borrow();
+        self.last_as_of(subject, position).await
+    }
+
+    /// The last message of a subject, as the leader has it once it has everything up to a sequence. It may be behind this host, which hears
+    /// from any server.
+    pub(crate) async fn last_as_of(
+        &self,
+        subject: &str,
+        seq: u64,
+    ) -> Result<Option<Message>, Trouble> {
+        self.wait_for_leader(seq).await?;
         self.find(self.stream.get_last_raw_message_by_subject(subject))
             .await
     }

@@ -55,8 +55,12 @@ impl Index {
         }
     }
 
-    /// A batch with this offset.
+    /// A batch with this offset. One that is before the index is not needed: a block that began with it would begin with something that may
+    /// be removed, and what comes first then would have its offset.
     pub(crate) fn push(&mut self, base: Offset, piece: Piece) {
+        if base < self.from.offset {
+            return;
+        }
         if let Some(block) = self.blocks.back_mut()
             && block.bytes + piece.bytes <= BLOCK_BYTES_MAX
         {
@@ -206,6 +210,26 @@ mod tests {
         assert_eq!((first.offset, first.seq), (Offset(6), 34));
         assert_eq!(index.blocks()[0].messages, None);
         assert_eq!(index.blocks()[1].messages, Some(4));
+    }
+
+    #[test]
+    fn what_is_before_the_start_has_no_block() {
+        let mut index = Index::beginning(Anchor {
+            offset: Offset(2),
+            seq: 10,
+        });
+        // The start is known before this host has come to it.
+        index.trim(Anchor {
+            offset: Offset(6),
+            seq: 30,
+        });
+        for number in 1..6 {
+            index.push(Offset(number * 2), piece(number * 10 + 5, 20 << 10));
+        }
+        assert_eq!(index.blocks()[0].base, Offset(6));
+        assert_eq!(index.blocks()[0].seq, 35);
+        let first = index.find(Offset(7)).expect("within");
+        assert_eq!((first.offset, first.seq), (Offset(6), 34));
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod fresh;
 mod hosts;
 mod index;
 mod judging;
+mod loading;
 mod mirror;
 mod options;
 mod reading;

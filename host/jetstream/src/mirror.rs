@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::chains::Holds;
-use crate::counting::{Counted, Counts};
+use crate::counting::{Agreement, Counted, Counts};
 use crate::fresh::Fresh;
 use crate::index::{Anchor, Index, Piece};
 use crate::subjects::Place;
@@ -33,6 +34,8 @@ pub(crate) struct Mirror {
     hosts: watch::Sender<Arc<[HostInfo]>>,
     /// Commits of this host that are on their way.
     own: Mutex<HashMap<u64, Own>>,
+    /// A time, in milliseconds of the monotonic clock, as of which everything is heard.
+    heard_at_ms: AtomicU64,
 }
 
 /// A commit of this host.
@@ -58,7 +61,9 @@ pub(crate) struct Heard {
     pub(crate) counted: Counted,
     /// Batches counted since the last checkpoint.
     pub(crate) uncounted: u64,
-    pub(crate) checkpoint_seq: u64,
+    pub(crate) agreement: Agreement,
+    /// How often this host has begun to count: places from before do not count after.
+    pub(crate) beginnings: u64,
     pub(crate) topics: BTreeMap<TopicName, Topic>,
     /// The sequence of each topic's cell; also of those that are gone.
     topic_cells: HashMap<TopicId, (u64, Option<TopicName>)>,
@@ -148,8 +153,8 @@ pub(crate) struct News {
     /// Tables with new changes, and whether another host made them.
     pub(crate) tables: Vec<(ChainKey, bool)>,
     pub(crate) is_catalogue: bool,
-    /// A checkpoint counts otherwise than this host.
-    pub(crate) is_wrong: bool,
+    /// Why what this host counts is wrong.
+    pub(crate) wrong: Option<&'static str>,
 }
 
 /// How events are applied.
@@ -174,6 +179,38 @@ impl Mirror {
             catalogue: watch::Sender::new(0),
             hosts: watch::Sender::new(Arc::new([])),
             own: Mutex::default(),
+            heard_at_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// Everything is heard that was there at this time.
+    pub(crate) fn heard_at(&self, at: Duration) {
+        let ms = at.as_millis() as u64;
+        self.heard_at_ms.fetch_max(ms, Ordering::AcqRel);
+    }
+
+    /// Since when something may be that was not heard.
+    pub(crate) fn age(&self, now: Duration) -> Duration {
+        let heard_at = Duration::from_millis(self.heard_at_ms.load(Ordering::Acquire));
+        now.saturating_sub(heard_at)
+    }
+
+    /// Whether this host has come to where it was, and agrees with the newest counts.
+    pub(crate) fn agrees(&self) -> bool {
+        let heard = self.heard.read();
+        heard.position >= *self.position.borrow() && heard.agreement.reached().is_some()
+    }
+
+    /// It has counted anew: ends that were wrong are corrected.
+    pub(crate) fn settle(&self) {
+        let heard = self.heard.read();
+        for (at, known) in &heard.partitions {
+            let next = heard.counts.next(*at);
+            known.end.send_if_modified(|end| {
+                let is_wrong = *end != next;
+                *end = next;
+                is_wrong
+            });
         }
     }
 
@@ -274,8 +311,13 @@ impl Mirror {
     }
 
     /// Begins with the counts of a checkpoint. What was heard before stays, except for the counts and where batches are.
-    pub(crate) fn begin(&self, counts: Counts) {
+    pub(crate) fn begin(&self, mut counts: Counts, seq: u64) {
         let mut heard = self.heard.write();
+        let gone = heard.topic_cells.iter();
+        let gone = gone.filter(|(_, (_, name))| name.is_none());
+        gone.for_each(|(id, _)| counts.forget(*id));
+        heard.beginnings += 1;
+        heard.agreement.begin(seq, counts.as_of());
         heard.position = counts.as_of();
         heard.counted = Counted::default();
         heard.uncounted = 0;
@@ -288,6 +330,7 @@ impl Mirror {
                 offset: next,
                 seq: counts.as_of(),
             });
+            known.index.trim(known.anchor);
             known.reach(next);
         }
         tables.values().for_each(|loaded| loaded.read_anew());
@@ -317,6 +360,7 @@ impl Mirror {
             heard.counts.pass(position);
         }
         if let Some((commit, first_seq)) = first
+            && !applying.is_loading
             && let Some(own) = self.own.lock().get_mut(&commit)
         {
             own.passed = Some(Passed { first_seq, offsets });
@@ -447,6 +491,9 @@ impl Heard {
                 if let Some(known) = self.partitions.get_mut(&at)
                     && known.start_seq < seq
                 {
+                    if !applying.is_loading && anchor.offset > self.counts.next(at) {
+                        news.wrong = Some("a partition starts behind its end");
+                    }
                     known.start_seq = seq;
                     known.start = known.start.max(start);
                     known.anchor = anchor;
@@ -462,11 +509,22 @@ impl Heard {
                 }
             }
             (Place::Checkpoint, What::Checkpoint { as_of, counts }) => {
-                self.checkpoint_seq = self.checkpoint_seq.max(seq);
-                self.uncounted = 0;
                 self.counted.hear(as_of, applying.now);
-                let agrees = counts.and_then(|counts| self.counts.agrees(&counts));
-                news.is_wrong |= agrees == Some(false);
+                if applying.is_loading {
+                    self.agreement.know(seq, as_of);
+                    return None;
+                }
+                self.uncounted = 0;
+                let is_own = own.lock().contains_key(&event.commit);
+                let is_gone = |topic| self.is_gone(topic);
+                let agrees = match counts {
+                    None => is_own.then_some(true),
+                    Some(counts) => self.counts.agrees(&counts, is_gone),
+                };
+                self.agreement.hear(seq, as_of, agrees);
+                if agrees == Some(false) {
+                    news.wrong = Some("another host has written other counts");
+                }
             }
             (Place::Host(id), What::Host(address)) => {
                 let known = self.beats.get(&id).map_or(0, |beat| beat.at);

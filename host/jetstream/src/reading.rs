@@ -19,6 +19,9 @@ const LOOK_BYTES: usize = 128 << 10;
 /// Bytes that are read at once at least, so that the way to an offset is short.
 const READ_BYTES_MIN: usize = 64 << 10;
 
+/// How often something is looked for in a partition that is trimmed meanwhile.
+const TRIES_MAX: u32 = 5;
+
 /// A batch in the stream.
 struct Found {
     batch: Result<RecordBatch, DamageKind>,
@@ -55,65 +58,74 @@ impl Store {
             let placed = |(base, batch): (Offset, RecordBatch)| batch.at_offset(base);
             return Ok(fresh.into_iter().map(placed).collect());
         }
-        let mut batches: Vec<RecordBatch> = Vec::new();
-        let mut bytes = 0;
-        let mut damage = None;
-        let place = self.place_of(partition, from).await?;
         let asked = bytes_max.saturating_add(READ_BYTES_MIN);
-        self.walk(partition, place, asked, &mut |found| {
-            if found.end <= from {
-                return true;
-            }
-            match found.batch {
-                Ok(batch) => {
-                    bytes += batch.byte_count();
-                    if bytes > bytes_max && !batches.is_empty() {
-                        return false;
+        for _ in 0..TRIES_MAX {
+            let mut batches: Vec<RecordBatch> = Vec::new();
+            let mut bytes = 0;
+            let mut damage = None;
+            let place = self.place_of(partition, from).await?;
+            let see = &mut |found: Found| {
+                if found.end <= from {
+                    return true;
+                }
+                match found.batch {
+                    Ok(batch) => {
+                        bytes += batch.byte_count();
+                        if bytes > bytes_max && !batches.is_empty() {
+                            return false;
+                        }
+                        batches.push(batch);
+                        bytes < bytes_max
                     }
-                    batches.push(batch);
-                    bytes < bytes_max
+                    Err(kind) => {
+                        damage = Some(ReadError::Damaged {
+                            partition,
+                            from: found.base,
+                            to: found.end,
+                            kind,
+                        });
+                        false
+                    }
                 }
-                Err(kind) => {
-                    damage = Some(ReadError::Damaged {
-                        partition,
-                        from: found.base,
-                        to: found.end,
-                        kind,
-                    });
-                    false
-                }
+            };
+            let is_certain = self.walk(partition, place, asked, see).await?;
+            let start = self.mirror.ends(partition)?.start;
+            if from < start {
+                let requested = from;
+                return Err(ReadError::BelowStart { requested, start });
             }
-        })
-        .await?;
-        match damage {
-            // What is before the damage is read first.
-            Some(damage) if batches.is_empty() => Err(damage),
-            _ if batches.is_empty() && from < ends.end => {
-                let trimmed = self.mirror.ends(partition)?;
-                if from < trimmed.start {
-                    let (requested, start) = (from, trimmed.start);
-                    return Err(ReadError::BelowStart { requested, start });
-                }
-                Err(Trouble::unavailable("messages that are known are not found").into())
+            if !is_certain {
+                continue;
             }
-            _ => Ok(batches),
+            return match damage {
+                // What is before the damage is read first.
+                Some(damage) if batches.is_empty() => Err(damage),
+                _ if batches.is_empty() && from < ends.end => {
+                    Err(Trouble::unavailable("messages that are known are not found").into())
+                }
+                _ => Ok(batches),
+            };
         }
+        Err(trimmed_meanwhile().into())
     }
 
     /// Passes batches in order, from this place on, until `see` has seen enough or there are no more. So many bytes are read at once.
+    ///
+    /// Returns whether what was seen is where it was said to be. It may not be if the partition was trimmed meanwhile: what was removed is
+    /// missing, and what follows seems to be in its place.
     async fn walk(
         &self,
         partition: TopicPartition,
         start: Anchor,
         bytes: usize,
         see: &mut (dyn FnMut(Found) -> bool + Send),
-    ) -> Result<(), ReadError> {
+    ) -> Result<bool, ReadError> {
         let subject = self.subjects.piece(partition);
-        let end = self.mirror.ends(partition)?.end;
-        let place_of = |seq| {
+        let (beginnings, end) = {
             let heard = self.mirror.heard.read();
-            heard.partitions.get(&partition)?.index.begins_at(seq)
+            (heard.beginnings, heard.partition(partition)?.ends().end)
         };
+        let mut misplaced = None;
         let (mut before, mut cursor) = (start, start);
         let mut parts: Vec<Message> = Vec::new();
         let mut next_seq = start.seq + 1;
@@ -133,6 +145,10 @@ impl Store {
                     // Somebody else has put it there, and nobody counts it.
                     continue;
                 };
+                if part != parts.len() as u64 {
+                    misplaced = Some("a part of a batch is missing");
+                    break 'all;
+                }
                 parts.push(message);
                 if part + 1 < count {
                     continue;
@@ -140,10 +156,13 @@ impl Store {
                 let last_seq = next_seq - 1;
                 let found = found(partition, cursor.offset, span, &parts, last_seq);
                 parts.clear();
-                if place_of(found.seq).is_some_and(|base| base != found.base) {
-                    self.stop_serving("a batch is not at the offset that it was counted at");
-                    let why = "what was read is not what was counted; it is counted anew";
-                    return Err(Trouble::unavailable(why).into());
+                let place = {
+                    let heard = self.mirror.heard.read();
+                    heard.partition(partition)?.index.begins_at(found.seq)
+                };
+                if place.is_some_and(|base| base != found.base) {
+                    misplaced = Some("a batch is not at the offset that it was counted at");
+                    break 'all;
                 }
                 before = cursor;
                 cursor = Anchor {
@@ -155,11 +174,47 @@ impl Store {
                 }
             }
         }
-        if let Some(known) = self.mirror.heard.write().partitions.get_mut(&partition) {
+        if !self.is_kept(partition, start, beginnings).await? {
+            return Ok(false);
+        }
+        if let Some(what) = misplaced {
+            self.stop_serving(what);
+            let why = "what was read is not what was counted; it is counted anew";
+            return Err(Trouble::unavailable(why).into());
+        }
+        let mut heard = self.mirror.heard.write();
+        if heard.beginnings == beginnings
+            && let Some(known) = heard.partitions.get_mut(&partition)
+        {
             known.index.note(before);
             known.index.note(cursor);
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Whether everything after a place is still kept, and the place itself is as it was counted.
+    pub(crate) async fn is_kept(
+        &self,
+        partition: TopicPartition,
+        place: Anchor,
+        beginnings: u64,
+    ) -> Result<bool, ReadError> {
+        self.check_counts()?;
+        let look = || -> Result<(bool, bool), ReadError> {
+            let heard = self.mirror.heard.read();
+            let anchor = heard.partition(partition)?.anchor;
+            let is_kept = anchor.offset <= place.offset && heard.beginnings == beginnings;
+            Ok((is_kept, heard.agreement.newest_as_of() > place.seq))
+        };
+        let (is_kept, may_be_removed) = look()?;
+        let is_late = self.mirror.age(self.clock.monotonic()) > self.options.counted_after / 2;
+        if !is_kept || !(may_be_removed || is_late) {
+            return Ok(is_kept);
+        }
+        // Before anything is removed, the start moves: whoever hears all that is there hears of that.
+        self.sync().await?;
+        self.check_counts()?;
+        Ok(look()?.0)
     }
 
     /// Where to begin to look for an offset.
@@ -172,33 +227,43 @@ impl Store {
             let heard = self.mirror.heard.read();
             Ok(heard.partition(partition)?.index.find(offset))
         };
-        if let Some(found) = find()? {
-            return Ok(found);
+        for _ in 0..TRIES_MAX {
+            if let Some(found) = find()? {
+                return Ok(found);
+            }
+            self.fill_index(partition).await?;
+            let start = self.mirror.ends(partition)?.start;
+            if offset < start {
+                let requested = offset;
+                return Err(ReadError::BelowStart { requested, start });
+            }
         }
-        self.fill_index(partition).await?;
-        let lost = || Trouble::unavailable("the place of an offset is not known");
-        Ok(find()?.ok_or_else(lost)?)
+        Err(Trouble::unavailable("the place of an offset is not known").into())
     }
 
     /// Reads the headers of the messages that were there before this host began to follow the stream.
     pub(crate) async fn fill_index(&self, partition: TopicPartition) -> Result<(), ReadError> {
-        let (anchor, from) = {
+        let (beginnings, anchor, from) = {
             let heard = self.mirror.heard.read();
             let known = heard.partition(partition)?;
-            (known.anchor, known.index.from)
+            (heard.beginnings, known.anchor, known.index.from)
         };
         if from.offset <= anchor.offset {
             return Ok(());
         }
-        let older = self.headers(partition, anchor, from).await?;
+        let (index, end) = self.headers(partition, anchor, from).await?;
+        if end != from.offset {
+            // It may have been trimmed meanwhile.
+            self.sync().await?;
+        }
         let mut heard = self.mirror.heard.write();
+        let is_same = heard.beginnings == beginnings;
         let known = heard.partitions.get_mut(&partition);
         let known = known.ok_or(ReadError::UnknownPartition(partition))?;
-        if known.index.from != from || known.anchor != anchor {
+        if !is_same || known.index.from != from || known.anchor != anchor {
             // Somebody else was faster, or it was trimmed meanwhile; whoever needs it looks again.
             return Ok(());
         }
-        let (index, end) = older;
         if end != from.offset {
             tracing::error!(
                 %partition, counted = end.0, expected = from.offset.0,
@@ -256,37 +321,38 @@ impl Store {
         partition: TopicPartition,
         seq: u64,
     ) -> Result<Option<Offset>, ReadError> {
-        let (anchor, start) = {
-            let heard = self.mirror.heard.read();
-            let Some(known) = heard.partitions.get(&partition) else {
-                return Ok(None);
+        self.check_counts()?;
+        for _ in 0..TRIES_MAX {
+            let (anchor, start) = {
+                let heard = self.mirror.heard.read();
+                let Some(known) = heard.partitions.get(&partition) else {
+                    return Ok(None);
+                };
+                (known.anchor, known.start)
             };
-            (known.anchor, known.start)
-        };
-        if seq <= anchor.seq {
-            return Ok(Some(start));
-        }
-        let find = || -> Result<Option<Anchor>, ReadError> {
-            let heard = self.mirror.heard.read();
-            Ok(heard.partition(partition)?.index.find_seq(seq))
-        };
-        let place = match find()? {
-            Some(place) => place,
-            None => {
+            if seq <= anchor.seq {
+                return Ok(Some(start));
+            }
+            let place = {
+                let heard = self.mirror.heard.read();
+                heard.partition(partition)?.index.find_seq(seq)
+            };
+            let Some(place) = place else {
                 self.fill_index(partition).await?;
-                let lost = || Trouble::unavailable("the place of a batch is not known");
-                find()?.ok_or_else(lost)?
+                continue;
+            };
+            let mut offset = None;
+            let see = &mut |found: Found| {
+                if found.seq == seq {
+                    offset = Some(found.base);
+                }
+                found.seq < seq
+            };
+            if self.walk(partition, place, LOOK_BYTES, see).await? {
+                return Ok(Some(offset.unwrap_or(start)));
             }
-        };
-        let mut offset = None;
-        self.walk(partition, place, LOOK_BYTES, &mut |found| {
-            if found.seq == seq {
-                offset = Some(found.base);
-            }
-            found.seq < seq
-        })
-        .await?;
-        Ok(Some(offset.unwrap_or(start)))
+        }
+        Err(Trouble::unavailable("the place of a batch is not known").into())
     }
 
     /// The place before the batch that has the offset; at the end, behind the last one.
@@ -295,20 +361,24 @@ impl Store {
         partition: TopicPartition,
         offset: Offset,
     ) -> Result<Anchor, ReadError> {
-        let place = self.place_of(partition, offset).await?;
-        let mut anchor = place;
-        self.walk(partition, place, LOOK_BYTES, &mut |found| {
-            if found.end > offset {
-                return false;
-            }
-            anchor = Anchor {
-                offset: found.end,
-                seq: found.last_seq,
+        for _ in 0..TRIES_MAX {
+            let place = self.place_of(partition, offset).await?;
+            let mut anchor = place;
+            let see = &mut |found: Found| {
+                if found.end > offset {
+                    return false;
+                }
+                anchor = Anchor {
+                    offset: found.end,
+                    seq: found.last_seq,
+                };
+                true
             };
-            true
-        })
-        .await?;
-        Ok(anchor)
+            if self.walk(partition, place, LOOK_BYTES, see).await? {
+                return Ok(anchor);
+            }
+        }
+        Err(trimmed_meanwhile().into())
     }
 
     pub(crate) async fn count(
@@ -318,6 +388,21 @@ impl Store {
         to: Offset,
     ) -> Result<u64, ReadError> {
         self.check_counts()?;
+        for _ in 0..TRIES_MAX {
+            if let Some(counted) = self.try_count(partition, from, to).await? {
+                return Ok(counted);
+            }
+        }
+        Err(trimmed_meanwhile().into())
+    }
+
+    /// `None` if the partition was trimmed meanwhile.
+    async fn try_count(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        to: Offset,
+    ) -> Result<Option<u64>, ReadError> {
         self.fill_index(partition).await?;
         let (blocks, ends) = {
             let heard = self.mirror.heard.read();
@@ -339,7 +424,7 @@ impl Store {
                         offset: block.base,
                         seq: block.seq - 1,
                     };
-                    self.walk(partition, place, LOOK_BYTES, &mut |found| {
+                    let see = &mut |found: Found| {
                         // Damaged messages may count or not.
                         if found.base < end
                             && let Ok(batch) = &found.batch
@@ -347,12 +432,14 @@ impl Store {
                             counted += batch.messages_within(from, to);
                         }
                         found.end < end
-                    })
-                    .await?;
+                    };
+                    if !self.walk(partition, place, LOOK_BYTES, see).await? {
+                        return Ok(None);
+                    }
                 }
             }
         }
-        Ok(counted)
+        Ok(Some(counted))
     }
 
     pub(crate) async fn offset_at(
@@ -361,36 +448,45 @@ impl Store {
         at: Timestamp,
     ) -> Result<Option<Offset>, ReadError> {
         self.check_counts()?;
-        self.fill_index(partition).await?;
-        let (blocks, ends) = {
-            let heard = self.mirror.heard.read();
-            let known = heard.partition(partition)?;
-            (known.index.blocks().clone(), known.ends())
-        };
-        for (number, block) in blocks.iter().enumerate() {
-            let end = blocks.get(number + 1).map_or(ends.end, |next| next.base);
-            if block.latest < at || end <= ends.start {
-                continue;
-            }
-            let place = Anchor {
-                offset: block.base,
-                seq: block.seq - 1,
+        'tries: for _ in 0..TRIES_MAX {
+            self.fill_index(partition).await?;
+            let (blocks, ends) = {
+                let heard = self.mirror.heard.read();
+                let known = heard.partition(partition)?;
+                (known.index.blocks().clone(), known.ends())
             };
-            let mut first = None;
-            self.walk(partition, place, LOOK_BYTES, &mut |found| {
-                // What is damaged has no time.
-                if let Ok(batch) = &found.batch {
-                    first = first_at(batch, ends.start, at);
+            for (number, block) in blocks.iter().enumerate() {
+                let end = blocks.get(number + 1).map_or(ends.end, |next| next.base);
+                if block.latest < at || end <= ends.start {
+                    continue;
                 }
-                first.is_none() && found.end < end
-            })
-            .await?;
-            if first.is_some() {
-                return Ok(first);
+                let place = Anchor {
+                    offset: block.base,
+                    seq: block.seq - 1,
+                };
+                let mut first = None;
+                let see = &mut |found: Found| {
+                    // What is damaged has no time.
+                    if let Ok(batch) = &found.batch {
+                        first = first_at(batch, ends.start, at);
+                    }
+                    first.is_none() && found.end < end
+                };
+                if !self.walk(partition, place, LOOK_BYTES, see).await? {
+                    continue 'tries;
+                }
+                if first.is_some() {
+                    return Ok(first);
+                }
             }
+            return Ok(None);
         }
-        Ok(None)
+        Err(trimmed_meanwhile().into())
     }
+}
+
+fn trimmed_meanwhile() -> Trouble {
+    Trouble::unavailable("the partition is trimmed again and again meanwhile; try again")
 }
 
 /// An index of the messages between two places, while their headers arrive. They may arrive more than once, and begin too early: a

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -11,6 +11,7 @@ use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use millrace_engine::{CommitError, HostId};
 use millrace_model::{Clock, Durability, RecordBatch};
+use tokio::sync::Notify;
 
 use crate::atomic::{self, HEADER_BYTES_MAX, Put};
 use crate::cells::Cells;
@@ -38,10 +39,58 @@ pub(crate) struct Store {
     pub(crate) tables: Tables,
     pub(crate) holds: Holds,
     pub(crate) is_closed: AtomicBool,
-    /// Whether this host counts otherwise than others.
-    pub(crate) is_wrong: AtomicBool,
+    /// Whether what this host counts can be relied on.
+    pub(crate) counting: Counting,
     /// Tests let a host stand still.
     pub(crate) is_stalled: AtomicBool,
+}
+
+/// Whether what a host counts can be relied on.
+#[derive(Default)]
+pub(crate) struct Counting {
+    state: AtomicU8,
+    /// Wakes the feed, which then counts anew.
+    anew: Notify,
+}
+
+const RIGHT: u8 = 0;
+const WRONG: u8 = 1;
+const ANEW: u8 = 2;
+
+impl Counting {
+    pub(crate) fn is_right(&self) -> bool {
+        self.state.load(Ordering::Acquire) == RIGHT
+    }
+
+    /// It is wrong. Returns whether this is news.
+    pub(crate) fn is_wrong(&self) -> bool {
+        self.state.swap(WRONG, Ordering::AcqRel) != WRONG
+    }
+
+    pub(crate) fn begin_anew(&self) {
+        self.anew.notify_one();
+    }
+
+    /// Somebody has asked to begin anew.
+    pub(crate) async fn asked_anew(&self) {
+        self.anew.notified().await;
+    }
+
+    /// What was wrong is dropped, and counted anew.
+    pub(crate) fn begun_anew(&self) {
+        let (from, to) = (WRONG, ANEW);
+        let _ = self
+            .state
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// It has counted everything anew. Returns whether it was wrong before, and is right now.
+    pub(crate) fn is_done_anew(&self) -> bool {
+        let (from, to) = (ANEW, RIGHT);
+        self.state
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
 }
 
 /// The number of a commit of this host, known to the feed while this exists.
@@ -95,20 +144,35 @@ impl Store {
 
     /// Whether the offsets that this host knows are those that the others know.
     pub(crate) fn check_counts(&self) -> Result<(), Trouble> {
-        match self.is_wrong.load(Ordering::Acquire) {
-            true => Err(Trouble::unavailable(
-                "this host counts the messages of the stream otherwise than another host: restart it, and look for damage with `nats stream info`",
+        match self.counting.is_right() {
+            false => Err(Trouble::unavailable(
+                "this host found that it had counted the messages of the stream wrongly, and counts them anew: try again. If it stays so, look for damage with `nats stream info`",
             )),
-            false => Ok(()),
+            true => Ok(()),
         }
     }
 
-    /// What this host knows of offsets is wrong: it stops serving.
+    /// What this host knows of offsets is wrong: it stops serving, and counts anew.
     pub(crate) fn stop_serving(&self, what: &str) {
-        if !self.is_wrong.swap(true, Ordering::AcqRel) {
+        if self.counting.is_wrong() {
             tracing::error!(
-                "{what}: this host counts the messages of the stream otherwise than they are, and stops serving"
+                "{what}: this host counts the messages of the stream otherwise than they are. It stops serving until it has counted anew"
             );
+            // Progress that was made with other offsets must not be written.
+            self.holds.lose();
+            self.counting.begin_anew();
+        }
+    }
+
+    /// Whether this host may write what others build on: its counts are right as far as anybody knows, and it has come to the newest that
+    /// somebody has written.
+    pub(crate) fn check_agreement(&self) -> Result<(), Trouble> {
+        self.check_counts()?;
+        match self.mirror.agrees() {
+            true => Ok(()),
+            false => Err(Trouble::unavailable(
+                "this host has yet to compare its counts with the newest in the stream",
+            )),
         }
     }
 
@@ -142,6 +206,11 @@ impl Store {
         let last = first_seq + puts.len() as u64 - 1;
         self.hear(last).await.map_err(|_| {
             let why = "it was written, but the stream cannot be followed";
+            Trouble::InDoubt(why.into())
+        })?;
+        // The offsets are not those that it was given.
+        self.check_counts().map_err(|_| {
+            let why = "it was written while this host counted wrongly";
             Trouble::InDoubt(why.into())
         })?;
         let unseen = || Passed {

@@ -35,6 +35,8 @@ pub(crate) enum Place {
     /// Counts of partitions.
     Checkpoint,
     Host(HostId),
+    /// What a host says before it reads the cells.
+    Word(HostId),
     /// Anything that a host need not follow.
     Other,
 }
@@ -154,6 +156,11 @@ impl Subjects {
         format!("{}.c.h.{id}", self.stream)
     }
 
+    /// What a host says only to find it again.
+    pub(crate) fn word(&self, id: HostId) -> String {
+        format!("{}.c.w.{id}", self.stream)
+    }
+
     /// Everything of a topic but the topic itself.
     pub(crate) fn of_topic(&self, id: TopicId) -> Vec<String> {
         let words = ["p", "d", "s", "i", "r", "c.o", "c.g"];
@@ -183,6 +190,7 @@ fn parse(rest: &str) -> Option<Place> {
         ["c", "g", topic, part, group] => Place::Chain(place(topic, part)?, group_of(group)?),
         ["c", "x", "0"] => Place::Checkpoint,
         ["c", "h", id] => Place::Host(HostId(u64::from_str_radix(id, 16).ok()?)),
+        ["c", "w", id] => Place::Word(HostId(u64::from_str_radix(id, 16).ok()?)),
         _ => Place::Other,
     })
 }
@@ -268,6 +276,7 @@ mod tests {
             (subjects.topics(), Place::Topics),
             (subjects.topic(TopicId(9)), Place::Topic(TopicId(9))),
             (subjects.host(HostId(77)), Place::Host(HostId(77))),
+            (subjects.word(HostId(77)), Place::Word(HostId(77))),
             (
                 subjects.entry(EntryKind::Route, "/a b"),
                 Place::Entry(EntryKind::Route, "/a b".to_owned()),

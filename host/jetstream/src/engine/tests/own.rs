@@ -315,12 +315,179 @@ async fn a_host_that_has_just_been_opened_is_healthy() {
 async fn a_host_does_not_begin_with_what_a_server_knows_that_is_behind() {
     let directory = tempfile::tempdir().expect("a directory");
     let engine = open_with(options(directory.path())).await;
-    let said = engine.store.say().await.expect("said");
+    let said = engine.store.say_word().await.expect("said");
     let loaded = crate::feed::load_cells(&engine.store, said).await;
     loaded.expect("the server has what it acknowledged");
     let behind = crate::feed::load_cells(&engine.store, said + 1_000_000).await;
-    let behind = behind.expect_err("it has not heard this host's last word");
+    let behind = behind
+        .err()
+        .expect("it has not heard this host's last word");
     assert!(behind.to_string().contains("behind"), "{behind}");
+    engine.close().await;
+}
+
+/// Counts are those of the leader, the newest, and only its own word says that there are none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_begins_with_the_counts_that_the_leader_has() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(JetstreamOptions {
+        checkpoint_interval: Duration::from_secs(3600),
+        ..options(directory.path())
+    })
+    .await;
+    let store = &engine.store;
+    let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    let said = store.say_word().await.expect("said");
+    let newest = crate::feed::newest_counts(store, said).await;
+    let newest = newest.expect("readable");
+    assert_eq!((newest.seq, newest.counts.as_of()), (0, 0));
+    let mut before = 0;
+    for round in 1..4 {
+        send(&*engine, at, 0..5, 10).await;
+        store.write_counts().await.expect("written");
+        let said = store.say_word().await.expect("said");
+        let newest = crate::feed::newest_counts(store, said).await;
+        let newest = newest.expect("readable");
+        assert_eq!(newest.counts.next(at), Offset(5 * round));
+        assert!(newest.seq > before);
+        before = newest.seq;
+    }
+    engine.close().await;
+}
+
+/// What one host writes, all others begin with. One that has not come to the newest counts of another writes none, and removes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_has_not_compared_its_counts_writes_none_and_removes_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let quiet = JetstreamOptions {
+        checkpoint_interval: Duration::from_secs(3600),
+        cleaning_interval: Duration::from_secs(3600),
+        ..options(directory.path())
+    };
+    let engine = open_with(quiet).await;
+    let store = &engine.store;
+    let mut kept = spec("orders", Durability::Os);
+    kept.settings.retention_bytes = Some(20_000);
+    let made = engine.create_topic(kept, Vec::new());
+    let at = first(&made.await.expect("made"));
+    send(&*engine, at, 0..30, 10_000).await;
+    store.write_counts().await.expect("written");
+    let newest = store.mirror.heard.read().agreement.reached();
+    let newest = newest.expect("its own");
+    // Another host has written some that this one does not know yet.
+    store.mirror.heard.write().agreement.know(newest + 1, 0);
+    assert!(store.write_counts().await.is_err());
+    assert!(store.clean(&mut HashMap::new()).await.is_err());
+    assert_eq!(engine.ends(at).expect("known").start, Offset(0));
+    let agrees = Some(true);
+    store
+        .mirror
+        .heard
+        .write()
+        .agreement
+        .hear(newest + 1, 0, agrees);
+    store.clean(&mut HashMap::new()).await.expect("cleaned");
+    assert!(engine.ends(at).expect("known").start > Offset(0));
+    // Nor does one that is known to count wrongly.
+    store.counting.is_wrong();
+    assert!(store.write_counts().await.is_err());
+    assert!(store.clean(&mut HashMap::new()).await.is_err());
+    engine.close().await;
+}
+
+/// A host that counts otherwise than what is written in the stream stops, loses what it holds, counts anew, and serves again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_counts_wrongly_counts_anew_and_serves_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let forgetful = JetstreamOptions {
+        fresh_bytes_max: 0,
+        ..options(directory.path())
+    };
+    let mut hosts = [
+        open_with(forgetful.clone()).await,
+        open_with(forgetful).await,
+    ];
+    // The first of them writes the counts.
+    hosts.sort_by_key(|host| host.host());
+    let [engine, wrong] = hosts;
+    let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    send(&*engine, at, 0..10, 10).await;
+    wrong.hear().await.expect("heard");
+    let group = ProcessorName::parse("sums").expect("a valid name").group();
+    let hold = wrong.claim(&group, at).await.expect("claimed");
+    {
+        let mut heard = wrong.store.mirror.heard.write();
+        let next = heard.position + 1;
+        heard.counts.count(next, at, 7);
+    }
+    let noticed = async {
+        let mut value = 10;
+        while !hold.is_lost() {
+            send(&*engine, at, value..value + 1, 10).await;
+            value += 1;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        while wrong.health().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        value
+    };
+    let noticed = tokio::time::timeout(Duration::from_secs(60), noticed).await;
+    let sent = noticed.expect("it serves again");
+    wrong.hear().await.expect("heard");
+    let ends = wrong.ends(at).expect("known");
+    assert_eq!(ends.end, engine.ends(at).expect("known").end);
+    let expected: Vec<u32> = (0..sent).collect();
+    assert_eq!(values(&*wrong, at, 0).await, expected);
+    engine.close().await;
+    wrong.close().await;
+}
+
+/// What is removed while somebody reads it must not be taken for what follows it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_whose_messages_were_removed_is_not_where_the_next_ones_are() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(JetstreamOptions {
+        fresh_bytes_max: 0,
+        ..options(directory.path())
+    })
+    .await;
+    let store = &engine.store;
+    let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    send(&*engine, at, 0..40, 1_000).await;
+    store.write_counts().await.expect("written");
+    let place = store.anchor_at(at, Offset(5)).await.expect("known");
+    let beginnings = store.mirror.heard.read().beginnings;
+    assert!(store.is_kept(at, place, beginnings).await.expect("known"));
+    engine.trim(at, Offset(20)).await.expect("trimmed");
+    assert!(!store.is_kept(at, place, beginnings).await.expect("known"));
+    let anchor = store
+        .mirror
+        .heard
+        .read()
+        .partition(at)
+        .expect("known")
+        .anchor;
+    assert!(store.is_kept(at, anchor, beginnings).await.expect("known"));
+    let later = beginnings + 1;
+    assert!(!store.is_kept(at, anchor, later).await.expect("known"));
+    // A start that this host has yet to hear of.
+    store
+        .mirror
+        .heard
+        .write()
+        .partitions
+        .get_mut(&at)
+        .expect("known")
+        .anchor = Anchor::default();
+    let start = crate::atomic::Put::cell(store.subjects.start(at), None, Vec::new());
+    let start = [start.noted(format!("30 30 {}", anchor.seq + 10))];
+    let said = crate::atomic::publish(&store.client, &start, crate::store::random);
+    said.await.expect("said");
+    assert!(!store.is_kept(at, place, beginnings).await.expect("known"));
     engine.close().await;
 }
 
@@ -332,18 +499,27 @@ async fn a_host_that_counts_otherwise_than_another_reads_nothing_and_commits_not
     let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
     let at = first(&made.await.expect("made"));
     send(&*engine, at, 0..3, 10).await;
-    let is_wrong = &engine.store.is_wrong;
-    is_wrong.store(true, std::sync::atomic::Ordering::SeqCst);
+    // It would begin anew at once.
+    engine.store.counting.is_wrong();
     let read = engine.read(at, Offset(0), 1000).await.err();
     let counted = engine.count(at, Offset(0), Offset(3)).await.err();
     let found = engine.offset_at(at, Timestamp(0)).await.err();
     for refused in [read, counted, found] {
         let refused = refused.map(|error| error.to_string()).unwrap_or_default();
-        assert!(refused.contains("restart it"), "{refused}");
+        assert!(refused.contains("counts them anew"), "{refused}");
     }
     let refused = engine.commit(produce(at, 4, 10)).await;
     assert!(matches!(refused, Err(CommitError::Unavailable(_))));
     assert!(engine.health().await.is_err());
+    engine.store.counting.begin_anew();
+    let served = async {
+        while engine.health().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let served = tokio::time::timeout(Duration::from_secs(60), served).await;
+    served.expect("it serves again");
+    assert_eq!(values(&*engine, at, 0).await, [0, 1, 2]);
     engine.close().await;
 }
 
@@ -373,5 +549,14 @@ async fn what_is_not_where_it_was_counted_is_not_read() {
     let refused = read.err().map(|error| error.to_string());
     let refused = refused.unwrap_or_default();
     assert!(refused.contains("counted anew"), "{refused}");
+    let again = async {
+        while engine.read(at, Offset(8), 200_000).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let again = tokio::time::timeout(Duration::from_secs(60), again).await;
+    again.expect("it is counted anew");
+    let expected: Vec<u32> = (8..40).collect();
+    assert_eq!(values(&*engine, at, 8).await, expected);
     engine.close().await;
 }
