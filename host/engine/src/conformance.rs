@@ -23,6 +23,7 @@ use crate::contract::{
 pub mod adopting;
 pub mod bounds;
 pub mod catalogue;
+pub mod compaction;
 pub mod expectations;
 pub mod growth;
 pub mod hosts;
@@ -167,6 +168,19 @@ macro_rules! bounds_tests {
             bounds::a_deleted_topic_gives_its_room_back,
             bounds::partitions_beyond_the_hosts_bound_are_refused,
             bounds::a_topic_does_not_grow_beyond_the_hosts_bound,
+        }
+    };
+}
+
+/// One test per promise of an engine that compacts. `$open` as for [`conformance_tests!`](crate::conformance_tests); the engine looks often
+/// whether something is to be compacted.
+#[macro_export]
+macro_rules! compaction_tests {
+    ($open:expr) => {
+        $crate::conformance_tests! { @tests hold $open;
+            compaction::the_latest_message_of_each_key_stays_where_it_was,
+            compaction::a_tombstone_goes_when_it_is_old_and_its_key_does_not_come_back,
+            compaction::whatever_is_written_meanwhile_the_end_is_the_latest_of_each_key,
         }
     };
 }

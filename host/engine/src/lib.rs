@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backup;
+pub mod compaction;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod contract;

@@ -1,6 +1,5 @@
 //! Takes over what another store has: topics under their ids, batches at their offsets, each in one step.
 
-use bytes::Bytes;
 use millrace_engine::contract::{AdoptError, Adoption, Append, check_partitions, end_after};
 use millrace_engine::{CommitError, TopicError, Transaction};
 use millrace_model::{RecordBatch, Topic, TopicId, TopicPartition};
@@ -81,13 +80,7 @@ impl Store {
         let known = heard.partitions.get(&partition);
         let known = known.ok_or(CommitError::UnknownPartition(partition))?;
         end_after(partition, known.ends().end, batches)?;
-        let start = Put::cell(
-            self.subjects.start(partition),
-            Some(known.start_seq),
-            Bytes::new(),
-        );
-        let (start_at, anchor) = (known.start.0, known.anchor);
-        Ok(start.noted(format!("{start_at} {} {}", anchor.offset.0, anchor.seq)))
+        Ok(self.start_put(partition, known.beginning()))
     }
 
     async fn write_adopted(&self, writes: &mut Writes) -> Result<(), AdoptedError> {

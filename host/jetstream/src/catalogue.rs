@@ -11,7 +11,7 @@ use millrace_model::{
 
 use crate::atomic::{self, BATCH_PUTS_MAX, GONE, Put};
 use crate::cells::{Known, decode_named, encode_named, last_id};
-use crate::mirror::Heard;
+use crate::mirror::{Beginning, Heard};
 use crate::store::{Store, random};
 use crate::trouble::Trouble;
 
@@ -185,15 +185,26 @@ impl Store {
                 self.sync().await?;
                 return Ok(self.mirror.ends(partition).map_err(unread)?.start);
             }
-            let seq = {
+            let known = {
                 let heard = self.mirror.heard.read();
-                heard.partition(partition).map_err(unread)?.start_seq
+                heard.partition(partition).map_err(unread)?.beginning()
             };
-            let anchor = self.anchor_at(partition, before).await.map_err(unread)?;
-            let start = Put::cell(self.subjects.start(partition), Some(seq), Bytes::new());
-            let start = start.noted(format!("{} {} {}", before.0, anchor.offset.0, anchor.seq));
-            match self.write(&[start]).await {
-                Ok(_) => return Ok(self.mirror.ends(partition).map_err(unread)?.start),
+            let mut moved = Beginning {
+                start: before,
+                ..known.clone()
+            };
+            if before >= known.anchor.offset {
+                moved.anchor = self.anchor_at(partition, before).await.map_err(unread)?;
+                moved.compacted = None;
+            }
+            let dropped = known.compacted.filter(|_| moved.compacted.is_none());
+            match self.write(&[self.start_put(partition, moved)]).await {
+                Ok(_) => {
+                    if let Some(dropped) = dropped {
+                        self.purge_compacted(partition, &dropped).await;
+                    }
+                    return Ok(self.mirror.ends(partition).map_err(unread)?.start);
+                }
                 Err(Trouble::Moved) => self.sync().await?,
                 Err(trouble) => return Err(trouble.into()),
             }

@@ -74,7 +74,7 @@ fn report(what: &str, done: Result<(), Trouble>) {
 
 impl Store {
     /// Whether this host is the one of those that live.
-    fn is_wanted(&self) -> bool {
+    pub(crate) fn is_wanted(&self) -> bool {
         let hosts = self.mirror.hosts();
         let first = hosts.borrow().first().map(|host| host.id);
         first == Some(self.me)
@@ -140,26 +140,28 @@ impl Store {
     /// Moves the start of a partition behind what its topic no longer keeps: whole blocks of the index.
     async fn move_start(&self, topic: &Topic, at: TopicPartition) -> Result<(), Trouble> {
         let settings = &topic.spec.settings;
-        let filled = self.fill_index(at).await;
-        filled.map_err(Trouble::unavailable)?;
+        let blocks = self.blocks(at).await.map_err(Trouble::unavailable)?;
         let start = {
             let heard = self.mirror.heard.read();
             let Some(known) = heard.partitions.get(&at) else {
                 return Ok(());
             };
-            let end = known.ends().end;
-            let blocks = known.index.blocks();
-            let end_of = |number: usize| blocks.get(number + 1).map_or(end, |next| next.base);
+            let end_of = |number: usize| {
+                let end = blocks.get(number).map(|(_, end)| *end);
+                end.unwrap_or(known.start)
+            };
             let mut start = Offset::default();
             if let Some(kept_ms) = settings.retention_ms {
                 let oldest = self.clock.wall().0.saturating_sub(kept_ms);
-                let old = blocks.iter().take_while(|block| block.latest.0 < oldest);
+                let old = blocks
+                    .iter()
+                    .take_while(|(block, _)| block.latest.0 < oldest);
                 let count = old.count();
                 start = start.max(count.checked_sub(1).map_or(start, end_of));
             }
             if let Some(kept) = settings.retention_bytes {
                 let mut bytes = 0u64;
-                let over = blocks.iter().rposition(|block| {
+                let over = blocks.iter().rposition(|(block, _)| {
                     bytes = bytes.saturating_add(block.bytes);
                     bytes > kept
                 });

@@ -28,6 +28,7 @@ use crate::cells::{Cells, Chain};
 use crate::chains::Holds;
 use crate::cleaning;
 use crate::committing::{self, Queue};
+use crate::compaction;
 use crate::connect::{self, Connected, OpenError};
 use crate::feed;
 use crate::hosts::{self, Reached};
@@ -106,7 +107,8 @@ impl JetstreamEngine {
             feed,
             others: vec![
                 tokio::spawn(living),
-                tokio::spawn(cleaning::run(Arc::clone(&store), stopped)),
+                tokio::spawn(cleaning::run(Arc::clone(&store), stopped.clone())),
+                tokio::spawn(compaction::run(Arc::clone(&store), stopped)),
             ],
         };
         Ok(Arc::new(Self {

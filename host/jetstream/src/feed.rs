@@ -10,8 +10,9 @@ use futures_util::StreamExt as _;
 use millrace_model::{Offset, Timestamp, Topic};
 
 use crate::atomic::Note;
+use crate::compacted::Compacted;
 use crate::counting::Counts;
-use crate::fetch::{ANSWER_DURATION_MAX, number};
+use crate::fetch::{ANSWER_DURATION_MAX, number, stamp};
 use crate::index::{Anchor, Piece};
 use crate::loading::Loading;
 use crate::mirror::{Applying, Event, What};
@@ -46,7 +47,7 @@ impl Arrived {
     ) -> Result<Self, Trouble> {
         let info = message.info().map_err(Trouble::unavailable)?;
         let (seq, at) = (info.stream_sequence, info.published);
-        let at = Timestamp((at.unix_timestamp_nanos() / 1_000_000) as u64);
+        let at = stamp(at);
         let place = store.subjects.parse(&message.subject);
         let headers = message.headers.as_ref();
         let bytes = headers.and_then(|headers| number(headers, "Nats-Msg-Size"));
@@ -408,6 +409,7 @@ async fn event(store: &Store, arrived: Arrived, is_loading: bool) -> Result<Even
                     offset: Offset(offset),
                     seq,
                 },
+                compacted: Compacted::of(&note).map(Arc::new),
             },
             _ => What::Nothing,
         },

@@ -8,7 +8,9 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use millrace_model::TopicPartition;
+use millrace_model::{Timestamp, TopicPartition};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::atomic::Note;
 use crate::store::Store;
@@ -30,6 +32,8 @@ pub(crate) const ANSWER_DURATION_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) seq: u64,
+    /// When the server took it.
+    pub(crate) at: Timestamp,
     pub(crate) note: Option<Note>,
     pub(crate) body: Bytes,
 }
@@ -38,6 +42,7 @@ impl From<StreamMessage> for Message {
     fn from(message: StreamMessage) -> Self {
         Self {
             seq: message.sequence,
+            at: stamp(message.time),
             note: Note::of(&message.headers),
             body: message.payload,
         }
@@ -171,8 +176,11 @@ impl Store {
             let Some(seq) = number(&headers, "Nats-Sequence") else {
                 return Err(Trouble::malformed("an answer without a sequence"));
             };
+            let at = headers.get("Nats-Time-Stamp");
+            let at = at.and_then(|at| OffsetDateTime::parse(at.as_str(), &Rfc3339).ok());
             messages.push(Message {
                 seq,
+                at: at.map(stamp).unwrap_or_default(),
                 note: Note::of(&headers),
                 body: answer.payload,
             });
@@ -211,6 +219,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+pub(crate) fn stamp(at: OffsetDateTime) -> Timestamp {
+    let ms = at.unix_timestamp_nanos() / 1_000_000;
+    Timestamp(u64::try_from(ms).unwrap_or_default())
 }
 
 pub(crate) fn number(headers: &HeaderMap, name: &str) -> Option<u64> {

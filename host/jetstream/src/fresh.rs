@@ -63,6 +63,22 @@ impl Fresh {
         }
     }
 
+    /// What is before the offset is not read here any more.
+    pub(crate) fn trim(&mut self, at: TopicPartition, before: Offset) {
+        let of_it = |batches: &VecDeque<(Offset, RecordBatch)>| {
+            batches.partition_point(|(base, batch)| end(*base, batch) <= before)
+        };
+        let mut gone = self.partitions.get(&at).map_or(0, of_it);
+        for _ in 0..gone {
+            self.drop_oldest(at);
+        }
+        self.order.retain(|of| {
+            let goes = *of == at && gone > 0;
+            gone -= usize::from(goes);
+            !goes
+        });
+    }
+
     pub(crate) fn clear(&mut self) {
         *self = Self::new(self.bytes_max);
     }
@@ -171,6 +187,22 @@ mod tests {
             bases(fresh.read(at(2), Offset(0), Offset(8), usize::MAX)),
             None
         );
+    }
+
+    #[test]
+    fn what_was_trimmed_is_gone_and_what_comes_after_it_is_there() {
+        let mut fresh = with_gap();
+        fresh.push(at(2), Offset(0), batch(1, 10));
+        fresh.trim(at(1), Offset(3));
+        assert_eq!(fresh.order, [at(1), at(1), at(2)]);
+        assert_eq!(bases(fresh.read(at(1), Offset(0), Offset(8), 1)), None);
+        assert_eq!(
+            bases(fresh.read(at(1), Offset(2), Offset(8), 1)),
+            Some(vec![2])
+        );
+        fresh.trim(at(1), Offset(8));
+        fresh.trim(at(2), Offset(1));
+        assert_eq!((fresh.bytes, fresh.order.len()), (0, 0));
     }
 
     #[test]

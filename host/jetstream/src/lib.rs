@@ -19,6 +19,8 @@ mod cells;
 mod chains;
 mod cleaning;
 mod committing;
+mod compacted;
+mod compaction;
 mod connect;
 mod counting;
 mod encoding;

@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::chains::Holds;
+use crate::compacted::Compacted;
 use crate::counting::{Agreement, Counted, Counts};
 use crate::fresh::Fresh;
 use crate::index::{Anchor, Index, Piece};
@@ -88,6 +89,8 @@ pub(crate) struct Known {
     pub(crate) start: Offset,
     pub(crate) anchor: Anchor,
     pub(crate) start_seq: u64,
+    /// What is before the anchor, if it was compacted.
+    pub(crate) compacted: Option<Arc<Compacted>>,
     pub(crate) index: Index,
     end: watch::Sender<Offset>,
 }
@@ -132,6 +135,7 @@ pub(crate) enum What {
     Start {
         start: Offset,
         anchor: Anchor,
+        compacted: Option<Arc<Compacted>>,
     },
     Chain {
         epoch: u64,
@@ -487,7 +491,14 @@ impl Heard {
                 news.is_catalogue |=
                     self.take_topic(seq, id, topic.map(|topic| *topic), applying.holds);
             }
-            (Place::Start(at), What::Start { start, anchor }) => {
+            (
+                Place::Start(at),
+                What::Start {
+                    start,
+                    anchor,
+                    compacted,
+                },
+            ) => {
                 if let Some(known) = self.partitions.get_mut(&at)
                     && known.start_seq < seq
                 {
@@ -497,7 +508,9 @@ impl Heard {
                     known.start_seq = seq;
                     known.start = known.start.max(start);
                     known.anchor = anchor;
+                    known.compacted = compacted;
                     known.index.trim(anchor);
+                    self.fresh.trim(at, anchor.offset);
                 }
             }
             (Place::Chain(at, group), What::Chain { epoch, next }) => {
@@ -589,6 +602,7 @@ impl Heard {
                 start: Offset::default(),
                 anchor: Anchor::default(),
                 start_seq: 0,
+                compacted: None,
                 index: Index::beginning(Anchor { offset: next, seq }),
                 end: watch::Sender::new(next),
             });
@@ -608,7 +622,27 @@ impl Heard {
     }
 }
 
+/// Where a partition begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Beginning {
+    pub(crate) start: Offset,
+    /// Where its own messages begin; what is before was compacted.
+    pub(crate) anchor: Anchor,
+    pub(crate) compacted: Option<Arc<Compacted>>,
+    /// The sequence of the cell that says so.
+    pub(crate) seq: u64,
+}
+
 impl Known {
+    pub(crate) fn beginning(&self) -> Beginning {
+        Beginning {
+            start: self.start,
+            anchor: self.anchor,
+            compacted: self.compacted.clone(),
+            seq: self.start_seq,
+        }
+    }
+
     pub(crate) fn ends(&self) -> Ends {
         let end = *self.end.borrow();
         // The start is a cell and may be known before what was counted up to it.

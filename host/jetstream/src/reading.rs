@@ -1,16 +1,19 @@
 //! Reads messages: from the place where the index says that an offset is near, batch by batch.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 use millrace_engine::time::first_at;
-use millrace_engine::{DamageKind, ReadError};
+use millrace_engine::{DamageKind, Ends, ReadError};
 use millrace_model::{Offset, RecordBatch, Stamp, Timestamp, TopicPartition};
 
 use async_nats::jetstream::consumer::{DeliverPolicy, push};
 use futures_util::StreamExt as _;
 
 use crate::atomic::Note;
+use crate::compacted::Compacted;
 use crate::fetch::{ANSWER_DURATION_MAX, Message, number};
-use crate::index::{Anchor, Index, Piece};
+use crate::index::{Anchor, Block, Index, Piece};
 use crate::store::Store;
 use crate::trouble::Trouble;
 
@@ -23,13 +26,31 @@ const READ_BYTES_MIN: usize = 64 << 10;
 const TRIES_MAX: u32 = 5;
 
 /// A batch in the stream.
-struct Found {
-    batch: Result<RecordBatch, DamageKind>,
-    base: Offset,
-    end: Offset,
-    seq: u64,
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) batch: Result<RecordBatch, DamageKind>,
+    pub(crate) base: Offset,
+    pub(crate) end: Offset,
+    /// When it was committed.
+    pub(crate) at: Timestamp,
+    pub(crate) seq: u64,
     /// The sequence of its last part.
-    last_seq: u64,
+    pub(crate) last_seq: u64,
+}
+
+/// Messages of a partition whose places are known: what was compacted, or the partition's own.
+struct Region {
+    compacted: Option<Arc<Compacted>>,
+    blocks: Vec<Block>,
+    end: Offset,
+}
+
+impl Region {
+    /// The blocks, each with its end.
+    fn blocks(&self) -> impl Iterator<Item = (&Block, Offset)> {
+        let ends = self.blocks.iter().skip(1).map(|next| next.base);
+        self.blocks.iter().zip(ends.chain([self.end]))
+    }
 }
 
 impl Store {
@@ -63,7 +84,6 @@ impl Store {
             let mut batches: Vec<RecordBatch> = Vec::new();
             let mut bytes = 0;
             let mut damage = None;
-            let place = self.place_of(partition, from).await?;
             let see = &mut |found: Found| {
                 if found.end <= from {
                     return true;
@@ -88,13 +108,23 @@ impl Store {
                     }
                 }
             };
-            let is_certain = self.walk(partition, place, asked, see).await?;
+            let is_certain = match self.compacted_at(partition, from)? {
+                Some(compacted) => {
+                    self.walk_compacted(partition, &compacted, from, asked, see)
+                        .await?
+                }
+                None => {
+                    let place = self.place_of(partition, from).await?;
+                    self.walk(partition, place, asked, see).await?
+                }
+            };
             let start = self.mirror.ends(partition)?.start;
             if from < start {
                 let requested = from;
                 return Err(ReadError::BelowStart { requested, start });
             }
             if !is_certain {
+                self.sync().await?;
                 continue;
             }
             return match damage {
@@ -113,7 +143,7 @@ impl Store {
     ///
     /// Returns whether what was seen is where it was said to be. It may not be if the partition was trimmed meanwhile: what was removed is
     /// missing, and what follows seems to be in its place.
-    async fn walk(
+    pub(crate) async fn walk(
         &self,
         partition: TopicPartition,
         start: Anchor,
@@ -218,7 +248,7 @@ impl Store {
     }
 
     /// Where to begin to look for an offset.
-    async fn place_of(
+    pub(crate) async fn place_of(
         &self,
         partition: TopicPartition,
         offset: Offset,
@@ -283,11 +313,31 @@ impl Store {
         anchor: Anchor,
         to: Anchor,
     ) -> Result<(Index, Offset), Trouble> {
+        let mut older = Older::new(anchor, to);
+        if !older.is_done {
+            let pieces = self.subjects.piece(partition);
+            let see = &mut |seq, note: Option<&Note>, size| {
+                older.see(seq, note, size);
+                !older.is_done
+            };
+            self.each_header(pieces, anchor.seq + 1, see).await?;
+        }
+        Ok((older.index, older.next))
+    }
+
+    /// Passes the headers of a subject's messages from a sequence on, with the sizes of their bodies, until `see` has seen enough. They may
+    /// come more than once.
+    pub(crate) async fn each_header(
+        &self,
+        subject: String,
+        from: u64,
+        see: &mut (dyn FnMut(u64, Option<&Note>, u64) -> bool + Send),
+    ) -> Result<(), Trouble> {
         let config = push::OrderedConfig {
             deliver_subject: self.client.new_inbox(),
-            filter_subject: self.subjects.piece(partition),
+            filter_subject: subject,
             deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: anchor.seq + 1,
+                start_sequence: from,
             },
             headers_only: true,
             ..push::OrderedConfig::default()
@@ -295,9 +345,8 @@ impl Store {
         let older = self.stream.create_consumer(config).await;
         let older = older.map_err(Trouble::unavailable)?;
         let mut messages = older.messages().await.map_err(Trouble::unavailable)?;
-        let mut older = Older::new(anchor, to);
         // A server that was away has the last of them when it has caught up.
-        while !older.is_done {
+        loop {
             let message = tokio::time::timeout(ANSWER_DURATION_MAX, messages.next()).await;
             let late = |_| Trouble::unavailable("what is older is not delivered in time");
             let message = message.map_err(late)?;
@@ -310,9 +359,10 @@ impl Store {
             let headers = message.headers.as_ref();
             let size = headers.and_then(|headers| number(headers, "Nats-Msg-Size"));
             let note = headers.and_then(Note::of);
-            older.see(seq, note.as_ref(), size.unwrap_or_default());
+            if !see(seq, note.as_ref(), size.unwrap_or_default()) {
+                return Ok(());
+            }
         }
-        Ok((older.index, older.next))
     }
 
     /// The offset of the batch with a sequence; where the partition starts, if it is no longer kept. `None` if the partition is gone.
@@ -392,6 +442,7 @@ impl Store {
             if let Some(counted) = self.try_count(partition, from, to).await? {
                 return Ok(counted);
             }
+            self.sync().await?;
         }
         Err(trimmed_meanwhile().into())
     }
@@ -403,43 +454,91 @@ impl Store {
         from: Offset,
         to: Offset,
     ) -> Result<Option<u64>, ReadError> {
-        self.fill_index(partition).await?;
-        let (blocks, ends) = {
-            let heard = self.mirror.heard.read();
-            let known = heard.partition(partition)?;
-            (known.index.blocks().clone(), known.ends())
-        };
+        let (regions, ends) = self.regions(partition).await?;
         let (from, to) = (from.max(ends.start), to.min(ends.end));
         let mut counted = 0;
-        for (number, block) in blocks.iter().enumerate() {
-            let end = blocks.get(number + 1).map_or(ends.end, |next| next.base);
-            if end <= from || block.base >= to {
-                continue;
-            }
-            match block.messages {
-                Some(messages) if block.base >= from && end <= to => counted += messages,
-                // Those at the edges are looked into.
-                _ => {
-                    let place = Anchor {
-                        offset: block.base,
-                        seq: block.seq - 1,
-                    };
-                    let see = &mut |found: Found| {
-                        // Damaged messages may count or not.
-                        if found.base < end
-                            && let Ok(batch) = &found.batch
-                        {
-                            counted += batch.messages_within(from, to);
+        for region in &regions {
+            for (block, end) in region.blocks() {
+                if end <= from || block.base >= to {
+                    continue;
+                }
+                match block.messages {
+                    Some(messages) if block.base >= from && end <= to => counted += messages,
+                    // Those at the edges are looked into.
+                    _ => {
+                        let see = &mut |found: Found| {
+                            // Damaged messages may count or not.
+                            if found.base < end
+                                && let Ok(batch) = &found.batch
+                            {
+                                counted += batch.messages_within(from, to);
+                            }
+                            found.end < end
+                        };
+                        if !self.walk_block(partition, region, block, see).await? {
+                            return Ok(None);
                         }
-                        found.end < end
-                    };
-                    if !self.walk(partition, place, LOOK_BYTES, see).await? {
-                        return Ok(None);
                     }
                 }
             }
         }
         Ok(Some(counted))
+    }
+
+    /// What was compacted, if there is something, and what comes after it.
+    async fn regions(&self, partition: TopicPartition) -> Result<(Vec<Region>, Ends), ReadError> {
+        self.fill_index(partition).await?;
+        let (own, beginning, ends) = {
+            let heard = self.mirror.heard.read();
+            let known = heard.partition(partition)?;
+            let blocks: Vec<Block> = known.index.blocks().iter().cloned().collect();
+            (blocks, known.beginning(), known.ends())
+        };
+        let mut regions = Vec::new();
+        if let Some(compacted) = beginning.compacted {
+            let blocks = self.compacted_blocks(partition, &compacted).await?;
+            regions.push(Region {
+                compacted: Some(compacted),
+                blocks: Vec::clone(&blocks),
+                end: beginning.anchor.offset,
+            });
+        }
+        regions.push(Region {
+            compacted: None,
+            blocks: own,
+            end: ends.end,
+        });
+        Ok((regions, ends))
+    }
+
+    /// Blocks and their ends, oldest first.
+    pub(crate) async fn blocks(
+        &self,
+        partition: TopicPartition,
+    ) -> Result<Vec<(Block, Offset)>, ReadError> {
+        let (regions, _) = self.regions(partition).await?;
+        let blocks = regions.iter().flat_map(Region::blocks);
+        Ok(blocks.map(|(block, end)| (block.clone(), end)).collect())
+    }
+
+    /// Passes messages from the beginning of a block on.
+    async fn walk_block(
+        &self,
+        partition: TopicPartition,
+        region: &Region,
+        block: &Block,
+        see: &mut (dyn FnMut(Found) -> bool + Send),
+    ) -> Result<bool, ReadError> {
+        if let Some(compacted) = &region.compacted {
+            return self
+                .walk_compacted(partition, compacted, block.base, LOOK_BYTES, see)
+                .await;
+        }
+        let place = Anchor {
+            offset: block.base,
+            seq: block.seq - 1,
+        };
+        self.walk(partition, place, LOOK_BYTES, see).await
     }
 
     pub(crate) async fn offset_at(
@@ -449,34 +548,27 @@ impl Store {
     ) -> Result<Option<Offset>, ReadError> {
         self.check_counts()?;
         'tries: for _ in 0..TRIES_MAX {
-            self.fill_index(partition).await?;
-            let (blocks, ends) = {
-                let heard = self.mirror.heard.read();
-                let known = heard.partition(partition)?;
-                (known.index.blocks().clone(), known.ends())
-            };
-            for (number, block) in blocks.iter().enumerate() {
-                let end = blocks.get(number + 1).map_or(ends.end, |next| next.base);
-                if block.latest < at || end <= ends.start {
-                    continue;
-                }
-                let place = Anchor {
-                    offset: block.base,
-                    seq: block.seq - 1,
-                };
-                let mut first = None;
-                let see = &mut |found: Found| {
-                    // What is damaged has no time.
-                    if let Ok(batch) = &found.batch {
-                        first = first_at(batch, ends.start, at);
+            let (regions, ends) = self.regions(partition).await?;
+            for region in &regions {
+                for (block, end) in region.blocks() {
+                    if block.latest < at || end <= ends.start {
+                        continue;
                     }
-                    first.is_none() && found.end < end
-                };
-                if !self.walk(partition, place, LOOK_BYTES, see).await? {
-                    continue 'tries;
-                }
-                if first.is_some() {
-                    return Ok(first);
+                    let mut first = None;
+                    let see = &mut |found: Found| {
+                        // What is damaged has no time.
+                        if let Ok(batch) = &found.batch {
+                            first = first_at(batch, ends.start, at);
+                        }
+                        first.is_none() && found.end < end
+                    };
+                    if !self.walk_block(partition, region, block, see).await? {
+                        self.sync().await?;
+                        continue 'tries;
+                    }
+                    if first.is_some() {
+                        return Ok(first);
+                    }
                 }
             }
             return Ok(None);
@@ -539,11 +631,11 @@ impl Older {
 }
 
 /// Which part of how many, and how many offsets the batch has.
-fn part_of(note: &Note) -> Option<(u64, u64, u64)> {
+pub(crate) fn part_of(note: &Note) -> Option<(u64, u64, u64)> {
     Some((note.number(0)?, note.number(1)?, note.number(2)?))
 }
 
-fn found(
+pub(crate) fn found(
     partition: TopicPartition,
     base: Offset,
     span: u64,
@@ -576,6 +668,7 @@ fn found(
         batch,
         base,
         end,
+        at: parts.first().map(|part| part.at).unwrap_or_default(),
         seq: parts.first().map_or(last_seq, |part| part.seq),
         last_seq,
     }

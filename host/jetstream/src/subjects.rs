@@ -116,6 +116,16 @@ impl Subjects {
         format!("{}.v.{host}.{number}", self.stream)
     }
 
+    /// What a pass of compaction has left of a partition.
+    pub(crate) fn compacted(&self, at: TopicPartition, pass: u64) -> String {
+        format!("{}.{pass}", self.at("z", at))
+    }
+
+    /// What any pass has left of it.
+    pub(crate) fn all_compacted(&self, at: TopicPartition) -> String {
+        format!("{}.*", self.at("z", at))
+    }
+
     pub(crate) fn module(&self, digest: Digest, part: usize) -> String {
         format!("{}.b.{digest}.{part}", self.stream)
     }
@@ -163,7 +173,7 @@ impl Subjects {
 
     /// Everything of a topic but the topic itself.
     pub(crate) fn of_topic(&self, id: TopicId) -> Vec<String> {
-        let words = ["p", "d", "s", "i", "r", "c.o", "c.g"];
+        let words = ["p", "z", "d", "s", "i", "r", "c.o", "c.g"];
         let all = words.map(|word| format!("{}.{word}.{}.>", self.stream, id.0));
         all.to_vec()
     }

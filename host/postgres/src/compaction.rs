@@ -4,28 +4,18 @@
 //! Then it goes through all rows, oldest first, and rewrites those with superseded messages, a few rows at a time. Offsets never change:
 //! what is removed leaves gaps. A row that cannot be read stays as it is.
 //!
-//! **A tombstone** (a message without a value) is removed last: when it is old enough, and when the same pass has seen that nothing older
-//! with its key is left. Its age counts from the commit of its row, by the clock of a host, which a producer cannot influence.
+//! The rule is that of [`millrace_engine::compaction`]; the commit of a row is by the clock of a host.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use millrace_engine::ReadError;
-use millrace_model::batch::{RecordView, Thinned};
-use millrace_model::{
-    Compression, Offset, PartitionId, RecordBatch, Stamp, Timestamp, Topic, TopicPartition,
-};
+use millrace_engine::compaction::{DIRTY_PERCENT_MIN, Latest, Left, Run, Thinning};
+use millrace_model::{Offset, PartitionId, Stamp, Timestamp, Topic, TopicPartition};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 
 use crate::reading::batches_of;
 use crate::trouble::Trouble;
 
-/// Keys whose latest message one pass remembers, about 64 MiB. More are left for the next pass.
-const KEYS_MAX: usize = 1 << 20;
-/// A partition is compacted when this percentage of it is newer than the last pass, because a pass reads all of it.
-const DIRTY_PERCENT_MIN: i64 = 50;
 /// Bytes that are read and rewritten in one step, unless a single row is larger.
 const PIECE_BYTES_MAX: i64 = 4 << 20;
 /// Rows of one step.
@@ -44,35 +34,6 @@ struct Pass {
     old_before: Timestamp,
     /// Whether earlier passes left tombstones that are old by now.
     has_old: bool,
-}
-
-/// A row of messages.
-struct Run {
-    base: Offset,
-    next: Offset,
-    /// When it was committed.
-    at: Timestamp,
-    batches: Result<Vec<RecordBatch>, ReadError>,
-}
-
-/// The positions of keys' latest messages. The hash has a random key, so that nobody can choose keys that collide.
-struct Latest {
-    hashers: [RandomState; 2],
-    offsets: HashMap<[u64; 2], Offset>,
-}
-
-/// What is left of a row.
-enum Left {
-    All,
-    Some(Rewritten),
-    Nothing,
-}
-
-struct Rewritten {
-    next: Offset,
-    messages: i32,
-    latest: Timestamp,
-    bytes: Vec<u8>,
 }
 
 /// Makes a pass over each partition of the topic that is due.
@@ -107,7 +68,7 @@ async fn due(
     let mut passes = Vec::new();
     for row in connection.fetch_all(find).await? {
         let (total, dirty) = (row.get::<i64, _>("total"), row.get::<i64, _>("dirty"));
-        let enough_came = dirty > 0 && dirty >= total / 100 * DIRTY_PERCENT_MIN;
+        let enough_came = dirty > 0 && dirty >= total / 100 * DIRTY_PERCENT_MIN as i64;
         let has_old = is_old(row.get("tombstones_at"));
         let offset = |column: &str| Offset(row.get::<i64, _>(column) as u64);
         if enough_came || has_old || is_old(row.get("dirty_at")) {
@@ -129,10 +90,7 @@ async fn due(
 
 impl Pass {
     async fn run(self, connection: &mut PgConnection, now: Timestamp) -> Result<(), Trouble> {
-        let mut latest = Latest {
-            hashers: [RandomState::new(), RandomState::new()],
-            offsets: HashMap::new(),
-        };
+        let mut latest = Latest::default();
         if self.has_old {
             latest = self.note_old_tombstones(connection, latest).await?;
         }
@@ -204,22 +162,14 @@ impl Pass {
         clean: Offset,
         now: Timestamp,
     ) -> Result<Option<Timestamp>, Trouble> {
-        let mut thinning = Thinning {
-            latest,
-            at: self.at,
-            end: self.end,
-            clean,
-            old_before: self.old_before,
-            is_held: false,
-            left_at: None,
-        };
+        let mut thinning = Thinning::new(latest, self.end, clean, self.old_before);
         let mut from = self.start;
         while let Some(runs) = self.piece(connection, from, clean).await? {
             from = runs.last().map_or(clean, |run| run.next);
             let thinned = move || {
                 let left: Vec<_> = runs
                     .iter()
-                    .map(|run| (run.next, thinning.thin(run)))
+                    .map(|run| (run.base, run.next, thinning.thin(run)))
                     .collect();
                 (thinning, left)
             };
@@ -227,9 +177,7 @@ impl Pass {
             thinning = after;
             self.write(connection, left).await?;
         }
-        // What could not be read now is tried again later.
-        let held_at = thinning.is_held.then_some(now);
-        Ok(held_at.or(thinning.left_at))
+        Ok(thinning.tombstones_at(now))
     }
 
     /// The next rows that begin before `until`; `None` if there are none. Rests to keep within the allowed bytes a second.
@@ -273,20 +221,26 @@ impl Pass {
     async fn write(
         &self,
         connection: &mut PgConnection,
-        left: Vec<(Offset, Left)>,
+        left: Vec<(Offset, Offset, Left)>,
     ) -> Result<(), Trouble> {
         let mut gone = Vec::new();
         let (mut nexts, mut messages) = (Vec::new(), Vec::new());
         let (mut latest, mut bytes) = (Vec::new(), Vec::new());
-        for (next, left) in left {
+        let stamp = Stamp::of(self.at);
+        for (base, next, left) in left {
             match left {
                 Left::All => {}
                 Left::Nothing => gone.push(next.0 as i64),
                 Left::Some(run) => {
                     nexts.push(run.next.0 as i64);
-                    messages.push(run.messages);
+                    messages.push(run.messages as i32);
                     latest.push(i64::try_from(run.latest.0).unwrap_or(i64::MAX));
-                    bytes.push(run.bytes);
+                    // Within a row, offsets count from its first.
+                    let placed = run.batches.iter().flat_map(|batch| {
+                        let at = Offset(batch.base_offset().0 - base.0);
+                        batch.clone().placed(at, stamp).bytes().to_vec()
+                    });
+                    bytes.push(placed.collect::<Vec<u8>>());
                 }
             }
         }
@@ -313,171 +267,4 @@ async fn beside<T: Send + 'static>(
 ) -> Result<T, Trouble> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|_| Trouble::Unavailable("a thread of compaction failed".into()))
-}
-
-impl Latest {
-    fn hash(&self, key: &[u8]) -> [u64; 2] {
-        [0, 1].map(|at| self.hashers[at].hash_one(key))
-    }
-
-    /// Returns the offset of the first batch for which there was no room; a pass always has room for one.
-    fn note(&mut self, runs: &[Run], clean: Offset, mut is_first: bool) -> Option<Offset> {
-        for batch in readable(runs.iter()) {
-            if !is_first && self.offsets.len() + batch.message_count() > KEYS_MAX {
-                return Some(batch.base_offset());
-            }
-            is_first = false;
-            for record in messages(&batch).filter(|record| record.offset >= clean) {
-                if let Some(key) = record.key {
-                    let hash = self.hash(&batch.bytes()[key]);
-                    self.offsets.insert(hash, record.offset);
-                }
-            }
-        }
-        None
-    }
-
-    /// Returns whether there is no more room.
-    fn note_old_tombstones(&mut self, runs: &[Run], clean: Offset, old_before: Timestamp) -> bool {
-        let old = runs.iter().filter(|run| run.at <= old_before);
-        for batch in readable(old) {
-            for record in messages(&batch).filter(|record| record.offset < clean) {
-                if let (Some(key), None) = (record.key, record.value) {
-                    let hash = self.hash(&batch.bytes()[key]);
-                    self.offsets.insert(hash, record.offset);
-                }
-            }
-            if self.offsets.len() >= KEYS_MAX / 2 {
-                return true;
-            }
-        }
-        false
-    }
-}
-
-/// The batches with messages, as they were before they were compressed.
-fn readable<'a>(runs: impl Iterator<Item = &'a Run>) -> impl Iterator<Item = RecordBatch> {
-    let batches = runs.flat_map(|run| run.batches.iter().flatten());
-    let produced = batches.filter(|batch| !batch.is_control());
-    produced.filter_map(|batch| batch.inflated().ok())
-}
-
-fn messages(batch: &RecordBatch) -> impl Iterator<Item = RecordView> {
-    let records = batch.records().ok();
-    records.into_iter().flatten().map_while(Result::ok)
-}
-
-/// The rule by which messages go, and what has been seen on the way.
-struct Thinning {
-    latest: Latest,
-    at: TopicPartition,
-    end: Offset,
-    /// Latest messages are known up to here.
-    clean: Offset,
-    old_before: Timestamp,
-    /// Whether something could not be read, so that tombstones after it stay: it may have what they deleted.
-    is_held: bool,
-    /// The commit of the oldest tombstone that stays.
-    left_at: Option<Timestamp>,
-}
-
-impl Thinning {
-    fn thin(&mut self, run: &Run) -> Left {
-        let thinned = run.batches.as_ref().ok().and_then(|batches| {
-            let keeps_tombstones = self.is_held || run.at > self.old_before;
-            self.thin_batches(batches, run, keeps_tombstones)
-        });
-        match thinned {
-            Some((left, has_tombstones)) => {
-                if has_tombstones {
-                    self.left_at = Some(self.left_at.map_or(run.at, |at| at.min(run.at)));
-                }
-                left
-            }
-            None => {
-                self.is_held = true;
-                Left::All
-            }
-        }
-    }
-
-    /// What is left of a row, and whether that has tombstones; `None` if it cannot be read.
-    fn thin_batches(
-        &self,
-        batches: &[RecordBatch],
-        run: &Run,
-        keeps_tombstones: bool,
-    ) -> Option<(Left, bool)> {
-        let (mut left, mut changes, mut has_tombstones) = (Vec::new(), false, false);
-        for batch in batches {
-            if batch.is_control() {
-                // A placeholder is needed while it is the last.
-                match batch.is_gap() && run.next < self.end {
-                    true => changes = true,
-                    false => left.push(batch.clone()),
-                }
-                continue;
-            }
-            let plain = batch.inflated().ok()?;
-            let thinned = plain.thinned(|record| {
-                let stays = self.keeps(&plain, record, keeps_tombstones);
-                has_tombstones |= stays && record.key.is_some() && record.value.is_none();
-                stays
-            });
-            match thinned.ok()? {
-                Thinned::Whole => left.push(batch.clone()),
-                Thinned::Nothing => changes = true,
-                Thinned::Part(part) => {
-                    changes = true;
-                    let codec = Compression::from_code(batch.codec()).unwrap_or_default();
-                    left.push(part.deflated(codec));
-                }
-            }
-        }
-        let left = match (changes, left.is_empty()) {
-            (false, _) => Left::All,
-            (true, true) if run.next < self.end => Left::Nothing,
-            // A reader before the end of a partition must find something.
-            (true, true) => self.rewritten(run, vec![RecordBatch::gap(run.base, run.next)]),
-            (true, false) => self.rewritten(run, left),
-        };
-        Some((left, has_tombstones))
-    }
-
-    fn keeps(&self, batch: &RecordBatch, record: &RecordView, keeps_tombstones: bool) -> bool {
-        let Some(key) = record.key.clone().filter(|_| record.offset < self.clean) else {
-            return true;
-        };
-        let newest = self
-            .latest
-            .offsets
-            .get(&self.latest.hash(&batch.bytes()[key]));
-        match newest {
-            Some(&newest) if record.offset < newest => false,
-            // Everything before it was visited, and nothing with its key was left.
-            Some(&newest) if record.offset == newest => keeps_tombstones || record.value.is_some(),
-            _ => true,
-        }
-    }
-
-    /// The row reaches as far as before, so that whoever reads from within finds something in it.
-    fn rewritten(&self, run: &Run, mut batches: Vec<RecordBatch>) -> Left {
-        if let Some(last) = batches.last_mut() {
-            *last = last.reaching(run.next);
-        }
-        let produced = || batches.iter().filter(|batch| !batch.is_control());
-        let messages: usize = produced().map(RecordBatch::message_count).sum();
-        let latest = produced().map(RecordBatch::max_timestamp).max();
-        let stamp = Stamp::of(self.at);
-        let placed = batches.iter().flat_map(|batch| {
-            let at = Offset(batch.base_offset().0 - run.base.0);
-            batch.clone().placed(at, stamp).bytes().to_vec()
-        });
-        Left::Some(Rewritten {
-            next: run.next,
-            messages: messages as i32,
-            latest: latest.unwrap_or_default(),
-            bytes: placed.collect(),
-        })
-    }
 }

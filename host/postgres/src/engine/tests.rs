@@ -47,6 +47,10 @@ async fn open_bounded(directory: PathBuf) -> Arc<dyn Engine> {
     .await
 }
 
+async fn open_busy(directory: PathBuf) -> Arc<dyn Engine> {
+    open_with(compaction::often(&directory)).await
+}
+
 async fn open_two(directory: PathBuf) -> [TwoHosts; 2] {
     let mut pairs = Vec::new();
     for number in 0..2 {
@@ -93,6 +97,7 @@ impl Fate for PostgresEngine {
 millrace_engine::conformance_tests!(open);
 millrace_engine::reopening_tests!(open);
 millrace_engine::adopting_tests!(open);
+millrace_engine::compaction_tests!(open_busy);
 millrace_engine::adopting_and_reopening_tests!(open);
 millrace_engine::two_hosts_tests!(open_two);
 

@@ -1,0 +1,193 @@
+//! What compaction has left of a partition's older messages: batches under a subject of their own, which say their offsets themselves. It is
+//! written once, before the partition's beginning names it, and removed when another pass has replaced it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_engine::ReadError;
+use millrace_model::{Offset, Timestamp, TopicPartition};
+use parking_lot::Mutex;
+
+use crate::atomic::{Note, Put};
+use crate::fetch::Message;
+use crate::index::{Anchor, Block, Index, Piece};
+use crate::mirror::Beginning;
+use crate::reading::{Found, found, part_of};
+use crate::store::Store;
+use crate::trouble::Trouble;
+
+/// Words of a note before those of a beginning that say what was compacted.
+const NOTE_WORDS: usize = 3;
+
+/// What a pass has left.
+#[derive(Debug, Default)]
+pub(crate) struct Compacted {
+    /// Random, and part of the subject.
+    pub(crate) pass: u64,
+    pub(crate) first_seq: u64,
+    pub(crate) last_seq: u64,
+    /// When the oldest tombstone in it was committed, if it has one.
+    pub(crate) tombstones_at: Option<Timestamp>,
+    /// Where its messages are, once somebody has asked.
+    blocks: Mutex<Option<Arc<Vec<Block>>>>,
+}
+
+impl Compacted {
+    pub(crate) fn new(
+        pass: u64,
+        (first_seq, last_seq): (u64, u64),
+        tombstones_at: Option<Timestamp>,
+    ) -> Self {
+        Self {
+            pass,
+            first_seq,
+            last_seq,
+            tombstones_at,
+            blocks: Mutex::default(),
+        }
+    }
+
+    /// As the note of a partition's beginning says.
+    pub(crate) fn of(note: &Note) -> Option<Self> {
+        let number = |place| note.number(NOTE_WORDS + place);
+        let seqs = (number(1)?, number(2)?);
+        let at = number(3).filter(|at| *at > 0).map(Timestamp);
+        Some(Self::new(number(0)?, seqs, at))
+    }
+
+    fn note(&self) -> String {
+        let at = self.tombstones_at.unwrap_or_default();
+        let (pass, first, last) = (self.pass, self.first_seq, self.last_seq);
+        format!(" {pass} {first} {last} {at}", at = at.0)
+    }
+}
+
+/// The offset of a batch that says its own, and when it was committed first.
+fn placed(note: Option<&Note>) -> Option<(Offset, Timestamp)> {
+    let note = note?;
+    Some((Offset(note.number(5)?), Timestamp(note.number(6)?)))
+}
+
+impl Store {
+    /// The cell that says where a partition begins.
+    pub(crate) fn start_put(&self, partition: TopicPartition, beginning: Beginning) -> Put {
+        let Beginning {
+            start,
+            anchor,
+            compacted,
+            seq,
+        } = beginning;
+        let compacted = compacted.map_or_else(String::new, |compacted| compacted.note());
+        let note = format!("{} {} {}{compacted}", start.0, anchor.offset.0, anchor.seq);
+        Put::cell(self.subjects.start(partition), Some(seq), Bytes::new()).noted(note)
+    }
+
+    /// What is compacted before the partition's own messages; `None` if the offset is not in it.
+    pub(crate) fn compacted_at(
+        &self,
+        partition: TopicPartition,
+        offset: Offset,
+    ) -> Result<Option<Arc<Compacted>>, ReadError> {
+        let heard = self.mirror.heard.read();
+        let known = heard.partition(partition)?;
+        let compacted = known.compacted.clone();
+        Ok(compacted.filter(|_| offset < known.anchor.offset))
+    }
+
+    /// Where its messages are.
+    pub(crate) async fn compacted_blocks(
+        &self,
+        partition: TopicPartition,
+        compacted: &Compacted,
+    ) -> Result<Arc<Vec<Block>>, Trouble> {
+        if let Some(known) = compacted.blocks.lock().clone() {
+            return Ok(known);
+        }
+        let subject = self.subjects.compacted(partition, compacted.pass);
+        let mut index = Index::beginning(Anchor::default());
+        let mut seen = 0;
+        let see = &mut |seq, note: Option<&Note>, size: u64| {
+            if seq > seen
+                && let Some((0, count, span)) = note.and_then(part_of)
+                && let Some((base, _)) = placed(note)
+            {
+                let number_of = |place| note.and_then(|note| note.number(place));
+                let piece = Piece {
+                    seq,
+                    span,
+                    messages: number_of(3).unwrap_or_default(),
+                    latest: Timestamp(number_of(4).unwrap_or_default()),
+                    bytes: size.saturating_mul(count),
+                };
+                index.push(base, piece);
+            }
+            seen = seq.max(seen);
+            seq < compacted.last_seq
+        };
+        self.each_header(subject, compacted.first_seq, see).await?;
+        let blocks = Arc::new(index.into_blocks());
+        *compacted.blocks.lock() = Some(Arc::clone(&blocks));
+        Ok(blocks)
+    }
+
+    /// Passes what is left, from the block with an offset on, until `see` has seen enough or there is no more. Returns whether everything was
+    /// there: if not, another pass has replaced it.
+    pub(crate) async fn walk_compacted(
+        &self,
+        partition: TopicPartition,
+        compacted: &Compacted,
+        from: Offset,
+        bytes: usize,
+        see: &mut (dyn FnMut(Found) -> bool + Send),
+    ) -> Result<bool, ReadError> {
+        let blocks = self.compacted_blocks(partition, compacted).await?;
+        let after = blocks.partition_point(|block| block.base <= from);
+        let block = after.checked_sub(1).and_then(|at| blocks.get(at));
+        let mut next_seq = block.map_or(compacted.first_seq, |block| block.seq);
+        let subject = self.subjects.compacted(partition, compacted.pass);
+        let mut parts: Vec<Message> = Vec::new();
+        while next_seq <= compacted.last_seq {
+            let mut messages = self.some(&subject, next_seq, bytes).await?;
+            if messages.is_empty() {
+                // Whoever answered may be late; the leader is not.
+                messages.extend(self.next(&subject, next_seq).await?);
+            }
+            if messages.is_empty() {
+                return Ok(false);
+            }
+            for message in messages {
+                if message.seq > compacted.last_seq {
+                    return Ok(true);
+                }
+                next_seq = message.seq + 1;
+                let place = message.note.as_ref().and_then(part_of);
+                let at = placed(message.note.as_ref());
+                let (Some((part, count, span)), Some((base, at))) = (place, at) else {
+                    continue;
+                };
+                if part != parts.len() as u64 {
+                    return Ok(false);
+                }
+                parts.push(message);
+                if part + 1 < count {
+                    continue;
+                }
+                let mut found = found(partition, base, span, &parts, next_seq - 1);
+                found.at = at;
+                parts.clear();
+                if !see(found) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes what another pass has replaced. What cannot be removed now, the next pass removes.
+    pub(crate) async fn purge_compacted(&self, partition: TopicPartition, compacted: &Compacted) {
+        let subject = self.subjects.compacted(partition, compacted.pass);
+        if let Err(error) = self.stream.purge().filter(subject).await {
+            tracing::debug!(%error, %partition, "what was compacted anew is not removed yet");
+        }
+    }
+}
