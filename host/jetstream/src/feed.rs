@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, push};
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::push::{self, OrderedErrorKind};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use millrace_model::{Offset, Timestamp, Topic};
@@ -280,6 +281,10 @@ async fn follow(store: &Arc<Store>, begun: &mut Begun) -> Result<(), Trouble> {
             Ok(Some(Ok(message))) => message,
             Ok(None) => return Err(Trouble::unavailable("the server ended it")),
             Err(_) => return Err(Trouble::unavailable("nothing is heard")),
+            // The connection is closed for good.
+            Ok(Some(Err(error))) if error.kind() == OrderedErrorKind::Other => {
+                return Err(Trouble::unavailable(error));
+            }
             Ok(Some(Err(error))) => {
                 // It goes on by itself where it was, or from the beginning of the stream.
                 tracing::debug!(%error, "the stream was lost for a moment");
