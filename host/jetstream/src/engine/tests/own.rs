@@ -356,6 +356,28 @@ async fn a_host_begins_with_the_counts_that_the_leader_has() {
     engine.close().await;
 }
 
+/// A server that is behind this host has older messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_is_read_as_new_as_this_host_has_heard() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(options(directory.path())).await;
+    let store = &engine.store;
+    let subject = store.subjects.word(store.me);
+    let said = store.say_word().await.expect("said");
+    // It has heard of more than the leader has.
+    store.mirror.reached(said + 20);
+    let goes_on = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        for _ in 0..20 {
+            store.say_word().await.expect("said");
+        }
+    };
+    let (found, ()) = tokio::join!(store.last(&subject), goes_on);
+    let found = found.expect("readable").expect("it is there").seq;
+    assert!(found > said, "{found} was before");
+    engine.close().await;
+}
+
 /// What one host writes, all others begin with. One that has not come to the newest counts of another writes none, and removes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_has_not_compared_its_counts_writes_none_and_removes_nothing() {
@@ -511,6 +533,11 @@ async fn a_host_that_counts_otherwise_than_another_reads_nothing_and_commits_not
     let refused = engine.commit(produce(at, 4, 10)).await;
     assert!(matches!(refused, Err(CommitError::Unavailable(_))));
     assert!(engine.health().await.is_err());
+    // Others take over its work, as it does not say that it lives. One of its words may have been on its way.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let said = engine.store.mirror.own_beat();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(engine.store.mirror.own_beat(), said);
     engine.store.counting.begin_anew();
     let served = async {
         while engine.health().await.is_err() {
