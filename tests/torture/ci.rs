@@ -77,7 +77,6 @@ fn through_faults_of_hosts_and_their_database_each_message_is_processed_once() {
 }
 
 #[test]
-#[ignore = "known fault: after faults, hosts on JetStream can differ on the offsets of a topic with retention (docs/engines.md)"]
 fn through_faults_of_hosts_and_nats_servers_each_message_is_processed_once() {
     endure(StoreKind::Jetstream);
 }
