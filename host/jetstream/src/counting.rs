@@ -379,9 +379,24 @@ mod tests {
     }
 
     impl Follower {
-        fn restart(&mut self, stream: &mut Stream, view: View) {
+        /// What the host may write now: the server takes it only on top of the newest.
+        fn checkpoint(&self, stream: &Stream) -> Option<Vec<u8>> {
+            let newest = stream.newest_checkpoint();
+            let (newest, as_of) = newest.map_or((0, 0), |(seq, counts)| (seq, counts.as_of()));
+            if self.is_down || self.agreement.reached() != Some(newest) {
+                return None;
+            }
+            assert!(self.counts.as_of() >= as_of, "counts never go back");
+            Some(self.counts.encode())
+        }
+
+        /// Another host may write its counts meanwhile.
+        fn restart(&mut self, stream: &mut Stream, view: View, meanwhile: Option<Vec<u8>>) {
             self.is_down = true;
             let newest = stream.newest_checkpoint();
+            if let Some(counts) = meanwhile {
+                stream.put(Message::Checkpoint(counts));
+            }
             let said = stream.put(Message::Word(self.number));
             let mut cells = Loading::new("word".to_owned(), said);
             for (seq, message) in stream.seen(0, view) {
@@ -413,7 +428,7 @@ mod tests {
             let is_behind =
                 behind.is_some_and(|time| self.counts.as_of() < stream.last_before(time));
             if self.is_down || is_behind {
-                self.restart(stream, view);
+                self.restart(stream, view, None);
             }
             if self.is_down {
                 return;
@@ -463,13 +478,8 @@ mod tests {
                     }
                     Step::Follow { host, messages, view } => hosts[host].follow(&mut stream, messages, view),
                     Step::Checkpoint { host } => {
-                        // The server takes them only on top of the newest.
-                        let newest = stream.newest_checkpoint();
-                        let (newest, as_of) = newest.map_or((0, 0), |(seq, counts)| (seq, counts.as_of()));
-                        let host = &hosts[host];
-                        if !host.is_down && host.agreement.reached() == Some(newest) {
-                            prop_assert!(host.counts.as_of() >= as_of, "counts never go back");
-                            stream.put(Message::Checkpoint(host.counts.encode()));
+                        if let Some(counts) = hosts[host].checkpoint(&stream) {
+                            stream.put(Message::Checkpoint(counts));
                         }
                     }
                     Step::Remove { host, share } => {
@@ -482,12 +492,16 @@ mod tests {
                             });
                         }
                     }
-                    Step::Restart { host, view } => hosts[host].restart(&mut stream, view),
+                    Step::Restart { host, view } => {
+                        let other = &hosts[(host + 1) % hosts.len()];
+                        let meanwhile = other.checkpoint(&stream).filter(|_| view.begins_anew);
+                        hosts[host].restart(&mut stream, view, meanwhile);
+                    }
                     Step::Time { passes } => stream.now += passes,
                 }
             }
             for host in &mut hosts {
-                host.restart(&mut stream, WHOLE);
+                host.restart(&mut stream, WHOLE, None);
                 host.follow(&mut stream, usize::MAX, WHOLE);
                 for (partition, next) in &stream.next {
                     prop_assert_eq!(host.counts.next(at(*partition)).0, *next);
