@@ -13,10 +13,16 @@ pub(crate) const SERVER_VERSION_MIN: u32 = 140_000;
 /// The newest schema that this version knows.
 pub(crate) const SCHEMA_VERSION: i64 = 1 + MIGRATIONS.len() as i64;
 /// What makes each newer schema of the one before it.
-pub(crate) const MIGRATIONS: [Migration; 1] = [Migration {
-    sql: include_str!("../migrations/0002.sql"),
-    is_additive: true,
-}];
+pub(crate) const MIGRATIONS: [Migration; 2] = [
+    Migration {
+        sql: include_str!("../migrations/0002.sql"),
+        is_additive: true,
+    },
+    Migration {
+        sql: include_str!("../migrations/0003.sql"),
+        is_additive: true,
+    },
+];
 /// A transaction whose host does not go on for so long is undone by the database, so that a host that stands still blocks nobody.
 const IDLE_TRANSACTION_DURATION_MAX: Duration = Duration::from_secs(5);
 /// Prepared statements of one connection: each topic has a few.

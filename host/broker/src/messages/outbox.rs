@@ -67,7 +67,14 @@ impl Messages {
         let found = self.inner.engine.outbox(READ_AT_ONCE_MAX).await;
         let found = found.map_err(|error| Waits(error.to_string()))?;
         let count = found.len();
-        let mut left = found.into_iter().peekable();
+        let mut fit = Vec::with_capacity(count);
+        for message in found {
+            match message.unfit {
+                Some(why) => self.refuse(message.id, why).await?,
+                None => fit.push(message),
+            }
+        }
+        let mut left = fit.into_iter().peekable();
         while let Some(first) = left.next() {
             let topic = first.topic.clone();
             let mut together = vec![first];
@@ -105,17 +112,18 @@ impl Messages {
             // Another host took it.
             Err(ProduceError::Commit(CommitError::Conflict(_))) => Ok(()),
             Err(error) if waits(&error) => Err(Waits(error.to_string())),
-            Err(error) => {
-                let why = error.to_string();
-                tracing::warn!(
-                    id,
-                    why,
-                    "a message of the outbox cannot be sent; it stays there, and is tried again"
-                );
-                let noted = self.inner.engine.refuse_outbox(id, &why).await;
-                noted.map_err(|error| Waits(error.to_string()))
-            }
+            Err(error) => self.refuse(id, &error.to_string()).await,
         }
+    }
+
+    async fn refuse(&self, id: u64, why: &str) -> Result<(), Waits> {
+        tracing::warn!(
+            id,
+            why,
+            "a message of the outbox cannot be sent; it stays there, and is tried again"
+        );
+        let noted = self.inner.engine.refuse_outbox(id, why).await;
+        noted.map_err(|error| Waits(error.to_string()))
     }
 
     async fn send_together(

@@ -13,4 +13,7 @@ pub struct OutboxMessage {
     pub message: Message,
     /// When it is to be delivered; `None` is at once.
     pub deliver_at: Option<Timestamp>,
+    /// Why it cannot be sent as it stands there, if that is known; it is given without its content then, to be
+    /// [refused](super::Engine::refuse_outbox).
+    pub unfit: Option<&'static str>,
 }

@@ -3,6 +3,7 @@
 mod access;
 mod compaction;
 mod examined;
+mod outbox;
 mod own;
 mod server;
 mod short;
