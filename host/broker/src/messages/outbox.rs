@@ -8,7 +8,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use millrace_engine::{CommitError, Engine, OutboxMessage, Transaction};
-use millrace_model::{Advised as _, TopicName};
+use millrace_model::{Advised as _, Code, TopicName};
 use tokio::sync::watch;
 
 use crate::ground::backoff::Backoff;
@@ -148,7 +148,39 @@ impl Messages {
     }
 }
 
-/// Whether the same may succeed later, without anybody doing anything about the message.
+/// Whether no other message could be sent now either. Everything else is a matter of the message, or of its topic: it is refused for a
+/// while, even if it would pass by itself, so that it holds up no others.
 fn waits(error: &ProduceError) -> bool {
-    error.advice().kind().is_passing()
+    matches!(
+        error.advice().code,
+        Code::StoreUnavailable | Code::DiskFull | Code::InDoubt | Code::Stopping
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_model::PartitionId;
+
+    use super::*;
+    use crate::messages::delays::delayed::DelaysFull;
+
+    #[test]
+    fn only_what_concerns_all_messages_ends_a_round() {
+        for error in [
+            CommitError::Unavailable("gone".into()),
+            CommitError::InDoubt("gone".into()),
+            CommitError::DiskFull,
+            CommitError::Closed,
+        ] {
+            assert!(waits(&error.into()));
+        }
+        let full = DelaysFull::Partition {
+            topic: TopicName::parse("orders").expect("a name"),
+            partition: PartitionId(0),
+            messages: 1,
+            bytes: 1,
+        };
+        assert!(!waits(&full.into()), "other topics have room");
+        assert!(!waits(&ProduceError::Busy { max: 1 }));
+    }
 }
