@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// The server's user must not be root, so root runs it as the user that its package made.
-const SCRIPT: &str = r#"
+const TOOLS: &str = r#"
 set -eu
 bin="$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)"
-dir="$(mktemp -d)"
 as() { if [ "$(id -u)" -eq 0 ]; then setpriv --reuid postgres --regid postgres --clear-groups "$@"; else "$@"; fi; }
+"#;
+const SCRIPT: &str = r#"
+dir="$(mktemp -d)"
 if [ "$(id -u)" -eq 0 ]; then chown postgres "$dir"; fi
 cd "$dir"
 as "$bin/initdb" -D "$dir/data" -U millrace -A trust --no-sync >/dev/null
@@ -50,7 +52,7 @@ impl Postgres {
     /// If it does not start; its own errors are on standard error.
     pub fn start_with(before: &str, when_it_runs: &str) -> std::io::Result<Self> {
         let mut shell = Command::new("setsid");
-        shell.args(["sh", "-c", SCRIPT]);
+        shell.args(["sh", "-c", &format!("{TOOLS}{SCRIPT}")]);
         shell.env("BEFORE", before).env("BESIDE", when_it_runs);
         let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut directory = String::new();
@@ -63,6 +65,26 @@ impl Postgres {
                 directory: directory.into(),
                 shell,
             }),
+        }
+    }
+
+    /// Stops the server in a mode of `pg_ctl`, runs statements of the shell in its directory, as its user, and starts it again.
+    ///
+    /// # Errors
+    /// If any of it fails.
+    pub fn start_again(&self, mode: &str, meanwhile: &str) -> std::io::Result<()> {
+        const AGAIN: &str = r#"
+cd "$1"
+as "$bin/pg_ctl" -D data -m "$2" -w -t 120 stop
+as sh -euc "$3"
+as "$bin/pg_ctl" -D data -l log -w -t 120 start
+"#;
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{TOOLS}{AGAIN}"), "sh"]);
+        let shell = shell.arg(&self.directory).args([mode, meanwhile]);
+        match shell.stdout(Stdio::null()).status()?.success() {
+            true => Ok(()),
+            false => Err(std::io::Error::other("PostgreSQL does not start again")),
         }
     }
 

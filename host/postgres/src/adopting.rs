@@ -29,6 +29,7 @@ impl Store {
     ) -> Result<(), AdoptError> {
         let append = |batch| Append { partition, batch };
         let transaction = Transaction::produce(batches.into_iter().map(append).collect());
+        let life = self.memory.life();
         let mut tries = Tries::default();
         let written = loop {
             match self.adopt_once(partition, &transaction).await {
@@ -37,8 +38,10 @@ impl Store {
             }
         };
         let ends = written.ends.iter().map(|(at, next)| (*at, *next));
-        self.mirror.hear_ends(ends.clone());
-        self.news.ends(ends);
+        let _ = self.memory.remember(life, || {
+            self.memory.mirror.hear_ends(ends.clone());
+            self.memory.news.ends(ends);
+        });
         Ok(())
     }
 

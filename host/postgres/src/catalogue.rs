@@ -197,7 +197,7 @@ impl Store {
             return Err(refused(TopicError::Exists(spec.name.clone())));
         }
         let have = partition_count(&mut making).await?;
-        let checked = check_partitions(&self.tables.room, have, spec.partitions);
+        let checked = check_partitions(&self.memory.tables.room, have, spec.partitions);
         checked.map_err(refused)?;
         let id = match id {
             Some(id) => take_topic_id(&mut making, id).await?,
@@ -265,7 +265,7 @@ impl Store {
         let (topics, more) = changed(changes.to_vec(), find).map_err(Failed::Refused)?;
         if more > 0 {
             let have = partition_count(&mut changing).await?;
-            let checked = check_partitions(&self.tables.room, have, more);
+            let checked = check_partitions(&self.memory.tables.room, have, more);
             checked.map_err(Failed::Refused)?;
         }
         for topic in &topics {
@@ -344,6 +344,7 @@ impl Store {
         partition: TopicPartition,
         before: Offset,
     ) -> Result<Offset, TrimError> {
+        let life = self.memory.life();
         let mut tries = Tries::default();
         let start = loop {
             match self.trim_once(partition, before).await {
@@ -356,7 +357,8 @@ impl Store {
             start,
             next: Offset::default(),
         };
-        self.mirror.hear_partitions(&[stored]);
+        let hear = || self.memory.mirror.hear_partitions(&[stored]);
+        let _ = self.memory.remember(life, hear);
         Ok(start)
     }
 
@@ -388,8 +390,9 @@ impl Store {
 
     /// This host's own changes show when they return.
     async fn see_catalogue(&self) {
+        let life = self.memory.life();
         if let Ok(mut connection) = self.pool.acquire().await {
-            self.hear_own_catalogue(&mut connection).await;
+            self.hear_own_catalogue(life, &mut connection).await;
         }
     }
 

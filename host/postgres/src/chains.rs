@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 use tokio::sync::watch;
 
 use crate::hosts::{LIVES, LOCK_CLASS};
+use crate::memory::Life;
 use crate::store::Store;
 use crate::trouble::{Trouble, undone};
 
@@ -66,7 +67,8 @@ impl Holds {
     }
 
     /// All are lost.
-    pub(crate) fn clear(&self) {
+    pub(crate) fn lose_all(&self) {
+        // A sender that is gone says so, too.
         self.taken.lock().clear();
     }
 }
@@ -109,6 +111,7 @@ impl Store {
         group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Hold, CommitError> {
+        let life = self.memory.life();
         let chain = self.existing_chain(group, partition).await?;
         let claim = format!(
             "update chain set epoch = epoch + 1, holder = $4, works = false, \
@@ -121,8 +124,9 @@ impl Store {
         let claim = claim.bind(self.hosts.id.0 as i64);
         let row = self.pool.fetch_optional(claim).await.map_err(undone)?;
         let row = row.ok_or(CommitError::UnknownPartition(partition))?;
-        self.news.chain();
-        Ok(self.holds.take(chain, lease(group, partition, &row), false))
+        self.memory.news.chain();
+        let lease = lease(group, partition, &row);
+        self.taken(life, chain, lease, false)
     }
 
     /// Takes the lease if nobody who lives has it.
@@ -131,6 +135,7 @@ impl Store {
         group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Hold>, CommitError> {
+        let life = self.memory.life();
         let chain = self.existing_chain(group, partition).await?;
         let hold = format!(
             "with before as (select id, holder, works, abandoned, \
@@ -146,10 +151,22 @@ impl Store {
         let Some(row) = self.pool.fetch_optional(hold).await.map_err(undone)? else {
             return Ok(None);
         };
-        self.news.chain();
+        self.memory.news.chain();
         let left = row.get("left_behind");
         let lease = lease(group, partition, &row);
-        Ok(Some(self.holds.take(chain, lease, left)))
+        Ok(Some(self.taken(life, chain, lease, left)?))
+    }
+
+    /// A lease of a life that is over is void.
+    fn taken(
+        &self,
+        life: Option<Life>,
+        chain: i64,
+        lease: Lease,
+        left: bool,
+    ) -> Result<Hold, CommitError> {
+        let take = || self.memory.holds.take(chain, lease, left);
+        Ok(self.memory.must_remember(life, take)?)
     }
 
     /// Gives a lease back; nothing happens if it is lost.
@@ -170,7 +187,7 @@ impl Store {
         let release = release.bind(epoch as i64).bind(hold.left);
         let released = self.pool.fetch_optional(release).await.map_err(undone)?;
         if let Some(row) = released {
-            self.holds.release(row.get("id"), epoch);
+            self.memory.holds.release(row.get("id"), epoch);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
 use tokio::sync::watch;
 
 use crate::compaction::compact;
+use crate::memory::Life;
 use crate::store::Store;
 use crate::trouble::Trouble;
 
@@ -45,10 +46,11 @@ pub(crate) async fn run(store: Arc<Store>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-async fn round(store: &Store, kept: &mut Option<PgConnection>) -> Result<(), Trouble> {
-    let connection = match kept {
+async fn round(store: &Store, kept: &mut Option<(PgConnection, Life)>) -> Result<(), Trouble> {
+    kept.take_if(|(_, life)| store.memory.life() != Some(*life));
+    let (connection, _) = match kept {
         Some(connection) => connection,
-        None => kept.insert(store.connect.session().await?),
+        None => kept.insert(store.connect.session_in_life().await?),
     };
     let lock = sqlx::query("select pg_try_advisory_lock($1, hashtext($2)) as is_mine");
     let lock = lock.bind(CLEANING).bind(&store.options.schema);
@@ -64,7 +66,7 @@ async fn round(store: &Store, kept: &mut Option<PgConnection>) -> Result<(), Tro
 
 async fn clean(store: &Store, connection: &mut PgConnection) -> Result<(), Trouble> {
     let now = store.clock.wall();
-    for topic in store.mirror.topics() {
+    for topic in store.memory.mirror.topics() {
         let cleaned = clean_topic(connection, &topic, now).await;
         match cleaned {
             // It was deleted meanwhile, or its table is in use just now.

@@ -1,11 +1,13 @@
 //! Opens the database: connections, what must be so for the promises to hold, and the schema.
 
 use std::str::FromStr as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 
+use crate::memory::{Life, Memory};
 use crate::options::PostgresOptions;
 
 /// The first version that has what the statements use.
@@ -13,13 +15,17 @@ pub(crate) const SERVER_VERSION_MIN: u32 = 140_000;
 /// The newest schema that this version knows.
 pub(crate) const SCHEMA_VERSION: i64 = 1 + MIGRATIONS.len() as i64;
 /// What makes each newer schema of the one before it.
-pub(crate) const MIGRATIONS: [Migration; 2] = [
+pub(crate) const MIGRATIONS: [Migration; 3] = [
     Migration {
         sql: include_str!("../migrations/0002.sql"),
         is_additive: true,
     },
     Migration {
         sql: include_str!("../migrations/0003.sql"),
+        is_additive: true,
+    },
+    Migration {
+        sql: include_str!("../migrations/0004.sql"),
         is_additive: true,
     },
 ];
@@ -145,30 +151,43 @@ pub(crate) fn not_connected(error: sqlx::Error) -> OpenError {
 }
 
 /// How every session is made.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Connect {
     pub(crate) options: PgConnectOptions,
+    /// Each session learns which life of the database it is in.
+    pub(crate) memory: Arc<Memory>,
     /// Statements at the beginning of a session. As parameters of the connection, poolers would refuse them.
     settings: String,
 }
 
 impl Connect {
-    /// Connects and begins a session.
+    /// As [`Connect::session_in_life`], for those to whom the life is all the same.
+    #[cfg(test)]
     pub(crate) async fn session(&self) -> Result<PgConnection, sqlx::Error> {
-        let mut session = PgConnection::connect_with(&self.options).await?;
-        self.begin(&mut session).await?;
-        Ok(session)
+        Ok(self.session_in_life().await?.0)
     }
 
-    async fn begin(&self, session: &mut PgConnection) -> Result<(), sqlx::Error> {
+    /// Connects and begins a session, and says in which life of the database it is.
+    pub(crate) async fn session_in_life(&self) -> Result<(PgConnection, Life), sqlx::Error> {
+        let mut session = PgConnection::connect_with(&self.options).await?;
+        let life = self.begin(&mut session).await?;
+        Ok((session, life))
+    }
+
+    async fn begin(&self, session: &mut PgConnection) -> Result<Life, sqlx::Error> {
         // Built of a checked name and numbers.
         let settings = sqlx::raw_sql(AssertSqlSafe(self.settings.clone()));
-        session.execute(settings).await.map(|_| ())
+        session.execute(settings).await?;
+        let begun = self.memory.begin(session).await;
+        begun.map_err(|error| sqlx::Error::Io(std::io::Error::other(error.to_string())))
     }
 }
 
-/// How every connection is made.
-pub(crate) fn connect_options(options: &PostgresOptions, name: &str) -> Result<Connect, OpenError> {
+/// Where the database is, and the name of sessions.
+pub(crate) fn connect_options(
+    options: &PostgresOptions,
+    name: &str,
+) -> Result<PgConnectOptions, OpenError> {
     let schema = &options.schema;
     let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let begins = schema.starts_with(|c: char| c.is_ascii_lowercase());
@@ -177,22 +196,34 @@ pub(crate) fn connect_options(options: &PostgresOptions, name: &str) -> Result<C
     }
     let url = PgConnectOptions::from_str(&options.url);
     let connect = url.map_err(|error| OpenError::Url(error.to_string()))?;
-    let idle = IDLE_TRANSACTION_DURATION_MAX.as_millis();
-    Ok(Connect {
-        options: connect
-            .application_name(name)
-            .statement_cache_capacity(STATEMENTS_MAX)
-            .disable_statement_logging(),
-        // Each statement finds its rows by an index, whatever its values: to plan it takes longer than to run it. A host whose database was given a schema
-        // that it does not know, while it stood still, gets no session.
-        settings: format!(
-            "set search_path = {schema}; set idle_in_transaction_session_timeout = {idle}; set plan_cache_mode = force_generic_plan; \
-             do $$ begin if to_regclass('{schema}.meta') is not null then \
-             if (select value from {schema}.meta where name = 'schema_min') > {SCHEMA_VERSION} then \
-             raise exception 'the schema was made by a newer host, with which this one cannot work: run a newer one'; \
-             end if; end if; end $$"
-        ),
-    })
+    Ok(connect
+        .application_name(name)
+        .statement_cache_capacity(STATEMENTS_MAX)
+        .disable_statement_logging())
+}
+
+impl Connect {
+    pub(crate) fn new(
+        options: &PostgresOptions,
+        name: &str,
+        memory: &Arc<Memory>,
+    ) -> Result<Self, OpenError> {
+        let schema = &options.schema;
+        let idle = IDLE_TRANSACTION_DURATION_MAX.as_millis();
+        Ok(Self {
+            options: connect_options(options, name)?,
+            memory: Arc::clone(memory),
+            // Each statement finds its rows by an index, whatever its values: to plan it takes longer than to run it. A host whose database was given a schema
+            // that it does not know, while it stood still, gets no session.
+            settings: format!(
+                "set search_path = {schema}; set idle_in_transaction_session_timeout = {idle}; set plan_cache_mode = force_generic_plan; \
+                 do $$ begin if to_regclass('{schema}.meta') is not null then \
+                 if (select value from {schema}.meta where name = 'schema_min') > {SCHEMA_VERSION} then \
+                 raise exception 'the schema was made by a newer host, with which this one cannot work: run a newer one'; \
+                 end if; end if; end $$"
+            ),
+        })
+    }
 }
 
 /// Connects, checks, and creates or checks the schema.
@@ -211,12 +242,18 @@ pub(crate) async fn open(
     // Whatever a close that fails leaves behind, the server ends it.
     let _ = first.close().await;
     let begins = connect.clone();
+    let memory = Arc::clone(&connect.memory);
     let pool = PgPoolOptions::new()
         .max_connections(options.connections_max.max(2))
         .acquire_timeout(ACQUIRE_DURATION_MAX)
         .after_connect(move |session, _| {
             let begins = begins.clone();
-            Box::pin(async move { begins.begin(session).await })
+            Box::pin(async move { begins.begin(session).await.map(drop) })
+        })
+        // It leads to a server that is no longer the database, and does not know it.
+        .before_acquire(move |_, connection| {
+            let is_usable = !memory.is_of_before(connection.age);
+            Box::pin(async move { Ok(is_usable) })
         })
         .connect_with(connect.options.clone())
         .await;

@@ -24,18 +24,16 @@ use sqlx::{Executor as _, Row as _};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::chains::{Holds, chain_of};
+use crate::chains::chain_of;
 use crate::cleaning;
 use crate::commit::lanes::{self, LANES, Queue};
-use crate::commit::short::KnownChains;
-use crate::connect::{self, OpenError};
-use crate::following::{self, News};
+use crate::connect::{self, Connect, OpenError};
+use crate::following;
 use crate::hosts::{self, Hosts, Session};
-use crate::mirror::Mirror;
+use crate::memory::Memory;
 use crate::options::PostgresOptions;
 use crate::store::Store;
-use crate::tables::{Loaded, TableKey, Tables};
-use crate::tail::Tail;
+use crate::tables::{Loaded, TableKey};
 use crate::trouble::{undone, unread};
 
 /// Bytes of one transaction: it is in the memory of both sides.
@@ -68,20 +66,16 @@ impl PostgresEngine {
     ) -> Result<Arc<Self>, OpenError> {
         let hosts = Hosts::new();
         let name = hosts::session_name(&options, hosts.id);
-        let connect = connect::connect_options(&options, &name)?;
-        let pool = connect::open(&options, &connect).await?;
         let room = Room::new(options.bounds);
+        let memory = Arc::new(Memory::new(room, Arc::clone(&clock)));
+        let connect = Connect::new(&options, &name, &memory)?;
+        let pool = connect::open(&options, &connect).await?;
         let store = Arc::new(Store {
             hosts,
             connect,
             pool,
             clock,
-            mirror: Mirror::default(),
-            tables: Tables::new(room),
-            holds: Holds::default(),
-            known: KnownChains::default(),
-            tail: Tail::default(),
-            news: News::default(),
+            memory,
             is_closed: AtomicBool::new(false),
             options,
         });
@@ -203,11 +197,11 @@ impl Engine for PostgresEngine {
     }
 
     fn watch(&self, partition: TopicPartition) -> Result<Watch, ReadError> {
-        self.store.mirror.watch(partition)
+        self.store.memory.mirror.watch(partition)
     }
 
     fn ends(&self, partition: TopicPartition) -> Result<Ends, ReadError> {
-        self.store.mirror.ends(partition)
+        self.store.memory.mirror.ends(partition)
     }
 
     async fn count(
@@ -266,12 +260,12 @@ impl Engine for PostgresEngine {
         group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError> {
-        self.store.mirror.ends(partition)?;
+        self.store.memory.mirror.ends(partition)?;
         self.store.progress(group, partition).await
     }
 
     async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
-        self.store.mirror.ends(partition)?;
+        self.store.memory.mirror.ends(partition)?;
         let find = sqlx::query(
             "select grp from chain where topic = $1 and number = $2 and progress is not null",
         );
@@ -298,13 +292,13 @@ impl Engine for PostgresEngine {
         group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Arc<StateTable>, ReadError> {
-        self.store.mirror.ends(partition)?;
+        self.store.memory.mirror.ends(partition)?;
         let loaded = self.store.table(group, partition).await?;
         Ok(Arc::clone(&loaded.table))
     }
 
     fn watch_state(&self, group: &GroupName) -> watch::Receiver<u64> {
-        self.store.tables.watch(group)
+        self.store.memory.tables.watch(group)
     }
 
     async fn read_state(
@@ -313,7 +307,7 @@ impl Engine for PostgresEngine {
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
-        self.store.mirror.ends(partition)?;
+        self.store.memory.mirror.ends(partition)?;
         self.store.page(group, partition, query).await
     }
 
@@ -364,27 +358,27 @@ impl Engine for PostgresEngine {
     }
 
     fn topics(&self) -> Vec<Topic> {
-        self.store.mirror.topics()
+        self.store.memory.mirror.topics()
     }
 
     fn topic(&self, name: &TopicName) -> Option<Topic> {
-        self.store.mirror.topic(name)
+        self.store.memory.mirror.topic(name)
     }
 
     fn entries(&self, kind: EntryKind) -> Vec<(String, Entry)> {
-        self.store.mirror.entries(kind)
+        self.store.memory.mirror.entries(kind)
     }
 
     fn entry(&self, kind: EntryKind, key: &str) -> Option<Entry> {
-        self.store.mirror.entry(kind, key)
+        self.store.memory.mirror.entry(kind, key)
     }
 
     fn version(&self, kind: EntryKind) -> Version {
-        self.store.mirror.version(kind)
+        self.store.memory.mirror.version(kind)
     }
 
     fn watch_catalogue(&self) -> watch::Receiver<u64> {
-        self.store.mirror.watch_catalogue()
+        self.store.memory.mirror.watch_catalogue()
     }
 
     async fn hear(&self) -> Result<(), ReadError> {
@@ -464,7 +458,7 @@ impl Engine for PostgresEngine {
         if let Ok(Some(session)) = tasks.life.await {
             session.end(&self.store.hosts, &self.store.options).await;
         }
-        self.store.holds.clear();
+        self.store.memory.holds.lose_all();
         self.store.pool.close().await;
     }
 }

@@ -71,7 +71,7 @@ pub async fn examine(
     thresholds: &Thresholds,
 ) -> Result<Vec<Finding>, OpenError> {
     let connect = connect_options(options, "millrace doctor")?;
-    let connection = PgConnection::connect_with(&connect.options).await;
+    let connection = PgConnection::connect_with(&connect).await;
     let mut connection = connection.map_err(not_connected)?;
     let settings = format!(
         "set search_path = {}; set statement_timeout = {}; set default_transaction_read_only = on",
@@ -83,7 +83,7 @@ pub async fn examine(
     connection.execute(settings).await.map_err(refused)?;
     let mut examination = Examination {
         connection,
-        connect: connect.options,
+        connect,
         options,
         thresholds: *thresholds,
         findings: Vec::new(),

@@ -16,6 +16,7 @@ use sqlx::{Executor as _, Row as _};
 use tokio::sync::{Notify, watch};
 
 use crate::commit::locking::{TOPICS, partition_of, topic_of};
+use crate::memory::{Life, Memory};
 use crate::mirror::{CatalogueNews, EntryNews, Stored};
 use crate::store::Store;
 use crate::trouble::Trouble;
@@ -67,6 +68,11 @@ impl News {
         self.wake.notify_one();
     }
 
+    /// What was committed in a life that is over may be lost.
+    pub(crate) fn clear(&self) {
+        *self.waiting.lock() = Untold::default();
+    }
+
     fn take(&self) -> Vec<String> {
         let untold = std::mem::take(&mut *self.waiting.lock());
         let mut payloads = Vec::new();
@@ -99,7 +105,17 @@ const CHAINS: char = 'c';
 /// A host joins or leaves: it says so from its own session.
 pub(crate) const HOSTS: char = 'h';
 
-/// What a notification says: marks, then ends as `topic/partition/end`, each after a space.
+/// Before the life in which ends are so.
+const LIFE: char = '@';
+
+/// The life in which a notification says something; hosts before version 4 of the schema do not say it.
+fn life_of(payload: &str) -> Option<Life> {
+    let words = payload.split(' ').skip(1);
+    let life = words.filter_map(|word| word.strip_prefix(LIFE)).next()?;
+    life.parse().ok().map(Life)
+}
+
+/// What a notification says: marks, then ends as `topic/partition/end` and the life, each after a space.
 fn ends_of(payload: &str) -> impl Iterator<Item = (TopicPartition, Offset)> {
     payload.split(' ').skip(1).filter_map(|end| {
         let mut parts = end.split('/');
@@ -116,9 +132,14 @@ pub(crate) async fn tell(store: Arc<Store>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            () = store.news.wake.notified() => {}
+            () = store.memory.news.wake.notified() => {}
         }
-        for payload in store.news.take() {
+        // Taken first: news of a later life are not told as those of this one.
+        let Some(Life(life)) = store.memory.life() else {
+            continue;
+        };
+        for payload in store.memory.news.take() {
+            let payload = format!("{payload} {LIFE}{life}");
             let tell = sqlx::query("select pg_notify($1, $2)");
             let told = store.pool.execute(tell.bind(channel).bind(payload)).await;
             if let Err(error) = told {
@@ -150,9 +171,12 @@ async fn follow_on(store: &Store) -> Result<(), Trouble> {
     let mut listener = PgListener::connect_with(&store.pool).await?;
     listener.ignore_pool_close_event(true);
     listener.listen(&store.options.schema).await?;
+    let life = store.memory.life();
     loop {
         // Whatever was told before this began, or was lost.
         store.look().await?;
+        // The others tell their news to the database as it is now.
+        store.memory.must_remember(life, || ())?;
         let next_look = tokio::time::sleep(store.options.poll_interval);
         tokio::pin!(next_look);
         loop {
@@ -186,45 +210,56 @@ impl Store {
         if marks.contains(CHAINS) {
             self.follow_chains().await?;
         }
-        self.mirror.hear_ends(ends_of(payload));
+        let life = life_of(payload).or_else(|| self.memory.life());
+        let ends = || self.memory.mirror.hear_ends(ends_of(payload));
+        // Of another life, they may be lost.
+        let _ = self.memory.remember(life, ends);
         Ok(())
     }
 
     /// Looks at everything.
     pub(crate) async fn look(&self) -> Result<(), Trouble> {
         self.follow_catalogue().await?;
+        let life = self.memory.life();
         let asked = sqlx::query("select topic, number, start, next from partition");
         let rows = self.pool.fetch_all(asked).await?;
         let stored: Vec<Stored> = rows.iter().map(stored_of).collect();
-        self.mirror.hear_partitions(&stored);
+        let hear = || self.memory.mirror.hear_partitions(&stored);
+        self.memory.must_remember(life, hear)?;
         self.follow_state().await?;
         self.follow_chains().await
     }
 
     pub(crate) async fn follow_catalogue(&self) -> Result<(), Trouble> {
+        let life = self.memory.life();
         let mut connection = self.pool.acquire().await?;
         let news = self.catalogue_news(&mut connection).await?;
-        self.hear_catalogue(news);
-        Ok(())
+        self.hear_catalogue(life, news)
     }
 
     /// After a commit of this host.
-    pub(crate) async fn hear_own_catalogue(&self, connection: &mut PgConnection) {
-        match self.catalogue_news(connection).await {
-            Ok(news) => self.hear_catalogue(news),
-            Err(error) => {
-                tracing::warn!(%error, "the catalogue cannot be read again now; this host sees its change later");
-            }
+    pub(crate) async fn hear_own_catalogue(
+        &self,
+        life: Option<Life>,
+        connection: &mut PgConnection,
+    ) {
+        let news = self.catalogue_news(connection).await;
+        let heard = news.and_then(|news| self.hear_catalogue(life, news));
+        if let Err(error) = heard {
+            tracing::warn!(%error, "the catalogue cannot be read again now; this host sees its change later");
         }
-        self.news.catalogue();
+        self.memory.news.catalogue();
     }
 
-    fn hear_catalogue(&self, news: CatalogueNews) {
+    fn hear_catalogue(&self, life: Option<Life>, news: CatalogueNews) -> Result<(), Trouble> {
         let has_topics = news.topics.is_some();
-        self.mirror.hear_catalogue(news);
-        if has_topics {
-            self.tables.keep(|at| self.mirror.ends(at).is_ok());
-        }
+        let Memory { mirror, tables, .. } = &*self.memory;
+        self.memory.must_remember(life, || {
+            mirror.hear_catalogue(news);
+            if has_topics {
+                tables.keep(|at| mirror.ends(at).is_ok());
+            }
+        })
     }
 
     /// What is newer than what this host has heard, as of one moment.
@@ -232,67 +267,81 @@ impl Store {
         &self,
         connection: &mut PgConnection,
     ) -> Result<CatalogueNews, Trouble> {
-        let mut news = CatalogueNews::default();
-        let asked = sqlx::query("select kind, version from kind");
-        let mut kinds = HashMap::new();
-        for row in connection.fetch_all(asked).await? {
-            kinds.insert(
-                row.get::<String, _>("kind"),
-                row.get::<i64, _>("version") as u64,
-            );
-        }
-        // Entries are read with all that is newer by now; topics and partitions as of a version that is at least this one.
-        let topics_version = kinds.get(TOPICS).copied().unwrap_or_default();
-        if topics_version > self.mirror.topics_version() {
-            let asked = sqlx::query(
-                "select t.id, t.spec::text as spec, k.version, p.topic, p.number, p.start, p.next from kind k \
-                 left join topic t on true left join partition p on p.topic = t.id where k.kind = 'topic' order by t.id, p.number",
-            );
-            let rows = connection.fetch_all(asked).await?;
-            let mut topics = Vec::new();
-            let mut last = None;
-            let mut version = topics_version;
-            for row in &rows {
-                version = row.get::<i64, _>("version") as u64;
-                let Some(id) = row.get::<Option<i64>, _>("id") else {
-                    continue;
-                };
-                if last != Some(id) {
-                    last = Some(id);
-                    topics.push(topic_of(row)?);
-                }
-                if row.get::<Option<i64>, _>("topic").is_some() {
-                    news.partitions.push(stored_of(row));
-                }
-            }
-            news.topics = Some((topics, version));
-        }
-        for kind in EntryKind::ALL {
-            let newest = kinds.get(kind.as_str()).copied().unwrap_or_default();
-            let known = self.mirror.version(kind);
-            if newest <= known.0 {
-                continue;
-            }
-            let asked = sqlx::query(
-                "select key, value, version from entry where kind = $1 and version > $2 order by version",
-            );
-            let asked = asked.bind(kind.as_str()).bind(known.0 as i64);
-            for row in connection.fetch_all(asked).await? {
-                let value = row.get::<Option<Vec<u8>>, _>("value");
-                news.entries.push(EntryNews {
-                    kind,
-                    key: row.get("key"),
-                    value: value.map(Into::into),
-                    version: Version(row.get::<i64, _>("version") as u64),
-                });
-            }
-        }
-        Ok(news)
+        let mirror = &self.memory.mirror;
+        let topics = mirror.topics_version();
+        catalogue_news(connection, Some(topics), |kind| mirror.version(kind)).await
     }
+}
 
+/// What is newer in the catalogue than these versions, as of one moment; without that of topics, all of them.
+pub(crate) async fn catalogue_news(
+    connection: &mut PgConnection,
+    topics_known: Option<u64>,
+    known: impl Fn(EntryKind) -> Version,
+) -> Result<CatalogueNews, Trouble> {
+    let mut news = CatalogueNews::default();
+    let asked = sqlx::query("select kind, version from kind");
+    let mut kinds = HashMap::new();
+    for row in connection.fetch_all(asked).await? {
+        kinds.insert(
+            row.get::<String, _>("kind"),
+            row.get::<i64, _>("version") as u64,
+        );
+    }
+    // Entries are read with all that is newer by now; topics and partitions as of a version that is at least this one.
+    let topics_version = kinds.get(TOPICS).copied().unwrap_or_default();
+    if topics_known.is_none_or(|known| topics_version > known) {
+        let asked = sqlx::query(
+            "select t.id, t.spec::text as spec, k.version, p.topic, p.number, p.start, p.next from kind k \
+                 left join topic t on true left join partition p on p.topic = t.id where k.kind = 'topic' order by t.id, p.number",
+        );
+        let rows = connection.fetch_all(asked).await?;
+        let mut topics = Vec::new();
+        let mut last = None;
+        let mut version = topics_version;
+        for row in &rows {
+            version = row.get::<i64, _>("version") as u64;
+            let Some(id) = row.get::<Option<i64>, _>("id") else {
+                continue;
+            };
+            if last != Some(id) {
+                last = Some(id);
+                topics.push(topic_of(row)?);
+            }
+            if row.get::<Option<i64>, _>("topic").is_some() {
+                news.partitions.push(stored_of(row));
+            }
+        }
+        news.topics = Some((topics, version));
+    }
+    for kind in EntryKind::ALL {
+        let newest = kinds.get(kind.as_str()).copied().unwrap_or_default();
+        let known = known(kind);
+        if newest <= known.0 {
+            continue;
+        }
+        let asked = sqlx::query(
+            "select key, value, version from entry where kind = $1 and version > $2 order by version",
+        );
+        let asked = asked.bind(kind.as_str()).bind(known.0 as i64);
+        for row in connection.fetch_all(asked).await? {
+            let value = row.get::<Option<Vec<u8>>, _>("value");
+            news.entries.push(EntryNews {
+                kind,
+                key: row.get("key"),
+                value: value.map(Into::into),
+                version: Version(row.get::<i64, _>("version") as u64),
+            });
+        }
+    }
+    Ok(news)
+}
+
+impl Store {
     async fn follow_state(&self) -> Result<(), Trouble> {
-        let tables = self.tables.all();
-        let watched = self.tables.watched();
+        let life = self.memory.life();
+        let tables = self.memory.tables.all();
+        let watched = self.memory.tables.watched();
         if tables.is_empty() && watched.is_empty() {
             return Ok(());
         }
@@ -311,13 +360,15 @@ impl Store {
                 }
             }
             let group = millrace_model::GroupName::stored(row.get("grp"));
-            self.tables.note(&group, chain, seq, false);
+            let note = || self.memory.tables.note(&group, chain, seq, false);
+            self.memory.must_remember(life, note)?;
         }
         Ok(())
     }
 
     async fn follow_chains(&self) -> Result<(), Trouble> {
-        let held = self.holds.chains();
+        let life = self.memory.life();
+        let held = self.memory.holds.chains();
         if held.is_empty() {
             return Ok(());
         }
@@ -327,8 +378,9 @@ impl Store {
             let epoch = row.get::<i64, _>("epoch") as u64;
             (row.get::<i64, _>("id"), epoch)
         });
-        self.holds.hear(&held, &stored.collect());
-        Ok(())
+        let stored = stored.collect();
+        let hear = || self.memory.holds.hear(&held, &stored);
+        self.memory.must_remember(life, hear)
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::connect::Connect;
 use crate::following::HOSTS;
+use crate::memory::Life;
 use crate::options::PostgresOptions;
 use crate::trouble::Trouble;
 
@@ -84,6 +85,7 @@ impl Hosts {
 /// The session in which this host lives.
 pub(crate) struct Session {
     connection: PgConnection,
+    life: Life,
 }
 
 impl Session {
@@ -94,7 +96,7 @@ impl Session {
         connect: &Connect,
         clock: &dyn Clock,
     ) -> Result<Self, Trouble> {
-        let mut connection = connect.session().await?;
+        let (mut connection, life) = connect.session_in_life().await?;
         // A session of this host that broke may still have it, as long as the server has not noticed.
         let end = sqlx::query(
             "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objsubid = 2 \
@@ -107,7 +109,7 @@ impl Session {
         connection
             .execute(lock.bind(LOCK_CLASS).bind(hosts.lock_id()))
             .await?;
-        let mut session = Self { connection };
+        let mut session = Self { connection, life };
         session.keep(hosts, options, clock).await?;
         hosts.is_reached.store(true, Ordering::Relaxed);
         session.tell(options).await?;
@@ -290,6 +292,8 @@ async fn round(
     clock: &dyn Clock,
     session: Option<Session>,
 ) -> Result<(Session, bool), Trouble> {
+    // One to a server that is no longer the database says nothing to the others.
+    let session = session.filter(|session| connect.memory.life() == Some(session.life));
     if let Some(mut session) = session {
         match session.keep(hosts, options, clock).await {
             Ok(()) => return Ok((session, false)),

@@ -23,6 +23,7 @@ mod engine;
 mod examine;
 mod following;
 mod hosts;
+mod memory;
 mod mirror;
 mod options;
 mod outbox;

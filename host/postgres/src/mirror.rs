@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use millrace_engine::entries::Entries;
 use millrace_engine::{Ends, Entry, EntryKind, ReadError, Version, Watch};
-use millrace_model::{Durability, Offset, Topic, TopicId, TopicName, TopicPartition};
+use millrace_model::{Durability, Offset, PartitionId, Topic, TopicId, TopicName, TopicPartition};
 use parking_lot::RwLock;
 use tokio::sync::watch;
+
+use crate::memory::Lost;
 
 #[derive(Default)]
 pub(crate) struct Mirror {
@@ -145,25 +147,11 @@ impl Mirror {
             && version > heard.topics_version
         {
             changes = true;
-            heard.topics_version = version;
-            let durable = |topic: &Topic| {
-                let durability = topic.spec.durability;
-                (topic.id, durability == Durability::Durable)
-            };
-            heard.durable = topics.iter().map(durable).collect();
-            let compacted = topics.iter().filter(|topic| topic.spec.settings.compact);
-            heard.compacted = compacted.map(|topic| topic.id).collect();
-            heard.topics = topics
-                .into_iter()
-                .map(|topic| (topic.spec.name.clone(), topic))
-                .collect();
+            heard.topics_are(topics, version);
             let mut before = std::mem::take(&mut heard.partitions);
             for stored in &news.partitions {
                 let known = before.remove(&stored.partition);
-                let known = known.unwrap_or_else(|| Known {
-                    start: stored.start,
-                    end: watch::Sender::new(stored.next),
-                });
+                let known = known.unwrap_or_else(|| Known::new(stored));
                 known.reach(stored.next);
                 heard.partitions.insert(stored.partition, known);
             }
@@ -184,7 +172,87 @@ impl Mirror {
     }
 }
 
+impl Mirror {
+    /// Takes over everything as it is in another life of the database, at whose begin partitions had these ends. Returns what is lost of
+    /// what this host knew.
+    pub(crate) fn begin_again(
+        &self,
+        everything: CatalogueNews,
+        ends: &HashMap<TopicPartition, Offset>,
+    ) -> Vec<Lost> {
+        let mut heard = self.heard.write();
+        let mut before = std::mem::take(&mut *heard);
+        if let Some((topics, version)) = everything.topics {
+            heard.topics_are(topics, version);
+        }
+        let is_there = |topic: &Topic| {
+            // An id whose topic is lost may be given again.
+            let now = heard.topics.get(&topic.spec.name);
+            now.is_some_and(|now| {
+                now.id == topic.id && now.spec.created_at == topic.spec.created_at
+            })
+        };
+        let mut lost = Vec::new();
+        for topic in before.topics.values() {
+            let is_gone = !is_there(topic);
+            let mut messages = 0;
+            for number in 0..topic.spec.partitions {
+                let Some(at) = topic.partition(PartitionId(number)) else {
+                    continue;
+                };
+                if let Some(known) = before.partitions.get(&at) {
+                    let left = ends.get(&at).copied().unwrap_or_default();
+                    messages += known.end.borrow().0.saturating_sub(left.0);
+                }
+                if is_gone {
+                    before.partitions.remove(&at);
+                }
+            }
+            if is_gone || messages > 0 {
+                lost.push(Lost {
+                    topic: topic.spec.name.clone(),
+                    messages,
+                    is_gone,
+                });
+            }
+        }
+        for stored in &everything.partitions {
+            let known = before.partitions.remove(&stored.partition);
+            let mut known = known.unwrap_or_else(|| Known::new(stored));
+            known.is_now(stored);
+            heard.partitions.insert(stored.partition, known);
+        }
+        for news in everything.entries {
+            let EntryNews {
+                kind,
+                key,
+                value,
+                version,
+            } = news;
+            heard.entries.hear(kind, key, value, version);
+        }
+        drop(heard);
+        self.catalogue.send_modify(|count| *count += 1);
+        lost
+    }
+}
+
 impl Heard {
+    fn topics_are(&mut self, topics: Vec<Topic>, version: u64) {
+        self.topics_version = version;
+        let durable = |topic: &Topic| {
+            let durability = topic.spec.durability;
+            (topic.id, durability == Durability::Durable)
+        };
+        self.durable = topics.iter().map(durable).collect();
+        let compacted = topics.iter().filter(|topic| topic.spec.settings.compact);
+        self.compacted = compacted.map(|topic| topic.id).collect();
+        self.topics = topics
+            .into_iter()
+            .map(|topic| (topic.spec.name.clone(), topic))
+            .collect();
+    }
+
     fn partition(&self, partition: TopicPartition) -> Result<&Known, ReadError> {
         let unknown = ReadError::UnknownPartition(partition);
         self.partitions.get(&partition).ok_or(unknown)
@@ -192,6 +260,23 @@ impl Heard {
 }
 
 impl Known {
+    fn new(stored: &Stored) -> Self {
+        Self {
+            start: stored.start,
+            end: watch::Sender::new(stored.next),
+        }
+    }
+
+    /// In another life of the database, ends may be lower.
+    fn is_now(&mut self, stored: &Stored) {
+        self.start = stored.start;
+        self.end.send_if_modified(|end| {
+            let moves = *end != stored.next;
+            *end = stored.next;
+            moves
+        });
+    }
+
     fn reach(&self, next: Offset) {
         self.end.send_if_modified(|end| {
             let moves = *end < next;

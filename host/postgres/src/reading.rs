@@ -22,13 +22,17 @@ impl Store {
         from: Offset,
         bytes_max: usize,
     ) -> Result<Vec<RecordBatch>, ReadError> {
-        let ends = self.mirror.ends(partition)?;
+        let ends = self.memory.mirror.ends(partition)?;
         if from < ends.start {
             let (requested, start) = (from, ends.start);
             return Err(ReadError::BelowStart { requested, start });
         }
         let now = self.clock.monotonic();
-        if let Some(batches) = self.tail.read(partition, from, ends.end, bytes_max, now) {
+        if let Some(batches) = self
+            .memory
+            .tail
+            .read(partition, from, ends.end, bytes_max, now)
+        {
             return Ok(batches);
         }
         // The first row counts whatever its size, and so does one more that begins within the bound.
@@ -86,7 +90,7 @@ impl Store {
         from: Offset,
         to: Offset,
     ) -> Result<u64, ReadError> {
-        let start = self.mirror.ends(partition)?.start;
+        let start = self.memory.mirror.ends(partition)?.start;
         let from = from.max(start);
         // Rows within are counted as they say; those at the edges are looked into.
         let count = format!(
@@ -119,7 +123,7 @@ impl Store {
         partition: TopicPartition,
         at: Timestamp,
     ) -> Result<Option<Offset>, ReadError> {
-        let start = self.mirror.ends(partition)?.start;
+        let start = self.memory.mirror.ends(partition)?.start;
         let mut from = start;
         loop {
             let find = format!(

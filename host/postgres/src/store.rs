@@ -7,15 +7,10 @@ use millrace_engine::CommitError;
 use millrace_model::Clock;
 use sqlx::postgres::PgPool;
 
-use crate::chains::Holds;
-use crate::commit::short::KnownChains;
 use crate::connect::Connect;
-use crate::following::News;
 use crate::hosts::Hosts;
-use crate::mirror::Mirror;
+use crate::memory::Memory;
 use crate::options::PostgresOptions;
-use crate::tables::Tables;
-use crate::tail::Tail;
 
 pub(crate) struct Store {
     pub(crate) options: PostgresOptions,
@@ -23,12 +18,7 @@ pub(crate) struct Store {
     pub(crate) pool: PgPool,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) hosts: Hosts,
-    pub(crate) mirror: Mirror,
-    pub(crate) tables: Tables,
-    pub(crate) holds: Holds,
-    pub(crate) known: KnownChains,
-    pub(crate) tail: Tail,
-    pub(crate) news: News,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) is_closed: AtomicBool,
 }
 

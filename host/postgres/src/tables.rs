@@ -74,6 +74,15 @@ impl Tables {
         Arc::clone(loaded.entry(key.clone()).or_insert_with(made))
     }
 
+    /// Forgets all tables. Those that somebody still has are not kept up with.
+    pub(crate) fn clear(&self) {
+        self.loaded.lock().clear();
+        for watched in self.watched.lock().values_mut() {
+            watched.known.clear();
+            watched.writes.send_modify(|count| *count += 1);
+        }
+    }
+
     /// Forgets the tables of partitions that are gone.
     pub(crate) fn keep(&self, exists: impl Fn(TopicPartition) -> bool) {
         self.loaded.lock().retain(|(at, _), _| exists(*at));
@@ -224,9 +233,13 @@ impl Store {
         group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Arc<Loaded>, ReadError> {
+        let life = self.memory.life();
         let loaded = self.known_table(group, partition).await?;
         let mut connection = self.pool.acquire().await.map_err(unread)?;
-        match loaded.catch_up(&mut connection).await? {
+        let caught_up = loaded.catch_up(&mut connection).await?;
+        // A table of a life that is over may have got rows of the next one.
+        self.memory.must_remember(life, || ())?;
+        match caught_up {
             Some(_) => Ok(loaded),
             None => Err(ReadError::UnknownPartition(partition)),
         }
@@ -238,13 +251,15 @@ impl Store {
         group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Arc<Loaded>, ReadError> {
+        let life = self.memory.life();
         let key = (partition, group.clone());
-        if let Some(loaded) = self.tables.find(&key) {
+        if let Some(loaded) = self.memory.tables.find(&key) {
             return Ok(loaded);
         }
         let chain = chain_of(&self.pool, group, partition).await?;
         let chain = chain.ok_or(ReadError::UnknownPartition(partition))?;
-        Ok(self.tables.insert(&key, chain))
+        let insert = || self.memory.tables.insert(&key, chain);
+        Ok(self.memory.must_remember(life, insert)?)
     }
 
     /// A page of a table, and the progress of the same moment.
@@ -254,11 +269,13 @@ impl Store {
         partition: TopicPartition,
         query: &StateQuery,
     ) -> Result<StatePage, ReadError> {
+        let life = self.memory.life();
         let loaded = self.known_table(group, partition).await?;
         let mut connection = self.pool.acquire().await.map_err(unread)?;
         let mut known = loaded.seq.lock().await;
         let caught_up = loaded.catch_up_from(&mut known, &mut connection).await?;
         let progress = caught_up.ok_or(ReadError::UnknownPartition(partition))?;
+        self.memory.must_remember(life, || ())?;
         let page = loaded.table.page(query)?;
         Ok(StatePage {
             as_of: progress.map(|progress| progress.next).unwrap_or_default(),

@@ -56,6 +56,10 @@ impl Tail {
         }
     }
 
+    pub(crate) fn clear(&self) {
+        *self.held.lock() = Held::default();
+    }
+
     /// Batches from the one that contains `from` on; `None` unless they reach `end` or the bound, as those of the database would.
     pub(crate) fn read(
         &self,

@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::judging::{Judge, Writes};
 use super::locking::Needs;
 use super::short::Short;
+use crate::memory::{Life, Memory};
 use crate::store::Store;
 use crate::tables::{Loaded, TableKey};
 use crate::trouble::Trouble;
@@ -208,6 +209,8 @@ pub(crate) async fn run(store: Arc<Store>, intake: Intake) {
 /// A lane's connection.
 struct Lane {
     connection: PgConnection,
+    /// The life of the database that it is in.
+    life: Life,
     /// Whether commits do not wait for the disk.
     is_relaxed: bool,
     /// When it was last used, by the monotonic clock.
@@ -216,8 +219,10 @@ struct Lane {
 
 impl Lane {
     async fn open(store: &Store) -> Result<Self, Trouble> {
+        let (connection, life) = store.connect.session_in_life().await?;
         Ok(Self {
-            connection: store.connect.session().await?,
+            connection,
+            life,
             is_relaxed: false,
             used_at: store.clock.monotonic(),
         })
@@ -225,6 +230,9 @@ impl Lane {
 
     /// Whether it can be used. One that was closed meanwhile would leave a group in doubt.
     async fn is_sound(&mut self, store: &Store) -> bool {
+        if store.memory.life() != Some(self.life) {
+            return false;
+        }
         let idle = store.clock.monotonic().saturating_sub(self.used_at);
         idle < IDLE_DURATION_MAX || self.connection.ping().await.is_ok()
     }
@@ -283,10 +291,12 @@ async fn commit_on(
     lane.relax(!short.writes.is_durable).await?;
     // It locks and commits at once, so the next group may begin.
     locked_now();
-    match short.commit(store, group, &mut lane.connection).await {
+    match short
+        .commit(store, group, (&mut lane.connection, lane.life))
+        .await
+    {
         Ok(Some(answers)) => {
-            remember(store, group, &answers);
-            show(store, &short.writes, &tables, &mut lane.connection).await;
+            show(store, lane, group, &answers, &short.writes, &tables).await;
             Ok(answers)
         }
         // The database is not as this host knows it: a chain has moved, a topic is gone, or its durability is another.
@@ -324,7 +334,7 @@ async fn commit_long(
         }
     }
     let now = store.clock.wall();
-    let mut judge = Judge::new(locked, &store.tables.room, tables, now);
+    let mut judge = Judge::new(locked, &store.memory.tables.room, tables, now);
     let decide = |waiting: &Waiting| judge.decide(&waiting.transaction);
     let answers: Answers = group.iter().map(decide).collect();
     let Judge {
@@ -341,9 +351,10 @@ async fn commit_long(
     writes.write(connection, &mut locked.idempotence).await?;
     let committed = connection.execute(sqlx::raw_sql("commit")).await;
     committed.map_err(|error| Failed::InDoubt(error.into()))?;
-    store.known.note(locked.chains);
-    remember(store, group, &answers);
-    show(store, &writes, tables, connection).await;
+    let life = Some(lane.life);
+    let note = || store.memory.known.note(locked.chains);
+    let _ = store.memory.remember(life, note);
+    show(store, lane, group, &answers, &writes, tables).await;
     Ok(answers)
 }
 
@@ -367,10 +378,10 @@ fn remember(store: &Store, group: &[Waiting], answers: &Answers) {
         let appends = &waiting.transaction.appends;
         for (append, &base) in appends.iter().zip(&receipt.base_offsets) {
             // What was superseded must not be read from anywhere.
-            if !store.mirror.is_compacted(append.partition.topic) {
+            if !store.memory.mirror.is_compacted(append.partition.topic) {
                 let stamp = Stamp::of(append.partition);
                 let batch = append.batch.clone().placed(base, stamp);
-                store.tail.note(append.partition, batch, now);
+                store.memory.tail.note(append.partition, batch, now);
             }
         }
     }
@@ -379,24 +390,39 @@ fn remember(store: &Store, group: &[Waiting], answers: &Answers) {
 /// Makes visible what is committed.
 async fn show(
     store: &Store,
+    lane: &mut Lane,
+    group: &[Waiting],
+    answers: &Answers,
     writes: &Writes,
     tables: &HashMap<TableKey, Arc<Loaded>>,
-    connection: &mut PgConnection,
 ) {
+    let Memory {
+        mirror,
+        tables: all,
+        news,
+        ..
+    } = &*store.memory;
+    let (life, connection) = (Some(lane.life), &mut lane.connection);
+    // Whatever of it is said when the database has begun another life, it may be lost.
+    let appended = || remember(store, group, answers);
+    let _ = store.memory.remember(life, appended);
     for (key, chain, seq, writes) in &writes.applied {
-        store.tables.note(&key.1, *chain, *seq, true);
+        let note = || all.note(&key.1, *chain, *seq, true);
+        let _ = store.memory.remember(life, note);
         if let Some(loaded) = tables.get(key)
             && !loaded.apply(*seq, writes).await
             && let Err(error) = loaded.catch_up(connection).await
         {
             tracing::warn!(%error, "a table of state cannot be read again now; it is when it is next asked for");
         }
-        store.news.state();
+        news.state();
     }
     if !writes.entries.is_empty() {
-        store.hear_own_catalogue(connection).await;
+        store.hear_own_catalogue(life, connection).await;
     }
     let ends = writes.ends.iter().map(|(at, next)| (*at, *next));
-    store.mirror.hear_ends(ends.clone());
-    store.news.ends(ends);
+    let _ = store.memory.remember(life, || {
+        mirror.hear_ends(ends.clone());
+        news.ends(ends);
+    });
 }

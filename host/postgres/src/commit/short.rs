@@ -18,6 +18,7 @@ use super::judging::{Judge, Writes};
 use super::lanes::Waiting;
 use super::locking::{Chain, Locked, Place, columns, partition_of};
 use super::writing::{changes_of, runs_of};
+use crate::memory::Life;
 use crate::store::Store;
 use crate::tables::{Loaded, TableKey};
 use crate::trouble::Trouble;
@@ -45,6 +46,10 @@ impl KnownChains {
             chains.clear();
         }
         chains.extend(committed);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.chains.lock().clear();
     }
 }
 
@@ -74,7 +79,7 @@ impl Short {
             locked.existing.insert(append.partition);
             let place = Place {
                 next: Offset(0),
-                is_durable: store.mirror.is_durable(append.partition.topic),
+                is_durable: store.memory.mirror.is_durable(append.partition.topic),
                 bucket: 0,
             };
             locked.places.insert(append.partition, place);
@@ -83,7 +88,7 @@ impl Short {
         if topics.len() > TOPICS_MAX {
             return None;
         }
-        let known = store.known.chains.lock();
+        let known = store.memory.known.chains.lock();
         for lease in transactions().flat_map(leases) {
             let key = (lease.partition, lease.group.clone());
             locked.existing.insert(lease.partition);
@@ -109,7 +114,12 @@ impl Short {
             }
             before.insert(chain.id, (chain.clone(), progress));
         }
-        let mut judge = Judge::new(locked, &store.tables.room, tables, store.clock.wall());
+        let mut judge = Judge::new(
+            locked,
+            &store.memory.tables.room,
+            tables,
+            store.clock.wall(),
+        );
         // A refusal may be because of what this host does not know.
         let answers = transactions().map(|transaction| judge.decide(transaction).ok());
         let answers = answers.collect::<Option<Vec<Receipt>>>()?;
@@ -127,7 +137,7 @@ impl Short {
         &mut self,
         store: &Store,
         group: &[Waiting],
-        connection: &mut PgConnection,
+        (connection, life): (&mut PgConnection, Life),
     ) -> Result<Option<Vec<Result<Receipt, CommitError>>>, Trouble> {
         let topics: BTreeSet<u64> = self.writes.ends.keys().map(|at| at.topic.0).collect();
         let text = statement(
@@ -164,11 +174,13 @@ impl Short {
             }
         }
         #[cfg(test)]
-        let _ = store.known.taken.fetch_add(
+        let _ = store.memory.known.taken.fetch_add(
             usize::from(!self.before.is_empty()),
             std::sync::atomic::Ordering::SeqCst,
         );
-        store.known.note(std::mem::take(&mut self.after));
+        let after = std::mem::take(&mut self.after);
+        let note = || store.memory.known.note(after);
+        let _ = store.memory.remember(Some(life), note);
         Ok(Some(answers.into_iter().map(Ok).collect()))
     }
 

@@ -3,6 +3,7 @@
 mod access;
 mod compaction;
 mod examined;
+mod lives;
 mod outbox;
 mod own;
 mod server;

@@ -5,7 +5,6 @@ use std::sync::OnceLock;
 
 #[expect(
     unreachable_pub,
-    dead_code,
     reason = "it is part of the harness, for more than these tests"
 )]
 #[path = "../../../../../tests/src/postgres.rs"]
@@ -28,6 +27,11 @@ pub(super) fn url() -> String {
 /// A server for one test.
 pub(super) fn start() -> Postgres {
     Postgres::start().expect("PostgreSQL starts")
+}
+
+/// As [`start`], after statements of the shell.
+pub(super) fn start_with(before: &str) -> Postgres {
+    Postgres::start_with(before, "").expect("PostgreSQL starts")
 }
 
 /// Each directory has a schema of its own.

@@ -11,21 +11,25 @@ use millrace_model::{
 };
 
 use super::{open_with, options};
+use crate::PostgresOptions;
 use crate::engine::PostgresEngine;
 
-struct Rig {
-    _directory: tempfile::TempDir,
-    one: Arc<PostgresEngine>,
-    other: Arc<PostgresEngine>,
-    at: TopicPartition,
-    output: TopicPartition,
+pub(super) struct Rig {
+    pub(super) one: Arc<PostgresEngine>,
+    pub(super) other: Arc<PostgresEngine>,
+    pub(super) at: TopicPartition,
+    pub(super) output: TopicPartition,
 }
 
 impl Rig {
     async fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let one = open_with(options(directory.path())).await;
-        let other = open_with(options(directory.path())).await;
+        Self::with(options(directory.path())).await
+    }
+
+    pub(super) async fn with(options: PostgresOptions) -> Self {
+        let one = Box::pin(open_with(options.clone())).await;
+        let other = Box::pin(open_with(options)).await;
         let place = |topic: Topic| topic.partition(PartitionId(0)).expect("it has one");
         let at = place(make(&one, "in").await);
         let output = place(make(&one, "out").await);
@@ -33,7 +37,6 @@ impl Rig {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         Self {
-            _directory: directory,
             one,
             other,
             at,
@@ -42,8 +45,8 @@ impl Rig {
     }
 
     /// Commits as a worker does; whether it went the short way.
-    async fn work(&self, hold: &Hold, next: u64) -> Result<bool, CommitError> {
-        let before = self.one.store.known.taken.load(Ordering::SeqCst);
+    pub(super) async fn work(&self, hold: &Hold, next: u64) -> Result<bool, CommitError> {
+        let before = self.one.store.memory.known.taken.load(Ordering::SeqCst);
         let progress = Progress {
             next: Offset(next),
             ..Progress::default()
@@ -63,11 +66,11 @@ impl Rig {
         });
         let receipt = committed.await?;
         assert_eq!(receipt.base_offsets.len(), 1);
-        let after = self.one.store.known.taken.load(Ordering::SeqCst);
+        let after = self.one.store.memory.known.taken.load(Ordering::SeqCst);
         Ok(after > before)
     }
 
-    async fn keys(&self, engine: &dyn Engine, hold: &Hold) -> (u64, Vec<String>) {
+    pub(super) async fn keys(&self, engine: &dyn Engine, hold: &Hold) -> (u64, Vec<String>) {
         let query = StateQuery {
             entries_max: 100,
             bytes_max: 1 << 20,
@@ -187,7 +190,7 @@ async fn what_this_host_appended_is_read_without_the_database_until_others_come_
         let appended = engine.commit(Transaction::produce(vec![Append { partition, batch }]));
         appended.await.expect("committed").base_offsets[0]
     };
-    let hits = || rig.one.store.tail.hits.load(Ordering::SeqCst);
+    let hits = || rig.one.store.memory.tail.hits.load(Ordering::SeqCst);
     // From each offset, and with each bound, as the other host reads it.
     let compare = async |from: u64, to: u64| {
         for from in from..to {
