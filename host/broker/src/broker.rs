@@ -13,6 +13,7 @@ use millrace_model::bounds::{
 };
 use millrace_model::{Clock, ProcessorName, Topic, TopicId, TopicName};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::catalogue::handle::{Catalogue, Dependents};
 use crate::catalogue::policy::ModulePolicy;
@@ -434,16 +435,20 @@ async fn start_what_is_heard(
     heard: Arc<Heard>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let mut under_way = JoinSet::new();
     loop {
-        match broker.upgrade() {
-            Some(inner) => inner.rooms.processors.start_what_is_heard().await,
+        let next = match broker.upgrade() {
+            Some(inner) => inner.rooms.processors.start_what_is_heard(&mut under_way),
             None => return,
-        }
+        };
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop) => break,
             () = heard.more() => {}
+            () = tokio::time::sleep(next) => {}
         }
     }
+    // A stop waits for starts as for any change.
+    under_way.join_all().await;
 }
 
 /// Notifies the workers when hosts join or leave, and again when work should move.

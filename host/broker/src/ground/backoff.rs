@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use millrace_model::{Advised, Kind};
+
 /// The first delay.
 const DELAY_FIRST: Duration = Duration::from_millis(50);
 
@@ -29,6 +31,26 @@ impl Backoff {
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
+}
+
+/// How long to wait after the first failed load of a component; it doubles with each further one.
+const LOAD_AGAIN_FIRST: Duration = Duration::from_millis(250);
+/// The longest such wait.
+pub(crate) const LOAD_AGAIN_MAX: Duration = Duration::from_secs(30);
+
+/// Whether the host is at fault for a failed load, rather than the component or its definition, so that it may pass by itself.
+pub(crate) fn may_pass(error: &impl Advised) -> bool {
+    let kind = error.advice().kind();
+    kind.is_passing() || kind == Kind::Internal
+}
+
+/// The wait after this many failed loads.
+pub(crate) fn load_again_after(failures: u32) -> Duration {
+    let doubled = 1_u32.checked_shl(failures.saturating_sub(1));
+    let wait = doubled.map_or(LOAD_AGAIN_MAX, |times| {
+        LOAD_AGAIN_FIRST.saturating_mul(times)
+    });
+    wait.min(LOAD_AGAIN_MAX)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::catalogue::deployed::Deployed;
 use crate::dispatch::input::Input;
 use crate::dispatch::prepared::Prepared;
 use crate::dispatch::standing::{Standing, State};
+use crate::ground::backoff::may_pass;
 use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
 use crate::processors::loaded::Loaded;
@@ -57,6 +58,11 @@ impl Processors {
             Ok((prepared, trial_problem)) => {
                 self.run(&processor, prepared).await;
                 (None, trial_problem)
+            }
+            Err(error) if may_pass(&error) => {
+                tracing::warn!(processor = %processor.name, %error, "a processor cannot be started now; it is tried again");
+                self.inner.heard.of(&processor.name, None);
+                (None, None)
             }
             Err(error) => {
                 tracing::error!(processor = %processor.name, %error, "a processor cannot be started; the others run");

@@ -12,19 +12,15 @@ use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::FuturesUnordered;
 use millrace_engine::{EntryKind, Version};
 use millrace_model::bounds::ROUTE_LOADS_MAX;
-use millrace_model::{Advised, Kind, Route, RoutePath, RouteRevision};
+use millrace_model::{Route, RoutePath, RouteRevision};
 use tokio::sync::{Notify, watch};
 
 use super::access::Access;
 use super::error::RouteError;
 use super::handle::{Inner, Known, Routes};
 use super::keeping::read;
+use crate::ground::backoff::{LOAD_AGAIN_MAX, load_again_after, may_pass};
 use crate::handler::{HttpHandler, Interface, LiveConfig, LoadRequest};
-
-/// How long to wait after the first failure for a passing reason; it doubles with each further one.
-const AGAIN_FIRST: Duration = Duration::from_millis(250);
-/// The longest such wait.
-const AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// A revision that answers requests, and its component.
 #[derive(Clone)]
@@ -63,9 +59,9 @@ impl Problem {
         let attempts = before.map_or(0, |before| before.attempts).saturating_add(1);
         Self {
             why: error.to_string(),
-            is_passing: is_passing(error),
+            is_passing: may_pass(error),
             attempts,
-            again_at: now.saturating_add(again_after(attempts)),
+            again_at: now.saturating_add(load_again_after(attempts)),
             modules,
         }
     }
@@ -77,19 +73,6 @@ impl Problem {
             false => modules != self.modules,
         }
     }
-}
-
-/// Whether the host is at fault, rather than the component or the definition.
-fn is_passing(error: &RouteError) -> bool {
-    let kind = error.advice().kind();
-    kind.is_passing() || kind == Kind::Internal
-}
-
-/// The wait after this many failures.
-fn again_after(attempts: u32) -> Duration {
-    let doubled = 1_u32.checked_shl(attempts.saturating_sub(1));
-    let wait = doubled.map_or(AGAIN_MAX, |times| AGAIN_FIRST.saturating_mul(times));
-    wait.min(AGAIN_MAX)
 }
 
 /// What is looked for.
@@ -160,7 +143,7 @@ impl Routes {
     /// Begins what is due and has a place; returns when something is due next.
     fn begin(&self, under_way: &mut UnderWay, begun: &mut Begun, look: Look) -> Duration {
         let (now, modules) = (self.inner.clock.monotonic(), self.modules_version());
-        let mut next = AGAIN_MAX;
+        let mut next = LOAD_AGAIN_MAX;
         for (key, entry) in self.inner.engine.entries(EntryKind::Route) {
             let Ok(path) = RoutePath::parse(&key) else {
                 continue;
@@ -360,9 +343,9 @@ mod tests {
         let second = problem(&error, Some(&first));
         assert!(!second.is_due(at(499), false, Version(8)));
         assert!(second.is_due(at(500), false, Version(7)));
-        let waits: Vec<Duration> = (1..100).map(again_after).collect();
+        let waits: Vec<Duration> = (1..100).map(load_again_after).collect();
         assert!(waits.is_sorted());
-        assert_eq!(waits.last(), Some(&AGAIN_MAX));
+        assert_eq!(waits.last(), Some(&LOAD_AGAIN_MAX));
     }
 
     #[test]

@@ -185,6 +185,8 @@ pub(crate) struct SlowLoad {
     handler: Arc<dyn BatchHandler>,
     begun: Semaphore,
     may_end: Semaphore,
+    /// What its next loads end with.
+    pub(crate) load_errors: Mutex<Vec<AdmitError>>,
 }
 
 impl SlowLoad {
@@ -193,13 +195,17 @@ impl SlowLoad {
             handler: Arc::new(handler),
             begun: Semaphore::new(0),
             may_end: Semaphore::new(0),
+            load_errors: Mutex::default(),
         })
     }
 
-    async fn load(&self) -> Arc<dyn BatchHandler> {
+    async fn load(&self) -> Result<Arc<dyn BatchHandler>, AdmitError> {
         self.begun.add_permits(1);
         self.may_end.acquire().await.unwrap().forget();
-        Arc::clone(&self.handler)
+        match self.load_errors.lock().pop() {
+            Some(error) => Err(error),
+            None => Ok(Arc::clone(&self.handler)),
+        }
     }
 
     /// Waits until another load has begun.
@@ -376,7 +382,7 @@ impl ModuleHost for Modules {
         self.configs.lock().insert(request.owner, request.config);
         match self.export(request.digest)? {
             Export::Processor(handler) => Ok(handler),
-            Export::Slow(slow) => Ok(slow.load().await),
+            Export::Slow(slow) => slow.load().await,
             Export::Stuck { .. } => std::future::pending().await,
             _ => Err(AdmitError::Start("it traps".to_owned())),
         }
@@ -399,7 +405,7 @@ impl ModuleHost for Modules {
         match self.export(request.digest)? {
             Export::ErrorHandler(handler) => Ok(handler),
             Export::Slow(slow) => {
-                slow.load().await;
+                slow.load().await?;
                 let follow =
                     |failures: &[Failure], _: &_| Ok(vec![Decision::Policy; failures.len()]);
                 Ok(Arc::new(decide(follow)))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use millrace_broker::{ModuleError, NextSpec, ProcessorError};
+use millrace_broker::{AdmitError, ModuleError, NextSpec, ProcessorError};
 use millrace_engine::{CommitError, MemoryEngine};
 use millrace_model::{Clock, Digest, Processor, ProcessorSpec, Trial};
 use tokio::task::JoinHandle;
@@ -456,6 +456,60 @@ async fn what_another_host_deployed_keeps_no_change_waiting_while_it_loads() {
         rig.values("out").await.len() == values.len()
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_heard_of_later_does_not_wait_for_a_slow_load() {
+    let (rig, other, slow) = heard().await;
+    let module = upload(&rig, "b").await;
+    let q = processor("q");
+    rig.session
+        .processors()
+        .deploy(&q, NextSpec::from(spec(module)))
+        .await
+        .unwrap();
+    until("the other host starts it", async || {
+        let starts = other.session.processors().processor(&q).await;
+        let waits = |one: &millrace_broker::PartitionStatus| one.state.contains("being loaded");
+        starts.is_some_and(|status| !status.partitions.iter().any(waits))
+    })
+    .await;
+    assert_eq!(slow.held(), 1, "the slow one still loads");
+    slow.end();
+}
+
+#[tokio::test]
+async fn what_was_heard_of_and_cannot_be_loaded_for_a_passing_reason_is_loaded_later() {
+    let (_rig, other, slow) = heard().await;
+    let failed = || AdmitError::Host("too many open files".to_owned());
+    *slow.load_errors.lock() = vec![failed(), failed()];
+    for _ in 0..2 {
+        slow.end();
+        soon(slow.begins()).await;
+    }
+    let status = other.session.processors().processor(&processor("p")).await;
+    let stopped = |one: &millrace_broker::PartitionStatus| one.state.starts_with("stopped");
+    assert!(!status.unwrap().partitions.iter().any(stopped));
+    slow.end();
+    until("it runs here as well", async || slow.held() == 2).await;
+}
+
+#[tokio::test]
+async fn a_processor_that_cannot_be_loaded_at_the_start_for_a_passing_reason_is_loaded_later() {
+    let (rig, slow, module) = deployed().await;
+    let deployed = deploying(&rig, spec(module), None);
+    slow.begins().await;
+    slow.end();
+    deployed.await.unwrap().unwrap();
+    *slow.load_errors.lock() = vec![AdmitError::Host("too many open files".to_owned())];
+    // One load at the start, and one more.
+    slow.end();
+    slow.end();
+    let other = soon(beside(&rig)).await;
+    until("it runs here as well", async || slow.held() == 2).await;
+    let status = other.session.processors().processor(&processor("p")).await;
+    let stopped = |one: &millrace_broker::PartitionStatus| one.state.starts_with("stopped");
+    assert!(!status.unwrap().partitions.iter().any(stopped));
 }
 
 #[tokio::test]
