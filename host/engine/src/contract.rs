@@ -5,6 +5,8 @@
 //! 2. **Ordered.** A partition's offsets only grow; no offset is given twice. Appends of one transaction to one partition
 //!    are in the order in which it lists them. Offsets may have gaps; readers must not expect consecutive ones. A partition's
 //!    start only grows, too: what is below it is gone for good.
+//!    A store beside the host may itself lose what it acknowledged, by a crash that its durability allows or when it is restored. Then starts and
+//!    ends are what it has now, every lease is lost, and offsets that it lost are given again.
 //! 3. **Durable on return.** When `commit` returns, the transaction is as durable as its most demanding append (or, without
 //!    appends, as [`Transaction::durability`] says). Readers see nothing that is less durable than its topic asks.
 //! 4. **Fenced.** Each lease that a transaction names, for progress, for state or as a fence, is the newest of its group and partition;

@@ -46,6 +46,10 @@ pub trait Hooks: Send + Sync + 'static {
         self.engine().limits()
     }
 
+    async fn hear(&self) -> Result<(), ReadError> {
+        self.engine().hear().await
+    }
+
     async fn claim(
         &self,
         group: &GroupName,
@@ -272,7 +276,7 @@ impl<H: Hooks> Engine for Hooked<H> {
     }
 
     async fn hear(&self) -> Result<(), ReadError> {
-        self.0.engine().hear().await
+        self.0.hear().await
     }
 
     async fn put_module(&self, digest: Digest, bytes: Bytes) -> Result<(), CommitError> {

@@ -19,6 +19,9 @@ const DECISIONS_MAX: usize = 16;
 /// How long to wait until this host sees another host's change.
 const HEAR_WAIT: Duration = Duration::from_millis(500);
 
+/// How long to wait for the store to say what others have changed.
+const HEAR_DURATION_MAX: Duration = Duration::from_secs(2);
+
 /// An error that a decision about the catalogue can end with.
 pub(crate) trait DecisionError {
     /// The engine's error, if the decision failed because of it.
@@ -80,6 +83,14 @@ impl Followed {
     }
 }
 
+/// Brings what this host knows up to what others have changed. If the store is out of reach or does not answer in time, what is known counts.
+pub(crate) async fn hear(engine: &dyn Engine) {
+    let heard = tokio::time::timeout(HEAR_DURATION_MAX, engine.hear()).await;
+    if !matches!(heard, Ok(Ok(()))) {
+        tracing::debug!("what other hosts have changed cannot be asked now");
+    }
+}
+
 /// Decides and commits. After a conflict with another host it does both again, up to
 /// [`DECISIONS_MAX`] times in all.
 pub(crate) async fn decided<T, E, F>(engine: &dyn Engine, decision: impl Fn() -> F) -> Result<T, E>
@@ -89,9 +100,8 @@ where
 {
     let mut heard = engine.watch_catalogue();
     for _ in 1..DECISIONS_MAX {
-        // What another host has created seems not to exist until this host hears of it. If the store is out of reach, the decision is
-        // made on what is known.
-        let _ = engine.hear().await;
+        // What another host has created seems not to exist until this host hears of it.
+        hear(engine).await;
         heard.borrow_and_update();
         match decision().await {
             Err(error) if error.is_conflict() => {

@@ -3,6 +3,7 @@
 
 use millrace_model::{Advice, Advised, Code, PartitionId, Topic, TopicName, TopicPartition};
 
+use crate::catalogue::deciding::hear;
 use crate::catalogue::handle::Catalogue;
 
 /// Advice for a producer to a topic that does not exist.
@@ -53,8 +54,7 @@ impl Catalogue {
     /// [`UnknownTopic`].
     pub async fn heard_topic(&self, name: &TopicName) -> Result<Topic, UnknownTopic> {
         if self.topic(name).is_none() {
-            // If the store is out of reach, what is known counts.
-            let _ = self.inner.engine.hear().await;
+            hear(&*self.inner.engine).await;
         }
         self.known_topic(name)
     }

@@ -35,6 +35,8 @@ struct Moody {
     claims: Mutex<Option<CommitError>>,
     /// Commits of produce calls wait for a permit.
     gate: Semaphore,
+    /// Whether it does not answer when it is asked what others have changed.
+    is_silent: AtomicBool,
     /// Which commit panics.
     mistake: Mutex<Option<Mistake>>,
 }
@@ -92,6 +94,13 @@ impl Hooks for Moody {
         }
     }
 
+    async fn hear(&self) -> Result<(), ReadError> {
+        if self.is_silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        self.engine.hear().await
+    }
+
     async fn claim(
         &self,
         group: &GroupName,
@@ -144,6 +153,7 @@ async fn moody_with(handler: impl BatchHandler) -> (Rig, Arc<Moody>) {
         bytes_max: AtomicUsize::new(usize::MAX),
         claims: Mutex::default(),
         gate: Semaphore::new(1_000),
+        is_silent: AtomicBool::new(false),
         mistake: Mutex::default(),
     });
     let modules = Arc::new(Modules::default());
@@ -161,6 +171,21 @@ async fn moody_with(handler: impl BatchHandler) -> (Rig, Arc<Moody>) {
     let module = rig.upload_handler("m", handler).await;
     rig.deploy(spec(module)).await;
     (rig, moody)
+}
+
+#[tokio::test]
+async fn what_a_store_that_does_not_answer_has_to_say_is_not_waited_for() {
+    let (rig, engine) = moody(|_, _| Say::Pass).await;
+    engine.is_silent.store(true, Ordering::SeqCst);
+    let decided = async {
+        rig.topic("another", 1).await;
+        let messages = rig.session.messages();
+        let none = topic("none");
+        let missing = messages.produce(&none, vec![message("k", "v")]).await;
+        assert!(matches!(missing, Err(ProduceError::UnknownTopic(_))));
+    };
+    let decided = tokio::time::timeout(Duration::from_secs(60), decided).await;
+    decided.expect("it goes on with what it knows");
 }
 
 #[tokio::test]
