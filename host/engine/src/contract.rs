@@ -217,6 +217,17 @@ impl Watch {
     }
 }
 
+/// The progress of a group in a partition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupProgress {
+    /// The group.
+    pub group: GroupName,
+    /// The partition.
+    pub partition: TopicPartition,
+    /// How far it is.
+    pub progress: Progress,
+}
+
 /// Where data is kept.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
@@ -293,6 +304,14 @@ pub trait Engine: Send + Sync + 'static {
         group: &GroupName,
         partition: TopicPartition,
     ) -> Result<Option<Progress>, ReadError>;
+
+    /// All progress of these groups, read in one step; `None` if the engine has no quicker way than to ask for one after the other.
+    async fn progress_at_once(
+        &self,
+        _groups: &[GroupName],
+    ) -> Result<Option<Vec<GroupProgress>>, ReadError> {
+        Ok(None)
+    }
 
     /// The groups with progress in the partition, by name, including unknown ones.
     async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError>;

@@ -30,9 +30,9 @@ pub mod time;
 pub use backup::{BackupError, BackupRequest, BackupStream, KnownFile};
 pub use contract::{
     AdoptError, Adoption, Append, CommitError, Ends, Engine, Entry, EntryKind, EntryWrite,
-    Expectation, Hold, HostId, HostInfo, Lease, Limits, NextEpoch, OutboxMessage, ProgressWrite,
-    ReadError, Receipt, RequestMark, TopicChange, TopicError, Transaction, TrimError, Version,
-    Watch,
+    Expectation, GroupProgress, Hold, HostId, HostInfo, Lease, Limits, NextEpoch, OutboxMessage,
+    ProgressWrite, ReadError, Receipt, RequestMark, TopicChange, TopicError, Transaction,
+    TrimError, Version, Watch,
 };
 pub use damage::{DamageKind, DamageReport, DamagedRange, DamagedState, FoundBy, ScrubStatus};
 pub use memory::MemoryEngine;

@@ -25,9 +25,9 @@ pub use self::link::Doubt;
 use self::link::{CUT, Link};
 use self::store::{Holder, Partition, State};
 use crate::contract::{
-    AdoptError, Adoption, CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId,
-    HostInfo, Lease, Limits, ReadError, Receipt, TopicChange, TopicError, Transaction, TrimError,
-    Version, Watch, changed, check_partitions,
+    AdoptError, Adoption, CommitError, Ends, Engine, Entry, EntryKind, Expectation, GroupProgress,
+    Hold, HostId, HostInfo, Lease, Limits, ReadError, Receipt, TopicChange, TopicError,
+    Transaction, TrimError, Version, Watch, changed, check_partitions,
 };
 use crate::idempotence::{Idempotence, Judgement, Overlay};
 use crate::room::{HostBounds, Room};
@@ -325,6 +325,27 @@ impl Engine for MemoryEngine {
         let group = state.partition(partition)?.groups.get(group);
         let progress = group.and_then(|group| group.progress.as_deref());
         Ok(progress.cloned())
+    }
+
+    async fn progress_at_once(
+        &self,
+        groups: &[GroupName],
+    ) -> Result<Option<Vec<GroupProgress>>, ReadError> {
+        let state = self.look()?;
+        let mut all = Vec::new();
+        for (&partition, kept) in &state.partitions {
+            for group in groups {
+                let known = kept.groups.get(group);
+                if let Some(progress) = known.and_then(|known| known.progress.as_deref()) {
+                    all.push(GroupProgress {
+                        group: group.clone(),
+                        partition,
+                        progress: progress.clone(),
+                    });
+                }
+            }
+        }
+        Ok(Some(all))
     }
 
     async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {

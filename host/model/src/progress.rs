@@ -138,7 +138,8 @@ impl Progress {
     }
 
     /// Its encoded size: with thousands of parked messages the buffer should not have to grow.
-    fn encoded_bytes(&self) -> usize {
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
         let attempt = |attempt: &Attempt| 16 + attempt.class.len() + attempt.reason.len();
         let log = |parked: &Parked| parked.log.iter().map(attempt).sum::<usize>();
         let held = |parked: &Parked| parked.held_since.map_or(0, |_| 8);

@@ -1,5 +1,7 @@
 //! Removes what is no longer kept. One host at a time does it, whoever gets the lock first.
 //!
+//! Compaction takes long, so that it has a task and a lock of its own; whatever changes leaves is done here.
+//!
 //! A topic's table has leaves: the newest takes what is appended, and a leaf with nothing that is kept is dropped, which costs nothing for
 //! what was in it. What is removed before its leaf is, by trims and by small bounds, goes in pieces.
 
@@ -18,6 +20,8 @@ use crate::trouble::Trouble;
 
 /// The lock of whoever cleans; the other half is the schema's.
 const CLEANING: i32 = 0x636c_6e73;
+/// The lock of whoever compacts.
+const COMPACTING: i32 = 0x636d_7073;
 /// A leaf of this size is full.
 const LEAF_BYTES_MAX: i64 = 1 << 30;
 /// A leaf spans this part of the time for which messages are kept.
@@ -31,50 +35,91 @@ const PIECES_MAX: usize = 100;
 /// For so long every host has heard of what was removed. One that has not reads everything.
 const HEARD_MS: u64 = 60_000;
 
-/// Cleans until the engine is closed.
-pub(crate) async fn run(store: Arc<Store>, mut stop: watch::Receiver<bool>) {
+/// What a task does in turn with those of other hosts.
+#[derive(Clone, Copy)]
+pub(crate) enum Work {
+    Clean,
+    Compact,
+}
+
+/// Cleans, or compacts, until the engine is closed.
+pub(crate) async fn run(store: Arc<Store>, work: Work, mut stop: watch::Receiver<bool>) {
     let mut connection = None;
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(store.options.cleaning_interval) => {}
         }
-        if let Err(error) = round(&store, &mut connection).await {
+        if let Err(error) = round(&store, work, &mut connection).await {
             connection = None;
             tracing::warn!(%error, "what is no longer kept could not be removed; the next round tries again");
         }
     }
 }
 
-async fn round(store: &Store, kept: &mut Option<(PgConnection, Life)>) -> Result<(), Trouble> {
+async fn round(
+    store: &Store,
+    work: Work,
+    kept: &mut Option<(PgConnection, Life)>,
+) -> Result<(), Trouble> {
+    let compacted = |topic: &Topic| topic.spec.settings.compact;
+    if matches!(work, Work::Compact) && !store.memory.mirror.topics().iter().any(compacted) {
+        // It needs no connection.
+        *kept = None;
+        return Ok(());
+    }
     kept.take_if(|(_, life)| store.memory.life() != Some(*life));
     let (connection, _) = match kept {
         Some(connection) => connection,
         None => kept.insert(store.connect.session_in_life().await?),
     };
     let lock = sqlx::query("select pg_try_advisory_lock($1, hashtext($2)) as is_mine");
-    let lock = lock.bind(CLEANING).bind(&store.options.schema);
+    let lock = lock.bind(work.lock()).bind(&store.options.schema);
     if !connection.fetch_one(lock).await?.get::<bool, _>("is_mine") {
         return Ok(());
     }
-    let cleaned = clean(store, connection).await;
+    let cleaned = match work {
+        Work::Clean => clean(store, connection).await,
+        Work::Compact => compact_all(store, connection).await,
+    };
     let unlock = sqlx::query("select pg_advisory_unlock($1, hashtext($2))");
-    let unlock = unlock.bind(CLEANING).bind(&store.options.schema);
+    let unlock = unlock.bind(work.lock()).bind(&store.options.schema);
     connection.execute(unlock).await?;
     cleaned
+}
+
+impl Work {
+    fn lock(self) -> i32 {
+        match self {
+            Self::Clean => CLEANING,
+            Self::Compact => COMPACTING,
+        }
+    }
+}
+
+async fn compact_all(store: &Store, connection: &mut PgConnection) -> Result<(), Trouble> {
+    let topics = store.memory.mirror.topics();
+    for topic in topics.iter().filter(|topic| topic.spec.settings.compact) {
+        later(topic, compact(connection, topic, store.clock.wall()).await)?;
+    }
+    Ok(())
+}
+
+/// It was deleted meanwhile, or its table is in use just now.
+fn later(topic: &Topic, done: Result<(), Trouble>) -> Result<(), Trouble> {
+    match done {
+        Err(Trouble::Again(reason)) => {
+            tracing::debug!(%reason, topic = %topic.spec.name, "a topic is cleaned later");
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 async fn clean(store: &Store, connection: &mut PgConnection) -> Result<(), Trouble> {
     let now = store.clock.wall();
     for topic in store.memory.mirror.topics() {
-        let cleaned = clean_topic(connection, &topic, now).await;
-        match cleaned {
-            // It was deleted meanwhile, or its table is in use just now.
-            Err(Trouble::Again(reason)) => {
-                tracing::debug!(%reason, topic = %topic.spec.name, "a topic is cleaned later")
-            }
-            cleaned => cleaned?,
-        }
+        later(&topic, clean_topic(connection, &topic, now).await)?;
     }
     let before = |age_ms: u64| now.0.saturating_sub(age_ms) as i64;
     for (statement, time) in [
@@ -146,7 +191,6 @@ async fn clean_topic(
     }
     delete_rows(connection, topic).await?;
     if settings.compact {
-        compact(connection, topic, now).await?;
         move_rest(connection, topic).await?;
     }
     turn_leaves(connection, topic, settings, now).await

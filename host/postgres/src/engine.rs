@@ -11,22 +11,24 @@ use bytes::Bytes;
 use millrace_engine::room::Room;
 use millrace_engine::state::{StatePage, StateQuery, StateTable};
 use millrace_engine::{
-    AdoptError, Adoption, CommitError, Ends, Engine, Entry, EntryKind, Expectation, Hold, HostId,
-    HostInfo, Limits, OutboxMessage, ReadError, Receipt, TopicChange, TopicError, Transaction,
-    TrimError, Version, Watch,
+    AdoptError, Adoption, CommitError, Ends, Engine, Entry, EntryKind, Expectation, GroupProgress,
+    Hold, HostId, HostInfo, Limits, OutboxMessage, ReadError, Receipt, TopicChange, TopicError,
+    Transaction, TrimError, Version, Watch,
 };
 use millrace_model::{
     Clock, Digest, GroupName, Offset, ProducerId, Progress, RecordBatch, Timestamp, Topic, TopicId,
     TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
+use sqlx::postgres::PgRow;
 use sqlx::{Executor as _, Row as _};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::chains::chain_of;
-use crate::cleaning;
+use crate::cleaning::{self, Work};
 use crate::commit::lanes::{self, LANES, Queue};
+use crate::commit::locking::partition_of;
 use crate::connect::{self, Connect, OpenError};
 use crate::following;
 use crate::hosts::{self, Hosts, Session};
@@ -34,7 +36,7 @@ use crate::memory::Memory;
 use crate::options::PostgresOptions;
 use crate::store::Store;
 use crate::tables::{Loaded, TableKey};
-use crate::trouble::{undone, unread};
+use crate::trouble::{Trouble, undone, unread};
 
 /// Bytes of one transaction: it is in the memory of both sides.
 const TRANSACTION_BYTES_MAX: usize = 64 << 20;
@@ -79,7 +81,7 @@ impl PostgresEngine {
             is_closed: AtomicBool::new(false),
             options,
         });
-        let refused = |error: crate::trouble::Trouble| OpenError::Refused(error.to_string());
+        let refused = |error: Trouble| OpenError::Refused(error.to_string());
         let session = Session::begin(&store.hosts, &store.options, &store.connect, &*store.clock);
         let session = session.await;
         let session = session.map_err(refused)?;
@@ -92,7 +94,16 @@ impl PostgresEngine {
             followers: vec![
                 tokio::spawn(following::follow(Arc::clone(&store), stopped.clone())),
                 tokio::spawn(following::tell(Arc::clone(&store), stopped.clone())),
-                tokio::spawn(cleaning::run(Arc::clone(&store), stopped.clone())),
+                tokio::spawn(cleaning::run(
+                    Arc::clone(&store),
+                    Work::Clean,
+                    stopped.clone(),
+                )),
+                tokio::spawn(cleaning::run(
+                    Arc::clone(&store),
+                    Work::Compact,
+                    stopped.clone(),
+                )),
             ],
             life: tokio::spawn({
                 let store = Arc::clone(&store);
@@ -262,6 +273,29 @@ impl Engine for PostgresEngine {
     ) -> Result<Option<Progress>, ReadError> {
         self.store.memory.mirror.ends(partition)?;
         self.store.progress(group, partition).await
+    }
+
+    async fn progress_at_once(
+        &self,
+        groups: &[GroupName],
+    ) -> Result<Option<Vec<GroupProgress>>, ReadError> {
+        let find = sqlx::query(
+            "select grp, topic, number, progress from chain where grp = any($1) and progress is not null",
+        );
+        let names: Vec<&str> = groups.iter().map(GroupName::as_str).collect();
+        let rows = self.store.pool.fetch_all(find.bind(names)).await;
+        let read = |row: &PgRow| {
+            let progress = Progress::decode(row.get("progress"));
+            let progress = progress.ok_or_else(|| Trouble::malformed("progress"))?;
+            Ok(GroupProgress {
+                group: GroupName::stored(row.get("grp")),
+                partition: partition_of(row),
+                progress,
+            })
+        };
+        let all: Result<Vec<GroupProgress>, Trouble> =
+            rows.map_err(unread)?.iter().map(read).collect();
+        Ok(Some(all?))
     }
 
     async fn groups(&self, partition: TopicPartition) -> Result<Vec<GroupName>, ReadError> {
@@ -474,10 +508,7 @@ impl Store {
             .fetch_all(sqlx::query(find).bind(group.as_str()))
             .await;
         let rows = rows.map_err(unread)?;
-        Ok(rows
-            .iter()
-            .map(crate::commit::locking::partition_of)
-            .collect())
+        Ok(rows.iter().map(partition_of).collect())
     }
 
     async fn progress(
@@ -494,7 +525,7 @@ impl Store {
             return Ok(None);
         };
         let progress = Progress::decode(&bytes);
-        let progress = progress.ok_or_else(|| crate::trouble::Trouble::malformed("progress"));
+        let progress = progress.ok_or_else(|| Trouble::malformed("progress"));
         Ok(Some(progress?))
     }
 

@@ -15,8 +15,8 @@ use crate::connect::{
 use crate::hosts::{LIVES, LOCK_CLASS};
 use crate::options::PostgresOptions;
 
-/// Connections of a host besides [`PostgresOptions::connections_max`]: commits, cleaning, its session.
-const CONNECTIONS_BESIDES: i64 = 5;
+/// Connections of a host besides [`PostgresOptions::connections_max`]: commits, cleaning, compaction, its session.
+const CONNECTIONS_BESIDES: i64 = 6;
 /// No query of an examination takes longer.
 const QUERY_DURATION_MAX: Duration = Duration::from_secs(30);
 /// A database whose oldest transaction is older needs help: at twice as many transactions it stops.

@@ -92,6 +92,9 @@ impl Store {
     ) -> Result<u64, ReadError> {
         let start = self.memory.mirror.ends(partition)?.start;
         let from = from.max(start);
+        if from >= to {
+            return Ok(0);
+        }
         // Rows within are counted as they say; those at the edges are looked into.
         let count = format!(
             "select base, next, messages, case when base < $2 or next > $3 then bytes end as bytes \

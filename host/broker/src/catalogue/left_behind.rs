@@ -1,12 +1,13 @@
 //! Messages that wait for a processor in topics that it does not read: a revision dropped the topic, or the processor was deleted. They
 //! wait until it reads the topic again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use metrics::gauge;
 use millrace_engine::ReadError;
-use millrace_model::{Offset, ProcessorName, Topic, TopicName, TopicPartition};
+use millrace_model::{Offset, ProcessorName, Progress, Topic, TopicName, TopicPartition};
 use serde::Serialize;
 
 use crate::catalogue::handle::Catalogue;
@@ -39,20 +40,26 @@ impl Catalogue {
     /// # Errors
     /// [`ReadError`].
     pub async fn left_behind(&self, name: &ProcessorName) -> Result<Vec<LeftBehind>, ReadError> {
-        self.left_behind_in(name, &self.topics()).await
+        self.left_behind_in(name, &self.topics(), None).await
     }
 
-    /// The same for these topics.
+    /// The same for these topics, by what it has committed, if that was read.
     pub(crate) async fn left_behind_in(
         &self,
         name: &ProcessorName,
         topics: &[Topic],
+        committed: Option<&HashMap<TopicPartition, Arc<Progress>>>,
     ) -> Result<Vec<LeftBehind>, ReadError> {
         let known = self.deployed(name);
         let current = known.as_ref().and_then(|known| known.processor.current());
         let read = current.map_or(&[][..], |current| &current.spec.topics);
-        let touched = self.inner.engine.progress_partitions(&name.group()).await?;
-        let touched: HashSet<TopicPartition> = touched.into_iter().collect();
+        let touched: HashSet<TopicPartition> = match committed {
+            Some(committed) => committed.keys().copied().collect(),
+            None => {
+                let touched = self.inner.engine.progress_partitions(&name.group()).await?;
+                touched.into_iter().collect()
+            }
+        };
         let topics_touched: HashSet<_> = touched.iter().map(|at| at.topic).collect();
         let mut asked = Vec::new();
         for topic in topics {
@@ -117,7 +124,7 @@ impl Catalogue {
     pub async fn measure_left_behind(&self) {
         let topics = self.topics();
         for name in self.processor_names() {
-            if let Ok(left) = self.left_behind_in(&name, &topics).await {
+            if let Ok(left) = self.left_behind_in(&name, &topics, None).await {
                 let messages: u64 = left.iter().map(|left| left.parked + left.unread).sum();
                 gauge!(LEFT_BEHIND, "processor" => name.to_string()).set(messages as f64);
             }

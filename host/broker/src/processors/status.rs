@@ -92,12 +92,21 @@ pub struct PartitionStatus {
     pub calling_ms: Option<u64>,
 }
 
+/// Progress that was read in one step; `None` of a processor that has none.
+pub(crate) struct Committed(HashMap<ProcessorName, ByPartition>);
+
+impl Committed {
+    pub(crate) fn of(&self, name: &ProcessorName) -> Option<&ByPartition> {
+        self.0.get(name)
+    }
+}
+
 /// The most that was known of each partition when a status was made; a partition of a processor has one entry. What is shown never goes
 /// back, whichever of several readers is faster, and whether the store answers.
 #[derive(Default)]
-pub(super) struct LastShown(Mutex<HashMap<ProcessorName, ByPartition>>);
+pub(super) struct LastShown(Mutex<HashMap<ProcessorName, HashMap<TopicPartition, Shown>>>);
 
-type ByPartition = HashMap<TopicPartition, Shown>;
+pub(crate) type ByPartition = HashMap<TopicPartition, Arc<Progress>>;
 
 /// How far a processor is in a partition.
 #[derive(Clone)]
@@ -155,11 +164,34 @@ impl Processors {
         let is_there = |name: &ProcessorName| self.inner.catalogue.deployed(name).is_some();
         self.inner.last_shown.keep(is_there);
         let topics = self.inner.catalogue.topics();
+        let names = deployed.iter().map(|known| &known.processor.name);
+        let committed = self.committed_at_once(names).await;
         let mut statuses = Vec::with_capacity(deployed.len());
         for deployed in deployed {
-            statuses.push(self.status(deployed, &topics).await);
+            statuses.push(self.status(deployed, &topics, committed.as_ref()).await);
         }
         statuses
+    }
+
+    /// What all of them have committed, if the engine says it in one step.
+    async fn committed_at_once(
+        &self,
+        names: impl Iterator<Item = &ProcessorName>,
+    ) -> Option<Committed> {
+        let engine = &self.inner.engine;
+        if engine.health().await.is_err() {
+            return None;
+        }
+        let mut all: HashMap<ProcessorName, ByPartition> =
+            names.map(|name| (name.clone(), HashMap::new())).collect();
+        let groups: Vec<_> = all.keys().map(ProcessorName::group).collect();
+        for one in engine.progress_at_once(&groups).await.ok()?? {
+            let name = one.group.as_processor();
+            if let Some(read) = name.and_then(|name| all.get_mut(&name)) {
+                read.insert(one.partition, Arc::new(one.progress));
+            }
+        }
+        Some(Committed(all))
     }
 
     /// A processor as deployed, without its status.
@@ -174,7 +206,9 @@ impl Processors {
     /// A processor and its status; `None` if it does not exist.
     pub async fn processor(&self, name: &ProcessorName) -> Option<ProcessorStatus> {
         let deployed = self.inner.catalogue.deployed(name)?;
-        Some(self.status(deployed, &self.inner.catalogue.topics()).await)
+        let committed = self.committed_at_once([name].into_iter()).await;
+        let topics = self.inner.catalogue.topics();
+        Some(self.status(deployed, &topics, committed.as_ref()).await)
     }
 
     /// Log lines that are kept of the processor's guests, newest last.
@@ -189,26 +223,35 @@ impl Processors {
         self.inner.modules.lines_dropped(name)
     }
 
-    async fn status(&self, deployed: Deployed, topics: &[Topic]) -> ProcessorStatus {
+    async fn status(
+        &self,
+        deployed: Deployed,
+        topics: &[Topic],
+        committed: Option<&Committed>,
+    ) -> ProcessorStatus {
         let name = &deployed.processor.name;
+        let committed = committed.and_then(|committed| committed.of(name));
         let partitions = match deployed.problem {
             // It has no workers yet.
             None if self.inner.heard.waits(name) && self.inner.supervisor.gate(name).is_none() => {
                 let reason = "its component is being loaded".to_owned();
                 let state = State::Waiting(reason, None);
-                self.without_workers(&deployed.processor, &state).await
+                self.without_workers(&deployed.processor, &state, committed)
+                    .await
             }
-            None => self.standings(name).await,
+            None => self.standings(name, committed).await,
             Some(problem) => {
                 let state = State::Stopped(problem);
-                self.without_workers(&deployed.processor, &state).await
+                self.without_workers(&deployed.processor, &state, committed)
+                    .await
             }
         };
         let breaker = self.inner.supervisor.gate(name).map(|gate| gate.status());
         let is_open = breaker
             .as_ref()
             .is_some_and(|breaker| breaker.state == "open");
-        let left_behind = self.inner.catalogue.left_behind_in(name, topics).await;
+        let catalogue = &self.inner.catalogue;
+        let left_behind = catalogue.left_behind_in(name, topics, committed).await;
         let left_behind = left_behind.unwrap_or_else(|error| {
             tracing::warn!(processor = %name, %error, "messages left waiting cannot be read");
             Vec::new()
@@ -271,7 +314,11 @@ impl Processors {
         })
     }
 
-    async fn standings(&self, name: &ProcessorName) -> Vec<PartitionStatus> {
+    async fn standings(
+        &self,
+        name: &ProcessorName,
+        committed: Option<&ByPartition>,
+    ) -> Vec<PartitionStatus> {
         let mut shown = Vec::new();
         let this = self.inner.hosts.this_among_others();
         for (input, standing) in self.inner.supervisor.standings(name) {
@@ -306,7 +353,7 @@ impl Processors {
                     next,
                     progress: standing.progress,
                 });
-                let known = self.read_progress(name, partition, known).await;
+                let known = self.read_progress(name, partition, known, committed).await;
                 let status = self.committed(&input.topic, partition, known, state, reads);
                 shown.extend(
                     status
@@ -342,7 +389,12 @@ impl Processors {
     }
 
     /// The status of a processor without workers, from committed progress.
-    async fn without_workers(&self, processor: &Processor, state: &State) -> Vec<PartitionStatus> {
+    async fn without_workers(
+        &self,
+        processor: &Processor,
+        state: &State,
+        committed: Option<&ByPartition>,
+    ) -> Vec<PartitionStatus> {
         let topics = processor.current().map(|r| r.spec.topics.clone());
         let state = state.to_string();
         let mut partitions = Vec::new();
@@ -366,7 +418,7 @@ impl Processors {
                 };
                 let name = &processor.name;
                 let reads = (range, processor.start_in(topic.id, partition.partition));
-                let known = self.read_progress(name, partition, None).await;
+                let known = self.read_progress(name, partition, None, committed).await;
                 let status = self.committed(&topic, partition, known, state.clone(), reads);
                 let host = self.inner.hosts.wanted_at(&name.group(), partition);
                 partitions.extend(
@@ -386,18 +438,23 @@ impl Processors {
         name: &ProcessorName,
         partition: TopicPartition,
         known: Option<Shown>,
+        committed: Option<&ByPartition>,
     ) -> Known {
         let (engine, last) = (&self.inner.engine, &self.inner.last_shown);
+        let shown = |progress: Arc<Progress>| Shown {
+            next: progress.next,
+            progress,
+        };
         let mut read = None;
         let mut is_read = false;
-        if engine.health().await.is_ok()
+        if let Some(committed) = committed {
+            is_read = true;
+            read = committed.get(&partition).cloned().map(shown);
+        } else if engine.health().await.is_ok()
             && let Ok(progress) = engine.progress(&name.group(), partition).await
         {
             is_read = true;
-            read = progress.map(|progress| Shown {
-                next: progress.next,
-                progress: Arc::new(progress),
-            });
+            read = progress.map(Arc::new).map(shown);
         }
         let most = [last.of(name, partition), known, read];
         let most = most.into_iter().flatten().max_by_key(|shown| shown.next);

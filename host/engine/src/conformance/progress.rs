@@ -8,7 +8,8 @@ use millrace_model::{Attempt, GivenUp, Offset, Parked, Progress, ProgressChange,
 
 use super::{append, at, end, entry, make_partition, make_topic, named, progress, values};
 use crate::contract::{
-    CommitError, Engine, EntryKind, Hold, Lease, ProgressWrite, ReadError, Receipt, Transaction,
+    CommitError, Engine, EntryKind, GroupProgress, Hold, Lease, ProgressWrite, ReadError, Receipt,
+    Transaction,
 };
 
 pub(super) fn up_to(next: u64) -> Progress {
@@ -398,6 +399,17 @@ pub async fn it_is_known_who_has_progress_where(engine: Arc<dyn Engine>) {
         written.expect("committed");
     }
     engine.claim(&named("c"), first).await.expect("claimed");
+    let asked = [named("a"), named("c")];
+    let at_once = engine.progress_at_once(&asked).await.expect("readable");
+    if let Some(mut all) = at_once {
+        all.sort_by_key(|one| one.partition);
+        let of_a = [first, second].map(|partition| GroupProgress {
+            group: named("a"),
+            partition,
+            progress: up_to(1),
+        });
+        assert_eq!(all, of_a);
+    }
     let groups = async |partition| engine.groups(partition).await.expect("a partition");
     assert_eq!(groups(first).await, [named("a"), named("b")]);
     assert_eq!(groups(second).await, [named("a")]);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use millrace_engine::contract::{Lease, Transaction};
 use millrace_engine::{CommitError, Receipt};
-use millrace_model::{Offset, TopicPartition};
+use millrace_model::{Offset, Progress, TopicPartition};
 use parking_lot::Mutex;
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
@@ -23,11 +23,11 @@ use crate::store::Store;
 use crate::tables::{Loaded, TableKey};
 use crate::trouble::Trouble;
 
-/// Chains that this host remembers from its commits; beyond them it forgets all, and learns them again.
+/// Chains that this host remembers from its commits; beyond them it forgets all, and learns them again. Each takes a few KiB at most.
 const KNOWN_CHAINS_MAX: usize = 16_384;
 /// Topics that one statement appends to: each has a table of its own, and each set of them a statement.
 const TOPICS_MAX: usize = 4;
-/// Progress with more bytes than this, because of parked messages, is not sent to be compared.
+/// Progress with more bytes than this, because of parked messages, is not sent to be compared, and not remembered.
 const PROGRESS_BYTES_MAX: usize = 2_048;
 
 /// Chains as this host's last commits left them. Others may have changed them since.
@@ -45,7 +45,14 @@ impl KnownChains {
         if chains.len() + committed.len() > KNOWN_CHAINS_MAX {
             chains.clear();
         }
-        chains.extend(committed);
+        for (key, chain) in committed {
+            let bytes = chain.progress.as_ref().map_or(0, Progress::encoded_bytes);
+            match bytes <= PROGRESS_BYTES_MAX {
+                true => chains.insert(key, chain),
+                // What was known of it before is not so any more.
+                false => chains.remove(&key),
+            };
+        }
     }
 
     pub(crate) fn clear(&self) {
@@ -106,12 +113,6 @@ impl Short {
         let mut before = BTreeMap::new();
         for chain in locked.chains.values() {
             let progress = chain.progress.as_ref().map(|progress| progress.encode());
-            if progress
-                .as_ref()
-                .is_some_and(|p| p.len() > PROGRESS_BYTES_MAX)
-            {
-                return None;
-            }
             before.insert(chain.id, (chain.clone(), progress));
         }
         let mut judge = Judge::new(

@@ -6,7 +6,8 @@ use std::time::Duration;
 use millrace_engine::Engine as _;
 pub(super) use millrace_engine::conformance::compaction::batch;
 use millrace_engine::conformance::compaction::{Rig, expected};
-use sqlx::{AssertSqlSafe, Executor as _, Row as _};
+use millrace_model::{Offset, PartitionId, TopicSettings};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
 
 use super::{open_with, options};
 use crate::PostgresOptions;
@@ -88,5 +89,50 @@ async fn what_compaction_leaves_of_an_old_leaf_moves_on_and_the_leaf_goes() {
     gone.expect("the old leaf goes");
     rig.comes_to(&expected(&[(2, "a", "a2")])).await;
     assert_eq!(rows.number("select count(*) from run_1_1").await, 1);
+    rows.engine.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_old_goes_while_a_pass_is_under_way() {
+    use super::own::{produce, topic};
+    let rows = Rows::new().await;
+    let rig = &rows.rig;
+    rig.put("key", Some("superseded")).await;
+    // The pass that removes it waits for this.
+    let schema = &rows.engine.store.options.schema;
+    let reader = sqlx::PgConnection::connect_with(&rows.engine.store.connect.options).await;
+    let mut reader = reader.expect("connected");
+    let hold = format!(
+        "begin; select from {schema}.run_{} for update",
+        rig.at.topic
+    );
+    let hold = sqlx::raw_sql(AssertSqlSafe(hold));
+    reader.execute(hold).await.expect("locked");
+    rig.put("key", Some("latest")).await;
+    let waits = "select exists (select from pg_stat_activity where pg_backend_pid() = any(pg_blocking_pids(pid))) as waits";
+    while !reader
+        .fetch_one(sqlx::query(waits))
+        .await
+        .expect("a row")
+        .get::<bool, _>("waits")
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // After `orders`, by name.
+    let settings = TopicSettings {
+        retention_ms: Some(1),
+        ..TopicSettings::default()
+    };
+    let others = topic(&rows.engine, "others", settings).await;
+    produce(&rows.engine, &others, 1, &["old"]).await;
+    let at = others.partition(PartitionId(0)).expect("it has one");
+    let gone = async {
+        while rows.engine.ends(at).expect("it exists").start < Offset(1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let gone = tokio::time::timeout(Duration::from_secs(20), gone).await;
+    gone.expect("it is removed meanwhile");
+    drop(reader);
     rows.engine.close().await;
 }
