@@ -40,7 +40,7 @@ pub(crate) struct Tables {
 pub(crate) struct Loaded {
     pub(crate) table: Arc<StateTable>,
     /// Everything up to this sequence is in it; held while it changes.
-    as_of: Turns<u64>,
+    pub(crate) as_of: Turns<u64>,
     news: Mutex<News>,
 }
 
@@ -51,6 +51,24 @@ struct New {
     next: Option<Offset>,
     heard: VecDeque<(u64, u64)>,
     is_unread: bool,
+}
+
+/// News of a table that were taken, and are not in it yet. If whoever took them fails, or is broken off, the table is read anew: a client
+/// that goes away in between must not cost the others a change.
+struct Taken<'a>(Option<&'a Loaded>);
+
+impl Taken<'_> {
+    fn are_in_it(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(loaded) = self.0 {
+            loaded.read_anew();
+        }
+    }
 }
 
 struct News {
@@ -185,57 +203,49 @@ impl Store {
         self.catch_up_from(key, loaded, &mut as_of).await
     }
 
-    async fn catch_up_from(
+    pub(crate) async fn catch_up_from(
         &self,
         key: &ChainKey,
         loaded: &Loaded,
         as_of: &mut u64,
     ) -> Result<Option<Offset>, Trouble> {
-        let mut tries = 0;
-        loop {
+        for _ in 0..=TRIES_MAX {
             // The feed may have begun anew, and not be where it was yet.
-            let Some(new) = self.news_of(key, loaded) else {
-                tokio::time::sleep(LOOK_INTERVAL).await;
-                continue;
+            let (new, taken) = loop {
+                match self.news_of(key, loaded) {
+                    Some(new) => break new,
+                    None => tokio::time::sleep(LOOK_INTERVAL).await,
+                }
             };
             let position = new.position;
             let done = match new.is_unread {
                 true => self.read_table(key, loaded, position).await.map(Some),
                 false => self.read_changes(key, loaded, new.heard, *as_of).await,
             };
-            match done {
-                Ok(Some(())) => {
-                    *as_of = position;
-                    loaded.news.lock().own.retain(|seq, _| *seq > position);
-                    return Ok(new.next);
-                }
-                Ok(None) if tries < TRIES_MAX => loaded.read_anew(),
-                Ok(None) => {
-                    loaded.read_anew();
-                    return Err(Trouble::unavailable("the changes of a table are not found"));
-                }
-                Err(trouble) => {
-                    loaded.read_anew();
-                    return Err(trouble);
-                }
+            if done?.is_some() {
+                *as_of = position;
+                loaded.news.lock().own.retain(|seq, _| *seq > position);
+                taken.are_in_it();
+                return Ok(new.next);
             }
-            tries += 1;
         }
+        Err(Trouble::unavailable("the changes of a table are not found"))
     }
 
     /// What is new; `None` before the feed is where it was.
-    fn news_of(&self, key: &ChainKey, loaded: &Loaded) -> Option<New> {
+    fn news_of<'a>(&self, key: &ChainKey, loaded: &'a Loaded) -> Option<(New, Taken<'a>)> {
         let mirror = self.mirror.heard.read();
         if mirror.position < *self.mirror.position().borrow() {
             return None;
         }
         let mut news = loaded.news.lock();
-        Some(New {
+        let new = New {
             position: mirror.position,
             next: mirror.chains.get(key).and_then(|chain| chain.next),
             heard: std::mem::take(&mut news.heard),
             is_unread: std::mem::take(&mut news.is_unread),
-        })
+        };
+        Some((new, Taken(Some(loaded))))
     }
 
     /// `None` if some are gone: a snapshot has them.

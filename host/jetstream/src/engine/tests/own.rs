@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use millrace_engine::contract::{Append, Transaction};
 use millrace_engine::state::{NEVER, StateChange, StateQuery, StateValue, StateWrite, StateWrites};
 use millrace_engine::{CommitError, Engine, TopicError};
@@ -253,6 +254,51 @@ async fn state_is_read_from_a_snapshot_and_what_came_after() {
         first_delta > 20,
         "those before the last snapshot but one are removed: {first_delta}"
     );
+    engine.close().await;
+    other.close().await;
+}
+
+/// A client that goes away while its request reads a table leaves nothing behind for those who come after.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_state_that_is_broken_off_loses_no_change() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(options(directory.path())).await;
+    let other = open_with(options(directory.path())).await;
+    let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    let group = ProcessorName::parse("sums").expect("a valid name").group();
+    let key = (at, group.clone());
+    let write = |name: &'static str| Transaction {
+        state: vec![StateWrite {
+            group: group.clone(),
+            partition: at,
+            lease: None,
+            writes: StateWrites {
+                changes: vec![StateChange {
+                    key: name.as_bytes().into(),
+                    value: Some(StateValue::new(b"value")),
+                    ends_at: NEVER,
+                }],
+                ..StateWrites::default()
+            }
+            .into(),
+        }],
+        ..Transaction::default()
+    };
+    engine.commit(write("one")).await.expect("committed");
+    other.hear().await.expect("heard");
+    let loaded = other.store.table(&key).await.expect("readable");
+    assert_eq!(loaded.table.size().entries, 1);
+    {
+        // Nobody else reads it meanwhile.
+        let mut as_of = loaded.as_of.lock().await;
+        engine.commit(write("two")).await.expect("committed");
+        other.hear().await.expect("heard");
+        let reading = other.store.catch_up_from(&key, &loaded, &mut as_of);
+        assert!(reading.now_or_never().is_none(), "it waits for the server");
+    }
+    let loaded = other.store.table(&key).await.expect("readable");
+    assert_eq!(loaded.table.size().entries, 2);
     engine.close().await;
     other.close().await;
 }
