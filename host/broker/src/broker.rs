@@ -116,6 +116,9 @@ impl Dependents for Upstairs {
 
     async fn grown(&self, topic: &Topic) {
         self.processors.enlarge(topic).await;
+        // With more partitions, other hosts are preferred for some of the existing ones.
+        self.processors.supervisor().nudge(&topic.spec.name);
+        self.messages.delays().look_who_delivers();
     }
 
     async fn way_back_is_gone(&self, processor: &ProcessorName) {

@@ -222,6 +222,7 @@ macro_rules! two_hosts_tests {
             hosts::a_host_that_stood_still_commits_nothing_of_what_it_lost,
             hosts::a_host_that_stood_still_goes_on_with_what_nobody_took,
             hosts::hosts_that_live_are_listed,
+            hosts::each_host_has_a_seat_and_both_see_the_same,
             hosts::what_one_host_has_changed_the_other_knows_once_it_asks,
             hosts::a_partition_never_starts_after_its_end,
             hosts::what_one_host_commits_the_other_comes_to_read,

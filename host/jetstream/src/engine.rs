@@ -76,6 +76,7 @@ impl JetstreamEngine {
             subjects: Subjects::new(&options.stream),
             // Random: a restarted process is a different host.
             me: HostId(random() >> 2),
+            seat: Mutex::default(),
             mirror: Mirror::new(options.fresh_bytes_max),
             cells: Cells::default(),
             tables: Tables::new(Room::new(options.bounds)),

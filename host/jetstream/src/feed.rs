@@ -16,7 +16,7 @@ use crate::counting::Counts;
 use crate::fetch::{ANSWER_DURATION_MAX, number, stamp};
 use crate::index::{Anchor, Piece};
 use crate::loading::Loading;
-use crate::mirror::{Applying, Event, What};
+use crate::mirror::{Applying, Event, Said, What};
 use crate::store::Store;
 use crate::subjects::{Place, unword};
 use crate::trouble::Trouble;
@@ -435,7 +435,11 @@ async fn event(store: &Store, arrived: Arrived, is_loading: bool) -> Result<Even
         Place::Host(_) if note.is_gone() => What::Host(None),
         Place::Host(_) => {
             let address = note.words.first().and_then(|address| unword(address));
-            What::Host(Some(address.unwrap_or_default().into()))
+            let seat = note.number(2).and_then(|seat| u32::try_from(seat).ok());
+            What::Host(Some(Said {
+                address: address.unwrap_or_default().into(),
+                seat,
+            }))
         }
         _ => What::Nothing,
     };

@@ -35,12 +35,14 @@ impl Reached {
 }
 
 impl Store {
-    /// Says that this host lives: its address, and for itself when it said so, by its monotonic clock in milliseconds.
+    /// Says that this host lives: its address, for itself when it said so, by its monotonic clock in milliseconds, and its seat.
     pub(crate) async fn say(&self) -> Result<u64, Trouble> {
         let subject = self.subjects.host(self.me);
         let address = word(&self.options.address);
         let now_ms = self.clock.monotonic().as_millis();
-        let mut put = Put::cell(subject, None, Vec::new()).noted(format!("{address} {now_ms}"));
+        let seat = self.seat.lock().map(|seat| format!(" {seat}"));
+        let note = format!("{address} {now_ms}{}", seat.unwrap_or_default());
+        let mut put = Put::cell(subject, None, Vec::new()).noted(note);
         put.ttl_s = Some(self.options.dead_after.as_secs().max(1) * 3);
         atomic::publish(&self.client, &[put], random).await
     }
@@ -66,6 +68,11 @@ impl Store {
                 by_ms,
                 "this machine's clock differs from the server's; this host goes by the server's. Set the machine's clock"
             );
+        }
+        let seen = self.mirror.seat(self.me);
+        let said = std::mem::replace(&mut *self.seat.lock(), seen);
+        if said != seen {
+            self.hear(self.say().await?).await?;
         }
         Ok(())
     }

@@ -103,8 +103,16 @@ pub(crate) struct ChainHeard {
     pub(crate) next: Option<Offset>,
 }
 
+/// What a living host says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Said {
+    pub(crate) address: Arc<str>,
+    /// `None` until it has seen who else lives.
+    pub(crate) seat: Option<u32>,
+}
+
 struct Beat {
-    address: Arc<str>,
+    said: Said,
     at: u64,
 }
 
@@ -141,7 +149,7 @@ pub(crate) enum What {
         epoch: u64,
         next: Option<Offset>,
     },
-    Host(Option<Arc<str>>),
+    Host(Option<Said>),
     /// What it counted, unless this host wrote it.
     Checkpoint {
         as_of: u64,
@@ -233,6 +241,13 @@ impl Mirror {
 
     pub(crate) fn watch_catalogue(&self) -> watch::Receiver<u64> {
         self.catalogue.subscribe()
+    }
+
+    /// The seat of a living host.
+    pub(crate) fn seat(&self, id: HostId) -> Option<u32> {
+        let hosts = self.hosts.borrow();
+        let host = hosts.iter().find(|host| host.id == id);
+        host.map(|host| host.seat)
     }
 
     pub(crate) fn lives(&self, id: HostId) -> bool {
@@ -395,12 +410,11 @@ impl Mirror {
             .retain(|_, beat| newest.saturating_sub(beat.at) <= dead_ms * 100);
         let living = heard.beats.iter();
         let living = living.filter(|(_, beat)| newest.saturating_sub(beat.at) <= dead_ms);
-        let info = |(id, beat): (&HostId, &Beat)| HostInfo {
-            id: *id,
-            address: Arc::clone(&beat.address),
+        let said = |(id, beat): (&HostId, &Beat)| {
+            let Said { address, seat } = &beat.said;
+            (*id, Arc::clone(address), *seat)
         };
-        let mut living: Vec<HostInfo> = living.map(info).collect();
-        living.sort_by_key(|host| host.id);
+        let living = HostInfo::seated(living.map(said));
         drop(heard);
         self.hosts.send_if_modified(|known| {
             let is_new = **known != *living;
@@ -539,13 +553,13 @@ impl Heard {
                     news.wrong = Some("another host has written other counts");
                 }
             }
-            (Place::Host(id), What::Host(address)) => {
+            (Place::Host(id), What::Host(said)) => {
                 let known = self.beats.get(&id).map_or(0, |beat| beat.at);
-                match address {
+                match said {
                     _ if known > at.0 => {}
                     None => drop(self.beats.remove(&id)),
-                    Some(address) => {
-                        let beat = Beat { address, at: at.0 };
+                    Some(said) => {
+                        let beat = Beat { said, at: at.0 };
                         self.beats.insert(id, beat);
                     }
                 }

@@ -11,6 +11,7 @@ use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use millrace_engine::{CommitError, HostId};
 use millrace_model::{Clock, Durability, RecordBatch};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::atomic::{self, HEADER_BYTES_MAX, Put};
@@ -34,6 +35,8 @@ pub(crate) struct Store {
     pub(crate) subjects: Subjects,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) me: HostId,
+    /// The seat that this host says it has.
+    pub(crate) seat: Mutex<Option<u32>>,
     pub(crate) mirror: Mirror,
     pub(crate) cells: Cells,
     pub(crate) tables: Tables,

@@ -168,7 +168,7 @@ impl Session {
     /// Learns who lives, and ends the sessions of those who stand still.
     async fn look(&mut self, hosts: &Hosts, options: &PostgresOptions) -> Result<(), Trouble> {
         let asked = format!(
-            "select id, address, {LIVES} as lives, seen_at < clock_timestamp() - $1 * interval '1 millisecond' as stands_still \
+            "select id, address, seat, {LIVES} as lives, seen_at < clock_timestamp() - $1 * interval '1 millisecond' as stands_still \
              from host order by id"
         );
         let asked = sqlx::query(sqlx::AssertSqlSafe(asked));
@@ -181,15 +181,27 @@ impl Session {
             let id = HostId(row.get::<i64, _>("id") as u64);
             // One that only lost its session comes back by itself.
             match (row.get("lives"), row.get("stands_still")) {
-                (true, _) => alive.push(HostInfo {
-                    id,
-                    address: row.get::<String, _>("address").into(),
-                }),
+                (true, _) => {
+                    let seat: Option<i32> = row.get("seat");
+                    let seat = seat.and_then(|seat| u32::try_from(seat).ok());
+                    alive.push((id, row.get::<String, _>("address").into(), seat));
+                }
                 (false, true) => dead.push(id),
                 (false, false) => {}
             }
         }
         self.evict(&dead, options).await?;
+        let said = alive.iter().find(|(id, ..)| *id == hosts.id);
+        let said = said.map(|(.., seat)| *seat);
+        let alive = HostInfo::seated(alive);
+        let seen = alive.iter().find(|host| host.id == hosts.id);
+        if let (Some(said), Some(seen)) = (said, seen)
+            && said != Some(seen.seat)
+        {
+            let sit = sqlx::query("update host set seat = $2 where id = $1");
+            let sit = sit.bind(hosts.id.0 as i64).bind(seen.seat as i32);
+            self.connection.execute(sit).await?;
+        }
         hosts.alive.send_if_modified(|known| {
             let is_new = **known != *alive;
             if is_new {

@@ -3,3 +3,4 @@
 pub(crate) mod base;
 pub(crate) mod holding;
 pub(crate) mod living;
+mod spread;

@@ -278,6 +278,29 @@ pub async fn hosts_that_live_are_listed(hosts: TwoHosts) {
     until("one is gone", async || listed(&*hosts.other) == [other]).await;
 }
 
+/// Work is spread by seats, so all hosts must see the same ones; and one that stays keeps its own.
+pub async fn each_host_has_a_seat_and_both_see_the_same(hosts: TwoHosts) {
+    let seats = |engine: &dyn Engine| -> Vec<_> {
+        let listed = engine.hosts().borrow().clone();
+        listed.iter().map(|host| (host.id, host.seat)).collect()
+    };
+    until("both see the same", async || {
+        let seen = seats(&*hosts.one);
+        let mut taken: Vec<u32> = seen.iter().map(|(_, seat)| *seat).collect();
+        taken.sort_unstable();
+        seen == seats(&*hosts.other) && taken == [0, 1]
+    })
+    .await;
+    let seen = seats(&*hosts.other);
+    let stays = seen.iter().find(|(id, _)| *id == hosts.other.host());
+    let stays = stays.copied().expect("it is listed");
+    hosts.fate.die();
+    until("one is gone, the other stays in its seat", async || {
+        seats(&*hosts.other) == [stays]
+    })
+    .await;
+}
+
 /// Without waiting: a caller may go to another host with its next request.
 pub async fn what_one_host_has_changed_the_other_knows_once_it_asks(hosts: TwoHosts) {
     for number in 0..20 {

@@ -51,10 +51,10 @@ impl Store {
 
     fn come_back(&self, id: HostId) {
         self.change_hosts(|hosts| {
-            hosts.retain(|host| host.id != id);
-            let address = format!("memory-{id}").into();
-            hosts.push(HostInfo { id, address });
-            hosts.sort_by_key(|host| host.id);
+            let others = hosts.drain(..).filter(|host| host.id != id);
+            let others = others.map(|host| (host.id, host.address, Some(host.seat)));
+            let address = Arc::from(format!("memory-{id}"));
+            *hosts = HostInfo::seated(others.chain([(id, address, None)]));
         });
     }
 

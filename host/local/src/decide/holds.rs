@@ -34,7 +34,7 @@ impl Default for Holds {
         let id = HostId(RandomState::new().hash_one(0));
         let address = Arc::from("");
         Self {
-            hosts: watch::Sender::new(Arc::new([HostInfo { id, address }])),
+            hosts: watch::Sender::new(HostInfo::seated([(id, address, None)]).into()),
             taken: Mutex::default(),
             others: watch::Sender::default(),
         }

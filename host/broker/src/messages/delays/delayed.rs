@@ -149,6 +149,8 @@ pub(crate) struct Delays {
     pub(super) agenda: Mutex<Agenda>,
     /// Notified when a message is due before all others.
     pub(super) earlier: Notify,
+    /// Notified when other hosts should deliver to some partitions.
+    pub(super) moved: Notify,
     pub(super) next_arrival: AtomicU64,
     pub(super) steps: moving::Steps,
     /// Partitions in which messages have moved with the clock, so that some may be known by another id.
@@ -178,6 +180,7 @@ impl Delays {
             held: Mutex::default(),
             agenda: Mutex::default(),
             earlier: Notify::new(),
+            moved: Notify::new(),
             next_arrival: AtomicU64::new(first_arrival),
             salt: fastrand::u32(..),
             shown: Mutex::default(),
@@ -222,6 +225,11 @@ impl Delays {
             table.check_room(adds)?;
         }
         Ok(())
+    }
+
+    /// A topic has more partitions, so other hosts may be preferred for some of the existing ones.
+    pub(crate) fn look_who_delivers(&self) {
+        self.moved.notify_one();
     }
 
     /// Messages are being committed, or just were. Called before the commit, so that an interrupted caller is not waited for, and after

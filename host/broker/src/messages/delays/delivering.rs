@@ -72,6 +72,7 @@ struct Due {
 pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();
     let (mut look_at, mut moves_at) = (Duration::ZERO, Duration::MAX);
+    let mut has_grown = false;
     let mut hosts = delays.holdings.changes();
     let mut others = delays.engine.watch_state(&GROUP);
     loop {
@@ -80,6 +81,10 @@ pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
             () = delays.follow_steps() => {}
         }
         let monotonic = delays.clock.monotonic();
+        if std::mem::take(&mut has_grown) {
+            // The time at which all moves stays as it is.
+            delays.give_back().await;
+        }
         if moves_at <= monotonic {
             delays.give_back().await;
             moves_at = Duration::MAX;
@@ -102,6 +107,10 @@ pub(crate) async fn run(delays: Arc<Delays>, mut stop: watch::Receiver<bool>) {
             // The sender of the stop may be gone as well.
             _ = stop.wait_for(|stop| *stop) => break,
             () = delays.earlier.notified() => {}
+            () = delays.moved.notified() => {
+                has_grown = true;
+                look_at = Duration::ZERO;
+            }
             () = tokio::time::sleep(wait.min(rest)) => {}
             // Partitions without a holder are taken over at once; this host's own move when it is time.
             Ok(()) = hosts.changed() => {
@@ -196,6 +205,13 @@ impl Delays {
             return Ok(Some(share));
         }
         let share = self.holdings.take(partition).await?;
+        if self.holdings.moves(partition) {
+            // Another host was waiting for it before this one got it; nobody would give it back later.
+            if let Some(share) = share {
+                share.leave().await;
+            }
+            return Ok(None);
+        }
         if let Some(share) = &share {
             let mut held = self.held.lock();
             held.insert(partition, Arc::clone(share));
