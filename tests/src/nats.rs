@@ -59,7 +59,15 @@ impl Nats {
     /// # Errors
     /// If there is no program, or it does not start.
     pub fn start(count: usize) -> std::io::Result<Self> {
-        Self::start_as(count, "")
+        Self::start_as(count, "", "")
+    }
+
+    /// The same with further settings; `|` ends a line.
+    ///
+    /// # Errors
+    /// If there is no program, or it does not start.
+    pub fn start_with(count: usize, settings: &str) -> std::io::Result<Self> {
+        Self::start_as(count, "", settings)
     }
 
     /// A cluster whose servers do not tell clients where the others are: clients know the addresses that they are given.
@@ -67,10 +75,10 @@ impl Nats {
     /// # Errors
     /// If there is no program, or it does not start.
     pub fn start_discreet(count: usize) -> std::io::Result<Self> {
-        Self::start_as(count, ", no_advertise: true")
+        Self::start_as(count, ", no_advertise: true", "")
     }
 
-    fn start_as(count: usize, of_cluster: &str) -> std::io::Result<Self> {
+    fn start_as(count: usize, of_cluster: &str, settings: &str) -> std::io::Result<Self> {
         let server = nats_server().ok_or_else(|| {
             std::io::Error::other("there is no nats-server (MILLRACE_TEST_NATS, or on the PATH)")
         })?;
@@ -93,11 +101,8 @@ impl Nats {
         if let Some(input) = &mut shell.stdin {
             use std::io::Write as _;
             for number in 0..count {
-                writeln!(
-                    input,
-                    "{}",
-                    configuration(number, clients, routes, of_cluster)
-                )?;
+                let configuration = configuration(number, clients, routes, of_cluster);
+                writeln!(input, "{configuration}|{settings}")?;
             }
         }
         let mut lines = Vec::new();

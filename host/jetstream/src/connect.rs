@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions};
 
 use crate::options::{Credentials, JetstreamOptions};
 use crate::subjects::Subjects;
@@ -33,10 +33,20 @@ pub enum OpenError {
     /// The credentials cannot be used.
     #[error("the credentials for NATS cannot be used: {0}")]
     Credentials(String),
-    /// It cannot be reached.
+    /// A wrong password, or none.
     #[error(
-        "NATS cannot be reached ({0}); check the addresses, the credentials, and that a server runs there"
+        "NATS does not let this host in ({0}); check its user and password, token, nkey or credentials file (engine.jetstream), and that \
+         the servers know them"
     )]
+    NotLetIn(String),
+    /// The certificate of the server is not trusted, or is another server's.
+    #[error(
+        "the servers' certificate is not accepted ({0}); give the file of the authority that signed it as engine.jetstream.ca_file, and \
+         call the servers by names in their certificates"
+    )]
+    Certificate(String),
+    /// It cannot be reached.
+    #[error("NATS cannot be reached ({0}); check the addresses, and that a server runs there")]
     Unreachable(String),
     /// It does not do what the engine needs.
     #[error(
@@ -82,11 +92,10 @@ pub(crate) async fn open(options: &JetstreamOptions) -> Result<Connected, OpenEr
         return Err(OpenError::Stream(name.clone()));
     }
     let connecting = connect_options(options)?.connect(options.servers.clone());
-    let unreachable = |error: &dyn std::fmt::Display| OpenError::Unreachable(error.to_string());
     let client = tokio::time::timeout(CONNECT_DURATION_MAX, connecting).await;
     let client = client
-        .map_err(|_| unreachable(&"no answer"))?
-        .map_err(|error| unreachable(&error))?;
+        .map_err(|_| OpenError::Unreachable("no answer".to_owned()))?
+        .map_err(|error| not_connected(&error))?;
     let info = client.server_info();
     if version_of(&info.version).is_none_or(|version| version < SERVER_VERSION_MIN) {
         let found = info.version;
@@ -100,6 +109,18 @@ pub(crate) async fn open(options: &JetstreamOptions) -> Result<Connected, OpenEr
     let is_cluster = info.cluster.is_some();
     let stream = stream(options, &context, is_cluster).await?;
     Ok(Connected { client, stream })
+}
+
+fn not_connected(error: &ConnectError) -> OpenError {
+    let text = error.to_string();
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+            OpenError::NotLetIn(text)
+        }
+        // That it was a certificate is only in the text of the TLS library.
+        _ if text.contains("certificate") => OpenError::Certificate(text),
+        _ => OpenError::Unreachable(text),
+    }
 }
 
 fn connect_options(options: &JetstreamOptions) -> Result<ConnectOptions, OpenError> {
@@ -121,6 +142,14 @@ fn connect_options(options: &JetstreamOptions) -> Result<ConnectOptions, OpenErr
         Credentials::Nkey(seed) => connect.nkey(seed.clone()),
         Credentials::File(content) => connect.credentials(content).map_err(refused)?,
     };
+    let identity = options.tls_identity.iter();
+    let identity = identity.flat_map(|(certificate, key)| [certificate, key]);
+    for file in options.tls_ca.iter().chain(identity) {
+        // Otherwise the error of the connection does not name it.
+        std::fs::File::open(file).map_err(|error| {
+            OpenError::Credentials(format!("{} cannot be read: {error}", file.display()))
+        })?;
+    }
     if let Some(authorities) = &options.tls_ca {
         connect = connect
             .add_root_certificates(authorities.clone())
@@ -160,15 +189,16 @@ async fn stream(
         ..Config::default()
     };
     // A cluster that has just started takes a moment until it can have streams.
+    let mut why = String::new();
     let making = tokio::time::timeout(STREAM_DURATION_MAX, async {
-        let mut is_told = false;
         loop {
             match context.get_stream(&options.stream).await {
                 Ok(found) => return Ok(found),
                 Err(error) if !options.makes_stream && is_missing(error.kind()) => {
                     return Err(OpenError::NoStream(options.stream.clone()));
                 }
-                Err(_) if !options.makes_stream => {
+                Err(error) if !options.makes_stream => {
+                    why = error.to_string();
                     tokio::time::sleep(STREAM_INTERVAL).await;
                     continue;
                 }
@@ -176,19 +206,23 @@ async fn stream(
             }
             // Several hosts may create it at once, with the same settings.
             if let Err(error) = context.create_stream(wanted.clone()).await {
-                if !std::mem::replace(&mut is_told, true) {
+                let is_first = why.is_empty();
+                why = error.to_string();
+                if is_first {
                     tracing::warn!(%error, "the stream cannot be created yet; it is tried again");
                 }
                 tokio::time::sleep(STREAM_INTERVAL).await;
             }
         }
     });
-    let found = making.await.map_err(|_| {
-        let why = match options.makes_stream {
-            true => "the stream cannot be created: is there a server for each of its copies?",
-            false => "no answer about the stream",
-        };
-        OpenError::Refused(why.to_owned())
+    let made = making.await;
+    let found = made.map_err(|_| {
+        OpenError::Refused(match options.makes_stream {
+            true => format!(
+                "the stream cannot be created: {why}. Is there a server for each of its copies, and is JetStream enabled for the account?"
+            ),
+            false => format!("no answer about the stream: {why}"),
+        })
     })??;
     check(&options.stream, &wanted, &found.cached_info().config)?;
     let handle = context.get_stream_no_info(&options.stream).await;

@@ -1,5 +1,6 @@
 //! The suites that every engine passes, on a real server that these tests start: one, or with `MILLRACE_TEST_NATS_SERVERS=3` a cluster.
 
+mod access;
 mod compaction;
 #[path = "../../../../tests/src/nats.rs"]
 #[expect(

@@ -16,7 +16,7 @@ use super::{open_with, options};
 use crate::JetstreamOptions;
 use crate::index::Anchor;
 
-fn spec(name: &str, durability: Durability) -> TopicSpec {
+pub(super) fn spec(name: &str, durability: Durability) -> TopicSpec {
     TopicSpec {
         name: TopicName::parse(name).expect("a valid name"),
         partitions: 1,
