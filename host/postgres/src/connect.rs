@@ -63,12 +63,40 @@ pub enum OpenError {
     Url(String),
     /// Not a name that needs no quotes.
     #[error(
-        "{0:?} cannot be the schema's name: use 1 to 32 lower-case letters, digits and underscores, with a letter first"
+        "{0:?} cannot be the schema's name: use 1 to 32 lower-case letters, digits and underscores, with a letter first, and not pg_ at the \
+         beginning, which PostgreSQL keeps for itself"
     )]
     Schema(String),
     /// It does not exist, and is not to be created.
     #[error("the database has no schema {0:?} of Millrace")]
     NoSchema(String),
+    /// There are tables, and not those of Millrace.
+    #[error(
+        "schema {0:?} has tables of others in it; choose another name, such as millrace, and it will be created"
+    )]
+    Strangers(String),
+    /// The server has no such database.
+    #[error(
+        "the server has no such database ({0}); create it, or correct the name at the end of the address"
+    )]
+    NoDatabase(String),
+    /// There is no such role, its password is another one, or it has no entry in `pg_hba.conf`.
+    #[error(
+        "the database does not let this host in ({0}); check the user and the password in its address, and whether its pg_hba.conf \
+         allows this user from here"
+    )]
+    NotLetIn(String),
+    /// It has no connection left.
+    #[error(
+        "the database has no free connection ({0}); raise its max_connections, or lower connections_max of the hosts"
+    )]
+    Full(String),
+    /// The role lacks a right.
+    #[error(
+        "the role of this host may not do what it must ({0}); make it the owner of the schema, or allow it to create one: \
+         grant create on database … to …"
+    )]
+    NoRight(String),
     /// It cannot be reached.
     #[error(
         "the database cannot be reached ({0}); check its address, and that it accepts connections"
@@ -133,8 +161,24 @@ pub enum OpenError {
     },
 }
 
+/// What the server says with a code that tells what can be done.
+fn by_code(error: &sqlx::Error) -> Option<OpenError> {
+    let answer = error.as_database_error()?;
+    let text = answer.message().to_owned();
+    match answer.code()?.as_ref() {
+        "3D000" => Some(OpenError::NoDatabase(text)),
+        "28P01" | "28000" => Some(OpenError::NotLetIn(text)),
+        "53300" => Some(OpenError::Full(text)),
+        "42501" => Some(OpenError::NoRight(text)),
+        _ => None,
+    }
+}
+
 /// An error of a statement while the database is opened.
 pub(crate) fn refused(error: sqlx::Error) -> OpenError {
+    if let Some(known) = by_code(&error) {
+        return known;
+    }
     match error {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Tls(_) => {
             OpenError::Unreachable(error.to_string())
@@ -145,6 +189,9 @@ pub(crate) fn refused(error: sqlx::Error) -> OpenError {
 
 /// An error of the first connection.
 pub(crate) fn not_connected(error: sqlx::Error) -> OpenError {
+    if let Some(known) = by_code(&error) {
+        return known;
+    }
     let text = error.to_string();
     match error {
         // That it was a certificate is only in the text of the TLS library.
@@ -195,6 +242,7 @@ pub(crate) fn connect_options(
     let schema = &options.schema;
     let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let begins = schema.starts_with(|c: char| c.is_ascii_lowercase());
+    let begins = begins && !schema.starts_with("pg_");
     if !begins || schema.len() > SCHEMA_CHARS_MAX || !schema.chars().all(is_plain) {
         return Err(OpenError::Schema(schema.clone()));
     }
@@ -331,8 +379,12 @@ pub(crate) async fn make_schema(
     let mut making = connection.begin().await.map_err(refused)?;
     let lock = sqlx::query("select pg_advisory_xact_lock(hashtextextended('millrace ' || $1, 0))");
     making.execute(lock.bind(schema)).await.map_err(refused)?;
-    let known = sqlx::query("select to_regclass($1) is not null as is_there");
-    let known = known.bind(format!("{schema}.meta"));
+    let known = sqlx::query(
+        "select to_regclass($1) is not null and to_regclass($2) is not null as is_there",
+    );
+    let known = known
+        .bind(format!("{schema}.meta"))
+        .bind(format!("{schema}.chain"));
     let row = making.fetch_one(known).await.map_err(refused)?;
     let found = match row.get::<bool, _>("is_there") {
         true => {
@@ -354,6 +406,18 @@ pub(crate) async fn make_schema(
         }
         false if !options.makes_schema => return Err(OpenError::NoSchema(schema.clone())),
         false => {
+            // What an extension has put there does no harm.
+            let strangers = sqlx::query(
+                "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = $1 \
+                 and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')) as are_there",
+            );
+            let row = making
+                .fetch_one(strangers.bind(schema))
+                .await
+                .map_err(refused)?;
+            if row.get("are_there") {
+                return Err(OpenError::Strangers(schema.clone()));
+            }
             let create = format!("create schema if not exists {schema}");
             // Its name has only plain letters.
             let create = sqlx::raw_sql(AssertSqlSafe(create));

@@ -181,8 +181,12 @@ impl Examination<'_> {
     async fn schema(&mut self) -> Result<(), OpenError> {
         let schema = &self.options.schema;
         let refused = |error: sqlx::Error| OpenError::Refused(error.to_string());
-        let known = sqlx::query("select to_regclass($1) is not null as is_there");
-        let known = known.bind(format!("{schema}.meta"));
+        let known = sqlx::query(
+            "select to_regclass($1) is not null and to_regclass($2) is not null as is_there",
+        );
+        let known = known
+            .bind(format!("{schema}.meta"))
+            .bind(format!("{schema}.chain"));
         let row = self.connection.fetch_one(known).await.map_err(refused)?;
         if !row.get::<bool, _>("is_there") {
             return Err(OpenError::NoSchema(schema.clone()));

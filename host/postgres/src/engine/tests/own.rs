@@ -262,7 +262,7 @@ async fn a_schema_is_brought_up_to_date_once_and_never_under_hosts_that_could_no
 
 #[test]
 fn names_that_need_quotes_are_refused() {
-    for schema in ["", "a b", "Ab", "1a", "a\"b", &"a".repeat(41)] {
+    for schema in ["", "a b", "Ab", "1a", "a\"b", "pg_queue", &"a".repeat(41)] {
         let options = PostgresOptions {
             schema: schema.to_owned(),
             ..PostgresOptions::default()
@@ -273,6 +273,51 @@ fn names_that_need_quotes_are_refused() {
             "{schema:?}"
         );
     }
+}
+
+/// Each refusal says what can be done now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_not_let_in_is_told_why_and_what_to_do() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let options = options(directory.path());
+    let open = async |options: &PostgresOptions| {
+        let opened = PostgresEngine::open(options.clone(), Arc::new(SystemClock::new())).await;
+        opened.err().map(|error| error.to_string())
+    };
+    let (user, rest) = options.url.split_once('@').expect("it names its user");
+    let (host, parameters) = rest.split_once("/postgres").expect("it names its database");
+    let other = PostgresOptions {
+        url: format!("{user}@{host}/nowhere{parameters}"),
+        ..options.clone()
+    };
+    let refused = open(&other).await.expect("there is no such database");
+    assert!(refused.contains("\"nowhere\" does not exist"), "{refused}");
+    assert!(
+        refused.contains("create it, or correct the name"),
+        "{refused}"
+    );
+    let other = PostgresOptions {
+        url: format!("postgres://nobody:s3cret@{rest}"),
+        ..options.clone()
+    };
+    let refused = open(&other).await.expect("there is no such role");
+    assert!(
+        refused.contains("check the user and the password"),
+        "{refused}"
+    );
+    assert!(!refused.contains("s3cret"), "{refused}");
+
+    let connect = connect_options(&options, "test").expect("options");
+    let mut session = connect.session().await.expect("connected");
+    let schema = &options.schema;
+    let make = format!("create schema {schema}; create table {schema}.meta (n int)");
+    let make = sqlx::raw_sql(sqlx::AssertSqlSafe(make));
+    session.execute(make).await.expect("made");
+    let refused = open(&options).await.expect("the schema is another's");
+    assert!(refused.contains("has tables of others in it"), "{refused}");
+    let empty = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop table {schema}.meta")));
+    session.execute(empty).await.expect("dropped");
+    assert_eq!(open(&options).await, None, "an empty one is taken");
 }
 
 /// The session that locks of a stopped host are in ends, and nothing that it left unfinished has taken effect.
