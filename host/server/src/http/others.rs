@@ -174,7 +174,7 @@ impl Called {
             .map(async |host| {
                 let asked = self.ask::<T>(host, &target, room.clone());
                 let answer = timeout(Duration::from_millis(OTHERS_MS_MAX), asked).await;
-                let late = || Err(format!("it does not answer within {OTHERS_MS_MAX} ms"));
+                let late = || Err(format!("it does not answer within {OTHERS_MS_MAX} ms; ask again when it is less busy"));
                 (*host, answer.unwrap_or_else(|_| late()))
             })
             .collect();
@@ -202,7 +202,11 @@ impl Called {
         if address.is_empty() {
             return Err("it gave no address; start it with --advertise ADDRESS:PORT".to_owned());
         }
-        let not_connected = |error| format!("it cannot be reached: {error}");
+        let not_connected = |error| {
+            format!(
+                "it cannot be reached: {error}; if this host cannot connect to that address, start the other one with --advertise ADDRESS:PORT"
+            )
+        };
         let stream = TcpStream::connect(address).await.map_err(not_connected)?;
         let mut builder = http1::Builder::new();
         builder.max_buf_size(OTHERS_HEAD_BYTES_MAX);
@@ -219,9 +223,9 @@ impl Called {
                 request = request.header(name, value);
             }
         }
-        let request = request
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| format!("its address is not ADDRESS:PORT: {error}"))?;
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| {
+            format!("its address is not ADDRESS:PORT ({error}); correct its --advertise")
+        })?;
         let exchange = async {
             let response = sender.send_request(request).await.map_err(not_http)?;
             answer_of(response, host.id, room).await
@@ -246,7 +250,7 @@ async fn answer_of<T: DeserializeOwned>(
         return Ok(None);
     }
     if status != StatusCode::OK {
-        return Err(format!("it answers with status {status}"));
+        return Err(format!("it answers with status {status}; its log says why"));
     }
     let by = response.headers().get(&ANSWERED_BY).cloned();
     if by.is_none_or(|by| by.as_bytes() != id.to_string().as_bytes()) {
@@ -265,7 +269,9 @@ async fn answer_of<T: DeserializeOwned>(
     }
     let answer = serde_json::from_slice(&bytes);
     answer.map(Some).map_err(|error| {
-        format!("its answer cannot be read, perhaps because it has another version: {error}")
+        format!(
+            "its answer cannot be read: {error}; if it has another version, bring both to the same one"
+        )
     })
 }
 

@@ -197,7 +197,7 @@ fn of_store(server: &Value, store: &Value) -> Vec<Finding> {
         .advise("raise max_file_store if the disk has space, or shorten retention"),
         false => Finding::ok("max_file_store", meaning),
     });
-    let errors = number(&store["meta_cluster"]["pending"]);
+    let pending = number(&store["meta_cluster"]["pending"]);
     if clustered
         && store["meta_cluster"]["leader"]
             .as_str()
@@ -212,10 +212,10 @@ fn of_store(server: &Value, store: &Value) -> Vec<Finding> {
             .advise("start enough servers for a majority"),
         );
     }
-    if errors > REPLICA_LAG_MAX {
+    if pending > REPLICA_LAG_MAX {
         findings.push(Finding::note(
             "meta leader",
-            format!("{errors} changes wait for it"),
+            format!("{pending} changes wait for it"),
         ));
     }
     findings

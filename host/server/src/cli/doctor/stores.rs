@@ -35,8 +35,9 @@ fn not_examined(error: OpenError) -> Failure {
     match error {
         OpenError::NoSchema(_) => Failure::new(Exit::Unknown, "no-schema", message)
             .with_hint("name it after the address, like postgres://db/queue#SCHEMA"),
-        OpenError::Unreachable(_) => Failure::new(Exit::Unreachable, "unreachable", message)
-            .with_hint("if it has too many clients, raise max_connections"),
+        OpenError::Unreachable(_) | OpenError::Full(_) => {
+            Failure::new(Exit::Unreachable, "unreachable", message)
+        }
         _ => Failure::failed(message),
     }
 }
