@@ -147,6 +147,15 @@ impl EngineSettings {
             let why = "the address of the database, such as postgres://user@host:5432/database";
             return Err(refused("engine.postgres.url", "", why));
         }
+        let schemes = ["postgres://", "postgresql://"];
+        let url = &self.postgres.url;
+        if self.kind == EngineKind::Postgres
+            && !schemes.iter().any(|scheme| url.starts_with(scheme))
+        {
+            let why =
+                "the address of a PostgreSQL database, such as postgres://user@host:5432/database";
+            return Err(refused("engine.postgres.url", shown(url), why));
+        }
         Ok(())
     }
 }
@@ -381,6 +390,26 @@ mod tests {
         ] {
             assert_eq!(quoted(text), "this");
         }
+    }
+
+    #[test]
+    fn the_address_of_another_kind_of_store_is_refused_without_its_password() {
+        let of = |url: &str| {
+            let mut settings = EngineSettings {
+                kind: EngineKind::Postgres,
+                ..EngineSettings::default()
+            };
+            settings.postgres.url = url.to_owned();
+            let refused = settings.check().err();
+            refused.map(|error| error.to_string()).unwrap_or_default()
+        };
+        for url in ["mysql://ada:s3cret@db/q", "ada:s3cret@db/q"] {
+            let told = of(url);
+            assert!(told.contains("such as postgres://user@host"), "{told}");
+            assert!(!told.contains("s3cret"), "{told}");
+        }
+        assert_eq!(of("postgres://ada:s3cret@db/q"), "");
+        assert_eq!(of("postgresql://db/q"), "");
     }
 
     #[test]
