@@ -18,9 +18,9 @@ pub(crate) const BATCH_PUTS_MAX: usize = 1000;
 /// An answer that takes longer leaves a commit in doubt.
 const ANSWER_DURATION_MAX: Duration = Duration::from_secs(5);
 /// Between two tries while another batch on the same subject is in flight.
-const BUSY_INTERVAL: Duration = Duration::from_millis(1);
+pub(crate) const BUSY_INTERVAL: Duration = Duration::from_millis(1);
 /// Tries of a batch that met another one in flight.
-const BUSY_TRIES_MAX: u32 = 5000;
+pub(crate) const BUSY_TRIES_MAX: u32 = 5000;
 /// Room in a message for its headers.
 pub(crate) const HEADER_BYTES_MAX: usize = 4 << 10;
 
@@ -96,42 +96,50 @@ impl Put {
     }
 }
 
-/// The server's answer to one try.
-enum Answer {
-    /// The last sequence.
+/// What became of one try.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// It was written; the sequence of the first message.
     Done(u64),
-    /// Another batch on the same subject is in flight, or a message was lost on the way; nothing was written.
+    /// Another batch on the same subject is in flight, or a message was lost on the way: a server says that it has written nothing.
     Again,
+    /// A server says that it has written nothing.
+    Refused(Trouble),
+    /// No server has answered; or nothing was sent.
     Failed(Trouble),
 }
 
-/// Writes all of them, or none. Returns the sequence of the first.
+/// Writes all of them, or none. Returns the sequence of the first. For what may be written twice: a server that was the leader until a moment
+/// ago may refuse what the next one has written, so that another try writes it again.
 pub(crate) async fn publish(
     client: &Client,
     puts: &[Put],
     commit: impl Fn() -> u64,
 ) -> Result<u64, Trouble> {
-    if puts.len() > BATCH_PUTS_MAX {
-        let count = puts.len();
-        let why = format!("{count} messages in one step; the maximum is {BATCH_PUTS_MAX}");
-        return Err(Trouble::Refused(why.into()));
-    }
     let mut tries = 0;
     loop {
         tries += 1;
         match publish_once(client, puts, commit()).await {
-            Answer::Done(last) => return Ok((last + 1).saturating_sub(puts.len() as u64)),
-            Answer::Failed(trouble) => return Err(trouble),
+            Answer::Done(first) => return Ok(first),
+            Answer::Refused(trouble) | Answer::Failed(trouble) => return Err(trouble),
             Answer::Again if tries < BUSY_TRIES_MAX => tokio::time::sleep(BUSY_INTERVAL).await,
-            Answer::Again => {
-                return Err(Trouble::unavailable("others keep the same subjects busy"));
-            }
+            Answer::Again => return Err(busy()),
         }
     }
 }
 
-async fn publish_once(client: &Client, puts: &[Put], commit: u64) -> Answer {
+/// It was tried often enough.
+pub(crate) fn busy() -> Trouble {
+    Trouble::unavailable("others keep the same subjects busy")
+}
+
+/// Tries it once.
+pub(crate) async fn publish_once(client: &Client, puts: &[Put], commit: u64) -> Answer {
     let count = puts.len();
+    if count > BATCH_PUTS_MAX {
+        let why = format!("{count} messages in one step; the maximum is {BATCH_PUTS_MAX}");
+        return Answer::Failed(Trouble::Refused(why.into()));
+    }
     let Some((last, others)) = puts.split_last() else {
         return Answer::Failed(Trouble::Refused("nothing to write".into()));
     };
@@ -153,7 +161,10 @@ async fn publish_once(client: &Client, puts: &[Put], commit: u64) -> Answer {
         .timeout(Some(ANSWER_DURATION_MAX));
     let answer = client.send_request(last.subject.clone(), request).await;
     match answer {
-        Ok(message) => read_answer(&message.payload),
+        Ok(message) => match read_answer(&message.payload) {
+            Answer::Done(last) => Answer::Done((last + 1).saturating_sub(count as u64)),
+            other => other,
+        },
         Err(error) => Answer::Failed(match error.kind() {
             RequestErrorKind::NoResponders => Trouble::unavailable("the stream has no leader"),
             RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
@@ -190,13 +201,15 @@ fn read_answer(payload: &Bytes) -> Answer {
         let text: Arc<str> = text.unwrap_or("no reason given").into();
         return match number {
             code::IN_FLIGHT | code::INCOMPLETE | code::TOO_MANY => Answer::Again,
-            code::NO_LEADER => Answer::Failed(Trouble::Unavailable(text)),
-            number if code::WRONG_LAST_SEQUENCE.contains(&number) => Answer::Failed(Trouble::Moved),
-            number if code::FULL.contains(&number) => Answer::Failed(Trouble::DiskFull(text)),
+            code::NO_LEADER => Answer::Refused(Trouble::Unavailable(text)),
+            number if code::WRONG_LAST_SEQUENCE.contains(&number) => {
+                Answer::Refused(Trouble::Moved)
+            }
+            number if code::FULL.contains(&number) => Answer::Refused(Trouble::DiskFull(text)),
             _ => match error.get("code").and_then(Value::as_u64) {
                 Some(429) => Answer::Again,
-                Some(503) => Answer::Failed(Trouble::Unavailable(text)),
-                _ => Answer::Failed(Trouble::Refused(text)),
+                Some(503) => Answer::Refused(Trouble::Unavailable(text)),
+                _ => Answer::Refused(Trouble::Refused(text)),
             },
         };
     }

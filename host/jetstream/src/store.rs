@@ -14,7 +14,7 @@ use millrace_model::{Clock, Durability, RecordBatch};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::atomic::{self, HEADER_BYTES_MAX, Put};
+use crate::atomic::{self, Answer, BUSY_INTERVAL, BUSY_TRIES_MAX, HEADER_BYTES_MAX, Put};
 use crate::cells::Cells;
 use crate::chains::Holds;
 use crate::mirror::{Mirror, Passed};
@@ -199,12 +199,30 @@ impl Store {
         batches: HashMap<usize, RecordBatch>,
     ) -> Result<Passed, Trouble> {
         let ticket = Ticket::new(&self.mirror, batches);
-        let answered = atomic::publish(&self.client, puts, || ticket.next()).await;
-        let first_seq = match answered {
-            Ok(first) => first,
-            // Only the answer was lost.
-            Err(Trouble::InDoubt(why)) => return ticket.passed().ok_or(Trouble::InDoubt(why)),
-            Err(trouble) => return Err(trouble),
+        let mut tries = 0;
+        let first_seq = loop {
+            tries += 1;
+            let connection = self.connection();
+            let refused = match atomic::publish_once(&self.client, puts, ticket.next()).await {
+                Answer::Done(first) => break first,
+                // Only the answer was lost.
+                Answer::Failed(Trouble::InDoubt(why)) => {
+                    return ticket.passed().ok_or(Trouble::InDoubt(why));
+                }
+                Answer::Failed(trouble) => return Err(trouble),
+                Answer::Refused(trouble) => Some(trouble),
+                Answer::Again => None,
+            };
+            self.pass_by(connection).await?;
+            if let Some(passed) = ticket.passed() {
+                tracing::debug!("a server refused what the next leader has written");
+                return Ok(passed);
+            }
+            match refused {
+                Some(trouble) => return Err(trouble),
+                None if tries < BUSY_TRIES_MAX => tokio::time::sleep(BUSY_INTERVAL).await,
+                None => return Err(atomic::busy()),
+            }
         };
         let last = first_seq + puts.len() as u64 - 1;
         self.hear(last).await.map_err(|_| {
@@ -221,6 +239,29 @@ impl Store {
             offsets: Default::default(),
         };
         Ok(ticket.passed().unwrap_or_else(unseen))
+    }
+
+    /// Whoever answers is told apart from whoever answered before a connection was lost.
+    fn connection(&self) -> (String, u64, u64) {
+        let info = self.client.server_info();
+        let beginnings = self.mirror.heard.read().beginnings;
+        (info.server_id, info.client_id, beginnings)
+    }
+
+    /// Waits until it is heard of everything that was sent before on this connection, as far as it was written. A server that was stopped
+    /// as the stream's leader, and goes on when another one leads, gets what is sent to the stream as well as that one, and refuses it by
+    /// what it knew. So a refusal says nothing until something that was sent later has come back: the new leader takes both in their order.
+    async fn pass_by(&self, connection: (String, u64, u64)) -> Result<(), Trouble> {
+        let in_doubt = |why: &dyn std::fmt::Display| {
+            let why = format!("it was refused, and it is not known by which leader: {why}");
+            Trouble::InDoubt(why.into())
+        };
+        let said = self.say_word().await.map_err(|error| in_doubt(&error))?;
+        self.hear(said).await.map_err(|error| in_doubt(&error))?;
+        match self.connection() == connection {
+            true => Ok(()),
+            false => Err(in_doubt(&"the connection was lost meanwhile")),
+        }
     }
 
     /// Waits until everything up to the sequence is heard.

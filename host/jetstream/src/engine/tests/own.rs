@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+
 use futures_util::FutureExt as _;
 use millrace_engine::contract::{Append, Transaction};
 use millrace_engine::state::{NEVER, StateChange, StateQuery, StateValue, StateWrite, StateWrites};
@@ -631,5 +633,49 @@ async fn what_is_not_where_it_was_counted_is_not_read() {
     again.expect("it is counted anew");
     let expected: Vec<u32> = (8..40).collect();
     assert_eq!(values(&*engine, at, 8).await, expected);
+    engine.close().await;
+}
+
+/// A server that stands still as the leader, and goes on when another one leads, refuses what the other one writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_former_leader_refuses_and_the_leader_has_written_is_written_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open_with(options(directory.path())).await;
+    let made = engine.create_topic(spec("orders", Durability::Os), Vec::new());
+    let at = first(&made.await.expect("made"));
+    // It hears everything, and answers at once.
+    let store = &engine.store;
+    let former = async_nats::connect(super::NATS.urls()[0].clone()).await;
+    let former = former.expect("connected");
+    let pieces = former.subscribe(store.subjects.piece(at)).await;
+    let mut pieces = pieces.expect("subscribed");
+    former.flush().await.expect("it is known");
+    let refuses = async {
+        let mut refused = 0;
+        for number in [10071, 10176, 10164, 10071, 10008].into_iter().cycle() {
+            let piece: async_nats::Message = pieces.next().await.expect("it goes on");
+            let Some(reply) = piece.reply else { continue };
+            let error = format!("{{\"error\":{{\"code\":400,\"err_code\":{number}}}}}");
+            former.publish(reply, error.into()).await.expect("sent");
+            former.flush().await.expect("sent");
+            refused += 1;
+            tracing::trace!(refused);
+        }
+    };
+    let sends = async {
+        let mut acknowledged = Vec::new();
+        for value in 0..20 {
+            if engine.commit(produce(at, value, 10)).await.is_ok() {
+                acknowledged.push(value);
+            }
+        }
+        acknowledged
+    };
+    let acknowledged = tokio::select! {
+        () = refuses => unreachable!("it goes on"),
+        acknowledged = sends => acknowledged,
+    };
+    assert_eq!(acknowledged, (0..20).collect::<Vec<_>>());
+    assert_eq!(values(&*engine, at, 0).await, acknowledged);
     engine.close().await;
 }

@@ -308,7 +308,8 @@ async fn whoever_is_not_let_in_is_told_why_and_what_to_do() {
     assert!(!refused.contains("s3cret"), "{refused}");
 
     let connect = connect_options(&options, "test").expect("options");
-    let mut session = connect.session().await.expect("connected");
+    let session = sqlx::PgConnection::connect_with(&connect).await;
+    let mut session = session.expect("connected");
     let schema = &options.schema;
     let make = format!("create schema {schema}; create table {schema}.meta (n int)");
     let make = sqlx::raw_sql(sqlx::AssertSqlSafe(make));
