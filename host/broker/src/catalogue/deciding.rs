@@ -16,10 +16,9 @@ use crate::catalogue::handle::Catalogue;
 
 /// How often a decision is repeated, because others were quicker, before the conflict is reported.
 const DECISIONS_MAX: usize = 16;
-/// How long to wait until this host sees another host's change.
+/// How long to wait for another host's change before deciding again.
 const HEAR_WAIT: Duration = Duration::from_millis(500);
-
-/// How long to wait for the store to say what others have changed.
+/// How long to wait for the store to say what others have changed, and for what is known to have been changed.
 const HEAR_DURATION_MAX: Duration = Duration::from_secs(2);
 
 /// An error that a decision about the catalogue can end with.
@@ -122,6 +121,7 @@ pub(crate) async fn heard_of<T>(
     mut look: impl FnMut() -> Option<T>,
 ) -> Option<T> {
     let mut heard = engine.watch_catalogue();
+    hear(engine).await;
     let hearing = async {
         loop {
             heard.borrow_and_update();
@@ -131,7 +131,7 @@ pub(crate) async fn heard_of<T>(
             }
         }
     };
-    let found = tokio::time::timeout(HEAR_WAIT, hearing).await;
+    let found = tokio::time::timeout(HEAR_DURATION_MAX, hearing).await;
     found.ok().flatten()
 }
 

@@ -169,7 +169,8 @@ fn broken_off(error: CopyError) -> Failure {
         CopyError::Topic {
             error: AdoptError::Topic(TopicError::Commit(CommitError::NotDurable)),
             ..
-        } => Failure::failed(message).with_hint(
+        }
+        | CopyError::Write(CommitError::NotDurable) => Failure::failed(message).with_hint(
             "if the servers run with sync_interval: always, name them by config:FILE, with synced = true in [engine.jetstream]",
         ),
         CopyError::Topic {

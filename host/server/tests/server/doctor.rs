@@ -289,7 +289,13 @@ fn an_encrypted_host_serves_and_its_files_are_read_with_the_key_file_only() {
     let findings = |arguments: &[&str]| {
         let all = [&["doctor", "--json"], arguments].concat();
         let answer: Value = serde_json::from_str(&out(&millrace(&all), 0)).expect("JSON");
-        answer["findings"].clone()
+        let mut all = answer["findings"].as_array().cloned().expect("findings");
+        // Other programs use the disk as well.
+        all.retain(|one| {
+            let meaning = one["meaning"].as_str().unwrap_or_default();
+            !meaning.contains("free on this disk")
+        });
+        all
     };
     let config_file = keys.path().join("millrace.toml");
     let settings = format!("data_dir = {path:?}\n[encryption]\nkey_file = {key_path:?}\n");
