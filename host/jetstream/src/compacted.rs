@@ -9,6 +9,7 @@ use millrace_model::{Offset, Timestamp, TopicPartition};
 use parking_lot::Mutex;
 
 use crate::atomic::{Note, Put};
+use crate::encoding::{Reader, Writer};
 use crate::fetch::Message;
 use crate::index::{Anchor, Block, Index, Piece};
 use crate::mirror::Beginning;
@@ -28,8 +29,49 @@ pub(crate) struct Compacted {
     pub(crate) last_seq: u64,
     /// When the oldest tombstone in it was committed, if it has one.
     pub(crate) tombstones_at: Option<Timestamp>,
+    /// The sequence of the first message with what is referred to; zero if nothing is.
+    pub(crate) referred_seq: u64,
     /// Where its messages are, once somebody has asked.
     blocks: Mutex<Option<Arc<Vec<Block>>>>,
+    /// What is referred to, once somebody has asked.
+    referred: Mutex<Option<Arc<Vec<Referred>>>>,
+}
+
+/// A batch that was there before a pass, for requests that are repeated: they know it by its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Referred {
+    pub(crate) seq: u64,
+    pub(crate) base: Offset,
+    /// When it was committed.
+    pub(crate) at: Timestamp,
+}
+
+/// In order, as differences.
+pub(crate) fn encode_referred(all: &[Referred]) -> Vec<u8> {
+    let mut out = Writer::default();
+    let (mut seq, mut base) = (0, 0);
+    for one in all {
+        out.number(one.seq - seq).number(one.base.0 - base);
+        out.number(one.at.0);
+        (seq, base) = (one.seq, one.base.0);
+    }
+    out.done()
+}
+
+/// Adds what a message has to what others before it had.
+fn decode_referred(bytes: &[u8], all: &mut Vec<Referred>) -> Option<()> {
+    let mut read = Reader(bytes);
+    let (mut seq, mut base) = (0u64, 0u64);
+    while !read.0.is_empty() {
+        seq = seq.checked_add(read.number()?)?;
+        base = base.checked_add(read.number()?)?;
+        all.push(Referred {
+            seq,
+            base: Offset(base),
+            at: Timestamp(read.number()?),
+        });
+    }
+    Some(())
 }
 
 impl Compacted {
@@ -37,13 +79,15 @@ impl Compacted {
         pass: u64,
         (first_seq, last_seq): (u64, u64),
         tombstones_at: Option<Timestamp>,
+        referred_seq: u64,
     ) -> Self {
         Self {
             pass,
             first_seq,
             last_seq,
             tombstones_at,
-            blocks: Mutex::default(),
+            referred_seq,
+            ..Self::default()
         }
     }
 
@@ -52,13 +96,14 @@ impl Compacted {
         let number = |place| note.number(NOTE_WORDS + place);
         let seqs = (number(1)?, number(2)?);
         let at = number(3).filter(|at| *at > 0).map(Timestamp);
-        Some(Self::new(number(0)?, seqs, at))
+        let referred_seq = number(4).unwrap_or_default();
+        Some(Self::new(number(0)?, seqs, at, referred_seq))
     }
 
     fn note(&self) -> String {
         let at = self.tombstones_at.unwrap_or_default();
         let (pass, first, last) = (self.pass, self.first_seq, self.last_seq);
-        format!(" {pass} {first} {last} {at}", at = at.0)
+        format!(" {pass} {first} {last} {} {}", at.0, self.referred_seq)
     }
 }
 
@@ -130,6 +175,48 @@ impl Store {
         Ok(blocks)
     }
 
+    /// What of that which was there before is referred to.
+    pub(crate) async fn all_referred(
+        &self,
+        partition: TopicPartition,
+        compacted: &Compacted,
+    ) -> Result<Arc<Vec<Referred>>, Trouble> {
+        if let Some(known) = compacted.referred.lock().clone() {
+            return Ok(known);
+        }
+        let mut all = Vec::new();
+        if compacted.referred_seq > 0 {
+            let subject = self.subjects.compacted(partition, compacted.pass);
+            let (mut next, last) = (compacted.referred_seq, compacted.last_seq);
+            self.all(&subject, next, last, |message| {
+                next = message.seq + 1;
+                let decoded = decode_referred(&message.body, &mut all);
+                decoded.ok_or_else(|| Trouble::malformed("what is referred to"))
+            })
+            .await?;
+            if next <= last {
+                return Err(Trouble::Moved);
+            }
+        }
+        let all = Arc::new(all);
+        *compacted.referred.lock() = Some(Arc::clone(&all));
+        Ok(all)
+    }
+
+    /// The offset that a batch had; where the partition starts, if nobody was thought to ask.
+    pub(crate) async fn referred(
+        &self,
+        partition: TopicPartition,
+        compacted: &Compacted,
+        seq: u64,
+        start: Offset,
+    ) -> Result<Option<Offset>, ReadError> {
+        let all = self.all_referred(partition, compacted).await?;
+        let found = all.binary_search_by_key(&seq, |one| one.seq).ok();
+        let base = found.and_then(|at| all.get(at)).map(|one| one.base);
+        Ok(Some(base.unwrap_or(start)))
+    }
+
     /// Passes what is left, from the block with an offset on, until `see` has seen enough or there is no more. Returns whether everything was
     /// there: if not, another pass has replaced it.
     pub(crate) async fn walk_compacted(
@@ -173,7 +260,7 @@ impl Store {
                     continue;
                 }
                 let mut found = found(partition, base, span, &parts, next_seq - 1);
-                found.at = at;
+                (found.at, found.is_referred) = (at, false);
                 parts.clear();
                 if !see(found) {
                     return Ok(true);
@@ -188,6 +275,35 @@ impl Store {
         let subject = self.subjects.compacted(partition, compacted.pass);
         if let Err(error) = self.stream.purge().filter(subject).await {
             tracing::debug!(%error, %partition, "what was compacted anew is not removed yet");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_referred_to_is_read_as_it_was_written(steps: Vec<(u32, u32, u64)>) {
+            let (mut seq, mut base) = (0, 0);
+            let all: Vec<Referred> = steps.into_iter().map(|(more, offsets, at)| {
+                seq += u64::from(more) + 1;
+                base += u64::from(offsets);
+                Referred { seq, base: Offset(base), at: Timestamp(at) }
+            }).collect();
+            let mut read = Vec::new();
+            for some in all.chunks(10) {
+                prop_assert!(decode_referred(&encode_referred(some), &mut read).is_some());
+            }
+            prop_assert_eq!(read, all);
+        }
+
+        #[test]
+        fn nothing_that_is_read_panics(bytes: Vec<u8>) {
+            let _ = decode_referred(&bytes, &mut Vec::new());
         }
     }
 }

@@ -14,11 +14,12 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use millrace_engine::compaction::{DIRTY_PERCENT_MIN, Latest, Left, Run, Thinning};
 use millrace_engine::{DamageKind, ReadError};
+use millrace_model::bounds::{PRODUCER_IDLE_MS, REQUEST_AGE_MS_MAX};
 use millrace_model::{Offset, RecordBatch, Stamp, Timestamp, Topic, TopicPartition};
 use tokio::sync::watch;
 
 use crate::atomic::Put;
-use crate::compacted::Compacted;
+use crate::compacted::{Compacted, Referred, encode_referred};
 use crate::index::Anchor;
 use crate::mirror::Beginning;
 use crate::reading::Found;
@@ -29,6 +30,10 @@ use crate::trouble::Trouble;
 const PIECE_BYTES_MAX: usize = 4 << 20;
 /// Messages that are written in one step.
 const PIECE_PUTS_MAX: usize = 500;
+/// Batches of a partition whose offsets are still known by their sequences after a pass, for requests that are repeated. Of more, the newest.
+const REFERRED_MAX: usize = 1 << 20;
+/// Those in one message, at most 30 bytes each.
+const REFERRED_TOGETHER: usize = 16 << 10;
 /// Bytes a second that a pass reads, so that the servers stay available to other work.
 const BYTES_PER_SECOND_MAX: u64 = 64 << 20;
 
@@ -48,6 +53,8 @@ struct Pass<'a> {
 struct Piece {
     run: Run,
     last_seq: u64,
+    /// If somebody may ask for it by its sequence.
+    referred: Option<Referred>,
 }
 
 pub(crate) async fn run(store: Arc<Store>, mut stop: watch::Receiver<bool>) {
@@ -220,10 +227,11 @@ impl Store {
 }
 
 fn piece(at: TopicPartition, found: Found) -> Piece {
+    let (from, to) = (found.base, found.end);
     let damaged = |kind: DamageKind| ReadError::Damaged {
         partition: at,
-        from: found.base,
-        to: found.end,
+        from,
+        to,
         kind,
     };
     Piece {
@@ -234,6 +242,11 @@ fn piece(at: TopicPartition, found: Found) -> Piece {
             batches: found.batch.map(|batch| vec![batch]).map_err(damaged),
         },
         last_seq: found.last_seq,
+        referred: found.is_referred.then_some(Referred {
+            seq: found.seq,
+            base: found.base,
+            at: found.at,
+        }),
     }
 }
 
@@ -247,7 +260,7 @@ impl Pass<'_> {
         if has_old {
             latest = self.note_old_tombstones(latest).await?;
         }
-        let (latest, place) = self.note_latest(latest).await?;
+        let (latest, place, new) = self.note_latest(latest).await?;
         if place.offset == self.before.anchor.offset && !has_old {
             return Ok(());
         }
@@ -255,7 +268,11 @@ impl Pass<'_> {
         let Some((seqs, thinning)) = self.rewrite(thinning, place.offset).await? else {
             return Ok(());
         };
-        let compacted = Compacted::new(self.pass, seqs, thinning.tombstones_at(now));
+        let left_at = thinning.tombstones_at(now);
+        let referred = self.write_referred(new, now).await?;
+        let last_seq = referred.map_or(seqs.1, |(_, last)| last);
+        let first_referred = referred.map_or(0, |(first, _)| first);
+        let compacted = Compacted::new(self.pass, (seqs.0, last_seq), left_at, first_referred);
         let (store, at) = (self.store, self.at);
         let moved = Beginning {
             anchor: place,
@@ -300,7 +317,11 @@ impl Pass<'_> {
     }
 
     /// The positions of the latest messages, and the place up to which they are known. What is damaged is not rewritten, nor what follows it.
-    async fn note_latest(&self, mut latest: Latest) -> Result<(Latest, Anchor), Trouble> {
+    async fn note_latest(
+        &self,
+        mut latest: Latest,
+    ) -> Result<(Latest, Anchor, Vec<Referred>), Trouble> {
+        let mut all_referred = Vec::new();
         let clean = self.before.anchor.offset;
         let mut place = self.before.anchor;
         let mut is_first = true;
@@ -308,11 +329,16 @@ impl Pass<'_> {
             let from = place.offset.max(self.first());
             let pieces = self.store.pieces(self.at, from, self.end).await?;
             if pieces.is_empty() {
-                return Ok((latest, place));
+                return Ok((latest, place, all_referred));
             }
-            for Piece { run, last_seq } in pieces {
+            for piece in pieces {
+                let Piece {
+                    run,
+                    last_seq,
+                    referred,
+                } = piece;
                 if run.batches.is_err() {
-                    return Ok((latest, place));
+                    return Ok((latest, place, all_referred));
                 }
                 let next = Anchor {
                     offset: run.next,
@@ -326,8 +352,9 @@ impl Pass<'_> {
                 latest = noted;
                 is_first = false;
                 if full_at.is_some() {
-                    return Ok((latest, place));
+                    return Ok((latest, place, all_referred));
                 }
+                all_referred.extend(referred);
                 place = next;
             }
         }
@@ -378,6 +405,37 @@ impl Pass<'_> {
             let (first, last) = (passed.first_seq, passed.first_seq + puts.len() as u64 - 1);
             seqs = Some((seqs.map_or(first, |(first, _)| first), last));
         }
+    }
+
+    /// Writes the sequences and offsets of batches for which somebody may ask, before and now: as long as a producer is known, and no more
+    /// than fit. Returns the first and the last sequence of that.
+    async fn write_referred(
+        &self,
+        new: Vec<Referred>,
+        now: Timestamp,
+    ) -> Result<Option<(u64, u64)>, Trouble> {
+        let mut all = match &self.before.compacted {
+            Some(before) => Vec::clone(&*self.store.all_referred(self.at, before).await?),
+            None => Vec::new(),
+        };
+        all.extend(new);
+        let asked_since = now
+            .0
+            .saturating_sub(PRODUCER_IDLE_MS.max(REQUEST_AGE_MS_MAX));
+        all.retain(|one| one.at.0 >= asked_since);
+        let some = all.split_off(all.len().saturating_sub(REFERRED_MAX));
+        let mut seqs: Option<(u64, u64)> = None;
+        for some in some.chunks(REFERRED_TOGETHER) {
+            let put = Put {
+                subject: self.store.subjects.compacted(self.at, self.pass),
+                body: encode_referred(some).into(),
+                ..Put::default()
+            };
+            let passed = self.store.write(&[put]).await?;
+            let seq = passed.first_seq;
+            seqs = Some((seqs.map_or(seq, |(first, _)| first), seq));
+        }
+        Ok(seqs)
     }
 
     /// The messages of a batch that is left.

@@ -105,7 +105,8 @@ struct Draft {
 }
 
 enum Drafted {
-    Piece(RecordBatch),
+    /// And whether a cell refers to it.
+    Piece(RecordBatch, bool),
     State(usize),
 }
 
@@ -279,7 +280,7 @@ impl<'a> Judge<'a> {
     pub(crate) fn adopt(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
         self.check_appends(transaction)?;
         for append in &transaction.appends {
-            self.append(append.partition, &append.batch);
+            self.append(append.partition, &append.batch, false);
         }
         Ok(())
     }
@@ -367,7 +368,8 @@ impl<'a> Judge<'a> {
             ..Receipt::default()
         };
         for append in &transaction.appends {
-            let base = self.append(append.partition, &append.batch);
+            let is_of_request = transaction.request.is_some();
+            let base = self.append(append.partition, &append.batch, is_of_request);
             receipt.base_offsets.push(base);
         }
         let of_state = transaction.state.iter().filter_map(|w| w.lease.as_ref());
@@ -434,7 +436,7 @@ impl<'a> Judge<'a> {
     }
 
     /// The place of the batch among the drafts.
-    fn append(&mut self, at: TopicPartition, batch: &RecordBatch) -> Offset {
+    fn append(&mut self, at: TopicPartition, batch: &RecordBatch, is_of_request: bool) -> Offset {
         let base = Offset(PLACES + self.drafts.len() as u64);
         if let Some(numbering) = batch.numbering() {
             self.idempotence.apply_append(at, numbering, base);
@@ -450,7 +452,7 @@ impl<'a> Judge<'a> {
         self.drafts.push(Draft {
             subject: self.store.subjects.piece(at),
             body: placed.bytes().clone(),
-            what: Drafted::Piece(placed),
+            what: Drafted::Piece(placed, is_of_request || batch.numbering().is_some()),
         });
         base
     }
@@ -464,16 +466,17 @@ impl<'a> Judge<'a> {
         for draft in &self.drafts {
             places.push(puts.len());
             let note = |part: usize, parts: usize| match &draft.what {
-                Drafted::Piece(batch) => {
+                Drafted::Piece(batch, is_referred) => {
                     // It was placed at zero.
                     let (span, latest) = (batch.end_offset().0, batch.max_timestamp().0);
                     let messages = batch.messages_within(Offset::default(), batch.end_offset());
-                    format!("{part} {parts} {span} {messages} {latest}")
+                    let referred = if *is_referred { " 1" } else { "" };
+                    format!("{part} {parts} {span} {messages} {latest}{referred}")
                 }
                 Drafted::State(_) => format!("{part} {parts}"),
             };
             match &draft.what {
-                Drafted::Piece(batch) => drop(batches.insert(puts.len(), batch.clone())),
+                Drafted::Piece(batch, _) => drop(batches.insert(puts.len(), batch.clone())),
                 Drafted::State(state) => self.state[*state].place = puts.len(),
             }
             puts.extend(store.in_parts(&draft.subject, &draft.body, note));

@@ -22,6 +22,8 @@ const LOOK_BYTES: usize = 128 << 10;
 /// Bytes that are read at once at least, so that the way to an offset is short.
 const READ_BYTES_MIN: usize = 64 << 10;
 
+/// The word of a batch's note that says whether a cell refers to it.
+const REFERRED_PLACE: usize = 5;
 /// How often something is looked for in a partition that is trimmed meanwhile.
 const TRIES_MAX: u32 = 5;
 
@@ -36,6 +38,8 @@ pub(crate) struct Found {
     pub(crate) seq: u64,
     /// The sequence of its last part.
     pub(crate) last_seq: u64,
+    /// Whether a request or a producer may ask for its offset by its sequence.
+    pub(crate) is_referred: bool,
 }
 
 /// Messages of a partition whose places are known: what was compacted, or the partition's own.
@@ -373,15 +377,18 @@ impl Store {
     ) -> Result<Option<Offset>, ReadError> {
         self.check_counts()?;
         for _ in 0..TRIES_MAX {
-            let (anchor, start) = {
+            let (anchor, start, compacted) = {
                 let heard = self.mirror.heard.read();
                 let Some(known) = heard.partitions.get(&partition) else {
                     return Ok(None);
                 };
-                (known.anchor, known.start)
+                (known.anchor, known.start, known.compacted.clone())
             };
             if seq <= anchor.seq {
-                return Ok(Some(start));
+                return match compacted {
+                    Some(compacted) => self.referred(partition, &compacted, seq, start).await,
+                    None => Ok(Some(start)),
+                };
             }
             let place = {
                 let heard = self.mirror.heard.read();
@@ -642,6 +649,7 @@ pub(crate) fn found(
     parts: &[Message],
     last_seq: u64,
 ) -> Found {
+    let note_of_first = parts.first().and_then(|part| part.note.as_ref());
     let bytes = match parts {
         [whole] => whole.body.clone(),
         parts => {
@@ -671,6 +679,7 @@ pub(crate) fn found(
         at: parts.first().map(|part| part.at).unwrap_or_default(),
         seq: parts.first().map_or(last_seq, |part| part.seq),
         last_seq,
+        is_referred: note_of_first.is_some_and(|note| note.number(REFERRED_PLACE) == Some(1)),
     }
 }
 

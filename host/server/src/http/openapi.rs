@@ -214,6 +214,28 @@ mod tests {
     }
 
     #[test]
+    fn a_default_of_a_parameter_is_of_its_type() {
+        let document = document();
+        let operations = document["paths"].as_object().expect("paths");
+        let operations = operations.values().filter_map(|path| path.as_object());
+        let parameters = operations
+            .flat_map(|path| path.values())
+            .filter_map(|operation| operation["parameters"].as_array())
+            .flatten();
+        for parameter in parameters {
+            let schema = &parameter["schema"];
+            assert!(schema["allOf"].is_null(), "{parameter}");
+            let fits = match &schema["default"] {
+                Value::Null => true,
+                Value::String(_) => schema["type"] == "string",
+                Value::Bool(_) => schema["type"] == "boolean",
+                _ => schema["type"] == "integer",
+            };
+            assert!(fits, "{parameter}");
+        }
+    }
+
+    #[test]
     fn small_types_are_the_numbers_and_texts_that_they_are_in_json() {
         let document = document();
         let schemas = &document["components"]["schemas"];

@@ -40,6 +40,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Whose counts are asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(default = "all")]
 pub(super) enum Whose {
     /// Those of all hosts.
     #[default]
@@ -55,7 +56,7 @@ pub(super) enum Whose {
 pub(super) struct HostsParams {
     /// `all`: what the hosts on this store count, added up. `this`: only what this host counts.
     #[serde(default)]
-    #[param(inline, default = "all")]
+    #[param(inline)]
     pub(super) hosts: Whose,
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use millrace_engine::Engine;
-use millrace_engine::conformance::compaction::{Rig, expected};
+use millrace_engine::conformance::compaction::{Rig, batch, expected};
+use millrace_engine::contract::{Append, RequestMark, Transaction};
 use millrace_model::{Offset, TopicPartition};
 
 use super::{open_with, options};
@@ -181,7 +182,12 @@ async fn a_pass_that_was_broken_off_leaves_nothing_and_one_that_was_overtaken_ch
     assert_eq!(listed.len(), 1, "{listed:?}");
     assert!(!listed[0].0.ends_with(".7"), "{listed:?}");
     let late = crate::mirror::Beginning {
-        compacted: Some(Arc::new(crate::compacted::Compacted::new(7, (1, 1), None))),
+        compacted: Some(Arc::new(crate::compacted::Compacted::new(
+            7,
+            (1, 1),
+            None,
+            0,
+        ))),
         ..begun
     };
     let refused = store.write(&[store.start_put(at, late)]).await;
@@ -215,4 +221,47 @@ async fn what_is_damaged_and_what_follows_it_stays_as_it_is() {
     assert!(stream.engine.read(at, Offset(3), 1).await.is_err());
     assert_eq!(offsets(&stream.engine, at, 4).await, [4]);
     stream.engine.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_repeated_after_compaction_is_told_the_offset_that_it_had() {
+    let stream = InStream::new(seldom).await;
+    let at = stream.rig.at;
+    let request = |number: u8, key: &str| {
+        let append = Append {
+            partition: at,
+            batch: batch(&[(Some(key), Some("value"))]),
+        };
+        Transaction {
+            request: Some(RequestMark {
+                topic: at.topic,
+                key: [number; 16],
+                fingerprint: [number; 16],
+                note: Default::default(),
+            }),
+            ..Transaction::produce(vec![append])
+        }
+    };
+    for (number, key) in (0..).zip(["a", "b", "a", "b", "a"]) {
+        let committed = stream.engine.commit(request(number, key)).await;
+        let offsets = committed.expect("committed").base_offsets;
+        assert_eq!(offsets, [Offset(u64::from(number))]);
+    }
+    // Twice: what the first pass knows, the second one keeps.
+    for more in 5..7 {
+        compact(&stream.engine).await;
+        let committed = stream.engine.commit(request(more, "a")).await;
+        committed.expect("committed");
+    }
+    compact(&stream.engine).await;
+    let other = open_with(seldom(stream.directory.path())).await;
+    for host in [&stream.engine, &other] {
+        assert_eq!(offsets(host, at, 0).await, [3, 6]);
+        for number in 0..7 {
+            let again = host.commit(request(number, "a")).await.expect("repeated");
+            assert!(again.repeated);
+            assert_eq!(again.base_offsets, [Offset(u64::from(number))]);
+        }
+        host.close().await;
+    }
 }
