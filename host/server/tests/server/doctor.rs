@@ -298,11 +298,20 @@ fn an_encrypted_host_serves_and_its_files_are_read_with_the_key_file_only() {
         all
     };
     let config_file = keys.path().join("millrace.toml");
-    let settings = format!("data_dir = {path:?}\n[encryption]\nkey_file = {key_path:?}\n");
-    fs::write(&config_file, settings).expect("written");
-    let of_config = findings(&[&format!("config:{}", config_file.display())]);
-    assert_eq!(of_config, findings(&[path, with_key[0], key_path]));
-    assert_ne!(of_config, findings(&[path]));
+    let config = format!("config:{}", config_file.display());
+    let write = |key_path: &str| {
+        let settings = format!("data_dir = {path:?}\n[encryption]\nkey_file = {key_path:?}\n");
+        fs::write(&config_file, settings).expect("written");
+    };
+    write(key_path);
+    assert_eq!(
+        findings(&[&config]),
+        findings(&[path, with_key[0], key_path])
+    );
+    write(&format!("{key_path}.missing"));
+    let refused = millrace(&["doctor", &config]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains(".missing cannot be read"), "{told}");
     let mut segments = Vec::new();
     find(&dir.path().join("topics"), &mut segments);
     let segment = segments.iter().find(|path| path.ends_with(".segment"));
