@@ -153,17 +153,9 @@ impl Store {
         let mut seen = 0;
         let see = &mut |seq, note: Option<&Note>, size: u64| {
             if seq > seen
-                && let Some((0, count, span)) = note.and_then(part_of)
+                && let Some(piece) = note.and_then(|note| Piece::of(seq, note, size))
                 && let Some((base, _)) = placed(note)
             {
-                let number_of = |place| note.and_then(|note| note.number(place));
-                let piece = Piece {
-                    seq,
-                    span,
-                    messages: number_of(3).unwrap_or_default(),
-                    latest: Timestamp(number_of(4).unwrap_or_default()),
-                    bytes: size.saturating_mul(count),
-                };
                 index.push(base, piece);
             }
             seen = seq.max(seen);

@@ -388,7 +388,10 @@ async fn event(store: &Store, arrived: Arrived, is_loading: bool) -> Result<Even
         body => body,
     };
     let what = match &place {
-        Place::Piece(_) => piece(&note, seq, bytes),
+        Place::Piece(_) => match Piece::part_of(seq, &note, bytes) {
+            Some((part, piece)) => What::Piece { piece, part },
+            None => What::Nothing,
+        },
         Place::Delta(..) => match (note.number(0), note.number(1)) {
             (Some(0), Some(parts)) => What::Delta { parts },
             _ => What::Nothing,
@@ -451,23 +454,6 @@ async fn event(store: &Store, arrived: Arrived, is_loading: bool) -> Result<Even
         index: note.index,
         what,
     })
-}
-
-fn piece(note: &Note, seq: u64, bytes: u64) -> What {
-    let number = |place| note.number(place);
-    match (number(0), number(2), number(3), number(4)) {
-        (Some(part), Some(span), Some(messages), Some(latest)) => What::Piece {
-            piece: Piece {
-                seq,
-                span,
-                messages,
-                latest: Timestamp(latest),
-                bytes: bytes.saturating_mul(number(1).unwrap_or(1)),
-            },
-            part,
-        },
-        _ => What::Nothing,
-    }
 }
 
 /// What somebody else has counted, to compare it.

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use millrace_model::{Offset, Timestamp};
 
+use crate::atomic::Note;
+
 /// Bytes of batches in one block, unless a single batch is larger.
 const BLOCK_BYTES_MAX: u64 = 64 << 10;
 /// Places where readers stopped, per partition.
@@ -37,6 +39,29 @@ pub(crate) struct Piece {
     pub(crate) messages: u64,
     pub(crate) latest: Timestamp,
     pub(crate) bytes: u64,
+}
+
+impl Piece {
+    /// As the note of its first message says, whose body has so many bytes; `None` for another message.
+    pub(crate) fn of(seq: u64, note: &Note, size: u64) -> Option<Self> {
+        let (part, piece) = Self::part_of(seq, note, size)?;
+        (part == 0).then_some(piece)
+    }
+
+    /// As the note of one of its messages says, and which part of it that is. Whatever has no such note has no offsets: whoever counts must
+    /// count by this.
+    pub(crate) fn part_of(seq: u64, note: &Note, size: u64) -> Option<(u64, Self)> {
+        let number = |place| note.number(place);
+        let (part, count) = (number(0)?, number(1)?);
+        let piece = Self {
+            seq,
+            span: number(2)?,
+            messages: number(3).unwrap_or_default(),
+            latest: Timestamp(number(4).unwrap_or_default()),
+            bytes: size.saturating_mul(count),
+        };
+        Some((part, piece))
+    }
 }
 
 #[derive(Clone, Debug, Default)]

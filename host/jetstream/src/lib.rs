@@ -33,6 +33,7 @@ mod index;
 mod judging;
 mod loading;
 mod mirror;
+mod older;
 mod options;
 mod reading;
 mod store;

@@ -18,8 +18,15 @@ use crate::engine::JetstreamEngine;
 fn often(directory: &Path) -> JetstreamOptions {
     JetstreamOptions {
         cleaning_interval: Duration::from_millis(30),
-        counted_after: Duration::from_millis(500),
         ..options(directory)
+    }
+}
+
+/// And soon removes what everybody has counted.
+fn removing(directory: &Path) -> JetstreamOptions {
+    JetstreamOptions {
+        counted_after: Duration::from_secs(3),
+        ..often(directory)
     }
 }
 
@@ -87,7 +94,7 @@ async fn compact(engine: &JetstreamEngine) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_left_is_read_by_every_host_and_the_rest_goes() {
-    let stream = InStream::new(often).await;
+    let stream = InStream::new(removing).await;
     let other = open_with(options(stream.directory.path())).await;
     for value in ["a0", "a1", "a2"] {
         stream.rig.put("a", Some(value)).await;
