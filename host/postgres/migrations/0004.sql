@@ -26,9 +26,9 @@ begin
   -- Higher than any epoch and life before, also than those that are lost; by the clock, because what is lost is not known.
   select greatest((extract(epoch from clock_timestamp()) * 1000000)::bigint, coalesce(max(n), 0) + 1000000) into found_number
     from (select max(number) as n from life union all select max(epoch) from chain) as before;
-  -- In the order in which commits lock. Every lease from before is void.
+  -- In the order in which commits lock. Every lease from before is void, and nobody has the work: who had it may be preferred for it no more.
   perform from chain order by id for no key update;
-  update chain set epoch = found_number;
+  update chain set epoch = found_number, holder = null, works = false;
   -- No number that was given in what is lost is given again.
   update meta set value = greatest(value + 1, found_number) where name = 'producer';
   perform from kind order by kind for no key update;
