@@ -27,6 +27,7 @@ const CLAIMS_AT_ONCE_MAX: usize = 64;
 
 /// What this host holds of a group's work.
 pub(crate) struct Holdings {
+    this: Weak<Self>,
     hosts: Arc<Hosts>,
     group: GroupName,
     places: Mutex<Places>,
@@ -57,6 +58,8 @@ struct Place {
     /// Whether the previous worker's host ended, and nothing was committed here since the last
     /// worker learnt that. If so, the next worker learns it too.
     is_left: AtomicBool,
+    /// Whether it is being found out if this host has taken the hold.
+    is_settling: AtomicBool,
     /// Marks that this host was committing, by the worker's partition, as long as it is unknown
     /// whether they were committed. A mark precedes a call. Because this host has not ended, such a
     /// mark is no evidence against its message, wherever it is found.
@@ -82,7 +85,8 @@ pub(crate) struct Share {
 
 impl Holdings {
     pub(crate) fn new(hosts: Arc<Hosts>, group: GroupName) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
             hosts,
             group,
             places: Mutex::default(),
@@ -143,7 +147,8 @@ impl Holdings {
             // Only a hold for work reports what was left.
             return Ok(share.works.then_some(share));
         }
-        let hold = self.hosts.engine().hold(&self.group, at).await?;
+        let hold = self.hosts.engine().hold(&self.group, at).await;
+        let hold = hold.inspect_err(|error| self.settle(at, &place, error))?;
         Ok(hold.map(|hold| {
             place.is_left.fetch_or(hold.left, Ordering::SeqCst);
             let share = self.share(&place, hold, true);
@@ -159,10 +164,38 @@ impl Holdings {
         if let Some(share) = live(&held) {
             return Ok(share);
         }
-        let hold = self.hosts.engine().claim(&self.group, at).await?;
+        let hold = self.hosts.engine().claim(&self.group, at).await;
+        let hold = hold.inspect_err(|error| self.settle(at, &place, error))?;
         let share = self.share(&place, hold, false);
         *held = Arc::downgrade(&share);
         Ok(share)
+    }
+
+    /// A hold that could not be taken may have been taken all the same. No other host takes it as long as this one lives, and this host may not
+    /// want it when the store is back. So it is taken again until the store answers, and given back unless somebody here uses it by then.
+    fn settle(&self, at: TopicPartition, place: &Place, error: &CommitError) {
+        if !is_passing(error) || place.is_settling.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let this = Weak::clone(&self.this);
+        tokio::spawn(async move {
+            let (mut backoff, mut rng) = (Backoff::default(), fastrand::Rng::new());
+            loop {
+                tokio::time::sleep(backoff.next(&mut rng)).await;
+                let Some(holdings) = this.upgrade() else {
+                    return;
+                };
+                let taken = holdings.take(at).await;
+                if let Ok(Some(share)) = taken {
+                    share.leave().await;
+                } else if taken.is_err_and(|error| is_passing(&error)) {
+                    continue;
+                }
+                let place = holdings.place(at);
+                place.is_settling.store(false, Ordering::SeqCst);
+                return;
+            }
+        });
     }
 
     /// Like [`Holdings::claim`], for several, in the same order.
@@ -390,18 +423,21 @@ async fn give_back(engine: Arc<dyn Engine>, hold: Hold) -> bool {
     false
 }
 
-/// Whether the release is settled: released, lost, or left to the next host.
+/// Whether the release is settled: the store says that this host has it no more. That this host considers it lost is not enough: as long as it
+/// lives, no other takes what the store says it has.
 async fn is_given_back(engine: &dyn Engine, hold: &Hold) -> bool {
     let given = engine.release(hold.clone()).await;
-    let is_passing = matches!(
-        given,
-        Err(CommitError::Unavailable(_) | CommitError::InDoubt(_))
-    );
-    !is_passing || hold.is_lost()
+    !given.is_err_and(|error| is_passing(&error))
+}
+
+/// Whether the store may answer later.
+fn is_passing(error: &CommitError) -> bool {
+    matches!(error, CommitError::Unavailable(_) | CommitError::InDoubt(_))
 }
 
 #[cfg(test)]
 mod tests {
+    use millrace_engine::hooked::{Hooked, Hooks};
     use millrace_engine::{MemoryEngine, ProgressWrite};
     use millrace_model::{
         Clock, Durability, PartitionId, ProcessorName, Progress, SystemClock, Timestamp, TopicName,
@@ -425,7 +461,7 @@ mod tests {
         topic.partition(PartitionId(0)).unwrap()
     }
 
-    fn holdings(engine: Arc<MemoryEngine>) -> Arc<Holdings> {
+    fn holdings(engine: Arc<impl Engine + 'static>) -> Arc<Holdings> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let hosts = Hosts::new(engine, clock, MOVES_AFTER);
         hosts.holdings(&ProcessorName::parse("p").unwrap().group())
@@ -466,6 +502,81 @@ mod tests {
             taken.leave().await;
         }
         drop(share);
+    }
+
+    /// A store that does what it is asked, and says so late.
+    struct Late {
+        engine: Arc<MemoryEngine>,
+        late: AtomicUsize,
+    }
+
+    impl Late {
+        fn answer<T>(&self, done: Result<T, CommitError>) -> Result<T, CommitError> {
+            let late = self
+                .late
+                .try_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            match late {
+                Ok(_) => Err(CommitError::InDoubt("no answer".into())),
+                Err(_) => done,
+            }
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Hooks for Late {
+        fn engine(&self) -> &dyn Engine {
+            &*self.engine
+        }
+
+        async fn hold(
+            &self,
+            group: &GroupName,
+            at: TopicPartition,
+        ) -> Result<Option<Hold>, CommitError> {
+            self.answer(self.engine.hold(group, at).await)
+        }
+
+        async fn claim(&self, group: &GroupName, at: TopicPartition) -> Result<Hold, CommitError> {
+            self.answer(self.engine.claim(group, at).await)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_without_an_answer_is_given_back() {
+        let engine = MemoryEngine::new(Arc::new(SystemClock::new()));
+        let at = partition(&*engine).await;
+        let other = holdings(engine.second_host());
+        let late = Arc::new(Late {
+            engine,
+            late: AtomicUsize::new(0),
+        });
+        let one = holdings(Arc::new(Hooked(Arc::clone(&late))));
+        for claims in [false, true] {
+            late.late.store(2, Ordering::SeqCst);
+            let refused = match claims {
+                true => one.claim(at).await.map(|_| ()),
+                false => one.take(at).await.map(|_| ()),
+            };
+            assert!(matches!(refused, Err(CommitError::InDoubt(_))));
+            assert!(other.take(at).await.unwrap().is_none());
+            let taken = loop {
+                if let Some(taken) = other.take(at).await.unwrap() {
+                    break taken;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            };
+            taken.leave().await;
+            // What somebody here has by then stays.
+            late.late.store(1, Ordering::SeqCst);
+            assert!(one.take(at).await.is_err());
+            let used = one.take(at).await.unwrap().expect("it is this host's");
+            while one.place(at).is_settling.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert!(!used.is_lost());
+            assert!(other.take(at).await.unwrap().is_none());
+            used.leave().await;
+        }
     }
 
     /// The share of dead letters that a host may make follows from this.
