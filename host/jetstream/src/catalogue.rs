@@ -11,7 +11,7 @@ use millrace_model::{
 
 use crate::atomic::{self, BATCH_PUTS_MAX, GONE, Put};
 use crate::cells::{Known, decode_named, encode_named, last_id};
-use crate::mirror::{Beginning, Heard};
+use crate::heard::{Beginning, Heard};
 use crate::store::{Store, random};
 use crate::trouble::Trouble;
 

@@ -17,8 +17,8 @@ use tokio::task::JoinSet;
 
 use crate::atomic::{BATCH_PUTS_MAX, Put};
 use crate::cells::{Known, PLACES, last_id};
+use crate::heard::Passed;
 use crate::judging::{Decided, Judge, Needs, Writes};
-use crate::mirror::Passed;
 use crate::store::Store;
 use crate::trouble::Trouble;
 

@@ -20,8 +20,8 @@ use tokio::sync::watch;
 
 use crate::atomic::Put;
 use crate::compacted::{Compacted, Referred, encode_referred};
+use crate::heard::Beginning;
 use crate::index::Anchor;
-use crate::mirror::Beginning;
 use crate::reading::Found;
 use crate::store::{Store, random};
 use crate::trouble::Trouble;

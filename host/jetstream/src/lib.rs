@@ -28,6 +28,7 @@ mod engine;
 mod feed;
 mod fetch;
 mod fresh;
+mod heard;
 mod hosts;
 mod index;
 mod judging;

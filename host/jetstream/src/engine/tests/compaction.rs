@@ -189,7 +189,7 @@ async fn a_pass_that_was_broken_off_leaves_nothing_and_one_that_was_overtaken_ch
     let listed = stream.listed(stream.compacted()).await;
     assert_eq!(listed.len(), 1, "{listed:?}");
     assert!(!listed[0].0.ends_with(".7"), "{listed:?}");
-    let late = crate::mirror::Beginning {
+    let late = crate::heard::Beginning {
         compacted: Some(Arc::new(crate::compacted::Compacted::new(
             7,
             (1, 1),
