@@ -97,10 +97,10 @@ fn spec(module: &str, attempts_max: u32) -> Value {
     })
 }
 
-#[test]
-fn each_command_may_go_to_another_host_than_the_one_before() -> Result<()> {
+/// Three hosts with the worker's topics; `None` if PostgreSQL is not installed.
+fn three() -> Result<Option<(Shared, Turns)>> {
     let Some(shared) = Shared::start(3)? else {
-        return Ok(());
+        return Ok(None);
     };
     let turns = Turns {
         clients: (0..3).map(|host| shared.client(host)).collect(),
@@ -109,6 +109,95 @@ fn each_command_may_go_to_another_host_than_the_one_before() -> Result<()> {
     for name in ["in", "out"] {
         turns.post("/v1/topics", &json!({"name": name, "partitions": 6}))?;
     }
+    Ok(Some((shared, turns)))
+}
+
+/// While one host compiles an upload, no other one says that there is no such module, and all know how it ends.
+#[test]
+fn an_upload_to_one_host_can_be_followed_at_every_other() -> Result<()> {
+    let Some((_shared, turns)) = three()? else {
+        return Ok(());
+    };
+    let upload = |tag: &str, bytes: &[u8]| {
+        let path = format!("/v1/modules?tag={tag}&wait_ms=0");
+        turns.clients[0].post(&path, "application/wasm", bytes)
+    };
+    let accepted = upload("worker@1.0.0", guests::QUAKE_CLASSIFIER)?;
+    ensure!(accepted.status == 202, "status {}", accepted.status);
+    let digest = accepted.ok()?["digest"].clone();
+    let digest = digest.as_str().context("a digest")?;
+    for reference in [digest, "worker@1.0.0"] {
+        let place = format!("/v1/modules/{reference}");
+        // Those first that only hear of it.
+        for client in turns.clients.iter().rev() {
+            let mut states = BTreeSet::new();
+            wait_for("the module at each host", || {
+                let asked = client.get(&place)?;
+                let status = asked.status;
+                let shown = asked.ok()?;
+                if status == 202 {
+                    states.extend(shown["state"].as_str().map(str::to_owned));
+                }
+                Ok((status == 200).then_some(()))
+            })?;
+            println!("{}: {states:?}", client.url());
+        }
+    }
+    let accepted = upload("text@1.0.0", b"no component at all")?;
+    ensure!([202, 422].contains(&accepted.status));
+    for client in turns.clients.iter().rev() {
+        let refused = wait_for("the refusal at each host", || {
+            let asked = client.get("/v1/modules/text@1.0.0")?;
+            Ok((asked.status != 202).then_some(asked))
+        })?;
+        let (code, message, _) = refused.error()?;
+        ensure!(refused.status == 422, "{message}");
+        ensure!(code == "not-a-component", "{code}: {message}");
+    }
+    let listed = turns.get("/v1/modules")?;
+    ensure!(listed["under_way"] == json!([]), "{listed}");
+    Ok(())
+}
+
+/// Each host counts its own part of a canary; whoever promotes it is told of all parts.
+#[test]
+fn a_promotion_says_what_the_canary_got_wrong_on_all_hosts() -> Result<()> {
+    let Some((_shared, turns)) = three()? else {
+        return Ok(());
+    };
+    let module = turns.next().push(guests::FLAKY)?;
+    let watched = |attempts_max: u32| {
+        let mut spec = spec(&module, attempts_max);
+        // Nothing withdraws it.
+        spec["breaker"] = json!({"enabled": false});
+        spec
+    };
+    turns.put(WORKER, &watched(1))?;
+    turns.put(&format!("{WORKER}?canary=99"), &watched(2))?;
+    turns.produce(0..90, &json!({"reject": "late"}), 3)?;
+    turns.next().wait_until_idle("worker")?;
+    let of = |path: &str| -> Result<u64> {
+        let shown = turns.get(path)?;
+        let messages = &shown["canary_status"]["canary"]["messages"];
+        messages.as_u64().with_context(|| shown.to_string())
+    };
+    let messages = of(WORKER)?;
+    for _ in &turns.clients {
+        let alone = of(&format!("{WORKER}?hosts=this"))?;
+        ensure!(alone < messages, "the others had {messages} - {alone}");
+    }
+    let promoted = turns.post(&format!("{WORKER}/promote"), &json!({}))?;
+    let note = promoted["note"].as_str().context("a note")?;
+    let expected = format!("over {messages} messages");
+    ensure!(note.contains(&expected), "{note}, not {expected}");
+    Ok(())
+}
+
+#[test]
+fn each_command_may_go_to_another_host_than_the_one_before() -> Result<()> {
+    let Some((_shared, turns)) = three()? else {
+        return Ok(());
+    };
     let module = turns.next().push(guests::FLAKY)?;
     turns.put(WORKER, &spec(&module, 1))?;
     turns.produce(0..30, &json!({}), 1)?;

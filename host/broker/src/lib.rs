@@ -86,7 +86,7 @@ pub use messages::read::{ReadRequest, ReadResult};
 pub use messages::subscription::{Delivery, SubscribeError, Subscription, SubscriptionError};
 /// The state of a processor, stored beside its progress.
 pub use millrace_engine::state;
-pub use processors::canary::CanaryStatus;
+pub use processors::canary::{CanaryStatus, TrialSeen};
 pub use processors::error::ProcessorError;
 pub use processors::handle::Processors;
 pub use processors::next_spec::{ConfigChange, NextSpec, merge};

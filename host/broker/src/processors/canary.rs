@@ -5,6 +5,7 @@ use metrics::counter;
 use millrace_model::{Processor, ProcessorName};
 use serde::{Deserialize, Serialize};
 
+use crate::dispatch::comparison::ShadowReport;
 use crate::dispatch::sides::{Side, SideStatus};
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
@@ -25,6 +26,15 @@ pub struct CanaryStatus {
     /// Why it takes no more messages and is about to be withdrawn; `None` otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+}
+
+/// What hosts have seen of the revision on trial, added up: each host counts only its own part.
+#[derive(Clone, Debug, Default)]
+pub struct TrialSeen {
+    /// How its canary compares with the current revision; `None` without a canary.
+    pub canary: Option<CanaryStatus>,
+    /// How its shadow does; `None` without a shadow.
+    pub shadow: Option<ShadowReport>,
 }
 
 impl Processors {
@@ -76,7 +86,8 @@ impl Processors {
     /// [`ProcessorError::TrialFails`] if the revision is about to be withdrawn; otherwise as
     /// [`ProcessorError`] says.
     pub async fn promote(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        self.promote_on_trial(name, false).await
+        let seen = self.trial_seen(name);
+        self.promote_seen(name, seen, false).await
     }
 
     /// Like [`promote`](Self::promote), even if the revision is about to be withdrawn.
@@ -84,16 +95,23 @@ impl Processors {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn promote_anyway(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
-        self.promote_on_trial(name, true).await
+        let seen = self.trial_seen(name);
+        self.promote_seen(name, seen, true).await
     }
 
-    async fn promote_on_trial(
+    /// Like [`promote`](Self::promote), by what is given as seen, which may include what other hosts have seen; `anyway` even if the
+    /// revision is about to be withdrawn.
+    ///
+    /// # Errors
+    /// As [`promote`](Self::promote).
+    pub async fn promote_seen(
         &self,
         name: &ProcessorName,
+        seen: TrialSeen,
         anyway: bool,
     ) -> Result<Processor, ProcessorError> {
         self.decide(name, async |loaded| {
-            self.promote_now(name, anyway, &loaded).await
+            self.promote_now(name, &seen, anyway, &loaded).await
         })
         .await
     }
@@ -101,12 +119,14 @@ impl Processors {
     async fn promote_now(
         &self,
         name: &ProcessorName,
+        seen: &TrialSeen,
         anyway: bool,
         loaded: &Loaded,
     ) -> Result<Processor, TurnError> {
         let known = self.known(name)?;
         let mut processor = known.processor.clone();
-        promote(&mut processor, self.asked(), self.seen(&known), anyway)?;
+        let seen = self.seen_by(&known, seen);
+        promote(&mut processor, self.asked(), seen, anyway)?;
         self.check_chains(&processor)?;
         self.change(processor, loaded).await
     }

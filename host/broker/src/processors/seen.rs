@@ -7,7 +7,7 @@ use millrace_model::ProcessorName;
 
 use crate::catalogue::deployed::Deployed;
 use crate::dispatch::gate::Gate;
-use crate::processors::canary::wrong_of_canary;
+use crate::processors::canary::{CanaryStatus, TrialSeen, wrong_of_canary};
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
 use crate::processors::revisions::{Asked, Seen, take_down};
@@ -22,23 +22,40 @@ impl Processors {
         }
     }
 
+    /// What this host has seen of the revision on trial.
+    pub fn trial_seen(&self, name: &ProcessorName) -> TrialSeen {
+        let known = self.known(name).ok();
+        TrialSeen {
+            canary: known.and_then(|known| self.canary_status(&known.processor)),
+            shadow: self.inner.supervisor.shadow(name),
+        }
+    }
+
     /// What this host has seen of the processor's running revisions.
     pub(super) fn seen(&self, known: &Deployed) -> Seen {
+        self.seen_by(known, &self.trial_seen(&known.processor.name))
+    }
+
+    /// What this host has seen of the current revision, and what was seen of the one on trial.
+    pub(super) fn seen_by(&self, known: &Deployed, on_trial: &TrialSeen) -> Seen {
         let processor = &known.processor;
-        let supervisor = &self.inner.supervisor;
-        let gate = supervisor.gate(&processor.name);
+        let gate = self.inner.supervisor.gate(&processor.name);
         let trial = processor.on_trial();
-        let canary = self.canary_status(processor);
-        let canary = canary.filter(|status| Some(status.canary.revision) == trial);
-        let shadow = supervisor.shadow(&processor.name);
+        let of_trial = |status: &&CanaryStatus| Some(status.canary.revision) == trial;
+        let canary = on_trial.canary.as_ref().filter(of_trial);
+        // It may have come while the change waited for its turn.
+        let newest = self.canary_status(processor);
+        let trouble = [canary, newest.as_ref().filter(of_trial)];
+        let mut trouble = trouble.into_iter().flatten();
+        let shadow = on_trial.shadow.as_ref();
         let shadow = shadow.filter(|report| Some(report.revision) == trial);
-        let wrong = canary.as_ref().and_then(wrong_of_canary);
+        let wrong = canary.and_then(wrong_of_canary);
         Seen {
             noted: gate.and_then(|gate| gate.record(processor.current)),
             problem: known.problem.clone(),
             trial_problem: known.trial_problem.clone(),
-            trouble: canary.and_then(|status| status.trouble),
-            wrong: wrong.or_else(|| shadow.as_ref().and_then(wrong_of_shadow)),
+            trouble: trouble.find_map(|status| status.trouble.clone()),
+            wrong: wrong.or_else(|| shadow.and_then(wrong_of_shadow)),
         }
     }
 

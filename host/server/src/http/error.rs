@@ -8,7 +8,7 @@ use axum::http::header::{ACCEPT_ENCODING, RETRY_AFTER};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use millrace_model::{Advice, Advised, Code, Kind};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use self::own::Own;
@@ -28,12 +28,12 @@ pub(crate) struct ApiError {
 }
 
 /// The shape on the wire.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize, Deserialize, ToSchema)]
 pub(crate) struct ErrorBody {
     error: ErrorDetail,
 }
 
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize, Deserialize, ToSchema)]
 struct ErrorDetail {
     /// Stable, for programs. docs/errors.md lists all codes.
     #[schema(example = "unknown-topic")]
@@ -48,6 +48,20 @@ struct ErrorDetail {
     /// The partition it applies to, if several were read.
     #[serde(skip_serializing_if = "Option::is_none")]
     partition: Option<u32>,
+}
+
+impl From<ErrorBody> for ApiError {
+    /// What another host answered. A code that this one does not know becomes an internal error with the same text.
+    fn from(body: ErrorBody) -> Self {
+        let ErrorDetail {
+            code,
+            message,
+            hint,
+            ..
+        } = body.error;
+        let known = Code::ALL.iter().find(|known| known.as_str() == code);
+        Self::new(known.copied().unwrap_or(Code::Internal), message, hint)
+    }
 }
 
 impl ApiError {

@@ -137,7 +137,7 @@ fn one_breaker(breakers: Vec<(String, BreakerStatus)>) -> Option<BreakerStatus> 
 }
 
 /// Adds another host's counts, if they are of the same canary.
-fn add_canary(total: &mut CanaryStatus, host: &str, other: CanaryStatus) {
+pub(super) fn add_canary(total: &mut CanaryStatus, host: &str, other: CanaryStatus) {
     if other.canary.revision != total.canary.revision {
         return;
     }

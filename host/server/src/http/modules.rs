@@ -15,6 +15,7 @@ use millrace_broker::{
     Upload, Uploader,
 };
 use millrace_model::{Code, Digest, Timestamp};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use utoipa::ToSchema;
@@ -25,6 +26,7 @@ use super::bounds::{UPLOAD_WAIT_MS, UPLOAD_WAIT_MS_MAX, UPLOADS_MAX};
 use super::by::ByHeader;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
+use super::others::{Gathered, HostsParams, OfThis, Whose};
 use super::query::{InPath, InQuery};
 use super::record::Subject;
 
@@ -89,12 +91,29 @@ pub(super) struct SignatureHeader {
 #[derive(Serialize, ToSchema)]
 pub(super) struct ModulesBody {
     modules: Vec<ModuleBody>,
-    /// Uploads that are being admitted.
+    /// Uploads that are being admitted, on any host.
+    under_way: Vec<AdmissionBody>,
+    #[serde(flatten)]
+    gathered: Gathered,
+}
+
+/// What another host is admitting.
+#[derive(Deserialize)]
+struct UnderWayThere {
     under_way: Vec<AdmissionBody>,
 }
 
+/// What another host says of a module that this one does not know.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum There {
+    UnderWay(AdmissionBody),
+    Refused(ErrorBody),
+    Admitted(IgnoredAny),
+}
+
 /// An upload that is being admitted.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize, Deserialize, ToSchema)]
 pub(super) struct AdmissionBody {
     /// SHA-256 of its bytes.
     digest: Digest,
@@ -103,7 +122,7 @@ pub(super) struct AdmissionBody {
     byte_count: u64,
     /// `waiting` for its turn, `compiling`, or `trying` whether it starts.
     #[schema(example = "compiling")]
-    state: &'static str,
+    state: String,
     /// When it was uploaded.
     since: Timestamp,
     /// How long ago that is.
@@ -220,7 +239,8 @@ impl Called {
                 Some(Compiling { begun_at: None, .. }) => "waiting",
                 Some(_) => "compiling",
                 None => "trying",
-            },
+            }
+            .to_owned(),
             since: admission.since,
             since_ms: self.clock.wall().0.saturating_sub(admission.since.0),
             compiling_since: compiling.and_then(|compiling| compiling.begun_at),
@@ -349,22 +369,33 @@ fn digests(modules: &[Module]) -> Vec<Digest> {
     modules.iter().map(|module| module.facts.digest).collect()
 }
 
-/// All modules.
-#[utoipa::path(get, path = "/v1/modules", tag = "modules", responses((status = 200, body = ModulesBody)))]
-pub(super) async fn list(app: Called) -> Json<ModulesBody> {
+/// All modules, and what any host is admitting.
+#[utoipa::path(get, path = "/v1/modules", tag = "modules", params(HostsParams), responses((status = 200, body = ModulesBody)))]
+pub(super) async fn list(
+    app: Called,
+    InQuery(HostsParams { hosts }): InQuery<HostsParams>,
+) -> OfThis<ModulesBody> {
+    let mut others = app.of_others::<UnderWayThere>(hosts, "/v1/modules").await;
+    let given = std::mem::take(&mut others.given);
     let modules = app.session.catalogue().modules();
     let modules = modules
         .into_iter()
         .map(|module| app.shown(module))
         .collect();
     let under_way = app.session.catalogue().admissions();
-    let under_way = under_way.iter().map(|one| app.under_way(one)).collect();
-    Json(ModulesBody { modules, under_way })
+    let under_way = under_way.iter().map(|one| app.under_way(one));
+    let there = given.into_iter().flat_map(|(_, there)| there.under_way);
+    let body = ModulesBody {
+        modules,
+        under_way: under_way.chain(there).collect(),
+        gathered: others.gathered(),
+    };
+    app.answer_of_this(hosts, body)
 }
 
-/// A module, by digest, by a unique prefix of it (6 digits or more), or by tag. While its upload is being compiled on this host, the
+/// A module, by digest, by a unique prefix of it (6 digits or more), or by tag. While its upload is being compiled, on whichever host, the
 /// answer is 202; if the upload was refused, it is the error of the refusal.
-#[utoipa::path(get, path = "/v1/modules/{reference}", tag = "modules", params(("reference" = String, Path,)), responses(
+#[utoipa::path(get, path = "/v1/modules/{reference}", tag = "modules", params(("reference" = String, Path,), HostsParams), responses(
     (status = 200, body = ModuleBody),
     (status = 202, body = AdmissionBody, description = "It is being compiled"),
     (status = 404, body = ErrorBody),
@@ -373,17 +404,56 @@ pub(super) async fn list(app: Called) -> Json<ModulesBody> {
 pub(super) async fn show(
     app: Called,
     InPath(reference): InPath<String>,
+    InQuery(HostsParams { hosts }): InQuery<HostsParams>,
 ) -> Result<Response, ApiError> {
     let catalogue = app.session.catalogue();
     // Asked first: what ends in between is a module or a refusal then.
     let admission = catalogue.admission(&reference);
-    match admission.filter(|_| catalogue.find_module(&reference).is_none()) {
-        None => Ok(Json(app.shown(app.module(&reference)?)).into_response()),
-        Some(admission) => {
+    let is_known = || catalogue.find_module(&reference).is_some();
+    let is_refused = || catalogue.refusal(&reference).is_some();
+    let under_way = match admission {
+        _ if is_known() => None,
+        Some(admission) => Some(app.under_way(&admission)),
+        None if hosts == Whose::All && !is_refused() => app.under_way_there(&reference).await?,
+        None => None,
+    };
+    let answer = match under_way {
+        // It may have been admitted since.
+        Some(under_way) if !is_known() => {
             let retry_after = [(RETRY_AFTER, COMPILING_RETRY_AFTER_S.to_string())];
-            let body = Json(app.under_way(&admission));
-            Ok((StatusCode::ACCEPTED, retry_after, body).into_response())
+            Ok((StatusCode::ACCEPTED, retry_after, Json(under_way)).into_response())
         }
+        _ => app
+            .module(&reference)
+            .map(|module| Json(app.shown(module)).into_response()),
+    };
+    let answer = answer.unwrap_or_else(IntoResponse::into_response);
+    Ok(app.answer_of_this(hosts, answer).signed())
+}
+
+impl Called {
+    /// The upload that another host is admitting; the error if another host has refused it.
+    async fn under_way_there(&self, reference: &str) -> Result<Option<AdmissionBody>, ApiError> {
+        // A digest or a tag; it becomes part of a path.
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"@._+-".contains(&byte);
+        if !reference.bytes().all(is_plain) {
+            return Ok(None);
+        }
+        let path = format!("/v1/modules/{reference}");
+        let others = self.of_others::<There>(Whose::All, &path).await;
+        let mut refused = None;
+        for (_, there) in others.given {
+            match there {
+                There::UnderWay(under_way) => return Ok(Some(under_way)),
+                There::Refused(error) => refused = Some(error),
+                // This host hears of it now at the latest.
+                There::Admitted(_) => {
+                    self.broker.hear().await;
+                    return Ok(None);
+                }
+            }
+        }
+        refused.map_or(Ok(None), |refused| Err(refused.into()))
     }
 }
 

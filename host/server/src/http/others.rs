@@ -250,7 +250,12 @@ async fn answer_of<T: DeserializeOwned>(
         // It has not heard of it yet, or not begun.
         return Ok(None);
     }
-    if status != StatusCode::OK {
+    let says = [
+        StatusCode::OK,
+        StatusCode::ACCEPTED,
+        StatusCode::UNPROCESSABLE_ENTITY,
+    ];
+    if !says.contains(&status) {
         return Err(format!("it answers with status {status}; its log says why"));
     }
     let by = response.headers().get(&ANSWERED_BY).cloned();
@@ -301,7 +306,19 @@ impl Called {
 
 impl<T: Serialize> IntoResponse for OfThis<T> {
     fn into_response(self) -> Response {
-        let mut response = Json(self.body).into_response();
+        OfThis {
+            whose: self.whose,
+            id: self.id,
+            body: Json(self.body).into_response(),
+        }
+        .signed()
+    }
+}
+
+impl OfThis<Response> {
+    /// An answer that is complete but for the host's name.
+    pub(super) fn signed(self) -> Response {
+        let mut response = self.body;
         if self.whose == Whose::This
             && let Ok(id) = HeaderValue::from_str(&self.id.to_string())
         {

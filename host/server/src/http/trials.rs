@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::http::HeaderMap;
-use millrace_broker::ShadowReport;
+use millrace_broker::{ShadowReport, TrialSeen};
 use millrace_model::{Processor, ProcessorName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,8 +13,8 @@ use super::by::ByHeader;
 use super::called::Called;
 use super::deploying::DeployedBody;
 use super::error::{ApiError, ErrorBody};
-use super::gathering::add_reports;
-use super::others::{Gathered, HostsParams, OfThis};
+use super::gathering::{Counted, add_canary, add_reports};
+use super::others::{Gathered, HostsParams, OfThis, Whose};
 use super::query::{InPath, InQuery};
 use super::shapes::ProcessorSchema;
 
@@ -58,7 +58,7 @@ pub(super) struct PromoteBody {
     pub(super) force: bool,
 }
 
-/// Makes the revision on trial current. The answer's `note` lists its failures on trial.
+/// Makes the revision on trial current. The answer's `note` lists its failures on trial, on all hosts that answer within a second.
 #[utoipa::path(post, path = "/v1/processors/{name}/promote", tag = "processors", params(("name" = String, Path,), ByHeader),
     request_body = Option<PromoteBody>,
     responses(
@@ -75,14 +75,35 @@ pub(super) async fn promote(
     body: Body,
 ) -> Result<Json<DeployedBody>, ApiError> {
     let body: PromoteBody = app.take_json_or_default(&headers, body).await?;
+    let seen = app.trial_seen(&name).await;
     let (session, processor) = (app.session.clone(), name.clone());
     let change = async move {
-        match body.force {
-            true => session.processors().promote_anyway(&name).await,
-            false => session.processors().promote(&name).await,
-        }
+        let processors = session.processors();
+        processors.promote_seen(&name, seen, body.force).await
     };
     Ok(Json(DeployedBody::by(&app, processor, change).await?))
+}
+
+impl Called {
+    /// What this host and the others have seen of the revision on trial.
+    async fn trial_seen(&self, name: &ProcessorName) -> TrialSeen {
+        let mut seen = self.session.processors().trial_seen(name);
+        let path = format!("/v1/processors/{name}");
+        if let Some(canary) = &mut seen.canary {
+            let others = self.of_others::<Counted>(Whose::All, &path).await;
+            for (host, other) in others.given {
+                if let Some(more) = other.canary_status {
+                    add_canary(canary, &host, more);
+                }
+            }
+        }
+        if let Some(report) = &mut seen.shadow {
+            let path = format!("{path}/shadow");
+            let others = self.of_others::<ShadowReport>(Whose::All, &path).await;
+            add_reports(report, others.given.into_iter().map(|(_, report)| report));
+        }
+        seen
+    }
 }
 
 /// A shadow's report.
