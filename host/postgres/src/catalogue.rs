@@ -57,6 +57,10 @@ impl Tries {
     }
 }
 
+/// In a transaction that locks a whole table: readers go on behind whoever waits for that, so it must not wait long. But the server ends an
+/// automatic vacuum that is in the way only after `deadlock_timeout`, for whoever still waits.
+pub(crate) const WAIT_BRIEFLY: &str = "select set_config('lock_timeout', (1000 + extract(epoch from current_setting('deadlock_timeout')::interval) * 1000)::int::text, true)";
+
 /// Commits; an error leaves it in doubt.
 pub(crate) async fn end<E: From<CommitError>>(
     changing: PgTransaction<'_>,
@@ -308,9 +312,7 @@ impl Store {
         expects: &[Expectation],
     ) -> Result<TopicId, Failed<TopicError>> {
         let mut deleting = self.pool.begin().await?;
-        // Readers of the table go on behind whoever waits to drop it, so that it must not wait long.
-        let patience = sqlx::raw_sql("set local lock_timeout = '1s'");
-        deleting.execute(patience).await?;
+        deleting.execute(sqlx::query(WAIT_BRIEFLY)).await?;
         let partitions = sqlx::query(
             "select from partition where topic in (select id from topic where name = $1) order by topic, number for update",
         );

@@ -13,6 +13,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
 use tokio::sync::watch;
 
+use crate::catalogue::WAIT_BRIEFLY;
 use crate::compaction::compact;
 use crate::memory::Life;
 use crate::store::Store;
@@ -342,9 +343,7 @@ async fn turn_leaves(
             .is_some()
         {
             let table = leaf_table(id.0, newest + 1);
-            making
-                .execute(sqlx::raw_sql("set local lock_timeout = '1s'"))
-                .await?;
+            making.execute(sqlx::query(WAIT_BRIEFLY)).await?;
             making.execute(sqlx::raw_sql(AssertSqlSafe(table))).await?;
             let note = sqlx::query("insert into leaf (topic, bucket, made_at) values ($1, $2, $3)");
             let note = note.bind(id.0 as i64).bind(newest + 1).bind(now.0 as i64);
@@ -373,9 +372,7 @@ async fn drop_leaf(
         return Ok(());
     }
     let mut dropping = connection.begin().await?;
-    dropping
-        .execute(sqlx::raw_sql("set local lock_timeout = '1s'"))
-        .await?;
+    dropping.execute(sqlx::query(WAIT_BRIEFLY)).await?;
     let table = format!("drop table run_{id}_{bucket}");
     dropping
         .execute(sqlx::raw_sql(AssertSqlSafe(table)))

@@ -427,3 +427,48 @@ async fn a_host_whose_clock_is_wrong_goes_by_the_clock_of_the_database() {
         engine.close().await;
     }
 }
+
+/// An automatic vacuum of a large table takes longer than any deletion waits, and the server ends it only for whoever waits long enough.
+#[tokio::test]
+async fn a_topic_is_deleted_while_its_table_is_vacuumed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open(&directory).await;
+    let orders = topic(&engine, "orders", TopicSettings::default()).await;
+    for _ in 0..50 {
+        produce(&engine, &orders, 1, &["some"]).await;
+    }
+    let table = format!("run_{}_0", orders.id.0);
+    let pool = &engine.store.pool;
+    let slow_vacuum = format!(
+        "alter table {table} set (autovacuum_vacuum_insert_threshold = 1, autovacuum_vacuum_insert_scale_factor = 0, \
+         autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)"
+    );
+    for statement in [
+        "alter system set autovacuum_naptime = '1s'",
+        "select pg_reload_conf()",
+        &slow_vacuum,
+    ] {
+        let done = pool.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())));
+        done.await.expect("done");
+    }
+    let begun = async {
+        loop {
+            produce(&engine, &orders, 1, &["more"]).await;
+            let vacuum = format!(
+                "select count(*) from pg_stat_progress_vacuum where relid = '{table}'::regclass"
+            );
+            let count = pool
+                .fetch_one(sqlx::query(sqlx::AssertSqlSafe(vacuum)))
+                .await;
+            if count.expect("a row").get::<i64, _>(0) > 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let begun = tokio::time::timeout(Duration::from_secs(120), begun).await;
+    begun.expect("a vacuum begins");
+    let deleted = engine.delete_topic(&orders.spec.name, Vec::new()).await;
+    deleted.expect("deleted");
+    engine.close().await;
+}
