@@ -434,8 +434,10 @@ async fn a_topic_is_deleted_while_its_table_is_vacuumed() {
     let directory = tempfile::tempdir().expect("a directory");
     let engine = open(&directory).await;
     let orders = topic(&engine, "orders", TopicSettings::default()).await;
-    for _ in 0..50 {
-        produce(&engine, &orders, 1, &["some"]).await;
+    // A tenth of a second for each page, of four rows.
+    let quarter = "some".repeat(450);
+    for _ in 0..400 {
+        produce(&engine, &orders, 1, &[&quarter]).await;
     }
     let table = format!("run_{}_0", orders.id.0);
     let pool = &engine.store.pool;
