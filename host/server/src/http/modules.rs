@@ -378,16 +378,24 @@ pub(super) async fn list(
     let mut others = app.of_others::<UnderWayThere>(hosts, "/v1/modules").await;
     let given = std::mem::take(&mut others.given);
     let modules = app.session.catalogue().modules();
-    let modules = modules
+    let modules: Vec<ModuleBody> = modules
         .into_iter()
         .map(|module| app.shown(module))
         .collect();
     let under_way = app.session.catalogue().admissions();
     let under_way = under_way.iter().map(|one| app.under_way(one));
+    let here: Vec<AdmissionBody> = under_way.collect();
+    // What was admitted since, or is admitted here as well, stands here already.
+    let is_here = |digest: Digest| {
+        let mut modules = modules.iter();
+        modules.any(|module| module.digest == digest)
+            || here.iter().any(|here| here.digest == digest)
+    };
     let there = given.into_iter().flat_map(|(_, there)| there.under_way);
+    let there: Vec<AdmissionBody> = there.filter(|there| !is_here(there.digest)).collect();
     let body = ModulesBody {
         modules,
-        under_way: under_way.chain(there).collect(),
+        under_way: here.into_iter().chain(there).collect(),
         gathered: others.gathered(),
     };
     app.answer_of_this(hosts, body)

@@ -250,6 +250,7 @@ async fn answer_of<T: DeserializeOwned>(
         // It has not heard of it yet, or not begun.
         return Ok(None);
     }
+    // Also what is under way there, and what was refused there.
     let says = [
         StatusCode::OK,
         StatusCode::ACCEPTED,
