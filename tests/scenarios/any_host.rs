@@ -159,6 +159,24 @@ fn an_upload_to_one_host_can_be_followed_at_every_other() -> Result<()> {
     Ok(())
 }
 
+/// Whoever calls it comes to any host as soon as it is set.
+#[test]
+fn a_route_set_at_one_host_answers_at_every_other_at_once() -> Result<()> {
+    let Some((_shared, turns)) = three()? else {
+        return Ok(());
+    };
+    let module = turns.next().push(guests::WEB)?;
+    for number in 0..12 {
+        let path = format!("/web/{number}");
+        turns.put(&format!("/v1/routes{path}"), &json!({"module": module}))?;
+        for _ in 1..turns.clients.len() {
+            let asked = turns.next().get(&format!("{path}/echo"))?;
+            ensure!(asked.status == 200, "{path}: status {}", asked.status);
+        }
+    }
+    Ok(())
+}
+
 /// Each host counts its own part of a canary; whoever promotes it is told of all parts.
 #[test]
 fn a_promotion_says_what_the_canary_got_wrong_on_all_hosts() -> Result<()> {

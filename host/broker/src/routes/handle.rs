@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 
 use super::canary::Watch;
+use super::finding::Finding;
 use super::loading::Running;
 use crate::catalogue::handle::Catalogue;
 use crate::ground::caller::Caller;
@@ -40,6 +41,7 @@ pub(crate) struct Inner {
     pub(super) changes: tokio::sync::Mutex<()>,
     /// Tells the task of routes that there may be something to load or to withdraw.
     pub(super) news: Arc<Notify>,
+    pub(super) finding: Finding,
 }
 
 /// A route as the host knows it.
@@ -134,6 +136,7 @@ impl Routes {
             all: RwLock::default(),
             changes: tokio::sync::Mutex::default(),
             news: Arc::default(),
+            finding: Finding::default(),
         }))
     }
 

@@ -477,6 +477,7 @@ impl Routes {
         let known = Arc::new(Known::new(route, version, running, before));
         all.insert(path, Arc::clone(&known));
         drop(all);
+        self.inner.finding.learned.notify_waiters();
         if is_lacking {
             self.inner.news.notify_one();
         }

@@ -22,6 +22,9 @@ use super::keeping::read;
 use crate::ground::backoff::{LOAD_AGAIN_MAX, load_again_after, may_pass};
 use crate::handler::{HttpHandler, Interface, LiveConfig, LoadRequest};
 
+/// Why a route cannot answer yet.
+pub(super) const IS_BEING_LOADED: &str = "it is being loaded";
+
 /// A revision that answers requests, and its component.
 #[derive(Clone)]
 pub(super) struct Running {
@@ -47,7 +50,7 @@ impl Problem {
     /// A component that nobody has tried to load yet.
     fn not_loaded() -> Self {
         Self {
-            why: "it is being loaded".to_owned(),
+            why: IS_BEING_LOADED.to_owned(),
             is_passing: true,
             attempts: 0,
             again_at: Duration::ZERO,

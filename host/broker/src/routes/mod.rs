@@ -3,6 +3,7 @@
 mod access;
 pub(crate) mod canary;
 pub(crate) mod error;
+pub(crate) mod finding;
 pub(crate) mod handle;
 pub(crate) mod keeping;
 pub(crate) mod loading;

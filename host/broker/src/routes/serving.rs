@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use millrace_engine::EntryKind;
 use millrace_model::RoutePath;
 use millrace_model::bounds::ROUTE_REQUESTS_MAX;
 use tokio::sync::oneshot;
@@ -11,6 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::canary::{Side, side_of};
 use super::handle::{Known, Routes};
+use super::loading::IS_BEING_LOADED;
 use crate::handler::{CallError, HttpAnswer, HttpRequest};
 
 /// How long an answer's head may take besides the call's own time: for other requests of the route, and for a core.
@@ -59,20 +61,17 @@ pub struct Served {
 }
 
 impl Routes {
-    /// The route that answers this path: the longest that covers it.
-    #[must_use]
-    pub fn covering(&self, path: &str) -> Option<RoutePath> {
-        let all = self.inner.all.read();
-        let covering = all.keys().filter(|route| route.covers(path));
-        covering.max_by_key(|route| route.as_str().len()).cloned()
-    }
-
     /// Answers a request with the current revision or the canary. The call continues behind the answer while its body is read, and
     /// ends with it.
     pub async fn serve(&self, path: &RoutePath, request: HttpRequest) -> Served {
         let known = self.inner.all.read().get(path).cloned();
         let Some(known) = known else {
-            let why = "it was deleted".to_owned();
+            let stored = self.inner.engine.entry(EntryKind::Route, path.as_str());
+            let why = match stored {
+                Some(_) => IS_BEING_LOADED,
+                None => "it was deleted",
+            };
+            let why = why.to_owned();
             let path = path.clone();
             return Served {
                 revision: None,
@@ -99,7 +98,7 @@ impl Routes {
             why,
         };
         let running = known.running(number);
-        let running = running.ok_or_else(|| unavailable("it is being loaded".to_owned()))?;
+        let running = running.ok_or_else(|| unavailable(IS_BEING_LOADED.to_owned()))?;
         let handler = running.handler.clone();
         let handler = handler.map_err(|problem| unavailable(problem.why))?;
         let place = Arc::clone(&known.places).try_acquire_owned();

@@ -164,6 +164,34 @@ async fn a_slow_load_of_one_route_delays_no_other_and_no_change() {
 }
 
 #[tokio::test]
+async fn a_request_waits_for_a_route_that_another_host_has_just_set() {
+    let one = Rig::start(1).await;
+    let page = Page::slow("page");
+    let spec = upload(&one, "page", &page).await;
+    let other = beside(&one).await;
+    let routes = other.session.routes();
+    assert_eq!(routes.found("/a/b").await, None);
+    page.may_load.add_permits(1);
+    let set = one.session.routes();
+    set.set_route(&path("/a"), spec).await.unwrap();
+    until("the other host hears of it", async || {
+        asked(&other, "/a").await == "route /a cannot answer now: it is being loaded"
+    })
+    .await;
+    let session = other.session.clone();
+    let waiting = tokio::spawn(async move { session.routes().found("/a/b").await });
+    until("the other host loads it", async || {
+        page.begun.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    assert!(!waiting.is_finished(), "it is not loaded yet");
+    page.may_load.add_permits(1);
+    assert_eq!(soon(waiting).await.unwrap(), Some(path("/a")));
+    assert_eq!(asked(&other, "/a").await, "page");
+    assert_eq!(routes.found("/b").await, None);
+}
+
+#[tokio::test]
 async fn a_host_that_has_not_heard_of_a_change_does_not_take_it_for_no_change() {
     let one = Rig::start(1).await;
     let (old, new) = (Page::of("old"), Page::of("new"));

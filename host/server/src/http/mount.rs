@@ -55,7 +55,8 @@ pub(super) struct OfAComponent;
 
 /// Answers a request to a path that is not the host's own.
 pub(super) async fn answer(app: Called, request: Request) -> Response {
-    let Some(path) = app.session.routes().covering(request.uri().path()) else {
+    let found = app.session.routes().found(request.uri().path()).await;
+    let Some(path) = found else {
         let (parts, _) = request.into_parts();
         return error::unknown_route(parts.method, parts.uri)
             .await
