@@ -14,10 +14,10 @@ use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor as _, Postgres, Row as _};
 
-use super::judging::{Judge, Writes};
+use super::judging::{Judge, Run, Writes};
 use super::lanes::Waiting;
 use super::locking::{Chain, Locked, Place, columns, partition_of};
-use super::writing::{changes_of, runs_of};
+use super::writing::{changes_of, latest_of, runs_of};
 use crate::memory::Life;
 use crate::store::Store;
 use crate::tables::{Loaded, TableKey};
@@ -140,14 +140,23 @@ impl Short {
         group: &[Waiting],
         (connection, life): (&mut PgConnection, Life),
     ) -> Result<Option<Vec<Result<Receipt, CommitError>>>, Trouble> {
-        let topics: BTreeSet<u64> = self.writes.ends.keys().map(|at| at.topic.0).collect();
-        let text = statement(
-            &topics,
-            !self.before.is_empty(),
-            !self.writes.state.is_empty(),
-        );
-        let commit = self.bind(sqlx::query(AssertSqlSafe(text)), &topics);
-        let rows = connection.fetch_all(commit).await?;
+        let rows = match self.single() {
+            Some((at, run)) => {
+                let append = sqlx::query(AssertSqlSafe(single_statement(at.topic.0)));
+                let append = self.bind_single(append, at, run);
+                connection.fetch_all(append).await?
+            }
+            None => {
+                let topics = self.writes.ends.keys().map(|at| at.topic.0).collect();
+                let text = statement(
+                    &topics,
+                    !self.before.is_empty(),
+                    !self.writes.state.is_empty(),
+                );
+                let commit = self.bind(sqlx::query(AssertSqlSafe(text)), &topics);
+                connection.fetch_all(commit).await?
+            }
+        };
         if rows.is_empty() {
             return Ok(None);
         }
@@ -183,6 +192,36 @@ impl Short {
         let note = || store.memory.known.note(after);
         let _ = store.memory.remember(Some(life), note);
         Ok(Some(answers.into_iter().map(Ok).collect()))
+    }
+
+    /// The partition and the run, if the group does nothing but append one run to one partition.
+    fn single(&self) -> Option<(TopicPartition, &Run)> {
+        let Writes {
+            ends, runs, state, ..
+        } = &self.writes;
+        let is_plain = self.before.is_empty() && state.is_empty() && ends.len() == 1;
+        match &runs[..] {
+            [run] if is_plain => Some((run.partition, run)),
+            _ => None,
+        }
+    }
+
+    /// In the order in which [`single_statement`] numbers them.
+    fn bind_single<'q>(
+        &'q self,
+        append: Query<'q, Postgres, PgArguments>,
+        at: TopicPartition,
+        run: &'q Run,
+    ) -> Query<'q, Postgres, PgArguments> {
+        append
+            .bind(at.topic.0 as i64)
+            .bind(at.partition.0 as i32)
+            .bind(run.next.0 as i64)
+            .bind(self.writes.is_durable)
+            .bind(self.writes.now.0 as i64)
+            .bind(latest_of(run))
+            .bind(run.messages as i32)
+            .bind(&run.bytes[..])
     }
 
     /// In the order in which [`statement`] numbers them.
@@ -289,6 +328,18 @@ fn leases(transaction: &Transaction) -> impl Iterator<Item = &Lease> {
     let of_progress = transaction.progress.iter().map(|write| &write.lease);
     let of_state = transaction.state.iter().filter_map(|w| w.lease.as_ref());
     of_progress.chain(of_state).chain(&transaction.fences)
+}
+
+/// The statement that appends one run to one partition, in a quarter of the time that [`statement`] needs for it: a message that is sent alone waits for
+/// little else. The update locks the partition, so one that waited for another commit counts from the end that this left.
+fn single_statement(topic: u64) -> String {
+    format!(
+        "with moved as (update partition p set next = p.next + $3 from topic t \
+           where p.topic = $1 and p.number = $2 and t.id = p.topic and ($4 or not p.durable) returning p.next - $3 as base, t.bucket), \
+         written as (insert into run_{topic} (bucket, number, base, next, latest, at, messages, size, bytes) \
+           select moved.bucket, $2, moved.base, moved.base + $3, $6, $5, $7, octet_length($8), $8 from moved) \
+         select $1 as topic, $2 as number, base as next from moved"
+    )
 }
 
 /// The statement. Partitions are locked before chains, as everywhere; what is compared is that of the locked rows.

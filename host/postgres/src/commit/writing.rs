@@ -240,6 +240,11 @@ pub(super) struct RunColumns<'a> {
     pub(super) bytes: Vec<&'a [u8]>,
 }
 
+/// The time of its latest message, in the range of the column.
+pub(super) fn latest_of(run: &Run) -> i64 {
+    i64::try_from(run.latest.0).unwrap_or(i64::MAX)
+}
+
 pub(super) fn runs_of(runs: &[Run], topic: u64) -> RunColumns<'_> {
     let mut columns = RunColumns::default();
     for run in runs.iter().filter(|run| run.partition.topic.0 == topic) {
@@ -247,8 +252,7 @@ pub(super) fn runs_of(runs: &[Run], topic: u64) -> RunColumns<'_> {
         columns.numbers.push(run.partition.partition.0 as i32);
         columns.bases.push(run.base.0 as i64);
         columns.nexts.push(run.next.0 as i64);
-        let latest = i64::try_from(run.latest.0).unwrap_or(i64::MAX);
-        columns.latest.push(latest);
+        columns.latest.push(latest_of(run));
         columns.messages.push(run.messages as i32);
         columns.bytes.push(&run.bytes);
     }
