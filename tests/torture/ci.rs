@@ -77,7 +77,6 @@ fn through_faults_of_hosts_and_their_database_each_message_is_processed_once() {
 }
 
 #[test]
-#[ignore = "the engine on JetStream is on trial (docs/engines.md); run it with --ignored"]
 fn through_faults_of_hosts_and_nats_servers_each_message_is_processed_once() {
     endure(StoreKind::Jetstream);
 }
