@@ -89,6 +89,9 @@ impl News {
         for (at, next) in untold.ends {
             let end = format!(" {}/{}/{next}", at.topic, at.partition);
             if payload.len() + end.len() > PAYLOAD_BYTES_MAX {
+                if payloads.is_empty() {
+                    payload.insert(0, ENDS);
+                }
                 payloads.push(std::mem::take(&mut payload));
             }
             payload.push_str(&end);
@@ -102,6 +105,8 @@ impl News {
 const CATALOGUE: char = 'k';
 const STATE: char = 's';
 const CHAINS: char = 'c';
+/// The ends are in several notifications, and parts of one commit perhaps in two of them: whoever hears this looks at all at once.
+const ENDS: char = 'e';
 /// A host joins or leaves: it says so from its own session.
 pub(crate) const HOSTS: char = 'h';
 
@@ -210,6 +215,9 @@ impl Store {
         if marks.contains(CHAINS) {
             self.follow_chains().await?;
         }
+        if marks.contains(ENDS) {
+            self.look_at_ends().await?;
+        }
         let life = life_of(payload).or_else(|| self.memory.life());
         let ends = || self.memory.mirror.hear_ends(ends_of(payload));
         // Of another life, they may be lost.
@@ -220,14 +228,19 @@ impl Store {
     /// Looks at everything.
     pub(crate) async fn look(&self) -> Result<(), Trouble> {
         self.follow_catalogue().await?;
+        self.look_at_ends().await?;
+        self.follow_state().await?;
+        self.follow_chains().await
+    }
+
+    /// Looks where all partitions start and end, as of one moment.
+    pub(crate) async fn look_at_ends(&self) -> Result<(), Trouble> {
         let life = self.memory.life();
         let asked = sqlx::query("select topic, number, start, next from partition");
         let rows = self.pool.fetch_all(asked).await?;
         let stored: Vec<Stored> = rows.iter().map(stored_of).collect();
         let hear = || self.memory.mirror.hear_partitions(&stored);
-        self.memory.must_remember(life, hear)?;
-        self.follow_state().await?;
-        self.follow_chains().await
+        self.memory.must_remember(life, hear)
     }
 
     pub(crate) async fn follow_catalogue(&self) -> Result<(), Trouble> {
@@ -389,5 +402,35 @@ fn stored_of(row: &sqlx::postgres::PgRow) -> Stored {
         partition: partition_of(row),
         start: Offset(row.get::<i64, _>("start") as u64),
         next: Offset(row.get::<i64, _>("next") as u64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(partitions: u32) -> Vec<String> {
+        let news = News::default();
+        let at = |number| TopicPartition {
+            topic: TopicId(7),
+            partition: PartitionId(number),
+        };
+        news.ends((0..partitions).map(|number| (at(number), Offset(1_000_000))));
+        news.take()
+    }
+
+    #[test]
+    fn ends_in_several_notifications_are_looked_at_in_one_moment_first() {
+        let (few, many) = (told(2), told(2_000));
+        assert_eq!(few, [" 7/0/1000000 7/1/1000000"]);
+        assert!(many.len() > 1 && many[0].starts_with("e 7/0/"));
+        let rest = &many[1..];
+        assert!(rest.iter().all(|payload| payload.starts_with(" 7/")));
+        assert!(
+            many.iter()
+                .all(|payload| payload.len() < PAYLOAD_BYTES_MAX + 2)
+        );
+        let ends: usize = many.iter().map(|payload| ends_of(payload).count()).sum();
+        assert_eq!(ends, 2_000);
     }
 }

@@ -117,9 +117,9 @@ impl Mirror {
         Ok(Watch::new(heard.partition(partition)?.end.subscribe()))
     }
 
-    /// Ends never go back: news may arrive in any order.
+    /// Ends never go back: news may arrive in any order. Those of a commit change at once for whoever reads, so that nobody sees a part of it.
     pub(crate) fn hear_ends(&self, ends: impl IntoIterator<Item = (TopicPartition, Offset)>) {
-        let heard = self.heard.read();
+        let heard = self.heard.write();
         for (partition, next) in ends {
             if let Some(known) = heard.partitions.get(&partition) {
                 known.reach(next);

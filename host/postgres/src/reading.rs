@@ -61,6 +61,12 @@ impl Store {
             let requested = from;
             return Err(ReadError::PastEnd { requested, end });
         }
+        let mut visible = ends.end;
+        if end > visible && from >= visible {
+            // A commit that this host has not heard of may be in other partitions, too: whoever sees a part of it must find the others.
+            self.look_at_ends().await?;
+            visible = end;
+        }
         let mut batches = Vec::new();
         let mut bytes = 0;
         for row in &rows {
@@ -73,6 +79,9 @@ impl Store {
             for batch in found {
                 if batch.end_offset() <= from {
                     continue;
+                }
+                if batch.base_offset() >= visible {
+                    return Ok(batches);
                 }
                 bytes += batch.byte_count();
                 if bytes > bytes_max && !batches.is_empty() {

@@ -60,7 +60,8 @@ impl Tail {
         *self.held.lock() = Held::default();
     }
 
-    /// Batches from the one that contains `from` on; `None` unless they reach `end` or the bound, as those of the database would.
+    /// Batches from the one that contains `from` on; `None` unless they reach `end` or the bound, as those of the database would. Batches at `end`
+    /// and behind it belong to a commit that is not visible yet.
     pub(crate) fn read(
         &self,
         partition: TopicPartition,
@@ -75,6 +76,9 @@ impl Tail {
         let (mut next, mut bytes) = (first, 0);
         let mut batches = Vec::new();
         for (base, appended) in of_partition.range(first..) {
+            if *base >= end {
+                break;
+            }
             let batch = &appended.batch;
             let is_old = now.saturating_sub(appended.at) > TAIL_AGE_MAX;
             if is_old || *base != next || batch.end_offset() <= from {
@@ -111,5 +115,42 @@ impl Held {
                 self.partitions.remove(&partition);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_model::{BatchBuilder, Message, PartitionId, Stamp, TopicId};
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_visible_yet_is_not_read() {
+        let partition = TopicPartition {
+            topic: TopicId(1),
+            partition: PartitionId(0),
+        };
+        let tail = Tail::default();
+        for offset in 0..3 {
+            let mut builder = BatchBuilder::with_capacity(0);
+            builder.push(&Message::default());
+            let batch = builder.finish().expect("it has a message");
+            let batch = batch.placed(Offset(offset), Stamp::of(partition));
+            tail.note(partition, batch, Duration::ZERO);
+        }
+        let read = |from, end| {
+            let read = tail.read(
+                partition,
+                Offset(from),
+                Offset(end),
+                usize::MAX,
+                Duration::ZERO,
+            );
+            read.map(|batches| batches.len())
+        };
+        assert_eq!(read(0, 2), Some(2));
+        assert_eq!(read(2, 2), Some(0));
+        assert_eq!(read(0, 3), Some(3));
+        assert_eq!(read(0, 4), None, "the database has more");
     }
 }
