@@ -8,6 +8,8 @@ use millrace_model::{
     GroupName, Offset, PartitionId, ProcessorName, Topic, TopicPartition, TopicSettings,
 };
 
+use sqlx::{Executor as _, Row as _};
+
 use super::compaction::batch;
 use super::own::topic;
 use super::server::{self, Postgres};
@@ -103,6 +105,35 @@ async fn close(rig: Rig) {
 
 fn first(topic: &Topic) -> TopicPartition {
     topic.partition(PartitionId(0)).expect("it has one")
+}
+
+/// Whatever the clock says: the first is lost when the second begins.
+#[tokio::test]
+async fn two_lives_that_begin_from_the_same_one_have_different_numbers() {
+    let server = server::start();
+    let rig = Rig::with(options(&server)).await;
+    let pool = &rig.one.store.pool;
+    let begun_from = async |number: &'static str| -> i64 {
+        let mut lost = pool.begin().await.expect("begun");
+        let before = format!("update life set started_at = 'epoch', number = {number}");
+        let before = sqlx::raw_sql(sqlx::AssertSqlSafe(before));
+        lost.execute(before).await.expect("executed");
+        let ask = sqlx::query("select current_life() as life");
+        let life = lost.fetch_one(ask).await.expect("asked").get("life");
+        lost.rollback().await.expect("undone");
+        life
+    };
+    for _ in 0..3 {
+        let first = begun_from("number").await;
+        assert!(first < begun_from("number").await, "later ones are higher");
+    }
+    const AHEAD: i64 = 9_000_000_000_000_000;
+    let ahead = [
+        begun_from("9000000000000000").await,
+        begun_from("9000000000000000").await,
+    ];
+    assert!(ahead[0] != ahead[1] && ahead.iter().all(|life| *life > AHEAD));
+    close(rig).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
