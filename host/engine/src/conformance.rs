@@ -52,6 +52,7 @@ macro_rules! conformance_tests {
             messages::offsets_only_grow,
             messages::sixteen_writers_are_given_no_offset_twice_and_everything_is_read,
             messages::a_reader_sees_a_transaction_whole,
+            messages::writers_beside_a_transaction_show_no_part_of_it,
             messages::a_batch_is_read_as_it_was_written,
             messages::the_largest_message_is_kept,
             messages::topics_of_every_durability_show_what_they_acknowledged,

@@ -233,8 +233,8 @@ impl Store {
         self.follow_chains().await
     }
 
-    /// Looks where all partitions start and end, as of one moment.
-    pub(crate) async fn look_at_ends(&self) -> Result<(), Trouble> {
+    /// Looks where all partitions start and end, as of one moment. Returns the ends that are news.
+    pub(crate) async fn look_at_ends(&self) -> Result<Vec<(TopicPartition, Offset)>, Trouble> {
         let life = self.memory.life();
         let asked = sqlx::query("select topic, number, start, next from partition");
         let rows = self.pool.fetch_all(asked).await?;

@@ -127,16 +127,21 @@ impl Mirror {
         }
     }
 
-    /// Starts and ends as stored.
-    pub(crate) fn hear_partitions(&self, stored: &[Stored]) {
+    /// Starts and ends as stored. Returns the ends that are news.
+    pub(crate) fn hear_partitions(&self, stored: &[Stored]) -> Vec<(TopicPartition, Offset)> {
         let mut heard = self.heard.write();
+        let mut news = Vec::new();
         for stored in stored {
             if let Some(known) = heard.partitions.get_mut(&stored.partition) {
                 known.start = known.start.max(stored.start);
                 // What was removed was there, whether or not this host has heard of it.
-                known.reach(stored.next.max(stored.start));
+                let end = stored.next.max(stored.start);
+                if known.reach(end) {
+                    news.push((stored.partition, end));
+                }
             }
         }
+        news
     }
 
     /// What changed in the catalogue.
@@ -277,11 +282,12 @@ impl Known {
         });
     }
 
-    fn reach(&self, next: Offset) {
+    /// Returns whether this is news.
+    fn reach(&self, next: Offset) -> bool {
         self.end.send_if_modified(|end| {
             let moves = *end < next;
             *end = next.max(*end);
             moves
-        });
+        })
     }
 }

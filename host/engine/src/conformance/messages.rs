@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use millrace_model::bounds::MESSAGE_BYTES_MAX;
@@ -286,6 +287,61 @@ pub async fn a_reader_sees_a_transaction_whole(engine: Arc<dyn Engine>) {
         tokio::task::yield_now().await;
     }
     reader.await.expect("no half was seen");
+}
+
+/// Others who write to one of its partitions at the same time do not show a part of a transaction early.
+pub async fn writers_beside_a_transaction_show_no_part_of_it(engine: Arc<dyn Engine>) {
+    const BESIDE: usize = 4;
+    let topic = make_topic(&*engine, "orders", 2).await;
+    let parts = [at(&topic, 0), at(&topic, 1)];
+    let reader = tokio::spawn(look_beside(engine.clone(), parts));
+    let is_read = Arc::new(AtomicBool::new(false));
+    let others = (0..BESIDE).map(|_| {
+        let (engine, is_read) = (engine.clone(), Arc::clone(&is_read));
+        tokio::spawn(async move {
+            while !is_read.load(Ordering::SeqCst) {
+                let beside = Transaction::produce(vec![append(parts[0], &["0"])]);
+                engine.commit(beside).await.expect("committed");
+                tokio::task::yield_now().await;
+            }
+        })
+    });
+    let others: Vec<_> = others.collect();
+    let mut number = 0;
+    while !reader.is_finished() {
+        number += 1;
+        let text = [number.to_string()];
+        let both = parts.map(|part| append(part, &text)).to_vec();
+        let both = Transaction::produce(both);
+        engine.commit(both).await.expect("committed");
+        tokio::task::yield_now().await;
+    }
+    is_read.store(true, Ordering::SeqCst);
+    for other in others {
+        other.await.expect("it wrote until the end");
+    }
+    reader.await.expect("no part was seen");
+}
+
+/// Follows the partition that others write to as well, and looks for the other part of what it finds there.
+async fn look_beside(engine: Arc<dyn Engine>, parts: [TopicPartition; 2]) {
+    const NEWS: usize = 200;
+    let (mut next, mut news) = (Offset(0), 0);
+    while news < NEWS {
+        let batches = engine.read(parts[0], next, usize::MAX).await;
+        let batches = batches.expect("readable up to the end");
+        next = batches.last().map_or(next, |batch| batch.end_offset());
+        let found = batches.iter().flat_map(messages_of);
+        let found = found.map(|(_, text)| text.parse().expect("a number"));
+        let seen: u64 = found.max().unwrap_or(0);
+        let also = newest_number(&*engine, parts[1]).await;
+        assert!(
+            also >= seen,
+            "{seen} without its other part; {also} is there"
+        );
+        news += usize::from(seen > 0);
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Reads from both sides, until it has coincided with commits often enough.

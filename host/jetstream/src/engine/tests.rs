@@ -137,6 +137,7 @@ mod remembered {
     millrace_engine::conformance_tests! { @tests hold super::open;
         messages::sixteen_writers_are_given_no_offset_twice_and_everything_is_read,
         messages::a_reader_sees_a_transaction_whole,
+        messages::writers_beside_a_transaction_show_no_part_of_it,
         messages::a_batch_is_read_as_it_was_written,
         messages::the_largest_message_is_kept,
         messages::an_offset_within_a_batch_gives_the_batch_that_holds_it,

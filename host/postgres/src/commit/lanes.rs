@@ -1,13 +1,13 @@
 //! The lanes: each takes what waits as one group, locks its rows, decides, writes and commits. One lane locks at a time, so groups begin in
 //! the order of the queue; the others write and wait for the disk of the database meanwhile.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_engine::contract::Transaction;
 use millrace_engine::{CommitError, Receipt};
-use millrace_model::Stamp;
+use millrace_model::{Offset, Stamp, TopicPartition};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -40,6 +40,10 @@ const CONNECTIONS_MAX: u32 = 3;
 const IDLE_DURATION_MAX: Duration = Duration::from_millis(500);
 /// A group that the database does not answer for so long is in doubt.
 const GROUP_DURATION_MAX: Duration = Duration::from_secs(30);
+
+/// How long a group that is committed waits for those before it to be visible. Those of this host are within much less; those of other hosts are looked
+/// for then.
+const BEFORE_DURATION_MAX: Duration = Duration::from_millis(2);
 
 /// A transaction that waits.
 pub(crate) struct Waiting {
@@ -420,9 +424,54 @@ async fn show(
     if !writes.entries.is_empty() {
         store.hear_own_catalogue(life, connection).await;
     }
+    let others = see_what_was_before(store, group, answers).await;
     let ends = writes.ends.iter().map(|(at, next)| (*at, *next));
     let _ = store.memory.remember(life, || {
         mirror.hear_ends(ends.clone());
-        news.ends(ends);
+        news.ends(others.into_iter().chain(ends));
     });
+}
+
+/// Waits until everything is visible that was committed to the group's partitions before it: a reader who finds the group must find all parts of
+/// what is before, those in other partitions, too. Returns ends that other hosts moved, and this one had not heard of: whoever hears of
+/// the group must hear of them.
+async fn see_what_was_before(
+    store: &Store,
+    group: &[Waiting],
+    answers: &Answers,
+) -> Vec<(TopicPartition, Offset)> {
+    let mirror = &store.memory.mirror;
+    let mut bases: BTreeMap<TopicPartition, Offset> = BTreeMap::new();
+    for (waiting, answer) in group.iter().zip(answers) {
+        let Some(receipt) = answer.as_ref().ok().filter(|receipt| !receipt.repeated) else {
+            continue;
+        };
+        for (append, &base) in waiting
+            .transaction
+            .appends
+            .iter()
+            .zip(&receipt.base_offsets)
+        {
+            let first = bases.entry(append.partition).or_insert(base);
+            *first = base.min(*first);
+        }
+    }
+    let before = async {
+        for (at, base) in bases {
+            // Its topic may be gone.
+            if let (Some(last), Ok(mut watch)) = (base.0.checked_sub(1), mirror.watch(at)) {
+                watch.past(Offset(last)).await;
+            }
+        }
+    };
+    if tokio::time::timeout(BEFORE_DURATION_MAX, before)
+        .await
+        .is_ok()
+    {
+        return Vec::new();
+    }
+    store.look_at_ends().await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "what was committed before cannot be looked at now");
+        Vec::new()
+    })
 }
