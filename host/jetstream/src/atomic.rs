@@ -69,10 +69,15 @@ impl Put {
         self
     }
 
+    /// The note that it has as this message of a commit.
+    fn note_in(&self, commit: u64, index: usize, count: usize) -> String {
+        let note = format!("{commit:x} {index} {count} {}", self.note);
+        note.trim_end().to_owned()
+    }
+
     fn headers(&self, commit: u64, index: usize, count: usize) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        let note = format!("{commit:x} {index} {count} {}", self.note);
-        headers.insert(NOTE, note.trim_end());
+        headers.insert(NOTE, self.note_in(commit, index, count));
         if let Some(expected) = self.expected {
             headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
         }
@@ -230,7 +235,15 @@ pub(crate) struct Note {
 
 impl Note {
     pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
-        let note = headers.get(NOTE)?.as_str();
+        Self::parse(headers.get(NOTE)?.as_str())
+    }
+
+    /// The note of this message of a commit.
+    pub(crate) fn of_put(put: &Put, commit: u64, index: usize, count: usize) -> Option<Self> {
+        Self::parse(&put.note_in(commit, index, count))
+    }
+
+    fn parse(note: &str) -> Option<Self> {
         let mut words = note.split(' ');
         Some(Self {
             commit: u64::from_str_radix(words.next()?, 16).ok()?,

@@ -21,9 +21,10 @@ use millrace_model::{
     TopicName, TopicPartition, TopicSpec,
 };
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::acknowledged::ACKNOWLEDGED_MAX;
 use crate::cells::{Cells, Chain};
 use crate::chains::Holds;
 use crate::cleaning;
@@ -72,6 +73,7 @@ impl JetstreamEngine {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, OpenError> {
         let Connected { client, stream } = connect::open(&options).await?;
+        let (sender, acknowledged) = mpsc::channel(ACKNOWLEDGED_MAX);
         let store = Arc::new(Store {
             subjects: Subjects::new(&options.stream),
             // Random: a restarted process is a different host.
@@ -83,6 +85,7 @@ impl JetstreamEngine {
             holds: Holds::default(),
             is_closed: AtomicBool::new(false),
             counting: Counting::default(),
+            acknowledged: sender,
             is_stalled: AtomicBool::new(false),
             client,
             stream,
@@ -92,7 +95,7 @@ impl JetstreamEngine {
         let refused = |error: Trouble| OpenError::Refused(error.to_string());
         let loaded = patiently(&store, async || feed::load(&store).await).await;
         let begun = loaded.map_err(refused)?;
-        let feed = tokio::spawn(feed::run(Arc::clone(&store), begun));
+        let feed = tokio::spawn(feed::run(Arc::clone(&store), begun, acknowledged));
         let (stop, stopped) = watch::channel(false);
         // Joins the others, and hears of everything that is there.
         let begun = patiently(&store, async || store.say_and_hear().await).await;

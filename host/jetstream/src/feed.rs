@@ -1,5 +1,5 @@
 //! Follows the stream: the headers of all its messages, in order. Whatever a host knows of the others comes from here, its own commits
-//! too: one is done when it was heard of.
+//! too: one is done when it was heard of, or when it is the next in the stream and [acknowledged](crate::acknowledged).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,9 @@ use async_nats::jetstream::consumer::push::{self, OrderedErrorKind};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use millrace_model::{Offset, Timestamp, Topic};
+use tokio::sync::mpsc;
 
+use crate::acknowledged::{Acknowledged, WaitingForTurn};
 use crate::atomic::Note;
 use crate::compacted::Compacted;
 use crate::counting::Counts;
@@ -32,12 +34,12 @@ const LOAD_DURATION_MAX: Duration = Duration::from_secs(120);
 
 /// A message as it arrived.
 pub(crate) struct Arrived {
-    seq: u64,
-    at: Timestamp,
-    place: Place,
-    note: Note,
-    bytes: u64,
-    body: Option<Bytes>,
+    pub(crate) seq: u64,
+    pub(crate) at: Timestamp,
+    pub(crate) place: Place,
+    pub(crate) note: Note,
+    pub(crate) bytes: u64,
+    pub(crate) body: Option<Bytes>,
 }
 
 impl Arrived {
@@ -227,7 +229,11 @@ fn applying(store: &Store, is_loading: bool) -> Applying<'_> {
 }
 
 /// Follows the stream for good, from what was [loaded](load).
-pub(crate) async fn run(store: Arc<Store>, mut begun: Begun) {
+pub(crate) async fn run(
+    store: Arc<Store>,
+    mut begun: Begun,
+    mut acknowledged: mpsc::Receiver<Acknowledged>,
+) {
     let mut is_loaded = true;
     loop {
         if !is_loaded {
@@ -239,7 +245,7 @@ pub(crate) async fn run(store: Arc<Store>, mut begun: Begun) {
             }
         }
         if is_loaded {
-            match follow(&store, &mut begun).await {
+            match follow(&store, &mut begun, &mut acknowledged).await {
                 Ok(()) => {
                     tracing::warn!("this host reads its place in the stream anew");
                     is_loaded = false;
@@ -255,7 +261,11 @@ pub(crate) async fn run(store: Arc<Store>, mut begun: Begun) {
 
 /// Follows until this host must begin anew: because it was behind for too long, or was asked to. It has heard everything as of when it said
 /// what it last heard of itself. When it hears that says nothing, because the server that it follows may be behind.
-async fn follow(store: &Arc<Store>, begun: &mut Begun) -> Result<(), Trouble> {
+async fn follow(
+    store: &Arc<Store>,
+    begun: &mut Begun,
+    acknowledged: &mut mpsc::Receiver<Acknowledged>,
+) -> Result<(), Trouble> {
     let position = store.mirror.heard.read().position;
     let all = store.stream.create_consumer(push::OrderedConfig {
         deliver_subject: store.client.new_inbox(),
@@ -269,14 +279,29 @@ async fn follow(store: &Arc<Store>, begun: &mut Begun) -> Result<(), Trouble> {
     let mut messages = all.messages().await.map_err(Trouble::unavailable)?;
     let mut last = position;
     let mut together: Vec<Arrived> = Vec::new();
+    let mut waiting = WaitingForTurn::default();
     // This host hears itself more often than that, unless the server that served it is gone.
     let silence = store.options.heartbeat_interval * 2;
+    let mut spoke_at = store.clock.monotonic();
     loop {
+        while together.is_empty()
+            && let Some(own) = waiting.next(last)
+        {
+            last = own.last().map_or(last, |message| message.seq);
+            pass(store, own, begun).await;
+        }
+        let silent = store.clock.monotonic().saturating_sub(spoke_at);
+        let patience = silence.saturating_sub(silent);
         let message = tokio::select! {
             biased;
             () = store.counting.asked_anew() => return Ok(()),
-            message = tokio::time::timeout(silence, messages.next()) => message,
+            Some(own) = acknowledged.recv() => {
+                waiting.add(own);
+                continue;
+            }
+            message = tokio::time::timeout(patience, messages.next()) => message,
         };
+        spoke_at = store.clock.monotonic();
         let message = match message {
             Ok(Some(Ok(message))) => message,
             Ok(None) => return Err(Trouble::unavailable("the server ended it")),

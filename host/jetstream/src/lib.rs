@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod acknowledged;
 mod adopting;
 mod atomic;
 mod catalogue;

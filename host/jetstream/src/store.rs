@@ -12,8 +12,9 @@ use bytes::Bytes;
 use millrace_engine::{CommitError, HostId};
 use millrace_model::{Clock, Durability, RecordBatch};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
+use crate::acknowledged::{self, Acknowledged};
 use crate::atomic::{self, Answer, BUSY_INTERVAL, BUSY_TRIES_MAX, HEADER_BYTES_MAX, Put};
 use crate::cells::Cells;
 use crate::chains::Holds;
@@ -45,6 +46,8 @@ pub(crate) struct Store {
     pub(crate) is_closed: AtomicBool,
     /// Whether what this host counts can be relied on.
     pub(crate) counting: Counting,
+    /// Commits for the feed.
+    pub(crate) acknowledged: mpsc::Sender<Acknowledged>,
     /// Tests let a host stand still.
     pub(crate) is_stalled: AtomicBool,
 }
@@ -204,8 +207,12 @@ impl Store {
         let first_seq = loop {
             tries += 1;
             let connection = self.connection();
-            let refused = match atomic::publish_once(&self.client, puts, ticket.next()).await {
-                Answer::Done(first) => break first,
+            let commit = ticket.next();
+            let refused = match atomic::publish_once(&self.client, puts, commit).await {
+                Answer::Done(first) => {
+                    acknowledged::tell(&self.acknowledged, self, puts, (commit, first));
+                    break first;
+                }
                 // Only the answer was lost.
                 Answer::Failed(Trouble::InDoubt(why)) => {
                     return ticket.passed().ok_or(Trouble::InDoubt(why));
