@@ -13,7 +13,7 @@ use crate::subjects::Place;
 
 /// Acknowledged commits that the feed has not looked at. Further ones come with the stream.
 pub(crate) const ACKNOWLEDGED_MAX: usize = 256;
-/// Those that wait for what is before them in the stream.
+/// Acknowledged commits that wait for what is before them in the stream. At the bound the last of them comes with the stream.
 const WAITING_MAX: usize = 64;
 
 /// A commit as it is in the stream.

@@ -281,7 +281,7 @@ async fn follow(
     let mut together: Vec<Arrived> = Vec::new();
     let mut waiting = WaitingForTurn::default();
     // This host hears itself more often than that, unless the server that served it is gone.
-    let silence = store.options.heartbeat_interval * 2;
+    let silence = store.options.heartbeat_interval * 3;
     let mut spoke_at = store.clock.monotonic();
     loop {
         while together.is_empty()
