@@ -277,6 +277,8 @@ async fn follow(
     });
     let all = all.await.map_err(Trouble::unavailable)?;
     let mut messages = all.messages().await.map_err(Trouble::unavailable)?;
+    // Servers that do not sync may have lost since what they acknowledged: whoever follows anew goes by the stream.
+    while acknowledged.try_recv().is_ok() {}
     let mut last = position;
     let mut together: Vec<Arrived> = Vec::new();
     let mut waiting = WaitingForTurn::default();
