@@ -15,6 +15,8 @@ use millrace_model::{Clock, ProcessorName, Topic, TopicId, TopicName};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::access::handle::Access;
+use crate::access::proving;
 use crate::catalogue::handle::{Catalogue, Dependents};
 use crate::catalogue::policy::ModulePolicy;
 use crate::dead_letters::handle::DeadLetters;
@@ -253,6 +255,7 @@ impl Broker {
             messages.clone(),
             processors.clone(),
         );
+        let access = Access::new(&base, catalogue.clone());
         let upstairs: Arc<dyn Dependents> = Arc::new(Upstairs {
             messages: messages.clone(),
             groups: groups.clone(),
@@ -268,6 +271,7 @@ impl Broker {
                 interrupt,
                 hosts,
                 rooms: Rooms {
+                    access,
                     catalogue,
                     messages,
                     groups,
@@ -293,6 +297,7 @@ impl Broker {
     fn start_tasks(&self) {
         let Inner { tasks, engine, .. } = &*self.inner;
         let Rooms {
+            access,
             messages,
             processors,
             schedules,
@@ -325,6 +330,10 @@ impl Broker {
         let (known, changed) = (schedules.downgrade(), schedules.changed());
         tasks.start("schedules", move |stop| {
             firing::run(Weak::clone(&known), Arc::clone(&changed), stop)
+        });
+        let access = access.downgrade();
+        tasks.start("access", move |stop| {
+            proving::run(Weak::clone(&access), stop)
         });
         let (known, news) = (routes.downgrade(), routes.news());
         tasks.start("routes", move |stop| {

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod broker;
 mod catalogue;
 mod dead_letters;
@@ -26,6 +27,13 @@ mod routes;
 mod schedules;
 mod session;
 
+pub use access::checking::Allowed;
+pub use access::error::PrincipalError;
+pub use access::first::First;
+pub use access::handle::Access;
+pub use access::proving::{Proved, Unproved};
+pub use access::secret::TokenText;
+pub use access::tokens::{MadeToken, NewToken};
 pub use broker::{Broker, BrokerLimits};
 pub use catalogue::admissions::{Admission, REFUSALS_REMEMBERED_MAX, Refusal};
 pub use catalogue::growth::{ChangedTopic, Growth, KeyedUse};
@@ -59,6 +67,8 @@ pub use dispatch::rehearsal::{
 };
 pub use dispatch::sides::SideStatus;
 pub use ground::caller::Caller;
+pub use ground::standing::{Forbidden, Known, Standing, decide};
+pub use ground::verbs::Verb;
 pub use groups::consumers::HeldConsumer;
 pub use groups::error::ConsumerError;
 pub use groups::handle::Groups;

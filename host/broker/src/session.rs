@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::access::handle::Access;
 use crate::catalogue::handle::Catalogue;
 use crate::dead_letters::handle::DeadLetters;
 use crate::ground::caller::Caller;
@@ -15,6 +16,7 @@ use crate::schedules::handle::Schedules;
 /// The rooms whose verbs a session has.
 #[derive(Clone)]
 pub(crate) struct Rooms {
+    pub(crate) access: Access,
     pub(crate) catalogue: Catalogue,
     pub(crate) messages: Messages,
     pub(crate) groups: Groups,
@@ -37,8 +39,9 @@ pub struct Session {
 impl Session {
     pub(crate) fn new(rooms: &Rooms, caller: Caller, broker: Arc<dyn Any + Send + Sync>) -> Self {
         let rooms = Rooms {
-            catalogue: rooms.catalogue.clone(),
-            messages: rooms.messages.clone(),
+            access: rooms.access.called_by(&caller),
+            catalogue: rooms.catalogue.called_by(&caller),
+            messages: rooms.messages.called_by(&caller),
             groups: rooms.groups.called_by(&caller),
             processors: rooms.processors.called_by(&caller),
             dead_letters: rooms.dead_letters.called_by(&caller),
@@ -56,6 +59,12 @@ impl Session {
     #[must_use]
     pub fn caller(&self) -> &Caller {
         &self.caller
+    }
+
+    /// Principals, their rules and tokens.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        &self.rooms.access
     }
 
     /// Topics and modules.

@@ -13,6 +13,8 @@ use crate::offset::Offset;
 pub enum Kind {
     /// The request cannot be understood.
     Malformed,
+    /// It is not known who asks.
+    Unauthenticated,
     /// The host's rules do not allow it.
     Forbidden,
     /// Something that the request names does not exist.
@@ -35,8 +37,9 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Malformed,
+        Self::Unauthenticated,
         Self::Forbidden,
         Self::Unknown,
         Self::Conflict,
@@ -53,6 +56,7 @@ impl Kind {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Malformed => "Correct the request.",
+            Self::Unauthenticated => "Send credentials that this host knows.",
             Self::Forbidden => {
                 "Meet the host's rule that the message names, or have it changed there."
             }

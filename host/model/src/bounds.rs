@@ -372,6 +372,27 @@ pub const CONSUMER_NAME_CHARS_MAX: usize = 64;
 /// Characters of a tenant's name.
 pub const TENANT_NAME_CHARS_MAX: usize = 63;
 
+/// Characters of a principal's name.
+pub const PRINCIPAL_NAME_CHARS_MAX: usize = 64;
+
+/// Characters of the name that a principal's token has.
+pub const TOKEN_NAME_CHARS_MAX: usize = 64;
+
+/// Principals of a host. Another one is refused.
+pub const PRINCIPALS_MAX: usize = 10_000;
+
+/// Bytes of all principals' entries. A change that would exceed it is refused.
+pub const PRINCIPALS_BYTES_MAX: usize = 16 << 20;
+
+/// Rules of one principal, and of one token. More are refused.
+pub const PRINCIPAL_RULES_MAX: usize = 64;
+
+/// Tokens of one principal, expired ones among them. Another one is refused.
+pub const PRINCIPAL_TOKENS_MAX: usize = 16;
+
+/// Characters of a thing's name in a rule: as many as the longest name has.
+pub const RESOURCE_NAME_CHARS_MAX: usize = TOPIC_NAME_CHARS_MAX;
+
 /// Bytes of a caller's name that is stored with a consumer; longer ones are cut.
 pub const CONSUMER_BY_BYTES_MAX: usize = 64;
 

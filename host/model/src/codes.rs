@@ -68,8 +68,22 @@ codes! {
         BadTag "bad-tag"
             "This cannot be a module's tag."
             "write name@1.0.0";
+        BadRule "bad-rule"
+            "This cannot be a rule of access."
+            "write it as in `producer on topic:orders-*`: a role or a right, and what it is about";
+    }
+    Unauthenticated {
+        CredentialsMissing "credentials-missing"
+            "The request says not who sends it, and this host must know."
+            "send a token: `millrace --token-file FILE`; over HTTP in the header Authorization: Bearer TOKEN";
+        CredentialsRefused "credentials-refused"
+            "The token is not, or no longer, one of this host."
+            "ask for a new token: `millrace access token create` makes one";
     }
     Forbidden {
+        NotAllowed "not-allowed"
+            "The caller has no right to do this."
+            "ask for the right that the message names; who may administer principals can give it: `millrace access grant`";
         SignatureMissing "signature-missing"
             "The module has no signature, and this host demands one."
             "sign it with `millrace module sign`, and upload it with its signature: `millrace module push FILE --signature FILE`; over HTTP in the header Millrace-Signature";
@@ -123,6 +137,12 @@ codes! {
         UnknownProducer "unknown-producer"
             "The producer's id was never issued, or what it sent is forgotten."
             "request a new id, and number from 0";
+        UnknownPrincipal "unknown-principal"
+            "There is no principal of this name."
+            "GET /v1/access/principals or `millrace access list` shows the principals that exist";
+        UnknownToken "unknown-token"
+            "The principal has no token of this name."
+            "GET /v1/access/principals/{name} or `millrace access show` shows its tokens";
         NoSuchDamage "no-such-damage"
             "No known damage lies within these offsets."
             "GET /v1/damage or `millrace damage list` shows the known damage";
@@ -134,6 +154,12 @@ codes! {
         ChangedMeanwhile "changed-meanwhile"
             "Somebody else changed it first; nothing was done."
             "read it again, and repeat the request if it is still what you want";
+        TokenExists "token-exists"
+            "The principal already has a token of this name."
+            "choose another name, or rotate the token: `millrace access token rotate`";
+        LastAdmin "last-admin"
+            "Afterwards nobody could administer principals."
+            "give another principal the role admin, and a token, first";
         OutOfOrderSequence "out-of-order-sequence"
             "A producer's batch is not the next one, or is too old to be known as a repeat."
             "send the batches in order, or number from 0 in a new epoch";
@@ -211,6 +237,9 @@ codes! {
             "nothing was sent; fix the topic that the message names, then try again";
         TooManySchedules "too-many-schedules"
             "There are as many schedules, or bytes of their messages, as the host keeps."
+            "delete one that is not needed";
+        TooManyPrincipals "too-many-principals"
+            "There are as many principals, rules or tokens as the host keeps."
             "delete one that is not needed";
         TooManyRoutes "too-many-routes"
             "There are as many routes as the host keeps."

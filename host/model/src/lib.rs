@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod advice;
 pub mod batch;
 pub mod bounds;
@@ -28,6 +29,7 @@ pub mod offset;
 mod openapi;
 pub mod order;
 pub mod plain;
+pub mod principal;
 pub mod processor;
 pub mod producer;
 pub mod progress;
@@ -39,6 +41,7 @@ pub mod topic;
 pub mod unit;
 pub mod varint;
 
+pub use access::{Granted, Resource, ResourceKind, Right, Rights, Role, Rule, RuleError, Target};
 pub use advice::{Advice, Advised, Kind};
 pub use batch::{BatchBuilder, BatchError, RecordBatch, Stamp};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp, go_by};
@@ -53,9 +56,11 @@ pub use group::{GroupKind, GroupName};
 pub use guests::GuestLimits;
 pub use message::{Header, Message};
 pub use name::{
-    ConsumerName, NameError, ProcessorName, ScheduleName, SecretName, Tenant, TopicName,
+    ConsumerName, NameError, PrincipalName, ProcessorName, ScheduleName, SecretName, Tenant,
+    TokenName, TopicName,
 };
 pub use offset::{Offset, PartitionId};
+pub use principal::{Principal, Token, TokenHash};
 pub use processor::{
     Change, ChangeKind, Processor, ProcessorSpec, Record, RedriveDue, Rejections, Replay,
     ReplayRange, Resumes, Revision, Stopped, TopicStart, Trial,

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::advice::{Advice, Advised};
 use crate::bounds::{
-    CONSUMER_NAME_CHARS_MAX, PROCESSOR_NAME_CHARS_MAX, SCHEDULE_NAME_CHARS_MAX,
-    SECRET_NAME_CHARS_MAX, TENANT_NAME_CHARS_MAX, TOPIC_NAME_CHARS_MAX,
+    CONSUMER_NAME_CHARS_MAX, PRINCIPAL_NAME_CHARS_MAX, PROCESSOR_NAME_CHARS_MAX,
+    SCHEDULE_NAME_CHARS_MAX, SECRET_NAME_CHARS_MAX, TENANT_NAME_CHARS_MAX, TOKEN_NAME_CHARS_MAX,
+    TOPIC_NAME_CHARS_MAX,
 };
 use crate::codes::Code;
 
@@ -169,6 +170,20 @@ name_type!(
     SecretName,
     "secret",
     SECRET_NAME_CHARS_MAX
+);
+
+name_type!(
+    /// The name of a principal: a person or a program that may be given rights.
+    PrincipalName,
+    "principal",
+    PRINCIPAL_NAME_CHARS_MAX
+);
+
+name_type!(
+    /// The name of a principal's token; another principal may have one with the same name.
+    TokenName,
+    "token",
+    TOKEN_NAME_CHARS_MAX
 );
 
 name_type!(

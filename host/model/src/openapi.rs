@@ -4,10 +4,13 @@
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::access::Rule;
 use crate::clock::Timestamp;
 use crate::compression::Compression;
 use crate::digest::Digest;
-use crate::name::{ConsumerName, ProcessorName, ScheduleName, SecretName, TopicName};
+use crate::name::{
+    ConsumerName, PrincipalName, ProcessorName, ScheduleName, SecretName, TokenName, TopicName,
+};
 use crate::offset::{Offset, PartitionId};
 use crate::processor::{ChangeKind, Order, Origin};
 use crate::topic::{Durability, TopicId};
@@ -29,4 +32,5 @@ macro_rules! shown_as {
 shown_as!(u32: PartitionId);
 shown_as!(u64: Offset, Timestamp, TopicId);
 shown_as!(String: ConsumerName, ProcessorName, ScheduleName, SecretName, TopicName, Digest);
+shown_as!(String: PrincipalName, Rule, TokenName);
 shown_as!(String: ChangeKind, Compression, Durability, Order, Origin);

@@ -124,6 +124,9 @@ pub struct RouteSpec {
     /// When it is withdrawn as a canary.
     #[serde(default)]
     pub breaker: RouteBreaker,
+    /// Whether everyone may call it, without the right to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub public: bool,
 }
 
 /// When a route's canary is withdrawn.

@@ -135,7 +135,10 @@ impl EngineSettings {
             EngineKind::Postgres | EngineKind::Jetstream => self.advertise.as_deref()?,
             EngineKind::Local | EngineKind::Memory => return None,
         };
-        let bare = address.trim_start_matches("http://").trim_end_matches('/');
+        let bare = address
+            .trim_start_matches("https://")
+            .trim_start_matches("http://");
+        let bare = bare.trim_end_matches('/');
         (!bare.is_empty()).then_some(bare)
     }
 
@@ -187,9 +190,11 @@ impl PostgresSettings {
 }
 
 /// The address for other hosts. One that stands for all addresses of this machine leads other machines to themselves.
-fn address_for_others(advertised: Option<&String>, door: SocketAddr) -> String {
+fn address_for_others(advertised: Option<&str>, door: SocketAddr, is_encrypted: bool) -> String {
+    let scheme = if is_encrypted { "https://" } else { "" };
     match advertised {
-        Some(address) => address.clone(),
+        Some(address) if address.is_empty() || address.contains("://") => address.to_owned(),
+        Some(address) => format!("{scheme}{address}"),
         None if door.ip().is_unspecified() => {
             tracing::warn!(
                 listen = %door,
@@ -197,7 +202,7 @@ fn address_for_others(advertised: Option<&String>, door: SocketAddr) -> String {
             );
             String::new()
         }
-        None => door.to_string(),
+        None => format!("{scheme}{door}"),
     }
 }
 
@@ -320,7 +325,7 @@ pub(crate) enum NotOpened {
 pub(crate) async fn open(
     settings: &EngineSettings,
     data_dir: &Path,
-    door: SocketAddr,
+    (door, is_encrypted): (SocketAddr, bool),
     encryption: Option<Arc<Cipher>>,
     memory: &MemoryPlan,
     clock: &Arc<dyn Clock>,
@@ -336,13 +341,13 @@ pub(crate) async fn open(
             Err(NotOpened::Encryption)
         }
         EngineKind::Postgres => {
-            let address = address_for_others(settings.advertise.as_ref(), door);
+            let address = address_for_others(settings.advertise.as_deref(), door, is_encrypted);
             let options = settings.postgres.options(memory, address);
             // Boxed: it would make every future that starts a host large.
             Ok(Box::pin(PostgresEngine::open(options, clock.clone())).await?)
         }
         EngineKind::Jetstream => {
-            let address = address_for_others(settings.advertise.as_ref(), door);
+            let address = address_for_others(settings.advertise.as_deref(), door, is_encrypted);
             if !settings.jetstream.synced {
                 tracing::warn!(
                     "topics are `durable` by default, and are refused until the servers run with sync_interval: always and engine.jetstream.synced is true; until then, create them with another durability"

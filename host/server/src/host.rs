@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_broker::{Broker, BrokerLimits, ProcessorError};
+use millrace_broker::{Broker, BrokerLimits, PrincipalError, ProcessorError};
 use millrace_engine::{CommitError, Engine};
 use millrace_local::OpenError;
 use millrace_model::{Clock, SystemClock};
@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::access;
 use crate::config::{Config, ConfigError, EngineKind, GuestLog, HttpSettings};
 use crate::engine::{self, NotOpened};
 use crate::files;
@@ -22,7 +23,7 @@ use crate::http::{self, App};
 use crate::memory::MemoryPlan;
 use crate::modules;
 use crate::net::bounds::RESERVED_CONNECTIONS_MAX;
-use crate::net::{Budgets, DoorLimits, Doors, Listener};
+use crate::net::{Budgets, DoorLimits, Doors, Listener, Tls};
 use crate::secrets::Secrets;
 use crate::telemetry;
 
@@ -41,6 +42,8 @@ pub struct Host {
     stop_deadline: Duration,
     poisoned: CancellationToken,
     upkeep: JoinHandle<()>,
+    /// Whether its doors speak TLS.
+    is_encrypted: bool,
     /// Removed when it is dropped.
     _scratch: Option<TempDir>,
 }
@@ -83,6 +86,17 @@ pub enum StartError {
     /// The module host does not start.
     #[error("the module host does not start: {0}")]
     Modules(String),
+    /// The first principal could not be made.
+    #[error("the first principal cannot be made: {0}")]
+    FirstPrincipal(#[from] PrincipalError),
+    /// The first token could not be written.
+    #[error("the token of the first principal cannot be written to {}: {source}", path.display())]
+    FirstToken {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
     /// The broker does not start.
     #[error("the broker does not start: {0}")]
     Broker(#[from] ProcessorError),
@@ -101,16 +115,18 @@ impl Host {
             files::close_to_others(&config.data_dir);
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let http = listen(&config.listen.http, &clock).await?;
+        let tls = config.listen.tls.open()?;
+        let http = listen(&config.listen.http, tls.clone(), &clock).await?;
         let memory = config.limits.plan();
         memory.say();
         let keys = config.encryption.keys()?;
         let (settings, dir) = (&config.engine, &config.data_dir);
-        let engine = engine::open(settings, dir, http.address(), keys, &memory, &clock).await;
+        let door = (http.address(), tls.is_some());
+        let engine = engine::open(settings, dir, door, keys, &memory, &clock).await;
         let engine = engine.map_err(not_opened)?;
         let started = match crate::copying::is_unfinished(&*engine).await {
             true => Err(StartError::UnfinishedCopy),
-            false => Self::start_on(config, &memory, http, clock, engine.clone()).await,
+            false => Self::start_on(config, &memory, (http, tls), clock, engine.clone()).await,
         };
         if started.is_err() {
             engine.close().await;
@@ -121,7 +137,7 @@ impl Host {
     async fn start_on(
         config: Config,
         memory: &MemoryPlan,
-        http: Listener,
+        (http, tls): (Listener, Option<Arc<Tls>>),
         clock: Arc<dyn Clock>,
         engine: Arc<dyn Engine>,
     ) -> Result<Self, StartError> {
@@ -144,12 +160,16 @@ impl Host {
             ..BrokerLimits::default()
         };
         let policy = config.modules.policy()?;
+        let trust = config.listen.tls.trust()?;
         let broker = Broker::start_under(clock.clone(), engine, modules, limits, policy).await?;
         // A store that several hosts share may be away for a moment, as at any later time; the host goes on when it is back.
         if let Err(error @ CommitError::Poisoned(_)) = broker.ready().await {
             return Err(StartError::Poisoned(error));
         }
 
+        if config.access.is_required() {
+            access::begin(&broker, &config.data_dir).await?;
+        }
         let poisoned = CancellationToken::new();
         let address = http.address();
         let budgets = Budgets::new(memory.bodies_bytes, memory.answers_bytes);
@@ -160,10 +180,11 @@ impl Host {
             &http,
             clock,
             broker.clone(),
-            metrics,
+            (metrics, trust),
         );
         doors.open(HTTP_DOOR, http, http::door(app.clone()));
-        let upkeep = tokio::spawn(upkeep(app.clone(), poisoned.clone()));
+        let is_encrypted = tls.is_some();
+        let upkeep = tokio::spawn(upkeep(app.clone(), tls, poisoned.clone()));
         http::Called::of_host(&app).log_start(address, &config.data_dir);
         Ok(Self {
             doors,
@@ -171,6 +192,7 @@ impl Host {
             stop_deadline: Duration::from_millis(config.stop_deadline_ms),
             poisoned,
             upkeep,
+            is_encrypted,
             _scratch: scratch,
         })
     }
@@ -184,7 +206,8 @@ impl Host {
     /// The URL of the HTTP door, for clients.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address())
+        let scheme = if self.is_encrypted { "https" } else { "http" };
+        format!("{scheme}://{}", self.address())
     }
 
     /// The broker, for code in the same process.
@@ -238,7 +261,11 @@ fn bound_connections(http: &mut HttpSettings) {
 }
 
 /// Binds the port before anything else is opened, so that a taken port is reported at once.
-async fn listen(http: &HttpSettings, clock: &Arc<dyn Clock>) -> Result<Listener, StartError> {
+async fn listen(
+    http: &HttpSettings,
+    tls: Option<Arc<Tls>>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Listener, StartError> {
     let addresses = http.addresses()?;
     let limits = DoorLimits {
         regular_max: http.connections_max,
@@ -247,7 +274,7 @@ async fn listen(http: &HttpSettings, clock: &Arc<dyn Clock>) -> Result<Listener,
     };
     let socket = TcpListener::bind(addresses.as_slice()).await;
     socket
-        .and_then(|socket| Listener::new(socket, limits, clock.clone()))
+        .and_then(|socket| Listener::new(socket, limits, tls, clock.clone()))
         .map_err(|source| StartError::Listen {
             listen: http.address.clone(),
             source,
@@ -272,11 +299,14 @@ fn not_opened(error: NotOpened) -> StartError {
     }
 }
 
-async fn upkeep(app: Arc<App>, poisoned: CancellationToken) {
+async fn upkeep(app: Arc<App>, tls: Option<Arc<Tls>>, poisoned: CancellationToken) {
     let mut tick = tokio::time::interval(UPKEEP_INTERVAL);
     loop {
         tick.tick().await;
         app.forget_gone();
+        if let Some(tls) = &tls {
+            tls.reload();
+        }
         if let Err(error @ CommitError::Poisoned(_)) = app.broker.ready().await {
             tracing::error!(%error, "the engine is poisoned");
             poisoned.cancel();

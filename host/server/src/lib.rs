@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod cli;
 pub mod config;
 mod copying;

@@ -32,6 +32,7 @@ const BROKER: Rooms = Rooms {
         ("ground", &["handler"]),
         ("hosts", &["handler", "ground"]),
         ("catalogue", &["handler", "ground", "hosts"]),
+        ("access", &["ground", "hosts", "catalogue"]),
         ("messages", &["handler", "ground", "hosts", "catalogue"]),
         ("groups", &["ground", "hosts", "catalogue", "messages"]),
         ("dispatch", &["handler", "ground", "hosts", "messages"]),

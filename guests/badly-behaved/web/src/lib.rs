@@ -1,5 +1,5 @@
 //! Answers HTTP requests, well or badly, as the last segment of their path says: `echo` says what it was asked, `count` counts the
-//! requests of its instance, `parts` answers in many parts, `trap`, `trap-late` (after many parts of its answer), `endless`, `silent` (no
+//! requests of its instance, `authorized` says whether it sees credentials, `parts` answers in many parts, `trap`, `trap-late` (after many parts of its answer), `endless`, `silent` (no
 //! answer), `refuses` (an error instead of an answer), `large` (an answer without end), `odd` (an informational status).
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,6 +32,12 @@ impl Guest for Web {
             "count" => answer(out, 200, |stream| {
                 write(stream, count.to_string().as_bytes())
             }),
+            "authorized" => {
+                let is_authorized = request.headers().has("authorization");
+                answer(out, 200, |stream| {
+                    write(stream, is_authorized.to_string().as_bytes());
+                });
+            }
             "parts" => answer(out, 200, |stream| {
                 for _ in 0..100 {
                     write(stream, &[b'x'; WRITE_BYTES]);

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::catalogue::handle::Catalogue;
 use crate::catalogue::modules::{ModuleError, abbreviates};
+use crate::ground::verbs::Verb;
 use crate::handler::Compiling;
 
 /// Refusals that are remembered; beyond it the oldest is forgotten.
@@ -129,6 +130,14 @@ impl Catalogue {
     /// The uploads that are being admitted on this host, oldest first.
     #[must_use]
     pub fn admissions(&self) -> Vec<Admission> {
+        if self
+            .caller
+            .rights()
+            .may_with_some(Verb::UploadModule)
+            .is_err()
+        {
+            return Vec::new();
+        }
         let all: Vec<Admission> = {
             let table = self.inner.admissions.table.lock();
             table.under_way.iter().map(|(_, one)| one.clone()).collect()

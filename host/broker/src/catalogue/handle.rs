@@ -15,6 +15,7 @@ use crate::catalogue::configs::Configs;
 use crate::catalogue::deciding::Followed;
 use crate::catalogue::deployed::Deployed;
 use crate::catalogue::policy::ModulePolicy;
+use crate::ground::caller::Caller;
 use crate::ground::partitioner::Partitioners;
 use crate::handler::{LiveConfig, ModuleHost};
 use crate::hosts::base::Base;
@@ -49,6 +50,7 @@ pub(crate) trait Dependents: Send + Sync {
 #[derive(Clone)]
 pub struct Catalogue {
     pub(super) inner: Arc<Inner>,
+    pub(super) caller: Caller,
 }
 
 pub(super) struct Inner {
@@ -106,6 +108,16 @@ impl Catalogue {
         };
         Self {
             inner: Arc::new(inner),
+            caller: Caller::default(),
+        }
+    }
+
+    /// The same handle for a caller.
+    #[must_use]
+    pub(crate) fn called_by(&self, caller: &Caller) -> Self {
+        Self {
+            caller: caller.clone(),
+            ..self.clone()
         }
     }
 

@@ -10,6 +10,8 @@ use crate::catalogue::deciding::{as_read, decision_errors};
 use crate::catalogue::growth::{ChangedTopic, KeyedUse, listed};
 use crate::catalogue::handle::Catalogue;
 use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 
 /// The changes to a topic.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +30,9 @@ pub struct TopicPatch {
 /// Why a topic was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicChangeError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// A setting is out of its range.
     #[error(transparent)]
     Setting(#[from] SettingError),
@@ -78,6 +83,7 @@ decision_errors! {
 impl Advised for TopicChangeError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::Setting(error) => error.advice(),
             Self::Compacted { .. } => {
                 Code::OwnedTopic.hint("bound it with retention_ms or retention_bytes instead")
@@ -103,6 +109,9 @@ pub enum Before {
 /// Why nothing more was removed.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicTrimError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// No such topic.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
@@ -117,6 +126,7 @@ pub enum TopicTrimError {
 impl Advised for TopicTrimError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::UnknownTopic(error) => error.advice(),
             Self::UnknownPartition(error) => error.advice(),
             Self::Trim(error) => error.advice(),
@@ -134,6 +144,7 @@ impl Catalogue {
         name: &TopicName,
         patch: TopicPatch,
     ) -> Result<ChangedTopic, TopicChangeError> {
+        self.caller.may(Verb::ChangeTopic, name.as_str())?;
         self.decide(|| self.change_topic_now(name, &patch)).await
     }
 
@@ -177,6 +188,7 @@ impl Catalogue {
         partition: Option<PartitionId>,
         before: Before,
     ) -> Result<Vec<(PartitionId, Offset)>, TopicTrimError> {
+        self.caller.may(Verb::Trim, name.as_str())?;
         let topic = self.known_topic(name)?;
         let partitions = match partition {
             None => topic.partitions().collect(),

@@ -14,7 +14,9 @@ use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::entries::entry;
 use crate::catalogue::handle::Catalogue;
 use crate::catalogue::signatures::{ModuleSignature, SignatureError, digest_of};
-use crate::catalogue::tags::{MODULE_TAGS_MAX, parts_of};
+use crate::catalogue::tags::{MODULE_TAGS_MAX, name_of, parts_of};
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 use crate::handler::{AdmitError, ModuleFacts, Uploader};
 
 /// Minimum number of digits that may abbreviate a digest.
@@ -55,6 +57,9 @@ pub struct Upload {
 /// Why a module was not uploaded, found or deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// Admission refused it; nothing was stored.
     #[error(transparent)]
     Admit(#[from] AdmitError),
@@ -131,6 +136,7 @@ decision_errors! {
 impl Advised for ModuleError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::Admit(error) => error.advice(),
             Self::Signature(error) => error.advice(),
             Self::OtherBytes { .. } => Code::DigestMismatch.advice(),
@@ -225,6 +231,10 @@ impl Catalogue {
     /// # Errors
     /// [`ModuleError`]; nothing was stored.
     pub async fn begin_upload(&self, upload: Upload) -> Result<Uploading, ModuleError> {
+        self.caller.may(
+            Verb::UploadModule,
+            upload.tag.as_deref().map_or("", name_of),
+        )?;
         let Upload {
             bytes,
             tag,
@@ -359,6 +369,13 @@ impl Catalogue {
     /// All modules, by digest.
     #[must_use]
     pub fn modules(&self) -> Vec<Module> {
+        let mut modules = self.all_modules();
+        modules.retain(|module| self.sees_module(module));
+        modules
+    }
+
+    /// All modules, whoever asks.
+    pub(crate) fn all_modules(&self) -> Vec<Module> {
         let entries = self.inner.engine.entries(EntryKind::Module);
         let module = |(key, entry): (String, Entry)| match serde_json::from_slice(&entry.value) {
             Ok(module) => Some(module),
@@ -395,8 +412,33 @@ impl Catalogue {
     /// # Errors
     /// [`ModuleError`].
     pub async fn module_bytes(&self, digest: Digest) -> Result<Bytes, ModuleError> {
-        let bytes = self.inner.engine.module(digest).await?;
+        let is_seen = self
+            .module_of(digest)
+            .is_some_and(|module| self.sees_module(&module));
+        let bytes = match is_seen {
+            true => self.inner.engine.module(digest).await?,
+            false => None,
+        };
         bytes.ok_or_else(|| ModuleError::Unknown(digest.to_string()))
+    }
+
+    /// Whether the caller may see a module, by one of its names.
+    fn sees_module(&self, module: &Module) -> bool {
+        module
+            .names()
+            .any(|name| self.caller.sees(Verb::SeeModule, &name))
+    }
+
+    /// Whether the caller may do this with a module under all its names.
+    pub(super) fn may_with(&self, verb: Verb, digest: Digest) -> Result<(), ModuleError> {
+        let unknown = || ModuleError::Unknown(digest.to_string());
+        let module = self
+            .module_of(digest)
+            .filter(|module| self.sees_module(module));
+        for name in module.ok_or_else(unknown)?.names() {
+            self.caller.may(verb, &name)?;
+        }
+        Ok(())
     }
 
     /// Deletes a module that is not in use.
@@ -404,6 +446,7 @@ impl Catalogue {
     /// # Errors
     /// [`ModuleError`]; it still exists.
     pub async fn delete_module(&self, digest: Digest) -> Result<(), ModuleError> {
+        self.may_with(Verb::DeleteModule, digest)?;
         self.decide(|| self.delete_module_now(digest)).await
     }
 

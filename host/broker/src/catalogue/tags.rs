@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalogue::entries::entry;
 use crate::catalogue::handle::Catalogue;
 use crate::catalogue::modules::{Module, ModuleError};
+use crate::ground::verbs::Verb;
 
 /// Maximum length of a tag.
 pub(super) const TAG_CHARS_MAX: usize = 128;
@@ -45,7 +46,19 @@ pub fn is_tag(text: &str) -> bool {
     parts_of(text).is_some()
 }
 
+/// The name in a tag, for rules.
+pub(super) fn name_of(tag: &str) -> &str {
+    tag.split_once('@').map_or(tag, |(name, _)| name)
+}
+
 impl Module {
+    /// What rules may call it: the names in its tags; without tags, its digest.
+    pub(super) fn names(&self) -> impl Iterator<Item = String> {
+        let digest = self.tag.is_none().then(|| self.facts.digest.to_string());
+        let names = self.tags().map(|tag| name_of(tag).to_owned());
+        names.chain(digest)
+    }
+
     /// All its tags, in the order in which they were given.
     pub fn tags(&self) -> impl Iterator<Item = &str> {
         self.tag.iter().chain(&self.more_tags).map(String::as_str)
@@ -85,6 +98,7 @@ impl Catalogue {
     /// # Errors
     /// [`ModuleError`]; nothing has changed.
     pub async fn tag_module(&self, digest: Digest, tag: &str) -> Result<Module, ModuleError> {
+        self.caller.may(Verb::TagModule, name_of(tag))?;
         self.decide(|| self.tag_module_now(digest, tag)).await
     }
 
@@ -106,6 +120,7 @@ impl Catalogue {
     /// # Errors
     /// [`ModuleError`]; nothing has changed.
     pub async fn untag_module(&self, tag: &str) -> Result<Module, ModuleError> {
+        self.caller.may(Verb::TagModule, name_of(tag))?;
         self.decide(|| self.untag_module_now(tag)).await
     }
 

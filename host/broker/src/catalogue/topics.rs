@@ -18,6 +18,8 @@ use crate::catalogue::signatures::DistrustError;
 use crate::catalogue::unknown::UnknownTopic;
 use crate::ground::own_topics::{AUDIT_SUFFIX, DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
 use crate::ground::partitioner::{PartitionerError, load_component};
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 use crate::handler::{AdmitError, Interface};
 
 /// A new topic's parameters.
@@ -38,6 +40,9 @@ pub struct NewTopic {
 /// Why a topic was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicCreateError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// The engine's error: it exists, the number of partitions is invalid, or it could not be stored.
     #[error(transparent)]
     Topic(#[from] TopicError),
@@ -85,6 +90,7 @@ decision_errors! {
 impl Advised for TopicCreateError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::Topic(error) => error.advice(),
             Self::Reserved { .. } | Self::LooksLikeFlag(_) => Code::ReservedName.advice(),
             Self::Setting(error) => error.advice(),
@@ -99,6 +105,9 @@ impl Advised for TopicCreateError {
 /// Why a topic was not deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicDeleteError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// No such topic.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
@@ -133,6 +142,7 @@ decision_errors! {
 impl Advised for TopicDeleteError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::UnknownTopic(error) => error.advice(),
             Self::InUse { .. } => Code::InUse.advice(),
             Self::Missed { losses, .. } => instead(losses),
@@ -228,12 +238,38 @@ fn names(processors: &[ProcessorName]) -> String {
     names.join(", ")
 }
 
+/// Why damage was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum DamageError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// The engine refused it.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl Advised for DamageError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Forbidden(error) => error.advice(),
+            Self::Commit(error) => error.advice(),
+        }
+    }
+}
+
 impl Catalogue {
+    /// Whether the caller may see a topic.
+    fn sees(&self, topic: &TopicName) -> bool {
+        self.caller.sees(Verb::SeeTopic, topic.as_str())
+    }
+
     /// Creates a topic.
     ///
     /// # Errors
     /// [`TopicCreateError`]; nothing was created.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<Topic, TopicCreateError> {
+        self.caller.may(Verb::CreateTopic, topic.name.as_str())?;
         let name = topic.name.as_str();
         if name.starts_with('-') {
             return Err(TopicCreateError::LooksLikeFlag(topic.name));
@@ -299,6 +335,7 @@ impl Catalogue {
         name: &TopicName,
         accept_loss: bool,
     ) -> Result<Vec<Loss>, TopicDeleteError> {
+        self.caller.may(Verb::DeleteTopic, name.as_str())?;
         self.delete_unless_missed(name, accept_loss, None).await
     }
 
@@ -439,9 +476,12 @@ impl Catalogue {
         &self,
         name: &ProcessorName,
     ) -> Result<(Vec<TopicName>, Vec<String>), TopicDeleteError> {
-        let topics = self.topics().into_iter();
+        let topics = self.inner.engine.topics().into_iter();
         let own = topics.filter(|topic| topic.spec.owner.as_ref() == Some(name));
         let names: Vec<TopicName> = own.map(|topic| topic.spec.name).collect();
+        for topic in &names {
+            self.caller.may(Verb::DeleteTopic, topic.as_str())?;
+        }
         let (mut deleted, mut kept) = (Vec::new(), Vec::new());
         for topic in names {
             match self.delete_unless_missed(&topic, false, Some(name)).await {
@@ -458,19 +498,25 @@ impl Catalogue {
     /// All topics, by name.
     #[must_use]
     pub fn topics(&self) -> Vec<Topic> {
-        self.inner.engine.topics()
+        let mut topics = self.inner.engine.topics();
+        topics.retain(|topic| self.sees(&topic.spec.name));
+        topics
     }
 
     /// One topic.
     #[must_use]
     pub fn topic(&self, name: &TopicName) -> Option<Topic> {
-        self.inner.engine.topic(name)
+        let topic = self.inner.engine.topic(name);
+        topic.filter(|topic| self.sees(&topic.spec.name))
     }
 
     /// The known damage.
     #[must_use]
     pub fn damage(&self) -> DamageReport {
-        self.inner.engine.damage()
+        match self.caller.sees(Verb::SeeHost, "") {
+            true => self.inner.engine.damage(),
+            false => DamageReport::default(),
+        }
     }
 
     /// Accepts the loss of the damaged messages within these offsets: processors that wait before them continue after them. Returns the
@@ -484,11 +530,13 @@ impl Catalogue {
         partition: PartitionId,
         from: Offset,
         to: Offset,
-    ) -> Result<Vec<DamagedRange>, CommitError> {
+    ) -> Result<Vec<DamagedRange>, DamageError> {
+        self.caller
+            .may(Verb::AcceptDamage, topic.spec.name.as_str())?;
         let Some(partition) = topic.partition(partition) else {
             return Ok(Vec::new());
         };
-        self.inner.engine.accept_damage(partition, from, to).await
+        Ok(self.inner.engine.accept_damage(partition, from, to).await?)
     }
 
     /// A partition's start and end, recent enough to know whether an offset exists: this host's view of the end may lag behind.

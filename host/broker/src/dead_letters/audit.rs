@@ -20,6 +20,7 @@ use crate::dead_letters::redrive::Sending;
 use crate::dead_letters::shelf::Shelf;
 use crate::ground::headers;
 use crate::ground::own_topics::AUDIT_SUFFIX;
+use crate::ground::verbs::Verb;
 use crate::messages::place::MessagePlace;
 
 /// The action.
@@ -131,6 +132,7 @@ impl DeadLetters {
         from: Option<&MessagePlace>,
         entries_max: usize,
     ) -> Result<AuditPage, DeadLetterError> {
+        self.caller.may(Verb::ReadDeadLetters, name.as_str())?;
         let max = entries_max.clamp(1, AUDIT_LISTED_MAX);
         // The shelves of dead letters tell whether the processor exists; the trail has separate
         // shelves.

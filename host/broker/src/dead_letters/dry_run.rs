@@ -23,6 +23,7 @@ use crate::dead_letters::shelf::Shelf;
 use crate::dispatch::answer::Verdict;
 use crate::dispatch::live::Live;
 use crate::dispatch::{dead_letter, placing};
+use crate::ground::verbs::Verb;
 use crate::ground::{chains, columns};
 use crate::handler::{CallError, Called};
 use crate::messages::fetch::FetchError;
@@ -105,6 +106,7 @@ impl DeadLetters {
         name: &ProcessorName,
         request: DryRunRequest,
     ) -> Result<DryRun, DeadLetterError> {
+        self.caller.may(Verb::Redrive, name.as_str())?;
         let under_way = self.inner.dry_runs.try_acquire();
         let _under_way = under_way.map_err(|_| DeadLetterError::Busy)?;
         let live = self.revision_to_try(name, request.revision).await?;

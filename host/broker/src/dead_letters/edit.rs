@@ -12,6 +12,7 @@ use crate::dead_letters::letters::DeadLetterError;
 use crate::dead_letters::redrive::{Redriven, Sending};
 use crate::ground::chains::is_trail;
 use crate::ground::headers;
+use crate::ground::verbs::Verb;
 use crate::messages::place::MessagePlace;
 
 /// The changes to a message; fields that are `None` or empty change nothing.
@@ -83,6 +84,7 @@ impl DeadLetters {
         place: &MessagePlace,
         edit: LetterEdit,
     ) -> Result<Redriven, DeadLetterError> {
+        self.caller.may(Verb::Redrive, name.as_str())?;
         let shelf = self.shelf(name, &place.topic, place.partition, place.offset)?;
         let target = self.target_of(name, &shelf)?;
         let mut letter = self.letter(&shelf, place.offset).await?;

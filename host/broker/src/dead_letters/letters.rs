@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use crate::catalogue::deciding::decision_errors;
 use crate::dead_letters::handle::DeadLetters;
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 use crate::handler::CallUse;
 use crate::messages::fetch::FetchError;
 use crate::messages::place::MessagePlace;
@@ -80,6 +82,9 @@ impl DeadLetter {
 /// Why dead letters could not be listed, tried or redriven.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// No such processor.
     #[error("processor {0} does not exist")]
     UnknownProcessor(ProcessorName),
@@ -139,6 +144,7 @@ decision_errors! {
 impl Advised for DeadLetterError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::UnknownProcessor(_) => Code::UnknownProcessor.advice(),
             Self::Deleted(_) => Code::NotDeployed.advice(),
             Self::NoSuchDeadLetter { .. } => Code::UnknownDeadLetter.advice(),
@@ -169,6 +175,7 @@ impl DeadLetters {
         partition: PartitionId,
         offset: Offset,
     ) -> Result<DeadLetter, DeadLetterError> {
+        self.caller.may(Verb::ReadDeadLetters, name.as_str())?;
         let shelf = self.shelf(name, topic, partition, offset)?;
         self.letter(&shelf, offset).await
     }

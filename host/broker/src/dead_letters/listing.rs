@@ -16,6 +16,7 @@ use crate::dead_letters::filter::DeadLetterFilter;
 use crate::dead_letters::handle::DeadLetters;
 use crate::dead_letters::letters::{DeadLetter, DeadLetterError};
 use crate::dead_letters::shelf::Shelf;
+use crate::ground::verbs::Verb;
 use crate::messages::place::MessagePlace;
 
 /// Which dead letters to list.
@@ -84,6 +85,7 @@ impl DeadLetters {
         name: &ProcessorName,
         query: DeadLetterQuery,
     ) -> Result<DeadLetterPage, DeadLetterError> {
+        self.caller.may(Verb::ReadDeadLetters, name.as_str())?;
         let max = match query.letters_max {
             0 => DEAD_LETTERS_LISTED_MAX,
             max => max.min(DEAD_LETTERS_LISTED_MAX),
@@ -125,6 +127,7 @@ impl DeadLetters {
         from: Option<&MessagePlace>,
         groups_max: usize,
     ) -> Result<DeadLetterGroups, DeadLetterError> {
+        self.caller.may(Verb::ReadDeadLetters, name.as_str())?;
         let clock = &self.inner.clock;
         let over = clock.monotonic() + Duration::from_millis(DEAD_LETTER_GROUPS_MS_MAX);
         let mut walk = self.walk(name, from)?;

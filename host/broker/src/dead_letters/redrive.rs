@@ -23,6 +23,7 @@ use crate::dead_letters::record::Sent;
 use crate::dead_letters::shelf::Shelf;
 use crate::dispatch::dead_letter;
 use crate::ground::own_topics::{DEAD_LETTERS_SUFFIX, REDRIVE_SUFFIX};
+use crate::ground::verbs::Verb;
 use crate::messages::place::MessagePlace;
 
 /// Approximate transactions per second of a paced redrive.
@@ -140,6 +141,7 @@ impl DeadLetters {
         name: &ProcessorName,
         request: RedriveRequest,
     ) -> Result<Redriven, DeadLetterError> {
+        self.caller.may(Verb::Redrive, name.as_str())?;
         self.check_taker(name)?;
         let mut run = Run {
             room: self,

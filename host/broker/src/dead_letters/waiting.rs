@@ -5,6 +5,7 @@ use millrace_model::ProcessorName;
 
 use crate::dead_letters::handle::DeadLetters;
 use crate::dead_letters::letters::DeadLetterError;
+use crate::ground::verbs::Verb;
 use crate::messages::fetch::FetchError;
 use crate::processors::waiting_gauge::WAITING;
 
@@ -14,6 +15,7 @@ impl DeadLetters {
     /// # Errors
     /// [`DeadLetterError`].
     pub async fn dead_letters_waiting(&self, name: &ProcessorName) -> Result<u64, DeadLetterError> {
+        self.caller.may(Verb::SeeDeadLetters, name.as_str())?;
         let mut waiting = 0;
         for shelf in self.shelves(name)? {
             let ends = self.ends_of(&shelf)?;

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use millrace_model::Tenant;
 
+use crate::ground::standing::{Forbidden, Standing};
+use crate::ground::verbs::Verb;
+
 /// The name of the host for its own actions.
 pub(crate) const HOST: &str = "host";
 
@@ -13,18 +16,19 @@ pub(crate) const UNKNOWN: &str = "unknown";
 
 /// Who calls a verb. Cheap to clone.
 ///
-/// Today there is one built-in principal, with every right: anyone who can connect. The name that a
-/// caller gives is a claim, which is recorded with each change and proves nothing.
+/// A caller that has proved to be a principal is recorded under the principal's name with each change. The name that any other gives is a
+/// claim, which is recorded too, and proves nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     tenant: Tenant,
+    standing: Standing,
     by: Option<Arc<str>>,
     address: Option<IpAddr>,
     request: Option<Arc<str>>,
 }
 
 impl Caller {
-    /// The built-in principal, without a name.
+    /// Someone without a name, who may do everything.
     #[must_use]
     pub fn unnamed() -> Self {
         Self::default()
@@ -43,6 +47,31 @@ impl Caller {
             by: Some(by.into()),
             ..self
         }
+    }
+
+    /// The same caller, who may do this.
+    #[must_use]
+    pub fn standing(self, standing: Standing) -> Self {
+        let by = standing.principal().map(|name| name.into());
+        Self {
+            by: by.or(self.by),
+            standing,
+            ..self
+        }
+    }
+
+    /// Whether the caller may do this with the thing of this name.
+    ///
+    /// # Errors
+    /// [`Forbidden`] says which right is missing.
+    pub fn may(&self, verb: Verb, name: &str) -> Result<(), Forbidden> {
+        self.standing.may(verb, name)
+    }
+
+    /// Whether the caller may do this with the thing of this name, for lists that leave out what it may not see.
+    #[must_use]
+    pub fn sees(&self, verb: Verb, name: &str) -> bool {
+        self.may(verb, name).is_ok()
     }
 
     /// The same caller with the address of its connection.
@@ -70,7 +99,13 @@ impl Caller {
         &self.tenant
     }
 
-    /// The name that the caller gave; `None` if it gave none.
+    /// What the caller may do.
+    #[must_use]
+    pub fn rights(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// The principal's name, or the name that the caller gave; `None` if it gave none.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.by.as_deref()

@@ -11,5 +11,7 @@ pub(crate) mod own_topics;
 pub(crate) mod packing;
 pub(crate) mod partitioner;
 pub(crate) mod planted;
+pub(crate) mod standing;
 pub(crate) mod tasks;
 pub(crate) mod text;
+pub(crate) mod verbs;

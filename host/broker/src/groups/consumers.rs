@@ -18,6 +18,7 @@ use millrace_model::{
 
 use crate::catalogue::deciding::decided;
 use crate::catalogue::unknown::known_partition;
+use crate::ground::verbs::Verb;
 use crate::groups::error::{ConsumerError, lost, unknown};
 use crate::groups::handle::{Groups, Inner};
 use crate::groups::rules;
@@ -79,6 +80,7 @@ impl Groups {
         name: &ConsumerName,
         begin_at: Option<BeginAt>,
     ) -> Result<(ConsumerStatus, bool), ConsumerError> {
+        self.caller.may(Verb::KeepPositions, topic.as_str())?;
         let topic = self.inner.catalogue.known_topic(topic)?;
         let topic = &topic;
         self.in_right(topic, name, |share| async move {
@@ -174,6 +176,7 @@ impl Groups {
     /// # Errors
     /// [`ConsumerError`].
     pub async fn consumers(&self, topic: &TopicName) -> Result<Vec<ConsumerStatus>, ConsumerError> {
+        self.caller.may(Verb::SeeConsumers, topic.as_str())?;
         let topic = self.inner.catalogue.known_topic(topic)?;
         let ends = self.all_ends(&topic);
         let mut listed = Vec::new();
@@ -216,6 +219,7 @@ impl Groups {
         topic: &TopicName,
         name: &ConsumerName,
     ) -> Result<ConsumerStatus, ConsumerError> {
+        self.caller.may(Verb::SeeConsumers, topic.as_str())?;
         let topic = self.inner.catalogue.known_topic(topic)?;
         let consumer = self.known_consumer(&topic, name).await?;
         let ends = self.all_ends(&topic);
@@ -232,6 +236,8 @@ impl Groups {
         name: &ConsumerName,
         request: HoldRequest,
     ) -> Result<HeldConsumer, ConsumerError> {
+        self.caller
+            .may(Verb::KeepPositions, topic.spec.name.as_str())?;
         self.in_right(topic, name, |share| async move {
             self.hold_under(topic, name, request, &share).await
         })
@@ -326,6 +332,7 @@ impl Groups {
         name: &ConsumerName,
         commit: ConsumerCommit,
     ) -> Result<Option<Timestamp>, ConsumerError> {
+        self.caller.may(Verb::KeepPositions, topic.as_str())?;
         let topic = self.inner.catalogue.known_topic(topic)?;
         for &partition in commit.positions.keys() {
             known_partition(&topic, partition)?;
@@ -394,6 +401,7 @@ impl Groups {
         partition: Option<PartitionId>,
         begin_at: BeginAt,
     ) -> Result<ConsumerStatus, ConsumerError> {
+        self.caller.may(Verb::ResetConsumer, topic.as_str())?;
         let topic = self.inner.catalogue.known_topic(topic)?;
         let places: &[TopicPartition] = &match partition {
             None => topic.partitions().collect::<Vec<_>>(),
@@ -427,6 +435,7 @@ impl Groups {
         topic: &TopicName,
         name: &ConsumerName,
     ) -> Result<(), ConsumerError> {
+        self.caller.may(Verb::DeleteConsumer, topic.as_str())?;
         let topic = self.inner.catalogue.known_topic(topic)?;
         let topic = &topic;
         self.in_right(topic, name, |share| async move {

@@ -12,10 +12,14 @@ use millrace_model::{
 use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::unknown::{UnknownPartition, UnknownTopic};
 use crate::ground::caller::UNKNOWN;
+use crate::ground::standing::Forbidden;
 
 /// Why a consumer could not be created, read or moved.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// No such topic.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
@@ -128,6 +132,7 @@ const SEE_POSITIONS: &str =
 impl Advised for ConsumerError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::UnknownTopic(error) => error.advice(),
             Self::UnknownPartition(error) => error.advice().hint(SEE_POSITIONS),
             Self::Unknown { .. } => Code::UnknownConsumer.advice(),

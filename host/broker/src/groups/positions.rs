@@ -17,6 +17,7 @@ use millrace_model::{
 
 use crate::catalogue::deciding::decided;
 use crate::catalogue::unknown::known_partition;
+use crate::ground::verbs::Verb;
 use crate::groups::error::ConsumerError;
 use crate::groups::handle::{Groups, Inner};
 use crate::groups::position_entry::{self, PositionEntry, read_key};
@@ -79,6 +80,7 @@ impl Groups {
                     bytes: new.note.len(),
                 });
             }
+            self.caller.may(Verb::KeepPositions, new.topic.as_str())?;
             let topic = self.inner.catalogue.known_topic(&new.topic)?;
             known_partition(&topic, new.partition)?;
             let entry = PositionEntry {
@@ -109,8 +111,11 @@ impl Groups {
     ) -> Result<Vec<GroupPosition>, ConsumerError> {
         check_name(group)?;
         let topics = match topic {
-            Some(topic) => vec![self.inner.catalogue.known_topic(topic)?],
-            None => self.topics_with_entries().await?,
+            Some(topic) => {
+                self.caller.may(Verb::SeeConsumers, topic.as_str())?;
+                vec![self.inner.catalogue.known_topic(topic)?]
+            }
+            None => self.topics_seen().await?,
         };
         let prefix = position_entry::prefix(group);
         let mut positions = Vec::new();
@@ -132,13 +137,23 @@ impl Groups {
         Ok(positions)
     }
 
+    /// The topics with positions whose consumers the caller may see.
+    async fn topics_seen(&self) -> Result<Vec<Topic>, ConsumerError> {
+        let mut topics = self.topics_with_entries().await?;
+        topics.retain(|topic| {
+            self.caller
+                .sees(Verb::SeeConsumers, topic.spec.name.as_str())
+        });
+        Ok(topics)
+    }
+
     /// The groups that have committed positions, by name.
     ///
     /// # Errors
     /// [`ConsumerError`].
     pub async fn groups(&self) -> Result<BTreeSet<GroupName>, ConsumerError> {
         let mut groups = BTreeSet::new();
-        for topic in self.topics_with_entries().await? {
+        for topic in self.topics_seen().await? {
             let note = |group, _, _| {
                 groups.insert(group);
             };
@@ -165,6 +180,7 @@ impl Groups {
             if places.is_some_and(|places| !places.contains(&place)) {
                 continue;
             }
+            self.caller.may(Verb::DeleteConsumer, place.0.as_str())?;
             let topic = self.inner.catalogue.known_topic(&place.0)?;
             let change = StateChange {
                 key: position_entry::key(group, place.1).into(),

@@ -1,7 +1,7 @@
 //! Append: record batches in, offsets out. The batches are stored as their producer sent them, so a door that speaks Kafka's format copies
 //! nothing and decodes nothing. All checks of [`Messages::produce`] apply, on views of the records.
 
-use millrace_engine::{Append, CommitError, Transaction};
+use millrace_engine::{Append, Transaction};
 use millrace_model::{
     BatchError, Durability, Offset, PartitionId, ProducerId, RecordBatch, Timestamp, Topic,
     TopicName,
@@ -11,6 +11,7 @@ use millrace_model::batch::RecordView;
 
 use crate::catalogue::unknown::known_partition;
 use crate::ground::packing;
+use crate::ground::verbs::Verb;
 use crate::messages::checks::{check_bytes, check_content, check_count, check_timestamp};
 use crate::messages::handle::Messages;
 use crate::messages::produce::pack;
@@ -45,6 +46,7 @@ impl Messages {
     /// [`ProduceError`], with [`CommitError::OutOfOrderSequence`], [`CommitError::ProducerFenced`] and [`CommitError::UnknownProducer`]
     /// for numbered batches; nothing was appended (unknown for [`CommitError::InDoubt`] and [`CommitError::Poisoned`]).
     pub async fn append(&self, request: AppendRequest) -> Result<Appended, ProduceError> {
+        self.caller.may(Verb::Produce, request.topic.as_str())?;
         let before = self.inner.clock.monotonic();
         let AppendRequest {
             topic,
@@ -91,8 +93,9 @@ impl Messages {
     ///
     /// # Errors
     /// [`CommitError::ProducerName`] for a name that is too long or empty, or why the identity could not be stored.
-    pub async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, CommitError> {
-        self.inner.engine.init_producer(name).await
+    pub async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, ProduceError> {
+        self.caller.rights().may_with_some(Verb::Produce)?;
+        Ok(self.inner.engine.init_producer(name).await?)
     }
 }
 

@@ -10,6 +10,8 @@ use millrace_model::{
 
 use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
 use crate::ground::packing;
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 use crate::messages::handle::Messages;
 
 /// Bytes per read from the engine.
@@ -55,6 +57,9 @@ pub struct FetchResult {
 /// Why nothing was fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// No such topic.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
@@ -79,6 +84,7 @@ pub enum FetchError {
 impl Advised for FetchError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::UnknownTopic(error) => error.advice(),
             Self::UnknownPartition(error) => error.advice(),
             Self::Read(error) => error.advice(),
@@ -93,6 +99,7 @@ impl Messages {
     /// # Errors
     /// [`FetchError`].
     pub async fn fetch(&self, request: FetchRequest) -> Result<FetchResult, FetchError> {
+        self.caller.may(Verb::Read, request.topic.as_str())?;
         let partition = self.partition_of(&request.topic, request.partition)?;
         let engine = &self.inner.engine;
         let ends = self

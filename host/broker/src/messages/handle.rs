@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::catalogue::handle::Catalogue;
+use crate::ground::caller::Caller;
 use crate::ground::partitioner::Partitioners;
 use crate::handler::ModuleHost;
 use crate::hosts::base::Base;
@@ -19,6 +20,7 @@ use crate::messages::delays::delayed::Delays;
 #[derive(Clone)]
 pub struct Messages {
     pub(super) inner: Arc<Inner>,
+    pub(super) caller: Caller,
 }
 
 pub(crate) struct Inner {
@@ -68,8 +70,23 @@ impl Messages {
             publish_seconds: histogram!("millrace_publish_seconds"),
             received: Mutex::default(),
         };
+        Self::of(Arc::new(inner))
+    }
+
+    /// The handle for what the host does by itself.
+    pub(super) fn of(inner: Arc<Inner>) -> Self {
         Self {
-            inner: Arc::new(inner),
+            inner,
+            caller: Caller::default(),
+        }
+    }
+
+    /// The same handle for a caller.
+    #[must_use]
+    pub(crate) fn called_by(&self, caller: &Caller) -> Self {
+        Self {
+            caller: caller.clone(),
+            ..self.clone()
         }
     }
 

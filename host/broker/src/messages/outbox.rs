@@ -35,7 +35,7 @@ pub(crate) async fn run(messages: Weak<Inner>, mut stop: watch::Receiver<bool>) 
             return;
         };
         let sends = is_first(&*inner.engine);
-        let sent = Messages { inner }.send_outbox().await;
+        let sent = Messages::of(inner).send_outbox().await;
         if sent.is_ok() {
             backoff.reset();
         }

@@ -15,6 +15,7 @@ use millrace_model::{
 use tokio::sync::SemaphorePermit;
 
 use crate::ground::partitioner::{Partitioner, PartitionerError};
+use crate::ground::verbs::Verb;
 use crate::ground::{columns, packing};
 use crate::handler::AdmitError;
 use crate::messages::call::{CallKey, NewMessage, Placed, Produced};
@@ -36,6 +37,7 @@ impl Messages {
         topic: &TopicName,
         messages: Vec<NewMessage>,
     ) -> Result<Vec<Placed>, ProduceError> {
+        self.caller.may(Verb::Produce, topic.as_str())?;
         let base = Transaction::default();
         let produced = self.produce_as(topic, messages, None, base).await?;
         Ok(produced.placed)
@@ -53,6 +55,7 @@ impl Messages {
         messages: Vec<NewMessage>,
         key: CallKey,
     ) -> Result<Produced, ProduceError> {
+        self.caller.may(Verb::Produce, topic.as_str())?;
         let base = Transaction::default();
         self.produce_as(topic, messages, Some(key), base).await
     }

@@ -6,12 +6,16 @@ use millrace_model::{Advice, Advised, BatchError, Code, ProcessorName, TopicName
 
 use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::unknown::{CREATE_TOPIC, UnknownPartition, UnknownTopic};
+use crate::ground::standing::Forbidden;
 use crate::handler::CallError;
 use crate::messages::delays::delayed::DelaysFull;
 
 /// Why nothing was produced. `index` counts the messages of the call from 0.
 #[derive(Debug, thiserror::Error)]
 pub enum ProduceError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// No such topic.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
@@ -198,6 +202,7 @@ decision_errors! {
 impl Advised for ProduceError {
     fn advice(&self) -> Advice {
         let code = match self {
+            Self::Forbidden(error) => return error.advice(),
             Self::UnknownTopic(error) => return error.advice().hint(CREATE_TOPIC),
             Self::UnknownPartition { unknown, .. } => {
                 let hint = "omit the partition to let the topic's partitioner choose";

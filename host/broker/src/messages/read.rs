@@ -3,6 +3,7 @@
 use millrace_engine::Ends;
 use millrace_model::{Offset, PartitionId, RecordBatch, TopicName, TopicPartition};
 
+use crate::ground::verbs::Verb;
 use crate::messages::fetch::FetchError;
 use crate::messages::handle::Messages;
 
@@ -39,6 +40,7 @@ impl Messages {
     /// [`FetchError`], with [`ReadError::BelowStart`](millrace_engine::ReadError::BelowStart) and
     /// [`ReadError::PastEnd`](millrace_engine::ReadError::PastEnd) for an offset that the partition does not have.
     pub async fn read(&self, request: ReadRequest) -> Result<ReadResult, FetchError> {
+        self.caller.may(Verb::Read, request.topic.as_str())?;
         let partition = self.partition_of(&request.topic, request.partition)?;
         self.read_at(partition, request.from, request.bytes_max)
             .await

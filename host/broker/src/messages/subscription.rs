@@ -17,6 +17,8 @@ use millrace_model::{
 };
 
 use crate::catalogue::unknown::UnknownTopic;
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 use crate::messages::fetch::FetchError;
 use crate::messages::handle::Messages;
 
@@ -72,6 +74,9 @@ pub struct SubscriptionError {
 /// The subscription has [`SUBSCRIPTION_PARTITIONS_MAX`] partitions, or one cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SubscribeError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// The subscription has the maximum number of partitions.
     #[error(
         "a subscription reads at most {SUBSCRIPTION_PARTITIONS_MAX} partitions; open another one"
@@ -85,6 +90,7 @@ pub enum SubscribeError {
 impl Advised for SubscribeError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::TooMany => Code::TooLarge.hint("open another subscription"),
             Self::Fetch(error) => error.advice(),
         }
@@ -122,6 +128,7 @@ impl Subscription {
         partition: PartitionId,
         from: Offset,
     ) -> Result<(), SubscribeError> {
+        self.messages.caller.may(Verb::Read, topic.as_str())?;
         let at = self.messages.partition_of(topic, partition)?;
         let is_full = self.places.len() >= SUBSCRIPTION_PARTITIONS_MAX;
         if is_full && !self.places.contains_key(&at) {

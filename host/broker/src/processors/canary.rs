@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dispatch::comparison::ShadowReport;
 use crate::dispatch::sides::{Side, SideStatus};
+use crate::ground::verbs::Verb;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
 use crate::processors::loaded::Loaded;
@@ -50,6 +51,7 @@ impl Processors {
         spec: impl Into<NextSpec>,
         percent: u32,
     ) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::DeployProcessor, name.as_str())?;
         self.deploy_as(name, spec.into(), Beginning::Canary { percent })
             .await
     }
@@ -63,6 +65,7 @@ impl Processors {
         name: &ProcessorName,
         percent: u32,
     ) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::DeployProcessor, name.as_str())?;
         self.decide(name, async |loaded| {
             self.set_canary_now(name, percent, &loaded).await
         })
@@ -86,6 +89,7 @@ impl Processors {
     /// [`ProcessorError::TrialFails`] if the revision is about to be withdrawn; otherwise as
     /// [`ProcessorError`] says.
     pub async fn promote(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::DeployProcessor, name.as_str())?;
         let seen = self.trial_seen(name);
         self.promote_seen(name, seen, false).await
     }
@@ -95,6 +99,7 @@ impl Processors {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn promote_anyway(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::DeployProcessor, name.as_str())?;
         let seen = self.trial_seen(name);
         self.promote_seen(name, seen, true).await
     }
@@ -110,6 +115,7 @@ impl Processors {
         seen: TrialSeen,
         anyway: bool,
     ) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::DeployProcessor, name.as_str())?;
         self.decide(name, async |loaded| {
             self.promote_now(name, &seen, anyway, &loaded).await
         })

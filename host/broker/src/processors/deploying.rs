@@ -15,6 +15,7 @@ use crate::dispatch::input::Input;
 use crate::dispatch::prepared::Prepared;
 use crate::dispatch::standing::{Standing, State};
 use crate::ground::backoff::may_pass;
+use crate::ground::verbs::Verb;
 use crate::processors::error::{ProcessorError, invalid};
 use crate::processors::handle::Processors;
 use crate::processors::loaded::Loaded;
@@ -148,6 +149,7 @@ impl Processors {
         name: &ProcessorName,
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::DeployProcessor, name.as_str())?;
         self.deploy_as(name, spec.into(), Beginning::Current).await
     }
 
@@ -192,6 +194,7 @@ impl Processors {
         // by now.
         if is_deployed {
             check_patience(&spec)?;
+            self.check_rights(&spec)?;
             self.check_limits(&spec)?;
             self.check_trusted(&spec).await?;
         }
@@ -213,6 +216,7 @@ impl Processors {
         name: &ProcessorName,
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::DeployProcessor, name.as_str())?;
         let next: NextSpec = spec.into();
         self.decide(name, async |loaded| {
             let next = next.clone();
@@ -233,6 +237,7 @@ impl Processors {
                 let config = next.config_over(&known.processor.config)?;
                 let spec = next.over(name, Some(&known.processor))?;
                 check_patience(&spec)?;
+                self.check_rights(&spec)?;
                 self.check_limits(&spec)?;
                 self.check_trusted(&spec).await?;
                 let mut processor = known.processor.clone();
@@ -279,6 +284,7 @@ impl Processors {
         let config = next.config_over(&Config::default())?;
         let spec = next.over(name, None)?;
         check_patience(&spec)?;
+        self.check_rights(&spec)?;
         self.check_limits(&spec)?;
         self.check_trusted(&spec).await?;
         if name.as_str().starts_with('-') {
@@ -316,6 +322,7 @@ impl Processors {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn pause(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::PauseProcessor, name.as_str())?;
         let processor = self.inner.catalogue.decide(|| self.pause_now(name)).await?;
         let rests = |(_, standing): &(Input, Standing)| {
             let state = &standing.state;
@@ -363,6 +370,7 @@ impl Processors {
         name: &ProcessorName,
         change: ConfigChange,
     ) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::DeployProcessor, name.as_str())?;
         let decide = || self.configure_now(name, change.clone());
         self.inner.catalogue.decide(decide).await
     }
@@ -415,6 +423,7 @@ impl Processors {
         name: &ProcessorName,
         accept_dead_letters: Option<u64>,
     ) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::PauseProcessor, name.as_str())?;
         self.decide(name, async |loaded| {
             self.resume_now(name, accept_dead_letters, &loaded).await
         })
@@ -446,6 +455,7 @@ impl Processors {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn delete_processor(&self, name: &ProcessorName) -> Result<(), ProcessorError> {
+        self.caller.may(Verb::DeleteProcessor, name.as_str())?;
         self.inner.catalogue.decide(|| self.delete_now(name)).await
     }
 
@@ -471,6 +481,7 @@ impl Processors {
         &self,
         name: &ProcessorName,
     ) -> Result<(), ProcessorError> {
+        self.caller.may(Verb::DeleteProcessor, name.as_str())?;
         self.inner
             .catalogue
             .decide(|| self.delete_now_with_state(name))

@@ -7,11 +7,15 @@ use millrace_model::{Advice, Advised, Code, Digest, ProcessorName, TopicName};
 use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::signatures::DistrustError;
 use crate::catalogue::unknown::{CREATE_TOPIC, UnknownTopic};
+use crate::ground::standing::Forbidden;
 use crate::handler::{AdmitError, Interface};
 
 /// Why a processor did not change.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessorError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// No such processor.
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
@@ -148,6 +152,7 @@ decision_errors! {
 impl Advised for ProcessorError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::DoesNotRead { .. } => {
                 Code::NotAnInput.hint("name a processor that reads this topic")
             }

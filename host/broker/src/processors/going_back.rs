@@ -12,6 +12,7 @@ use millrace_model::{Processor, ProcessorName};
 use tokio::sync::mpsc;
 
 use crate::dispatch::gate::{Alarm, Wanted};
+use crate::ground::verbs::Verb;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::{Inner, Processors};
 use crate::processors::loaded::Loaded;
@@ -114,6 +115,7 @@ impl Processors {
         revision: Option<u32>,
         expected: Option<u32>,
     ) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::RollBackProcessor, name.as_str())?;
         let asks = Asks {
             to: revision,
             from: expected,

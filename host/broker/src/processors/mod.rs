@@ -19,6 +19,7 @@ pub(crate) mod parked;
 pub(crate) mod passing;
 pub(crate) mod replay;
 pub(crate) mod revisions;
+mod rights;
 pub(crate) mod seen;
 pub(crate) mod shadow;
 pub(crate) mod states;

@@ -14,6 +14,7 @@ use millrace_model::{
 use tokio::sync::oneshot;
 
 use crate::dispatch::orders::{Meant, Obeyed, Order, Orders, ParkedAction, ParkedIn};
+use crate::ground::verbs::Verb;
 use crate::messages::place::MessagePlace;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
@@ -114,6 +115,7 @@ impl Processors {
         name: &ProcessorName,
         query: &ParkedQuery,
     ) -> Result<ParkedPage, ProcessorError> {
+        self.caller.may(Verb::SeeParked, name.as_str())?;
         let mut page = ParkedPage::default();
         let max = query.max.clamp(1, PARKED_LISTED_MAX);
         let mut partitions = self.parked_in(name).await?;
@@ -165,6 +167,7 @@ impl Processors {
         which: WhichParked,
         action: ParkedAction,
     ) -> Result<ParkedDone, ProcessorError> {
+        self.caller.may(Verb::ActOnParked, name.as_str())?;
         self.known(name)?;
         let mut done = ParkedDone::default();
         for (topic, partition, meant) in self.meant(name, which).await? {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use millrace_model::{Offset, PartitionId, ProcessorName, TopicName};
 
+use crate::ground::verbs::Verb;
 use crate::messages::call::Placed;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
@@ -23,6 +24,7 @@ impl Processors {
         name: &ProcessorName,
         topic: &TopicName,
     ) -> Result<(), ProcessorError> {
+        self.caller.may(Verb::SeeProcessor, name.as_str())?;
         let processor = self.deployed_as(name);
         let processor = processor.ok_or_else(|| ProcessorError::Unknown(name.clone()))?;
         match processor.current() {
@@ -46,6 +48,7 @@ impl Processors {
         placed: &[Placed],
         patience: Duration,
     ) -> Result<bool, ProcessorError> {
+        self.caller.may(Verb::SeeProcessor, name.as_str())?;
         let until = self.inner.clock.monotonic() + patience;
         let mut open: BTreeMap<PartitionId, Vec<Offset>> = BTreeMap::new();
         for place in placed {

@@ -15,6 +15,7 @@ use millrace_model::{
 use parking_lot::Mutex;
 
 use crate::ground::packing;
+use crate::ground::verbs::Verb;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
 use crate::processors::loaded::Loaded;
@@ -59,6 +60,7 @@ impl Processors {
         of: &ProcessorName,
         request: ReplayRequest,
     ) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::Replay, of.as_str())?;
         let looked = Mutex::default();
         self.decide(of, async |loaded| {
             self.replay_now(of, &request, &looked, &loaded).await
@@ -81,6 +83,7 @@ impl Processors {
         let number = request.revision.unwrap_or(original.current);
         let spec = replayed(kept(&original, number)?.spec.clone(), &request.into)?;
         let config = original.config.clone();
+        self.check_rights(&spec)?;
         self.check_trusted(&spec).await?;
         let topics = spec
             .topics

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use millrace_model::{Processor, ProcessorName, Trial};
 
 use crate::dispatch::comparison::ShadowReport;
+use crate::ground::verbs::Verb;
 use crate::processors::error::ProcessorError;
 use crate::processors::handle::Processors;
 use crate::processors::loaded::Loaded;
@@ -25,6 +26,7 @@ impl Processors {
         name: &ProcessorName,
         spec: impl Into<NextSpec>,
     ) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::DeployProcessor, name.as_str())?;
         self.deploy_as(name, spec.into(), Beginning::Shadow).await
     }
 
@@ -33,6 +35,7 @@ impl Processors {
     /// # Errors
     /// [`ProcessorError`].
     pub async fn end_shadow(&self, name: &ProcessorName) -> Result<Processor, ProcessorError> {
+        self.caller.may(Verb::EndShadow, name.as_str())?;
         self.decide(name, async |loaded| {
             self.end_shadow_now(name, &loaded).await
         })
@@ -54,6 +57,7 @@ impl Processors {
     /// # Errors
     /// [`ProcessorError`].
     pub fn shadow_report(&self, name: &ProcessorName) -> Result<ShadowReport, ProcessorError> {
+        self.caller.may(Verb::SeeTrial, name.as_str())?;
         let known = self.known(name)?;
         let report = self.inner.supervisor.shadow(name);
         report.ok_or_else(|| match (known.processor.trial, known.trial_problem) {

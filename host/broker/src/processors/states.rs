@@ -24,6 +24,8 @@ use millrace_model::{
 use crate::catalogue::deciding::{decided, decision_errors};
 use crate::catalogue::entries::entry;
 use crate::catalogue::unknown::{UnknownPartition, known_partition};
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 use crate::hosts::holding::Share;
 use crate::processors::handle::Processors;
 
@@ -67,6 +69,9 @@ fn which(topics: &[TopicName]) -> String {
 /// Why state could not be shown or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StateAccessError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// The processor does not exist and has left no state.
     #[error("processor {0} does not exist")]
     Unknown(ProcessorName),
@@ -102,6 +107,7 @@ decision_errors! {
 impl Advised for StateAccessError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::Unknown(_) => Code::UnknownProcessor.hint(
                 "GET /v1/processors lists the processors that exist; no deleted processor of this name left state",
             ),
@@ -129,6 +135,7 @@ impl Processors {
         place: &StatePlace,
         mut query: StateQuery,
     ) -> Result<StatePage, StateAccessError> {
+        self.caller.may(Verb::ReadState, place.processor.as_str())?;
         let partition = self.state_partition(place).await?;
         query.now = self.inner.clock.wall();
         query.entries_max = query.entries_max.min(STATE_LISTED_MAX);
@@ -206,6 +213,7 @@ impl Processors {
         topic: Option<&TopicName>,
         key: &[u8],
     ) -> Result<Vec<StateHolding>, StateAccessError> {
+        self.caller.may(Verb::ReadState, processor.as_str())?;
         let query = StateQuery {
             prefix: key.to_vec(),
             entries_max: 1,
@@ -245,6 +253,7 @@ impl Processors {
         processor: &ProcessorName,
         topic: Option<&TopicName>,
     ) -> Result<Vec<StateHolding>, StateAccessError> {
+        self.caller.may(Verb::ReadState, processor.as_str())?;
         let query = StateQuery::default();
         self.holdings(processor, topic, &query, |_| true).await
     }
@@ -294,6 +303,8 @@ impl Processors {
         place: &StatePlace,
         writes: StateWrites,
     ) -> Result<(), StateAccessError> {
+        self.caller
+            .may(Verb::WriteState, place.processor.as_str())?;
         let writes = Arc::new(writes);
         let partition = self.state_partition(place).await?;
         decided(&*self.inner.engine, || {

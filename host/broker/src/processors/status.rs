@@ -16,6 +16,8 @@ use crate::catalogue::left_behind::LeftBehind;
 use crate::dispatch::breaker::BreakerStatus;
 use crate::dispatch::input::Input;
 use crate::dispatch::standing::State;
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 use crate::handler::GuestLine;
 use crate::processors::canary::CanaryStatus;
 use crate::processors::handle::Processors;
@@ -159,6 +161,7 @@ impl Processors {
             .catalogue
             .processors()
             .values()
+            .filter(|known| self.sees(&known.processor.name))
             .cloned()
             .collect();
         let is_there = |name: &ProcessorName| self.inner.catalogue.deployed(name).is_some();
@@ -197,24 +200,35 @@ impl Processors {
     /// A processor as deployed, without its status.
     #[must_use]
     pub fn deployed_as(&self, name: &ProcessorName) -> Option<Processor> {
-        self.inner
-            .catalogue
-            .deployed(name)
-            .map(|deployed| deployed.processor)
+        let deployed = self.inner.catalogue.deployed(name);
+        let seen = deployed.filter(|_| self.sees(name));
+        seen.map(|deployed| deployed.processor)
     }
 
     /// A processor and its status; `None` if it does not exist.
     pub async fn processor(&self, name: &ProcessorName) -> Option<ProcessorStatus> {
-        let deployed = self.inner.catalogue.deployed(name)?;
+        let deployed = self
+            .inner
+            .catalogue
+            .deployed(name)
+            .filter(|_| self.sees(name))?;
         let committed = self.committed_at_once([name].into_iter()).await;
         let topics = self.inner.catalogue.topics();
         Some(self.status(deployed, &topics, committed.as_ref()).await)
     }
 
+    /// Whether the caller may see a processor.
+    fn sees(&self, name: &ProcessorName) -> bool {
+        self.caller.sees(Verb::SeeProcessor, name.as_str())
+    }
+
     /// Log lines that are kept of the processor's guests, newest last.
-    #[must_use]
-    pub fn logs(&self, name: &ProcessorName) -> Vec<GuestLine> {
-        self.inner.modules.logs(name)
+    ///
+    /// # Errors
+    /// [`Forbidden`].
+    pub fn logs(&self, name: &ProcessorName) -> Result<Vec<GuestLine>, Forbidden> {
+        self.caller.may(Verb::ReadLogs, name.as_str())?;
+        Ok(self.inner.modules.logs(name))
     }
 
     /// Number of the guests' log lines that the rate limit has dropped since the host started.

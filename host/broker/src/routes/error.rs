@@ -6,11 +6,15 @@ use millrace_model::{Advice, Advised, Code, Digest, RoutePath};
 
 use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::signatures::DistrustError;
+use crate::ground::standing::Forbidden;
 use crate::handler::AdmitError;
 
 /// Why a route did not change. It is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// No such route.
     #[error("route {0} does not exist")]
     Unknown(RoutePath),
@@ -106,6 +110,7 @@ decision_errors! {
 impl Advised for RouteError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::Unknown(_) => Code::NoSuchRoute.advice(),
             Self::TooMany => Code::TooManyRoutes.advice(),
             Self::UnknownModule(_) => Code::UnknownModule.advice(),

@@ -91,6 +91,12 @@ impl Known {
         }
     }
 
+    /// Whether everyone may call it.
+    pub(super) fn is_public(&self) -> bool {
+        let current = self.route.current();
+        current.is_some_and(|current| current.spec.public)
+    }
+
     /// The component of a revision that answers requests.
     pub(super) fn running(&self, number: u32) -> Option<&Running> {
         self.running

@@ -21,6 +21,8 @@ use super::loading::Running;
 use super::revisions::{self, Asked, Asks};
 use crate::catalogue::deciding::decided;
 use crate::ground::caller::Caller;
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 use crate::handler::GuestLine;
 
 /// Maximum number of turns of a change. If the loaded component still does not fit, it fails with a conflict.
@@ -101,14 +103,21 @@ impl Routes {
     #[must_use]
     pub fn routes(&self) -> Vec<RouteStatus> {
         let all: Vec<Arc<Known>> = self.inner.all.read().values().cloned().collect();
-        all.iter().map(|known| self.status(known)).collect()
+        let seen = all.iter().filter(|known| self.sees(&known.route.path));
+        seen.map(|known| self.status(known)).collect()
+    }
+
+    /// Whether the caller may see a route.
+    fn sees(&self, path: &RoutePath) -> bool {
+        self.caller.sees(Verb::SeeRoute, path.as_str())
     }
 
     /// One route.
     #[must_use]
     pub fn route(&self, path: &RoutePath) -> Option<RouteStatus> {
         let known = self.inner.all.read().get(path).cloned();
-        known.map(|known| self.status(&known))
+        let seen = known.filter(|_| self.sees(path));
+        seen.map(|known| self.status(&known))
     }
 
     /// Whether the route exists and no longer keeps this revision.
@@ -121,9 +130,12 @@ impl Routes {
     }
 
     /// The last lines that a route's components logged on this host, newest last.
-    #[must_use]
-    pub fn logs(&self, path: &RoutePath) -> Vec<GuestLine> {
-        self.inner.modules.route_logs(path)
+    ///
+    /// # Errors
+    /// [`Forbidden`].
+    pub fn logs(&self, path: &RoutePath) -> Result<Vec<GuestLine>, Forbidden> {
+        self.caller.may(Verb::ReadRouteLogs, path.as_str())?;
+        Ok(self.inner.modules.route_logs(path))
     }
 
     fn status(&self, known: &Known) -> RouteStatus {
@@ -161,6 +173,7 @@ impl Routes {
         path: &RoutePath,
         spec: RouteSpec,
     ) -> Result<RouteStatus, RouteError> {
+        self.caller.may(Verb::SetRoute, path.as_str())?;
         self.check(&spec).await?;
         let trouble = self.trouble(path);
         self.change(path, |route, asked| {
@@ -190,6 +203,7 @@ impl Routes {
         spec: RouteSpec,
         percent: u32,
     ) -> Result<RouteStatus, RouteError> {
+        self.caller.may(Verb::SetRoute, path.as_str())?;
         self.check(&spec).await?;
         self.change_existing(path, |route, asked| {
             revisions::begin_canary(route, asked, spec.clone(), percent)?;
@@ -207,6 +221,7 @@ impl Routes {
         path: &RoutePath,
         percent: u32,
     ) -> Result<RouteStatus, RouteError> {
+        self.caller.may(Verb::SetRoute, path.as_str())?;
         self.change_existing(path, |route, asked| {
             revisions::change_share(route, asked, percent)?;
             Ok(None)
@@ -223,6 +238,7 @@ impl Routes {
         path: &RoutePath,
         anyway: bool,
     ) -> Result<RouteStatus, RouteError> {
+        self.caller.may(Verb::SetRoute, path.as_str())?;
         let trouble = self.trouble(path);
         self.change_existing(path, |route, asked| {
             revisions::promote(route, asked, trouble.as_deref(), anyway)?;
@@ -243,6 +259,7 @@ impl Routes {
         revision: Option<u32>,
         expected: Option<u32>,
     ) -> Result<RouteStatus, RouteError> {
+        self.caller.may(Verb::RollBackRoute, path.as_str())?;
         let asks = Asks {
             to: revision,
             from: expected,
@@ -301,6 +318,7 @@ impl Routes {
     }
 
     async fn check(&self, spec: &RouteSpec) -> Result<(), RouteError> {
+        self.check_rights(spec)?;
         self.check_ranges(spec)?;
         Ok(self.inner.catalogue.check_trusted(spec.module).await?)
     }
@@ -489,6 +507,7 @@ impl Routes {
     /// # Errors
     /// [`RouteError`]; it still exists.
     pub async fn delete_route(&self, path: &RoutePath) -> Result<(), RouteError> {
+        self.caller.may(Verb::DeleteRoute, path.as_str())?;
         let _change = self.inner.changes.lock().await;
         decided(&*self.inner.engine, || self.delete_route_now(path)).await
     }

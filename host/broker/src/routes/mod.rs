@@ -9,4 +9,5 @@ pub(crate) mod keeping;
 pub(crate) mod loading;
 pub(crate) mod rehearsal;
 mod revisions;
+mod rights;
 pub(crate) mod serving;

@@ -342,6 +342,7 @@ mod tests {
             config: Default::default(),
             limits: Default::default(),
             breaker: Default::default(),
+            public: false,
         }
     }
 

@@ -13,6 +13,8 @@ use tokio::task::AbortHandle;
 use super::canary::{Side, side_of};
 use super::handle::{Known, Routes};
 use super::loading::IS_BEING_LOADED;
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 use crate::handler::{CallError, HttpAnswer, HttpRequest};
 
 /// How long an answer's head may take besides the call's own time: for other requests of the route, and for a core.
@@ -21,6 +23,9 @@ const QUEUE_MS_MAX: u64 = 30_000;
 /// Why a route did not answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServeError {
+    /// The caller may not call it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// It has as many requests as it may have.
     #[error("route {path} has {ROUTE_REQUESTS_MAX} requests at once, the maximum")]
     Busy {
@@ -78,6 +83,14 @@ impl Routes {
                 answer: Err(ServeError::Unavailable { path, why }),
             };
         };
+        if !known.is_public()
+            && let Err(error) = self.caller.may(Verb::CallRoute, path.as_str())
+        {
+            return Served {
+                revision: None,
+                answer: Err(ServeError::Forbidden(error)),
+            };
+        }
         let (number, side) = known.next();
         Served {
             revision: Some(number),

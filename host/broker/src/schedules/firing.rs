@@ -13,6 +13,7 @@ use crate::catalogue::entries::entry;
 use crate::ground::headers::{DUE, MISSED, RUN_BY, SCHEDULE};
 use crate::ground::tasks;
 use crate::ground::tasks::SLEEP_MAX;
+use crate::ground::verbs::Verb;
 use crate::handler::CallError;
 use crate::messages::produce_error::ProduceError;
 use crate::schedules::handle::{Inner, Schedules};
@@ -194,6 +195,7 @@ impl Schedules {
     /// # Errors
     /// [`ScheduleError`]; no message was created then.
     pub async fn run_schedule(&self, name: &ScheduleName) -> Result<ScheduleStatus, ScheduleError> {
+        self.caller.may(Verb::RunSchedule, name.as_str())?;
         self.decide_schedule(|| self.run_schedule_now(name)).await
     }
 

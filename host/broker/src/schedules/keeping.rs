@@ -14,6 +14,8 @@ use millrace_model::{
 };
 
 use crate::catalogue::deciding::{decided, decision_errors};
+use crate::ground::standing::Forbidden;
+use crate::ground::verbs::Verb;
 use crate::messages::call::NewMessage;
 use crate::messages::produce_error::ProduceError;
 use crate::processors::error::ProcessorError;
@@ -23,6 +25,9 @@ use crate::schedules::known::{Known, ScheduleStatus};
 /// Why a schedule did not change. It is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ScheduleError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// No such schedule.
     #[error("schedule {0} does not exist")]
     Unknown(ScheduleName),
@@ -60,6 +65,7 @@ decision_errors! {
 impl Advised for ScheduleError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::Unknown(_) => Code::UnknownSchedule.advice(),
             Self::TooLarge { .. } => Code::TooLarge.hint("make the message smaller"),
             Self::TooMuch { .. } => Code::TooManySchedules.hint("make messages smaller"),
@@ -175,15 +181,21 @@ impl Schedules {
     pub fn schedules(&self) -> Vec<ScheduleStatus> {
         let all = self.inner.known.all.read();
         let now = self.inner.clock.wall();
-        all.values().map(|known| known.status(now)).collect()
+        let seen = all.values().filter(|known| self.sees(&known.schedule.name));
+        seen.map(|known| known.status(now)).collect()
+    }
+
+    /// Whether the caller may see a schedule.
+    fn sees(&self, name: &ScheduleName) -> bool {
+        self.caller.sees(Verb::SeeSchedule, name.as_str())
     }
 
     /// One schedule.
     #[must_use]
     pub fn schedule(&self, name: &ScheduleName) -> Option<ScheduleStatus> {
         let all = self.inner.known.all.read();
-        all.get(name)
-            .map(|known| known.status(self.inner.clock.wall()))
+        let seen = all.get(name).filter(|_| self.sees(name));
+        seen.map(|known| known.status(self.inner.clock.wall()))
     }
 
     /// Creates or changes a schedule; repeating it changes nothing. Its first message is for the next due time from now on.
@@ -195,6 +207,8 @@ impl Schedules {
         name: &ScheduleName,
         spec: ScheduleSpec,
     ) -> Result<ScheduleStatus, ScheduleError> {
+        self.caller.may(Verb::SetSchedule, name.as_str())?;
+        self.caller.may(Verb::Produce, spec.topic.as_str())?;
         self.check_schedule(&spec)?;
         self.decide_schedule(|| self.put_schedule_now(name, spec.clone()))
             .await
@@ -237,6 +251,7 @@ impl Schedules {
         name: &ScheduleName,
         paused: bool,
     ) -> Result<ScheduleStatus, ScheduleError> {
+        self.caller.may(Verb::PauseSchedule, name.as_str())?;
         self.decide_schedule(|| self.pause_schedule_now(name, paused))
             .await
     }
@@ -262,6 +277,7 @@ impl Schedules {
     /// # Errors
     /// [`ScheduleError`].
     pub async fn delete_schedule(&self, name: &ScheduleName) -> Result<(), ScheduleError> {
+        self.caller.may(Verb::DeleteSchedule, name.as_str())?;
         self.decide_schedule(|| self.delete_schedule_now(name))
             .await
     }

@@ -337,6 +337,7 @@ async fn a_key_that_is_withdrawn_sets_no_route_and_stops_none() {
             ..Limits::default()
         },
         breaker: Default::default(),
+        public: false,
     };
     let path = RoutePath::parse("/a").unwrap();
     let routes = before.session.routes();

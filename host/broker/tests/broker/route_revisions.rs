@@ -24,6 +24,7 @@ fn spec(module: Digest) -> RouteSpec {
         config: Default::default(),
         limits: Default::default(),
         breaker: Default::default(),
+        public: false,
     }
 }
 

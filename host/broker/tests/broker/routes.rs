@@ -33,6 +33,7 @@ async fn access(rig: &Rig, path: &str, topics: &[&str], views: &[&str]) -> Arc<d
             ..Limits::default()
         },
         breaker: Default::default(),
+        public: false,
     };
     let path = RoutePath::parse(path).unwrap();
     rig.session.routes().set_route(&path, spec).await.unwrap();
@@ -310,6 +311,7 @@ async fn a_list_of_grants_that_is_too_long_is_refused_for_processors_and_routes(
             config: Default::default(),
             limits: Limits::default(),
             breaker: Default::default(),
+            public: false,
         };
         let path = RoutePath::parse("/a").unwrap();
         let set = rig.session.routes().set_route(&path, of_route).await;

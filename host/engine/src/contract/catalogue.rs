@@ -22,11 +22,13 @@ pub enum EntryKind {
     Newest,
     /// A route, by its path.
     Route,
+    /// A principal with its rules and tokens, by its name.
+    Principal,
 }
 
 impl EntryKind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Module,
         Self::Processor,
         Self::Redriven,
@@ -34,6 +36,7 @@ impl EntryKind {
         Self::Schedule,
         Self::Newest,
         Self::Route,
+        Self::Principal,
     ];
 
     /// The kind's stored word.
@@ -47,6 +50,7 @@ impl EntryKind {
             Self::Schedule => "schedule",
             Self::Newest => "newest",
             Self::Route => "route",
+            Self::Principal => "principal",
         }
     }
 

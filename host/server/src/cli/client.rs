@@ -1,14 +1,18 @@
 //! A client of a host over HTTP, with clear errors when no host answers.
 
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millrace_model::{Clock, SystemClock};
 use serde_json::Value;
-use ureq::http::{Method, Request, Response};
+use ureq::http::header::AUTHORIZATION;
+use ureq::http::{HeaderValue, Method, Request, Response};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body};
+use zeroize::Zeroizing;
 
 use super::failure::{Exit, Failure};
 use super::feed::Interrupt;
@@ -18,6 +22,9 @@ use super::output::Output;
 const ANSWER_BYTES_MAX: u64 = 128 << 20;
 /// The host counts as absent if connecting takes longer.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// The variable with the token to send.
+const TOKEN_VARIABLE: &str = "MILLRACE_TOKEN";
 
 /// The first delay before a request is repeated; doubles each time.
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
@@ -75,6 +82,8 @@ pub(super) struct Client {
     base: String,
     /// The user's name as the environment has it: sent to the host, which records it with changes.
     user: Option<String>,
+    /// The line with the token.
+    token: Option<HeaderValue>,
     /// How long to keep trying while the host is absent or busy, if the user set it.
     retry_for: Option<Duration>,
     /// The same, by default.
@@ -89,15 +98,22 @@ pub(super) struct Client {
 
 impl Client {
     /// A client of the host at `url`.
-    pub(super) fn new(url: &str, json: bool, retry_for: Option<u64>) -> Result<Self, Failure> {
+    /// The host's certificate is checked against the roots in `authority`, or else against those of this machine.
+    pub(super) fn new(
+        url: &str,
+        authority: Option<&Path>,
+        json: bool,
+        retry_for: Option<u64>,
+    ) -> Result<Self, Failure> {
         let base = url.trim_end_matches('/');
-        if !base.starts_with("http://") {
+        if !(base.starts_with("http://") || base.starts_with("https://")) {
             let failure = Failure::usage(format!("--host {url} is not a valid URL"));
-            return Err(
-                failure.with_hint("write http://ADDRESS:PORT, such as http://127.0.0.1:7400")
-            );
+            return Err(failure.with_hint(
+                "write http://ADDRESS:PORT, such as http://127.0.0.1:7400, or https:// for a host with a certificate",
+            ));
         }
         let config = Agent::config_builder()
+            .tls_config(trusting(authority)?)
             .http_status_as_error(false)
             .max_redirects(0)
             // Environment proxies are for the web, not for a local broker.
@@ -108,11 +124,45 @@ impl Client {
             agent: config.new_agent(),
             base: base.to_owned(),
             user: user(),
+            token: None,
             retry_for: retry_for.map(Duration::from_secs),
             patience: Duration::ZERO,
             interrupt: Interrupt::default(),
             waits: Arc::default(),
             json,
+        })
+    }
+
+    /// The same client, which sends the token in this file, or in the variable `MILLRACE_TOKEN`.
+    pub(super) fn with_token(self, file: Option<&Path>) -> Result<Self, Failure> {
+        let (text, place) = match file {
+            Some(file) => {
+                let read = std::fs::read_to_string(file).map(Zeroizing::new);
+                let read = read.map_err(|error| {
+                    Failure::usage(format!(
+                        "the token file {} cannot be read: {error}",
+                        file.display()
+                    ))
+                })?;
+                (read, file.display().to_string())
+            }
+            None => match std::env::var(TOKEN_VARIABLE) {
+                Ok(text) => (Zeroizing::new(text), TOKEN_VARIABLE.to_owned()),
+                Err(_) => return Ok(self),
+            },
+        };
+        let line = Zeroizing::new(format!("Bearer {}", text.trim()));
+        let line = HeaderValue::from_str(&line)
+            .ok()
+            .filter(|_| !text.trim().is_empty());
+        let mut line = line.ok_or_else(|| {
+            let failure = Failure::usage(format!("there is no token in {place}"));
+            failure.with_hint("put one line there, as `millrace access token create` prints it")
+        })?;
+        line.set_sensitive(true);
+        Ok(Self {
+            token: Some(line),
+            ..self
         })
     }
 
@@ -335,6 +385,9 @@ impl Client {
         if let Some(user) = &self.user {
             request = request.header("millrace-by", user);
         }
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, token);
+        }
         let request = request.body(body).map_err(|error| Unreached {
             failure: Failure::usage(format!("--host {} is not a valid URL: {error}", self.base)),
             may_have_come: false,
@@ -408,6 +461,42 @@ impl Client {
     }
 }
 
+/// Which certificates of hosts are trusted.
+fn trusting(authority: Option<&Path>) -> Result<TlsConfig, Failure> {
+    let roots = match authority {
+        None => RootCerts::PlatformVerifier,
+        Some(file) => {
+            let unreadable = |why: String| {
+                Failure::usage(format!(
+                    "--ca {} has no certificates: {why}",
+                    file.display()
+                ))
+                .with_hint("name a PEM file with the certificate of whoever signed the host's")
+            };
+            let pem = std::fs::read(file).map_err(|error| unreadable(error.to_string()))?;
+            let found: Result<Vec<PemItem<'static>>, _> = parse_pem(&pem).collect();
+            let found = found.map_err(|error| unreadable(error.to_string()))?;
+            let certificates: Vec<Certificate<'static>> = found
+                .into_iter()
+                .filter_map(|item| match item {
+                    PemItem::Certificate(certificate) => Some(certificate),
+                    _ => None,
+                })
+                .collect();
+            if certificates.is_empty() {
+                return Err(unreadable(
+                    "no -----BEGIN CERTIFICATE----- is in it".to_owned(),
+                ));
+            }
+            RootCerts::from(certificates)
+        }
+    };
+    Ok(TlsConfig::builder()
+        .root_certs(roots)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .build())
+}
+
 /// The operating-system user, as far as a header can carry the name: the number if it has no name, as in many containers; otherwise
 /// what the environment says.
 fn user() -> Option<String> {
@@ -468,7 +557,7 @@ mod tests {
 
     #[test]
     fn a_host_that_is_not_there_is_said_to_be_unreachable() {
-        let client = Client::new("http://127.0.0.1:1/", false, None).expect("a client");
+        let client = Client::new("http://127.0.0.1:1/", None, false, None).expect("a client");
         let failure = client.get("/v1/topics").expect_err("nobody there");
         let Failure::Told {
             exit,

@@ -56,7 +56,12 @@ const WHAT_IS_NAMED: [(&str, &str); 8] = [
 ];
 
 /// Flags of all commands that talk to a host: their names in the code and on the command line.
-const ASKING: [(&str, &str); 2] = [("host", "host"), ("retry_for", "retry-for")];
+const ASKING: [(&str, &str); 4] = [
+    ("host", "host"),
+    ("retry_for", "retry-for"),
+    ("token_file", "token-file"),
+    ("authority", "ca"),
+];
 
 /// The command line: help is wrapped by paragraphs, and commands that talk to no host do not offer flags that name one.
 pub(super) fn command() -> Command {

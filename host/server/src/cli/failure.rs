@@ -127,7 +127,7 @@ impl Failure {
         });
         let exit = match status {
             404 => Exit::Unknown,
-            400 | 403 | 405 | 409 | 413 | 422 => Exit::Refused,
+            400 | 401 | 403 | 405 | 409 | 413 | 422 => Exit::Refused,
             _ => Exit::Failed,
         };
         Self::Told {

@@ -4,6 +4,7 @@
 //! quietly. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not found, 4 refused, 5 host unreachable, 6 data directory in use,
 //! 7 engine poisoned by a disk error, 130 interrupted.
 
+mod access;
 mod backup;
 mod bench;
 mod client;
@@ -43,6 +44,7 @@ mod table;
 mod topic;
 mod trials;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -83,6 +85,12 @@ struct Cli {
     /// How long to keep trying while the host is unreachable or busy [default: 0; produce: 30, consume --follow: 300]
     #[arg(long, global = true, value_name = "SECONDS")]
     retry_for: Option<u64>,
+    /// A file with the token to send to the host; without it, the variable MILLRACE_TOKEN
+    #[arg(long, global = true, value_name = "FILE", env = "MILLRACE_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// A PEM file with the certificates that the host's is checked against [default: those of this machine]
+    #[arg(long = "ca", global = true, value_name = "FILE", env = "MILLRACE_CA")]
+    authority: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -133,6 +141,9 @@ enum Command {
     /// Show damage, and accept losses
     #[command(subcommand)]
     Damage(damage::Verb),
+    /// Manage principals: who may do what, and their tokens
+    #[command(subcommand)]
+    Access(access::Verb),
     /// Show what is running: version, uptime, counts, limits and settings in force
     Status(status::Args),
     /// List the hosts that share a store
@@ -182,7 +193,13 @@ pub fn main() -> ExitCode {
 
 impl Cli {
     fn run(self) -> Result<(), Failure> {
-        let client = Client::new(&self.host, self.json, self.retry_for);
+        let client = Client::new(
+            &self.host,
+            self.authority.as_deref(),
+            self.json,
+            self.retry_for,
+        )
+        .and_then(|client| client.with_token(self.token_file.as_deref()));
         match self.command {
             Command::Serve(args) => serve::run(args),
             Command::Doctor(args) => doctor::run(args, self.json),
@@ -197,6 +214,7 @@ impl Cli {
             Command::Build(args) => develop::build::run(&args, self.json),
             Command::Test(args) => develop::test::run(args, self.json),
             Command::Dev(args) => develop::dev::run(args, self.json),
+            Command::Access(verb) => access::run(verb, &client?),
             Command::Status(args) => status::run(args, &client?),
             Command::Host(verb) => hosts::run(verb, &client?),
             Command::Bench(args) => bench::run(args, &client?),

@@ -122,6 +122,9 @@ pub(super) struct SetArgs {
     /// Maximum size of an answer, such as 16MiB
     #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
     answer_bytes_max: Option<u64>,
+    /// Let everyone call it, also without a token
+    #[arg(long)]
+    public: bool,
     /// Make it a canary: it answers this percentage of the requests, 1 to 99, and the current revision the others
     #[arg(long, value_name = "PERCENT")]
     canary: Option<u32>,
@@ -158,7 +161,7 @@ impl SetArgs {
         let config: Map<String, Value> = config
             .map(|(key, value)| (key.clone(), json!(value)))
             .collect();
-        json!({
+        let mut spec = json!({
             "module": self.module,
             "grants": {
                 "topics": self.grant_topics,
@@ -171,7 +174,11 @@ impl SetArgs {
             "config": config,
             "limits": given(limits),
             "breaker": given(breaker),
-        })
+        });
+        if self.public {
+            spec["public"] = json!(true);
+        }
+        spec
     }
 }
 
@@ -274,6 +281,7 @@ fn show(route: &Value) -> String {
         ("grants", grants(&route["grants"])),
         ("config", cell(&route["config"])),
         ("call", cell(&route["limits"]["call_ms_max"])),
+        ("public", cell(&route["public"])),
         ("problem", cell(&route["problem"])),
     ];
     let tried = &route["canary"];

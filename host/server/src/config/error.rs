@@ -64,8 +64,9 @@ pub enum ConfigError {
     },
     /// Anyone who can connect could do everything.
     #[error(
-        "{listen} can be reached from other machines, and this host has no authentication. Listen on 127.0.0.1, or, if a proxy or \
-         firewall before it keeps strangers out, say so with --insecure-no-auth"
+        "{listen} can be reached from other machines, and anyone who can connect could do everything. Ask for tokens and encrypt them: \
+         --require-tokens --tls-certificate FILE --tls-key FILE; or listen on 127.0.0.1; or, if a proxy or firewall before it keeps \
+         strangers out, say so with --insecure-no-auth"
     )]
     Exposed {
         /// The address that other machines can reach.

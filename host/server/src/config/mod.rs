@@ -17,6 +17,7 @@ use std::path::Path;
 
 use clap::FromArgMatches;
 
+pub use crate::access::{AccessSettings, TlsSettings};
 pub use crate::encryption::EncryptionSettings;
 pub use crate::engine::{EngineKind, EngineSettings, LocalSettings};
 pub use crate::http::settings::HttpSettings;

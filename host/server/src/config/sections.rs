@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, refused};
 use super::names;
+use crate::access::{AccessSettings, TlsSettings};
 use crate::encryption::EncryptionSettings;
 use crate::engine::EngineSettings;
 use crate::http::settings::HttpSettings;
@@ -30,6 +31,9 @@ pub struct Config {
     /// 10000]
     #[arg(long, id = "stop_deadline_ms", value_name = "MS")]
     pub stop_deadline_ms: u64,
+    /// Who may call.
+    #[command(flatten)]
+    pub access: AccessSettings,
     /// How data is stored.
     #[command(flatten)]
     pub engine: EngineSettings,
@@ -61,6 +65,7 @@ impl Default for Config {
             data_dir: PathBuf::from("millrace-data"),
             stop_deadline_ms: 10_000,
             listen: ListenSettings::default(),
+            access: AccessSettings::default(),
             engine: EngineSettings::default(),
             encryption: EncryptionSettings::default(),
             log: LogSettings::default(),
@@ -79,6 +84,9 @@ pub struct ListenSettings {
     /// The door for HTTP.
     #[command(flatten)]
     pub http: HttpSettings,
+    /// TLS of every door.
+    #[command(flatten)]
+    pub tls: TlsSettings,
     /// Accept connections from other machines, although anyone who can connect may do everything
     #[arg(
         long = "insecure-no-auth",
@@ -103,15 +111,21 @@ impl Config {
             return Err(refused("data_dir", value, "name a directory of its own"));
         }
         self.listen.http.check()?;
+        self.listen.tls.check()?;
         self.engine.check()?;
         self.limits.check()?;
         self.modules.check()?;
-        let addresses = self.listen.http.addresses()?;
-        let is_exposed = addresses.iter().any(|address| !address.ip().is_loopback());
-        if is_exposed && !self.listen.insecure_no_auth {
+        let is_guarded = self.listen.tls.is_on() && self.access.is_required();
+        if self.is_exposed()? && !is_guarded && !self.listen.insecure_no_auth {
             let listen = self.listen.http.address.clone();
             return Err(ConfigError::Exposed { listen });
         }
         Ok(())
+    }
+
+    /// Whether other machines can connect.
+    pub(crate) fn is_exposed(&self) -> Result<bool, ConfigError> {
+        let addresses = self.listen.http.addresses()?;
+        Ok(addresses.iter().any(|address| !address.ip().is_loopback()))
     }
 }

@@ -89,6 +89,9 @@ pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String>
     let others = [
         "MILLRACE_CONFIG",
         "MILLRACE_HOST",
+        "MILLRACE_CA",
+        "MILLRACE_TOKEN",
+        "MILLRACE_TOKEN_FILE",
         "MILLRACE_COPY_FROM",
         "MILLRACE_COPY_TO",
         KEY_VARIABLE,

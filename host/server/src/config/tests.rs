@@ -53,6 +53,10 @@ fn sample(path: &str) -> (&'static str, &'static str) {
         "listen.http.address" => ("'127.0.0.1:8'", "127.0.0.1:8"),
         "listen.http.allowed_hosts" => ("['a', 'b']", "a,b"),
         "listen.insecure_no_auth" => ("true", "true"),
+        "access.required" => ("true", "true"),
+        "listen.tls.certificate_file" => ("\"host.crt\"", "host.crt"),
+        "listen.tls.ca_file" => ("\"ca.crt\"", "ca.crt"),
+        "listen.tls.key_file" => ("\"host.key\"", "host.key"),
         "engine.kind" => ("'memory'", "memory"),
         "log.format" => ("'json'", "json"),
         "log.guests" => ("'host'", "host"),
@@ -82,6 +86,8 @@ fn sample(path: &str) -> (&'static str, &'static str) {
 /// The setting without which one is refused.
 fn goes_with(path: &str) -> Option<&'static str> {
     Some(match path {
+        "listen.tls.certificate_file" => "listen.tls.key_file",
+        "listen.tls.key_file" => "listen.tls.certificate_file",
         "engine.jetstream.user" => "engine.jetstream.password_file",
         "engine.jetstream.password_file" => "engine.jetstream.user",
         "engine.jetstream.certificate_file" => "engine.jetstream.key_file",

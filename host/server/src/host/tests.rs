@@ -66,7 +66,8 @@ async fn with_echo(connections_max: usize, work: Duration) -> (Host, SocketAddr)
         idle: PATIENCE,
     };
     let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let listener = Listener::new(socket, limits, Arc::new(SystemClock::new())).expect("a door");
+    let listener =
+        Listener::new(socket, limits, None, Arc::new(SystemClock::new())).expect("a door");
     let echo = Echo {
         budgets: host.doors.budgets().clone(),
         stopping: listener.stopping(),

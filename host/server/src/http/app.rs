@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use millrace_broker::{Broker, Caller};
+use millrace_broker::{Access, Broker, Caller};
 use millrace_engine::CommitError;
 use millrace_model::Clock;
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use super::error::ApiError;
 use super::request_ids::RequestIds;
 use super::told_of::ToldOf;
 use crate::config::Config;
-use crate::net::{Budgets, Listener, Places};
+use crate::net::{Budgets, Listener, Places, Trust};
 use crate::registry::Registry;
 
 /// What every request needs.
@@ -29,6 +29,11 @@ pub(crate) struct App {
     /// Cancelled when the host stops; waiting requests are then answered.
     pub(super) stopping: CancellationToken,
     pub(super) callers: Callers,
+    pub(super) access: Access,
+    /// Whether requests without a token may do only what needs no right.
+    pub(super) requires_credentials: bool,
+    /// Whom this host trusts to be another one.
+    pub(super) trust: Trust,
     /// Memory that all doors share.
     pub(super) budgets: Budgets,
     pub(super) uploads: Arc<Semaphore>,
@@ -54,7 +59,7 @@ impl App {
         listener: &Listener,
         clock: Arc<dyn Clock>,
         broker: Broker,
-        metrics: Option<Registry>,
+        (metrics, trust): (Option<Registry>, Trust),
     ) -> Arc<Self> {
         let http = &config.listen.http;
         let waiting_max = waiting_max(http.connections_max);
@@ -62,6 +67,7 @@ impl App {
             told_of: Mutex::default(),
             measuring: Mutex::default(),
             about: About::of(config, &clock),
+            access: broker.session(Caller::host()).access().clone(),
             broker,
             clock,
             metrics,
@@ -69,8 +75,10 @@ impl App {
             callers: Callers::new(
                 http,
                 config.engine.advertised(),
-                config.listen.insecure_no_auth,
+                config.listen.insecure_no_auth || config.is_exposed().unwrap_or_default(),
             ),
+            trust,
+            requires_credentials: config.access.is_required(),
             budgets,
             uploads: Arc::new(Semaphore::new(bounds::UPLOADS_MAX)),
             waiting: Arc::new(Semaphore::new(waiting_max)),

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::HeaderValue;
 use axum::http::request::Parts;
-use millrace_broker::{Caller, Session};
+use millrace_broker::{Caller, Session, Standing};
 
 use super::app::App;
 use super::by::by_of;
 use super::modules::Peer;
+use super::proving::Sender;
 
 /// The id of a request in logs and answers, once it has one.
 #[derive(Clone)]
@@ -23,6 +24,8 @@ pub(super) struct RequestId(pub(super) HeaderValue);
 pub(crate) struct Called {
     pub(super) app: Arc<App>,
     pub(super) session: Session,
+    /// The token's line, for the same question to another host.
+    pub(super) token: Option<HeaderValue>,
 }
 
 impl Called {
@@ -31,6 +34,7 @@ impl Called {
         Self {
             app: Arc::clone(app),
             session: app.broker.session(Caller::host()),
+            token: None,
         }
     }
 }
@@ -60,9 +64,13 @@ impl FromRequestParts<Arc<App>> for Called {
         if let Some(&Peer(Some(address))) = parts.extensions.get() {
             caller = caller.at(address);
         }
+        // Whoever passed no guard may do nothing.
+        let sender: Option<&Arc<Sender>> = parts.extensions.get();
+        let standing = sender.map_or(Standing::Nobody, |sender| sender.standing.clone());
         Ok(Self {
             app: Arc::clone(app),
-            session: app.broker.session(caller),
+            session: app.broker.session(caller.standing(standing)),
+            token: sender.and_then(|sender| sender.line.clone()),
         })
     }
 }

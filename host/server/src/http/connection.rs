@@ -316,7 +316,7 @@ mod tests {
             reserved_max: 0,
             idle: Duration::from_secs(10),
         };
-        let listener = Listener::new(socket, limits, clock.clone()).expect("a door");
+        let listener = Listener::new(socket, limits, None, clock.clone()).expect("a door");
         let door = Door {
             router: Router::new().route("/echo", get(echo)),
             clock,

@@ -211,6 +211,7 @@ impl<E: Advised> From<E> for ApiError {
 fn status_of(kind: Kind) -> StatusCode {
     match kind {
         Kind::Malformed => StatusCode::BAD_REQUEST,
+        Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
         Kind::Forbidden => StatusCode::FORBIDDEN,
         Kind::Unknown => StatusCode::NOT_FOUND,
         Kind::Conflict => StatusCode::CONFLICT,

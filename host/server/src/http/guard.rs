@@ -14,7 +14,7 @@ use axum::extract::{Request, State};
 use axum::http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -26,6 +26,7 @@ use super::bounds::{DISCARD_MS_MAX, REQUEST_ID_CHARS_MAX};
 use super::called::RequestId;
 use super::error::{ApiError, own};
 use super::mount::OfAComponent;
+use super::proving::CHALLENGE;
 use super::record::Asked;
 use super::rest;
 use crate::net::Line;
@@ -41,6 +42,10 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     let asks_to_close = names(request.headers(), &CONNECTION).contains(&"close".to_owned());
     let (mut request, rest) = rest::lend(request);
     request.extensions_mut().insert(RequestId(id.clone()));
+    let sender = app.sender_of(request.headers_mut()).map(Arc::new);
+    if let Ok(sender) = &sender {
+        request.extensions_mut().insert(Arc::clone(sender));
+    }
     let framed = framing(request.version(), request.headers());
     let mut ends = framed.is_err() || reserved || app.stopping.is_cancelled();
     let admitted = framed
@@ -48,9 +53,13 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
         .and_then(|()| match reserved && is_traffic(&request) {
             true => Err(no_place()),
             false => Ok(()),
-        });
+        })
+        .and(sender);
     let response = match admitted {
-        Ok(()) => answer(request, next, &id).await,
+        Ok(sender) => {
+            let answer = sender.while_it_lasts(answer(request, next, &id)).await;
+            sender.bounded(answer)
+        }
         Err(refusal) => {
             drop(request);
             refusal.into_response()
@@ -94,6 +103,10 @@ pub(super) fn finished(mut response: Response, id: HeaderValue) -> Response {
         }
     }
     headers.insert(REQUEST_ID, id);
+    if !is_foreign && response.status() == StatusCode::UNAUTHORIZED {
+        let (name, value) = CHALLENGE;
+        response.headers_mut().insert(name, value);
+    }
     response
 }
 
@@ -208,8 +221,6 @@ impl App {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::StatusCode;
-
     use super::*;
 
     #[tokio::test]

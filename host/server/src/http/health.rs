@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use millrace_broker::Caller;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -58,11 +59,13 @@ impl Called {
             return String::new();
         };
         self.measure_connections();
-        self.session.dead_letters().measure_dead_letters().await;
-        self.session.catalogue().measure_left_behind().await;
+        // Whoever may read the host's metrics reads all of them.
+        let all = self.broker.session(Caller::host());
+        all.dead_letters().measure_dead_letters().await;
+        all.catalogue().measure_left_behind().await;
         self.forget_gone();
-        let lags = self.session.processors().lags().await;
-        let consumers = self.session.consumers().all_consumers().await;
+        let lags = all.processors().lags().await;
+        let consumers = all.consumers().all_consumers().await;
         let _measuring = self.measuring.lock();
         // All updated, so that deleted or moved ones leave no series.
         metrics.forget_family(LAG);

@@ -40,8 +40,10 @@ mod mount;
 mod openapi;
 mod others;
 mod parked;
+mod principals;
 mod processors;
 mod produce;
+mod proving;
 mod query;
 mod receiving;
 mod record;
@@ -63,6 +65,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::Method;
 use axum::routing::{self as on, MethodRouter};
+use millrace_broker::Verb;
 
 pub(crate) use app::App;
 pub(crate) use called::Called;
@@ -81,12 +84,10 @@ pub(crate) fn door(app: Arc<App>) -> impl Fn(Connection) -> connection::Served {
 }
 
 struct Route {
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "for the test that compares with openapi")
-    )]
     method: Method,
     path: &'static str,
+    /// What it does; `None` if it takes no right.
+    verb: Option<Verb>,
     handler: MethodRouter<Arc<App>>,
 }
 
@@ -106,6 +107,9 @@ fn router(app: Arc<App>) -> Router {
 
 /// Every route. A test checks that the OpenAPI document has the same ones.
 fn every_route() -> Vec<Route> {
+    /// Takes no right.
+    const OPEN: Option<Verb> = None;
+    const PRINCIPAL: &str = "/v1/access/principals/{name}";
     const TOPIC: &str = "/v1/topics/{topic}";
     const PARTITION: &str = "/v1/topics/{topic}/partitions/{partition}/messages";
     const CONSUMER: &str = "/v1/topics/{topic}/consumers/{name}";
@@ -116,155 +120,379 @@ fn every_route() -> Vec<Route> {
     const CONFIG: &str = "/v1/processors/{name}/config";
     const SHADOW: &str = "/v1/processors/{name}/shadow";
     const DEAD: &str = "/v1/processors/{name}/dead-letters";
-    let get = |path, handler| Route::new(Method::GET, path, handler);
-    let post = |path, handler| Route::new(Method::POST, path, handler);
-    let put = |path, handler| Route::new(Method::PUT, path, handler);
-    let delete = |path, handler| Route::new(Method::DELETE, path, handler);
-    let patch = |path, handler| Route::new(Method::PATCH, path, handler);
+    let get = |path, verb, handler| Route::new(Method::GET, path, verb, handler);
+    let post = |path, verb, handler| Route::new(Method::POST, path, verb, handler);
+    let put = |path, verb, handler| Route::new(Method::PUT, path, verb, handler);
+    let delete = |path, verb, handler| Route::new(Method::DELETE, path, verb, handler);
+    let patch = |path, verb, handler| Route::new(Method::PATCH, path, verb, handler);
     vec![
-        get("/health/live", on::get(health::live)),
-        get("/health/ready", on::get(health::ready)),
-        get("/metrics", on::get(health::metrics)),
-        get("/openapi.json", on::get(openapi::document)),
-        get("/v1/host", on::get(host::show)),
-        get("/v1/hosts", on::get(host::list)),
-        get("/v1/topics", on::get(topics::list)),
-        post("/v1/topics", on::post(topics::create)),
-        get(TOPIC, on::get(topics::show)),
-        delete(TOPIC, on::delete(topics::remove)),
-        patch(TOPIC, on::patch(lifetime::change)),
-        post("/v1/topics/{topic}/trim", on::post(lifetime::trim)),
-        post("/v1/topics/{topic}/messages", on::post(produce::produce)),
-        get("/v1/topics/{topic}/messages", on::get(fetch_all::fetch_all)),
-        get("/v1/topics/{topic}/delayed", on::get(delays::list)),
+        get("/health/live", OPEN, on::get(health::live)),
+        get("/health/ready", OPEN, on::get(health::ready)),
+        get(
+            "/metrics",
+            Some(Verb::ReadMetrics),
+            on::get(health::metrics),
+        ),
+        get("/openapi.json", OPEN, on::get(openapi::document)),
+        get("/v1/host", Some(Verb::SeeHost), on::get(host::show)),
+        get("/v1/hosts", Some(Verb::SeeHost), on::get(host::list)),
+        get("/v1/access/self", OPEN, on::get(principals::oneself)),
+        get(
+            "/v1/access/check",
+            Some(Verb::SeePrincipal),
+            on::get(principals::check),
+        ),
+        get(
+            "/v1/access/principals",
+            Some(Verb::SeePrincipal),
+            on::get(principals::list),
+        ),
+        get(
+            PRINCIPAL,
+            Some(Verb::SeePrincipal),
+            on::get(principals::show),
+        ),
+        put(
+            PRINCIPAL,
+            Some(Verb::SetPrincipal),
+            on::put(principals::put),
+        ),
+        delete(
+            PRINCIPAL,
+            Some(Verb::DeletePrincipal),
+            on::delete(principals::remove),
+        ),
+        post(
+            "/v1/access/principals/{name}/grant",
+            Some(Verb::SetPrincipal),
+            on::post(principals::grant),
+        ),
+        post(
+            "/v1/access/principals/{name}/withdraw",
+            Some(Verb::SetPrincipal),
+            on::post(principals::withdraw),
+        ),
+        post(
+            "/v1/access/principals/{name}/tokens",
+            Some(Verb::MakeToken),
+            on::post(principals::make_token),
+        ),
+        post(
+            "/v1/access/principals/{name}/tokens/{token}/rotate",
+            Some(Verb::MakeToken),
+            on::post(principals::rotate_token),
+        ),
+        delete(
+            "/v1/access/principals/{name}/tokens/{token}",
+            Some(Verb::RevokeToken),
+            on::delete(principals::revoke_token),
+        ),
+        get("/v1/topics", Some(Verb::SeeTopic), on::get(topics::list)),
+        post(
+            "/v1/topics",
+            Some(Verb::CreateTopic),
+            on::post(topics::create),
+        ),
+        get(TOPIC, Some(Verb::SeeTopic), on::get(topics::show)),
+        delete(TOPIC, Some(Verb::DeleteTopic), on::delete(topics::remove)),
+        patch(TOPIC, Some(Verb::ChangeTopic), on::patch(lifetime::change)),
+        post(
+            "/v1/topics/{topic}/trim",
+            Some(Verb::Trim),
+            on::post(lifetime::trim),
+        ),
+        post(
+            "/v1/topics/{topic}/messages",
+            Some(Verb::Produce),
+            on::post(produce::produce),
+        ),
+        get(
+            "/v1/topics/{topic}/messages",
+            Some(Verb::Read),
+            on::get(fetch_all::fetch_all),
+        ),
+        get(
+            "/v1/topics/{topic}/delayed",
+            Some(Verb::SeeDelayed),
+            on::get(delays::list),
+        ),
         delete(
             "/v1/topics/{topic}/delayed/{id}",
+            Some(Verb::CancelDelayed),
             on::delete(delays::cancel),
         ),
-        get(PARTITION, on::get(fetch::fetch)),
+        get(PARTITION, Some(Verb::Read), on::get(fetch::fetch)),
         get(
             "/v1/topics/{topic}/partitions/{partition}/messages/{offset}/value",
+            Some(Verb::Read),
             on::get(fetch::value),
         ),
-        get("/v1/consumers", on::get(consumers::list_all)),
+        get(
+            "/v1/consumers",
+            Some(Verb::SeeConsumers),
+            on::get(consumers::list_all),
+        ),
         get(
             "/v1/topics/{topic}/consumers",
+            Some(Verb::SeeConsumers),
             on::get(consumers::list_of_topic),
         ),
-        get(CONSUMER, on::get(consumers::show)),
-        put(CONSUMER, on::put(consumers::make)),
-        delete(CONSUMER, on::delete(consumers::remove)),
+        get(CONSUMER, Some(Verb::SeeConsumers), on::get(consumers::show)),
+        put(
+            CONSUMER,
+            Some(Verb::KeepPositions),
+            on::put(consumers::make),
+        ),
+        delete(
+            CONSUMER,
+            Some(Verb::DeleteConsumer),
+            on::delete(consumers::remove),
+        ),
         post(
             "/v1/topics/{topic}/consumers/{name}/reset",
+            Some(Verb::ResetConsumer),
             on::post(consumers::reset),
         ),
         get(
             "/v1/topics/{topic}/consumers/{name}/messages",
+            Some(Verb::Read),
             on::get(consuming::messages),
         ),
         post(
             "/v1/topics/{topic}/consumers/{name}/commit",
+            Some(Verb::KeepPositions),
             on::post(consuming::commit),
         ),
-        get("/v1/damage", on::get(damage::list)),
+        get("/v1/damage", Some(Verb::SeeHost), on::get(damage::list)),
         post(
             "/v1/topics/{topic}/partitions/{partition}/damage/accept",
+            Some(Verb::AcceptDamage),
             on::post(damage::accept),
         ),
-        post("/v1/backup", on::post(backup::make)),
-        post("/v1/modules", on::post(modules::upload)),
-        get("/v1/modules", on::get(modules::list)),
-        get("/v1/modules/{reference}", on::get(modules::show)),
-        get("/v1/modules/{reference}/bytes", on::get(modules::bytes)),
-        delete("/v1/modules/{reference}", on::delete(modules::remove)),
-        put("/v1/modules/{reference}/tags/{tag}", on::put(modules::tag)),
+        post("/v1/backup", Some(Verb::BackUp), on::post(backup::make)),
+        post(
+            "/v1/modules",
+            Some(Verb::UploadModule),
+            on::post(modules::upload),
+        ),
+        get("/v1/modules", Some(Verb::SeeModule), on::get(modules::list)),
+        get(
+            "/v1/modules/{reference}",
+            Some(Verb::SeeModule),
+            on::get(modules::show),
+        ),
+        get(
+            "/v1/modules/{reference}/bytes",
+            Some(Verb::ReadModule),
+            on::get(modules::bytes),
+        ),
+        delete(
+            "/v1/modules/{reference}",
+            Some(Verb::DeleteModule),
+            on::delete(modules::remove),
+        ),
+        put(
+            "/v1/modules/{reference}/tags/{tag}",
+            Some(Verb::TagModule),
+            on::put(modules::tag),
+        ),
         delete(
             "/v1/modules/{reference}/tags/{tag}",
+            Some(Verb::TagModule),
             on::delete(modules::untag),
         ),
-        get("/v1/processors", on::get(processors::list)),
-        get(PROCESSOR, on::get(processors::show)),
-        put(PROCESSOR, on::put(processors::deploy)),
-        patch(PROCESSOR, on::patch(deploying::amend)),
-        delete(PROCESSOR, on::delete(processors::remove)),
+        get(
+            "/v1/processors",
+            Some(Verb::SeeProcessor),
+            on::get(processors::list),
+        ),
+        get(
+            PROCESSOR,
+            Some(Verb::SeeProcessor),
+            on::get(processors::show),
+        ),
+        put(
+            PROCESSOR,
+            Some(Verb::DeployProcessor),
+            on::put(processors::deploy),
+        ),
+        patch(
+            PROCESSOR,
+            Some(Verb::DeployProcessor),
+            on::patch(deploying::amend),
+        ),
+        delete(
+            PROCESSOR,
+            Some(Verb::DeleteProcessor),
+            on::delete(processors::remove),
+        ),
         post(
             "/v1/processors/{name}/rollback",
+            Some(Verb::RollBackProcessor),
             on::post(processors::rollback),
         ),
-        get(CONFIG, on::get(configuring::show)),
-        put(CONFIG, on::put(configuring::replace)),
-        patch(CONFIG, on::patch(configuring::amend)),
-        post("/v1/processors/{name}/pause", on::post(processors::pause)),
-        post("/v1/processors/{name}/resume", on::post(processors::resume)),
-        get("/v1/processors/{name}/logs", on::get(processors::logs)),
-        get("/v1/processors/{name}/history", on::get(history::show)),
-        get("/v1/processors/{name}/parked", on::get(parked::list)),
+        get(CONFIG, Some(Verb::SeeProcessor), on::get(configuring::show)),
+        put(
+            CONFIG,
+            Some(Verb::DeployProcessor),
+            on::put(configuring::replace),
+        ),
+        patch(
+            CONFIG,
+            Some(Verb::DeployProcessor),
+            on::patch(configuring::amend),
+        ),
+        post(
+            "/v1/processors/{name}/pause",
+            Some(Verb::PauseProcessor),
+            on::post(processors::pause),
+        ),
+        post(
+            "/v1/processors/{name}/resume",
+            Some(Verb::PauseProcessor),
+            on::post(processors::resume),
+        ),
+        get(
+            "/v1/processors/{name}/logs",
+            Some(Verb::ReadLogs),
+            on::get(processors::logs),
+        ),
+        get(
+            "/v1/processors/{name}/history",
+            Some(Verb::SeeProcessor),
+            on::get(history::show),
+        ),
+        get(
+            "/v1/processors/{name}/parked",
+            Some(Verb::SeeParked),
+            on::get(parked::list),
+        ),
         post(
             "/v1/processors/{name}/parked/try-now",
+            Some(Verb::ActOnParked),
             on::post(parked::try_now),
         ),
         post(
             "/v1/processors/{name}/parked/give-up",
+            Some(Verb::ActOnParked),
             on::post(parked::give_up),
         ),
-        post("/v1/processors/{name}/canary", on::post(trials::canary)),
-        post("/v1/processors/{name}/promote", on::post(trials::promote)),
-        get(SHADOW, on::get(trials::shadow)),
-        post("/v1/processors/{name}/replay", on::post(replays::make)),
-        delete(SHADOW, on::delete(trials::end_shadow)),
-        get(STATE, on::get(states::show)),
-        post(STATE, on::post(states::write)),
-        get("/v1/processors/{name}/state/key", on::get(lookups::key)),
+        post(
+            "/v1/processors/{name}/canary",
+            Some(Verb::DeployProcessor),
+            on::post(trials::canary),
+        ),
+        post(
+            "/v1/processors/{name}/promote",
+            Some(Verb::DeployProcessor),
+            on::post(trials::promote),
+        ),
+        get(SHADOW, Some(Verb::SeeTrial), on::get(trials::shadow)),
+        post(
+            "/v1/processors/{name}/replay",
+            Some(Verb::Replay),
+            on::post(replays::make),
+        ),
+        delete(
+            SHADOW,
+            Some(Verb::EndShadow),
+            on::delete(trials::end_shadow),
+        ),
+        get(STATE, Some(Verb::ReadState), on::get(states::show)),
+        post(STATE, Some(Verb::WriteState), on::post(states::write)),
+        get(
+            "/v1/processors/{name}/state/key",
+            Some(Verb::ReadState),
+            on::get(lookups::key),
+        ),
         get(
             "/v1/processors/{name}/state/totals",
+            Some(Verb::ReadState),
             on::get(lookups::totals),
         ),
-        get("/v1/schedules", on::get(schedules::list)),
-        get(SCHEDULE, on::get(schedules::show)),
-        put(SCHEDULE, on::put(schedules::put)),
-        delete(SCHEDULE, on::delete(schedules::remove)),
-        post("/v1/schedules/{name}/pause", on::post(schedules::pause)),
-        post("/v1/schedules/{name}/resume", on::post(schedules::resume)),
-        post("/v1/schedules/{name}/run", on::post(schedules::run)),
-        get("/v1/routes", on::get(routes::list)),
-        get(ROUTE, on::get(routes::show)),
-        put(ROUTE, on::put(routes::put)),
-        delete(ROUTE, on::delete(routes::remove)),
-        post(ROUTE, on::post(routes::act)),
-        get(DEAD, on::get(dead_letters::list)),
+        get(
+            "/v1/schedules",
+            Some(Verb::SeeSchedule),
+            on::get(schedules::list),
+        ),
+        get(SCHEDULE, Some(Verb::SeeSchedule), on::get(schedules::show)),
+        put(SCHEDULE, Some(Verb::SetSchedule), on::put(schedules::put)),
+        delete(
+            SCHEDULE,
+            Some(Verb::DeleteSchedule),
+            on::delete(schedules::remove),
+        ),
+        post(
+            "/v1/schedules/{name}/pause",
+            Some(Verb::PauseSchedule),
+            on::post(schedules::pause),
+        ),
+        post(
+            "/v1/schedules/{name}/resume",
+            Some(Verb::PauseSchedule),
+            on::post(schedules::resume),
+        ),
+        post(
+            "/v1/schedules/{name}/run",
+            Some(Verb::RunSchedule),
+            on::post(schedules::run),
+        ),
+        get("/v1/routes", Some(Verb::SeeRoute), on::get(routes::list)),
+        get(ROUTE, Some(Verb::SeeRoute), on::get(routes::show)),
+        put(ROUTE, Some(Verb::SetRoute), on::put(routes::put)),
+        delete(ROUTE, Some(Verb::DeleteRoute), on::delete(routes::remove)),
+        post(ROUTE, Some(Verb::RollBackRoute), on::post(routes::act)),
+        get(
+            DEAD,
+            Some(Verb::ReadDeadLetters),
+            on::get(dead_letters::list),
+        ),
         get(
             "/v1/processors/{name}/dead-letters/groups",
+            Some(Verb::ReadDeadLetters),
             on::get(dead_letters::groups),
         ),
         get(
             "/v1/processors/{name}/dead-letters/audit",
+            Some(Verb::ReadDeadLetters),
             on::get(dead_letters::work::audit),
         ),
         post(
             "/v1/processors/{name}/dead-letters/dry-run",
+            Some(Verb::Redrive),
             on::post(dead_letters::work::dry_run),
         ),
         post(
             "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}/edit",
+            Some(Verb::Redrive),
             on::post(dead_letters::work::edit),
         ),
         get(
             "/v1/processors/{name}/dead-letters/{topic}/{partition}/{offset}",
+            Some(Verb::ReadDeadLetters),
             on::get(dead_letters::show),
         ),
         post(
             "/v1/processors/{name}/dead-letters/redrive",
+            Some(Verb::Redrive),
             on::post(dead_letters::work::redrive),
         ),
     ]
 }
 
 impl Route {
-    fn new(method: Method, path: &'static str, handler: MethodRouter<Arc<App>>) -> Self {
+    fn new(
+        method: Method,
+        path: &'static str,
+        verb: Option<Verb>,
+        handler: MethodRouter<Arc<App>>,
+    ) -> Self {
+        let gate = axum::middleware::from_fn_with_state(verb, proving::pass);
         Self {
             method,
             path,
-            handler,
+            verb,
+            handler: handler.route_layer(gate),
         }
     }
 }

@@ -182,6 +182,7 @@ fn passed_on(headers: &HeaderMap) -> HttpHeaders {
 /// The error's word in metrics.
 fn word(error: &ServeError) -> &'static str {
     match error {
+        ServeError::Forbidden(_) => "forbidden",
         ServeError::Busy { .. } => "busy",
         ServeError::Unavailable { .. } => "unavailable",
         ServeError::Failed { .. } => "failed",
@@ -192,6 +193,7 @@ fn word(error: &ServeError) -> &'static str {
 /// Whoever called learns which route failed, and no more: the rest is for its operator, in the log.
 fn refusal(error: ServeError, revision: u32) -> ApiError {
     match error {
+        ServeError::Forbidden(error) => error.into(),
         ServeError::Busy { .. } => {
             ApiError::of(Code::RouteBusy, error.to_string()).after_s(RETRY_AFTER_S)
         }

@@ -11,8 +11,8 @@ use self::finish::Finish;
 use self::plain::Plain;
 use super::{
     backup, configuring, consumers, consuming, damage, dead_letters, delays, deploying, fetch,
-    fetch_all, health, history, host, lifetime, lookups, modules, parked, processors, produce,
-    replays, routes, schedules, states, topics, trials,
+    fetch_all, health, history, host, lifetime, lookups, modules, parked, principals, processors,
+    produce, replays, routes, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -29,6 +29,17 @@ use super::{
         document,
         host::show,
         host::list,
+        principals::oneself,
+        principals::check,
+        principals::list,
+        principals::show,
+        principals::put,
+        principals::remove,
+        principals::grant,
+        principals::withdraw,
+        principals::make_token,
+        principals::rotate_token,
+        principals::revoke_token,
         topics::list,
         topics::create,
         topics::show,

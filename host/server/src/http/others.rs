@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::header::HOST;
+use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -31,6 +31,7 @@ use super::bounds::{
     OTHERS_BYTES_MAX, OTHERS_HEAD_BYTES_MAX, OTHERS_HOSTS_MAX, OTHERS_MS_MAX, OTHERS_WAIT_MS_MAX,
 };
 use super::called::Called;
+use crate::net::Duplex;
 
 /// Names the host that gives an answer about itself.
 const ANSWERED_BY: HeaderName = HeaderName::from_static("millrace-host");
@@ -198,7 +199,10 @@ impl Called {
         target: &str,
         room: Room,
     ) -> Result<Option<T>, String> {
-        let address = host.address.trim_start_matches("http://");
+        let (address, is_encrypted) = match host.address.strip_prefix("https://") {
+            Some(address) => (address, true),
+            None => (host.address.trim_start_matches("http://"), false),
+        };
         let address = address.trim_end_matches('/');
         if address.is_empty() {
             return Err("it gave no address; start it with --advertise ADDRESS:PORT".to_owned());
@@ -209,6 +213,15 @@ impl Called {
             )
         };
         let stream = TcpStream::connect(address).await.map_err(not_connected)?;
+        let stream: Box<dyn Duplex> = match is_encrypted {
+            false => Box::new(stream),
+            true => Box::new(
+                self.trust
+                    .begin(address, stream)
+                    .await
+                    .map_err(not_connected)?,
+            ),
+        };
         let mut builder = http1::Builder::new();
         builder.max_buf_size(OTHERS_HEAD_BYTES_MAX);
         let not_http = |error: hyper::Error| format!("it does not answer: {error}");
@@ -223,6 +236,9 @@ impl Called {
             if let Some(Ok(value)) = value.map(|value| HeaderValue::from_bytes(value.as_bytes())) {
                 request = request.header(name, value);
             }
+        }
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, token);
         }
         let request = request.body(Empty::<Bytes>::new()).map_err(|error| {
             format!("its address is not ADDRESS:PORT ({error}); correct its --advertise")

@@ -523,7 +523,7 @@ pub(super) async fn logs(
     let elsewhere = given.iter().filter_map(|(_, of)| of.dropped).sum::<u64>();
     let dropped = processors.log_lines_dropped(&name) + elsewhere;
     let body = LogsBody {
-        lines: app.lines(hosts, processors.logs(&name), given),
+        lines: app.lines(hosts, processors.logs(&name)?, given),
         dropped: Some(dropped).filter(|dropped| *dropped > 0),
         gathered: others.gathered(),
     };

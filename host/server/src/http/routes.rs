@@ -42,6 +42,10 @@ pub(super) struct RouteIn {
     /// When it is withdrawn as a canary.
     #[serde(default)]
     breaker: RouteBreaker,
+    /// Whether everyone may call it, such as a service whose signature the component checks. Otherwise the caller needs the right to,
+    /// on a host that asks for tokens.
+    #[serde(default)]
+    public: bool,
 }
 
 /// How to set a route.
@@ -65,6 +69,8 @@ pub(super) struct RouteBody {
     config: Config,
     limits: Limits,
     breaker: RouteBreaker,
+    /// Whether everyone may call it, without the right to.
+    public: bool,
     /// The number of the current revision, whose definition this is.
     revision: u32,
     /// When it was set, in milliseconds since the Unix epoch.
@@ -138,6 +144,7 @@ impl RouteBody {
             config,
             limits,
             breaker,
+            public,
         } = current.spec;
         Some(Self {
             path: status.route.path.to_string(),
@@ -146,6 +153,7 @@ impl RouteBody {
             config,
             limits,
             breaker,
+            public,
             revision: current.number,
             set_at: current.set_at,
             set_by: current.set_by,
@@ -293,7 +301,7 @@ pub(super) async fn show(
         route: shown,
         revisions: route.revisions.iter().map(Into::into).collect(),
         changes: route.changes.clone(),
-        lines: app.lines(hosts, routes.logs(&path), lines),
+        lines: app.lines(hosts, routes.logs(&path)?, lines),
         gathered: others.gathered(),
     };
     Ok(app.answer_of_this(hosts, body))
@@ -327,6 +335,7 @@ pub(super) async fn put(
         config: given.config,
         limits: given.limits,
         breaker: given.breaker,
+        public: given.public,
     };
     to_the_end(async move {
         let routes = app.session.routes();

@@ -17,6 +17,10 @@ pub(crate) const STOPPING_LINGER_MS_MAX: u64 = 500;
 /// The longest time for a request's head, from its first byte on; then the connection is closed,
 /// over HTTP with 408.
 pub(crate) const HEAD_MS_MAX: u64 = 30_000;
+/// The longest time for the beginning of TLS; then the connection is closed.
+pub(crate) const HANDSHAKE_MS_MAX: u64 = 10_000;
+/// Bytes of a certificate's file, and of a key's. A larger one is refused.
+pub(crate) const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
 /// A new connection that sends nothing for this long is closed.
 pub(crate) const FIRST_BYTE_MS_MAX: u64 = 15_000;
 /// Connections of each door that are reserved for administration, so that a busy host can still be

@@ -19,7 +19,8 @@ use super::bounds::{
 };
 use super::line::{Line, Phase};
 use super::places::Place;
-use super::stream::Impatient;
+use super::stream::{Duplex, Impatient};
+use super::tls::Tls;
 
 /// Bytes of discarded data read at once.
 const THROWN_AWAY_BYTES: usize = 64 << 10;
@@ -56,9 +57,15 @@ impl Seat {
     }
 }
 
-impl Connection {
-    /// An accepted connection; `None` if the other side has already disconnected.
-    pub(super) fn accepted(
+/// A connection on which nothing has been said yet.
+pub(super) struct Accepted {
+    stream: TcpStream,
+    seat: Seat,
+}
+
+impl Accepted {
+    /// `None` if the other side has already disconnected.
+    pub(super) fn new(
         stream: TcpStream,
         place: Place,
         clock: Arc<dyn Clock>,
@@ -67,17 +74,40 @@ impl Connection {
         // Answers are written as a whole; waiting for more data would only add delay.
         stream.set_nodelay(true).ok()?;
         let peer = stream.peer_addr().ok().map(|address| address.ip());
+        let seat = Seat {
+            place,
+            peer,
+            clock,
+            stopping,
+        };
+        Some(Self { stream, seat })
+    }
+
+    pub(super) fn plain(self) -> Connection {
+        Connection::on(self.stream, self.seat)
+    }
+
+    /// After the beginning of TLS; `None` if there is none.
+    pub(super) async fn encrypted(self, tls: &Tls) -> Option<Connection> {
+        let Self { stream, seat } = self;
+        let line = seat.line().clone();
+        let stream = tokio::select! {
+            stream = tls.begin(stream) => stream?,
+            () = line.closing().cancelled() => return None,
+            () = seat.stopping.cancelled() => return None,
+        };
+        Some(Connection::on(stream, seat))
+    }
+}
+
+impl Connection {
+    fn on(stream: impl Duplex + 'static, seat: Seat) -> Self {
         let patience = Duration::from_millis(WRITE_SILENCE_MS_MAX);
-        let (line, time) = (place.line.clone(), clock.clone());
-        Some(Self {
+        let (line, time) = (seat.line().clone(), seat.clock.clone());
+        Self {
             stream: Impatient::new(Box::new(stream), patience, time, line),
-            seat: Seat {
-                place,
-                peer,
-                clock,
-                stopping,
-            },
-        })
+            seat,
+        }
     }
 
     /// Writes the remaining bytes, and closes so that the other side can read them.

@@ -112,7 +112,7 @@ mod tests {
             reserved_max: 0,
             idle: DEADLINE,
         };
-        Listener::new(socket, limits, Arc::new(SystemClock::new())).expect("a door")
+        Listener::new(socket, limits, None, Arc::new(SystemClock::new())).expect("a door")
     }
 
     #[tokio::test]

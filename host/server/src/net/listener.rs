@@ -14,8 +14,9 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::connection::Connection;
+use super::connection::{Accepted, Connection};
 use super::places::{DoorLimits, Places};
+use super::tls::Tls;
 
 /// After an accept that failed (too many open files, say): long enough to let some close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -29,6 +30,7 @@ pub(crate) struct Listener {
     socket: TcpListener,
     address: SocketAddr,
     places: Arc<Places>,
+    tls: Option<Arc<Tls>>,
     clock: Arc<dyn Clock>,
     stopping: CancellationToken,
     closed: CancellationToken,
@@ -40,6 +42,7 @@ impl Listener {
     pub(crate) fn new(
         socket: TcpListener,
         limits: DoorLimits,
+        tls: Option<Arc<Tls>>,
         clock: Arc<dyn Clock>,
     ) -> std::io::Result<Self> {
         let closed = CancellationToken::new();
@@ -49,6 +52,7 @@ impl Listener {
             address: socket.local_addr()?,
             socket,
             places: Places::new(limits),
+            tls,
             clock,
             stopping: CancellationToken::new(),
         })
@@ -74,10 +78,13 @@ impl Listener {
 
     /// Serves until it is told to stop, and returns when the last connection is closed. Dropping it
     /// cuts off its connections.
-    pub(super) async fn serve<Served>(self, serve: impl Fn(Connection) -> Served)
-    where
+    pub(super) async fn serve<Served>(
+        self,
+        serve: impl Fn(Connection) -> Served + Send + Sync + 'static,
+    ) where
         Served: Future<Output = ()> + Send + 'static,
     {
+        let serve = Arc::new(serve);
         let mut connections = JoinSet::new();
         let mut sweep = interval(SWEEP_INTERVAL);
         let mut failures = Failures::default();
@@ -96,10 +103,23 @@ impl Listener {
                 Ok((stream, _)) => {
                     let place = self.places.take(self.now());
                     let (clock, stopping) = (self.clock.clone(), self.stopping.clone());
-                    if let Some(connection) =
-                        place.and_then(|place| Connection::accepted(stream, place, clock, stopping))
-                    {
-                        connections.spawn(serve(connection));
+                    let Some(accepted) =
+                        place.and_then(|place| Accepted::new(stream, place, clock, stopping))
+                    else {
+                        continue;
+                    };
+                    match &self.tls {
+                        None => {
+                            connections.spawn(serve(accepted.plain()));
+                        }
+                        Some(tls) => {
+                            let (tls, serve) = (Arc::clone(tls), Arc::clone(&serve));
+                            connections.spawn(async move {
+                                if let Some(connection) = accepted.encrypted(&tls).await {
+                                    serve(connection).await;
+                                }
+                            });
+                        }
                     }
                 }
                 Err(error) => {

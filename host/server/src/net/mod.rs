@@ -14,6 +14,7 @@ mod line;
 mod listener;
 mod places;
 mod stream;
+mod tls;
 
 pub(crate) use budgets::{Budgets, Room};
 pub(crate) use connection::{Connection, Seat};
@@ -21,4 +22,5 @@ pub(crate) use doors::Doors;
 pub(crate) use line::{Line, Phase};
 pub(crate) use listener::Listener;
 pub(crate) use places::{DoorLimits, Places};
-pub(crate) use stream::Impatient;
+pub(crate) use stream::{Duplex, Impatient};
+pub(crate) use tls::{Tls, TlsError, TlsFiles, Trust};

@@ -1,5 +1,6 @@
 //! The server from outside: over HTTP, and as the built binary. One test binary, because linking a host takes its time.
 
+mod access;
 mod admissions;
 mod cli;
 mod connections;

@@ -9,6 +9,7 @@ use millrace_model::{Topic, TopicName, TopicPartition};
 
 use crate::catalogue::deciding::decided;
 use crate::catalogue::unknown::known_partition;
+use crate::ground::verbs::Verb;
 use crate::hosts::holding::Share;
 use crate::messages::delays::delayed::{
     CANCEL_WAIT_MS_MAX, DelayedError, DelayedMessage, DelayedPage, DelayedQuery,
@@ -27,6 +28,7 @@ impl Messages {
         topic: &TopicName,
         query: &DelayedQuery,
     ) -> Result<DelayedPage, DelayedError> {
+        self.caller.may(Verb::SeeDelayed, topic.as_str())?;
         let topic = self.inner.catalogue.known_topic(topic)?;
         if let Some(partition) = query.partition {
             known_partition(&topic, partition)?;
@@ -82,6 +84,7 @@ impl Messages {
         topic: &TopicName,
         id: DelayedId,
     ) -> Result<(), DelayedError> {
+        self.caller.may(Verb::CancelDelayed, topic.as_str())?;
         let topic = self.inner.catalogue.known_topic(topic)?;
         let partition = known_partition(&topic, id.partition)?;
         let topic = &topic;

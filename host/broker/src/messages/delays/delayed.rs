@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::unknown::{UnknownPartition, UnknownTopic};
+use crate::ground::standing::Forbidden;
 use crate::hosts::holding::{Holdings, Share};
 use crate::hosts::living::Hosts;
 use crate::messages::delays::agenda::Agenda;
@@ -87,6 +88,9 @@ pub enum DelaysFull {
 /// Why delayed messages could not be listed or cancelled.
 #[derive(Debug, thiserror::Error)]
 pub enum DelayedError {
+    /// The caller may not do it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     /// No such topic.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
@@ -129,6 +133,7 @@ impl Advised for DelaysFull {
 impl Advised for DelayedError {
     fn advice(&self) -> Advice {
         match self {
+            Self::Forbidden(error) => error.advice(),
             Self::UnknownTopic(error) => error.advice(),
             Self::UnknownPartition(error) => error.advice(),
             Self::Unknown { .. } => Code::UnknownDelayedMessage.advice(),

@@ -126,7 +126,7 @@ pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
         .enable_all()
         .build()?;
     let host = runtime.block_on(Host::start(config))?;
-    let client = Client::new(&host.url(), json, None);
+    let client = Client::new(&host.url(), None, json, None);
     let ended = client.and_then(|client| {
         heed(client.interrupt.clone(), TWICE, || {})?;
         Loop::new(&args, project, &client)?.run()

@@ -10,8 +10,10 @@ use utoipa::openapi::path::{Operation, ParameterIn};
 use utoipa::openapi::schema::{
     KnownFormat, Object, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type,
 };
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 
+use super::super::{Route, every_route};
 use super::plain::or_null;
 
 /// The characters of names. Client generators need not know that `.`, `..` and names that begin with `__` are reserved.
@@ -30,6 +32,8 @@ pub(super) const SETTINGS: [&str; 7] = [
 pub(super) const RECORDS: [&str; 2] = ["Resumes", "RevisionRecord"];
 const BYTES: &str = "application/octet-stream";
 const BAD_REQUEST: &str = "400";
+/// The name of the scheme by which callers prove who they are.
+const TOKEN: &str = "token";
 const OTHERWISE: &str = "default";
 
 /// Completes the document.
@@ -50,6 +54,12 @@ impl Modify for Finish {
                 object.properties.values_mut().for_each(drop_default);
             }
         }
+        let token = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("A token of `POST /v1/access/principals/{name}/tokens`, on a host that asks for one."));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme(TOKEN, SecurityScheme::Http(token.build()));
+        let guarded = guarded();
         for (path, item) in &mut document.paths.paths {
             let operations = [
                 ("get", &mut item.get),
@@ -63,12 +73,51 @@ impl Modify for Finish {
                     continue;
                 };
                 operation.operation_id = Some(operation_id(method, path));
+                if guarded
+                    .iter()
+                    .any(|(of, at)| of == method && path.starts_with(at.as_str()))
+                {
+                    ask_for_token(operation);
+                }
                 give_patterns(path, operation);
                 declare_errors(operation);
                 describe_answers(operation);
                 say_bytes(operation);
             }
         }
+    }
+}
+
+/// The operations that take a right: method and path, without what is posted to a wildcard.
+fn guarded() -> Vec<(String, String)> {
+    let routes = every_route().into_iter();
+    let guarded = routes.filter(|route| route.verb.is_some());
+    let place = |route: &Route| {
+        let method = route.method.as_str().to_ascii_lowercase();
+        (method, route.path.replace("{*", "{"))
+    };
+    guarded.map(|route| place(&route)).collect()
+}
+
+/// A host that asks for no tokens takes the request without one.
+fn ask_for_token(operation: &mut Operation) {
+    let none = SecurityRequirement::default();
+    let token = SecurityRequirement::new(TOKEN, Vec::<String>::new());
+    operation.security = Some(vec![none, token]);
+    let responses = &mut operation.responses.responses;
+    for (status, description) in [
+        (
+            "401",
+            "The host asks for a token, and the request has none that is known",
+        ),
+        (
+            "403",
+            "The caller has no right to do this; the error names the missing one",
+        ),
+    ] {
+        responses
+            .entry(status.to_owned())
+            .or_insert_with(|| error(description));
     }
 }
 

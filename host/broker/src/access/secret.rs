@@ -1,0 +1,106 @@
+//! A token as its holder has it: `mr_`, ten letters by which it is found, `_`, and the secret.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use millrace_model::TokenHash;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+/// Every token begins so, so that a search for leaked ones finds them.
+const BEGINNING: &str = "mr_";
+const ID_CHARS: usize = 10;
+const ID_ALPHABET: &[u8; 32] = b"abcdefghijkmnopqrstuvwxyz2345678";
+const SECRET_BYTES: usize = 32;
+/// Characters of the secret: 32 bytes in base64 without padding.
+const SECRET_CHARS: usize = 43;
+
+/// A token's text. It is shown once, to whoever made it, and cannot be printed by accident.
+#[derive(Clone)]
+pub struct TokenText(Zeroizing<String>);
+
+impl TokenText {
+    /// A new token.
+    ///
+    /// # Errors
+    /// [`getrandom::Error`] if the system has no random numbers.
+    pub(super) fn random() -> Result<Self, getrandom::Error> {
+        let mut bytes = Zeroizing::new([0; SECRET_BYTES + ID_CHARS]);
+        getrandom::fill(&mut *bytes)?;
+        let (secret, id) = bytes.split_at(SECRET_BYTES);
+        let letter = |byte: &u8| char::from(ID_ALPHABET[usize::from(*byte) % ID_ALPHABET.len()]);
+        let id: String = id.iter().map(letter).collect();
+        let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(secret));
+        Ok(Self(Zeroizing::new(format!("{BEGINNING}{id}_{}", *secret))))
+    }
+
+    /// The text, for its one answer.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.0[BEGINNING.len()..BEGINNING.len() + ID_CHARS]
+    }
+
+    pub(super) fn hash(&self) -> TokenHash {
+        hash_of(&self.0[self.0.len() - SECRET_CHARS..])
+    }
+}
+
+impl fmt::Debug for TokenText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenText(…)")
+    }
+}
+
+/// The two parts of a token as somebody presents it: what it is found by, and the secret. `None` if it cannot be a token.
+pub(super) fn parts(presented: &str) -> Option<(&str, &str)> {
+    let rest = presented.strip_prefix(BEGINNING)?;
+    let (id, secret) = rest.split_at_checked(ID_CHARS)?;
+    let secret = secret.strip_prefix('_')?;
+    (secret.len() == SECRET_CHARS).then_some((id, secret))
+}
+
+/// Whether a presented secret is the one with this hash. It takes as long for any secret.
+pub(super) fn is_of(secret: &str, hash: &TokenHash) -> bool {
+    hash_of(secret).0.ct_eq(&hash.0).into()
+}
+
+fn hash_of(secret: &str) -> TokenHash {
+    TokenHash(Sha256::digest(secret.as_bytes()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_proves_itself_and_no_other() {
+        let [one, other] = [(); 2].map(|()| TokenText::random().unwrap());
+        let (id, secret) = parts(one.reveal()).unwrap();
+        assert_eq!(id, one.id());
+        assert!(is_of(secret, &one.hash()) && !is_of(secret, &other.hash()));
+    }
+
+    #[test]
+    fn what_cannot_be_a_token_has_no_parts() {
+        let token = TokenText::random().unwrap();
+        let whole = token.reveal();
+        for cut in 0..whole.len() {
+            assert_eq!(parts(&whole[..cut]), None);
+        }
+        assert_eq!(parts(&format!("{whole}x")), None);
+        assert_eq!(parts("mr_ééééé_"), None);
+    }
+
+    #[test]
+    fn a_token_is_not_printed() {
+        let token = TokenText::random().unwrap();
+        let printed = format!("{token:?} {:?}", token.hash());
+        assert_eq!(printed, "TokenText(…) TokenHash(…)");
+    }
+}

@@ -1,0 +1,279 @@
+//! What a caller may do, decided in one place: [`decide`] has no state and no clock.
+
+use std::fmt;
+use std::sync::Arc;
+
+use millrace_model::{
+    Advice, Advised, Code, PrincipalName, Resource, ResourceKind, Right, Rights, Rule,
+};
+
+use crate::ground::verbs::Verb;
+
+/// The rule that allows something, or `None`: what no rule grants is not allowed. With a scope, one of its rules must grant it too.
+#[must_use]
+pub fn decide<'a>(
+    rules: &'a [Rule],
+    scope: Option<&[Rule]>,
+    any: Rights,
+    resource: Resource<'_>,
+) -> Option<&'a Rule> {
+    let granted = rules.iter().find(|rule| rule.grants(any, resource))?;
+    let is_in_scope = scope.is_none_or(|scope| scope.iter().any(|rule| rule.grants(any, resource)));
+    is_in_scope.then_some(granted)
+}
+
+/// What a caller may do. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub enum Standing {
+    /// Everything: the host itself, and everyone who can connect to a host that asks for no credentials.
+    #[default]
+    Everything,
+    /// What the rules of a principal grant.
+    Principal(Arc<Known>),
+    /// Only what needs no right: nobody has said who it is.
+    Nobody,
+}
+
+/// A principal that has proved who it is.
+#[derive(Debug)]
+pub struct Known {
+    /// Its name.
+    pub name: PrincipalName,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+    /// What its token allows of that; everything if absent.
+    pub scope: Option<Vec<Rule>>,
+}
+
+impl Standing {
+    /// Whether the caller may do this.
+    ///
+    /// # Errors
+    /// [`Forbidden`] says which right is missing.
+    pub fn may(&self, verb: Verb, name: &str) -> Result<(), Forbidden> {
+        let resource = Resource::new(verb.kind(), name);
+        let who = match self {
+            Self::Everything => return Ok(()),
+            Self::Principal(known) => {
+                let scope = known.scope.as_deref();
+                if decide(&known.rules, scope, verb.rights(), resource).is_some() {
+                    return Ok(());
+                }
+                Some(known.name.clone())
+            }
+            Self::Nobody => None,
+        };
+        Err(Forbidden::new(who, verb, resource))
+    }
+
+    /// Whether there is anything of its kind with which the caller may do this.
+    ///
+    /// # Errors
+    /// [`Forbidden`] says which right is missing.
+    pub fn may_with_some(&self, verb: Verb) -> Result<(), Forbidden> {
+        let (any, kind) = (verb.rights(), verb.kind());
+        let has = |rules: &[Rule]| {
+            rules
+                .iter()
+                .any(|rule| rule.granted.rights().has_any(any) && rule.on.covers_some(kind))
+        };
+        let who = match self {
+            Self::Everything => return Ok(()),
+            Self::Principal(known) => {
+                if has(&known.rules) && known.scope.as_deref().is_none_or(has) {
+                    return Ok(());
+                }
+                Some(known.name.clone())
+            }
+            Self::Nobody => None,
+        };
+        Err(Forbidden::new(who, verb, Resource::new(kind, "")))
+    }
+
+    /// The principal's name; `None` if there is no principal.
+    #[must_use]
+    pub fn principal(&self) -> Option<&PrincipalName> {
+        match self {
+            Self::Principal(known) => Some(&known.name),
+            Self::Everything | Self::Nobody => None,
+        }
+    }
+}
+
+/// The caller may not do this. Whether the thing exists is not said: the right is asked for first.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Forbidden(Box<Refused>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refused {
+    who: Option<PrincipalName>,
+    verb: Verb,
+    kind: ResourceKind,
+    name: String,
+}
+
+impl Forbidden {
+    fn new(who: Option<PrincipalName>, verb: Verb, resource: Resource<'_>) -> Self {
+        Self(Box::new(Refused {
+            who,
+            verb,
+            kind: resource.kind,
+            name: resource.name.to_owned(),
+        }))
+    }
+
+    /// What was refused.
+    #[must_use]
+    pub fn verb(&self) -> Verb {
+        self.0.verb
+    }
+
+    /// The rules of which one is missing, as they would be granted.
+    fn missing(&self) -> Vec<String> {
+        let on = match (self.0.kind, self.0.name.as_str()) {
+            (ResourceKind::Host, _) => self.on().to_string(),
+            (kind, "") => format!("{}:*", kind.as_str()),
+            _ => self.on().to_string(),
+        };
+        // Any right lets its holder see a thing; one name for them is enough.
+        let rights = match self.0.verb.rights() {
+            any if any == Rights::of(Right::ALL) => Rights::of(&[Right::View]),
+            rights => rights,
+        };
+        rights
+            .iter()
+            .map(|right| format!("{right} on {on}"))
+            .collect()
+    }
+
+    fn on(&self) -> Resource<'_> {
+        Resource::new(self.0.kind, &self.0.name)
+    }
+}
+
+impl fmt::Display for Forbidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = self.0.verb.as_str();
+        match &self.0.who {
+            Some(who) => write!(f, "principal {who} may not {verb} {}", self.on())?,
+            None => write!(f, "without credentials nobody may {verb} {}", self.on())?,
+        }
+        write!(f, ": that takes `{}`", self.missing().join("` or `"))
+    }
+}
+
+impl Advised for Forbidden {
+    fn advice(&self) -> Advice {
+        match &self.0.who {
+            Some(who) => {
+                let rule = self.missing().swap_remove(0);
+                Code::NotAllowed.hint(format!(
+                    "a principal that may administer principals can grant it: `millrace access grant {who} \"{rule}\"`"
+                ))
+            }
+            None => Code::CredentialsMissing.advice(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rules(texts: &[&str]) -> Vec<Rule> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn standing(texts: &[&str], scope: Option<&[&str]>) -> Standing {
+        Standing::Principal(Arc::new(Known {
+            name: PrincipalName::parse("billing").unwrap(),
+            rules: rules(texts),
+            scope: scope.map(rules),
+        }))
+    }
+
+    #[test]
+    fn what_no_rule_grants_is_refused_with_the_rule_that_is_missing() {
+        let billing = standing(&["consumer on topic:orders"], None);
+        assert_eq!(billing.may(Verb::Read, "orders"), Ok(()));
+        let refused = billing.may(Verb::Produce, "orders").unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "principal billing may not send messages to topic:orders: that takes `produce on topic:orders`"
+        );
+        let advice = refused.advice();
+        assert_eq!(advice.code, Code::NotAllowed);
+        assert!(
+            advice
+                .hint
+                .contains("millrace access grant billing \"produce on topic:orders\"")
+        );
+    }
+
+    #[test]
+    fn who_has_not_said_who_it_is_is_asked_for_credentials() {
+        let refused = Standing::Nobody.may(Verb::SeeHost, "").unwrap_err();
+        assert_eq!(refused.advice().code, Code::CredentialsMissing);
+    }
+
+    #[test]
+    fn a_token_may_do_what_both_it_and_its_principal_may() {
+        let narrowed = standing(&["admin"], Some(&["producer on topic:orders"]));
+        assert!(narrowed.may(Verb::Produce, "orders").is_ok());
+        assert!(narrowed.may(Verb::Read, "orders").is_err());
+        let widened = standing(&["producer on topic:orders"], Some(&["admin"]));
+        assert!(widened.may(Verb::DeleteTopic, "orders").is_err());
+    }
+
+    fn any_rule() -> impl Strategy<Value = Rule> {
+        "(admin|viewer|producer|consume|deploy|administer)( on (\\*|host|(topic|route):[ab]{0,2}\\*|(topic|processor):[ab]{1,3}))?"
+            .prop_map(|text| text.parse().unwrap())
+    }
+
+    fn any_resource() -> impl Strategy<Value = (ResourceKind, String)> {
+        let kinds = prop::sample::select(ResourceKind::ALL);
+        (kinds, "[ab]{1,3}")
+    }
+
+    proptest! {
+        #[test]
+        fn more_rules_never_allow_less_and_no_rules_allow_nothing(
+            rules in prop::collection::vec(any_rule(), 0..5), another in any_rule(),
+            (kind, name) in any_resource(), right in prop::sample::select(Right::ALL),
+        ) {
+            let (any, resource) = (Rights::of(&[right]), Resource::new(kind, &name));
+            let before = decide(&rules, None, any, resource).is_some();
+            let mut more = rules.clone();
+            more.push(another);
+            let after = decide(&more, None, any, resource).is_some();
+            prop_assert!(after || !before);
+            prop_assert!(decide(&[], None, any, resource).is_none());
+        }
+
+        #[test]
+        fn a_scope_only_ever_takes_away(
+            rules in prop::collection::vec(any_rule(), 0..5), scope in prop::collection::vec(any_rule(), 0..5),
+            (kind, name) in any_resource(), right in prop::sample::select(Right::ALL),
+        ) {
+            let (any, resource) = (Rights::of(&[right]), Resource::new(kind, &name));
+            let without = decide(&rules, None, any, resource);
+            let with = decide(&rules, Some(&scope), any, resource);
+            prop_assert!(with.is_none() || with == without);
+            let both = without.is_some() && decide(&scope, None, any, resource).is_some();
+            prop_assert_eq!(with.is_some(), both);
+        }
+
+        #[test]
+        fn the_rule_that_allows_is_one_that_grants_it(
+            rules in prop::collection::vec(any_rule(), 0..5), (kind, name) in any_resource(),
+            verb in prop::sample::select(Verb::ALL),
+        ) {
+            let resource = Resource::new(kind, &name);
+            let allowed = decide(&rules, None, verb.rights(), resource);
+            let grants = rules.iter().any(|rule| rule.grants(verb.rights(), resource));
+            prop_assert_eq!(allowed.is_some(), grants);
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! `access`: principals, what each may do, and their tokens.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use millrace_model::{Clock as _, PrincipalName, Right, Rule, SystemClock, Target, TokenName};
+use serde_json::{Value, json};
+use ureq::http::Method;
+
+use super::client::{Client, escaped};
+use super::failure::Failure;
+use super::table::{cell, facts, items, table, when};
+use crate::units::duration_ms;
+
+const GRANT_HELP: &str = "\
+Examples:
+  millrace access grant billing 'consumer on topic:orders'
+  millrace access grant shop 'producer on topic:orders-*'      all topics whose names begin so
+  millrace access grant ops operator                           on everything
+
+A rule is a role or a right, and what it is about.
+Roles: viewer, producer, consumer, developer, operator, admin.
+Rights: view, produce, consume, call, read-state, write-state, deploy, operate, redrive, administer.
+Things: topic:, processor:, module:, schedule:, route:, secret: or principal: and a name, which may end with *; host; * is everything.";
+
+const CREATE_HELP: &str = "\
+Examples:
+  millrace access token create billing --name prod --to billing.token
+  millrace access token create shop --name ci --expires-in 30d --only 'producer on topic:test'";
+
+/// Manage principals: who may do what, and their tokens
+#[derive(clap::Subcommand)]
+pub(super) enum Verb {
+    /// Show who this command is to the host
+    #[command(name = "self", after_help = "Examples:\n  millrace access self")]
+    Oneself,
+    /// List principals
+    List,
+    /// Show a principal: its rules and tokens
+    Show {
+        /// The principal
+        name: PrincipalName,
+    },
+    /// Give a principal a right; creates the principal if it does not exist
+    #[command(after_help = GRANT_HELP)]
+    Grant {
+        /// The principal
+        name: PrincipalName,
+        /// Such as `producer on topic:orders-*`
+        rule: Rule,
+    },
+    /// Take a right from a principal
+    #[command(
+        after_help = "Examples:\n  millrace access withdraw billing 'consumer on topic:orders'"
+    )]
+    Withdraw {
+        /// The principal
+        name: PrincipalName,
+        /// The rule as `access show` prints it
+        rule: Rule,
+    },
+    /// Show who has a right on a thing, and by which rule
+    #[command(after_help = "Examples:\n  millrace access check produce topic:orders")]
+    Check {
+        /// Such as `produce`
+        right: Right,
+        /// Such as `topic:orders`
+        on: Target,
+    },
+    /// Delete a principal; its tokens are refused at once
+    Delete {
+        /// The principal
+        name: PrincipalName,
+    },
+    /// Make, rotate and revoke tokens
+    #[command(subcommand)]
+    Token(TokenVerb),
+}
+
+#[derive(clap::Subcommand)]
+pub(super) enum TokenVerb {
+    /// Make a token; it is shown once
+    #[command(after_help = CREATE_HELP)]
+    Create {
+        /// The principal
+        principal: PrincipalName,
+        /// The token's name
+        #[arg(long)]
+        name: TokenName,
+        /// When it expires, such as 30d [default: never]
+        #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
+        expires_in: Option<u64>,
+        /// Allow only what this rule allows, too; repeat it for several
+        #[arg(long, value_name = "RULE")]
+        only: Vec<Rule>,
+        /// Write it to this file, for its owner only, instead of showing it
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+    /// Make a new token in place of one, with the same name, rules and lifetime
+    #[command(
+        after_help = "Examples:\n  millrace access token rotate billing prod --overlap 1h --to billing.token"
+    )]
+    Rotate {
+        /// The principal
+        principal: PrincipalName,
+        /// The token
+        token: TokenName,
+        /// How long the old token is still accepted
+        #[arg(long, value_name = "DURATION", value_parser = duration_ms, default_value = "0s")]
+        overlap: u64,
+        /// Write it to this file, for its owner only, instead of showing it
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+    /// Revoke a token; it is refused at once, and what is under way with it ends
+    #[command(after_help = "Examples:\n  millrace access token revoke billing prod")]
+    Revoke {
+        /// The principal
+        principal: PrincipalName,
+        /// The token
+        token: TokenName,
+    },
+}
+
+pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
+    let mut out = client.output();
+    let path = |name: &PrincipalName| format!("/v1/access/principals/{name}");
+    let change = |name: &PrincipalName, verb: &str, rule: &Rule| {
+        let path = format!("/v1/access/principals/{name}/{verb}");
+        client.send_again(Method::POST, &path, &json!({ "rule": rule }))
+    };
+    match verb {
+        Verb::Oneself => out.answer(&client.get("/v1/access/self")?, oneself),
+        Verb::List => out.answer(&client.get("/v1/access/principals")?, list),
+        Verb::Show { name } => out.answer(&client.get(&path(&name))?, show),
+        Verb::Grant { name, rule } => out.answer(&change(&name, "grant", &rule)?, show),
+        Verb::Withdraw { name, rule } => out.answer(&change(&name, "withdraw", &rule)?, show),
+        Verb::Check { right, on } => {
+            let on = on.to_string();
+            let on = escaped(&on);
+            let answer = client.get(&format!("/v1/access/check?right={right}&on={on}"))?;
+            out.answer(&answer, checked)
+        }
+        Verb::Delete { name } => {
+            client.delete(&path(&name))?;
+            let gone = json!({"deleted": name});
+            out.answer(&gone, |_| {
+                format!("principal {name} is deleted, and its tokens with it")
+            })
+        }
+        Verb::Token(verb) => token(verb, client),
+    }
+}
+
+fn token(verb: TokenVerb, client: &Client) -> Result<(), Failure> {
+    let mut out = client.output();
+    let tokens = |principal: &PrincipalName| format!("/v1/access/principals/{principal}/tokens");
+    match verb {
+        TokenVerb::Create {
+            principal,
+            name,
+            expires_in,
+            only,
+            to,
+        } => {
+            let now = SystemClock::new().wall();
+            let expires_at = expires_in.map(|ms| now.0.saturating_add(ms));
+            let rules = (!only.is_empty()).then_some(only);
+            let body = json!({"name": name, "rules": rules, "expires_at": expires_at});
+            let place = Place::prepare(to.as_deref())?;
+            let made = client.send(Method::POST, &tokens(&principal), &body)?;
+            out.answer(&place.keep(made)?, made_token)
+        }
+        TokenVerb::Rotate {
+            principal,
+            token,
+            overlap,
+            to,
+        } => {
+            let path = format!("{}/{token}/rotate", tokens(&principal));
+            let place = Place::prepare(to.as_deref())?;
+            let made = client.send(Method::POST, &path, &json!({ "overlap_ms": overlap }))?;
+            out.answer(&place.keep(made)?, made_token)
+        }
+        TokenVerb::Revoke { principal, token } => {
+            client.delete(&format!("{}/{token}", tokens(&principal)))?;
+            let gone = json!({"revoked": token, "principal": principal});
+            out.answer(&gone, |_| {
+                format!("token {token} of principal {principal} is revoked")
+            })
+        }
+    }
+}
+
+/// Where a token goes.
+struct Place<'a>(Option<(&'a Path, std::fs::File)>);
+
+impl<'a> Place<'a> {
+    /// Opens the file before the token is made: a token that cannot be written would be lost.
+    fn prepare(to: Option<&'a Path>) -> Result<Self, Failure> {
+        let Some(path) = to else {
+            return Ok(Self(None));
+        };
+        let mut options = std::fs::OpenOptions::new();
+        let opened = options.write(true).create_new(true).mode(0o600).open(path);
+        let file = opened.map_err(|error| {
+            let failure = Failure::usage(format!("{} cannot be created: {error}", path.display()));
+            failure.with_hint("name a file that does not exist yet")
+        })?;
+        Ok(Self(Some((path, file))))
+    }
+
+    /// The answer, without the secret if that is in the file.
+    fn keep(self, mut made: Value) -> Result<Value, Failure> {
+        if let Some((path, mut file)) = self.0 {
+            let secret = made["secret"].as_str().unwrap_or_default();
+            writeln!(file, "{secret}")?;
+            file.sync_all()?;
+            made["secret"] = Value::Null;
+            made["file"] = json!(path);
+        }
+        Ok(made)
+    }
+}
+
+fn made_token(made: &Value) -> String {
+    let expires = match &made["token"]["expires_at"] {
+        Value::Null => "it does not expire".to_owned(),
+        at => format!("it expires {}", when(at)),
+    };
+    match (&made["secret"], &made["file"]) {
+        (Value::String(secret), _) => {
+            format!("{secret}\n\nThis is the only time that it is shown; {expires}.")
+        }
+        (_, file) => format!("the token is in {}; {expires}", cell(file)),
+    }
+}
+
+fn rules(rules: &Value) -> String {
+    let rules: Vec<String> = items(rules).iter().map(cell).collect();
+    match rules.is_empty() {
+        true => "none".to_owned(),
+        false => rules.join("; "),
+    }
+}
+
+fn list(answer: &Value) -> String {
+    let row = |principal: &Value| {
+        vec![
+            cell(&principal["name"]),
+            rules(&principal["rules"]),
+            items(&principal["tokens"]).len().to_string(),
+        ]
+    };
+    let rows = items(&answer["principals"]).iter().map(row).collect();
+    table(
+        &["NAME", "RULES", "TOKENS"],
+        rows,
+        "there are no principals",
+    )
+}
+
+fn show(principal: &Value) -> String {
+    let row = |token: &Value| {
+        let expires = match &token["expires_at"] {
+            Value::Null => "never".to_owned(),
+            at => when(at),
+        };
+        let only = match &token["rules"] {
+            Value::Null => String::new(),
+            only => rules(only),
+        };
+        vec![
+            cell(&token["name"]),
+            format!("mr_{}…", cell(&token["id"])),
+            expires,
+            only,
+            format!(
+                "{}, by {}",
+                when(&token["made_at"]),
+                cell(&token["made_by"])
+            ),
+        ]
+    };
+    let tokens = items(&principal["tokens"]).iter().map(row).collect();
+    let facts = facts(&[
+        ("principal", cell(&principal["name"])),
+        ("may", rules(&principal["rules"])),
+        (
+            "made",
+            format!(
+                "{}, by {}",
+                when(&principal["made_at"]),
+                cell(&principal["made_by"])
+            ),
+        ),
+    ]);
+    let headings = ["TOKEN", "BEGINS", "EXPIRES", "ONLY", "MADE"];
+    format!(
+        "{facts}\n\n{}",
+        table(&headings, tokens, "it has no tokens")
+    )
+}
+
+fn oneself(answer: &Value) -> String {
+    if answer["everything"] == true {
+        return "this host asks nobody for a token: everyone who can connect may do everything"
+            .to_owned();
+    }
+    match &answer["principal"] {
+        Value::Null => {
+            "nobody: this command sends no token (--token-file, MILLRACE_TOKEN)".to_owned()
+        }
+        name => {
+            let mut lines = vec![("principal", cell(name)), ("may", rules(&answer["rules"]))];
+            if !answer["token_rules"].is_null() {
+                lines.push(("with this token only", rules(&answer["token_rules"])));
+            }
+            facts(&lines)
+        }
+    }
+}
+
+fn checked(answer: &Value) -> String {
+    let row = |allowed: &Value| vec![cell(&allowed["principal"]), cell(&allowed["rule"])];
+    let rows = items(&answer["allowed"]).iter().map(row).collect();
+    table(
+        &["PRINCIPAL", "BY THE RULE"],
+        rows,
+        "no principal has that right",
+    )
+}

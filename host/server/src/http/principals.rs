@@ -1,0 +1,380 @@
+//! Principals over HTTP: their rules, their tokens, and who may do what.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode};
+use millrace_broker::{MadeToken, NewToken, Standing};
+use millrace_model::{
+    Principal, PrincipalName, Right, Rights, Rule, Target, Timestamp, Token, TokenName,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::app::to_the_end;
+use super::body::json;
+use super::bounds::JSON_BODY_BYTES_MAX;
+use super::called::Called;
+use super::error::{ApiError, ErrorBody};
+use super::query::{InPath, InQuery};
+
+/// A principal: a person or a program that calls the host.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Principal)]
+pub(super) struct PrincipalBody {
+    name: PrincipalName,
+    /// What it may do; nothing without rules.
+    #[schema(example = json!(["producer on topic:orders-*"]))]
+    rules: Vec<Rule>,
+    /// Its tokens, oldest first.
+    tokens: Vec<TokenBody>,
+    /// When it was made, in milliseconds since the Unix epoch.
+    made_at: Timestamp,
+    /// Who made it.
+    made_by: String,
+}
+
+/// A token, without its secret.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Token)]
+pub(super) struct TokenBody {
+    name: TokenName,
+    /// How it begins, after `mr_`.
+    id: String,
+    /// If present, it may do only what one of these allows, too.
+    rules: Option<Vec<Rule>>,
+    /// When it expires, in milliseconds since the Unix epoch; null if it does not.
+    expires_at: Option<Timestamp>,
+    /// When it was made.
+    made_at: Timestamp,
+    /// Who made it.
+    made_by: String,
+}
+
+impl From<Token> for TokenBody {
+    fn from(token: Token) -> Self {
+        Self {
+            name: token.name,
+            id: token.id,
+            rules: token.scope,
+            expires_at: token.expires_at,
+            made_at: token.made_at,
+            made_by: token.made_by,
+        }
+    }
+}
+
+impl From<Principal> for PrincipalBody {
+    fn from(principal: Principal) -> Self {
+        Self {
+            name: principal.name,
+            rules: principal.rules,
+            tokens: principal.tokens.into_iter().map(TokenBody::from).collect(),
+            made_at: principal.made_at,
+            made_by: principal.made_by,
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct PrincipalsBody {
+    /// By name.
+    principals: Vec<PrincipalBody>,
+}
+
+/// What a principal may do.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RulesIn {
+    #[schema(example = json!(["producer on topic:orders-*"]))]
+    rules: Vec<Rule>,
+}
+
+/// One rule.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RuleIn {
+    #[schema(example = "producer on topic:orders-*")]
+    rule: Rule,
+}
+
+/// A token to be made.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TokenIn {
+    name: TokenName,
+    /// If present, it may do only what one of these allows, too.
+    rules: Option<Vec<Rule>>,
+    /// When it expires, in milliseconds since the Unix epoch; never if omitted.
+    expires_at: Option<Timestamp>,
+}
+
+/// How a token is replaced.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RotateIn {
+    /// How long the old token is still accepted, in milliseconds.
+    #[serde(default)]
+    overlap_ms: u64,
+}
+
+/// A token that was made, with its secret.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MadeTokenBody {
+    token: TokenBody,
+    /// What its holder sends: `Authorization: Bearer` and this. It is in no other answer.
+    secret: String,
+}
+
+impl From<MadeToken> for MadeTokenBody {
+    fn from(made: MadeToken) -> Self {
+        Self {
+            secret: made.text.reveal().to_owned(),
+            token: made.token.into(),
+        }
+    }
+}
+
+/// Who sends the request.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SelfBody {
+    /// The principal; null without a token.
+    principal: Option<PrincipalName>,
+    /// Whether the sender may do everything, because this host asks nobody for a token.
+    everything: bool,
+    /// The principal's rules.
+    rules: Vec<Rule>,
+    /// If present, the token may do only what one of these allows, too.
+    token_rules: Option<Vec<Rule>>,
+}
+
+/// A right on a thing.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct CheckParams {
+    /// The right, such as `produce`.
+    right: String,
+    /// The thing, such as `topic:orders`.
+    on: String,
+}
+
+/// Who has a right on a thing.
+#[derive(Serialize, ToSchema)]
+pub(super) struct CheckBody {
+    /// By name.
+    allowed: Vec<AllowedBody>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct AllowedBody {
+    principal: PrincipalName,
+    /// The first of its rules that says so.
+    rule: Rule,
+}
+
+/// Who sends this request, and what it may do.
+#[utoipa::path(get, path = "/v1/access/self", tag = "access", responses((status = 200, body = SelfBody)))]
+pub(super) async fn oneself(app: Called) -> Json<SelfBody> {
+    let standing = app.session.caller().rights();
+    let known = match standing {
+        Standing::Principal(known) => Some(known),
+        Standing::Everything | Standing::Nobody => None,
+    };
+    Json(SelfBody {
+        principal: standing.principal().cloned(),
+        everything: matches!(standing, Standing::Everything),
+        rules: known.map_or_else(Vec::new, |known| known.rules.clone()),
+        token_rules: known.and_then(|known| known.scope.clone()),
+    })
+}
+
+/// The principals, by name.
+#[utoipa::path(get, path = "/v1/access/principals", tag = "access", responses((status = 200, body = PrincipalsBody)))]
+pub(super) async fn list(app: Called) -> Json<PrincipalsBody> {
+    let principals = app.session.access().principals().into_iter();
+    Json(PrincipalsBody {
+        principals: principals.map(PrincipalBody::from).collect(),
+    })
+}
+
+/// One principal.
+#[utoipa::path(get, path = "/v1/access/principals/{name}", tag = "access", params(("name" = String, Path,)), responses(
+    (status = 200, body = PrincipalBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn show(
+    app: Called,
+    InPath(name): InPath<PrincipalName>,
+) -> Result<Json<PrincipalBody>, ApiError> {
+    Ok(Json(app.session.access().principal(&name)?.into()))
+}
+
+/// Creates a principal, or replaces the rules of one that exists. Its tokens stay; what is under way with them ends if the rules are others.
+#[utoipa::path(put, path = "/v1/access/principals/{name}", tag = "access", params(("name" = String, Path,)), request_body = RulesIn, responses(
+    (status = 200, body = PrincipalBody),
+    (status = 400, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "Nobody could administer principals afterwards"),
+    (status = 429, body = ErrorBody, description = "The maximum number of principals or rules exists"),
+))]
+pub(super) async fn put(
+    app: Called,
+    InPath(name): InPath<PrincipalName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<PrincipalBody>, ApiError> {
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let RulesIn { rules } = json(&taken.bytes)?;
+    to_the_end(async move {
+        let set = app.session.access().set_principal(&name, rules).await?;
+        Ok(Json(set.into()))
+    })
+    .await
+}
+
+/// Deletes a principal. All its tokens are refused from now on.
+#[utoipa::path(delete, path = "/v1/access/principals/{name}", tag = "access", params(("name" = String, Path,)), responses(
+    (status = 204),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "Nobody could administer principals afterwards"),
+))]
+pub(super) async fn remove(
+    app: Called,
+    InPath(name): InPath<PrincipalName>,
+) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { Ok(app.session.access().delete_principal(&name).await?) }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Adds a rule to a principal, which is created if it does not exist.
+#[utoipa::path(post, path = "/v1/access/principals/{name}/grant", tag = "access", params(("name" = String, Path,)), request_body = RuleIn, responses(
+    (status = 200, body = PrincipalBody),
+    (status = 400, body = ErrorBody),
+    (status = 429, body = ErrorBody, description = "The maximum number of principals or rules exists"),
+))]
+pub(super) async fn grant(
+    app: Called,
+    InPath(name): InPath<PrincipalName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<PrincipalBody>, ApiError> {
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let RuleIn { rule } = json(&taken.bytes)?;
+    to_the_end(async move { Ok(Json(app.session.access().grant(&name, rule).await?.into())) }).await
+}
+
+/// Takes a rule from a principal, if it has it.
+#[utoipa::path(post, path = "/v1/access/principals/{name}/withdraw", tag = "access", params(("name" = String, Path,)), request_body = RuleIn, responses(
+    (status = 200, body = PrincipalBody),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "Nobody could administer principals afterwards"),
+))]
+pub(super) async fn withdraw(
+    app: Called,
+    InPath(name): InPath<PrincipalName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<PrincipalBody>, ApiError> {
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let RuleIn { rule } = json(&taken.bytes)?;
+    to_the_end(async move {
+        let changed = app.session.access().withdraw(&name, &rule).await?;
+        Ok(Json(changed.into()))
+    })
+    .await
+}
+
+/// Makes a token of a principal. Its secret is in this answer, and in no other.
+#[utoipa::path(post, path = "/v1/access/principals/{name}/tokens", tag = "access", params(("name" = String, Path,)), request_body = TokenIn, responses(
+    (status = 201, body = MadeTokenBody),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "It already has a token of this name"),
+    (status = 429, body = ErrorBody, description = "It has as many tokens as it may have"),
+))]
+pub(super) async fn make_token(
+    app: Called,
+    InPath(name): InPath<PrincipalName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<MadeTokenBody>), ApiError> {
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let TokenIn {
+        name: token,
+        rules,
+        expires_at,
+    } = json(&taken.bytes)?;
+    let new = NewToken {
+        name: token,
+        scope: rules,
+        expires_at,
+    };
+    let made = to_the_end(async move { Ok(app.session.access().make_token(&name, new).await?) });
+    Ok((StatusCode::CREATED, Json(made.await?.into())))
+}
+
+/// Makes a new token in place of one, with the same name, rules and lifetime. The old one is accepted for `overlap_ms` from now on.
+#[utoipa::path(post, path = "/v1/access/principals/{name}/tokens/{token}/rotate", tag = "access",
+    params(("name" = String, Path,), ("token" = String, Path,)), request_body = RotateIn, responses(
+    (status = 201, body = MadeTokenBody),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 429, body = ErrorBody, description = "It has as many tokens as it may have"),
+))]
+pub(super) async fn rotate_token(
+    app: Called,
+    InPath((name, token)): InPath<(PrincipalName, TokenName)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<MadeTokenBody>), ApiError> {
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let RotateIn { overlap_ms } = json(&taken.bytes)?;
+    let overlap = Duration::from_millis(overlap_ms);
+    let rotated = to_the_end(async move {
+        let access = app.session.access();
+        Ok(access.rotate_token(&name, &token, overlap).await?)
+    });
+    Ok((StatusCode::CREATED, Json(rotated.await?.into())))
+}
+
+/// Revokes a token. It is refused from now on, and what is under way with it ends.
+#[utoipa::path(delete, path = "/v1/access/principals/{name}/tokens/{token}", tag = "access",
+    params(("name" = String, Path,), ("token" = String, Path,)), responses(
+    (status = 204),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "Nobody could administer principals afterwards"),
+))]
+pub(super) async fn revoke_token(
+    app: Called,
+    InPath((name, token)): InPath<(PrincipalName, TokenName)>,
+) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { Ok(app.session.access().revoke_token(&name, &token).await?) }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Who has a right on a thing, and by which rule.
+#[utoipa::path(get, path = "/v1/access/check", tag = "access", params(CheckParams), responses(
+    (status = 200, body = CheckBody),
+    (status = 400, body = ErrorBody),
+))]
+pub(super) async fn check(
+    app: Called,
+    InQuery(params): InQuery<CheckParams>,
+) -> Result<Json<CheckBody>, ApiError> {
+    let right: Right = params.right.parse()?;
+    let on: Target = params.on.parse()?;
+    let resource = on.thing().ok_or_else(|| {
+        let message = format!("on={} names no one thing", params.on);
+        ApiError::malformed(message, "name one, such as topic:orders, or host")
+    })?;
+    let allowed = app.session.access().who_may(Rights::of(&[right]), resource);
+    let allowed = allowed.into_iter().map(|allowed| AllowedBody {
+        principal: allowed.principal,
+        rule: allowed.rule,
+    });
+    Ok(Json(CheckBody {
+        allowed: allowed.collect(),
+    }))
+}

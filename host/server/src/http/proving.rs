@@ -1,0 +1,157 @@
+//! Who sends a request: the token in its Authorization line, and what the host asks of those without one.
+//!
+//! A token never goes further than this file: components, which get the headers of requests to routes, do not see it.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{RawPathParams, Request, State};
+use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use millrace_broker::{Standing, Verb};
+use millrace_model::{Code, ResourceKind};
+use tokio_util::sync::CancellationToken;
+
+use super::app::App;
+use super::error::ApiError;
+
+/// How tokens of this host begin. Other credentials in the line are for whoever is in front of the host, or for a component.
+const OF_A_TOKEN: &str = "mr_";
+const SCHEME: &str = "bearer";
+/// What answers without credentials name.
+pub(super) const CHALLENGE: (axum::http::HeaderName, HeaderValue) =
+    (WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+
+/// Who sends a request.
+#[derive(Clone, Debug)]
+pub(super) struct Sender {
+    pub(super) standing: Standing,
+    /// Cancelled when it is no longer so.
+    ended: Option<CancellationToken>,
+    /// The token's line, for the same question to another host of the store.
+    pub(super) line: Option<HeaderValue>,
+}
+
+impl App {
+    /// Who sends a request with these headers. Its token is taken out of them.
+    pub(super) fn sender_of(&self, headers: &mut HeaderMap) -> Result<Sender, ApiError> {
+        let mut lines = headers.get_all(AUTHORIZATION).iter();
+        let tokens: Vec<HeaderValue> = lines
+            .by_ref()
+            .filter(|line| token_in(line).is_some())
+            .cloned()
+            .collect();
+        let Some(line) = tokens.first() else {
+            let standing = match self.requires_credentials {
+                true => Standing::Nobody,
+                false => Standing::Everything,
+            };
+            return Ok(Sender {
+                standing,
+                ended: None,
+                line: None,
+            });
+        };
+        if tokens.len() > 1 {
+            let hint = "send one Authorization line";
+            return Err(ApiError::malformed("the request has several tokens", hint));
+        }
+        let proved = self.access.prove(token_in(line).unwrap_or_default())?;
+        let mut line = line.clone();
+        line.set_sensitive(true);
+        headers.remove(AUTHORIZATION);
+        Ok(Sender {
+            standing: proved.standing,
+            ended: Some(proved.ended),
+            line: Some(line),
+        })
+    }
+}
+
+impl Sender {
+    /// The answer, unless the sender's token ends before it.
+    pub(super) async fn while_it_lasts(&self, answer: impl Future<Output = Response>) -> Response {
+        let Some(ended) = &self.ended else {
+            return answer.await;
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = ended.cancelled() => ended_meanwhile().into_response(),
+        }
+    }
+
+    /// The body, which breaks off when the sender's token ends. Bodies that are there as a whole stay as they are.
+    pub(super) fn bounded(&self, response: Response) -> Response {
+        use futures_util::StreamExt as _;
+        use http_body::Body as _;
+        let Some(ended) = self.ended.clone() else {
+            return response;
+        };
+        if response.body().size_hint().exact().is_some() {
+            return response;
+        }
+        response.map(|body| {
+            let until = ended.cancelled_owned();
+            axum::body::Body::from_stream(body.into_data_stream().take_until(until))
+        })
+    }
+}
+
+/// The token in an Authorization line, if it can be one of this host.
+fn token_in(line: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = line.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case(SCHEME) && token.starts_with(OF_A_TOKEN)).then_some(token)
+}
+
+fn ended_meanwhile() -> ApiError {
+    let message = "the token was revoked, has expired, or has other rights now";
+    ApiError::of(Code::CredentialsRefused, message)
+}
+
+/// What a route asks for before its handler is called, and before the body is read: whether the sender may do what the route does with the
+/// thing in its path; if the path does not say which, with anything. The verbs themselves ask again, about the thing as they know it.
+pub(super) async fn pass(
+    State(verb): State<Option<Verb>>,
+    in_path: Result<RawPathParams, RawPathParamsRejection>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(verb) = verb else {
+        return next.run(request).await;
+    };
+    // Whoever passed no guard may do nothing.
+    let nobody = Standing::Nobody;
+    let sender: Option<&Arc<Sender>> = request.extensions().get();
+    let standing = sender.map_or(&nobody, |sender| &sender.standing);
+    let named = in_path
+        .iter()
+        .flatten()
+        .find(|(parameter, _)| named_by(verb.kind()) == Some(*parameter));
+    let asked = match named {
+        Some((_, name)) => standing.may(verb, name),
+        None => standing.may_with_some(verb),
+    };
+    match asked {
+        Ok(()) => next.run(request).await,
+        Err(forbidden) => ApiError::from(forbidden).into_response(),
+    }
+}
+
+/// The parameter of a path that names a thing of this kind. Only the verbs know which route or module is meant: a path of routes may end
+/// with what to do, and modules have several names.
+fn named_by(kind: ResourceKind) -> Option<&'static str> {
+    match kind {
+        ResourceKind::Topic => Some("topic"),
+        ResourceKind::Processor | ResourceKind::Schedule | ResourceKind::Principal => Some("name"),
+        ResourceKind::Module | ResourceKind::Route | ResourceKind::Secret | ResourceKind::Host => {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

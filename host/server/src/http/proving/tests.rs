@@ -1,0 +1,202 @@
+//! Every route with every kind of credential. The list of routes is the router's own, so a new route is in here without a further line.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use millrace_broker::{Access, Caller, NewToken, Verb};
+use millrace_model::{Clock as _, Right, Rights, Rule, SystemClock, TokenName};
+use tokio::runtime::Runtime;
+use ureq::Agent;
+use ureq::http::Request;
+
+use super::super::{Route, every_route};
+use super::named_by;
+use crate::config::{Config, EngineKind};
+use crate::host::Host;
+
+/// What is in the place of what a path names.
+const NAMED: &str = "none-such";
+/// What cannot be a token.
+const WRONG: &str = "mr_aaaaaaaaaa_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+struct Asked {
+    runtime: Runtime,
+    host: Host,
+    agent: Agent,
+    _directory: tempfile::TempDir,
+}
+
+impl Asked {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut config = Config {
+            data_dir: directory.path().to_owned(),
+            ..Config::default()
+        };
+        config.listen.http.address = "127.0.0.1:0".to_owned();
+        config.engine.kind = EngineKind::Memory;
+        config.access.required = true;
+        let runtime = Runtime::new().expect("a runtime");
+        let host = runtime.block_on(Host::start(config)).expect("a host");
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .timeout_global(Some(Duration::from_secs(60)))
+            .build();
+        Self {
+            runtime,
+            host,
+            agent: agent.new_agent(),
+            _directory: directory,
+        }
+    }
+
+    fn access(&self) -> Access {
+        self.host.broker().session(Caller::host()).access().clone()
+    }
+
+    /// A token of a principal with these rules.
+    fn token(&self, name: &str, rules: Vec<Rule>, expires_in_ms: Option<u64>) -> String {
+        let principal = name.parse().expect("a name");
+        let access = self.access();
+        let new = NewToken {
+            name: TokenName::parse("one").expect("a name"),
+            scope: None,
+            expires_at: expires_in_ms
+                .map(|ms| SystemClock::new().wall().after(Duration::from_millis(ms))),
+        };
+        let made = self.runtime.block_on(async {
+            access.set_principal(&principal, rules).await?;
+            access.make_token(&principal, new).await
+        });
+        made.expect("a token").text.reveal().to_owned()
+    }
+
+    /// The status and the code of the answer.
+    fn ask(&self, route: &Route, token: Option<&str>) -> (u16, String) {
+        let address: SocketAddr = self.host.address();
+        let path = path_of(route);
+        let mut request = Request::builder()
+            .method(route.method.as_str())
+            .uri(format!("http://{address}{path}"));
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let sent = match route.method.as_str() {
+            "GET" | "DELETE" => self.agent.run(request.body(()).expect("a request")),
+            _ => self.agent.run(request.body("{}").expect("a request")),
+        };
+        let mut response = sent.expect("an answer");
+        let status = response.status().as_u16();
+        let body = response.body_mut().read_to_string().unwrap_or_default();
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+        let code = body["error"]["code"].as_str().unwrap_or_default();
+        (status, code.to_owned())
+    }
+}
+
+fn path_of(route: &Route) -> String {
+    let mut path = String::new();
+    for part in route.path.split('/').skip(1) {
+        path.push('/');
+        path.push_str(match part {
+            "{partition}" | "{offset}" => "0",
+            "{*path}" => "hooks",
+            part if part.starts_with('{') => NAMED,
+            part => part,
+        });
+    }
+    match route.path {
+        "/v1/access/check" => path + "?right=view&on=host",
+        _ => path,
+    }
+}
+
+fn rule(granted: Right, on: &str) -> Rule {
+    format!("{granted} on {on}").parse().expect("a rule")
+}
+
+/// A rule that grants this on everything of its kind.
+fn granting(verb: Verb) -> Rule {
+    let right = verb.rights().iter().next().expect("a right");
+    match verb.kind().as_str() {
+        "host" => rule(right, "host"),
+        kind => rule(right, &format!("{kind}:*")),
+    }
+}
+
+#[test]
+fn every_route_asks_for_the_right_of_its_verb() {
+    let asked = Asked::start();
+    let expired = asked.token("expired", vec!["admin".parse().expect("a rule")], Some(1));
+    let revoked = asked.token("revoked", vec!["admin".parse().expect("a rule")], None);
+    asked.runtime.block_on(async {
+        let principal = "revoked".parse().expect("a name");
+        let token = "one".parse().expect("a name");
+        asked
+            .access()
+            .revoke_token(&principal, &token)
+            .await
+            .expect("revoked");
+    });
+    let nothing = asked.token("nothing", Vec::new(), None);
+    let admin = asked.token("root", vec!["admin".parse().expect("a rule")], None);
+    std::thread::sleep(Duration::from_millis(2));
+    for (at, route) in every_route().iter().enumerate() {
+        let called = format!("{} {}", route.method, route.path);
+        for token in [WRONG, &expired, &revoked] {
+            let answer = asked.ask(route, Some(token));
+            assert_eq!(answer, (401, "credentials-refused".to_owned()), "{called}");
+        }
+        let Some(verb) = route.verb else {
+            assert_ne!(asked.ask(route, None).0, 401, "{called}");
+            continue;
+        };
+        let without = asked.ask(route, None);
+        assert_eq!(without, (401, "credentials-missing".to_owned()), "{called}");
+        let not_allowed = (403, "not-allowed".to_owned());
+        assert_eq!(asked.ask(route, Some(&nothing)), not_allowed, "{called}");
+        let others: Vec<Rule> = Right::ALL
+            .iter()
+            .filter(|right| !verb.rights().has_any(Rights::of(&[**right])))
+            .map(|right| right.to_string().parse().expect("a rule"))
+            .collect();
+        if !others.is_empty() {
+            let other = asked.token(&format!("other-{at}"), others, None);
+            assert_eq!(asked.ask(route, Some(&other)), not_allowed, "{called}");
+        }
+        let right = asked.token(&format!("right-{at}"), vec![granting(verb)], None);
+        for token in [&right, &admin] {
+            let (status, code) = asked.ask(route, Some(token));
+            assert!(
+                status != 401 && code != "not-allowed",
+                "{called}: {status} {code}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_right_on_one_thing_is_none_on_another() {
+    let asked = Asked::start();
+    let is_about_one = |route: &&Route| {
+        let named = route.path.contains('{');
+        route.verb.is_some() && named && route.path != "/v1/modules/{reference}"
+    };
+    let routes = every_route();
+    for (at, route) in routes.iter().filter(is_about_one).enumerate() {
+        let called = format!("{} {}", route.method, route.path);
+        let verb = route.verb.expect("a verb");
+        let right = verb.rights().iter().next().expect("a right");
+        let another = rule(right, &format!("{}:another", verb.kind()));
+        let token = asked.token(&format!("p-{at}"), vec![another], None);
+        let (status, code) = asked.ask(route, Some(&token));
+        if named_by(verb.kind()).is_some_and(|name| route.path.contains(&format!("{{{name}}}"))) {
+            assert_eq!((status, code.as_str()), (403, "not-allowed"), "{called}");
+            continue;
+        }
+        // What is not seen may as well not exist, and a body that is no request is told so.
+        let is_refused = matches!(status, 400 | 403 | 404 | 415 | 422);
+        assert!(is_refused, "{called}: {status} {code}");
+    }
+}
