@@ -17,6 +17,8 @@ use tokio::task::JoinSet;
 
 use crate::access::handle::Access;
 use crate::access::proving;
+use crate::audit::log::{AuditLog, Outlet};
+use crate::audit::writing;
 use crate::catalogue::handle::{Catalogue, Dependents};
 use crate::catalogue::policy::ModulePolicy;
 use crate::dead_letters::handle::DeadLetters;
@@ -100,6 +102,8 @@ struct Inner {
     /// Sends dead letters again for processors, which have only a weak reference to it.
     _sends_again: Arc<dyn SendsAgain>,
     tasks: Tasks,
+    /// Where the audit log's records come out.
+    audited: Outlet,
 }
 
 /// Passes changes of the catalogue on to the rooms above it.
@@ -256,6 +260,7 @@ impl Broker {
             processors.clone(),
         );
         let access = Access::new(&base, catalogue.clone());
+        let (audit, audited) = AuditLog::new(&base, catalogue.clone(), messages.clone());
         let upstairs: Arc<dyn Dependents> = Arc::new(Upstairs {
             messages: messages.clone(),
             groups: groups.clone(),
@@ -270,8 +275,10 @@ impl Broker {
                 engine,
                 interrupt,
                 hosts,
+                audited,
                 rooms: Rooms {
                     access,
+                    audit,
                     catalogue,
                     messages,
                     groups,
@@ -298,6 +305,7 @@ impl Broker {
         let Inner { tasks, engine, .. } = &*self.inner;
         let Rooms {
             access,
+            audit,
             messages,
             processors,
             schedules,
@@ -334,6 +342,10 @@ impl Broker {
         let access = access.downgrade();
         tasks.start("access", move |stop| {
             proving::run(Weak::clone(&access), stop)
+        });
+        let (audit, outlet) = (audit.downgrade(), Arc::clone(&self.inner.audited));
+        tasks.start("audit", move |stop| {
+            writing::run(Weak::clone(&audit), Arc::clone(&outlet), stop)
         });
         let (known, news) = (routes.downgrade(), routes.news());
         tasks.start("routes", move |stop| {

@@ -5,7 +5,7 @@
 //! in one step.
 //!
 //! The rooms, each of which uses only those below it: `broker`, `session`, `routes`, `schedules`, `dead_letters`, `processors`, `dispatch`,
-//! `groups`, `messages`, `catalogue`, `hosts`, `ground`, `handler`.
+//! `groups`, `audit`, `messages`, `access`, `catalogue`, `hosts`, `ground`, `handler`.
 //!
 //! It does not know WebAssembly, HTTP or sockets: modules are anything that implements the traits of [`handler`], storage is anything
 //! that implements [`millrace_engine::Engine`].
@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod audit;
 mod broker;
 mod catalogue;
 mod dead_letters;
@@ -27,6 +28,7 @@ mod routes;
 mod schedules;
 mod session;
 
+pub use access::attempts::Attempts;
 pub use access::checking::Allowed;
 pub use access::error::PrincipalError;
 pub use access::first::First;
@@ -34,6 +36,9 @@ pub use access::handle::Access;
 pub use access::proving::{Proved, Unproved};
 pub use access::secret::TokenText;
 pub use access::tokens::{MadeToken, NewToken};
+pub use audit::log::AuditLog;
+pub use audit::reading::{AuditQuery, AuditRecords};
+pub use audit::record::{AuditRecord, AuditResult};
 pub use broker::{Broker, BrokerLimits};
 pub use catalogue::admissions::{Admission, REFUSALS_REMEMBERED_MAX, Refusal};
 pub use catalogue::growth::{ChangedTopic, Growth, KeyedUse};

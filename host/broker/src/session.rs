@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use crate::access::handle::Access;
+use crate::audit::log::AuditLog;
 use crate::catalogue::handle::Catalogue;
 use crate::dead_letters::handle::DeadLetters;
 use crate::ground::caller::Caller;
@@ -17,6 +18,7 @@ use crate::schedules::handle::Schedules;
 #[derive(Clone)]
 pub(crate) struct Rooms {
     pub(crate) access: Access,
+    pub(crate) audit: AuditLog,
     pub(crate) catalogue: Catalogue,
     pub(crate) messages: Messages,
     pub(crate) groups: Groups,
@@ -40,6 +42,7 @@ impl Session {
     pub(crate) fn new(rooms: &Rooms, caller: Caller, broker: Arc<dyn Any + Send + Sync>) -> Self {
         let rooms = Rooms {
             access: rooms.access.called_by(&caller),
+            audit: rooms.audit.called_by(&caller),
             catalogue: rooms.catalogue.called_by(&caller),
             messages: rooms.messages.called_by(&caller),
             groups: rooms.groups.called_by(&caller),
@@ -65,6 +68,12 @@ impl Session {
     #[must_use]
     pub fn access(&self) -> &Access {
         &self.rooms.access
+    }
+
+    /// The audit log.
+    #[must_use]
+    pub fn audit(&self) -> &AuditLog {
+        &self.rooms.audit
     }
 
     /// Topics and modules.

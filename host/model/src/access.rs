@@ -68,6 +68,8 @@ words! {
         Redrive "redrive",
         /// Manage principals and the host itself: rights, tokens, backups.
         Administer "administer",
+        /// Read the audit log.
+        Audit "audit",
     }
 }
 
@@ -84,6 +86,8 @@ words! {
         Developer "developer",
         /// Keeps things running, and deploys nothing.
         Operator "operator",
+        /// Sees everything, no messages, and the audit log.
+        Auditor "auditor",
         /// Everything.
         Admin "admin",
     }
@@ -166,6 +170,7 @@ impl Role {
                 Right::Operate,
                 Right::Redrive,
             ]),
+            Self::Auditor => Rights::of(&[Right::View, Right::Audit]),
             Self::Admin => Rights::of(Right::ALL),
         }
     }

@@ -199,7 +199,7 @@ pub const DRY_RUN_OUTPUTS_MAX: usize = 20;
 /// Bytes of the key, and likewise of the value, of an output shown by a dry run; longer ones are cut.
 pub const DRY_RUN_OUTPUT_BYTES_MAX: usize = 1 << 10;
 
-/// Entries of an audit trail in one answer.
+/// Entries of an audit trail, and records of the audit log, in one answer.
 pub const AUDIT_LISTED_MAX: usize = 1_000;
 
 /// Classes of a processor's dead letters that are counted separately since the start of the host; all others are counted as `other`.
@@ -389,6 +389,27 @@ pub const PRINCIPAL_RULES_MAX: usize = 64;
 
 /// Tokens of one principal, expired ones among them. Another one is refused.
 pub const PRINCIPAL_TOKENS_MAX: usize = 16;
+
+/// Sources of failed attempts to prove who one is that are told apart. All others count as one.
+pub const ATTEMPTS_SOURCES_MAX: usize = 4096;
+
+/// How long a refusal is held back at most, after many failed attempts from the same source.
+pub const REFUSAL_DELAY_MS_MAX: u64 = 1_000;
+
+/// Records of the audit log that wait to be written. The next one waits for room.
+pub const AUDIT_QUEUED_MAX: usize = 1024;
+
+/// Refusals of one second that the audit log tells apart. All others are one record, with their number.
+pub const AUDIT_REFUSALS_MAX: usize = 64;
+
+/// How long an answer waits for its record in the audit log while the store takes none. Then it is sent, and the record waits on.
+pub const AUDIT_WAIT_MS_MAX: u64 = 5_000;
+
+/// Records of the audit log that one request looks at. It says where to continue.
+pub const AUDIT_SCANNED_MAX: u64 = 10_000;
+
+/// For how long the audit log keeps records, unless its topic is changed: 90 days.
+pub const AUDIT_KEPT_MS: u64 = 90 * 24 * 60 * 60 * 1_000;
 
 /// Characters of a thing's name in a rule: as many as the longest name has.
 pub const RESOURCE_NAME_CHARS_MAX: usize = TOPIC_NAME_CHARS_MAX;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_broker::{Broker, BrokerLimits, PrincipalError, ProcessorError};
+use millrace_broker::{Broker, BrokerLimits, Caller, PrincipalError, ProcessorError};
 use millrace_engine::{CommitError, Engine};
 use millrace_local::OpenError;
 use millrace_model::{Clock, SystemClock};
@@ -169,6 +169,7 @@ impl Host {
 
         if config.access.is_required() {
             access::begin(&broker, &config.data_dir).await?;
+            broker.session(Caller::host()).audit().begin();
         }
         let poisoned = CancellationToken::new();
         let address = http.address();

@@ -150,6 +150,22 @@ fn describe() {
         "millrace_accept_failures_total",
         "Connections that could not be accepted because too many files were open"
     );
+    describe_counter!(
+        "millrace_audit_late_total",
+        "Requests that were answered before their record was in the audit log"
+    );
+    describe_counter!(
+        "millrace_audit_lost_total",
+        "Records that the audit log did not take before the host stopped"
+    );
+    describe_counter!(
+        "millrace_refusals_held_back_total",
+        "Refusals of credentials that were held back, after many from the same address"
+    );
+    describe_counter!(
+        "millrace_tls_failures_total",
+        "Connections that did not begin TLS"
+    );
     describe_gauge!(
         "millrace_connections",
         "Open connections, by kind: regular, and those of the reserve for administration"

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod rooms;
+mod verbs;
 
 use std::fs;
 

@@ -34,6 +34,7 @@ const BROKER: Rooms = Rooms {
         ("catalogue", &["handler", "ground", "hosts"]),
         ("access", &["ground", "hosts", "catalogue"]),
         ("messages", &["handler", "ground", "hosts", "catalogue"]),
+        ("audit", &["ground", "hosts", "catalogue", "messages"]),
         ("groups", &["ground", "hosts", "catalogue", "messages"]),
         ("dispatch", &["handler", "ground", "hosts", "messages"]),
         (
@@ -85,6 +86,8 @@ const BROKER: Rooms = Rooms {
             "session",
             &[
                 "ground",
+                "access",
+                "audit",
                 "catalogue",
                 "messages",
                 "groups",
@@ -100,6 +103,8 @@ const BROKER: Rooms = Rooms {
                 "handler",
                 "ground",
                 "hosts",
+                "access",
+                "audit",
                 "catalogue",
                 "messages",
                 "groups",

@@ -1,6 +1,7 @@
 //! Principals: who may call, what each may do, and the tokens that prove it. The catalogue has one entry for each principal; every host
 //! of a store knows them all.
 
+pub(crate) mod attempts;
 pub(crate) mod book;
 pub(crate) mod checking;
 pub(crate) mod error;

@@ -159,6 +159,10 @@ impl Catalogue {
     /// Why the newest upload with this tag, digest or beginning of a digest was refused on this host.
     #[must_use]
     pub fn refusal(&self, reference: &str) -> Option<Refusal> {
+        self.caller
+            .rights()
+            .may_with_some(Verb::UploadModule)
+            .ok()?;
         let table = self.inner.admissions.table.lock();
         let is_meant = |one: &&Refusal| names(reference, one.digest, one.tag.as_deref());
         table.refused.iter().rev().find(is_meant).cloned()

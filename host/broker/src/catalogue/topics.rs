@@ -284,6 +284,17 @@ impl Catalogue {
         self.decide(|| self.create_topic_now(topic.clone())).await
     }
 
+    /// Creates a topic of the host's own, whose name may have a reserved suffix.
+    ///
+    /// # Errors
+    /// [`TopicCreateError`].
+    pub(crate) async fn create_own_topic(
+        &self,
+        topic: NewTopic,
+    ) -> Result<Topic, TopicCreateError> {
+        self.decide(|| self.create_topic_now(topic.clone())).await
+    }
+
     async fn create_topic_now(&self, topic: NewTopic) -> Result<Topic, TopicCreateError> {
         let mut expects = Vec::new();
         if let Some(digest) = topic.partitioner {

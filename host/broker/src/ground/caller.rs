@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use millrace_model::Tenant;
 
+use crate::ground::notes::{Note, Notes};
 use crate::ground::standing::{Forbidden, Standing};
 use crate::ground::verbs::Verb;
 
@@ -25,6 +26,7 @@ pub struct Caller {
     by: Option<Arc<str>>,
     address: Option<IpAddr>,
     request: Option<Arc<str>>,
+    notes: Option<Notes>,
 }
 
 impl Caller {
@@ -65,13 +67,43 @@ impl Caller {
     /// # Errors
     /// [`Forbidden`] says which right is missing.
     pub fn may(&self, verb: Verb, name: &str) -> Result<(), Forbidden> {
-        self.standing.may(verb, name)
+        let asked = self.standing.may(verb, name);
+        if let Some(notes) = &self.notes {
+            notes.add(verb, name, asked.is_ok());
+        }
+        asked
+    }
+
+    /// Whether there is anything of its kind with which the caller may do this.
+    ///
+    /// # Errors
+    /// [`Forbidden`] says which right is missing.
+    pub fn may_with_some(&self, verb: Verb) -> Result<(), Forbidden> {
+        let asked = self.standing.may_with_some(verb);
+        if let Some(notes) = &self.notes {
+            notes.add(verb, "", asked.is_ok());
+        }
+        asked
     }
 
     /// Whether the caller may do this with the thing of this name, for lists that leave out what it may not see.
     #[must_use]
     pub fn sees(&self, verb: Verb, name: &str) -> bool {
-        self.may(verb, name).is_ok()
+        self.standing.may(verb, name).is_ok()
+    }
+
+    /// The same caller, whose request is noted for the audit log.
+    #[must_use]
+    pub fn noting(self) -> Self {
+        Self {
+            notes: Some(Notes::default()),
+            ..self
+        }
+    }
+
+    /// What its request asked for, for the audit log.
+    pub(crate) fn noted(&self) -> Option<Note> {
+        self.notes.as_ref().and_then(Notes::noted)
     }
 
     /// The same caller with the address of its connection.

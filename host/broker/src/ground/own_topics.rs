@@ -12,6 +12,9 @@ pub(crate) const REDRIVE_SUFFIX: &str = ".redrive";
 /// topics may have it, too.
 pub(crate) const AUDIT_SUFFIX: &str = ".audit";
 
+/// The topic of the host's audit log. Nobody can make another one of this name: the suffix is reserved.
+pub(crate) const AUDIT_LOG: &str = "host.audit";
+
 /// The name of a topic that a processor owns beside one of its inputs.
 pub(crate) fn own_name(
     input: &TopicName,

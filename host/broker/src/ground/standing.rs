@@ -7,6 +7,7 @@ use millrace_model::{
     Advice, Advised, Code, PrincipalName, Resource, ResourceKind, Right, Rights, Rule,
 };
 
+use crate::ground::own_topics::AUDIT_LOG;
 use crate::ground::verbs::Verb;
 
 /// The rule that allows something, or `None`: what no rule grants is not allowed. With a scope, one of its rules must grant it too.
@@ -51,18 +52,24 @@ impl Standing {
     /// # Errors
     /// [`Forbidden`] says which right is missing.
     pub fn may(&self, verb: Verb, name: &str) -> Result<(), Forbidden> {
+        let who = self.principal().cloned();
+        if who.is_some() && verb.kind() == ResourceKind::Topic && name == AUDIT_LOG {
+            return match verb.on_the_audit_log() {
+                Some(verb) => self.may(verb, ""),
+                None => Err(Forbidden::append_only(who, verb, name)),
+            };
+        }
         let resource = Resource::new(verb.kind(), name);
-        let who = match self {
+        match self {
             Self::Everything => return Ok(()),
             Self::Principal(known) => {
                 let scope = known.scope.as_deref();
                 if decide(&known.rules, scope, verb.rights(), resource).is_some() {
                     return Ok(());
                 }
-                Some(known.name.clone())
             }
-            Self::Nobody => None,
-        };
+            Self::Nobody => {}
+        }
         Err(Forbidden::new(who, verb, resource))
     }
 
@@ -110,6 +117,8 @@ struct Refused {
     verb: Verb,
     kind: ResourceKind,
     name: String,
+    /// Whether only the host may do it.
+    is_append_only: bool,
 }
 
 impl Forbidden {
@@ -119,6 +128,17 @@ impl Forbidden {
             verb,
             kind: resource.kind,
             name: resource.name.to_owned(),
+            is_append_only: false,
+        }))
+    }
+
+    fn append_only(who: Option<PrincipalName>, verb: Verb, name: &str) -> Self {
+        Self(Box::new(Refused {
+            who,
+            verb,
+            kind: ResourceKind::Topic,
+            name: name.to_owned(),
+            is_append_only: true,
         }))
     }
 
@@ -158,6 +178,9 @@ impl fmt::Display for Forbidden {
             Some(who) => write!(f, "principal {who} may not {verb} {}", self.on())?,
             None => write!(f, "without credentials nobody may {verb} {}", self.on())?,
         }
+        if self.0.is_append_only {
+            return f.write_str(": only the host writes the audit log");
+        }
         write!(f, ": that takes `{}`", self.missing().join("` or `"))
     }
 }
@@ -165,6 +188,9 @@ impl fmt::Display for Forbidden {
 impl Advised for Forbidden {
     fn advice(&self) -> Advice {
         match &self.0.who {
+            Some(_) if self.0.is_append_only => Code::NotAllowed.hint(
+                "leave it as it is; how long it is kept can be changed by who may administer",
+            ),
             Some(who) => {
                 let rule = self.missing().swap_remove(0);
                 Code::NotAllowed.hint(format!(
@@ -225,6 +251,32 @@ mod tests {
         assert!(narrowed.may(Verb::Read, "orders").is_err());
         let widened = standing(&["producer on topic:orders"], Some(&["admin"]));
         assert!(widened.may(Verb::DeleteTopic, "orders").is_err());
+    }
+
+    #[test]
+    fn the_audit_log_is_read_with_a_right_of_its_own_and_written_by_nobody() {
+        let reads_all = standing(&["developer"], None);
+        assert!(reads_all.may(Verb::Read, "orders").is_ok());
+        let refused = reads_all.may(Verb::Read, AUDIT_LOG).unwrap_err();
+        assert!(refused.to_string().contains("audit on host"), "{refused}");
+        let auditor = standing(&["auditor"], None);
+        assert!(auditor.may(Verb::Read, AUDIT_LOG).is_ok());
+        assert!(auditor.may(Verb::ChangeTopic, AUDIT_LOG).is_err());
+        let admin = standing(&["admin"], None);
+        assert!(admin.may(Verb::ChangeTopic, AUDIT_LOG).is_ok());
+        for verb in [
+            Verb::Produce,
+            Verb::Trim,
+            Verb::DeleteTopic,
+            Verb::CreateTopic,
+        ] {
+            let refused = admin.may(verb, AUDIT_LOG).unwrap_err();
+            assert!(
+                refused.to_string().contains("only the host writes"),
+                "{refused}"
+            );
+            assert_eq!(refused.advice().code, Code::NotAllowed);
+        }
     }
 
     fn any_rule() -> impl Strategy<Value = Rule> {

@@ -22,6 +22,12 @@ macro_rules! verbs {
                 }
             }
 
+            const fn variant(self) -> &'static str {
+                match self {
+                    $($(Self::$verb => stringify!($verb),)*)*
+                }
+            }
+
             /// The kind of thing that it is about.
             #[must_use]
             pub const fn kind(self) -> ResourceKind {
@@ -119,7 +125,104 @@ verbs! {
     Host {
         SeeHost "see" [View];
         ReadMetrics "read the metrics of" [View];
+        ReadAudit "read the audit log of" [Audit];
+        KeepAudit "change how long the audit log is kept of" [Administer];
         BackUp "make a backup of" [Administer];
+    }
+}
+
+impl Verb {
+    /// Its name in the audit log, such as `deploy-processor`.
+    #[must_use]
+    pub fn id(self) -> String {
+        let mut id = String::new();
+        for letter in self.variant().chars() {
+            if letter.is_uppercase() && !id.is_empty() {
+                id.push('-');
+            }
+            id.push(letter.to_ascii_lowercase());
+        }
+        id
+    }
+
+    /// Whether the audit log has each use of it: it changes what exists, what runs, or who may do what. Messages and positions are the
+    /// host's normal work.
+    #[must_use]
+    pub const fn is_administrative(self) -> bool {
+        match self {
+            Self::CreateTopic
+            | Self::ChangeTopic
+            | Self::DeleteTopic
+            | Self::Trim
+            | Self::AcceptDamage
+            | Self::CancelDelayed
+            | Self::ResetConsumer
+            | Self::DeleteConsumer
+            | Self::DeployProcessor
+            | Self::DeleteProcessor
+            | Self::RollBackProcessor
+            | Self::PauseProcessor
+            | Self::ActOnParked
+            | Self::EndShadow
+            | Self::Replay
+            | Self::WriteState
+            | Self::Redrive
+            | Self::UploadModule
+            | Self::TagModule
+            | Self::DeleteModule
+            | Self::SetSchedule
+            | Self::PauseSchedule
+            | Self::RunSchedule
+            | Self::DeleteSchedule
+            | Self::SetRoute
+            | Self::RollBackRoute
+            | Self::DeleteRoute
+            | Self::SetPrincipal
+            | Self::DeletePrincipal
+            | Self::MakeToken
+            | Self::RevokeToken
+            | Self::BackUp
+            | Self::KeepAudit => true,
+            Self::SeeTopic
+            | Self::Produce
+            | Self::Read
+            | Self::SeeDelayed
+            | Self::SeeConsumers
+            | Self::KeepPositions
+            | Self::SeeProcessor
+            | Self::ReadLogs
+            | Self::SeeParked
+            | Self::SeeTrial
+            | Self::ReadState
+            | Self::SeeDeadLetters
+            | Self::ReadDeadLetters
+            | Self::SeeModule
+            | Self::ReadModule
+            | Self::SeeSchedule
+            | Self::SeeRoute
+            | Self::ReadRouteLogs
+            | Self::CallRoute
+            | Self::UseSecret
+            | Self::SeePrincipal
+            | Self::SeeHost
+            | Self::ReadMetrics
+            | Self::ReadAudit => false,
+        }
+    }
+
+    /// What it takes to do it with the audit log's topic, which only the host writes; `None` if nobody may.
+    pub(crate) const fn on_the_audit_log(self) -> Option<Self> {
+        match self {
+            Self::SeeTopic
+            | Self::Read
+            | Self::SeeDelayed
+            | Self::SeeConsumers
+            | Self::KeepPositions
+            | Self::ResetConsumer
+            | Self::DeleteConsumer => Some(Self::ReadAudit),
+            Self::ChangeTopic => Some(Self::KeepAudit),
+            _ => None,
+        }
     }
 }
 
@@ -150,6 +253,14 @@ mod tests {
             );
             assert_eq!(sees, reads_no_message, "{verb:?}");
         }
+    }
+
+    #[test]
+    fn verbs_have_ids_of_their_own() {
+        let ids: std::collections::BTreeSet<String> =
+            Verb::ALL.iter().map(|verb| verb.id()).collect();
+        assert_eq!(ids.len(), Verb::ALL.len());
+        assert_eq!(Verb::RollBackProcessor.id(), "roll-back-processor");
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Messages {
     /// # Errors
     /// [`CommitError::ProducerName`] for a name that is too long or empty, or why the identity could not be stored.
     pub async fn init_producer(&self, name: Option<&str>) -> Result<ProducerId, ProduceError> {
-        self.caller.rights().may_with_some(Verb::Produce)?;
+        self.caller.may_with_some(Verb::Produce)?;
         Ok(self.inner.engine.init_producer(name).await?)
     }
 }

@@ -20,8 +20,9 @@ Examples:
   millrace access grant ops operator                           on everything
 
 A rule is a role or a right, and what it is about.
-Roles: viewer, producer, consumer, developer, operator, admin.
-Rights: view, produce, consume, call, read-state, write-state, deploy, operate, redrive, administer.
+Roles: viewer, producer, consumer, developer, operator, auditor, admin.
+Rights: view, produce, consume, call, read-state, write-state, deploy, operate, redrive, administer,
+audit.
 Things: topic:, processor:, module:, schedule:, route:, secret: or principal: and a name, which may end with *; host; * is everything.";
 
 const CREATE_HELP: &str = "\
@@ -67,6 +68,24 @@ pub(super) enum Verb {
         right: Right,
         /// Such as `topic:orders`
         on: Target,
+    },
+    /// Show the audit log, newest first: what was changed, and what was refused
+    #[command(
+        after_help = "Examples:\n  millrace access audit --refused\n  millrace access audit --principal billing --max 20\n  millrace consume host.audit --from earliest      all of it, to keep it elsewhere"
+    )]
+    Audit {
+        /// Show only what this principal did
+        #[arg(long)]
+        principal: Option<PrincipalName>,
+        /// Show only refusals
+        #[arg(long)]
+        refused: bool,
+        /// The maximum number of records
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        max: u32,
+        /// Continue before this record, as an earlier answer says
+        #[arg(long, value_name = "OFFSET")]
+        before: Option<u64>,
     },
     /// Delete a principal; its tokens are refused at once
     Delete {
@@ -142,6 +161,21 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             let on = escaped(&on);
             let answer = client.get(&format!("/v1/access/check?right={right}&on={on}"))?;
             out.answer(&answer, checked)
+        }
+        Verb::Audit {
+            principal,
+            refused,
+            max,
+            before,
+        } => {
+            let mut path = format!("/v1/access/audit?max={max}&refused={refused}");
+            if let Some(principal) = principal {
+                path = format!("{path}&principal={principal}");
+            }
+            if let Some(before) = before {
+                path = format!("{path}&before={before}");
+            }
+            out.answer(&client.get(&path)?, audited)
         }
         Verb::Delete { name } => {
             client.delete(&path(&name))?;
@@ -320,6 +354,42 @@ fn oneself(answer: &Value) -> String {
             }
             facts(&lines)
         }
+    }
+}
+
+fn audited(answer: &Value) -> String {
+    let row = |record: &Value| {
+        let who = match &record["principal"] {
+            Value::Null => format!("({})", cell(&record["by"])),
+            name => cell(name),
+        };
+        let result = match &record["code"] {
+            Value::Null => cell(&record["result"]),
+            code => format!("{}: {}", cell(&record["result"]), cell(code)),
+        };
+        let times = match record["count"].as_u64() {
+            None | Some(1) => String::new(),
+            Some(count) => format!("{count} ×"),
+        };
+        vec![
+            when(&record["at"]),
+            who,
+            cell(&record["from"]),
+            cell(&record["verb"]),
+            cell(&record["on"]),
+            result,
+            times,
+            cell(&record["request"]),
+        ]
+    };
+    let rows = items(&answer["records"]).iter().map(row).collect();
+    let headings = [
+        "WHEN", "WHO", "FROM", "VERB", "ON", "RESULT", "TIMES", "REQUEST",
+    ];
+    let shown = table(&headings, rows, "there are no such records");
+    match answer["next"].as_u64() {
+        None => shown,
+        Some(next) => format!("{shown}\n\nthere are earlier ones: --before {next}"),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use millrace_broker::{Access, Broker, Caller};
+use millrace_broker::{Access, Attempts, AuditLog, Broker, Caller};
 use millrace_engine::CommitError;
 use millrace_model::Clock;
 use parking_lot::Mutex;
@@ -30,6 +30,11 @@ pub(crate) struct App {
     pub(super) stopping: CancellationToken,
     pub(super) callers: Callers,
     pub(super) access: Access,
+    pub(super) audit: AuditLog,
+    /// Failed attempts to prove who one is.
+    pub(super) attempts: Mutex<Attempts>,
+    /// Refusals that are held back.
+    pub(super) held_back: Semaphore,
     /// Whether requests without a token may do only what needs no right.
     pub(super) requires_credentials: bool,
     /// Whom this host trusts to be another one.
@@ -63,11 +68,15 @@ impl App {
     ) -> Arc<Self> {
         let http = &config.listen.http;
         let waiting_max = waiting_max(http.connections_max);
+        let host = broker.session(Caller::host());
         Arc::new(Self {
             told_of: Mutex::default(),
             measuring: Mutex::default(),
             about: About::of(config, &clock),
-            access: broker.session(Caller::host()).access().clone(),
+            access: host.access().clone(),
+            audit: host.audit().clone(),
+            attempts: Mutex::default(),
+            held_back: Semaphore::new(bounds::HELD_BACK_MAX),
             broker,
             clock,
             metrics,

@@ -70,6 +70,8 @@ pub(crate) const DEAD_LETTER_ROOM_BYTES: usize = 112 << 20;
 pub(crate) const DELAYED_ROOM_BYTES: usize = 72 << 20;
 /// Dead letters in one HTTP answer; a request for more gets this many.
 pub(crate) const DEAD_LETTERS_MAX: usize = 1_000;
+/// Refusals of credentials that are held back at the same time; beyond these, the answer is sent at once and ends its connection.
+pub(super) const HELD_BACK_MAX: usize = 256;
 /// Characters of a request id chosen by the caller; a longer one is replaced.
 pub(crate) const REQUEST_ID_CHARS_MAX: usize = 64;
 /// Bytes of the caller's name in the header `Millrace-By`; longer ones are cut.

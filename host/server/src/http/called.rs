@@ -11,8 +11,6 @@ use axum::http::request::Parts;
 use millrace_broker::{Caller, Session, Standing};
 
 use super::app::App;
-use super::by::by_of;
-use super::modules::Peer;
 use super::proving::Sender;
 
 /// The id of a request in logs and answers, once it has one.
@@ -55,21 +53,13 @@ impl FromRequestParts<Arc<App>> for Called {
         if !is_asked_by_another && is_about_catalogue(parts.uri.path()) {
             app.broker.hear().await;
         }
-        let mut caller = Caller::unnamed().named(&by_of(&parts.headers));
-        if let Some(RequestId(id)) = parts.extensions.get()
-            && let Ok(id) = id.to_str()
-        {
-            caller = caller.asking(id);
-        }
-        if let Some(&Peer(Some(address))) = parts.extensions.get() {
-            caller = caller.at(address);
-        }
         // Whoever passed no guard may do nothing.
+        let caller = parts.extensions.get::<Caller>().cloned();
+        let caller = caller.unwrap_or_else(|| Caller::unnamed().standing(Standing::Nobody));
         let sender: Option<&Arc<Sender>> = parts.extensions.get();
-        let standing = sender.map_or(Standing::Nobody, |sender| sender.standing.clone());
         Ok(Self {
             app: Arc::clone(app),
-            session: app.broker.session(caller.standing(standing)),
+            session: app.broker.session(caller),
             token: sender.and_then(|sender| sender.line.clone()),
         })
     }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use self::own::Own;
+use super::auditing::RefusedWith;
 
 /// An error answer: what went wrong and what to do.
 #[derive(Debug)]
@@ -156,6 +157,10 @@ impl ApiError {
         self
     }
 
+    pub(crate) fn is(&self, code: Code) -> bool {
+        self.code == code.as_str()
+    }
+
     pub(crate) fn is_too_large(&self) -> bool {
         self.status == StatusCode::PAYLOAD_TOO_LARGE
     }
@@ -189,6 +194,7 @@ impl IntoResponse for ApiError {
             partition: self.partition,
         };
         let mut response = (self.status, Json(ErrorBody { error })).into_response();
+        response.extensions_mut().insert(RefusedWith(self.code));
         if let Some(seconds) = self.retry_after_s {
             let headers = response.headers_mut();
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

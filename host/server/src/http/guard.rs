@@ -18,6 +18,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use millrace_broker::Standing;
 use millrace_model::Code;
 use tracing::Instrument;
 
@@ -36,16 +37,24 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = app.request_id(request.headers());
-    let (asked, began) = (Asked::of(&request), app.clock.monotonic());
+    let began = app.clock.monotonic();
     let line = request.extensions().get::<Arc<Line>>().cloned();
     let reserved = line.as_ref().is_some_and(|line| line.is_reserved());
     let asks_to_close = names(request.headers(), &CONNECTION).contains(&"close".to_owned());
     let (mut request, rest) = rest::lend(request);
     request.extensions_mut().insert(RequestId(id.clone()));
     let sender = app.sender_of(request.headers_mut()).map(Arc::new);
+    let standing = match &sender {
+        Ok(sender) => sender.standing.clone(),
+        Err(_) => Standing::Nobody,
+    };
+    let caller = app.caller_of(&request, standing);
+    let asked = Asked::of(&request, caller.signature());
+    let unanswered = app.audited(&caller);
     if let Ok(sender) = &sender {
         request.extensions_mut().insert(Arc::clone(sender));
     }
+    request.extensions_mut().insert(caller.clone());
     let framed = framing(request.version(), request.headers());
     let mut ends = framed.is_err() || reserved || app.stopping.is_cancelled();
     let admitted = framed
@@ -62,9 +71,13 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
         }
         Err(refusal) => {
             drop(request);
+            if refusal.is(Code::CredentialsRefused) {
+                ends |= !app.hold_back(&caller, line.as_ref()).await;
+            }
             refusal.into_response()
         }
     };
+    unanswered.answered(&response).await;
     let took = app.clock.monotonic().saturating_sub(began);
     asked.answered(&response, &id, took);
     // The reserve is for clients that are served; others are told at once.

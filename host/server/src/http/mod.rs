@@ -7,6 +7,7 @@
 mod about;
 mod answers;
 mod app;
+mod auditing;
 mod backup;
 mod body;
 pub(crate) mod bounds;
@@ -141,6 +142,11 @@ fn every_route() -> Vec<Route> {
             "/v1/access/check",
             Some(Verb::SeePrincipal),
             on::get(principals::check),
+        ),
+        get(
+            "/v1/access/audit",
+            Some(Verb::ReadAudit),
+            on::get(principals::audit),
         ),
         get(
             "/v1/access/principals",

@@ -31,6 +31,7 @@ use super::{
         host::list,
         principals::oneself,
         principals::check,
+        principals::audit,
         principals::list,
         principals::show,
         principals::put,

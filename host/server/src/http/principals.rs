@@ -5,9 +5,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
-use millrace_broker::{MadeToken, NewToken, Standing};
+use millrace_broker::{AuditQuery, AuditRecords, MadeToken, NewToken, Standing};
 use millrace_model::{
-    Principal, PrincipalName, Right, Rights, Rule, Target, Timestamp, Token, TokenName,
+    Offset, Principal, PrincipalName, Right, Rights, Rule, Target, Timestamp, Token, TokenName,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -172,6 +172,30 @@ pub(super) struct AllowedBody {
     principal: PrincipalName,
     /// The first of its rules that says so.
     rule: Rule,
+}
+
+/// Which records of the audit log.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct AuditParams {
+    /// The maximum number of records, up to 1000.
+    #[serde(default = "audit_listed")]
+    #[param(default = 100)]
+    max: usize,
+    /// Only records before this one: `next` of an earlier answer.
+    #[param(value_type = Option<u64>)]
+    before: Option<Offset>,
+    /// Only records of this principal.
+    principal: Option<PrincipalName>,
+    /// Only refusals.
+    #[serde(default)]
+    #[param(default = false)]
+    refused: bool,
+}
+
+const fn audit_listed() -> usize {
+    100
 }
 
 /// Who sends this request, and what it may do.
@@ -352,6 +376,25 @@ pub(super) async fn revoke_token(
 ) -> Result<StatusCode, ApiError> {
     to_the_end(async move { Ok(app.session.access().revoke_token(&name, &token).await?) }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The audit log, newest first: what was changed, and what was refused. One answer looks at 10,000 records at most, so it can have fewer than
+/// asked for and still a `next`. The log is the topic `host.audit`; read that to have all of it.
+#[utoipa::path(get, path = "/v1/access/audit", tag = "access", params(AuditParams), responses(
+    (status = 200, body = AuditRecords),
+    (status = 400, body = ErrorBody),
+))]
+pub(super) async fn audit(
+    app: Called,
+    InQuery(params): InQuery<AuditParams>,
+) -> Result<Json<AuditRecords>, ApiError> {
+    let query = AuditQuery {
+        max: params.max,
+        before: params.before,
+        principal: params.principal,
+        only_refused: params.refused,
+    };
+    Ok(Json(app.session.audit().records(&query).await?))
 }
 
 /// Who has a right on a thing, and by which rule.

@@ -10,12 +10,16 @@ use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use millrace_broker::{Standing, Verb};
+use millrace_broker::{Caller, Standing, Verb};
 use millrace_model::{Code, ResourceKind};
 use tokio_util::sync::CancellationToken;
 
 use super::app::App;
+use super::by::by_of;
+use super::called::RequestId;
 use super::error::ApiError;
+use super::modules::Peer;
+use crate::net::Line;
 
 /// How tokens of this host begin. Other credentials in the line are for whoever is in front of the host, or for a component.
 const OF_A_TOKEN: &str = "mr_";
@@ -67,6 +71,48 @@ impl App {
             ended: Some(proved.ended),
             line: Some(line),
         })
+    }
+}
+
+impl App {
+    /// The caller of a request.
+    pub(super) fn caller_of(&self, request: &Request, standing: Standing) -> Caller {
+        let mut caller = Caller::unnamed().named(&by_of(request.headers()));
+        let extensions = request.extensions();
+        if let Some(RequestId(id)) = extensions.get()
+            && let Ok(id) = id.to_str()
+        {
+            caller = caller.asking(id);
+        }
+        if let Some(&Peer(Some(address))) = extensions.get() {
+            caller = caller.at(address);
+        }
+        self.noting(caller.standing(standing))
+    }
+
+    /// Holds the refusal of credentials back, the longer the more attempts from the same address have failed. Returns whether its
+    /// connection may go on.
+    pub(super) async fn hold_back(&self, caller: &Caller, line: Option<&Arc<Line>>) -> bool {
+        let now = self.clock.monotonic();
+        let delay = self.attempts.lock().failed(caller.address(), now);
+        if delay.is_zero() {
+            return true;
+        }
+        metrics::counter!("millrace_refusals_held_back_total").increment(1);
+        let Ok(_place) = self.held_back.try_acquire() else {
+            return false;
+        };
+        let gone = async {
+            match line {
+                Some(line) => line.closing().cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(delay) => true,
+            () = gone => false,
+            () = self.stopping.cancelled() => false,
+        }
     }
 }
 
@@ -124,16 +170,15 @@ pub(super) async fn pass(
         return next.run(request).await;
     };
     // Whoever passed no guard may do nothing.
-    let nobody = Standing::Nobody;
-    let sender: Option<&Arc<Sender>> = request.extensions().get();
-    let standing = sender.map_or(&nobody, |sender| &sender.standing);
+    let caller = request.extensions().get::<Caller>().cloned();
+    let caller = caller.unwrap_or_else(|| Caller::unnamed().standing(Standing::Nobody));
     let named = in_path
         .iter()
         .flatten()
         .find(|(parameter, _)| named_by(verb.kind()) == Some(*parameter));
     let asked = match named {
-        Some((_, name)) => standing.may(verb, name),
-        None => standing.may_with_some(verb),
+        Some((_, name)) => caller.may(verb, name),
+        None => caller.may_with_some(verb),
     };
     match asked {
         Ok(()) => next.run(request).await,

@@ -8,8 +8,6 @@ use axum::response::Response;
 use metrics::{counter, histogram};
 use millrace_model::plain::plain;
 
-use super::by::by_of;
-
 /// Bytes of a request's target that a log line shows.
 const TARGET_BYTES_MAX: usize = 512;
 
@@ -30,7 +28,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub(super) fn of(request: &Request) -> Self {
+    pub(super) fn of(request: &Request, by: &str) -> Self {
         let uri = request.uri();
         let target = uri
             .path_and_query()
@@ -40,7 +38,7 @@ impl Asked {
             method: request.method().clone(),
             route: request.extensions().get().cloned(),
             target: plain(&target[..cut]).into_owned(),
-            by: by_of(request.headers()),
+            by: by.to_owned(),
         }
     }
 

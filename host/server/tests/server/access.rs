@@ -9,14 +9,14 @@ use crate::cli::{millrace, out};
 use crate::support::{Answer, TestHost, config, config_in};
 
 /// A host that asks for tokens, and the token of its first principal.
-struct Guarded {
-    host: TestHost,
-    admin: String,
+pub(crate) struct Guarded {
+    pub(crate) host: TestHost,
+    pub(crate) admin: String,
     _directory: tempfile::TempDir,
 }
 
 impl Guarded {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let mut config = config_in(directory.path());
         config.access.required = true;
@@ -29,7 +29,7 @@ impl Guarded {
         }
     }
 
-    fn call(&self, token: &str, method: &str, path: &str, body: &Value) -> Answer {
+    pub(crate) fn call(&self, token: &str, method: &str, path: &str, body: &Value) -> Answer {
         let line = format!("Bearer {token}");
         let headers = [
             ("authorization", line.as_str()),
@@ -42,26 +42,26 @@ impl Guarded {
         self.host.call(method, path, &headers, body)
     }
 
-    fn get(&self, token: &str, path: &str) -> Answer {
+    pub(crate) fn get(&self, token: &str, path: &str) -> Answer {
         self.call(token, "GET", path, &Value::Null)
     }
 
     /// A principal with these rules, and a token of it.
-    fn principal(&self, name: &str, rules: &[&str]) -> String {
+    pub(crate) fn principal(&self, name: &str, rules: &[&str]) -> String {
         let path = format!("/v1/access/principals/{name}");
         let put = self.call(&self.admin, "PUT", &path, &json!({ "rules": rules }));
         assert_eq!(put.status, 200, "{}", put.json());
         self.token(name, &json!({"name": "first"}))
     }
 
-    fn token(&self, name: &str, body: &Value) -> String {
+    pub(crate) fn token(&self, name: &str, body: &Value) -> String {
         let path = format!("/v1/access/principals/{name}/tokens");
         let made = self.call(&self.admin, "POST", &path, body);
         assert_eq!(made.status, 201, "{}", made.json());
         made.json()["secret"].as_str().expect("a secret").to_owned()
     }
 
-    fn with_topic(self, name: &str) -> Self {
+    pub(crate) fn with_topic(self, name: &str) -> Self {
         let made = self.call(
             &self.admin,
             "POST",
@@ -72,7 +72,7 @@ impl Guarded {
         self
     }
 
-    fn produce(&self, token: &str, topic: &str) -> Answer {
+    pub(crate) fn produce(&self, token: &str, topic: &str) -> Answer {
         let body = json!({"messages": [{"value": "grain"}]});
         self.call(
             token,

@@ -2,6 +2,7 @@
 
 mod access;
 mod admissions;
+mod audit;
 mod cli;
 mod connections;
 mod consumers;

@@ -1,13 +1,14 @@
 //! Every route with every kind of credential. The list of routes is the router's own, so a new route is in here without a further line.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use millrace_broker::{Access, Caller, NewToken, Verb};
 use millrace_model::{Clock as _, Right, Rights, Rule, SystemClock, TokenName};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
-use ureq::Agent;
-use ureq::http::Request;
 
 use super::super::{Route, every_route};
 use super::named_by;
@@ -22,7 +23,7 @@ const WRONG: &str = "mr_aaaaaaaaaa_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 struct Asked {
     runtime: Runtime,
     host: Host,
-    agent: Agent,
+    asked: AtomicU32,
     _directory: tempfile::TempDir,
 }
 
@@ -38,15 +39,10 @@ impl Asked {
         config.access.required = true;
         let runtime = Runtime::new().expect("a runtime");
         let host = runtime.block_on(Host::start(config)).expect("a host");
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .proxy(None)
-            .timeout_global(Some(Duration::from_secs(60)))
-            .build();
         Self {
             runtime,
             host,
-            agent: agent.new_agent(),
+            asked: AtomicU32::new(0),
             _directory: directory,
         }
     }
@@ -72,26 +68,33 @@ impl Asked {
         made.expect("a token").text.reveal().to_owned()
     }
 
-    /// The status and the code of the answer.
+    /// The status and the code of the answer. Each request comes from an address of its own: refusals to one that was refused often
+    /// take long.
     fn ask(&self, route: &Route, token: Option<&str>) -> (u16, String) {
-        let address: SocketAddr = self.host.address();
-        let path = path_of(route);
-        let mut request = Request::builder()
-            .method(route.method.as_str())
-            .uri(format!("http://{address}{path}"));
-        if let Some(token) = token {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        let sent = match route.method.as_str() {
-            "GET" | "DELETE" => self.agent.run(request.body(()).expect("a request")),
-            _ => self.agent.run(request.body("{}").expect("a request")),
-        };
-        let mut response = sent.expect("an answer");
-        let status = response.status().as_u16();
-        let body = response.body_mut().read_to_string().unwrap_or_default();
-        let body: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+        let token = token.map(|token| format!("authorization: Bearer {token}\r\n"));
+        let (method, path) = (&route.method, path_of(route));
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 2\r\n{}\r\n{{}}",
+            token.unwrap_or_default(),
+        );
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let from = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 1, 0, 1)) + number);
+        let answer = self.runtime.block_on(async {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::from((from, 0)))?;
+            let mut stream = socket.connect(self.host.address()).await?;
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = Vec::new();
+            tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut answer))
+                .await??;
+            Ok::<_, std::io::Error>(answer)
+        });
+        let answer = String::from_utf8_lossy(&answer.expect("an answer")).into_owned();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+        let body: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
         let code = body["error"]["code"].as_str().unwrap_or_default();
-        (status, code.to_owned())
+        (status.expect("a status"), code.to_owned())
     }
 }
 
