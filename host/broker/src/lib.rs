@@ -72,6 +72,7 @@ pub use dispatch::rehearsal::{
 };
 pub use dispatch::sides::SideStatus;
 pub use ground::caller::Caller;
+pub use ground::meters::{Meters, OverQuota};
 pub use ground::standing::{Forbidden, Known, Standing, decide};
 pub use ground::verbs::Verb;
 pub use groups::consumers::HeldConsumer;

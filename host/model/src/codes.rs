@@ -364,6 +364,9 @@ codes! {
         Busy "busy"
             "The host is already handling as many of these requests as it accepts at once; nothing was stored."
             "send more slowly; nothing of this request was stored";
+        OverQuota "over-quota"
+            "The principal is over one of its quotas; nothing was done."
+            "send and ask more slowly, or have who may administer principals raise the quota (`millrace access quota`)";
         DelaysFull "delays-full"
             "There is no room for more delayed messages."
             "send more slowly; nothing of this request was stored";

@@ -33,6 +33,7 @@ pub mod principal;
 pub mod processor;
 pub mod producer;
 pub mod progress;
+mod quotas;
 pub mod route;
 pub mod schedule;
 pub mod settings;
@@ -67,6 +68,7 @@ pub use processor::{
 };
 pub use producer::{Numbering, ProducerId};
 pub use progress::{Attempt, GivenUp, Parked, Progress, ProgressChange};
+pub use quotas::{Quota, Quotas};
 pub use route::{
     Route, RouteBreaker, RouteCanary, RoutePath, RoutePathError, RouteRevision, RouteSpec,
 };

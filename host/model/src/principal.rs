@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::access::Rule;
 use crate::clock::Timestamp;
 use crate::name::{PrincipalName, TokenName};
+use crate::quotas::Quotas;
 
 /// A principal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub struct Principal {
     /// Its tokens, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<Token>,
+    /// How much it may send, read and ask for.
+    #[serde(default, skip_serializing_if = "Quotas::is_empty")]
+    pub quotas: Quotas,
     /// When it was made.
     pub made_at: Timestamp,
     /// Who made it.

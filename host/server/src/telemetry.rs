@@ -159,6 +159,10 @@ fn describe() {
         "Records that the audit log did not take before the host stopped"
     );
     describe_counter!(
+        "millrace_quota_refusals_total",
+        "Requests that were refused because their principal is over a quota, by principal and quota"
+    );
+    describe_counter!(
         "millrace_refusals_held_back_total",
         "Refusals of credentials that were held back, after many from the same address"
     );

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use millrace_engine::{Entry, Version};
-use millrace_model::{Principal, PrincipalName, ResourceKind, Rule, Target, Timestamp, Token};
+use millrace_model::{
+    Principal, PrincipalName, Quotas, ResourceKind, Rule, Target, Timestamp, Token,
+};
 use tokio_util::sync::CancellationToken;
 
+use crate::ground::meters::Meters;
 use crate::ground::standing::Known;
 use crate::ground::verbs::Verb;
 
@@ -15,6 +18,7 @@ use crate::ground::verbs::Verb;
 pub(super) struct Book {
     pub(super) principals: BTreeMap<PrincipalName, Kept>,
     tokens: HashMap<String, Proof>,
+    meters: HashMap<PrincipalName, Arc<Meters>>,
 }
 
 /// A principal and the version of its entry.
@@ -61,8 +65,21 @@ impl Book {
             };
             self.principals.insert(kept.principal.name.clone(), kept);
         }
+        self.limit();
         self.prove_anew();
         unreadable
+    }
+
+    /// Gives all principals their quotas. What they have used stays used.
+    fn limit(&mut self) {
+        let mut before = std::mem::take(&mut self.meters);
+        for (name, Kept { principal, .. }) in &self.principals {
+            let meters = before
+                .remove(name)
+                .unwrap_or_else(|| Arc::new(Meters::new(name.clone(), Quotas::default())));
+            meters.limit(principal.quotas);
+            self.meters.insert(name.clone(), meters);
+        }
     }
 
     /// Finds all tokens again. Those that prove the same as before go on proving it; all others end.
@@ -75,7 +92,11 @@ impl Book {
                         && proof.known.name == principal.name
                         && proof.known.rules == principal.rules
                 });
-                let proof = same.unwrap_or_else(|| Proof::of(principal, token));
+                let proof = same.or_else(|| {
+                    let meters = self.meters.get(&principal.name)?;
+                    Some(Proof::of(principal, token, Arc::clone(meters)))
+                });
+                let Some(proof) = proof else { continue };
                 self.tokens.insert(token.id.clone(), proof);
             }
         }
@@ -140,13 +161,14 @@ fn administers(principal: &Principal, now: Timestamp) -> bool {
 }
 
 impl Proof {
-    fn of(principal: &Principal, token: &Token) -> Self {
+    fn of(principal: &Principal, token: &Token, meters: Arc<Meters>) -> Self {
         Self {
             token: token.clone(),
             known: Arc::new(Known {
                 name: principal.name.clone(),
                 rules: principal.rules.clone(),
                 scope: token.scope.clone(),
+                meters,
             }),
             ended: CancellationToken::new(),
         }

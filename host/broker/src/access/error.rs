@@ -4,7 +4,7 @@ use millrace_engine::CommitError;
 use millrace_model::bounds::{
     PRINCIPAL_RULES_MAX, PRINCIPAL_TOKENS_MAX, PRINCIPALS_BYTES_MAX, PRINCIPALS_MAX,
 };
-use millrace_model::{Advice, Advised, Code, PrincipalName, TokenName};
+use millrace_model::{Advice, Advised, Code, PrincipalName, Rule, TokenName};
 
 use crate::catalogue::deciding::decision_errors;
 use crate::ground::standing::Forbidden;
@@ -57,6 +57,14 @@ pub enum PrincipalError {
         "afterwards nobody could administer principals; give that right to another principal with a token first"
     )]
     LastAdmin,
+    /// The caller does not have itself what it would give.
+    #[error("nobody gives what they do not have: you do not have all of `{0}`")]
+    NotOwn(Rule),
+    /// A quota of nothing.
+    #[error(
+        "a quota of 0 ({0}) would let nothing through; withdraw the right instead, or omit the quota"
+    )]
+    ZeroQuota(&'static str),
     /// The expiry is not in the future.
     #[error("the token would already have expired; give it a time in the future")]
     Expired,
@@ -86,6 +94,9 @@ impl Advised for PrincipalError {
                 Code::TooManyPrincipals.advice()
             }
             Self::LastAdmin => Code::LastAdmin.advice(),
+            Self::NotOwn(_) => Code::NotAllowed
+                .hint("ask somebody who has it, and may administer this principal, to grant it"),
+            Self::ZeroQuota(_) => Code::Malformed.hint("give a number from 1"),
             Self::Expired => Code::Malformed.hint("give a later time, or none"),
             Self::Random(_) | Self::Catalogue(_) => Code::Internal.advice(),
             Self::Commit(error) => error.advice(),

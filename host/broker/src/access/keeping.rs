@@ -2,7 +2,7 @@
 
 use millrace_engine::{EntryKind, Expectation};
 use millrace_model::bounds::{PRINCIPAL_RULES_MAX, PRINCIPALS_BYTES_MAX, PRINCIPALS_MAX};
-use millrace_model::{Principal, PrincipalName, Rule};
+use millrace_model::{Principal, PrincipalName, Quotas, Rule};
 
 use crate::access::book::Kept;
 use crate::access::error::PrincipalError;
@@ -70,6 +70,8 @@ impl Access {
         self.caller.may(Verb::SetPrincipal, name.as_str())?;
         self.decide(async || {
             let principal = self.known(name).unwrap_or_else(|| self.fresh(name));
+            let new = rules.iter().filter(|rule| !principal.rules.contains(rule));
+            self.check_gives(new)?;
             let rules = rules.clone();
             self.keep(Principal { rules, ..principal }).await
         })
@@ -86,6 +88,7 @@ impl Access {
         rule: Rule,
     ) -> Result<Principal, PrincipalError> {
         self.caller.may(Verb::SetPrincipal, name.as_str())?;
+        self.check_gives(std::iter::once(&rule))?;
         self.decide(async || {
             let mut principal = self.known(name).unwrap_or_else(|| self.fresh(name));
             if !principal.rules.contains(&rule) {
@@ -111,6 +114,37 @@ impl Access {
             Ok(())
         })
         .await
+    }
+
+    /// Changes how much a principal may send, read and ask for; what it has used stays used.
+    ///
+    /// # Errors
+    /// [`PrincipalError`].
+    pub async fn change_quotas(
+        &self,
+        name: &PrincipalName,
+        change: impl Fn(Quotas) -> Quotas,
+    ) -> Result<Principal, PrincipalError> {
+        self.caller.may(Verb::SetPrincipal, name.as_str())?;
+        self.change(name, |principal| {
+            principal.quotas = change(principal.quotas);
+            match principal.quotas.zero() {
+                Some(zero) => Err(PrincipalError::ZeroQuota(zero.as_str())),
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Whoever administers some principals only must not become more than they are, by what they give to these.
+    pub(super) fn check_gives<'a>(
+        &self,
+        mut rules: impl Iterator<Item = &'a Rule>,
+    ) -> Result<(), PrincipalError> {
+        match rules.find(|rule| !self.caller.rights().has_all_of(rule)) {
+            Some(rule) => Err(PrincipalError::NotOwn(rule.clone())),
+            None => Ok(()),
+        }
     }
 
     /// Deletes a principal. All its tokens are refused from now on.
@@ -148,6 +182,7 @@ impl Access {
             name: name.clone(),
             rules: Vec::new(),
             tokens: Vec::new(),
+            quotas: Quotas::default(),
             made_at: self.inner.clock.wall(),
             made_by: self.caller.signature().to_owned(),
         }

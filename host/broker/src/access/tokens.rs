@@ -43,6 +43,9 @@ impl Access {
         self.caller.may(Verb::MakeToken, principal.as_str())?;
         let made = self.made(new)?;
         self.change(principal, |principal| {
+            // Who holds the token has what it gives.
+            let gives = made.token.scope.as_ref().unwrap_or(&principal.rules);
+            self.check_gives(gives.iter())?;
             if principal
                 .tokens
                 .iter()
@@ -82,6 +85,8 @@ impl Access {
         })?;
         let until = now.after(overlap);
         self.change(principal, |principal| {
+            let gives = made.token.scope.as_ref().unwrap_or(&principal.rules);
+            self.check_gives(gives.iter())?;
             let old = found(principal, name)?.id.clone();
             for token in principal.tokens.iter_mut().filter(|token| token.id == old) {
                 let sooner = token.expires_at.map_or(until, |at| at.min(until));

@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use millrace_model::Tenant;
+use millrace_model::{Quota, Tenant};
 
+use crate::ground::meters::OverQuota;
 use crate::ground::notes::{Note, Notes};
 use crate::ground::standing::{Forbidden, Standing};
 use crate::ground::verbs::Verb;
@@ -90,6 +92,24 @@ impl Caller {
     #[must_use]
     pub fn sees(&self, verb: Verb, name: &str) -> bool {
         self.standing.may(verb, name).is_ok()
+    }
+
+    /// Whether the caller owes nothing of these quotas.
+    ///
+    /// # Errors
+    /// [`OverQuota`].
+    pub fn check_quotas(&self, quotas: &[Quota], now: Duration) -> Result<(), OverQuota> {
+        match self.standing.meters() {
+            Some(meters) => meters.check(quotas, now),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes this much of the caller's quotas. `now` is monotonic.
+    pub fn take(&self, amounts: &[(Quota, u64)], now: Duration) {
+        if let Some(meters) = self.standing.meters() {
+            meters.take(amounts, now);
+        }
     }
 
     /// The same caller, whose request is noted for the audit log.

@@ -7,6 +7,7 @@ use millrace_model::{
     Advice, Advised, Code, PrincipalName, Resource, ResourceKind, Right, Rights, Rule,
 };
 
+use crate::ground::meters::Meters;
 use crate::ground::own_topics::AUDIT_LOG;
 use crate::ground::verbs::Verb;
 
@@ -44,6 +45,8 @@ pub struct Known {
     pub rules: Vec<Rule>,
     /// What its token allows of that; everything if absent.
     pub scope: Option<Vec<Rule>>,
+    /// What it has used of its quotas.
+    pub meters: Arc<Meters>,
 }
 
 impl Standing {
@@ -95,6 +98,36 @@ impl Standing {
             Self::Nobody => None,
         };
         Err(Forbidden::new(who, verb, Resource::new(kind, "")))
+    }
+
+    /// Whether the caller has itself all that a rule would give: nobody gives what they do not have.
+    #[must_use]
+    pub fn has_all_of(&self, rule: &Rule) -> bool {
+        let gives = |rules: &[Rule], right: Right| {
+            let mut rules = rules.iter();
+            rules.any(|own| {
+                own.granted.rights().has_any(Rights::of(&[right])) && own.on.contains(&rule.on)
+            })
+        };
+        match self {
+            Self::Everything => true,
+            Self::Nobody => false,
+            Self::Principal(known) => rule.granted.rights().iter().all(|right| {
+                gives(&known.rules, right)
+                    && known
+                        .scope
+                        .as_deref()
+                        .is_none_or(|scope| gives(scope, right))
+            }),
+        }
+    }
+
+    /// The meters of the caller's quotas; `None` if it has no quotas.
+    pub(crate) fn meters(&self) -> Option<&Meters> {
+        match self {
+            Self::Principal(known) => Some(&known.meters),
+            Self::Everything | Self::Nobody => None,
+        }
     }
 
     /// The principal's name; `None` if there is no principal.
@@ -204,6 +237,7 @@ impl Advised for Forbidden {
 
 #[cfg(test)]
 mod tests {
+    use millrace_model::Quotas;
     use proptest::prelude::*;
 
     use super::*;
@@ -217,6 +251,10 @@ mod tests {
             name: PrincipalName::parse("billing").unwrap(),
             rules: rules(texts),
             scope: scope.map(rules),
+            meters: Arc::new(Meters::new(
+                PrincipalName::parse("billing").unwrap(),
+                Quotas::default(),
+            )),
         }))
     }
 
@@ -251,6 +289,19 @@ mod tests {
         assert!(narrowed.may(Verb::Read, "orders").is_err());
         let widened = standing(&["producer on topic:orders"], Some(&["admin"]));
         assert!(widened.may(Verb::DeleteTopic, "orders").is_err());
+    }
+
+    #[test]
+    fn nobody_gives_what_they_do_not_have() {
+        let ops = standing(&["administer", "operator on topic:a*"], None);
+        let gives = |rule: &str| ops.has_all_of(&rule.parse().unwrap());
+        assert!(
+            gives("administer") && gives("operate on topic:ab") && gives("operator on topic:a*")
+        );
+        assert!(!gives("operator") && !gives("admin") && !gives("produce on topic:a"));
+        let narrow = standing(&["admin"], Some(&["administer on principal:x"]));
+        assert!(narrow.has_all_of(&"administer on principal:x".parse().unwrap()));
+        assert!(!narrow.has_all_of(&"view".parse().unwrap()));
     }
 
     #[test]

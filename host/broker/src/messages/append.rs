@@ -58,6 +58,7 @@ impl Messages {
         check_count(&topic, messages)?;
         let bytes = batches.iter().map(|(_, batch)| batch.byte_count()).sum();
         check_bytes(bytes, self.call_bytes_max())?;
+        self.sends(messages, bytes)?;
         let _room = self.room(bytes)?;
         let now = self.inner.clock.wall();
         let mut appends = Vec::with_capacity(batches.len());

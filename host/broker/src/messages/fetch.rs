@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use millrace_engine::{Ends, ReadError};
 use millrace_model::{
-    Advice, Advised, BatchError, Code, Message, Offset, PartitionId, RecordBatch, TopicName,
+    Advice, Advised, BatchError, Code, Message, Offset, PartitionId, Quota, RecordBatch, TopicName,
     TopicPartition,
 };
 
 use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
+use crate::ground::meters::OverQuota;
 use crate::ground::packing;
 use crate::ground::standing::Forbidden;
 use crate::ground::verbs::Verb;
@@ -60,6 +61,9 @@ pub enum FetchError {
     /// The caller may not do it.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
+    /// The caller reads too much.
+    #[error(transparent)]
+    OverQuota(#[from] OverQuota),
     /// No such topic.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
@@ -85,6 +89,7 @@ impl Advised for FetchError {
     fn advice(&self) -> Advice {
         match self {
             Self::Forbidden(error) => error.advice(),
+            Self::OverQuota(error) => error.advice(),
             Self::UnknownTopic(error) => error.advice(),
             Self::UnknownPartition(error) => error.advice(),
             Self::Read(error) => error.advice(),
@@ -100,6 +105,7 @@ impl Messages {
     /// [`FetchError`].
     pub async fn fetch(&self, request: FetchRequest) -> Result<FetchResult, FetchError> {
         self.caller.may(Verb::Read, request.topic.as_str())?;
+        self.check_reads()?;
         let partition = self.partition_of(&request.topic, request.partition)?;
         let engine = &self.inner.engine;
         let ends = self
@@ -118,6 +124,8 @@ impl Messages {
             bytes: request.bytes_max,
         };
         let (messages, next) = self.messages_from(partition, from, room).await?;
+        let bytes = messages.iter().map(|read| read.message.byte_count()).sum();
+        self.has_read(messages.len(), bytes);
         let ends = engine.ends(partition)?;
         // The messages exist, even if this host's view of the end lags behind.
         let ends = Ends {
@@ -129,6 +137,29 @@ impl Messages {
             next,
             ends,
         })
+    }
+
+    /// Whether the caller may read more now.
+    pub(super) fn check_reads(&self) -> Result<(), OverQuota> {
+        let now = self.inner.clock.monotonic();
+        self.caller
+            .check_quotas(&[Quota::ReadBytes, Quota::ReadMessages], now)
+    }
+
+    /// Waits until the caller may read more.
+    pub(super) async fn reads_on(&self) {
+        while let Err(over) = self.check_reads() {
+            tokio::time::sleep(Duration::from_millis(over.wait_ms)).await;
+        }
+    }
+
+    /// Counts what the caller has read.
+    pub(super) fn has_read(&self, messages: usize, bytes: usize) {
+        let amounts = [
+            (Quota::ReadMessages, messages as u64),
+            (Quota::ReadBytes, bytes as u64),
+        ];
+        self.caller.take(&amounts, self.inner.clock.monotonic());
     }
 
     pub(super) fn partition_of(

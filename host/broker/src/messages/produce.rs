@@ -9,11 +9,12 @@ use metrics::{Counter, counter};
 use millrace_engine::{Append, CommitError, Receipt, RequestMark, Transaction};
 use millrace_model::bounds::{PRODUCE_CALL_BYTES_MAX, REQUEST_NOTE_BYTES_MAX};
 use millrace_model::{
-    BatchBuilder, ColumnBatch, Compression, Header, Message, PartitionId, Timestamp, Topic,
+    BatchBuilder, ColumnBatch, Compression, Header, Message, PartitionId, Quota, Timestamp, Topic,
     TopicName,
 };
 use tokio::sync::SemaphorePermit;
 
+use crate::ground::meters::OverQuota;
 use crate::ground::partitioner::{Partitioner, PartitionerError};
 use crate::ground::verbs::Verb;
 use crate::ground::{columns, packing};
@@ -72,6 +73,7 @@ impl Messages {
         let topic = self.inner.catalogue.heard_topic(topic).await?;
         let now = self.inner.clock.wall();
         let bytes = check(&topic, &messages, now, self.call_bytes_max())?;
+        self.sends(messages.len(), bytes)?;
         let _room = self.room(bytes)?;
         stamp(&mut messages, now);
         let partitions = self.partitions_of(&topic, &messages).await?;
@@ -105,6 +107,17 @@ impl Messages {
         let took = self.inner.clock.monotonic().saturating_sub(before);
         self.inner.publish_seconds.record(took.as_secs_f64());
         Ok(produced)
+    }
+
+    /// Counts what the caller sends, unless it has sent too much before.
+    pub(super) fn sends(&self, messages: usize, bytes: usize) -> Result<(), OverQuota> {
+        let now = self.inner.clock.monotonic();
+        let quotas = [Quota::ProducedMessages, Quota::ProducedBytes];
+        self.caller.check_quotas(&quotas, now)?;
+        let [of_messages, of_bytes] = quotas;
+        let amounts = [(of_messages, messages as u64), (of_bytes, bytes as u64)];
+        self.caller.take(&amounts, now);
+        Ok(())
     }
 
     /// The partitions that messages with these keys go to.

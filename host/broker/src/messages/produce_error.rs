@@ -6,6 +6,7 @@ use millrace_model::{Advice, Advised, BatchError, Code, ProcessorName, TopicName
 
 use crate::catalogue::deciding::decision_errors;
 use crate::catalogue::unknown::{CREATE_TOPIC, UnknownPartition, UnknownTopic};
+use crate::ground::meters::OverQuota;
 use crate::ground::standing::Forbidden;
 use crate::handler::CallError;
 use crate::messages::delays::delayed::DelaysFull;
@@ -16,6 +17,9 @@ pub enum ProduceError {
     /// The caller may not do it.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
+    /// The caller sends too much.
+    #[error(transparent)]
+    OverQuota(#[from] OverQuota),
     /// No such topic.
     #[error(transparent)]
     UnknownTopic(#[from] UnknownTopic),
@@ -203,6 +207,7 @@ impl Advised for ProduceError {
     fn advice(&self) -> Advice {
         let code = match self {
             Self::Forbidden(error) => return error.advice(),
+            Self::OverQuota(error) => return error.advice(),
             Self::UnknownTopic(error) => return error.advice().hint(CREATE_TOPIC),
             Self::UnknownPartition { unknown, .. } => {
                 let hint = "omit the partition to let the topic's partitioner choose";

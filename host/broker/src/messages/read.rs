@@ -41,9 +41,20 @@ impl Messages {
     /// [`ReadError::PastEnd`](millrace_engine::ReadError::PastEnd) for an offset that the partition does not have.
     pub async fn read(&self, request: ReadRequest) -> Result<ReadResult, FetchError> {
         self.caller.may(Verb::Read, request.topic.as_str())?;
+        self.check_reads()?;
         let partition = self.partition_of(&request.topic, request.partition)?;
-        self.read_at(partition, request.from, request.bytes_max)
-            .await
+        let read = self
+            .read_at(partition, request.from, request.bytes_max)
+            .await?;
+        self.has_read_batches(&read.batches);
+        Ok(read)
+    }
+
+    /// Counts what the caller has read.
+    pub(super) fn has_read_batches(&self, batches: &[RecordBatch]) {
+        let messages = batches.iter().map(RecordBatch::message_count).sum();
+        let bytes = batches.iter().map(RecordBatch::byte_count).sum();
+        self.has_read(messages, bytes);
     }
 
     pub(super) async fn read_at(

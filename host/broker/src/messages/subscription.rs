@@ -193,6 +193,7 @@ impl Subscription {
         }
         loop {
             let (topic, partition) = self.ready().await;
+            self.messages.reads_on().await;
             let Some((at, next)) = self.front() else {
                 continue;
             };
@@ -214,6 +215,7 @@ impl Subscription {
             if read.batches.is_empty() {
                 continue;
             }
+            self.messages.has_read_batches(&read.batches);
             let bytes = read.batches.iter().map(RecordBatch::byte_count).sum();
             self.credit = self.credit.saturating_sub(bytes);
             return Ok(Delivery {

@@ -11,7 +11,8 @@ use ureq::http::Method;
 use super::client::{Client, escaped};
 use super::failure::Failure;
 use super::table::{cell, facts, items, table, when};
-use crate::units::duration_ms;
+use super::topic::size_or_none;
+use crate::units::{duration_ms, size_text};
 
 const GRANT_HELP: &str = "\
 Examples:
@@ -60,6 +61,29 @@ pub(super) enum Verb {
         name: PrincipalName,
         /// The rule as `access show` prints it
         rule: Rule,
+    },
+    /// Limit how much a principal may send, read and ask for in a second; what is not given stays
+    #[command(
+        after_help = "Examples:\n  millrace access quota shop --produced-bytes 10MiB --requests 500\n  millrace access quota shop --requests none\n\nEach host of a store limits by itself."
+    )]
+    Quota {
+        /// The principal
+        name: PrincipalName,
+        /// Bytes that it sends; `none` for no limit
+        #[arg(long, value_name = "SIZE", value_parser = size_or_none)]
+        produced_bytes: Option<Value>,
+        /// Messages that it sends
+        #[arg(long, value_name = "NUMBER", value_parser = number_or_none)]
+        produced_messages: Option<Value>,
+        /// Bytes that it reads
+        #[arg(long, value_name = "SIZE", value_parser = size_or_none)]
+        read_bytes: Option<Value>,
+        /// Messages that it reads
+        #[arg(long, value_name = "NUMBER", value_parser = number_or_none)]
+        read_messages: Option<Value>,
+        /// Requests of any kind
+        #[arg(long, value_name = "NUMBER", value_parser = number_or_none)]
+        requests: Option<Value>,
     },
     /// Show who has a right on a thing, and by which rule
     #[command(after_help = "Examples:\n  millrace access check produce topic:orders")]
@@ -156,6 +180,29 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         Verb::Show { name } => out.answer(&client.get(&path(&name))?, show),
         Verb::Grant { name, rule } => out.answer(&change(&name, "grant", &rule)?, show),
         Verb::Withdraw { name, rule } => out.answer(&change(&name, "withdraw", &rule)?, show),
+        Verb::Quota {
+            name,
+            produced_bytes,
+            produced_messages,
+            read_bytes,
+            read_messages,
+            requests,
+        } => {
+            let given = [
+                ("produced_bytes", produced_bytes),
+                ("produced_messages", produced_messages),
+                ("read_bytes", read_bytes),
+                ("read_messages", read_messages),
+                ("requests", requests),
+            ];
+            let given: serde_json::Map<String, Value> = given
+                .into_iter()
+                .filter_map(|(quota, limit)| Some((quota.to_owned(), limit?)))
+                .collect();
+            let path = format!("{}/quotas", path(&name));
+            let changed = client.send_again(Method::PATCH, &path, &Value::Object(given))?;
+            out.answer(&changed, show)
+        }
         Verb::Check { right, on } => {
             let on = on.to_string();
             let on = escaped(&on);
@@ -280,6 +327,33 @@ fn rules(rules: &Value) -> String {
     }
 }
 
+/// Limits per second.
+fn quotas(quotas: &Value) -> String {
+    let limit = |quota: &str| quotas[quota].as_u64();
+    let shown = [
+        limit("produced_bytes").map(|limit| format!("{} sent", size_text(limit))),
+        limit("produced_messages").map(|limit| format!("{limit} messages sent")),
+        limit("read_bytes").map(|limit| format!("{} read", size_text(limit))),
+        limit("read_messages").map(|limit| format!("{limit} messages read")),
+        limit("requests").map(|limit| format!("{limit} requests")),
+    ];
+    let shown: Vec<String> = shown.into_iter().flatten().collect();
+    match shown.is_empty() {
+        true => "none".to_owned(),
+        false => format!("{} a second", shown.join(", ")),
+    }
+}
+
+fn number_or_none(text: &str) -> Result<Value, String> {
+    match text {
+        "none" => Ok(Value::Null),
+        text => text
+            .parse::<u64>()
+            .map(Value::from)
+            .map_err(|_| format!("{text:?} is neither a number nor `none`")),
+    }
+}
+
 fn list(answer: &Value) -> String {
     let row = |principal: &Value| {
         vec![
@@ -322,6 +396,7 @@ fn show(principal: &Value) -> String {
     let facts = facts(&[
         ("principal", cell(&principal["name"])),
         ("may", rules(&principal["rules"])),
+        ("quotas", quotas(&principal["quotas"])),
         (
             "made",
             format!(

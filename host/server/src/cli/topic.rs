@@ -124,7 +124,7 @@ fn duration_or_none(text: &str) -> Result<Value, String> {
     }
 }
 
-fn size_or_none(text: &str) -> Result<Value, String> {
+pub(super) fn size_or_none(text: &str) -> Result<Value, String> {
     match text {
         "none" => Ok(Value::Null),
         text => size_bytes(text)

@@ -19,7 +19,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use millrace_broker::Standing;
-use millrace_model::Code;
+use millrace_model::{Code, Quota};
 use tracing::Instrument;
 
 use super::app::App;
@@ -63,7 +63,13 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
             true => Err(no_place()),
             false => Ok(()),
         })
-        .and(sender);
+        .and(sender)
+        .and_then(|sender| {
+            let asks = [(Quota::Requests, 1)];
+            caller.check_quotas(&[Quota::Requests], began)?;
+            caller.take(&asks, began);
+            Ok(sender)
+        });
     let response = match admitted {
         Ok(sender) => {
             let answer = sender.while_it_lasts(answer(request, next, &id)).await;

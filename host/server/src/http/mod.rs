@@ -168,6 +168,11 @@ fn every_route() -> Vec<Route> {
             Some(Verb::DeletePrincipal),
             on::delete(principals::remove),
         ),
+        patch(
+            "/v1/access/principals/{name}/quotas",
+            Some(Verb::SetPrincipal),
+            on::patch(principals::limit),
+        ),
         post(
             "/v1/access/principals/{name}/grant",
             Some(Verb::SetPrincipal),

@@ -36,6 +36,7 @@ use super::{
         principals::show,
         principals::put,
         principals::remove,
+        principals::limit,
         principals::grant,
         principals::withdraw,
         principals::make_token,

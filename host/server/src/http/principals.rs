@@ -7,9 +7,10 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
 use millrace_broker::{AuditQuery, AuditRecords, MadeToken, NewToken, Standing};
 use millrace_model::{
-    Offset, Principal, PrincipalName, Right, Rights, Rule, Target, Timestamp, Token, TokenName,
+    Offset, Principal, PrincipalName, Quotas, Right, Rights, Rule, Target, Timestamp, Token,
+    TokenName,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::app::to_the_end;
@@ -29,10 +30,78 @@ pub(super) struct PrincipalBody {
     rules: Vec<Rule>,
     /// Its tokens, oldest first.
     tokens: Vec<TokenBody>,
+    /// How much it may send, read and ask for.
+    quotas: QuotasBody,
     /// When it was made, in milliseconds since the Unix epoch.
     made_at: Timestamp,
     /// Who made it.
     made_by: String,
+}
+
+/// Limits per second and host; null limits nothing.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Quotas)]
+pub(super) struct QuotasBody {
+    /// Bytes of keys, values and headers that it sends.
+    produced_bytes: Option<u64>,
+    /// Messages that it sends.
+    produced_messages: Option<u64>,
+    /// Bytes of keys, values and headers that it reads.
+    read_bytes: Option<u64>,
+    /// Messages that it reads.
+    read_messages: Option<u64>,
+    /// Requests of any kind.
+    requests: Option<u64>,
+}
+
+impl From<Quotas> for QuotasBody {
+    fn from(quotas: Quotas) -> Self {
+        Self {
+            produced_bytes: quotas.produced_bytes,
+            produced_messages: quotas.produced_messages,
+            read_bytes: quotas.read_bytes,
+            read_messages: quotas.read_messages,
+            requests: quotas.requests,
+        }
+    }
+}
+
+/// Changes of quotas: what is omitted stays, and null removes a limit.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct QuotasIn {
+    #[serde(deserialize_with = "named")]
+    #[schema(value_type = Option<u64>)]
+    produced_bytes: Option<Option<u64>>,
+    #[serde(deserialize_with = "named")]
+    #[schema(value_type = Option<u64>)]
+    produced_messages: Option<Option<u64>>,
+    #[serde(deserialize_with = "named")]
+    #[schema(value_type = Option<u64>)]
+    read_bytes: Option<Option<u64>>,
+    #[serde(deserialize_with = "named")]
+    #[schema(value_type = Option<u64>)]
+    read_messages: Option<Option<u64>>,
+    #[serde(deserialize_with = "named")]
+    #[schema(value_type = Option<u64>)]
+    requests: Option<Option<u64>>,
+}
+
+impl QuotasIn {
+    fn applied(&self, quotas: Quotas) -> Quotas {
+        Quotas {
+            produced_bytes: self.produced_bytes.unwrap_or(quotas.produced_bytes),
+            produced_messages: self.produced_messages.unwrap_or(quotas.produced_messages),
+            read_bytes: self.read_bytes.unwrap_or(quotas.read_bytes),
+            read_messages: self.read_messages.unwrap_or(quotas.read_messages),
+            requests: self.requests.unwrap_or(quotas.requests),
+        }
+    }
+}
+
+/// `null` means none; only an omitted field means unchanged.
+fn named<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<u64>>, D::Error> {
+    Option::deserialize(from).map(Some)
 }
 
 /// A token, without its secret.
@@ -71,6 +140,7 @@ impl From<Principal> for PrincipalBody {
             name: principal.name,
             rules: principal.rules,
             tokens: principal.tokens.into_iter().map(TokenBody::from).collect(),
+            quotas: principal.quotas.into(),
             made_at: principal.made_at,
             made_by: principal.made_by,
         }
@@ -187,6 +257,7 @@ pub(super) struct AuditParams {
     #[param(value_type = Option<u64>)]
     before: Option<Offset>,
     /// Only records of this principal.
+    #[param(value_type = Option<String>)]
     principal: Option<PrincipalName>,
     /// Only refusals.
     #[serde(default)]
@@ -269,6 +340,29 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     to_the_end(async move { Ok(app.session.access().delete_principal(&name).await?) }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Changes how much a principal may send, read and ask for in a second, at each host. Over a quota, requests get 429 `over-quota` with the
+/// time to come back. Quotas of a principal that exists can be changed; what it has used stays used.
+#[utoipa::path(patch, path = "/v1/access/principals/{name}/quotas", tag = "access", params(("name" = String, Path,)), request_body = QuotasIn, responses(
+    (status = 200, body = PrincipalBody),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+))]
+pub(super) async fn limit(
+    app: Called,
+    InPath(name): InPath<PrincipalName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<PrincipalBody>, ApiError> {
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let change: QuotasIn = json(&taken.bytes)?;
+    to_the_end(async move {
+        let access = app.session.access();
+        let changed = access.change_quotas(&name, |quotas| change.applied(quotas));
+        Ok(Json(changed.await?.into()))
+    })
+    .await
 }
 
 /// Adds a rule to a principal, which is created if it does not exist.

@@ -140,6 +140,7 @@ fn change(method: &Method, route: &str) -> Option<&'static str> {
         ("POST", "/v1/backup") => "backup made",
         ("PUT", "/v1/access/principals/{name}") => "rules of a principal replaced",
         ("DELETE", "/v1/access/principals/{name}") => "principal deleted",
+        ("PATCH", "/v1/access/principals/{name}/quotas") => "quotas of a principal changed",
         ("POST", "/v1/access/principals/{name}/grant") => "rule granted",
         ("POST", "/v1/access/principals/{name}/withdraw") => "rule withdrawn",
         ("POST", "/v1/access/principals/{name}/tokens") => "token made",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::cli::{millrace, out};
+use crate::cli::{millrace, out, serve_into};
 use crate::support::{Answer, TestHost, config, config_in};
 
 /// A host that asks for tokens, and the token of its first principal.
@@ -302,6 +302,90 @@ fn a_rotated_token_overlaps_with_the_one_before() {
     guarded
         .get(&after, "/v1/topics")
         .refused(401, "credentials-refused");
+}
+
+#[test]
+fn who_administers_some_principals_gives_no_more_than_they_have() {
+    let guarded = Guarded::start();
+    guarded.principal("ci", &["viewer"]);
+    guarded.principal("boss", &["admin"]);
+    let lead = guarded.principal(
+        "lead",
+        &["administer on principal:*", "producer on topic:orders-*"],
+    );
+    let gives = |rule: &str| {
+        let path = "/v1/access/principals/ci/grant";
+        guarded.call(&lead, "POST", path, &json!({ "rule": rule }))
+    };
+    assert_eq!(gives("produce on topic:orders-eu").status, 200);
+    for rule in ["admin", "produce on topic:salaries", "administer"] {
+        let said = gives(rule).refused(403, "not-allowed");
+        assert!(said.contains(rule), "{said}");
+    }
+    // A token of somebody who may more would be theirs.
+    guarded
+        .call(
+            &lead,
+            "POST",
+            "/v1/access/principals/boss/tokens",
+            &json!({"name": "mine"}),
+        )
+        .refused(403, "not-allowed");
+    guarded
+        .call(
+            &lead,
+            "POST",
+            "/v1/access/principals/boss/tokens/first/rotate",
+            &json!({}),
+        )
+        .refused(403, "not-allowed");
+}
+
+#[test]
+fn no_log_of_a_host_has_a_token_at_any_level() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().to_str().expect("a path");
+    let log = directory.path().join("log");
+    let served = serve_into(
+        std::fs::File::create(&log).expect("a file").into(),
+        &[
+            "--data-dir",
+            path,
+            "--require-tokens",
+            "--log-filter",
+            "trace",
+        ],
+    );
+    let admin = first_token(directory.path());
+    let ask = |token: &str, words: &[&str]| {
+        let all = [words, &["--host", &served.url]].concat();
+        let asked = millrace(&all).env("MILLRACE_TOKEN", token).output();
+        asked.expect("the binary runs")
+    };
+    let made = ask(&admin, &["access", "grant", "ci", "developer"]);
+    assert!(made.status.success(), "{made:?}");
+    let made = ask(
+        &admin,
+        &["access", "token", "create", "ci", "--name", "one"],
+    );
+    let ci = out(&made).lines().next().expect("a token").to_owned();
+    assert!(ask(&ci, &["topic", "create", "orders"]).status.success());
+    // Refusals, and what is no request at all, may not show it either.
+    assert!(!ask(&ci, &["access", "list"]).status.success());
+    let cut = &ci[..ci.len() - 1];
+    assert!(!ask(cut, &["topic", "list"]).status.success());
+    assert!(ask(&ci, &["produce", "orders", "grain"]).status.success());
+    assert!(!ask(&ci, &["produce", "nothings", "grain"]).status.success());
+    assert_eq!(served.stop(), 0);
+    let log = std::fs::read_to_string(log).expect("the log");
+    assert!(
+        log.contains("topic created"),
+        "the log is that of the host: {log}"
+    );
+    for token in [&admin, &ci, &cut.to_owned()] {
+        let secret = token.rsplit('_').next().expect("a secret");
+        assert!(!log.contains(secret), "the log has a token");
+    }
 }
 
 #[test]

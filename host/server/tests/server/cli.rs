@@ -196,15 +196,22 @@ fn a_reader_that_goes_away_is_no_failure() {
     );
 }
 
-struct Served {
+pub(crate) struct Served {
     child: Child,
-    url: String,
+    pub(crate) url: String,
 }
 
 fn serve(arguments: &[&str]) -> Served {
-    let mut child = millrace(&["serve", "--listen", "127.0.0.1:0", "--log-filter", "warn"])
+    let quiet = [&["--log-filter", "warn"], arguments].concat();
+    serve_into(Stdio::inherit(), &quiet)
+}
+
+/// A served host, with a place for its log.
+pub(crate) fn serve_into(log: Stdio, arguments: &[&str]) -> Served {
+    let mut child = millrace(&["serve", "--listen", "127.0.0.1:0"])
         .args(arguments)
         .stdout(Stdio::piped())
+        .stderr(log)
         .spawn()
         .expect("the binary runs");
     let mut line = String::new();
@@ -221,7 +228,7 @@ fn serve(arguments: &[&str]) -> Served {
 }
 
 impl Served {
-    fn stop(mut self) -> i32 {
+    pub(crate) fn stop(mut self) -> i32 {
         let id = self.child.id().to_string();
         let sent = Command::new("kill")
             .args(["-TERM", &id])

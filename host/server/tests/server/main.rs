@@ -19,6 +19,7 @@ mod monitoring;
 mod operating;
 mod parked;
 mod processing;
+mod quotas;
 mod routes;
 mod slow_readers;
 mod state;
