@@ -411,6 +411,12 @@ pub const AUDIT_SCANNED_MAX: u64 = 10_000;
 /// For how long the audit log keeps records, unless its topic is changed: 90 days.
 pub const AUDIT_KEPT_MS: u64 = 90 * 24 * 60 * 60 * 1_000;
 
+/// Characters of a password that somebody has chosen, at least. A shorter one is refused.
+pub const PASSWORD_CHARS_LEAST: usize = 12;
+
+/// Characters of a password. A longer one is refused.
+pub const PASSWORD_CHARS_MAX: usize = 128;
+
 /// Characters of a thing's name in a rule: as many as the longest name has.
 pub const RESOURCE_NAME_CHARS_MAX: usize = TOPIC_NAME_CHARS_MAX;
 

@@ -71,11 +71,14 @@ codes! {
         BadRule "bad-rule"
             "This cannot be a rule of access."
             "write it as in `producer on topic:orders-*`: a role or a right, and what it is about";
+        BadPassword "bad-password"
+            "This cannot be a password."
+            "choose 12 to 128 visible ASCII characters, or let the host make one";
     }
     Unauthenticated {
         CredentialsMissing "credentials-missing"
             "The request says not who sends it, and this host must know."
-            "send a token: `millrace --token-file FILE`; over HTTP in the header Authorization: Bearer TOKEN";
+            "log in with a token: `millrace login`, or send one: `millrace --token-file FILE`; over HTTP in the header Authorization: Bearer TOKEN";
         CredentialsRefused "credentials-refused"
             "The token is not, or no longer, one of this host."
             "ask for a new token: `millrace access token create` makes one";

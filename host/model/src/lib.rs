@@ -28,6 +28,7 @@ pub mod offset;
 #[cfg(feature = "openapi")]
 mod openapi;
 pub mod order;
+pub mod password;
 pub mod plain;
 pub mod principal;
 pub mod processor;
@@ -61,6 +62,7 @@ pub use name::{
     TokenName, TopicName,
 };
 pub use offset::{Offset, PartitionId};
+pub use password::{NotAVerifier, Password, ScramHash, ScramVerifier};
 pub use principal::{Principal, Token, TokenHash};
 pub use processor::{
     Change, ChangeKind, Processor, ProcessorSpec, Record, RedriveDue, Rejections, Replay,

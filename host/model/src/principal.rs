@@ -8,6 +8,7 @@ use crate::access::Rule;
 use crate::clock::Timestamp;
 use crate::name::{PrincipalName, TokenName};
 use crate::quotas::Quotas;
+use crate::password::Password;
 
 /// A principal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub struct Principal {
     /// How much it may send, read and ask for.
     #[serde(default, skip_serializing_if = "Quotas::is_empty")]
     pub quotas: Quotas,
+    /// Its password, for clients whose protocol knows only users and passwords.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<Password>,
     /// When it was made.
     pub made_at: Timestamp,
     /// Who made it.

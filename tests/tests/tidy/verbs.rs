@@ -26,7 +26,7 @@ const ASKS: [&str; 6] = [
 ];
 
 /// Verbs that ask nobody themselves, and why that is right.
-const ASK_NOBODY: [(&str, &str); 36] = [
+const ASK_NOBODY: [(&str, &str); 39] = [
     ("AuditLog::answered", "doors record their callers' requests"),
     ("AuditLog::begin", "the host does at its start"),
     ("AuditLog::is_kept", "says nothing of anyone"),
@@ -36,7 +36,10 @@ const ASK_NOBODY: [(&str, &str); 36] = [
     ),
     ("Access::begin", "the host does at its start"),
     ("Access::first", "the host does at its start"),
+    ("Access::begin_scram", "before it, nobody is anyone"),
+    ("Access::has_password", "before it, nobody is anyone"),
     ("Access::prove", "before it, nobody is anyone"),
+    ("Access::prove_password", "before it, nobody is anyone"),
     (
         "Access::who_may",
         "goes through the principals that the caller sees",

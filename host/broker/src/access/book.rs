@@ -1,11 +1,11 @@
-//! The principals as this host knows them now: by name, and by the tokens that prove them.
+//! The principals as this host knows them now: by name, and by the tokens and passwords that prove them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use millrace_engine::{Entry, Version};
 use millrace_model::{
-    Principal, PrincipalName, Quotas, ResourceKind, Rule, Target, Timestamp, Token,
+    Password, Principal, PrincipalName, Quotas, ResourceKind, Rule, Target, Timestamp, Token,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,7 @@ pub(super) struct Book {
     pub(super) principals: BTreeMap<PrincipalName, Kept>,
     tokens: HashMap<String, Proof>,
     meters: HashMap<PrincipalName, Arc<Meters>>,
+    passwords: HashMap<PrincipalName, PasswordProof>,
 }
 
 /// A principal and the version of its entry.
@@ -36,6 +37,17 @@ pub(super) struct Proof {
     pub(super) known: Arc<Known>,
     /// Cancelled when it proves this no more.
     pub(super) ended: CancellationToken,
+}
+
+/// What a password proves, as long as it does.
+#[derive(Clone)]
+pub(super) struct PasswordProof {
+    pub(super) password: Arc<Password>,
+    pub(super) known: Arc<Known>,
+    /// Cancelled when it proves this no more.
+    pub(super) ended: CancellationToken,
+    /// The mark of the password, once somebody has proved to know it: it need not be derived again for every request.
+    pub(super) remembered: Arc<OnceLock<[u8; 32]>>,
 }
 
 impl Book {
@@ -82,21 +94,46 @@ impl Book {
         }
     }
 
-    /// Finds all tokens again. Those that prove the same as before go on proving it; all others end.
+    fn meters_of(&self, name: &PrincipalName) -> Arc<Meters> {
+        let known = self.meters.get(name).map(Arc::clone);
+        known.unwrap_or_else(|| Arc::new(Meters::new(name.clone(), Quotas::default())))
+    }
+
+    /// Finds all tokens and passwords again. Those that prove the same as before go on proving it; all others end.
     fn prove_anew(&mut self) {
+        self.find_tokens();
+        self.find_passwords();
+    }
+
+    fn find_passwords(&mut self) {
+        let mut before = std::mem::take(&mut self.passwords);
+        for Kept { principal, .. } in self.principals.values() {
+            let Some(password) = &principal.password else {
+                continue;
+            };
+            let is_same = |proof: &PasswordProof| {
+                *proof.password == *password && proof.known.rules == principal.rules
+            };
+            let proof = unchanged(&mut before, &principal.name, is_same)
+                .unwrap_or_else(|| PasswordProof::of(principal, password, self.meters_of(&principal.name)));
+            self.passwords.insert(principal.name.clone(), proof);
+        }
+        for gone in before.into_values() {
+            gone.ended.cancel();
+        }
+    }
+
+    fn find_tokens(&mut self) {
         let mut before = std::mem::take(&mut self.tokens);
         for Kept { principal, .. } in self.principals.values() {
             for token in &principal.tokens {
-                let same = before.remove(&token.id).filter(|proof| {
+                let is_same = |proof: &Proof| {
                     proof.token == *token
                         && proof.known.name == principal.name
                         && proof.known.rules == principal.rules
-                });
-                let proof = same.or_else(|| {
-                    let meters = self.meters.get(&principal.name)?;
-                    Some(Proof::of(principal, token, Arc::clone(meters)))
-                });
-                let Some(proof) = proof else { continue };
+                };
+                let proof = unchanged(&mut before, &token.id, is_same)
+                    .unwrap_or_else(|| Proof::of(principal, token, self.meters_of(&principal.name)));
                 self.tokens.insert(token.id.clone(), proof);
             }
         }
@@ -107,6 +144,10 @@ impl Book {
 
     pub(super) fn proof(&self, id: &str) -> Option<&Proof> {
         self.tokens.get(id)
+    }
+
+    pub(super) fn password(&self, name: &PrincipalName) -> Option<&PasswordProof> {
+        self.passwords.get(name)
     }
 
     /// Ends what is proved by tokens that have expired.
@@ -145,7 +186,19 @@ impl Book {
     }
 }
 
-/// Whether it has a token with which it can change every principal.
+/// Takes out what goes on proving the same. What proves something else stays, to be ended.
+fn unchanged<K: std::hash::Hash + Eq, P>(
+    before: &mut HashMap<K, P>,
+    key: &K,
+    is_same: impl Fn(&P) -> bool,
+) -> Option<P> {
+    match before.get(key).is_some_and(is_same) {
+        true => before.remove(key),
+        false => None,
+    }
+}
+
+/// Whether it has a token or a password with which it can change every principal.
 fn administers(principal: &Principal, now: Timestamp) -> bool {
     let everyone = Target::Beginning(ResourceKind::Principal, "".into());
     let can = |rules: &[Rule]| {
@@ -155,9 +208,9 @@ fn administers(principal: &Principal, now: Timestamp) -> bool {
             rights.has_any(Verb::SetPrincipal.rights()) && rule.on.contains(&everyone)
         })
     };
-    let mut tokens = principal.tokens.iter();
-    can(&principal.rules)
-        && tokens.any(|token| !token.is_expired(now) && token.scope.as_deref().is_none_or(can))
+    let counts = |token: &Token| !token.is_expired(now) && token.scope.as_deref().is_none_or(can);
+    let proves = principal.password.is_some() || principal.tokens.iter().any(counts);
+    can(&principal.rules) && proves
 }
 
 impl Proof {
@@ -171,6 +224,22 @@ impl Proof {
                 meters,
             }),
             ended: CancellationToken::new(),
+        }
+    }
+}
+
+impl PasswordProof {
+    fn of(principal: &Principal, password: &Password, meters: Arc<Meters>) -> Self {
+        Self {
+            password: Arc::new(password.clone()),
+            known: Arc::new(Known {
+                name: principal.name.clone(),
+                rules: principal.rules.clone(),
+                scope: None,
+                meters,
+            }),
+            ended: CancellationToken::new(),
+            remembered: Arc::default(),
         }
     }
 }

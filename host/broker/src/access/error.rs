@@ -54,7 +54,7 @@ pub enum PrincipalError {
     TooMuch(usize),
     /// Nobody could administer principals afterwards.
     #[error(
-        "afterwards nobody could administer principals; give that right to another principal with a token first"
+        "afterwards nobody could administer principals; give that right to another principal with a token or a password first"
     )]
     LastAdmin,
     /// The caller does not have itself what it would give.
@@ -68,8 +68,11 @@ pub enum PrincipalError {
     /// The expiry is not in the future.
     #[error("the token would already have expired; give it a time in the future")]
     Expired,
+    /// It cannot be a password.
+    #[error("this cannot be a password: {0}")]
+    BadPassword(&'static str),
     /// The system has no random numbers.
-    #[error("the system has no random numbers for a token: {0}")]
+    #[error("the system has no random numbers for a secret: {0}")]
     Random(#[from] getrandom::Error),
     /// An entry of the catalogue cannot be read.
     #[error("{0}")]
@@ -98,6 +101,7 @@ impl Advised for PrincipalError {
                 .hint("ask somebody who has it, and may administer this principal, to grant it"),
             Self::ZeroQuota(_) => Code::Malformed.hint("give a number from 1"),
             Self::Expired => Code::Malformed.hint("give a later time, or none"),
+            Self::BadPassword(_) => Code::BadPassword.advice(),
             Self::Random(_) | Self::Catalogue(_) => Code::Internal.advice(),
             Self::Commit(error) => error.advice(),
         }

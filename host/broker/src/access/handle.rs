@@ -5,8 +5,10 @@ use std::sync::{Arc, Weak};
 use millrace_engine::Engine;
 use millrace_model::Clock;
 use parking_lot::RwLock;
+use tokio::sync::Semaphore;
 
 use crate::access::book::Book;
+use crate::access::passwords::{PASSWORDS_CHECKED_AT_ONCE_MAX, Strangers};
 use crate::catalogue::deciding::Followed;
 use crate::catalogue::handle::Catalogue;
 use crate::ground::caller::Caller;
@@ -28,6 +30,9 @@ pub(crate) struct Inner {
     pub(super) followed: Followed,
     /// Locked while a principal is changed.
     pub(super) changes: tokio::sync::Mutex<()>,
+    pub(super) strangers: Strangers,
+    /// Held while a key is derived from a password.
+    pub(super) deriving: Arc<Semaphore>,
 }
 
 impl Access {
@@ -41,6 +46,8 @@ impl Access {
                 book: RwLock::default(),
                 followed: Followed::default(),
                 changes: tokio::sync::Mutex::default(),
+                strangers: Strangers::new(),
+                deriving: Arc::new(Semaphore::new(PASSWORDS_CHECKED_AT_ONCE_MAX)),
             }),
             caller: Caller::default(),
         }

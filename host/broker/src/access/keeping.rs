@@ -183,6 +183,7 @@ impl Access {
             rules: Vec::new(),
             tokens: Vec::new(),
             quotas: Quotas::default(),
+            password: None,
             made_at: self.inner.clock.wall(),
             made_by: self.caller.signature().to_owned(),
         }

@@ -1,4 +1,4 @@
-//! Principals: who may call, what each may do, and the tokens that prove it. The catalogue has one entry for each principal; every host
+//! Principals: who may call, what each may do, and the tokens and passwords that prove it. The catalogue has one entry for each principal; every host
 //! of a store knows them all.
 
 pub(crate) mod attempts;
@@ -8,6 +8,9 @@ pub(crate) mod error;
 pub(crate) mod first;
 pub(crate) mod handle;
 pub(crate) mod keeping;
+pub(crate) mod passwords;
 pub(crate) mod proving;
+pub(crate) mod scram;
 pub(crate) mod secret;
 pub(crate) mod tokens;
+pub(crate) mod verifying;

@@ -1,4 +1,4 @@
-//! Who a caller is, by the token that it presents; and the end of what a token proved.
+//! Who a caller is, by the token that it presents; and the end of what tokens and passwords proved.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -15,16 +15,16 @@ use crate::ground::standing::Standing;
 /// How often tokens that have expired are looked for. What they allowed ends within twice of that.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What a token proved.
+/// What a token or a password proved.
 #[derive(Clone, Debug)]
 pub struct Proved {
     /// What the caller may do.
     pub standing: Standing,
-    /// Cancelled when the token is revoked or expires, and when the rights of its principal change.
+    /// Cancelled when the token is revoked or expires, when the password changes, and when the rights of the principal change.
     pub ended: CancellationToken,
 }
 
-/// A token proves nothing.
+/// A token or a password proves nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unproved {
     /// It is none of this host, or was revoked.
@@ -38,11 +38,22 @@ pub enum Unproved {
         /// Its name.
         token: TokenName,
     },
+    /// No principal has this name and this password. Which of the two is wrong is not said.
+    #[error("no principal has this name and this password")]
+    Password,
+    /// As many passwords as possible are being checked.
+    #[error("the host is checking as many passwords as it checks at once")]
+    Busy,
 }
 
 impl Advised for Unproved {
     fn advice(&self) -> Advice {
-        Code::CredentialsRefused.advice()
+        match self {
+            Self::Unknown | Self::Expired { .. } => Code::CredentialsRefused.advice(),
+            Self::Password => Code::CredentialsRefused
+                .hint("ask for a new password: `millrace access password set` makes one"),
+            Self::Busy => Code::Occupied.advice(),
+        }
     }
 }
 

@@ -1,13 +1,17 @@
-//! A token as its holder has it: `mr_`, ten letters by which it is found, `_`, and the secret.
+//! Secrets as their holders have them. A token is `mr_`, ten letters by which it is found, `_`, and the secret; a password is what
+//! somebody has chosen, or random characters.
 
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use millrace_model::TokenHash;
+use millrace_model::bounds::{PASSWORD_CHARS_LEAST, PASSWORD_CHARS_MAX};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
+
+use crate::access::error::PrincipalError;
 
 /// Every token begins so, so that a search for leaked ones finds them.
 const BEGINNING: &str = "mr_";
@@ -57,6 +61,60 @@ impl fmt::Debug for TokenText {
     }
 }
 
+/// Bytes of a password that the host makes: 32 characters.
+const PASSWORD_BYTES: usize = 24;
+
+/// A password's text. It cannot be printed by accident.
+#[derive(Clone)]
+pub struct PasswordText(Zeroizing<String>);
+
+impl PasswordText {
+    /// A new password.
+    ///
+    /// # Errors
+    /// [`getrandom::Error`] if the system has no random numbers.
+    pub(super) fn random() -> Result<Self, getrandom::Error> {
+        let mut bytes = Zeroizing::new([0; PASSWORD_BYTES]);
+        getrandom::fill(&mut *bytes)?;
+        Ok(Self(Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes))))
+    }
+
+    /// One that somebody has chosen.
+    ///
+    /// # Errors
+    /// [`PrincipalError::BadPassword`]. Only visible ASCII characters are taken: all clients turn them into the same bytes, with and without
+    /// SASLprep (RFC 4013).
+    pub fn chosen(text: String) -> Result<Self, PrincipalError> {
+        let text = Zeroizing::new(text);
+        let refused = |why| Err(PrincipalError::BadPassword(why));
+        match text.len() {
+            _ if !can_be_password(&text) && text.len() <= PASSWORD_CHARS_MAX => {
+                refused("it has other characters than visible ASCII ones")
+            }
+            ..PASSWORD_CHARS_LEAST => refused("it has less than 12 characters"),
+            ..=PASSWORD_CHARS_MAX => Ok(Self(text)),
+            _ => refused("it has more than 128 characters"),
+        }
+    }
+
+    /// The text, for its one answer.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PasswordText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PasswordText(…)")
+    }
+}
+
+/// Whether a text can be somebody's password, by its length and its characters.
+pub(super) fn can_be_password(text: &str) -> bool {
+    text.len() <= PASSWORD_CHARS_MAX && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// The two parts of a token as somebody presents it: what it is found by, and the secret. `None` if it cannot be a token.
 pub(super) fn parts(presented: &str) -> Option<(&str, &str)> {
     let rest = presented.strip_prefix(BEGINNING)?;
@@ -95,6 +153,35 @@ mod tests {
         }
         assert_eq!(parts(&format!("{whole}x")), None);
         assert_eq!(parts("mr_ééééé_"), None);
+    }
+
+    #[test]
+    fn a_chosen_password_is_long_enough_and_of_characters_that_every_client_can_send() {
+        let least = "a".repeat(PASSWORD_CHARS_LEAST);
+        let most = "~".repeat(PASSWORD_CHARS_MAX);
+        for fine in [&least, &most] {
+            assert_eq!(PasswordText::chosen(fine.clone()).unwrap().reveal(), fine);
+        }
+        for bad in [
+            &least[1..],
+            &format!("{most}~"),
+            "müllers mühle",
+            "a password of words",
+        ] {
+            let refused = PasswordText::chosen(bad.to_owned());
+            assert!(
+                matches!(refused, Err(PrincipalError::BadPassword(_))),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_made_password_can_be_chosen_and_is_not_printed() {
+        let [one, other] = [(); 2].map(|()| PasswordText::random().unwrap());
+        assert_ne!(one.reveal(), other.reveal());
+        assert!(PasswordText::chosen(one.reveal().to_owned()).is_ok());
+        assert_eq!(format!("{one:?}"), "PasswordText(…)");
     }
 
     #[test]

@@ -121,6 +121,8 @@ verbs! {
         DeletePrincipal "delete" [Administer];
         MakeToken "make a token of" [Administer];
         RevokeToken "revoke a token of" [Administer];
+        SetPassword "set the password of" [Administer];
+        RemovePassword "remove the password of" [Administer];
     }
     Host {
         SeeHost "see" [View];
@@ -181,6 +183,8 @@ impl Verb {
             | Self::DeletePrincipal
             | Self::MakeToken
             | Self::RevokeToken
+            | Self::SetPassword
+            | Self::RemovePassword
             | Self::BackUp
             | Self::KeepAudit => true,
             Self::SeeTopic

@@ -25,6 +25,7 @@ mod modules;
 mod orders;
 mod outcomes;
 mod parked;
+mod passwords;
 mod positions;
 mod raw_batches;
 mod redrives;
