@@ -32,6 +32,7 @@ impl Workshop {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(MILLRACE);
         command.args(arguments).current_dir(self.folder.path());
+        command.env("MILLRACE_CONFIG_DIR", self.path("no-contexts"));
         command
     }
 

@@ -29,6 +29,7 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .current_dir(folder)
+        .env("MILLRACE_CONFIG_DIR", folder.join("target/no-contexts"))
         .env("CARGO_NET_OFFLINE", "true")
         .env("CARGO_TARGET_DIR", guests.unwrap_or_default());
     // Settings of the build that runs the tests are not those of a project.

@@ -133,6 +133,8 @@ impl Host {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(arguments).env("MILLRACE_HOST", &self.url);
+        // Not those of the user who runs the tests.
+        command.env("MILLRACE_CONFIG_DIR", self.directory.join("no-contexts"));
         command
     }
 

@@ -1,6 +1,7 @@
 //! A client of a host over HTTP, with clear errors when no host answers.
 
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use millrace_model::{Clock, SystemClock};
 use serde_json::Value;
 use ureq::http::header::AUTHORIZATION;
-use ureq::http::{HeaderValue, Method, Request, Response};
+use ureq::http::{HeaderValue, Method, Request, Response, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body};
 use zeroize::Zeroizing;
@@ -17,14 +18,12 @@ use zeroize::Zeroizing;
 use super::failure::{Exit, Failure};
 use super::feed::Interrupt;
 use super::output::Output;
+use super::target::{Credential, Target};
 
 /// A larger answer is not from a Millrace host.
 const ANSWER_BYTES_MAX: u64 = 128 << 20;
 /// The host counts as absent if connecting takes longer.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-
-/// The variable with the token to send.
-const TOKEN_VARIABLE: &str = "MILLRACE_TOKEN";
 
 /// The first delay before a request is repeated; doubles each time.
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
@@ -92,6 +91,8 @@ pub(super) struct Client {
     pub(super) interrupt: Interrupt,
     /// Whether it has been reported that the client waits for the host.
     waits: Arc<AtomicBool>,
+    /// Whether it has been reported that others can read the token on its way.
+    warned: Arc<AtomicBool>,
     /// Whether to print JSON.
     pub(super) json: bool,
 }
@@ -129,35 +130,27 @@ impl Client {
             patience: Duration::ZERO,
             interrupt: Interrupt::default(),
             waits: Arc::default(),
+            warned: Arc::default(),
             json,
         })
     }
 
-    /// The same client, which sends the token in this file, or in the variable `MILLRACE_TOKEN`.
-    pub(super) fn with_token(self, file: Option<&Path>) -> Result<Self, Failure> {
-        let (text, place) = match file {
-            Some(file) => {
-                let read = std::fs::read_to_string(file).map(Zeroizing::new);
-                let read = read.map_err(|error| {
-                    Failure::usage(format!(
-                        "the token file {} cannot be read: {error}",
-                        file.display()
-                    ))
-                })?;
-                (read, file.display().to_string())
-            }
-            None => match std::env::var(TOKEN_VARIABLE) {
-                Ok(text) => (Zeroizing::new(text), TOKEN_VARIABLE.to_owned()),
-                Err(_) => return Ok(self),
-            },
-        };
-        let line = Zeroizing::new(format!("Bearer {}", text.trim()));
-        let line = HeaderValue::from_str(&line)
-            .ok()
-            .filter(|_| !text.trim().is_empty());
-        let mut line = line.ok_or_else(|| {
-            let failure = Failure::usage(format!("there is no token in {place}"));
-            failure.with_hint("put one line there, as `millrace access token create` prints it")
+    /// A client of the host that a command talks to.
+    pub(super) fn of(target: Target, json: bool, retry_for: Option<u64>) -> Result<Self, Failure> {
+        let client = Self::new(&target.url, target.authority.as_deref(), json, retry_for)?;
+        match target.token {
+            None => Ok(client),
+            Some(Credential::Given(place)) => client.with_token(&place.read()?),
+            Some(Credential::Kept(token)) => client.with_token(&token),
+        }
+    }
+
+    /// The same client, which sends this token.
+    pub(super) fn with_token(self, token: &str) -> Result<Self, Failure> {
+        let line = Zeroizing::new(format!("Bearer {token}"));
+        let mut line = HeaderValue::from_str(&line).map_err(|_| {
+            let failure = Failure::usage("what was given cannot be a token");
+            failure.with_hint("give one line, as `millrace access token create` prints it")
         })?;
         line.set_sensitive(true);
         Ok(Self {
@@ -351,6 +344,17 @@ impl Client {
         }
     }
 
+    /// Once, if everyone on the way to the host can read the token.
+    fn say_readable(&self) {
+        if !self.json && is_readable(&self.base) && !self.warned.swap(true, Ordering::Relaxed) {
+            let note = format_args!(
+                "warning: {} is not encrypted, so others can read the token on its way; use https://\n",
+                self.base
+            );
+            let _ = io::Write::write_fmt(&mut io::stderr(), note);
+        }
+    }
+
     /// Sleeps, unless the user wants to stop.
     pub(super) fn sleep(&self, delay: Duration) {
         let clock = SystemClock::new();
@@ -386,6 +390,7 @@ impl Client {
             request = request.header("millrace-by", user);
         }
         if let Some(token) = &self.token {
+            self.say_readable();
             request = request.header(AUTHORIZATION, token);
         }
         let request = request.body(body).map_err(|error| Unreached {
@@ -442,7 +447,7 @@ impl Client {
         ) && !matches!(&error, ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused);
         let message = format!("no Millrace host answers at {} ({error})", self.base);
         let failure = Failure::new(Exit::Unreachable, "unreachable", message).with_hint(
-            "start one with `millrace serve`, or choose another with --host URL or MILLRACE_HOST",
+            "start one with `millrace serve`, or choose another with --host URL, MILLRACE_HOST or `millrace context use`",
         );
         Unreached {
             failure,
@@ -459,6 +464,21 @@ impl Client {
     pub(super) fn output(&self) -> Output {
         Output::new(self.json)
     }
+}
+
+/// Whether what is sent to this URL leaves the machine, and is not encrypted.
+fn is_readable(url: &str) -> bool {
+    let uri: Option<Uri> = url.parse().ok();
+    let Some(uri) = uri.filter(|uri| uri.scheme_str() == Some("http")) else {
+        return false;
+    };
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let address: Option<IpAddr> = host.parse().ok();
+    let is_here = match address {
+        Some(address) => address.is_loopback(),
+        None => host.eq_ignore_ascii_case("localhost"),
+    };
+    !is_here
 }
 
 /// Which certificates of hosts are trusted.
@@ -553,6 +573,27 @@ mod tests {
     fn a_text_cannot_leave_its_segment() {
         assert_eq!(escaped("upper@1.0.0"), "upper@1.0.0");
         assert_eq!(escaped("../a b?é"), "..%2Fa%20b%3F%C3%A9");
+    }
+
+    #[test]
+    fn a_token_can_be_read_on_its_way_unless_it_is_encrypted_or_stays_here() {
+        for safe in [
+            "https://mill.example",
+            "http://127.0.0.1:7400",
+            "http://127.9.9.9",
+            "http://LOCALHOST:1",
+            "http://[::1]:7400",
+        ] {
+            assert!(!is_readable(safe), "{safe}");
+        }
+        for open in [
+            "http://mill.example:7400",
+            "http://10.0.0.1",
+            "http://localhost.example",
+            "http://[fe80::1]:7400",
+        ] {
+            assert!(is_readable(open), "{open}");
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use super::Cli;
 use super::failure::Failure;
+use super::target::{Given, Said, TokenPlace};
 
 /// Commands that talk to no host, and the hint for users who name one.
-const LOCAL: [(&str, &str); 12] = [
+const LOCAL: [(&str, &str); 14] = [
     (
         "serve",
         "use `--listen ADDRESS:PORT` to set where the host listens",
@@ -39,6 +40,14 @@ const LOCAL: [(&str, &str); 12] = [
         "copy reads and writes stores without a host; leave the flag out",
     ),
     ("segment", "segment reads a file; leave the flag out"),
+    (
+        "logout",
+        "name the context: `millrace logout NAME`; the host is not asked",
+    ),
+    (
+        "context",
+        "`millrace login --context NAME --host URL` makes or changes a context",
+    ),
     ("completions", "leave the flag out"),
     ("man", "leave the flag out"),
 ];
@@ -56,8 +65,9 @@ const WHAT_IS_NAMED: [(&str, &str); 8] = [
 ];
 
 /// Flags of all commands that talk to a host: their names in the code and on the command line.
-const ASKING: [(&str, &str); 4] = [
+const ASKING: [(&str, &str); 5] = [
     ("host", "host"),
+    ("context", "context"),
     ("retry_for", "retry-for"),
     ("token_file", "token-file"),
     ("authority", "ca"),
@@ -97,7 +107,21 @@ fn described(command: Command, what: &'static str) -> Command {
 /// The parsed command line. A flag that has no effect is refused before anything else is parsed: its value has no type yet.
 pub(super) fn understood(matches: &ArgMatches) -> Result<clap::error::Result<Cli>, Failure> {
     refuse_idle_flags(matches)?;
-    Ok(Cli::from_arg_matches(matches))
+    Ok(Cli::from_arg_matches(matches).map(|cli| cli.with_given(matches)))
+}
+
+impl Cli {
+    /// With what the user said about the host, and where.
+    fn with_given(mut self, matches: &ArgMatches) -> Self {
+        let file = Said::of(matches, "token_file", self.token_file.clone());
+        self.given = Given {
+            host: Said::of(matches, "host", self.host.clone()),
+            context: Said::of(matches, "context", self.context.clone()),
+            token: TokenPlace::said(file),
+            authority: Said::of(matches, "authority", self.authority.clone()),
+        };
+        self
+    }
 }
 
 /// Refuses a flag that names a host in a command that talks to none: `serve --host 0.0.0.0` must not silently listen on this machine
@@ -224,6 +248,14 @@ mod tests {
             &["millrace", "doctor", "--retry-for", "3"],
             &["millrace", "doctor", "--retry-for", "soon"],
             &["millrace", "--retry-for", "3", "doctor"],
+            &[
+                "millrace",
+                "context",
+                "list",
+                "--host",
+                "http://127.0.0.1:1",
+            ],
+            &["millrace", "logout", "--context", "prod"],
         ] {
             let refusal = told(words).expect("it is refused");
             assert!(refusal.contains("does not talk to a host"), "{refusal}");
@@ -232,6 +264,8 @@ mod tests {
             &["millrace", "serve"][..],
             &["millrace", "doctor", "--json"],
             &["millrace", "man"],
+            &["millrace", "context", "show", "prod", "--json"],
+            &["millrace", "login", "--context", "prod"],
             &["millrace", "topic", "list", "--host", "http://127.0.0.1:1"],
             &["millrace", "--retry-for", "3", "topic", "list"],
         ] {

@@ -12,6 +12,8 @@ mod command;
 mod completions;
 mod consume;
 mod consumer;
+mod context;
+mod contexts;
 mod copy;
 mod damage;
 mod delayed;
@@ -25,6 +27,7 @@ mod feed;
 mod gathered;
 mod hosts;
 mod keys;
+mod login;
 mod module;
 mod oci;
 mod output;
@@ -36,11 +39,13 @@ mod replay;
 mod restore;
 mod route;
 mod schedule;
+mod secret;
 mod segment;
 mod serve;
 mod state;
 mod status;
 mod table;
+mod target;
 mod topic;
 mod trials;
 
@@ -49,10 +54,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::http::settings::ADDRESS_DEFAULT;
 use crate::modules::COMPILE_COMMAND;
 use client::Client;
+use contexts::Store;
 use failure::Failure;
+use target::Given;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -68,6 +74,7 @@ Examples:
   millrace dlq list shout
   millrace backup backups/host                     copy everything while the host runs
   millrace doctor                                  is the data directory sound?
+  millrace login --host https://mill.example.com   talk to that host from now on
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not found, 4 refused, 5 host unreachable,
             6 data directory in use, 7 engine stopped by a disk error, 130 interrupted";
@@ -76,21 +83,27 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not found, 4 refused, 
 #[derive(Parser)]
 #[command(name = "millrace", version, about = "A message broker that runs your WebAssembly", arg_required_else_help = true, after_help = AFTER_HELP, max_term_width = 110)]
 struct Cli {
-    /// The host to talk to
-    #[arg(long, global = true, value_name = "URL", env = "MILLRACE_HOST", default_value_t = format!("http://{ADDRESS_DEFAULT}"))]
-    host: String,
+    /// The host to talk to [default: that of the context, or http://127.0.0.1:7400]
+    #[arg(long, global = true, value_name = "URL", env = "MILLRACE_HOST")]
+    host: Option<String>,
+    /// The context to use, see `millrace login` [default: the current one]
+    #[arg(long, global = true, value_name = "NAME", env = "MILLRACE_CONTEXT")]
+    context: Option<String>,
     /// Print JSON, for programs
     #[arg(long, global = true)]
     json: bool,
     /// How long to keep trying while the host is unreachable or busy [default: 0; produce: 30, consume --follow: 300]
     #[arg(long, global = true, value_name = "SECONDS")]
     retry_for: Option<u64>,
-    /// A file with the token to send to the host; without it, the variable MILLRACE_TOKEN
+    /// A file with the token to send to the host; without it, the variable MILLRACE_TOKEN, or the context's
     #[arg(long, global = true, value_name = "FILE", env = "MILLRACE_TOKEN_FILE")]
     token_file: Option<PathBuf>,
-    /// A PEM file with the certificates that the host's is checked against [default: those of this machine]
+    /// A PEM file with the certificates that the host's is checked against [default: the context's, or those of this machine]
     #[arg(long = "ca", global = true, value_name = "FILE", env = "MILLRACE_CA")]
     authority: Option<PathBuf>,
+    /// The same, with where the user said it.
+    #[arg(skip)]
+    given: Given,
     #[command(subcommand)]
     command: Command,
 }
@@ -141,9 +154,18 @@ enum Command {
     /// Show damage, and accept losses
     #[command(subcommand)]
     Damage(damage::Verb),
-    /// Manage principals: who may do what, and their tokens
+    /// Manage principals: who may do what, and their tokens and passwords
     #[command(subcommand)]
     Access(access::Verb),
+    /// Keep a host's URL and a token for it, and use them from now on
+    #[command(after_help = login::HELP)]
+    Login,
+    /// Forget the token that is kept for a host
+    #[command(after_help = "Examples:\n  millrace logout\n  millrace logout prod")]
+    Logout(context::LogoutArgs),
+    /// List, choose, show and remove contexts: names for hosts, and how to reach them
+    #[command(subcommand)]
+    Context(context::Verb),
     /// Show what is running: version, uptime, counts, limits and settings in force
     Status(status::Args),
     /// List the hosts that share a store
@@ -193,42 +215,44 @@ pub fn main() -> ExitCode {
 
 impl Cli {
     fn run(self) -> Result<(), Failure> {
-        let client = Client::new(
-            &self.host,
-            self.authority.as_deref(),
-            self.json,
-            self.retry_for,
-        )
-        .and_then(|client| client.with_token(self.token_file.as_deref()));
+        let (json, retry_for, given) = (self.json, self.retry_for, self.given);
+        // Not before a command needs it: others must not fail for what is wrong with contexts.
+        let client = || {
+            let target = given.target(&Store::new(json).read()?)?;
+            Client::of(target, json, retry_for)
+        };
         match self.command {
             Command::Serve(args) => serve::run(args),
-            Command::Doctor(args) => doctor::run(args, self.json),
-            Command::Backup(args) => backup::run(args, client),
-            Command::Restore(args) => restore::run(args, self.json),
-            Command::Copy(args) => wait_for(copy::run(args, self.json)),
-            Command::Segment(verb) => segment::run(verb, self.json),
+            Command::Doctor(args) => doctor::run(args, json),
+            Command::Backup(args) => backup::run(args, client()),
+            Command::Restore(args) => restore::run(args, json),
+            Command::Copy(args) => wait_for(copy::run(args, json)),
+            Command::Segment(verb) => segment::run(verb, json),
             Command::Completions(args) => completions::complete(&args, command::command()),
             Command::Man(args) => completions::man(&args, command::command()),
             Command::Demo(args) => wait_for(demo::run(args)),
-            Command::New(args) => develop::new::run(args, self.json),
-            Command::Build(args) => develop::build::run(&args, self.json),
-            Command::Test(args) => develop::test::run(args, self.json),
-            Command::Dev(args) => develop::dev::run(args, self.json),
-            Command::Access(verb) => access::run(verb, &client?),
-            Command::Status(args) => status::run(args, &client?),
-            Command::Host(verb) => hosts::run(verb, &client?),
-            Command::Bench(args) => bench::run(args, &client?),
-            Command::Topic(verb) => topic::run(verb, &client?),
-            Command::Damage(verb) => damage::run(verb, &client?),
-            Command::Produce(args) => produce::run(args, &client?),
-            Command::Delayed(verb) => delayed::run(verb, &client?),
-            Command::Schedule(verb) => schedule::run(verb, &client?),
-            Command::Route(verb) => route::run(verb, &client?),
-            Command::Consume(args) => consume::run(args, &client?),
-            Command::Consumer(verb) => consumer::run(verb, &client?),
-            Command::Module(verb) => module::run(verb, &client?),
-            Command::Processor(verb) => processor::run(verb, &client?),
-            Command::Dlq(verb) => dlq::run(verb, &client?),
+            Command::New(args) => develop::new::run(args, json),
+            Command::Build(args) => develop::build::run(&args, json),
+            Command::Test(args) => develop::test::run(args, json),
+            Command::Dev(args) => develop::dev::run(args, json),
+            Command::Login => login::run(&given, json, retry_for),
+            Command::Logout(args) => context::logout(args, json),
+            Command::Context(verb) => context::run(verb, json),
+            Command::Access(verb) => access::run(verb, &client()?),
+            Command::Status(args) => status::run(args, &client()?),
+            Command::Host(verb) => hosts::run(verb, &client()?),
+            Command::Bench(args) => bench::run(args, &client()?),
+            Command::Topic(verb) => topic::run(verb, &client()?),
+            Command::Damage(verb) => damage::run(verb, &client()?),
+            Command::Produce(args) => produce::run(args, &client()?),
+            Command::Delayed(verb) => delayed::run(verb, &client()?),
+            Command::Schedule(verb) => schedule::run(verb, &client()?),
+            Command::Route(verb) => route::run(verb, &client()?),
+            Command::Consume(args) => consume::run(args, &client()?),
+            Command::Consumer(verb) => consumer::run(verb, &client()?),
+            Command::Module(verb) => module::run(verb, &client()?),
+            Command::Processor(verb) => processor::run(verb, &client()?),
+            Command::Dlq(verb) => dlq::run(verb, &client()?),
         }
     }
 }

@@ -92,6 +92,8 @@ pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String>
         "MILLRACE_CA",
         "MILLRACE_TOKEN",
         "MILLRACE_TOKEN_FILE",
+        "MILLRACE_CONTEXT",
+        "MILLRACE_CONFIG_DIR",
         "MILLRACE_COPY_FROM",
         "MILLRACE_COPY_TO",
         KEY_VARIABLE,

@@ -240,7 +240,7 @@ fn a_revoked_token_ends_requests_that_wait() {
         .refused(401, "credentials-refused");
 }
 
-fn waiting(guarded: &Guarded) -> u64 {
+pub(crate) fn waiting(guarded: &Guarded) -> u64 {
     let metrics = guarded.get(&guarded.admin, "/metrics");
     let text = String::from_utf8_lossy(&metrics.bytes).into_owned();
     let line = text
@@ -250,7 +250,7 @@ fn waiting(guarded: &Guarded) -> u64 {
         .unwrap_or(0)
 }
 
-fn wait_for(mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait_for(mut is_so: impl FnMut() -> bool) {
     for _ in 0..3_000 {
         if is_so() {
             return;

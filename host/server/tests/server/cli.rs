@@ -3,12 +3,12 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::support::TestHost;
+use crate::support::{TestHost, program};
 use serde_json::Value;
 
 pub(crate) fn millrace(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
-    command.args(arguments).env_remove("MILLRACE_HOST");
+    let mut command = program();
+    command.args(arguments);
     command
 }
 

@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{TestHost, config_in};
+use crate::support::{TestHost, config_in, program};
 
 fn host(dir: &Path) -> TestHost {
     TestHost::with(config_in(dir))
@@ -43,7 +43,7 @@ fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 fn millrace(host: &TestHost, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    let mut command = program();
     command.args(arguments).args(["--host", &host.url()]);
     command.output().expect("the binary runs")
 }

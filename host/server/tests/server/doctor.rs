@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
 
-use crate::support::{TestHost, config_in};
+use crate::support::{TestHost, config_in, program};
 
 fn millrace(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    let mut command = program();
     command.args(arguments).env_remove("MILLRACE_DATA_DIR");
     command.output().expect("the binary runs")
 }
@@ -203,7 +203,7 @@ fn flags_of_data_directories_are_refused_where_they_would_do_nothing() {
         &["doctor", "--monitoring", "http://ada:s3cret@127.0.0.1:1"][..],
         &["doctor", database],
     ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+        let mut command = program();
         command.args(arguments);
         command.env("MILLRACE_ENCRYPTION_KEY_FILE", "keys");
         let silent = command.output().expect("the binary runs");
@@ -334,7 +334,7 @@ fn an_encrypted_host_serves_and_its_files_are_read_with_the_key_file_only() {
     assert_eq!(exposed.status.code(), Some(2), "{exposed:?}");
     let told = String::from_utf8_lossy(&exposed.stderr).into_owned();
     assert!(told.contains("chmod 600") && !told.contains(&key), "{told}");
-    let mut help = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    let mut help = program();
     help.args(["serve", "--help"])
         .env("MILLRACE_ENCRYPTION_KEY", format!("1:{key}"));
     let help = out(&help.output().expect("the binary runs"), 0);

@@ -2,13 +2,13 @@
 //! nothing is stored that its sender did not mean.
 
 use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use millrace_model::Compression;
 use serde_json::{Value, json};
 
 use crate::processing::with_uppercase;
-use crate::support::{Answer, TestHost};
+use crate::support::{Answer, TestHost, program};
 
 const MESSAGES: &str = "/v1/topics/orders/messages";
 
@@ -34,7 +34,7 @@ fn values(host: &TestHost, topic: &str) -> Vec<Value> {
 }
 
 fn millrace(host: &TestHost, arguments: &[&str], input: &[u8]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_millrace"))
+    let mut child = program()
         .args(arguments)
         .env("MILLRACE_HOST", host.url())
         .stdin(Stdio::piped())

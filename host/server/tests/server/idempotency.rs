@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, TestHost};
+use crate::support::{Answer, TestHost, program};
 
 const MESSAGES: &str = "/v1/topics/orders/messages";
 
@@ -166,7 +166,7 @@ fn a_repeat_says_that_it_is_one_and_what_is_no_longer_there() {
 fn the_command_line_says_of_a_repeat_that_nothing_was_added() {
     let host = TestHost::start().with_topic("orders", 1);
     let produce = |key: &str, values: &[&str]| {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_millrace"))
+        let output = program()
             .args(["produce", "orders", "--idempotency-key", key])
             .args(values)
             .env("MILLRACE_HOST", host.url())

@@ -6,6 +6,7 @@ mod audit;
 mod cli;
 mod connections;
 mod consumers;
+mod contexts;
 mod damage;
 mod dead_letters;
 mod deploying;

@@ -1,10 +1,8 @@
 //! What an operator asks a host: what runs there, its metrics, and the changes that were made.
 
-use std::process::Command;
-
 use serde_json::json;
 
-use crate::support::{TestHost, config};
+use crate::support::{TestHost, config, program};
 
 fn metrics(host: &TestHost) -> String {
     String::from_utf8(host.get("/metrics").bytes).expect("text")
@@ -133,10 +131,7 @@ fn names_that_look_like_flags_or_like_a_processor_s_own_are_not_taken() {
 #[test]
 fn shells_and_manuals_know_every_command_but_none_of_the_host_s_own() {
     let millrace = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_millrace"))
-            .args(arguments)
-            .output()
-            .expect("the binary runs");
+        let output = program().args(arguments).output().expect("the binary runs");
         let said = [output.stdout, output.stderr].concat();
         (
             output.status.success(),

@@ -1,12 +1,10 @@
 //! Parked messages over HTTP and on the command line: listed with the time and the reason, tried
 //! now, given up.
 
-use std::process::Command;
-
 use millrace_tests::wait_for;
 use serde_json::{Value, json};
 
-use crate::support::TestHost;
+use crate::support::{TestHost, program};
 
 const PARKED: &str = "/v1/processors/p/parked";
 
@@ -47,7 +45,7 @@ fn out(host: &TestHost, count: usize) {
 }
 
 fn run(host: &TestHost, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_millrace"))
+    let output = program()
         .args(arguments)
         .env("MILLRACE_HOST", host.url())
         .output()

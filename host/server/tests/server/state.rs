@@ -6,12 +6,12 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 
 use crate::processing::with_uppercase;
-use crate::support::TestHost;
+use crate::support::{TestHost, program};
 
 const STATE: &str = "/v1/processors/shout/state";
 
 fn run(host: &TestHost, arguments: &[&str], input: &[u8]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    let mut command = program();
     let command = command
         .args(["processor", "state"])
         .args(arguments)

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use millrace::config::EngineKind;
@@ -150,6 +151,23 @@ impl Answer {
         let message = text("message").expect("a message");
         format!("{message} | {}", text("hint").expect("a hint"))
     }
+}
+
+/// The program, without what the user who runs the tests keeps or has set for it.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    let nowhere = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-contexts");
+    command.env("MILLRACE_CONFIG_DIR", nowhere);
+    for name in [
+        "MILLRACE_HOST",
+        "MILLRACE_CONTEXT",
+        "MILLRACE_TOKEN",
+        "MILLRACE_TOKEN_FILE",
+        "MILLRACE_CA",
+    ] {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// In memory, on a free port.

@@ -1,18 +1,18 @@
 //! Times, on every route: one grammar, in milliseconds; numbers that look like another unit are
 //! refused with a hint.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::{Value, json};
 
 use crate::processing::with_uppercase;
-use crate::support::TestHost;
+use crate::support::{TestHost, program};
 
 const MESSAGES: &str = "/v1/topics/in/messages";
 const FETCH: &str = "/v1/topics/in/partitions/0/messages";
 
 fn millrace(host: &TestHost, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    let mut command = program();
     let command = command.args(arguments).env("MILLRACE_HOST", host.url());
     command.output().expect("the binary runs")
 }
