@@ -1,4 +1,4 @@
-//! `access`: principals, what each may do, and their tokens.
+//! `access`: principals, what each may do, and their tokens and passwords.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -10,6 +10,7 @@ use ureq::http::Method;
 
 use super::client::{Client, escaped};
 use super::failure::Failure;
+use super::secret;
 use super::table::{cell, facts, items, table, when};
 use super::topic::size_or_none;
 use crate::units::{duration_ms, size_text};
@@ -31,7 +32,14 @@ Examples:
   millrace access token create billing --name prod --to billing.token
   millrace access token create shop --name ci --expires-in 30d --only 'producer on topic:test'";
 
-/// Manage principals: who may do what, and their tokens
+const PASSWORD_HELP: &str = "\
+Examples:
+  millrace access password set prometheus --to prometheus.password
+  millrace access password set prometheus --from chosen.password
+
+A host knows only what a password is checked against. It counts in HTTP's Basic authentication, on the host's own paths.";
+
+/// Manage principals: who may do what, and their tokens and passwords
 #[derive(clap::Subcommand)]
 pub(super) enum Verb {
     /// Show who this command is to the host
@@ -119,6 +127,31 @@ pub(super) enum Verb {
     /// Make, rotate and revoke tokens
     #[command(subcommand)]
     Token(TokenVerb),
+    /// Set and remove passwords, for clients that cannot send a token
+    #[command(subcommand)]
+    Password(PasswordVerb),
+}
+
+#[derive(clap::Subcommand)]
+pub(super) enum PasswordVerb {
+    /// Set the password of a principal; the host makes it, and it is shown once
+    #[command(after_help = PASSWORD_HELP)]
+    Set {
+        /// The principal
+        principal: PrincipalName,
+        /// Set the password in this file, or `-` for standard input, instead of a new one
+        #[arg(long, value_name = "FILE", conflicts_with = "to")]
+        from: Option<PathBuf>,
+        /// Write it to this file, for its owner only, instead of showing it
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+    /// Remove the password of a principal; it is refused at once, and what is under way with it ends
+    #[command(after_help = "Examples:\n  millrace access password remove grafana")]
+    Remove {
+        /// The principal
+        principal: PrincipalName,
+    },
 }
 
 #[derive(clap::Subcommand)]
@@ -232,6 +265,38 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
             })
         }
         Verb::Token(verb) => token(verb, client),
+        Verb::Password(verb) => password(verb, client),
+    }
+}
+
+fn password(verb: PasswordVerb, client: &Client) -> Result<(), Failure> {
+    let mut out = client.output();
+    let path = |principal: &PrincipalName| format!("/v1/access/principals/{principal}/password");
+    match verb {
+        PasswordVerb::Set {
+            principal,
+            from,
+            to,
+        } => {
+            let chosen = from.as_deref().map(secret::read).transpose()?;
+            let body = json!({"password": chosen.as_ref().map(|text| text.as_str())});
+            let place = Place::prepare(to.as_deref())?;
+            let set = client.send(Method::PUT, &path(&principal), &body)?;
+            out.answer(&place.keep(set)?, |set| {
+                match (&set["secret"], &set["file"]) {
+                    (Value::String(secret), _) => {
+                        format!("{secret}\n\nThis is the only time that it is shown.")
+                    }
+                    (_, Value::String(file)) => format!("the password is in {file}"),
+                    _ => format!("the password of principal {principal} is set"),
+                }
+            })
+        }
+        PasswordVerb::Remove { principal } => {
+            client.delete(&path(&principal))?;
+            let gone = json!({"removed": principal});
+            out.answer(&gone, |_| format!("principal {principal} has no password"))
+        }
     }
 }
 
@@ -405,6 +470,13 @@ fn show(principal: &Value) -> String {
                 cell(&principal["made_by"])
             ),
         ),
+        (
+            "password",
+            match &principal["password"] {
+                Value::Null => "none".to_owned(),
+                set => format!("set {}, by {}", when(&set["set_at"]), cell(&set["set_by"])),
+            },
+        ),
     ]);
     let headings = ["TOKEN", "BEGINS", "EXPIRES", "ONLY", "MADE"];
     format!(
@@ -420,7 +492,8 @@ fn oneself(answer: &Value) -> String {
     }
     match &answer["principal"] {
         Value::Null => {
-            "nobody: this command sends no token (--token-file, MILLRACE_TOKEN)".to_owned()
+            "nobody: this command sends no token (millrace login, --token-file, MILLRACE_TOKEN)"
+                .to_owned()
         }
         name => {
             let mut lines = vec![("principal", cell(name)), ("may", rules(&answer["rules"]))];

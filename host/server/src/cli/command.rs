@@ -251,9 +251,9 @@ mod tests {
             &[
                 "millrace",
                 "context",
-                "list",
                 "--host",
                 "http://127.0.0.1:1",
+                "list",
             ],
             &["millrace", "logout", "--context", "prod"],
         ] {

@@ -43,7 +43,9 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     let asks_to_close = names(request.headers(), &CONNECTION).contains(&"close".to_owned());
     let (mut request, rest) = rest::lend(request);
     request.extensions_mut().insert(RequestId(id.clone()));
-    let sender = app.sender_of(request.headers_mut()).map(Arc::new);
+    let path = request.uri().path().to_owned();
+    let sender = app.sender_of(&path, request.headers_mut()).await;
+    let sender = sender.map(Arc::new);
     let standing = match &sender {
         Ok(sender) => sender.standing.clone(),
         Err(_) => Standing::Nobody,

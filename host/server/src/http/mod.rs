@@ -198,6 +198,16 @@ fn every_route() -> Vec<Route> {
             Some(Verb::RevokeToken),
             on::delete(principals::revoke_token),
         ),
+        put(
+            "/v1/access/principals/{name}/password",
+            Some(Verb::SetPassword),
+            on::put(principals::set_password),
+        ),
+        delete(
+            "/v1/access/principals/{name}/password",
+            Some(Verb::RemovePassword),
+            on::delete(principals::remove_password),
+        ),
         get("/v1/topics", Some(Verb::SeeTopic), on::get(topics::list)),
         post(
             "/v1/topics",

@@ -42,6 +42,8 @@ use super::{
         principals::make_token,
         principals::rotate_token,
         principals::revoke_token,
+        principals::set_password,
+        principals::remove_password,
         topics::list,
         topics::create,
         topics::show,

@@ -1,13 +1,15 @@
-//! Principals over HTTP: their rules, their tokens, and who may do what.
+//! Principals over HTTP: their rules, their tokens and passwords, and who may do what.
 
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
-use millrace_broker::{AuditQuery, AuditRecords, MadeToken, NewToken, Standing};
+use millrace_broker::{
+    AuditQuery, AuditRecords, MadeToken, NewToken, PasswordText, SetPassword, Standing,
+};
 use millrace_model::{
-    Offset, Principal, PrincipalName, Quotas, Right, Rights, Rule, Target, Timestamp, Token,
+    Offset, Password, Principal, PrincipalName, Quotas, Right, Rights, Rule, Target, Timestamp, Token,
     TokenName,
 };
 use serde::{Deserialize, Deserializer, Serialize};
@@ -32,6 +34,8 @@ pub(super) struct PrincipalBody {
     tokens: Vec<TokenBody>,
     /// How much it may send, read and ask for.
     quotas: QuotasBody,
+    /// Its password; null if it has none.
+    password: Option<PasswordBody>,
     /// When it was made, in milliseconds since the Unix epoch.
     made_at: Timestamp,
     /// Who made it.
@@ -121,6 +125,25 @@ pub(super) struct TokenBody {
     made_by: String,
 }
 
+/// A password, without its text, which the host does not know.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Password)]
+pub(super) struct PasswordBody {
+    /// When it was set, in milliseconds since the Unix epoch.
+    set_at: Timestamp,
+    /// Who set it.
+    set_by: String,
+}
+
+impl From<Password> for PasswordBody {
+    fn from(password: Password) -> Self {
+        Self {
+            set_at: password.set_at,
+            set_by: password.set_by,
+        }
+    }
+}
+
 impl From<Token> for TokenBody {
     fn from(token: Token) -> Self {
         Self {
@@ -141,6 +164,7 @@ impl From<Principal> for PrincipalBody {
             rules: principal.rules,
             tokens: principal.tokens.into_iter().map(TokenBody::from).collect(),
             quotas: principal.quotas.into(),
+            password: principal.password.map(PasswordBody::from),
             made_at: principal.made_at,
             made_by: principal.made_by,
         }
@@ -202,6 +226,32 @@ impl From<MadeToken> for MadeTokenBody {
         Self {
             secret: made.text.reveal().to_owned(),
             token: made.token.into(),
+        }
+    }
+}
+
+/// A password to be set.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PasswordIn {
+    /// The password: 12 to 128 visible ASCII characters. If omitted, the host makes one, which is better.
+    #[serde(default)]
+    password: Option<String>,
+}
+
+/// A password that was set.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SetPasswordBody {
+    password: PasswordBody,
+    /// The password's text if the host made it: what its holder sends. It is in no other answer.
+    secret: Option<String>,
+}
+
+impl From<SetPassword> for SetPasswordBody {
+    fn from(set: SetPassword) -> Self {
+        Self {
+            password: set.password.into(),
+            secret: set.text.map(|text| text.reveal().to_owned()),
         }
     }
 }
@@ -489,6 +539,43 @@ pub(super) async fn audit(
         only_refused: params.refused,
     };
     Ok(Json(app.session.audit().records(&query).await?))
+}
+
+/// Sets the password of a principal, for clients that cannot send a token. What is under way with the one before ends.
+#[utoipa::path(put, path = "/v1/access/principals/{name}/password", tag = "access", params(("name" = String, Path,)), request_body = PasswordIn, responses(
+    (status = 200, body = SetPasswordBody),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 429, body = ErrorBody, description = "All principals have as many bytes as they may have"),
+))]
+pub(super) async fn set_password(
+    app: Called,
+    InPath(name): InPath<PrincipalName>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<SetPasswordBody>, ApiError> {
+    let taken = app.take_body(&headers, body, JSON_BODY_BYTES_MAX).await?;
+    let PasswordIn { password } = json(&taken.bytes)?;
+    let chosen = password.map(PasswordText::chosen).transpose()?;
+    to_the_end(async move {
+        let set = app.session.access().set_password(&name, chosen).await?;
+        Ok(Json(set.into()))
+    })
+    .await
+}
+
+/// Removes the password of a principal, if it has one. It is refused from now on, and what is under way with it ends.
+#[utoipa::path(delete, path = "/v1/access/principals/{name}/password", tag = "access", params(("name" = String, Path,)), responses(
+    (status = 204),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "Nobody could administer principals afterwards"),
+))]
+pub(super) async fn remove_password(
+    app: Called,
+    InPath(name): InPath<PrincipalName>,
+) -> Result<StatusCode, ApiError> {
+    to_the_end(async move { Ok(app.session.access().remove_password(&name).await?) }).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Who has a right on a thing, and by which rule.

@@ -1,6 +1,7 @@
-//! Who sends a request: the token in its Authorization line, and what the host asks of those without one.
+//! Who sends a request: the token or the password in its Authorization line, and what the host asks of those without one.
 //!
-//! A token never goes further than this file: components, which get the headers of requests to routes, do not see it.
+//! A token never goes further than this file: components, which get the headers of requests to routes, do not see it. A password (RFC
+//! 7617) counts on the host's own paths only; on a route's it is for the component.
 
 use std::sync::Arc;
 
@@ -10,9 +11,12 @@ use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use millrace_broker::{Caller, Standing, Verb};
 use millrace_model::{Code, ResourceKind};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use super::app::App;
 use super::by::by_of;
@@ -24,7 +28,9 @@ use crate::net::Line;
 /// How tokens of this host begin. Other credentials in the line are for whoever is in front of the host, or for a component.
 const OF_A_TOKEN: &str = "mr_";
 const SCHEME: &str = "bearer";
-/// What answers without credentials name.
+const SCHEME_OF_PASSWORDS: &str = "basic";
+/// What answers without credentials name. Not Basic: a browser would ask its user for a password, keep it, and send it with whatever a
+/// page asks of this host.
 pub(super) const CHALLENGE: (axum::http::HeaderName, HeaderValue) =
     (WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
 
@@ -34,20 +40,20 @@ pub(super) struct Sender {
     pub(super) standing: Standing,
     /// Cancelled when it is no longer so.
     ended: Option<CancellationToken>,
-    /// The token's line, for the same question to another host of the store.
+    /// The line of the token or the password, for the same question to another host of the store.
     pub(super) line: Option<HeaderValue>,
 }
 
 impl App {
-    /// Who sends a request with these headers. Its token is taken out of them.
-    pub(super) fn sender_of(&self, headers: &mut HeaderMap) -> Result<Sender, ApiError> {
-        let mut lines = headers.get_all(AUTHORIZATION).iter();
-        let tokens: Vec<HeaderValue> = lines
-            .by_ref()
-            .filter(|line| token_in(line).is_some())
-            .cloned()
-            .collect();
-        let Some(line) = tokens.first() else {
+    /// Who sends a request to this path with these headers. The token or the password is taken out of them.
+    pub(super) async fn sender_of(
+        &self,
+        path: &str,
+        headers: &mut HeaderMap,
+    ) -> Result<Sender, ApiError> {
+        let lines = headers.get_all(AUTHORIZATION).iter();
+        let mut ours = lines.filter_map(|line| Some((line, self.credentials_in(path, line)?)));
+        let Some((line, credentials)) = ours.next() else {
             let standing = match self.requires_credentials {
                 true => Standing::Nobody,
                 false => Standing::Everything,
@@ -58,11 +64,18 @@ impl App {
                 line: None,
             });
         };
-        if tokens.len() > 1 {
+        if ours.next().is_some() {
             let hint = "send one Authorization line";
-            return Err(ApiError::malformed("the request has several tokens", hint));
+            let message = "the request has several tokens or passwords";
+            return Err(ApiError::malformed(message, hint));
         }
-        let proved = self.access.prove(token_in(line).unwrap_or_default())?;
+        let proved = match credentials {
+            Credentials::Token(token) => self.access.prove(token)?,
+            Credentials::Password(both) => {
+                let (name, password) = both.split_once(':').unwrap_or_default();
+                self.access.prove_password(name, password).await?
+            }
+        };
         let mut line = line.clone();
         line.set_sensitive(true);
         headers.remove(AUTHORIZATION);
@@ -72,6 +85,25 @@ impl App {
             line: Some(line),
         })
     }
+
+    /// What an Authorization line has for this host.
+    fn credentials_in<'a>(&self, path: &str, line: &'a HeaderValue) -> Option<Credentials<'a>> {
+        if let Some(token) = token_in(line) {
+            return Some(Credentials::Token(token));
+        }
+        let both = is_own(path).then(|| password_in(line)).flatten()?;
+        let (name, _) = both.split_once(':')?;
+        // Where everyone may do everything, a password of nobody is for whoever is in front of the host.
+        let is_ours = self.requires_credentials || self.access.has_password(name);
+        is_ours.then_some(Credentials::Password(both))
+    }
+}
+
+/// What a line says that is for this host.
+enum Credentials<'a> {
+    Token(&'a str),
+    /// A principal's name and its password, with a colon between them.
+    Password(Zeroizing<String>),
 }
 
 impl App {
@@ -146,6 +178,23 @@ impl Sender {
     }
 }
 
+/// Whether no route can have this path, so that what is sent to it is for no component.
+fn is_own(path: &str) -> bool {
+    path.starts_with("/v1/") || path == "/metrics"
+}
+
+/// The name and the password in an Authorization line.
+fn password_in(line: &HeaderValue) -> Option<Zeroizing<String>> {
+    let (scheme, both) = line.to_str().ok()?.split_once(' ')?;
+    let both = scheme
+        .eq_ignore_ascii_case(SCHEME_OF_PASSWORDS)
+        .then_some(both)?;
+    let both = Zeroizing::new(STANDARD.decode(both.trim()).ok()?);
+    str::from_utf8(&both)
+        .ok()
+        .map(|both| Zeroizing::new(both.to_owned()))
+}
+
 /// The token in an Authorization line, if it can be one of this host.
 fn token_in(line: &HeaderValue) -> Option<&str> {
     let (scheme, token) = line.to_str().ok()?.split_once(' ')?;
@@ -154,7 +203,7 @@ fn token_in(line: &HeaderValue) -> Option<&str> {
 }
 
 fn ended_meanwhile() -> ApiError {
-    let message = "the token was revoked, has expired, or has other rights now";
+    let message = "the token or the password was revoked, has expired, or has other rights now";
     ApiError::of(Code::CredentialsRefused, message)
 }
 

@@ -19,6 +19,7 @@ mod lifetime;
 mod monitoring;
 mod operating;
 mod parked;
+mod passwords;
 mod processing;
 mod quotas;
 mod routes;

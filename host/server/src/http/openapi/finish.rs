@@ -32,8 +32,9 @@ pub(super) const SETTINGS: [&str; 7] = [
 pub(super) const RECORDS: [&str; 2] = ["Resumes", "RevisionRecord"];
 const BYTES: &str = "application/octet-stream";
 const BAD_REQUEST: &str = "400";
-/// The name of the scheme by which callers prove who they are.
+/// The names of the schemes by which callers prove who they are.
 const TOKEN: &str = "token";
+const BASIC: &str = "basic";
 const OTHERWISE: &str = "default";
 
 /// Completes the document.
@@ -59,6 +60,10 @@ impl Modify for Finish {
             .description(Some("A token of `POST /v1/access/principals/{name}/tokens`, on a host that asks for one."));
         let components = document.components.get_or_insert_default();
         components.add_security_scheme(TOKEN, SecurityScheme::Http(token.build()));
+        let basic = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Basic)
+            .description(Some("A principal and its password, which `PUT /v1/access/principals/{name}/password` sets, for clients that cannot send a token."));
+        components.add_security_scheme(BASIC, SecurityScheme::Http(basic.build()));
         let guarded = guarded();
         for (path, item) in &mut document.paths.paths {
             let operations = [
@@ -102,13 +107,13 @@ fn guarded() -> Vec<(String, String)> {
 /// A host that asks for no tokens takes the request without one.
 fn ask_for_token(operation: &mut Operation) {
     let none = SecurityRequirement::default();
-    let token = SecurityRequirement::new(TOKEN, Vec::<String>::new());
-    operation.security = Some(vec![none, token]);
+    let by = |scheme| SecurityRequirement::new(scheme, Vec::<String>::new());
+    operation.security = Some(vec![none, by(TOKEN), by(BASIC)]);
     let responses = &mut operation.responses.responses;
     for (status, description) in [
         (
             "401",
-            "The host asks for a token, and the request has none that is known",
+            "The host asks for a token or a password, and the request has none that is known",
         ),
         (
             "403",
