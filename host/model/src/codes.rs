@@ -80,7 +80,7 @@ codes! {
             "The request says not who sends it, and this host must know."
             "log in with a token: `millrace login`, or send one: `millrace --token-file FILE`; over HTTP in the header Authorization: Bearer TOKEN";
         CredentialsRefused "credentials-refused"
-            "The token is not, or no longer, one of this host."
+            "The token or the password is not, or no longer, one of this host."
             "ask for a new token: `millrace access token create` makes one";
     }
     Forbidden {

@@ -1,5 +1,8 @@
 //! `login`: finds out whether a host takes a token, keeps it in a context, and makes that the current one.
 
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 use ureq::http::Uri;
 use zeroize::Zeroizing;
@@ -30,7 +33,16 @@ pub(super) fn run(given: &Given, json: bool, retry_for: Option<u64>) -> Result<(
         Some(
             Said::Flag(place @ TokenPlace::File(_)) | Said::Variable(place @ TokenPlace::File(_)),
         ) => place.read()?,
-        _ => secret::asked(&format!("Token for {}: ", place.url))?,
+        other => {
+            if other.is_some() && !json {
+                // Standard error may be closed; that is no reason to stop.
+                let _ = writeln!(
+                    io::stderr(),
+                    "note: the variable MILLRACE_TOKEN is set; commands send that token and not the one of a context"
+                );
+            }
+            secret::asked(&format!("Token for {}: ", place.url))?
+        }
     };
     let token = (!token.is_empty()).then_some(token);
     let client = match &token {
@@ -68,7 +80,7 @@ pub(super) fn run(given: &Given, json: bool, retry_for: Option<u64>) -> Result<(
 struct Place {
     name: ContextName,
     url: String,
-    authority: Option<std::path::PathBuf>,
+    authority: Option<PathBuf>,
 }
 
 impl Place {

@@ -217,7 +217,13 @@ fn contexts_are_chosen_removed_and_logged_out() {
     assert_eq!(user.who(&[])["principal"], Value::Null);
     assert!(!user.kept().contains(&one.admin) && user.kept().contains(&other.admin));
     // Another login to the same host keeps the name.
-    out(&user.with(&["login"], &one.admin, &[]));
+    let again = user.with(&["login"], &one.admin, &[("MILLRACE_TOKEN", "mr_other")]);
+    out(&again);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(
+        said.contains("MILLRACE_TOKEN") && !said.contains("mr_other"),
+        "{said}"
+    );
     assert_eq!(user.who(&[])["principal"], "admin");
     out(&user.run(&["context", "remove", "one"]));
     refused(&user.run(&["context", "show"]), 3);
