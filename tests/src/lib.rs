@@ -4,6 +4,7 @@
 
 mod client;
 mod host;
+pub mod identity;
 mod nats;
 mod postgres;
 pub mod torture;

@@ -34,6 +34,7 @@ pub use access::error::PrincipalError;
 pub use access::first::First;
 pub use access::handle::Access;
 pub use access::passwords::{ScramChallenge, SetPassword};
+pub use access::presented::Presented;
 pub use access::proving::{Proved, Unproved};
 pub use access::scram::{ScramError, scram_nonce};
 pub use access::secret::{PasswordText, TokenText};
@@ -74,6 +75,7 @@ pub use dispatch::rehearsal::{
 };
 pub use dispatch::sides::SideStatus;
 pub use ground::caller::Caller;
+pub use ground::keys::{KeyPattern, is_for_some_keys, may_touch};
 pub use ground::meters::{Meters, OverQuota};
 pub use ground::standing::{Forbidden, Known, Standing, decide};
 pub use ground::verbs::Verb;

@@ -416,6 +416,11 @@ pub const PASSWORD_CHARS_LEAST: usize = 12;
 
 /// Characters of a password. A longer one is refused.
 pub const PASSWORD_CHARS_MAX: usize = 128;
+/// Identities of one principal. Another one is refused.
+pub const PRINCIPAL_IDENTITIES_MAX: usize = 16;
+
+/// Bytes of an identity after its kind: as many as a SPIFFE ID may have.
+pub const IDENTITY_BYTES_MAX: usize = 2_048;
 
 /// Characters of a thing's name in a rule: as many as the longest name has.
 pub const RESOURCE_NAME_CHARS_MAX: usize = TOPIC_NAME_CHARS_MAX;

@@ -74,6 +74,9 @@ codes! {
         BadPassword "bad-password"
             "This cannot be a password."
             "choose 12 to 128 visible ASCII characters, or let the host make one";
+        BadIdentity "bad-identity"
+            "This cannot be an identity of a principal."
+            "write it as in dns:billing.internal, uri:spiffe://prod/billing, email:ops@example.com, cn:billing or uid:1000";
     }
     Unauthenticated {
         CredentialsMissing "credentials-missing"
@@ -146,6 +149,9 @@ codes! {
         UnknownToken "unknown-token"
             "The principal has no token of this name."
             "GET /v1/access/principals/{name} or `millrace access show` shows its tokens";
+        UnknownIdentity "unknown-identity"
+            "The principal does not have this identity."
+            "GET /v1/access/principals/{name} or `millrace access show` shows its identities";
         NoSuchDamage "no-such-damage"
             "No known damage lies within these offsets."
             "GET /v1/damage or `millrace damage list` shows the known damage";
@@ -160,9 +166,12 @@ codes! {
         TokenExists "token-exists"
             "The principal already has a token of this name."
             "choose another name, or rotate the token: `millrace access token rotate`";
+        IdentityTaken "identity-taken"
+            "Another principal has this identity."
+            "take it from the other principal first: `millrace access identity remove`; who may see all principals finds it with `millrace access list`";
         LastAdmin "last-admin"
             "Afterwards nobody could administer principals."
-            "give another principal the role admin, and a token, first";
+            "give another principal the role admin, and a token or an identity, first";
         OutOfOrderSequence "out-of-order-sequence"
             "A producer's batch is not the next one, or is too old to be known as a repeat."
             "send the batches in order, or number from 0 in a new epoch";
@@ -242,7 +251,7 @@ codes! {
             "There are as many schedules, or bytes of their messages, as the host keeps."
             "delete one that is not needed";
         TooManyPrincipals "too-many-principals"
-            "There are as many principals, rules or tokens as the host keeps."
+            "There are as many principals, rules, tokens or identities as the host keeps."
             "delete one that is not needed";
         TooManyRoutes "too-many-routes"
             "There are as many routes as the host keeps."
@@ -381,6 +390,9 @@ codes! {
         TooManyConnections "too-many-connections"
             "The host has as many connections as it takes."
             "try again; use fewer connections, or have the host take more with --connections-max";
+        ProviderAway "provider-away"
+            "The identity provider that signed the JWT has not answered yet, so its keys are not known."
+            "try again in a moment; the host's log says why the keys cannot be fetched";
         TooManyWaiting "too-many-waiting"
             "As many fetches as the host takes are waiting for messages."
             "try again in a moment, or without waiting";

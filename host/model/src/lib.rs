@@ -22,6 +22,7 @@ pub mod digest;
 pub mod group;
 pub mod guests;
 pub mod hash;
+pub mod identity;
 pub mod message;
 pub mod name;
 pub mod offset;
@@ -56,6 +57,7 @@ pub use cron::{Cron, CronError};
 pub use digest::Digest;
 pub use group::{GroupKind, GroupName};
 pub use guests::GuestLimits;
+pub use identity::{Identity, IdentityError, IdentityKind};
 pub use message::{Header, Message};
 pub use name::{
     ConsumerName, NameError, PrincipalName, ProcessorName, ScheduleName, SecretName, Tenant,

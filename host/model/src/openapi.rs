@@ -8,6 +8,7 @@ use crate::access::Rule;
 use crate::clock::Timestamp;
 use crate::compression::Compression;
 use crate::digest::Digest;
+use crate::identity::Identity;
 use crate::name::{
     ConsumerName, PrincipalName, ProcessorName, ScheduleName, SecretName, TokenName, TopicName,
 };
@@ -32,5 +33,5 @@ macro_rules! shown_as {
 shown_as!(u32: PartitionId);
 shown_as!(u64: Offset, Timestamp, TopicId);
 shown_as!(String: ConsumerName, ProcessorName, ScheduleName, SecretName, TopicName, Digest);
-shown_as!(String: PrincipalName, Rule, TokenName);
+shown_as!(String: Identity, PrincipalName, Rule, TokenName);
 shown_as!(String: ChangeKind, Compression, Durability, Order, Origin);

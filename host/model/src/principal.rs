@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::Rule;
 use crate::clock::Timestamp;
+use crate::identity::Identity;
 use crate::name::{PrincipalName, TokenName};
-use crate::quotas::Quotas;
 use crate::password::Password;
+use crate::quotas::Quotas;
 
 /// A principal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,9 @@ pub struct Principal {
     /// Its password, for clients whose protocol knows only users and passwords.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<Password>,
+    /// Who it is to others than this host, in the order in which they were added. An identity belongs to one principal at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub identities: Vec<Identity>,
     /// When it was made.
     pub made_at: Timestamp,
     /// Who made it.

@@ -5,20 +5,22 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use millrace_broker::{Broker, Caller, TokenText};
 use serde::{Deserialize, Serialize};
 
 use crate::config::error::{ConfigError, refused};
 use crate::config::names;
 use crate::host::StartError;
-use crate::net::{Tls, TlsError, TlsFiles, Trust};
+use crate::identity::settings::{Provider, ProviderSettings};
+use crate::net::{ClientFiles, Tls, TlsError, TlsFiles, Trust};
 
 /// `[access]`: who may call.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccessSettings {
-    /// Refuse requests without a token; otherwise everyone who can connect may do everything without one. The first start makes a
+    /// Refuse requests of which neither a token nor a client's certificate says who sends them; otherwise everyone who can connect may do
+    /// everything. The first start makes a
     /// principal `admin` and writes its token into the file `admin-token` of the data directory
     #[arg(
         long = "require-tokens",
@@ -29,12 +31,21 @@ pub struct AccessSettings {
         value_name = "BOOL"
     )]
     pub required: bool,
+    /// The identity providers whose JWTs count. In the settings file only
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub providers: Vec<ProviderSettings>,
 }
 
 impl AccessSettings {
     /// Whether a request without credentials may do only what takes no right.
     pub(crate) fn is_required(&self) -> bool {
         self.required
+    }
+
+    /// Whether each provider says what it must.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        Provider::all(&self.providers).map(drop)
     }
 }
 
@@ -58,6 +69,33 @@ pub struct TlsSettings {
     #[arg(long = "tls-ca", id = "listen.tls.ca_file", value_name = "FILE")]
     #[serde(serialize_with = "names::maybe_shown")]
     pub ca_file: Option<PathBuf>,
+    /// The certificates, in PEM, that those of clients are checked against; without them clients are asked for none. The file is read again
+    /// when it changes
+    #[arg(
+        long = "tls-client-ca",
+        id = "listen.tls.client_ca_file",
+        value_name = "FILE"
+    )]
+    #[serde(serialize_with = "names::maybe_shown")]
+    pub client_ca_file: Option<PathBuf>,
+    /// Whether clients may connect without a certificate (optional) or not (required) [default: optional]
+    #[arg(
+        long = "tls-client-certificates",
+        id = "listen.tls.client_certificates",
+        value_name = "WHETHER"
+    )]
+    pub client_certificates: ClientCertificates,
+}
+
+/// Whether clients need a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCertificates {
+    /// Those without one need a token.
+    #[default]
+    Optional,
+    /// Those without one cannot connect.
+    Required,
 }
 
 impl TlsSettings {
@@ -66,8 +104,25 @@ impl TlsSettings {
         self.certificate_file.is_some()
     }
 
-    /// Both or none.
+    /// What goes together is given together.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        match &self.client_ca_file {
+            None if self.client_certificates == ClientCertificates::Required => {
+                return Err(refused(
+                    "listen.tls.client_certificates",
+                    "required".to_owned(),
+                    "certificates of clients are checked against those in --tls-client-ca FILE",
+                ));
+            }
+            Some(file) if self.certificate_file.is_none() => {
+                return Err(refused(
+                    "listen.tls.client_ca_file",
+                    file.display().to_string(),
+                    "a host that asks for certificates has one itself: --tls-certificate FILE, --tls-key FILE",
+                ));
+            }
+            _ => {}
+        }
         let why = "a certificate and its key are given together";
         match (&self.certificate_file, &self.key_file) {
             (Some(file), None) => Err(refused(
@@ -92,21 +147,25 @@ impl TlsSettings {
         let files = TlsFiles {
             certificate: certificate.clone(),
             key: key.clone(),
+            clients: self.client_ca_file.clone().map(|roots| ClientFiles {
+                roots,
+                is_required: self.client_certificates == ClientCertificates::Required,
+            }),
         };
         let unusable = |error: TlsError| {
-            refused(
-                "listen.tls.certificate_file",
-                certificate.display().to_string(),
-                error.to_string(),
-            )
+            let (setting, file) = match &self.client_ca_file {
+                Some(roots) if error.is_about(roots) => ("listen.tls.client_ca_file", roots),
+                _ => ("listen.tls.certificate_file", certificate),
+            };
+            refused(setting, file.display().to_string(), error.to_string())
         };
         Tls::open(files).map(Some).map_err(unusable)
     }
 
-    /// Whom this host trusts to be another one.
-    pub(crate) fn trust(&self) -> Result<Trust, ConfigError> {
+    /// Whom this host trusts to be another one, to whom it presents its own certificate.
+    pub(crate) fn trust(&self, own: Option<Arc<Tls>>) -> Result<Trust, ConfigError> {
         let file = self.ca_file.as_deref();
-        Trust::of(file).map_err(|error| {
+        Trust::of(file, own).map_err(|error| {
             let file = file.map(|file| file.display().to_string());
             refused(
                 "listen.tls.ca_file",

@@ -20,10 +20,11 @@ use crate::config::{Config, ConfigError, EngineKind, GuestLog, HttpSettings};
 use crate::engine::{self, NotOpened};
 use crate::files;
 use crate::http::{self, App};
+use crate::identity::Identity;
 use crate::memory::MemoryPlan;
 use crate::modules;
-use crate::net::bounds::RESERVED_CONNECTIONS_MAX;
-use crate::net::{Budgets, DoorLimits, Doors, Listener, Tls};
+use crate::net::bounds::{RESERVED_CONNECTIONS_MAX, SOCKET_CONNECTIONS_MAX};
+use crate::net::{Budgets, DoorLimits, Doors, Listener, Socket, SocketError, SocketFile, Tls};
 use crate::secrets::Secrets;
 use crate::telemetry;
 
@@ -32,6 +33,8 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The name of the HTTP door.
 const HTTP_DOOR: &str = "http";
+/// The name of the door at the Unix socket.
+const SOCKET_DOOR: &str = "socket";
 /// Stands for the address of a door that is not open.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
@@ -64,6 +67,9 @@ pub enum StartError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The Unix socket cannot be opened.
+    #[error("{0}")]
+    Socket(String),
     /// Another process uses the data directory.
     #[error(
         "the data directory {0} is used by another process; stop that one, or choose another with --data-dir"
@@ -117,16 +123,19 @@ impl Host {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let tls = config.listen.tls.open()?;
         let http = listen(&config.listen.http, tls.clone(), &clock).await?;
+        let socket = listen_at_socket(&config, &clock).await?;
         let memory = config.limits.plan();
         memory.say();
         let keys = config.encryption.keys()?;
         let (settings, dir) = (&config.engine, &config.data_dir);
-        let door = (http.address(), tls.is_some());
+        let door = (http.address().unwrap_or(NOWHERE), tls.is_some());
         let engine = engine::open(settings, dir, door, keys, &memory, &clock).await;
         let engine = engine.map_err(not_opened)?;
         let started = match crate::copying::is_unfinished(&*engine).await {
             true => Err(StartError::UnfinishedCopy),
-            false => Self::start_on(config, &memory, (http, tls), clock, engine.clone()).await,
+            false => {
+                Self::start_on(config, &memory, (http, tls, socket), clock, engine.clone()).await
+            }
         };
         if started.is_err() {
             engine.close().await;
@@ -137,7 +146,7 @@ impl Host {
     async fn start_on(
         config: Config,
         memory: &MemoryPlan,
-        (http, tls): (Listener, Option<Arc<Tls>>),
+        (http, tls, socket): (Listener, Option<Arc<Tls>>, Option<Listener>),
         clock: Arc<dyn Clock>,
         engine: Arc<dyn Engine>,
     ) -> Result<Self, StartError> {
@@ -160,7 +169,7 @@ impl Host {
             ..BrokerLimits::default()
         };
         let policy = config.modules.policy()?;
-        let trust = config.listen.tls.trust()?;
+        let trust = config.listen.tls.trust(tls.clone())?;
         let broker = Broker::start_under(clock.clone(), engine, modules, limits, policy).await?;
         // A store that several hosts share may be away for a moment, as at any later time; the host goes on when it is back.
         if let Err(error @ CommitError::Poisoned(_)) = broker.ready().await {
@@ -171,8 +180,10 @@ impl Host {
             access::begin(&broker, &config.data_dir).await?;
             broker.session(Caller::host()).audit().begin();
         }
+        let everyone = broker.session(Caller::host()).access().clone();
+        let identity = Identity::start(&config.access.providers, everyone, clock.clone())?;
         let poisoned = CancellationToken::new();
-        let address = http.address();
+        let address = http.address().unwrap_or(NOWHERE);
         let budgets = Budgets::new(memory.bodies_bytes, memory.answers_bytes);
         let mut doors = Doors::new(budgets);
         let app = App::new(
@@ -181,9 +192,12 @@ impl Host {
             &http,
             clock,
             broker.clone(),
-            (metrics, trust),
+            (metrics, trust, identity),
         );
         doors.open(HTTP_DOOR, http, http::door(app.clone()));
+        if let Some(socket) = socket {
+            doors.open(SOCKET_DOOR, socket, http::door(app.clone()));
+        }
         let is_encrypted = tls.is_some();
         let upkeep = tokio::spawn(upkeep(app.clone(), tls, poisoned.clone()));
         http::Called::of_host(&app).log_start(address, &config.data_dir);
@@ -280,6 +294,32 @@ async fn listen(
             listen: http.address.clone(),
             source,
         })
+}
+
+/// Opens the Unix socket, if there is to be one.
+async fn listen_at_socket(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+) -> Result<Option<Listener>, StartError> {
+    let Some(path) = &config.listen.socket else {
+        return Ok(None);
+    };
+    let limits = DoorLimits {
+        regular_max: SOCKET_CONNECTIONS_MAX,
+        reserved_max: 0,
+        idle: config.listen.http.idle(),
+    };
+    let not_opened = |error: SocketError| StartError::Socket(error.to_string());
+    let socket = SocketFile::open(path).await.map_err(not_opened)?;
+    let listener = Listener::new(Socket::Unix(socket), limits, None, clock.clone());
+    let listener = listener.map_err(|source| {
+        not_opened(SocketError::System {
+            path: path.clone(),
+            source,
+        })
+    })?;
+    tracing::info!(socket = %path.display(), "local users reach the host at its Unix socket");
+    Ok(Some(listener))
 }
 
 /// Where compiled code is stored. A host with the `memory` engine uses a temporary directory, so

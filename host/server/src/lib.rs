@@ -15,6 +15,7 @@ mod engine;
 mod files;
 mod host;
 mod http;
+mod identity;
 mod log_lines;
 pub mod memory;
 mod modules;

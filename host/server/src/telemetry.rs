@@ -175,6 +175,18 @@ fn describe() {
         "Open connections, by kind: regular, and those of the reserve for administration"
     );
     describe_gauge!("millrace_fetches_waiting", "Fetches that wait for messages");
+    describe_gauge!(
+        "millrace_identity_keys",
+        "Keys of an identity provider that are known"
+    );
+    describe_counter!(
+        "millrace_identity_key_fetches_total",
+        "Fetches of an identity provider's keys, by outcome: fetched, or failed, after which the keys before stay in use"
+    );
+    describe_counter!(
+        "millrace_identity_refused_total",
+        "JWTs of identity providers that were refused, by reason"
+    );
     describe_counter!(
         "millrace_task_panics_total",
         "Times that a task of the host (delays, schedules) panicked and was started again"

@@ -16,17 +16,20 @@ const HANDLES: [&str; 9] = [
 ];
 
 /// How a verb asks.
-const ASKS: [&str; 6] = [
+const ASKS: [&str; 9] = [
     ".may(",
     ".sees(",
     ".may_with(",
     ".may_with_some(",
+    ".may_with_key",
+    ".may_produce(",
+    ".may_write(",
     "check_rights(",
     "sees_",
 ];
 
 /// Verbs that ask nobody themselves, and why that is right.
-const ASK_NOBODY: [(&str, &str); 39] = [
+const ASK_NOBODY: [(&str, &str); 42] = [
     ("AuditLog::answered", "doors record their callers' requests"),
     ("AuditLog::begin", "the host does at its start"),
     ("AuditLog::is_kept", "says nothing of anyone"),
@@ -39,7 +42,14 @@ const ASK_NOBODY: [(&str, &str); 39] = [
     ("Access::begin_scram", "before it, nobody is anyone"),
     ("Access::has_password", "before it, nobody is anyone"),
     ("Access::prove", "before it, nobody is anyone"),
+    ("Access::prove_identity", "before it, nobody is anyone"),
+    ("Access::prove_as", "before it, nobody is anyone"),
+    ("Access::prove_identity", "before it, nobody is anyone"),
     ("Access::prove_password", "before it, nobody is anyone"),
+    (
+        "Access::still_counts",
+        "says of what was proved whether it still is",
+    ),
     (
         "Access::who_may",
         "goes through the principals that the caller sees",

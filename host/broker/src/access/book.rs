@@ -1,14 +1,16 @@
-//! The principals as this host knows them now: by name, and by the tokens and passwords that prove them.
+//! The principals as this host knows them now: by name, and by the tokens, passwords and identities that prove them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use millrace_engine::{Entry, Version};
 use millrace_model::{
-    Password, Principal, PrincipalName, Quotas, ResourceKind, Rule, Target, Timestamp, Token,
+    Identity, Password, Principal, PrincipalName, Quotas, ResourceKind, Rule, Target, Timestamp,
+    Token,
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::access::presented::AllPresented;
 use crate::ground::meters::Meters;
 use crate::ground::standing::Known;
 use crate::ground::verbs::Verb;
@@ -17,9 +19,11 @@ use crate::ground::verbs::Verb;
 #[derive(Default)]
 pub(super) struct Book {
     pub(super) principals: BTreeMap<PrincipalName, Kept>,
-    tokens: HashMap<String, Proof>,
     meters: HashMap<PrincipalName, Arc<Meters>>,
+    tokens: HashMap<String, TokenProof>,
     passwords: HashMap<PrincipalName, PasswordProof>,
+    identities: HashMap<Identity, Proof>,
+    pub(super) presented: AllPresented,
 }
 
 /// A principal and the version of its entry.
@@ -30,22 +34,26 @@ pub(super) struct Kept {
     pub(super) bytes: usize,
 }
 
-/// What a token proves, as long as it does.
+/// What a token, a password or an identity proves, as long as it does.
 #[derive(Clone)]
 pub(super) struct Proof {
-    pub(super) token: Token,
     pub(super) known: Arc<Known>,
     /// Cancelled when it proves this no more.
     pub(super) ended: CancellationToken,
 }
 
-/// What a password proves, as long as it does.
+/// A token, and what it proves.
+#[derive(Clone)]
+pub(super) struct TokenProof {
+    pub(super) token: Token,
+    pub(super) proof: Proof,
+}
+
+/// A password, and what it proves.
 #[derive(Clone)]
 pub(super) struct PasswordProof {
     pub(super) password: Arc<Password>,
-    pub(super) known: Arc<Known>,
-    /// Cancelled when it proves this no more.
-    pub(super) ended: CancellationToken,
+    pub(super) proof: Proof,
     /// The mark of the password, once somebody has proved to know it: it need not be derived again for every request.
     pub(super) remembered: Arc<OnceLock<[u8; 32]>>,
 }
@@ -94,55 +102,73 @@ impl Book {
         }
     }
 
-    fn meters_of(&self, name: &PrincipalName) -> Arc<Meters> {
+    pub(super) fn meters_of(&self, name: &PrincipalName) -> Arc<Meters> {
         let known = self.meters.get(name).map(Arc::clone);
         known.unwrap_or_else(|| Arc::new(Meters::new(name.clone(), Quotas::default())))
     }
 
-    /// Finds all tokens and passwords again. Those that prove the same as before go on proving it; all others end.
+    /// Finds all tokens, passwords and identities again. Those that prove the same as before go on proving it; all others end.
     fn prove_anew(&mut self) {
-        self.find_tokens();
-        self.find_passwords();
-    }
-
-    fn find_passwords(&mut self) {
-        let mut before = std::mem::take(&mut self.passwords);
+        let tokens = std::mem::take(&mut self.tokens);
+        let passwords = std::mem::take(&mut self.passwords);
+        let identities = std::mem::take(&mut self.identities);
         for Kept { principal, .. } in self.principals.values() {
-            let Some(password) = &principal.password else {
-                continue;
-            };
-            let is_same = |proof: &PasswordProof| {
-                *proof.password == *password && proof.known.rules == principal.rules
-            };
-            let proof = unchanged(&mut before, &principal.name, is_same)
-                .unwrap_or_else(|| PasswordProof::of(principal, password, self.meters_of(&principal.name)));
-            self.passwords.insert(principal.name.clone(), proof);
-        }
-        for gone in before.into_values() {
-            gone.ended.cancel();
-        }
-    }
-
-    fn find_tokens(&mut self) {
-        let mut before = std::mem::take(&mut self.tokens);
-        for Kept { principal, .. } in self.principals.values() {
+            let meters = self.meters_of(&principal.name);
+            let anew = |scope: Option<&Vec<Rule>>| Proof::of(principal, scope, &meters);
             for token in &principal.tokens {
-                let is_same = |proof: &Proof| {
-                    proof.token == *token
-                        && proof.known.name == principal.name
-                        && proof.known.rules == principal.rules
+                // Its name and its expiry may change, as in a rotation, without an end of what is under way.
+                let same = tokens.get(&token.id).filter(|before| {
+                    before.token.hash == token.hash
+                        && before.token.scope == token.scope
+                        && before.proof.is_still_of(principal)
+                });
+                let proof = same.map(|before| before.proof.clone());
+                let found = TokenProof {
+                    token: token.clone(),
+                    proof: proof.unwrap_or_else(|| anew(token.scope.as_ref())),
                 };
-                let proof = unchanged(&mut before, &token.id, is_same)
-                    .unwrap_or_else(|| Proof::of(principal, token, self.meters_of(&principal.name)));
-                self.tokens.insert(token.id.clone(), proof);
+                self.tokens.insert(token.id.clone(), found);
+            }
+            if let Some(password) = &principal.password {
+                let same = passwords.get(&principal.name).filter(|before| {
+                    *before.password == *password && before.proof.is_still_of(principal)
+                });
+                let found = same.cloned().unwrap_or_else(|| PasswordProof {
+                    password: Arc::new(password.clone()),
+                    proof: anew(None),
+                    remembered: Arc::default(),
+                });
+                self.passwords.insert(principal.name.clone(), found);
+            }
+            for identity in &principal.identities {
+                let before = identities.get(identity);
+                let same = before.filter(|before| before.is_still_of(principal));
+                let found = || same.cloned().unwrap_or_else(|| anew(None));
+                // Only a damaged catalogue has one twice; then it stays with the first.
+                self.identities
+                    .entry(identity.clone())
+                    .or_insert_with(found);
             }
         }
-        for gone in before.into_values() {
-            gone.ended.cancel();
+        for (id, TokenProof { proof, .. }) in &tokens {
+            let now = self.tokens.get(id).map(|now| &now.proof);
+            proof.end_unless_same(now);
         }
+        for (name, PasswordProof { proof, .. }) in &passwords {
+            let now = self.passwords.get(name).map(|now| &now.proof);
+            proof.end_unless_same(now);
+        }
+        for (identity, proof) in &identities {
+            proof.end_unless_same(self.identities.get(identity));
+        }
+        let principals = &self.principals;
+        self.presented.keep(|known| {
+            let kept = principals.get(&known.name);
+            kept.is_some_and(|kept| kept.principal.rules == known.rules)
+        });
     }
 
-    pub(super) fn proof(&self, id: &str) -> Option<&Proof> {
+    pub(super) fn token(&self, id: &str) -> Option<&TokenProof> {
         self.tokens.get(id)
     }
 
@@ -150,13 +176,24 @@ impl Book {
         self.passwords.get(name)
     }
 
-    /// Ends what is proved by tokens that have expired.
-    pub(super) fn expire(&self, now: Timestamp) {
-        let expired = self
-            .tokens
-            .values()
-            .filter(|proof| proof.token.is_expired(now));
-        expired.for_each(|proof| proof.ended.cancel());
+    /// What the first of these identities that a principal has proves.
+    pub(super) fn identity(&self, identities: &[Identity]) -> Option<&Proof> {
+        let mut proofs = identities.iter();
+        proofs.find_map(|identity| self.identities.get(identity))
+    }
+
+    /// Whose identity it is.
+    pub(super) fn holder(&self, identity: &Identity) -> Option<&PrincipalName> {
+        let proof = self.identities.get(identity)?;
+        Some(&proof.known.name)
+    }
+
+    /// Ends what is proved by tokens and other credentials that have expired.
+    pub(super) fn expire(&mut self, now: Timestamp) {
+        self.presented.expire(now);
+        let all = self.tokens.values();
+        let expired = all.filter(|found| found.token.is_expired(now));
+        expired.for_each(|found| found.proof.ended.cancel());
     }
 
     /// Bytes of all entries besides this principal's.
@@ -186,19 +223,7 @@ impl Book {
     }
 }
 
-/// Takes out what goes on proving the same. What proves something else stays, to be ended.
-fn unchanged<K: std::hash::Hash + Eq, P>(
-    before: &mut HashMap<K, P>,
-    key: &K,
-    is_same: impl Fn(&P) -> bool,
-) -> Option<P> {
-    match before.get(key).is_some_and(is_same) {
-        true => before.remove(key),
-        false => None,
-    }
-}
-
-/// Whether it has a token or a password with which it can change every principal.
+/// Whether it has a token, a password or an identity with which it can change every principal.
 fn administers(principal: &Principal, now: Timestamp) -> bool {
     let everyone = Target::Beginning(ResourceKind::Principal, "".into());
     let can = |rules: &[Rule]| {
@@ -209,37 +234,34 @@ fn administers(principal: &Principal, now: Timestamp) -> bool {
         })
     };
     let counts = |token: &Token| !token.is_expired(now) && token.scope.as_deref().is_none_or(can);
-    let proves = principal.password.is_some() || principal.tokens.iter().any(counts);
+    let proves = principal.password.is_some()
+        || !principal.identities.is_empty()
+        || principal.tokens.iter().any(counts);
     can(&principal.rules) && proves
 }
 
 impl Proof {
-    fn of(principal: &Principal, token: &Token, meters: Arc<Meters>) -> Self {
+    fn of(principal: &Principal, scope: Option<&Vec<Rule>>, meters: &Arc<Meters>) -> Self {
         Self {
-            token: token.clone(),
             known: Arc::new(Known {
                 name: principal.name.clone(),
                 rules: principal.rules.clone(),
-                scope: token.scope.clone(),
-                meters,
+                scope: scope.cloned(),
+                subject: None,
+                keys: None,
+                meters: Arc::clone(meters),
             }),
             ended: CancellationToken::new(),
         }
     }
-}
 
-impl PasswordProof {
-    fn of(principal: &Principal, password: &Password, meters: Arc<Meters>) -> Self {
-        Self {
-            password: Arc::new(password.clone()),
-            known: Arc::new(Known {
-                name: principal.name.clone(),
-                rules: principal.rules.clone(),
-                scope: None,
-                meters,
-            }),
-            ended: CancellationToken::new(),
-            remembered: Arc::default(),
+    fn is_still_of(&self, principal: &Principal) -> bool {
+        self.known.name == principal.name && self.known.rules == principal.rules
+    }
+
+    fn end_unless_same(&self, now: Option<&Self>) {
+        if !now.is_some_and(|now| Arc::ptr_eq(&now.known, &self.known)) {
+            self.ended.cancel();
         }
     }
 }

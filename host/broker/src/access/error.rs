@@ -2,9 +2,10 @@
 
 use millrace_engine::CommitError;
 use millrace_model::bounds::{
-    PRINCIPAL_RULES_MAX, PRINCIPAL_TOKENS_MAX, PRINCIPALS_BYTES_MAX, PRINCIPALS_MAX,
+    PRINCIPAL_IDENTITIES_MAX, PRINCIPAL_RULES_MAX, PRINCIPAL_TOKENS_MAX, PRINCIPALS_BYTES_MAX,
+    PRINCIPALS_MAX,
 };
-use millrace_model::{Advice, Advised, Code, PrincipalName, Rule, TokenName};
+use millrace_model::{Advice, Advised, Code, Identity, PrincipalName, Rule, TokenName};
 
 use crate::catalogue::deciding::decision_errors;
 use crate::ground::standing::Forbidden;
@@ -39,6 +40,27 @@ pub enum PrincipalError {
         "principal {0} already has {PRINCIPAL_TOKENS_MAX} tokens, the maximum; revoke one first"
     )]
     TooManyTokens(PrincipalName),
+    /// It does not have the identity.
+    #[error("principal {principal} does not have the identity {identity}")]
+    UnknownIdentity {
+        /// The principal.
+        principal: PrincipalName,
+        /// The identity.
+        identity: Identity,
+    },
+    /// Another principal has the identity.
+    #[error("{} already has the identity {identity}", holder(.of.as_ref()))]
+    IdentityTaken {
+        /// The identity.
+        identity: Identity,
+        /// Whose it is; `None` if the caller may not see that principal.
+        of: Option<PrincipalName>,
+    },
+    /// The maximum number of identities exists.
+    #[error(
+        "principal {0} already has {PRINCIPAL_IDENTITIES_MAX} identities, the maximum; remove one first"
+    )]
+    TooManyIdentities(PrincipalName),
     /// Too many rules.
     #[error(
         "{0} rules; the maximum is {PRINCIPAL_RULES_MAX}: let rules cover several things (`topic:orders-*`)"
@@ -54,7 +76,7 @@ pub enum PrincipalError {
     TooMuch(usize),
     /// Nobody could administer principals afterwards.
     #[error(
-        "afterwards nobody could administer principals; give that right to another principal with a token or a password first"
+        "afterwards nobody could administer principals; give that right to another principal with a token, a password or an identity first"
     )]
     LastAdmin,
     /// The caller does not have itself what it would give.
@@ -86,6 +108,13 @@ decision_errors! {
     PrincipalError: PrincipalError::Commit;
 }
 
+fn holder(of: Option<&PrincipalName>) -> String {
+    of.map_or_else(
+        || "another principal".to_owned(),
+        |of| format!("principal {of}"),
+    )
+}
+
 impl Advised for PrincipalError {
     fn advice(&self) -> Advice {
         match self {
@@ -93,9 +122,18 @@ impl Advised for PrincipalError {
             Self::Unknown(_) => Code::UnknownPrincipal.advice(),
             Self::UnknownToken { .. } => Code::UnknownToken.advice(),
             Self::TokenExists { .. } => Code::TokenExists.advice(),
-            Self::TooManyTokens(_) | Self::TooManyRules(_) | Self::TooMany | Self::TooMuch(_) => {
-                Code::TooManyPrincipals.advice()
-            }
+            Self::UnknownIdentity { .. } => Code::UnknownIdentity.advice(),
+            Self::IdentityTaken { identity, of } => match of {
+                Some(of) => Code::IdentityTaken.hint(format!(
+                    "take it from that principal first: `millrace access identity remove {of} '{identity}'`"
+                )),
+                None => Code::IdentityTaken.advice(),
+            },
+            Self::TooManyTokens(_)
+            | Self::TooManyIdentities(_)
+            | Self::TooManyRules(_)
+            | Self::TooMany
+            | Self::TooMuch(_) => Code::TooManyPrincipals.advice(),
             Self::LastAdmin => Code::LastAdmin.advice(),
             Self::NotOwn(_) => Code::NotAllowed
                 .hint("ask somebody who has it, and may administer this principal, to grant it"),

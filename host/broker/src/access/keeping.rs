@@ -184,6 +184,7 @@ impl Access {
             tokens: Vec::new(),
             quotas: Quotas::default(),
             password: None,
+            identities: Vec::new(),
             made_at: self.inner.clock.wall(),
             made_by: self.caller.signature().to_owned(),
         }

@@ -126,7 +126,7 @@ impl Access {
         let is_right = checked.await.unwrap_or(false);
         self.inner.follow();
         match proof {
-            Some(proof) if is_right && !proof.ended.is_cancelled() => {
+            Some(proof) if is_right && !proof.proof.ended.is_cancelled() => {
                 // Another may have been quicker with the same.
                 let _ = proof.remembered.set(mark);
                 Ok(proof.proved())
@@ -198,7 +198,7 @@ impl ScramChallenge {
         let message = self.exchange.finish(client_final)?;
         let proof = self.proof.ok_or(ScramError::Proof)?;
         self.access.inner.follow();
-        match proof.ended.is_cancelled() {
+        match proof.proof.ended.is_cancelled() {
             true => Err(ScramError::Changed),
             false => Ok((proof.proved(), message)),
         }
@@ -208,8 +208,8 @@ impl ScramChallenge {
 impl PasswordProof {
     fn proved(&self) -> Proved {
         Proved {
-            standing: Standing::Principal(Arc::clone(&self.known)),
-            ended: self.ended.clone(),
+            standing: Standing::Principal(Arc::clone(&self.proof.known)),
+            ended: self.proof.ended.clone(),
         }
     }
 }

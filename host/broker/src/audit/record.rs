@@ -35,7 +35,7 @@ pub struct AuditRecord {
     /// Who; null without credentials.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub principal: Option<PrincipalName>,
-    /// What a caller without credentials calls itself.
+    /// What a caller without credentials calls itself; with a principal, its user, as an identity provider names them.
     pub by: Option<String>,
     /// The address of its connection.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
@@ -65,7 +65,7 @@ impl AuditRecord {
     ) -> Self {
         let principal = caller.rights().principal().cloned();
         let by = match principal {
-            Some(_) => None,
+            Some(_) => caller.rights().subject().map(ToOwned::to_owned),
             None => caller.name().map(ToOwned::to_owned),
         };
         let on = note.as_ref().filter(|note| !note.name.is_empty());

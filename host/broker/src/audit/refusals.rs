@@ -13,6 +13,8 @@ use crate::audit::record::AuditRecord;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Alike {
     principal: Option<PrincipalName>,
+    /// Its user. What callers without a principal call themselves makes no difference: they can call themselves anything.
+    user: Option<String>,
     from: Option<IpAddr>,
     verb: String,
     on: Option<String>,
@@ -31,6 +33,7 @@ impl Refusals {
     pub(super) fn add(&mut self, record: AuditRecord) {
         let alike = Alike {
             principal: record.principal.clone(),
+            user: record.by.clone().filter(|_| record.principal.is_some()),
             from: record.from,
             verb: record.verb.clone(),
             on: record.on.clone(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use millrace_model::{Quota, Tenant};
 
+use crate::ground::keys::may_touch;
 use crate::ground::meters::OverQuota;
 use crate::ground::notes::{Note, Notes};
 use crate::ground::standing::{Forbidden, Standing};
@@ -19,7 +20,7 @@ pub(crate) const UNKNOWN: &str = "unknown";
 
 /// Who calls a verb. Cheap to clone.
 ///
-/// A caller that has proved to be a principal is recorded under the principal's name with each change. The name that any other gives is a
+/// A caller that has proved to be a principal is recorded under the principal's name with each change, and under the name of whom it acts for. The name that any other gives is a
 /// claim, which is recorded too, and proves nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
@@ -56,7 +57,7 @@ impl Caller {
     /// The same caller, who may do this.
     #[must_use]
     pub fn standing(self, standing: Standing) -> Self {
-        let by = standing.principal().map(|name| name.into());
+        let by = standing.signature();
         Self {
             by: by.or(self.by),
             standing,
@@ -86,6 +87,44 @@ impl Caller {
             notes.add(verb, "", asked.is_ok());
         }
         asked
+    }
+
+    /// Whether the caller may do this with what has this key, in the thing of this name.
+    ///
+    /// # Errors
+    /// [`Forbidden`] says which right is missing, or that it is the key.
+    pub fn may_with_key(
+        &self,
+        verb: Verb,
+        name: &str,
+        key: Option<&[u8]>,
+    ) -> Result<(), Forbidden> {
+        self.may_with_keys(verb, name, std::iter::once(key))
+    }
+
+    /// The same for several.
+    ///
+    /// # Errors
+    /// [`Forbidden`] says which right is missing, or that it is a key.
+    pub fn may_with_keys<'a>(
+        &self,
+        verb: Verb,
+        name: &str,
+        mut keys: impl Iterator<Item = Option<&'a [u8]>>,
+    ) -> Result<(), Forbidden> {
+        self.may(verb, name)?;
+        match keys.all(|key| may_touch(self.standing.keys(), key)) {
+            true => Ok(()),
+            false => Err(self.outside_keys(verb, name)),
+        }
+    }
+
+    /// The refusal for a caller whose rules allow it, but with other keys only.
+    pub(crate) fn outside_keys(&self, verb: Verb, name: &str) -> Forbidden {
+        if let Some(notes) = &self.notes {
+            notes.add(verb, name, false);
+        }
+        self.standing.outside_keys(verb, name)
     }
 
     /// Whether the caller may do this with the thing of this name, for lists that leave out what it may not see.
@@ -157,7 +196,7 @@ impl Caller {
         &self.standing
     }
 
-    /// The principal's name, or the name that the caller gave; `None` if it gave none.
+    /// The principal's name and whom it acts for, or the name that the caller gave; `None` if it gave none.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.by.as_deref()

@@ -7,6 +7,7 @@ pub(crate) mod chains;
 pub(crate) mod columns;
 pub(crate) mod headers;
 pub(crate) mod interrupting;
+pub(crate) mod keys;
 pub(crate) mod meters;
 pub(crate) mod notes;
 pub(crate) mod own_topics;

@@ -7,6 +7,7 @@ use millrace_model::{
     Advice, Advised, Code, PrincipalName, Resource, ResourceKind, Right, Rights, Rule,
 };
 
+use crate::ground::keys::{KeyPattern, is_for_some_keys, may_touch};
 use crate::ground::meters::Meters;
 use crate::ground::own_topics::AUDIT_LOG;
 use crate::ground::verbs::Verb;
@@ -47,6 +48,10 @@ pub struct Known {
     pub scope: Option<Vec<Rule>>,
     /// What it has used of its quotas.
     pub meters: Arc<Meters>,
+    /// Whom it acts for, as a provider of identities names them, if it does not act for itself.
+    pub subject: Option<Arc<str>>,
+    /// The keys of the messages and the state that it may touch; all if absent.
+    pub keys: Option<Vec<KeyPattern>>,
 }
 
 impl Standing {
@@ -67,13 +72,51 @@ impl Standing {
             Self::Everything => return Ok(()),
             Self::Principal(known) => {
                 let scope = known.scope.as_deref();
-                if decide(&known.rules, scope, verb.rights(), resource).is_some() {
+                let is_granted = decide(&known.rules, scope, verb.rights(), resource).is_some();
+                if is_granted && known.keys.is_some() && !is_for_some_keys(verb) {
+                    return Err(self.outside_keys(verb, name));
+                }
+                if is_granted {
                     return Ok(());
                 }
             }
             Self::Nobody => {}
         }
         Err(Forbidden::new(who, verb, resource))
+    }
+
+    /// Whether the caller may do this with what has this key.
+    ///
+    /// # Errors
+    /// [`Forbidden`] says which right is missing, or that it is the key.
+    pub fn may_with_key(
+        &self,
+        verb: Verb,
+        name: &str,
+        key: Option<&[u8]>,
+    ) -> Result<(), Forbidden> {
+        self.may(verb, name)?;
+        match may_touch(self.keys(), key) {
+            true => Ok(()),
+            false => Err(self.outside_keys(verb, name)),
+        }
+    }
+
+    /// The keys that the caller may touch; `None` if it may touch all.
+    #[must_use]
+    pub fn keys(&self) -> Option<&[KeyPattern]> {
+        match self {
+            Self::Principal(known) => known.keys.as_deref(),
+            Self::Everything | Self::Nobody => None,
+        }
+    }
+
+    /// The refusal for a caller whose rules allow it, but with other keys only.
+    pub(crate) fn outside_keys(&self, verb: Verb, name: &str) -> Forbidden {
+        let who = self.principal().cloned();
+        let mut refused = Forbidden::new(who, verb, Resource::new(verb.kind(), name));
+        refused.0.is_about_keys = true;
+        refused
     }
 
     /// Whether there is anything of its kind with which the caller may do this.
@@ -90,7 +133,11 @@ impl Standing {
         let who = match self {
             Self::Everything => return Ok(()),
             Self::Principal(known) => {
-                if has(&known.rules) && known.scope.as_deref().is_none_or(has) {
+                let is_granted = has(&known.rules) && known.scope.as_deref().is_none_or(has);
+                if is_granted && known.keys.is_some() && !is_for_some_keys(verb) {
+                    return Err(self.outside_keys(verb, ""));
+                }
+                if is_granted {
                     return Ok(());
                 }
                 Some(known.name.clone())
@@ -138,6 +185,27 @@ impl Standing {
             Self::Everything | Self::Nobody => None,
         }
     }
+
+    /// Whom the principal acts for, as an identity provider names them; `None` if it acts for itself.
+    #[must_use]
+    pub fn subject(&self) -> Option<&str> {
+        match self {
+            Self::Principal(known) => known.subject.as_deref(),
+            Self::Everything | Self::Nobody => None,
+        }
+    }
+
+    /// What is recorded with changes: the principal, and whom it acts for; `None` if there is no principal.
+    #[must_use]
+    pub fn signature(&self) -> Option<Arc<str>> {
+        let Self::Principal(known) = self else {
+            return None;
+        };
+        Some(match &known.subject {
+            Some(subject) => format!("{}/{subject}", known.name).into(),
+            None => known.name.as_str().into(),
+        })
+    }
 }
 
 /// The caller may not do this. Whether the thing exists is not said: the right is asked for first.
@@ -152,6 +220,8 @@ struct Refused {
     name: String,
     /// Whether only the host may do it.
     is_append_only: bool,
+    /// Whether its rules allow it, but only with other keys.
+    is_about_keys: bool,
 }
 
 impl Forbidden {
@@ -162,6 +232,7 @@ impl Forbidden {
             kind: resource.kind,
             name: resource.name.to_owned(),
             is_append_only: false,
+            is_about_keys: false,
         }))
     }
 
@@ -172,6 +243,7 @@ impl Forbidden {
             kind: ResourceKind::Topic,
             name: name.to_owned(),
             is_append_only: true,
+            is_about_keys: false,
         }))
     }
 
@@ -214,6 +286,10 @@ impl fmt::Display for Forbidden {
         if self.0.is_append_only {
             return f.write_str(": only the host writes the audit log");
         }
+        if self.0.is_about_keys {
+            return f
+                .write_str(" here: its credentials are for messages and state of some keys only");
+        }
         write!(f, ": that takes `{}`", self.missing().join("` or `"))
     }
 }
@@ -223,6 +299,9 @@ impl Advised for Forbidden {
         match &self.0.who {
             Some(_) if self.0.is_append_only => Code::NotAllowed.hint(
                 "leave it as it is; how long it is kept can be changed by who may administer",
+            ),
+            Some(_) if self.0.is_about_keys => Code::NotAllowed.hint(
+                "use one of the keys that `millrace access self` shows; for everything else, use credentials for all keys",
             ),
             Some(who) => {
                 let rule = self.missing().swap_remove(0);
@@ -255,6 +334,8 @@ mod tests {
                 PrincipalName::parse("billing").unwrap(),
                 Quotas::default(),
             )),
+            subject: None,
+            keys: None,
         }))
     }
 
@@ -328,6 +409,42 @@ mod tests {
             );
             assert_eq!(refused.advice().code, Code::NotAllowed);
         }
+    }
+
+    #[test]
+    fn a_caller_with_keys_may_do_with_these_what_its_rules_grant_and_nothing_about_others() {
+        let Standing::Principal(known) = standing(&["developer"], None) else {
+            unreachable!("a principal")
+        };
+        let ann = Standing::Principal(Arc::new(Known {
+            name: known.name.clone(),
+            rules: known.rules.clone(),
+            scope: None,
+            subject: Some("ann".into()),
+            keys: Some(vec![KeyPattern::Beginning(b"user:ann:"[..].into())]),
+            meters: Arc::clone(&known.meters),
+        }));
+        assert_eq!(ann.signature().as_deref(), Some("billing/ann"));
+        let produce = |key: Option<&[u8]>| ann.may_with_key(Verb::Produce, "orders", key);
+        assert_eq!(produce(Some(b"user:ann:1")), Ok(()));
+        for key in [Some(b"user:anna:1".as_slice()), Some(b""), None] {
+            let refused = produce(key).unwrap_err();
+            assert!(refused.to_string().contains("some keys only"), "{refused}");
+            assert_eq!(refused.advice().code, Code::NotAllowed);
+        }
+        for verb in [
+            Verb::ReadDeadLetters,
+            Verb::ReadLogs,
+            Verb::Replay,
+            Verb::SeeDelayed,
+        ] {
+            assert!(known.rules[0].granted.rights().has_any(verb.rights()));
+            assert!(ann.may(verb, "orders").is_err(), "{verb:?}");
+            assert!(ann.may_with_some(verb).is_err(), "{verb:?}");
+        }
+        // Without the rule it is the rule that is missing, whatever the key.
+        let refused = ann.may_with_key(Verb::MakeToken, "ann", None).unwrap_err();
+        assert!(refused.to_string().contains("administer"), "{refused}");
     }
 
     fn any_rule() -> impl Strategy<Value = Rule> {

@@ -10,6 +10,8 @@ use millrace_model::{
 use millrace_model::batch::RecordView;
 
 use crate::catalogue::unknown::known_partition;
+use crate::ground::caller::Caller;
+use crate::ground::keys::may_touch;
 use crate::ground::packing;
 use crate::ground::verbs::Verb;
 use crate::messages::checks::{check_bytes, check_content, check_count, check_timestamp};
@@ -69,7 +71,7 @@ impl Messages {
                 known.map_err(|unknown| ProduceError::UnknownPartition { index, unknown })?;
             let place = (index, first);
             first += batch.message_count();
-            let batch = checked(&topic, place, batch, now).await?;
+            let batch = checked(&self.caller, &topic, place, batch, now).await?;
             appends.push(Append { partition, batch });
         }
         pack(&mut appends, topic.spec.settings.compression).await;
@@ -102,6 +104,7 @@ impl Messages {
 
 /// The batch to store. `index` is its index in the call, and `first` that of its first message among all messages.
 async fn checked(
+    caller: &Caller,
     topic: &Topic,
     (index, first): (usize, usize),
     batch: RecordBatch,
@@ -120,6 +123,11 @@ async fn checked(
         if record.offset != plain.base_offset().plus(at as u64) {
             let error = BatchError::Malformed("the records' offset deltas do not count from 0");
             return Err(refused(error));
+        }
+        let key = record.key.clone().map(|key| &plain.bytes()[key]);
+        if !may_touch(caller.rights().keys(), key) {
+            let name = topic.spec.name.as_str();
+            return Err(caller.outside_keys(Verb::Produce, name).into());
         }
         let (names, bytes) = content(&record, plain.bytes());
         check_content(

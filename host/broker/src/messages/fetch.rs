@@ -9,6 +9,7 @@ use millrace_model::{
 };
 
 use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
+use crate::ground::keys::{KeyPattern, may_touch};
 use crate::ground::meters::OverQuota;
 use crate::ground::packing;
 use crate::ground::standing::Forbidden;
@@ -17,6 +18,9 @@ use crate::messages::handle::Messages;
 
 /// Bytes per read from the engine.
 const FETCH_READ_BYTES: usize = 1 << 20;
+/// Bytes of stored batches that one fetch goes through for a caller who sees only some keys. Then it is answered with what was found, and
+/// where to continue.
+const FETCH_PASSED_OVER_BYTES_MAX: usize = 16 << 20;
 
 /// What to fetch.
 #[derive(Clone, Debug)]
@@ -123,7 +127,9 @@ impl Messages {
             messages: request.messages_max,
             bytes: request.bytes_max,
         };
-        let (messages, next) = self.messages_from(partition, from, room).await?;
+        let (messages, next) = self
+            .messages_for(self.keys(), partition, from, room)
+            .await?;
         let bytes = messages.iter().map(|read| read.message.byte_count()).sum();
         self.has_read(messages.len(), bytes);
         let ends = engine.ends(partition)?;
@@ -176,10 +182,22 @@ impl Messages {
         &self,
         partition: TopicPartition,
         from: Offset,
+        room: Room,
+    ) -> Result<(Vec<Fetched>, Offset), FetchError> {
+        self.messages_for(None, partition, from, room).await
+    }
+
+    /// The same, for somebody who sees only messages with some keys: the others are passed over, as many as one call may.
+    async fn messages_for(
+        &self,
+        keys: Option<&[KeyPattern]>,
+        partition: TopicPartition,
+        from: Offset,
         mut room: Room,
     ) -> Result<(Vec<Fetched>, Offset), FetchError> {
         let mut messages = Vec::new();
         let mut next = from;
+        let mut passed_over = 0;
         while room.messages > 0 && room.bytes > 0 {
             let bytes_max = room.bytes.min(FETCH_READ_BYTES);
             let read = match self.read_at(partition, next, bytes_max).await {
@@ -195,8 +213,16 @@ impl Messages {
             for batch in &read.batches {
                 let readable = packing::readable(batch).await;
                 let readable = readable.map_err(|error| malformed(batch, error));
-                match readable.and_then(|batch| take(&batch, next, &mut room, &mut messages)) {
-                    Ok(Some(end)) => next = end,
+                let taken =
+                    readable.and_then(|batch| take(&batch, keys, next, &mut room, &mut messages));
+                match taken {
+                    Ok(Some(end)) => {
+                        next = end;
+                        passed_over += batch.byte_count();
+                        if keys.is_some() && passed_over >= FETCH_PASSED_OVER_BYTES_MAX {
+                            return Ok((messages, next));
+                        }
+                    }
                     Ok(None) => {
                         next = messages.last().map_or(next, |last| last.offset.next());
                         return Ok((messages, next));
@@ -221,7 +247,7 @@ pub(crate) struct Room {
     pub(crate) bytes: usize,
 }
 
-fn malformed(batch: &RecordBatch, error: BatchError) -> FetchError {
+pub(super) fn malformed(batch: &RecordBatch, error: BatchError) -> FetchError {
     FetchError::Malformed {
         at: batch.base_offset(),
         next: batch.end_offset(),
@@ -229,9 +255,10 @@ fn malformed(batch: &RecordBatch, error: BatchError) -> FetchError {
     }
 }
 
-/// Adds a readable batch's messages from `from` on; returns the batch's end, or `None` if there was not enough room.
+/// Adds a readable batch's messages from `from` on, of those keys that the caller may touch; returns the batch's end, or `None` if there was not enough room.
 fn take(
     batch: &RecordBatch,
+    keys: Option<&[KeyPattern]>,
     from: Offset,
     room: &mut Room,
     messages: &mut Vec<Fetched>,
@@ -242,7 +269,8 @@ fn take(
     }
     for view in batch.records().map_err(malformed)? {
         let view = view.map_err(malformed)?;
-        if view.offset < from {
+        let key = view.key.clone().map(|key| &batch.bytes()[key]);
+        if view.offset < from || !may_touch(keys, key) {
             continue;
         }
         let message = view.to_message(batch.bytes()).map_err(malformed)?;

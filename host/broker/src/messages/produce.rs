@@ -16,6 +16,7 @@ use tokio::sync::SemaphorePermit;
 
 use crate::ground::meters::OverQuota;
 use crate::ground::partitioner::{Partitioner, PartitionerError};
+use crate::ground::standing::Forbidden;
 use crate::ground::verbs::Verb;
 use crate::ground::{columns, packing};
 use crate::handler::AdmitError;
@@ -38,7 +39,7 @@ impl Messages {
         topic: &TopicName,
         messages: Vec<NewMessage>,
     ) -> Result<Vec<Placed>, ProduceError> {
-        self.caller.may(Verb::Produce, topic.as_str())?;
+        self.may_produce(topic, &messages)?;
         let base = Transaction::default();
         let produced = self.produce_as(topic, messages, None, base).await?;
         Ok(produced.placed)
@@ -56,9 +57,16 @@ impl Messages {
         messages: Vec<NewMessage>,
         key: CallKey,
     ) -> Result<Produced, ProduceError> {
-        self.caller.may(Verb::Produce, topic.as_str())?;
+        self.may_produce(topic, &messages)?;
         let base = Transaction::default();
         self.produce_as(topic, messages, Some(key), base).await
+    }
+
+    /// Whether the caller may send these messages, by the topic and by their keys.
+    fn may_produce(&self, topic: &TopicName, messages: &[NewMessage]) -> Result<(), Forbidden> {
+        let keys = messages.iter().map(|new| new.message.key.as_deref());
+        self.caller
+            .may_with_keys(Verb::Produce, topic.as_str(), keys)
     }
 
     /// Appends messages in a transaction that does `base` as well.

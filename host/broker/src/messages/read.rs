@@ -1,10 +1,13 @@
 //! Read: record batches out, as they are stored. Doors that speak Kafka's format send these bytes, and [`Messages::fetch`] decodes them.
 
 use millrace_engine::Ends;
+use millrace_model::batch::{RecordView, Thinned};
 use millrace_model::{Offset, PartitionId, RecordBatch, TopicName, TopicPartition};
 
+use crate::ground::keys::{KeyPattern, may_touch};
+use crate::ground::packing;
 use crate::ground::verbs::Verb;
-use crate::messages::fetch::FetchError;
+use crate::messages::fetch::{FetchError, malformed};
 use crate::messages::handle::Messages;
 
 /// The batches to read.
@@ -44,7 +47,7 @@ impl Messages {
         self.check_reads()?;
         let partition = self.partition_of(&request.topic, request.partition)?;
         let read = self
-            .read_at(partition, request.from, request.bytes_max)
+            .seen_at(partition, request.from, request.bytes_max)
             .await?;
         self.has_read_batches(&read.batches);
         Ok(read)
@@ -55,6 +58,27 @@ impl Messages {
         let messages = batches.iter().map(RecordBatch::message_count).sum();
         let bytes = batches.iter().map(RecordBatch::byte_count).sum();
         self.has_read(messages, bytes);
+    }
+
+    /// The keys that the caller may touch; `None` if it may touch all.
+    pub(super) fn keys(&self) -> Option<&[KeyPattern]> {
+        self.caller.rights().keys()
+    }
+
+    /// Reads what the caller may see: for one with keys, batches without the messages of others. They cover the same offsets.
+    pub(super) async fn seen_at(
+        &self,
+        partition: TopicPartition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<ReadResult, FetchError> {
+        let mut read = self.read_at(partition, from, bytes_max).await?;
+        if let Some(keys) = self.keys() {
+            for batch in &mut read.batches {
+                *batch = seen(batch, keys).await?;
+            }
+        }
+        Ok(read)
     }
 
     pub(super) async fn read_at(
@@ -81,4 +105,22 @@ impl Messages {
             },
         })
     }
+}
+
+/// A batch without the messages of other keys.
+async fn seen(batch: &RecordBatch, keys: &[KeyPattern]) -> Result<RecordBatch, FetchError> {
+    if batch.is_control() {
+        return Ok(batch.clone());
+    }
+    let malformed = |error| malformed(batch, error);
+    let plain = packing::readable(batch).await.map_err(malformed)?;
+    let is_seen = |view: &RecordView| {
+        let key = view.key.clone().map(|key| &plain.bytes()[key]);
+        may_touch(Some(keys), key)
+    };
+    Ok(match plain.thinned(is_seen).map_err(malformed)? {
+        Thinned::Whole => plain.clone(),
+        Thinned::Part(part) => part,
+        Thinned::Nothing => RecordBatch::gap(batch.base_offset(), batch.end_offset()),
+    })
 }

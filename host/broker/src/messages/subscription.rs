@@ -198,7 +198,7 @@ impl Subscription {
                 continue;
             };
             let bytes_max = self.credit.min(DELIVERY_BYTES);
-            let read = self.messages.read_at(at, next, bytes_max).await;
+            let read = self.messages.seen_at(at, next, bytes_max).await;
             // There is no `await` from here on, so cancelling this call loses nothing.
             self.ready.pop_front();
             let read = match read {

@@ -11,19 +11,20 @@ use millrace_engine::state::{
     StateWrites,
 };
 use millrace_engine::{
-    CommitError, EntryKind, Expectation, Lease, ReadError, Transaction, Version,
+    CommitError, Engine, EntryKind, Expectation, Lease, ReadError, Transaction, Version,
 };
 use millrace_model::bounds::{
     STATE_ATTEMPT_BYTES_MAX, STATE_CALL_KEYS_MAX, STATE_LISTED_BYTES_MAX, STATE_LISTED_MAX,
 };
 use millrace_model::{
-    Advice, Advised, Code, Durability, PartitionId, Processor, ProcessorName, Topic, TopicId,
-    TopicName, TopicPartition,
+    Advice, Advised, Code, Durability, GroupName, PartitionId, Processor, ProcessorName, Topic,
+    TopicId, TopicName, TopicPartition,
 };
 
 use crate::catalogue::deciding::{decided, decision_errors};
 use crate::catalogue::entries::entry;
 use crate::catalogue::unknown::{UnknownPartition, known_partition};
+use crate::ground::keys::{KeyPattern, ranges};
 use crate::ground::standing::Forbidden;
 use crate::ground::verbs::Verb;
 use crate::hosts::holding::Share;
@@ -135,13 +136,23 @@ impl Processors {
         place: &StatePlace,
         mut query: StateQuery,
     ) -> Result<StatePage, StateAccessError> {
-        self.caller.may(Verb::ReadState, place.processor.as_str())?;
+        let name = place.processor.as_str();
+        self.caller.may(Verb::ReadState, name)?;
+        // Before the state is looked for: whether it is there is not for them to know, either.
+        let keys = self.caller.rights().keys();
+        let ranges = keys.map(|keys| ranges(keys, &query.prefix));
+        if ranges.as_ref().is_some_and(Vec::is_empty) {
+            return Err(self.caller.outside_keys(Verb::ReadState, name).into());
+        }
         let partition = self.state_partition(place).await?;
         query.now = self.inner.clock.wall();
         query.entries_max = query.entries_max.min(STATE_LISTED_MAX);
         query.bytes_max = STATE_LISTED_BYTES_MAX;
         let engine = &self.inner.engine;
         let group = &place.processor.group();
+        if let Some(ranges) = ranges {
+            return Ok(state_of(&**engine, group, partition, query, &ranges).await?);
+        }
         Ok(engine.read_state(group, partition, &query).await?)
     }
 
@@ -213,7 +224,8 @@ impl Processors {
         topic: Option<&TopicName>,
         key: &[u8],
     ) -> Result<Vec<StateHolding>, StateAccessError> {
-        self.caller.may(Verb::ReadState, processor.as_str())?;
+        self.caller
+            .may_with_key(Verb::ReadState, processor.as_str(), Some(key))?;
         let query = StateQuery {
             prefix: key.to_vec(),
             entries_max: 1,
@@ -253,7 +265,9 @@ impl Processors {
         processor: &ProcessorName,
         topic: Option<&TopicName>,
     ) -> Result<Vec<StateHolding>, StateAccessError> {
-        self.caller.may(Verb::ReadState, processor.as_str())?;
+        // How much others have is not theirs to know who may touch only some keys.
+        self.caller
+            .may_with_key(Verb::ReadState, processor.as_str(), None)?;
         let query = StateQuery::default();
         self.holdings(processor, topic, &query, |_| true).await
     }
@@ -303,14 +317,21 @@ impl Processors {
         place: &StatePlace,
         writes: StateWrites,
     ) -> Result<(), StateAccessError> {
-        self.caller
-            .may(Verb::WriteState, place.processor.as_str())?;
+        self.may_write(&place.processor, &writes)?;
         let writes = Arc::new(writes);
         let partition = self.state_partition(place).await?;
         decided(&*self.inner.engine, || {
             self.write_state_now(place, partition, writes.clone())
         })
         .await
+    }
+
+    /// Whether the caller may touch what is written: emptying the state touches every key.
+    fn may_write(&self, name: &ProcessorName, writes: &StateWrites) -> Result<(), Forbidden> {
+        let keys = writes.changes.iter().map(|change| Some(&*change.key));
+        let every = writes.resets.then_some(None);
+        self.caller
+            .may_with_keys(Verb::WriteState, name.as_str(), keys.chain(every))
     }
 
     async fn write_state_now(
@@ -477,6 +498,45 @@ impl Processors {
         }
         Ok(places)
     }
+}
+
+/// Entries of these ranges of keys, at least one. A page has entries of one range; the next one goes on with the others.
+async fn state_of(
+    engine: &dyn Engine,
+    group: &GroupName,
+    partition: TopicPartition,
+    query: StateQuery,
+    ranges: &[KeyPattern],
+) -> Result<StatePage, ReadError> {
+    let mut last = StatePage::default();
+    for (at, range) in ranges.iter().enumerate() {
+        let is_one = matches!(range, KeyPattern::One(_));
+        let is_read = query
+            .after
+            .as_deref()
+            .is_some_and(|after| range.beginning() <= after);
+        if is_one && is_read {
+            continue;
+        }
+        let within = StateQuery {
+            prefix: range.beginning().to_vec(),
+            // The exact key sorts before all others with this prefix.
+            entries_max: query.entries_max.min(if is_one { 1 } else { usize::MAX }),
+            ..query.clone()
+        };
+        let mut page = engine.read_state(group, partition, &within).await?;
+        page.entries.retain(|entry| range.covers(&entry.key));
+        // How much others have is not for them to know.
+        page.size = StateSize::default();
+        page.has_more = (page.has_more && !is_one) || at + 1 < ranges.len();
+        if !page.entries.is_empty() {
+            return Ok(page);
+        }
+        last = page;
+    }
+    // Nothing more in any of them.
+    last.has_more = false;
+    Ok(last)
 }
 
 /// Whether this much may be written at once.

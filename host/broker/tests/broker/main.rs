@@ -19,6 +19,8 @@ mod faults;
 mod follow_ups;
 mod growth;
 mod host_headers;
+mod identities;
+mod keys;
 mod left_behind;
 mod lifetime;
 mod modules;

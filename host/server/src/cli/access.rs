@@ -1,10 +1,12 @@
-//! `access`: principals, what each may do, and their tokens and passwords.
+//! `access`: principals, what each may do, and the tokens, passwords and identities that prove them.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use millrace_model::{Clock as _, PrincipalName, Right, Rule, SystemClock, Target, TokenName};
+use millrace_model::{
+    Clock as _, Identity, PrincipalName, Right, Rule, SystemClock, Target, TokenName,
+};
 use serde_json::{Value, json};
 use ureq::http::Method;
 
@@ -130,6 +132,9 @@ pub(super) enum Verb {
     /// Set and remove passwords, for clients that cannot send a token
     #[command(subcommand)]
     Password(PasswordVerb),
+    /// Add and remove identities: who a principal is by its certificate, or as a user of the machine
+    #[command(subcommand)]
+    Identity(IdentityVerb),
 }
 
 #[derive(clap::Subcommand)]
@@ -151,6 +156,37 @@ pub(super) enum PasswordVerb {
     Remove {
         /// The principal
         principal: PrincipalName,
+    },
+}
+
+const IDENTITY_HELP: &str = "\
+Examples:
+  millrace access identity add billing uri:spiffe://prod/billing
+  millrace access identity add billing dns:billing.internal
+  millrace access identity add ops uid:1000
+
+dns:, uri: and email: are alternative names of a client's certificate, cn: is the common name of its
+subject, and uid: the number of a user of the machine, at the host's Unix socket.";
+
+#[derive(clap::Subcommand)]
+pub(super) enum IdentityVerb {
+    /// Give a principal an identity; it needs no token then
+    #[command(after_help = IDENTITY_HELP)]
+    Add {
+        /// The principal
+        principal: PrincipalName,
+        /// Such as `dns:billing.internal`
+        identity: Identity,
+    },
+    /// Take an identity from a principal; what is under way with it ends
+    #[command(
+        after_help = "Examples:\n  millrace access identity remove billing dns:billing.internal"
+    )]
+    Remove {
+        /// The principal
+        principal: PrincipalName,
+        /// The identity as `access show` prints it
+        identity: Identity,
     },
 }
 
@@ -266,6 +302,7 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         }
         Verb::Token(verb) => token(verb, client),
         Verb::Password(verb) => password(verb, client),
+        Verb::Identity(verb) => identity(verb, client),
     }
 }
 
@@ -296,6 +333,34 @@ fn password(verb: PasswordVerb, client: &Client) -> Result<(), Failure> {
             client.delete(&path(&principal))?;
             let gone = json!({"removed": principal});
             out.answer(&gone, |_| format!("principal {principal} has no password"))
+        }
+    }
+}
+
+fn identity(verb: IdentityVerb, client: &Client) -> Result<(), Failure> {
+    let mut out = client.output();
+    let path = |principal: &PrincipalName, identity: &Identity| {
+        let identity = escaped(&identity.to_string());
+        format!("/v1/access/principals/{principal}/identities/{identity}")
+    };
+    match verb {
+        IdentityVerb::Add {
+            principal,
+            identity,
+        } => {
+            let path = path(&principal, &identity);
+            let changed = client.send_again(Method::PUT, &path, &Value::Null)?;
+            out.answer(&changed, show)
+        }
+        IdentityVerb::Remove {
+            principal,
+            identity,
+        } => {
+            client.delete(&path(&principal, &identity))?;
+            let gone = json!({"removed": identity, "principal": principal});
+            out.answer(&gone, |_| {
+                format!("principal {principal} does not have the identity {identity} any more")
+            })
         }
     }
 }
@@ -385,10 +450,14 @@ fn made_token(made: &Value) -> String {
 }
 
 fn rules(rules: &Value) -> String {
-    let rules: Vec<String> = items(rules).iter().map(cell).collect();
-    match rules.is_empty() {
+    listed(rules, "; ")
+}
+
+fn listed(all: &Value, between: &str) -> String {
+    let all: Vec<String> = items(all).iter().map(cell).collect();
+    match all.is_empty() {
         true => "none".to_owned(),
-        false => rules.join("; "),
+        false => all.join(between),
     }
 }
 
@@ -425,11 +494,12 @@ fn list(answer: &Value) -> String {
             cell(&principal["name"]),
             rules(&principal["rules"]),
             items(&principal["tokens"]).len().to_string(),
+            items(&principal["identities"]).len().to_string(),
         ]
     };
     let rows = items(&answer["principals"]).iter().map(row).collect();
     table(
-        &["NAME", "RULES", "TOKENS"],
+        &["NAME", "RULES", "TOKENS", "IDENTITIES"],
         rows,
         "there are no principals",
     )
@@ -462,6 +532,7 @@ fn show(principal: &Value) -> String {
         ("principal", cell(&principal["name"])),
         ("may", rules(&principal["rules"])),
         ("quotas", quotas(&principal["quotas"])),
+        ("identities", listed(&principal["identities"], ", ")),
         (
             "made",
             format!(
@@ -486,19 +557,36 @@ fn show(principal: &Value) -> String {
 }
 
 fn oneself(answer: &Value) -> String {
+    if answer["everything"] == true && answer["credentials"] == "user" {
+        return "at the Unix socket, the host's own user and root may do everything".to_owned();
+    }
     if answer["everything"] == true {
         return "this host asks nobody for a token: everyone who can connect may do everything"
             .to_owned();
     }
     match &answer["principal"] {
+        Value::Null if !items(&answer["identities"]).is_empty() => format!(
+            "nobody: this command sends no token (--token-file, MILLRACE_TOKEN), and no principal has one of the identities {}",
+            listed(&answer["identities"], ", ")
+        ),
         Value::Null => {
             "nobody: this command sends no token (millrace login, --token-file, MILLRACE_TOKEN)"
                 .to_owned()
         }
         name => {
             let mut lines = vec![("principal", cell(name)), ("may", rules(&answer["rules"]))];
+            if !items(&answer["identities"]).is_empty() {
+                lines.push(("known by", listed(&answer["identities"], ", ")));
+            }
             if !answer["token_rules"].is_null() {
                 lines.push(("with this token only", rules(&answer["token_rules"])));
+            }
+            if !answer["subject"].is_null() {
+                lines.push(("for", cell(&answer["subject"])));
+            }
+            if !answer["keys"].is_null() {
+                let keys: Vec<String> = items(&answer["keys"]).iter().map(cell).collect();
+                lines.push(("with these keys only", keys.join(", ")));
             }
             facts(&lines)
         }
@@ -509,7 +597,10 @@ fn audited(answer: &Value) -> String {
     let row = |record: &Value| {
         let who = match &record["principal"] {
             Value::Null => format!("({})", cell(&record["by"])),
-            name => cell(name),
+            name => match &record["by"] {
+                Value::Null => cell(name),
+                user => format!("{}/{}", cell(name), cell(user)),
+            },
         };
         let result = match &record["code"] {
             Value::Null => cell(&record["result"]),

@@ -11,7 +11,7 @@ use millrace_model::{Clock, SystemClock};
 use serde_json::Value;
 use ureq::http::header::AUTHORIZATION;
 use ureq::http::{HeaderValue, Method, Request, Response, Uri};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, AsSendBody, Body};
 use zeroize::Zeroizing;
 
@@ -19,6 +19,7 @@ use super::failure::{Exit, Failure};
 use super::feed::Interrupt;
 use super::output::Output;
 use super::target::{Credential, Target};
+use super::unix::{self, UNIX};
 
 /// A larger answer is not from a Millrace host.
 const ANSWER_BYTES_MAX: u64 = 128 << 20;
@@ -74,10 +75,24 @@ enum Again {
     Twice,
 }
 
+/// What a client trusts, and presents.
+#[derive(Clone, Copy, Default)]
+pub(super) struct TlsFiles<'a> {
+    /// The roots that the host's certificate is checked against; those of this machine if absent.
+    pub(super) authority: Option<&'a Path>,
+    /// The client's certificate.
+    pub(super) certificate: Option<&'a Path>,
+    /// Its key.
+    pub(super) key: Option<&'a Path>,
+}
+
 /// A host, with a pool of connections. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Client {
     agent: Agent,
+    /// The host as the user names it.
+    host: String,
+    /// How its URLs begin.
     base: String,
     /// The user's name as the environment has it: sent to the host, which records it with changes.
     user: Option<String>,
@@ -98,31 +113,36 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// A client of the host at `url`.
-    /// The host's certificate is checked against the roots in `authority`, or else against those of this machine.
+    /// A client of the host at `url`, or at the Unix socket `unix:FILE`.
     pub(super) fn new(
         url: &str,
-        authority: Option<&Path>,
+        files: TlsFiles<'_>,
         json: bool,
         retry_for: Option<u64>,
     ) -> Result<Self, Failure> {
-        let base = url.trim_end_matches('/');
-        if !(base.starts_with("http://") || base.starts_with("https://")) {
+        let host = url.trim_end_matches('/');
+        let socket = host.strip_prefix(UNIX).filter(|file| !file.is_empty());
+        if socket.is_none() && !(host.starts_with("http://") || host.starts_with("https://")) {
             let failure = Failure::usage(format!("--host {url} is not a valid URL"));
             return Err(failure.with_hint(
-                "write http://ADDRESS:PORT, such as http://127.0.0.1:7400, or https:// for a host with a certificate",
+                "write http://ADDRESS:PORT, such as http://127.0.0.1:7400, https:// for a host with a certificate, or unix:FILE for its Unix socket",
             ));
         }
         let config = Agent::config_builder()
-            .tls_config(trusting(authority)?)
+            .tls_config(tls(files)?)
             .http_status_as_error(false)
             .max_redirects(0)
             // Environment proxies are for the web, not for a local broker.
             .proxy(None)
             .timeout_connect(Some(CONNECT_MAX))
             .build();
+        let (agent, base) = match socket {
+            Some(file) => (unix::agent(config, file), unix::BASE),
+            None => (config.new_agent(), host),
+        };
         Ok(Self {
-            agent: config.new_agent(),
+            agent,
+            host: host.to_owned(),
             base: base.to_owned(),
             user: user(),
             token: None,
@@ -137,7 +157,12 @@ impl Client {
 
     /// A client of the host that a command talks to.
     pub(super) fn of(target: Target, json: bool, retry_for: Option<u64>) -> Result<Self, Failure> {
-        let client = Self::new(&target.url, target.authority.as_deref(), json, retry_for)?;
+        let files = TlsFiles {
+            authority: target.authority.as_deref(),
+            certificate: target.certificate.as_deref(),
+            key: target.key.as_deref(),
+        };
+        let client = Self::new(&target.url, files, json, retry_for)?;
         match target.token {
             None => Ok(client),
             Some(Credential::Given(place)) => client.with_token(&place.read()?),
@@ -394,7 +419,7 @@ impl Client {
             request = request.header(AUTHORIZATION, token);
         }
         let request = request.body(body).map_err(|error| Unreached {
-            failure: Failure::usage(format!("--host {} is not a valid URL: {error}", self.base)),
+            failure: Failure::usage(format!("--host {} is not a valid URL: {error}", self.host)),
             may_have_come: false,
         })?;
         let response = self.agent.run(request);
@@ -424,7 +449,7 @@ impl Client {
         serde_json::from_slice(body).map_err(|_| {
             Failure::failed(format!(
                 "the server at {} is not a Millrace host",
-                self.base
+                self.host
             ))
         })
     }
@@ -434,7 +459,7 @@ impl Client {
             return Unreached {
                 failure: Failure::usage(format!(
                     "--host {} is not a valid URL: {error}",
-                    self.base
+                    self.host
                 )),
                 may_have_come: false,
             };
@@ -444,8 +469,8 @@ impl Client {
             ureq::Error::HostNotFound
                 | ureq::Error::ConnectionFailed
                 | ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve)
-        ) && !matches!(&error, ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused);
-        let message = format!("no Millrace host answers at {} ({error})", self.base);
+        ) && !matches!(&error, ureq::Error::Io(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied));
+        let message = format!("no Millrace host answers at {} ({error})", self.host);
         let failure = Failure::new(Exit::Unreachable, "unreachable", message).with_hint(
             "start one with `millrace serve`, or choose another with --host URL, MILLRACE_HOST or `millrace context use`",
         );
@@ -457,7 +482,7 @@ impl Client {
 
     /// The host's URL.
     pub(super) fn url(&self) -> &str {
-        &self.base
+        &self.host
     }
 
     /// Where answers are printed.
@@ -481,9 +506,9 @@ fn is_readable(url: &str) -> bool {
     !is_here
 }
 
-/// Which certificates of hosts are trusted.
-fn trusting(authority: Option<&Path>) -> Result<TlsConfig, Failure> {
-    let roots = match authority {
+/// Which certificates of hosts are trusted, and which one is presented to a host that asks.
+fn tls(files: TlsFiles<'_>) -> Result<TlsConfig, Failure> {
+    let roots = match files.authority {
         None => RootCerts::PlatformVerifier,
         Some(file) => {
             let unreadable = |why: String| {
@@ -511,10 +536,51 @@ fn trusting(authority: Option<&Path>) -> Result<TlsConfig, Failure> {
             RootCerts::from(certificates)
         }
     };
+    let own = match (files.certificate, files.key) {
+        (Some(certificate), Some(key)) => Some(presented(certificate, key)?),
+        (None, None) => None,
+        _ => {
+            let failure = Failure::usage("a client's certificate and its key are given together");
+            return Err(failure.with_hint("write --client-certificate FILE --client-key FILE"));
+        }
+    };
     Ok(TlsConfig::builder()
         .root_certs(roots)
+        .client_cert(own)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .build())
+}
+
+/// The client's certificate, with its key.
+fn presented(certificate: &Path, key: &Path) -> Result<ClientCert, Failure> {
+    let unusable = |flag: &str, file: &Path, why: String| {
+        Failure::usage(format!("{flag} {} cannot be used: {why}", file.display()))
+            .with_hint("name PEM files with the certificate that you were given, and with its key")
+    };
+    let chain = |why: String| unusable("--client-certificate", certificate, why);
+    let pem = std::fs::read(certificate).map_err(|error| chain(error.to_string()))?;
+    let mut certificates = Vec::new();
+    for item in parse_pem(&pem) {
+        if let PemItem::Certificate(one) = item.map_err(|error| chain(error.to_string()))? {
+            certificates.push(one);
+        }
+    }
+    if certificates.is_empty() {
+        return Err(chain("no -----BEGIN CERTIFICATE----- is in it".to_owned()));
+    }
+    let of_key = |why: String| unusable("--client-key", key, why);
+    let pem = std::fs::read(key).map(Zeroizing::new);
+    let pem = pem.map_err(|error| of_key(error.to_string()))?;
+    let own = PrivateKey::from_pem(&pem).map_err(|error| of_key(error.to_string()))?;
+    // The client panics with a key that does not fit, at its first connection.
+    let der = |one: &Certificate<'_>| rustls::pki_types::CertificateDer::from(one.der().to_vec());
+    let parsed = rustls::pki_types::PrivateKeyDer::try_from(own.der().to_vec());
+    let parsed = parsed.map_err(|error| of_key(error.to_owned()))?;
+    let provider = rustls::crypto::ring::default_provider();
+    let chain_of = certificates.iter().map(der).collect();
+    rustls::sign::CertifiedKey::from_der(chain_of, parsed, &provider)
+        .map_err(|error| of_key(format!("it is not that of the certificate ({error})")))?;
+    Ok(ClientCert::new_with_certs(&certificates, own))
 }
 
 /// The operating-system user, as far as a header can carry the name: the number if it has no name, as in many containers; otherwise
@@ -598,7 +664,8 @@ mod tests {
 
     #[test]
     fn a_host_that_is_not_there_is_said_to_be_unreachable() {
-        let client = Client::new("http://127.0.0.1:1/", None, false, None).expect("a client");
+        let client =
+            Client::new("http://127.0.0.1:1/", TlsFiles::default(), false, None).expect("a client");
         let failure = client.get("/v1/topics").expect_err("nobody there");
         let Failure::Told {
             exit,

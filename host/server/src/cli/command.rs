@@ -65,12 +65,14 @@ const WHAT_IS_NAMED: [(&str, &str); 8] = [
 ];
 
 /// Flags of all commands that talk to a host: their names in the code and on the command line.
-const ASKING: [(&str, &str); 5] = [
+const ASKING: [(&str, &str); 7] = [
     ("host", "host"),
     ("context", "context"),
     ("retry_for", "retry-for"),
     ("token_file", "token-file"),
     ("authority", "ca"),
+    ("client_certificate", "client-certificate"),
+    ("client_key", "client-key"),
 ];
 
 /// The command line: help is wrapped by paragraphs, and commands that talk to no host do not offer flags that name one.
@@ -119,6 +121,8 @@ impl Cli {
             context: Said::of(matches, "context", self.context.clone()),
             token: TokenPlace::said(file),
             authority: Said::of(matches, "authority", self.authority.clone()),
+            certificate: self.client_certificate.clone(),
+            key: self.client_key.clone(),
         };
         self
     }

@@ -578,7 +578,7 @@ mod tests {
 
     #[test]
     fn a_follower_takes_new_partitions_on_and_reads_them_from_their_start() {
-        let client = Client::new("http://127.0.0.1:1", None, false, None).unwrap();
+        let client = Client::new("http://127.0.0.1:1", Default::default(), false, None).unwrap();
         let (to, _answers) = mpsc::sync_channel(1);
         let mut follower = Follower {
             topic: TopicName::parse("orders").unwrap(),

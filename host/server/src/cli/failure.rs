@@ -201,6 +201,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let (exit, code) = match &error {
             StartError::Config(_) => (Exit::Usage, "config"),
+            StartError::Socket(_) => (Exit::Usage, "socket"),
             StartError::DataDirName(_) => (Exit::Usage, "data-dir-name"),
             StartError::DataDirInUse(_) => (Exit::DataDirInUse, "data-dir-in-use"),
             StartError::Poisoned(_) => (Exit::Poisoned, Code::EnginePoisoned.as_str()),

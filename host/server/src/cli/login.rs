@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use ureq::http::Uri;
 use zeroize::Zeroizing;
 
-use super::client::Client;
+use super::client::{Client, TlsFiles};
 use super::contexts::{Context, ContextName, Contexts, KeptToken, Store};
 use super::failure::Failure;
 use super::output::Output;
@@ -28,7 +28,7 @@ pub(super) fn run(given: &Given, json: bool, retry_for: Option<u64>) -> Result<(
     let store = Store::new(json);
     let place = Place::of(given, &store.read()?)?;
     // Before anybody is asked for a token.
-    let client = Client::new(&place.url, place.authority.as_deref(), json, retry_for)?;
+    let client = Client::new(&place.url, place.files(given), json, retry_for)?;
     let token = match &given.token {
         Some(
             Said::Flag(place @ TokenPlace::File(_)) | Said::Variable(place @ TokenPlace::File(_)),
@@ -84,6 +84,15 @@ struct Place {
 }
 
 impl Place {
+    /// What TLS needs. A certificate is not kept: it says who the user is without a token.
+    fn files<'a>(&'a self, given: &'a Given) -> TlsFiles<'a> {
+        TlsFiles {
+            authority: self.authority.as_deref(),
+            certificate: given.certificate.as_deref(),
+            key: given.key.as_deref(),
+        }
+    }
+
     fn of(given: &Given, contexts: &Contexts) -> Result<Self, Failure> {
         let named = given.context_name()?;
         let known = match &named {

@@ -48,6 +48,7 @@ mod table;
 mod target;
 mod topic;
 mod trials;
+mod unix;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,7 +57,7 @@ use clap::{Parser, Subcommand};
 
 use crate::modules::COMPILE_COMMAND;
 use client::Client;
-use contexts::Store;
+use contexts::{Contexts, Store};
 use failure::Failure;
 use target::Given;
 
@@ -83,7 +84,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not found, 4 refused, 
 #[derive(Parser)]
 #[command(name = "millrace", version, about = "A message broker that runs your WebAssembly", arg_required_else_help = true, after_help = AFTER_HELP, max_term_width = 110)]
 struct Cli {
-    /// The host to talk to [default: that of the context, or http://127.0.0.1:7400]
+    /// The host to talk to: its URL, or unix:FILE for its Unix socket [default: that of the context, or http://127.0.0.1:7400]
     #[arg(long, global = true, value_name = "URL", env = "MILLRACE_HOST")]
     host: Option<String>,
     /// The context to use, see `millrace login` [default: the current one]
@@ -101,6 +102,17 @@ struct Cli {
     /// A PEM file with the certificates that the host's is checked against [default: the context's, or those of this machine]
     #[arg(long = "ca", global = true, value_name = "FILE", env = "MILLRACE_CA")]
     authority: Option<PathBuf>,
+    /// A PEM file with this client's certificate, and those between it and its root
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "MILLRACE_CLIENT_CERTIFICATE"
+    )]
+    client_certificate: Option<PathBuf>,
+    /// A PEM file with the key of this client's certificate
+    #[arg(long, global = true, value_name = "FILE", env = "MILLRACE_CLIENT_KEY")]
+    client_key: Option<PathBuf>,
     /// The same, with where the user said it.
     #[arg(skip)]
     given: Given,
@@ -218,7 +230,11 @@ impl Cli {
         let (json, retry_for, given) = (self.json, self.retry_for, self.given);
         // Not before a command needs it: others must not fail for what is wrong with contexts.
         let client = || {
-            let target = given.target(&Store::new(json).read()?)?;
+            let contexts = match Store::new(json).read() {
+                Err(_) if given.needs_no_context() => Contexts::default(),
+                contexts => contexts?,
+            };
+            let target = given.target(&contexts)?;
             Client::of(target, json, retry_for)
         };
         match self.command {

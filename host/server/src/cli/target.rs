@@ -49,6 +49,8 @@ pub(super) struct Given {
     pub(super) context: Option<Said<String>>,
     pub(super) token: Option<Said<TokenPlace>>,
     pub(super) authority: Option<Said<PathBuf>>,
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
 }
 
 /// Where a token is.
@@ -92,6 +94,9 @@ impl TokenPlace {
 pub(super) struct Target {
     pub(super) url: String,
     pub(super) authority: Option<PathBuf>,
+    /// The client's certificate, and its key.
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
     pub(super) token: Option<Credential>,
 }
 
@@ -113,6 +118,11 @@ impl Given {
                 Failure::usage(format!("--context {name:?}: {error}"))
             }),
         }
+    }
+
+    /// Whether the user named a host and no context, so that a file of contexts that is broken must not be in the way.
+    pub(super) fn needs_no_context(&self) -> bool {
+        self.host.is_some() && self.context.is_none()
     }
 
     /// The host to talk to.
@@ -153,6 +163,8 @@ impl Given {
         Ok(Target {
             url,
             authority,
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
             token,
         })
     }

@@ -18,6 +18,9 @@ use crate::nearest::{hint_of, in_plain_words, nearest};
 /// Bytes of a configuration file; a larger one is refused.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Settings that are lists of tables, for which there are no flags.
+const IN_FILES_ONLY: [&str; 1] = ["access.providers"];
+
 /// What is wrong in a file, and where.
 struct Wrong {
     at: usize,
@@ -121,6 +124,8 @@ fn known(table: &DeTable<'_>, before: &str, paths: &[String]) -> Result<(), Wron
         };
         let section = format!("{path}.");
         match value.get_ref() {
+            // Its own reader knows what is in it.
+            DeValue::Array(_) if IN_FILES_ONLY.contains(&&*path) => {}
             _ if paths.contains(&path) => {}
             DeValue::Table(within) => known(within, &path, paths)?,
             _ if paths.iter().any(|known| known.starts_with(&section)) => {}

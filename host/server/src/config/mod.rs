@@ -17,10 +17,11 @@ use std::path::Path;
 
 use clap::FromArgMatches;
 
-pub use crate::access::{AccessSettings, TlsSettings};
+pub use crate::access::{AccessSettings, ClientCertificates, TlsSettings};
 pub use crate::encryption::EncryptionSettings;
 pub use crate::engine::{EngineKind, EngineSettings, LocalSettings};
 pub use crate::http::settings::HttpSettings;
+pub use crate::identity::settings::ProviderSettings;
 pub use crate::memory::MemorySettings;
 pub use crate::modules::ModuleSettings;
 pub use crate::telemetry::{GuestLog, LogFormat, LogSettings};

@@ -97,6 +97,10 @@ pub struct ListenSettings {
         value_name = "BOOL"
     )]
     pub insecure_no_auth: bool,
+    /// Listen on this Unix socket, too: HTTP without TLS, for the host's own user and root, who may do everything there without a token
+    #[arg(long = "listen-socket", id = "listen.socket", value_name = "FILE")]
+    #[serde(serialize_with = "names::maybe_shown")]
+    pub socket: Option<PathBuf>,
 }
 
 impl Config {
@@ -112,6 +116,7 @@ impl Config {
         }
         self.listen.http.check()?;
         self.listen.tls.check()?;
+        self.access.check()?;
         self.engine.check()?;
         self.limits.check()?;
         self.modules.check()?;

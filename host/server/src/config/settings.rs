@@ -90,6 +90,8 @@ pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String>
         "MILLRACE_CONFIG",
         "MILLRACE_HOST",
         "MILLRACE_CA",
+        "MILLRACE_CLIENT_CERTIFICATE",
+        "MILLRACE_CLIENT_KEY",
         "MILLRACE_TOKEN",
         "MILLRACE_TOKEN_FILE",
         "MILLRACE_CONTEXT",

@@ -55,6 +55,9 @@ fn sample(path: &str) -> (&'static str, &'static str) {
         "listen.insecure_no_auth" => ("true", "true"),
         "access.required" => ("true", "true"),
         "listen.tls.certificate_file" => ("\"host.crt\"", "host.crt"),
+        "listen.tls.client_ca_file" => ("\"clients.crt\"", "clients.crt"),
+        "listen.tls.client_certificates" => ("'required'", "required"),
+        "listen.socket" => ("'mill.sock'", "mill.sock"),
         "listen.tls.ca_file" => ("\"ca.crt\"", "ca.crt"),
         "listen.tls.key_file" => ("\"host.key\"", "host.key"),
         "engine.kind" => ("'memory'", "memory"),
@@ -83,17 +86,23 @@ fn sample(path: &str) -> (&'static str, &'static str) {
     }
 }
 
-/// The setting without which one is refused.
-fn goes_with(path: &str) -> Option<&'static str> {
-    Some(match path {
-        "listen.tls.certificate_file" => "listen.tls.key_file",
-        "listen.tls.key_file" => "listen.tls.certificate_file",
-        "engine.jetstream.user" => "engine.jetstream.password_file",
-        "engine.jetstream.password_file" => "engine.jetstream.user",
-        "engine.jetstream.certificate_file" => "engine.jetstream.key_file",
-        "engine.jetstream.key_file" => "engine.jetstream.certificate_file",
-        _ => return None,
-    })
+/// The settings without which one is refused.
+fn goes_with(path: &str) -> &'static [&'static str] {
+    match path {
+        "engine.jetstream.user" => &["engine.jetstream.password_file"],
+        "engine.jetstream.password_file" => &["engine.jetstream.user"],
+        "engine.jetstream.certificate_file" => &["engine.jetstream.key_file"],
+        "engine.jetstream.key_file" => &["engine.jetstream.certificate_file"],
+        "listen.tls.certificate_file" => &["listen.tls.key_file"],
+        "listen.tls.key_file" => &["listen.tls.certificate_file"],
+        "listen.tls.client_ca_file" => &["listen.tls.certificate_file", "listen.tls.key_file"],
+        "listen.tls.client_certificates" => &[
+            "listen.tls.certificate_file",
+            "listen.tls.key_file",
+            "listen.tls.client_ca_file",
+        ],
+        _ => &[],
+    }
 }
 
 #[test]
@@ -134,10 +143,10 @@ fn every_setting_is_the_same_by_flag_and_by_file() {
         let path = argument.get_id().as_str();
         let (in_file, by_flag) = sample(path);
         let flag = format!("--{}={by_flag}", argument.get_long().expect("a flag"));
-        let other = match goes_with(path) {
-            Some(other) => format!("{other} = {}\n", sample(other).0),
-            None => String::new(),
-        };
+        let others = goes_with(path).iter();
+        let other: String = others
+            .map(|other| format!("{other} = {}\n", sample(other).0))
+            .collect();
         let of_flag = load(&other, &[&flag]).expect(path);
         let of_file = load(&format!("{path} = {in_file}\n{other}"), &[]).expect(path);
         assert_eq!(of_flag, of_file);
@@ -305,5 +314,34 @@ fn the_example_in_the_documentation_is_a_configuration() {
             section.is_empty() || example.contains(&format!("[{section}]")) || section == "listen",
             "{path}"
         );
+    }
+}
+
+#[test]
+fn identity_providers_are_tables_of_the_file_and_flags_leave_them() {
+    let file = "[[access.providers]]\nissuer = 'https://id.example'\naudience = 'mill'\nprincipal = 'users'\n\
+                [[access.providers]]\nissuer = 'other'\naudience = ['a', 'b']\njwks_file = 'keys.json'\nprincipal_claim = 'role'\n";
+    let config = load(file, &["--require-tokens"]).expect("a configuration");
+    let providers = &config.access.providers;
+    assert_eq!(providers.len(), 2);
+    assert_eq!(providers[0].audience, ["mill"]);
+    assert_eq!(providers[1].audience, ["a", "b"]);
+    assert_eq!(providers[0].algorithms, ["RS256", "ES256", "EdDSA"]);
+    assert!(config.access.required);
+    for (wrong, said) in [
+        ("strips = true", "strip"),
+        ("audience = 7", "list of texts"),
+        ("leeway_s = 1000", "300"),
+        ("algorithms = ['none']", "RS256"),
+        ("keys = ['{sub}*']", "user:{sub}:*"),
+    ] {
+        let first = "[[access.providers]]\nissuer = 'https://id.example'\nprincipal = 'users'\n";
+        let audience = if wrong.starts_with("audience") {
+            ""
+        } else {
+            "audience = 'mill'\n"
+        };
+        let told = refusal(&format!("{first}{audience}{wrong}\n"));
+        assert!(told.contains(said), "{wrong}: {told}");
     }
 }

@@ -10,10 +10,11 @@ use super::{Copy, CopyError, keys};
 const ENTRIES_MAX: usize = 1000;
 const ENTRIES_BYTES: usize = 1 << 20;
 /// Known damage is of files of the source, so it is not copied. Processors come last: they begin to work when a host sees them.
-pub(super) const KINDS: [EntryKind; 6] = [
+pub(super) const KINDS: [EntryKind; 7] = [
     EntryKind::Module,
     EntryKind::Newest,
     EntryKind::Redriven,
+    EntryKind::Principal,
     EntryKind::Route,
     EntryKind::Schedule,
     EntryKind::Processor,
@@ -78,5 +79,20 @@ impl Copy<'_> {
             ..Transaction::default()
         };
         self.target.commit(transaction).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_entry_is_copied_but_damage() {
+        let mut copied = KINDS.to_vec();
+        copied.push(EntryKind::Damage);
+        copied.sort();
+        let mut all = EntryKind::ALL;
+        all.sort();
+        assert_eq!(copied, all);
     }
 }

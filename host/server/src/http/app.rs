@@ -18,6 +18,7 @@ use super::error::ApiError;
 use super::request_ids::RequestIds;
 use super::told_of::ToldOf;
 use crate::config::Config;
+use crate::identity::Identity;
 use crate::net::{Budgets, Listener, Places, Trust};
 use crate::registry::Registry;
 
@@ -35,8 +36,12 @@ pub(crate) struct App {
     pub(super) attempts: Mutex<Attempts>,
     /// Refusals that are held back.
     pub(super) held_back: Semaphore,
-    /// Whether requests without a token may do only what needs no right.
+    /// The identity providers whose JWTs count.
+    pub(super) identity: Identity,
+    /// Whether requests of which nothing says who sends them may do only what needs no right.
     pub(super) requires_credentials: bool,
+    /// The number of the user that the process runs as.
+    pub(super) own_user: u32,
     /// Whom this host trusts to be another one.
     pub(super) trust: Trust,
     /// Memory that all doors share.
@@ -64,7 +69,7 @@ impl App {
         listener: &Listener,
         clock: Arc<dyn Clock>,
         broker: Broker,
-        (metrics, trust): (Option<Registry>, Trust),
+        (metrics, trust, identity): (Option<Registry>, Trust, Identity),
     ) -> Arc<Self> {
         let http = &config.listen.http;
         let waiting_max = waiting_max(http.connections_max);
@@ -87,6 +92,8 @@ impl App {
                 config.listen.insecure_no_auth || config.is_exposed().unwrap_or_default(),
             ),
             trust,
+            identity,
+            own_user: rustix::process::geteuid().as_raw(),
             requires_credentials: config.access.is_required(),
             budgets,
             uploads: Arc::new(Semaphore::new(bounds::UPLOADS_MAX)),

@@ -9,9 +9,10 @@ use axum::extract::FromRequestParts;
 use axum::http::HeaderValue;
 use axum::http::request::Parts;
 use millrace_broker::{Caller, Session, Standing};
+use millrace_model::Identity;
 
 use super::app::App;
-use super::proving::Sender;
+use super::proving::{Credentials, Sender};
 
 /// The id of a request in logs and answers, once it has one.
 #[derive(Clone)]
@@ -24,6 +25,8 @@ pub(crate) struct Called {
     pub(super) session: Session,
     /// The token's line, for the same question to another host.
     pub(super) token: Option<HeaderValue>,
+    /// What says who the caller is, and who its connection says that it is.
+    pub(super) proof: (Option<Credentials>, Vec<Identity>),
 }
 
 impl Called {
@@ -33,6 +36,7 @@ impl Called {
             app: Arc::clone(app),
             session: app.broker.session(Caller::host()),
             token: None,
+            proof: Default::default(),
         }
     }
 }
@@ -61,6 +65,9 @@ impl FromRequestParts<Arc<App>> for Called {
             app: Arc::clone(app),
             session: app.broker.session(caller),
             token: sender.and_then(|sender| sender.line.clone()),
+            proof: sender.map_or_else(Default::default, |sender| {
+                (sender.credentials, sender.identities.clone())
+            }),
         })
     }
 }

@@ -95,7 +95,10 @@ impl Door {
         let router = TowerToHyperService::new(self.router.clone());
         let service = service_fn(|mut request: Request<Incoming>| {
             line.enter(Phase::Busy, self.now());
-            request.extensions_mut().insert(Peer(seat.peer()));
+            request.extensions_mut().insert(Peer(seat.peer().address));
+            request
+                .extensions_mut()
+                .insert(seat.peer().presented.clone());
             request.extensions_mut().insert(line.clone());
             // Whether the work is useful only to a caller who waits for it.
             let for_its_caller = request.uri().path().ends_with("/redrive")
@@ -323,7 +326,7 @@ mod tests {
             stopping: listener.stopping(),
             request_ids: Arc::new(RequestIds::new()),
         };
-        let address = listener.address();
+        let address = listener.address().expect("a port");
         let mut doors = Doors::new(Budgets::new(1 << 10, 1 << 10));
         doors.open("http", listener, move |connection| {
             door.clone().converse(connection)

@@ -30,7 +30,7 @@ use super::mount::OfAComponent;
 use super::proving::CHALLENGE;
 use super::record::Asked;
 use super::rest;
-use crate::net::Line;
+use crate::net::{Line, Presented};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -44,7 +44,10 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     let (mut request, rest) = rest::lend(request);
     request.extensions_mut().insert(RequestId(id.clone()));
     let path = request.uri().path().to_owned();
-    let sender = app.sender_of(&path, request.headers_mut()).await;
+    let presented = request.extensions().get::<Presented>().cloned();
+    let presented = presented.unwrap_or_default();
+    let sender = app.sender_of(&path, request.headers_mut(), &presented);
+    let sender = sender.await;
     let sender = sender.map(Arc::new);
     let standing = match &sender {
         Ok(sender) => sender.standing.clone(),

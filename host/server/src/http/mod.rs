@@ -111,6 +111,7 @@ fn every_route() -> Vec<Route> {
     /// Takes no right.
     const OPEN: Option<Verb> = None;
     const PRINCIPAL: &str = "/v1/access/principals/{name}";
+    const IDENTITY: &str = "/v1/access/principals/{name}/identities/{identity}";
     const TOPIC: &str = "/v1/topics/{topic}";
     const PARTITION: &str = "/v1/topics/{topic}/partitions/{partition}/messages";
     const CONSUMER: &str = "/v1/topics/{topic}/consumers/{name}";
@@ -207,6 +208,16 @@ fn every_route() -> Vec<Route> {
             "/v1/access/principals/{name}/password",
             Some(Verb::RemovePassword),
             on::delete(principals::remove_password),
+        ),
+        put(
+            IDENTITY,
+            Some(Verb::SetPrincipal),
+            on::put(principals::add_identity),
+        ),
+        delete(
+            IDENTITY,
+            Some(Verb::SetPrincipal),
+            on::delete(principals::remove_identity),
         ),
         get("/v1/topics", Some(Verb::SeeTopic), on::get(topics::list)),
         post(

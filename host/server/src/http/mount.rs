@@ -4,6 +4,7 @@
 //! for every other request.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -29,6 +30,7 @@ use tokio::time::timeout;
 use super::bounds::{BODY_MS_MAX, BODY_SILENCE_MS_MAX, ROUTE_BODY_BYTES_MAX};
 use super::called::Called;
 use super::error::{self, ApiError, own};
+use super::proving::Sender;
 
 /// Headers about one connection, which are not passed on.
 const OF_A_CONNECTION: [HeaderName; 9] = [
@@ -63,13 +65,21 @@ pub(super) async fn answer(app: Called, request: Request) -> Response {
             .into_response();
     };
     let began = app.clock.monotonic();
+    let sender = request.extensions().get::<Arc<Sender>>().cloned();
     let (revision, answered) = ask(&app, &path, request).await;
     let took = app.clock.monotonic().saturating_sub(began);
     // None answered if the route was deleted meanwhile.
     let revision = revision.unwrap_or_default();
     let (outcome, answer) = match answered {
         Ok(answer) => ("answered", answer),
-        Err(error) => (word(&error), refusal(error, revision).into_response()),
+        Err(error) => {
+            let word = word(&error);
+            let refusal = match (error, sender) {
+                (ServeError::Forbidden(error), Some(sender)) => sender.refused(error),
+                (error, _) => refusal(error, revision),
+            };
+            (word, refusal.into_response())
+        }
     };
     let route = path.to_string();
     let number = revision.to_string();

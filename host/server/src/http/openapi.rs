@@ -44,6 +44,8 @@ use super::{
         principals::revoke_token,
         principals::set_password,
         principals::remove_password,
+        principals::add_identity,
+        principals::remove_identity,
         topics::list,
         topics::create,
         topics::show,

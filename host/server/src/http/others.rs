@@ -20,7 +20,9 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use millrace_broker::Standing;
 use millrace_engine::{HostId, HostInfo};
+use millrace_model::{Right, Rights, Target};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
@@ -139,6 +141,21 @@ impl Room {
 }
 
 impl Called {
+    /// Whether the caller may hear whatever another host answers. With the caller's token, that host decides; without one it is this host
+    /// that asks there, by its certificate, and may see more than the caller.
+    fn may_hear_all(&self) -> bool {
+        let view = Rights::of(&[Right::View]);
+        self.token.is_some()
+            || match self.session.caller().rights() {
+                Standing::Everything => true,
+                Standing::Principal(known) => known
+                    .rules
+                    .iter()
+                    .any(|rule| rule.on == Target::All && rule.granted.rights().has_any(view)),
+                Standing::Nobody => false,
+            }
+    }
+
     /// The name of this host among the others.
     pub(super) fn name_of_this(&self) -> String {
         let (this, hosts) = self.broker.hosts();
@@ -159,6 +176,14 @@ impl Called {
         }
         let (asked, left) = others.split_at(others.len().min(OTHERS_HOSTS_MAX));
         let mut answers = Answers::none();
+        if !self.may_hear_all() {
+            let why = "it is asked with the caller's token, and the request has none; send one";
+            answers.missing = others
+                .iter()
+                .map(|host| missing(host, why.to_owned()))
+                .collect();
+            return answers;
+        }
         let beyond = format!("more than {OTHERS_HOSTS_MAX} others live; ask it itself");
         let unasked = left.iter().map(|host| missing(host, beyond.clone()));
         answers.missing.extend(unasked);
@@ -272,6 +297,11 @@ async fn answer_of<T: DeserializeOwned>(
         StatusCode::ACCEPTED,
         StatusCode::UNPROCESSABLE_ENTITY,
     ];
+    if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
+        return Err(format!(
+            "it answers with status {status}: send a token, or give a principal that may see this an identity of this host's certificate"
+        ));
+    }
     if !says.contains(&status) {
         return Err(format!("it answers with status {status}; its log says why"));
     }

@@ -9,8 +9,8 @@ use millrace_broker::{
     AuditQuery, AuditRecords, MadeToken, NewToken, PasswordText, SetPassword, Standing,
 };
 use millrace_model::{
-    Offset, Password, Principal, PrincipalName, Quotas, Right, Rights, Rule, Target, Timestamp, Token,
-    TokenName,
+    Identity, Offset, Password, Principal, PrincipalName, Quotas, Right, Rights, Rule, Target,
+    Timestamp, Token, TokenName,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
@@ -20,6 +20,7 @@ use super::body::json;
 use super::bounds::JSON_BODY_BYTES_MAX;
 use super::called::Called;
 use super::error::{ApiError, ErrorBody};
+use super::proving::Credentials;
 use super::query::{InPath, InQuery};
 
 /// A principal: a person or a program that calls the host.
@@ -36,6 +37,9 @@ pub(super) struct PrincipalBody {
     quotas: QuotasBody,
     /// Its password; null if it has none.
     password: Option<PasswordBody>,
+    /// Who it is to others than this host: by names in a client's certificate, or as a user of the machine at the Unix socket.
+    #[schema(example = json!(["dns:billing.internal", "uri:spiffe://prod/billing"]))]
+    identities: Vec<Identity>,
     /// When it was made, in milliseconds since the Unix epoch.
     made_at: Timestamp,
     /// Who made it.
@@ -165,6 +169,7 @@ impl From<Principal> for PrincipalBody {
             tokens: principal.tokens.into_iter().map(TokenBody::from).collect(),
             quotas: principal.quotas.into(),
             password: principal.password.map(PasswordBody::from),
+            identities: principal.identities,
             made_at: principal.made_at,
             made_by: principal.made_by,
         }
@@ -259,14 +264,24 @@ impl From<SetPassword> for SetPasswordBody {
 /// Who sends the request.
 #[derive(Serialize, ToSchema)]
 pub(super) struct SelfBody {
-    /// The principal; null without a token.
+    /// The principal; null if nothing says which it is.
     principal: Option<PrincipalName>,
-    /// Whether the sender may do everything, because this host asks nobody for a token.
+    /// What says who the sender is; null if nothing does.
+    credentials: Option<Credentials>,
+    /// Who the connection says that the sender is, by its certificate or as a user of the machine. A principal that has one of these is the
+    /// sender of a request without a token.
+    identities: Vec<Identity>,
+    /// Whether the sender may do everything: because this host asks nobody for a token, or because the sender is its own user, or root, at
+    /// the Unix socket.
     everything: bool,
     /// The principal's rules.
     rules: Vec<Rule>,
     /// If present, the token may do only what one of these allows, too.
     token_rules: Option<Vec<Rule>>,
+    /// Whom the sender is, as its identity provider names it; null without a JWT.
+    subject: Option<String>,
+    /// If present, the keys of messages and state that the sender may touch; one that ends with `*` stands for all that begin so.
+    keys: Option<Vec<String>>,
 }
 
 /// A right on a thing.
@@ -329,9 +344,16 @@ pub(super) async fn oneself(app: Called) -> Json<SelfBody> {
     };
     Json(SelfBody {
         principal: standing.principal().cloned(),
+        credentials: app.proof.0,
+        identities: app.proof.1.clone(),
         everything: matches!(standing, Standing::Everything),
         rules: known.map_or_else(Vec::new, |known| known.rules.clone()),
         token_rules: known.and_then(|known| known.scope.clone()),
+        subject: known.and_then(|known| known.subject.as_deref().map(str::to_owned)),
+        keys: known.and_then(|known| {
+            let keys = known.keys.as_ref()?.iter();
+            Some(keys.map(ToString::to_string).collect())
+        }),
     })
 }
 
@@ -564,6 +586,28 @@ pub(super) async fn set_password(
     .await
 }
 
+/// Gives a principal an identity: what says in a client's certificate, or at the Unix socket, who it is. Such as `dns:billing.internal`,
+/// percent-encoded.
+#[utoipa::path(put, path = "/v1/access/principals/{name}/identities/{identity}", tag = "access",
+    params(("name" = String, Path,), ("identity" = String, Path,)), responses(
+    (status = 200, body = PrincipalBody),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "Another principal has it"),
+    (status = 429, body = ErrorBody, description = "It has as many identities as it may have"),
+))]
+pub(super) async fn add_identity(
+    app: Called,
+    InPath((name, identity)): InPath<(PrincipalName, String)>,
+) -> Result<Json<PrincipalBody>, ApiError> {
+    let identity: Identity = identity.parse()?;
+    to_the_end(async move {
+        let changed = app.session.access().add_identity(&name, identity).await?;
+        Ok(Json(changed.into()))
+    })
+    .await
+}
+
 /// Removes the password of a principal, if it has one. It is refused from now on, and what is under way with it ends.
 #[utoipa::path(delete, path = "/v1/access/principals/{name}/password", tag = "access", params(("name" = String, Path,)), responses(
     (status = 204),
@@ -575,6 +619,27 @@ pub(super) async fn remove_password(
     InPath(name): InPath<PrincipalName>,
 ) -> Result<StatusCode, ApiError> {
     to_the_end(async move { Ok(app.session.access().remove_password(&name).await?) }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Takes an identity from a principal. It proves nothing from now on, and what is under way with it ends.
+#[utoipa::path(delete, path = "/v1/access/principals/{name}/identities/{identity}", tag = "access",
+    params(("name" = String, Path,), ("identity" = String, Path,)), responses(
+    (status = 204),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "Nobody could administer principals afterwards"),
+))]
+pub(super) async fn remove_identity(
+    app: Called,
+    InPath((name, identity)): InPath<(PrincipalName, String)>,
+) -> Result<StatusCode, ApiError> {
+    let identity: Identity = identity.parse()?;
+    to_the_end(async move {
+        let access = app.session.access();
+        Ok(access.remove_identity(&name, &identity).await?)
+    })
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

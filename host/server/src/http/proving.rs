@@ -1,7 +1,9 @@
-//! Who sends a request: the token or the password in its Authorization line, and what the host asks of those without one.
+//! Who sends a request: the token, the JWT or the password in its Authorization line, or else what its connection proves, and what the host
+//! asks of those of whom nothing says who they are.
 //!
-//! A token never goes further than this file: components, which get the headers of requests to routes, do not see it. A password (RFC
-//! 7617) counts on the host's own paths only; on a route's it is for the component.
+//! A token never goes further than this file: components, which get the headers of requests to routes, do not see it. JWTs are for them
+//! as well, so they see those, unless the provider's settings say otherwise. A password (RFC 7617) counts on the host's own paths only; on
+//! a route's it is for the component.
 
 use std::sync::Arc;
 
@@ -13,9 +15,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use millrace_broker::{Caller, Standing, Verb};
-use millrace_model::{Code, ResourceKind};
+use millrace_broker::{Caller, Forbidden, Standing, Unproved, Verb};
+use millrace_model::{Advised as _, Code, Identity, ResourceKind};
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use super::app::App;
@@ -23,9 +27,11 @@ use super::by::by_of;
 use super::called::RequestId;
 use super::error::ApiError;
 use super::modules::Peer;
-use crate::net::Line;
+use crate::identity::Identified;
+use crate::net::{Line, Presented};
 
-/// How tokens of this host begin. Other credentials in the line are for whoever is in front of the host, or for a component.
+/// How tokens of this host begin. Other credentials in the line are JWTs of an identity provider, or for whoever is in front of the host,
+/// or for a component.
 const OF_A_TOKEN: &str = "mr_";
 const SCHEME: &str = "bearer";
 const SCHEME_OF_PASSWORDS: &str = "basic";
@@ -33,6 +39,25 @@ const SCHEME_OF_PASSWORDS: &str = "basic";
 /// page asks of this host.
 pub(super) const CHALLENGE: (axum::http::HeaderName, HeaderValue) =
     (WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+
+/// Root may do what the host's own user may: it could become that one.
+const ROOT: u32 = 0;
+
+/// What says who sends a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Credentials {
+    /// The token in the request.
+    Token,
+    /// The JWT of an identity provider in the request.
+    Jwt,
+    /// The name and the password in the request.
+    Password,
+    /// The client's certificate.
+    Certificate,
+    /// The user of this machine at the other end of the Unix socket.
+    User,
+}
 
 /// Who sends a request.
 #[derive(Clone, Debug)]
@@ -42,38 +67,38 @@ pub(super) struct Sender {
     ended: Option<CancellationToken>,
     /// The line of the token or the password, for the same question to another host of the store.
     pub(super) line: Option<HeaderValue>,
+    /// What says so; `None` if nothing does.
+    pub(super) credentials: Option<Credentials>,
+    /// Who the connection says that it is.
+    pub(super) identities: Vec<Identity>,
 }
 
 impl App {
-    /// Who sends a request to this path with these headers. The token or the password is taken out of them.
+    /// Who sends a request to this path with these headers, on a connection that proves this. The token or the password is taken out of
+    /// the headers; what is in them counts before the connection.
     pub(super) async fn sender_of(
         &self,
         path: &str,
         headers: &mut HeaderMap,
+        presented: &Presented,
     ) -> Result<Sender, ApiError> {
         let lines = headers.get_all(AUTHORIZATION).iter();
         let mut ours = lines.filter_map(|line| Some((line, self.credentials_in(path, line)?)));
-        let Some((line, credentials)) = ours.next() else {
-            let standing = match self.requires_credentials {
-                true => Standing::Nobody,
-                false => Standing::Everything,
+        let Some((line, in_line)) = ours.next() else {
+            return match self.identified(headers, is_own(path)).await? {
+                Some(sender) => Ok(sender),
+                None => self.sender_at(presented),
             };
-            return Ok(Sender {
-                standing,
-                ended: None,
-                line: None,
-            });
         };
         if ours.next().is_some() {
-            let hint = "send one Authorization line";
-            let message = "the request has several tokens or passwords";
-            return Err(ApiError::malformed(message, hint));
+            return Err(several());
         }
-        let proved = match credentials {
-            Credentials::Token(token) => self.access.prove(token)?,
-            Credentials::Password(both) => {
+        let (proved, credentials) = match in_line {
+            InLine::Token(token) => (self.access.prove(token)?, Credentials::Token),
+            InLine::Password(both) => {
                 let (name, password) = both.split_once(':').unwrap_or_default();
-                self.access.prove_password(name, password).await?
+                let proved = self.access.prove_password(name, password).await?;
+                (proved, Credentials::Password)
             }
         };
         let mut line = line.clone();
@@ -83,24 +108,103 @@ impl App {
             standing: proved.standing,
             ended: Some(proved.ended),
             line: Some(line),
+            credentials: Some(credentials),
+            identities: Vec::new(),
+        })
+    }
+
+    /// Who sends what comes without a token on a connection that proves this.
+    fn sender_at(&self, presented: &Presented) -> Result<Sender, ApiError> {
+        let (credentials, identities) = match presented {
+            Presented::Nothing => (None, Vec::new()),
+            Presented::Certificate(certificate) => {
+                // TLS has checked it when the connection began, which may be long ago.
+                if certificate.expires_at <= self.clock.wall() {
+                    let message = "the client's certificate has expired";
+                    let hint = "connect again with a new certificate";
+                    return Err(ApiError::new(Code::CredentialsRefused, message, hint));
+                }
+                (
+                    Some(Credentials::Certificate),
+                    certificate.identities.clone(),
+                )
+            }
+            Presented::User(uid) => (Some(Credentials::User), vec![Identity::of_user(*uid)]),
+        };
+        let proved = self.access.prove_identity(&identities).ok();
+        let is_own = matches!(presented, Presented::User(uid) if is_own_user(*uid, self.own_user));
+        let (standing, ended) = match proved {
+            _ if is_own => (Standing::Everything, None),
+            Some(proved) => (proved.standing, Some(proved.ended)),
+            None if self.requires_credentials => (Standing::Nobody, None),
+            None => (Standing::Everything, None),
+        };
+        let counts = is_own || ended.is_some();
+        Ok(Sender {
+            standing,
+            ended,
+            line: None,
+            credentials: credentials.filter(|_| counts),
+            identities,
         })
     }
 
     /// What an Authorization line has for this host.
-    fn credentials_in<'a>(&self, path: &str, line: &'a HeaderValue) -> Option<Credentials<'a>> {
+    fn credentials_in<'a>(&self, path: &str, line: &'a HeaderValue) -> Option<InLine<'a>> {
         if let Some(token) = token_in(line) {
-            return Some(Credentials::Token(token));
+            return Some(InLine::Token(token));
         }
         let both = is_own(path).then(|| password_in(line)).flatten()?;
         let (name, _) = both.split_once(':')?;
         // Where everyone may do everything, a password of nobody is for whoever is in front of the host.
         let is_ours = self.requires_credentials || self.access.has_password(name);
-        is_ours.then_some(Credentials::Password(both))
+        is_ours.then_some(InLine::Password(both))
+    }
+
+    /// Who sends a request by a JWT of an identity provider; `None` without one. On the host's own paths a JWT of another provider is
+    /// refused; on others it is the component's.
+    async fn identified(
+        &self,
+        headers: &mut HeaderMap,
+        is_own: bool,
+    ) -> Result<Option<Sender>, ApiError> {
+        let lines: Vec<HeaderValue> = headers.get_all(AUTHORIZATION).iter().cloned().collect();
+        let mut found: Option<(usize, Identified)> = None;
+        for (at, line) in lines.iter().enumerate() {
+            let Some(presented) = bearer_in(line) else {
+                continue;
+            };
+            let Some(identified) = self.identity.prove(presented, is_own).await? else {
+                continue;
+            };
+            if found.replace((at, identified)).is_some() {
+                return Err(several());
+            }
+        }
+        let Some((at, Identified { proved, strip })) = found else {
+            return Ok(None);
+        };
+        if is_own || strip {
+            headers.remove(AUTHORIZATION);
+            let others = lines.iter().enumerate().filter(|(other, _)| *other != at);
+            for (_, line) in others {
+                headers.append(AUTHORIZATION, line.clone());
+            }
+        }
+        let mut line = lines[at].clone();
+        line.set_sensitive(true);
+        Ok(Some(Sender {
+            standing: proved.standing,
+            ended: Some(proved.ended),
+            line: Some(line),
+            credentials: Some(Credentials::Jwt),
+            identities: Vec::new(),
+        }))
     }
 }
 
 /// What a line says that is for this host.
-enum Credentials<'a> {
+enum InLine<'a> {
     Token(&'a str),
     /// A principal's name and its password, with a colon between them.
     Password(Zeroizing<String>),
@@ -148,8 +252,27 @@ impl App {
     }
 }
 
+/// Whether a user of the machine may do everything at a host that runs as `own`.
+fn is_own_user(uid: u32, own: u32) -> bool {
+    uid == own || uid == ROOT
+}
+
 impl Sender {
-    /// The answer, unless the sender's token ends before it.
+    /// A refusal of the sender. One of whom nothing says who it is learns by which identities it could be known.
+    pub(super) fn refused(&self, error: Forbidden) -> ApiError {
+        if self.identities.is_empty() || error.advice().code != Code::CredentialsMissing {
+            return error.into();
+        }
+        let stranger = Unproved::NoIdentity(self.identities.clone());
+        let hint = stranger.advice().hint.into_owned();
+        ApiError::new(
+            Code::CredentialsMissing,
+            format!("{error}; {stranger}"),
+            hint,
+        )
+    }
+
+    /// The answer, unless what says who the sender is ends before it.
     pub(super) async fn while_it_lasts(&self, answer: impl Future<Output = Response>) -> Response {
         let Some(ended) = &self.ended else {
             return answer.await;
@@ -161,7 +284,7 @@ impl Sender {
         }
     }
 
-    /// The body, which breaks off when the sender's token ends. Bodies that are there as a whole stay as they are.
+    /// The body, which breaks off when what says who the sender is ends. Bodies that are there as a whole stay as they are.
     pub(super) fn bounded(&self, response: Response) -> Response {
         use futures_util::StreamExt as _;
         use http_body::Body as _;
@@ -171,8 +294,14 @@ impl Sender {
         if response.body().size_hint().exact().is_some() {
             return response;
         }
+        // What it may do is held as well: whoever ends it looks for those that somebody holds.
+        let standing = self.standing.clone();
         response.map(|body| {
-            let until = ended.cancelled_owned();
+            let until = async move {
+                ended.cancelled_owned().await;
+                drop(standing);
+            };
+            let until = Box::pin(until);
             axum::body::Body::from_stream(body.into_data_stream().take_until(until))
         })
     }
@@ -197,13 +326,24 @@ fn password_in(line: &HeaderValue) -> Option<Zeroizing<String>> {
 
 /// The token in an Authorization line, if it can be one of this host.
 fn token_in(line: &HeaderValue) -> Option<&str> {
-    let (scheme, token) = line.to_str().ok()?.split_once(' ')?;
-    let token = token.trim();
-    (scheme.eq_ignore_ascii_case(SCHEME) && token.starts_with(OF_A_TOKEN)).then_some(token)
+    bearer_in(line).filter(|token| token.starts_with(OF_A_TOKEN))
+}
+
+/// What an Authorization line has for whoever bears it.
+fn bearer_in(line: &HeaderValue) -> Option<&str> {
+    let (scheme, presented) = line.to_str().ok()?.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case(SCHEME)
+        .then_some(presented.trim())
+}
+
+fn several() -> ApiError {
+    let hint = "send one Authorization line";
+    ApiError::malformed("the request has several tokens", hint)
 }
 
 fn ended_meanwhile() -> ApiError {
-    let message = "the token or the password was revoked, has expired, or has other rights now";
+    let message = "the token or the password was revoked or has expired, the identity was removed, or the rights are others now";
     ApiError::of(Code::CredentialsRefused, message)
 }
 
@@ -231,7 +371,13 @@ pub(super) async fn pass(
     };
     match asked {
         Ok(()) => next.run(request).await,
-        Err(forbidden) => ApiError::from(forbidden).into_response(),
+        Err(forbidden) => {
+            let sender: Option<&Arc<Sender>> = request.extensions().get();
+            match sender {
+                Some(sender) => sender.refused(forbidden).into_response(),
+                None => ApiError::from(forbidden).into_response(),
+            }
+        }
     }
 }
 

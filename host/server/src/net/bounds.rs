@@ -19,6 +19,12 @@ pub(crate) const STOPPING_LINGER_MS_MAX: u64 = 500;
 pub(crate) const HEAD_MS_MAX: u64 = 30_000;
 /// The longest time for the beginning of TLS; then the connection is closed.
 pub(crate) const HANDSHAKE_MS_MAX: u64 = 10_000;
+/// Alternative names of a client's certificate that are looked at, from the first on.
+pub(crate) const CERTIFICATE_NAMES_MAX: usize = 64;
+/// Connections at the Unix socket, which is for administration on the machine itself. At the bound an idle connection makes room.
+pub(crate) const SOCKET_CONNECTIONS_MAX: usize = 64;
+/// Connections that wait at the Unix socket to be accepted; further ones are refused.
+pub(crate) const SOCKET_BACKLOG_MAX: u32 = 64;
 /// Bytes of a certificate's file, and of a key's. A larger one is refused.
 pub(crate) const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
 /// A new connection that sends nothing for this long is closed.

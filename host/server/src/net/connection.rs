@@ -4,13 +4,11 @@
 //! Closing with unread bytes would destroy that answer. So incoming data is read and discarded for
 //! a while.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_model::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +16,9 @@ use super::bounds::{
     LINGER_MS_MAX, LINGER_SILENCE_MS_MAX, STOPPING_LINGER_MS_MAX, WRITE_SILENCE_MS_MAX,
 };
 use super::line::{Line, Phase};
+use super::peer::{Peer, Presented};
 use super::places::Place;
+use super::socket::Stream;
 use super::stream::{Duplex, Impatient};
 use super::tls::Tls;
 
@@ -35,7 +35,7 @@ pub(crate) struct Connection {
 /// when it is dropped.
 pub(crate) struct Seat {
     place: Place,
-    peer: Option<IpAddr>,
+    peer: Peer,
     clock: Arc<dyn Clock>,
     stopping: CancellationToken,
 }
@@ -51,29 +51,27 @@ impl Seat {
         self.place.refused
     }
 
-    /// The address of the other side.
-    pub(crate) fn peer(&self) -> Option<IpAddr> {
-        self.peer
+    /// Who is on the other side.
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
     }
 }
 
 /// A connection on which nothing has been said yet.
 pub(super) struct Accepted {
-    stream: TcpStream,
+    stream: Box<dyn Duplex>,
     seat: Seat,
 }
 
 impl Accepted {
     /// `None` if the other side has already disconnected.
     pub(super) fn new(
-        stream: TcpStream,
+        stream: Stream,
         place: Place,
         clock: Arc<dyn Clock>,
         stopping: CancellationToken,
     ) -> Option<Self> {
-        // Answers are written as a whole; waiting for more data would only add delay.
-        stream.set_nodelay(true).ok()?;
-        let peer = stream.peer_addr().ok().map(|address| address.ip());
+        let (stream, peer) = stream.known()?;
         let seat = Seat {
             place,
             peer,
@@ -89,23 +87,26 @@ impl Accepted {
 
     /// After the beginning of TLS; `None` if there is none.
     pub(super) async fn encrypted(self, tls: &Tls) -> Option<Connection> {
-        let Self { stream, seat } = self;
+        let Self { stream, mut seat } = self;
         let line = seat.line().clone();
-        let stream = tokio::select! {
-            stream = tls.begin(stream) => stream?,
+        let (stream, certificate) = tokio::select! {
+            begun = tls.begin(stream) => begun?,
             () = line.closing().cancelled() => return None,
             () = seat.stopping.cancelled() => return None,
         };
-        Some(Connection::on(stream, seat))
+        if let Some(certificate) = certificate {
+            seat.peer.presented = Presented::Certificate(certificate);
+        }
+        Some(Connection::on(Box::new(stream), seat))
     }
 }
 
 impl Connection {
-    fn on(stream: impl Duplex + 'static, seat: Seat) -> Self {
+    fn on(stream: Box<dyn Duplex>, seat: Seat) -> Self {
         let patience = Duration::from_millis(WRITE_SILENCE_MS_MAX);
         let (line, time) = (seat.line().clone(), seat.clock.clone());
         Self {
-            stream: Impatient::new(Box::new(stream), patience, time, line),
+            stream: Impatient::new(stream, patience, time, line),
             seat,
         }
     }

@@ -20,7 +20,7 @@ pub(crate) struct Doors {
 /// An open door.
 struct Door {
     name: &'static str,
-    address: SocketAddr,
+    address: Option<SocketAddr>,
     stopping: CancellationToken,
     closed: CancellationToken,
     serving: JoinHandle<()>,
@@ -56,10 +56,10 @@ impl Doors {
         });
     }
 
-    /// The address of a door; `None` if there is none with this name.
+    /// The address of a door; `None` if there is none with this name, or it is a Unix socket.
     pub(crate) fn address(&self, name: &str) -> Option<SocketAddr> {
         let door = self.open.iter().find(|door| door.name == name);
-        door.map(|door| door.address)
+        door.and_then(|door| door.address)
     }
 
     /// Stops accepting, the last door first, and waits for running requests of all doors. Requests

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_model::Clock;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::connection::{Accepted, Connection};
 use super::places::{DoorLimits, Places};
+use super::socket::Socket;
 use super::tls::Tls;
 
 /// After an accept that failed (too many open files, say): long enough to let some close.
@@ -27,8 +27,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A bound socket with places for connections. It accepts nothing until it is served.
 pub(crate) struct Listener {
-    socket: TcpListener,
-    address: SocketAddr,
+    socket: Socket,
+    address: Option<SocketAddr>,
     places: Arc<Places>,
     tls: Option<Arc<Tls>>,
     clock: Arc<dyn Clock>,
@@ -40,16 +40,17 @@ pub(crate) struct Listener {
 
 impl Listener {
     pub(crate) fn new(
-        socket: TcpListener,
+        socket: impl Into<Socket>,
         limits: DoorLimits,
         tls: Option<Arc<Tls>>,
         clock: Arc<dyn Clock>,
     ) -> std::io::Result<Self> {
         let closed = CancellationToken::new();
+        let socket = socket.into();
         Ok(Self {
             open: closed.clone().drop_guard(),
             closed,
-            address: socket.local_addr()?,
+            address: socket.address()?,
             socket,
             places: Places::new(limits),
             tls,
@@ -58,7 +59,8 @@ impl Listener {
         })
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// `None` for a Unix socket.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
@@ -100,7 +102,7 @@ impl Listener {
             // Finished connections are removed, so the set never has more than there are places.
             while connections.try_join_next().is_some() {}
             match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     let place = self.places.take(self.now());
                     let (clock, stopping) = (self.clock.clone(), self.stopping.clone());
                     let Some(accepted) =

@@ -8,11 +8,14 @@
 
 pub(crate) mod bounds;
 mod budgets;
+mod certificate;
 mod connection;
 mod doors;
 mod line;
 mod listener;
+mod peer;
 mod places;
+mod socket;
 mod stream;
 mod tls;
 
@@ -21,6 +24,8 @@ pub(crate) use connection::{Connection, Seat};
 pub(crate) use doors::Doors;
 pub(crate) use line::{Line, Phase};
 pub(crate) use listener::Listener;
+pub(crate) use peer::Presented;
 pub(crate) use places::{DoorLimits, Places};
+pub(crate) use socket::{Socket, SocketError, SocketFile};
 pub(crate) use stream::{Duplex, Impatient};
-pub(crate) use tls::{Tls, TlsError, TlsFiles, Trust};
+pub(crate) use tls::{ClientFiles, Tls, TlsError, TlsFiles, Trust};

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use millrace::Config;
 use serde_json::{Value, json};
 
 use crate::cli::{millrace, out, serve_into};
@@ -17,9 +18,15 @@ pub(crate) struct Guarded {
 
 impl Guarded {
     pub(crate) fn start() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// With other settings.
+    pub(crate) fn with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let mut config = config_in(directory.path());
         config.access.required = true;
+        change(&mut config);
         let host = TestHost::with(config);
         let admin = first_token(directory.path());
         Self {
@@ -83,7 +90,7 @@ impl Guarded {
     }
 }
 
-fn first_token(directory: &Path) -> String {
+pub(crate) fn first_token(directory: &Path) -> String {
     let text = std::fs::read_to_string(directory.join("admin-token")).expect("the first token");
     text.trim().to_owned()
 }
@@ -510,7 +517,7 @@ fn the_command_line_grants_checks_and_makes_tokens() {
 }
 
 /// A directory with an authority and certificates of `localhost` that it signed; `None` without the tool that makes them.
-fn certificates() -> Option<tempfile::TempDir> {
+pub(crate) fn certificates() -> Option<tempfile::TempDir> {
     const MAKE: &str = r#"set -e
 key="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
 openssl req -x509 $key -days 2 -subj /CN=ours -keyout ours.key -out ours.crt

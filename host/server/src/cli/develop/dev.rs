@@ -15,7 +15,7 @@ use super::project::Project;
 use super::requests::Request;
 use super::samples::{self, FOLDER};
 use super::watch::{INTERVAL, Seen};
-use crate::cli::client::{Client, escaped};
+use crate::cli::client::{Client, TlsFiles, escaped};
 use crate::cli::deploy::config_value;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::feed::heed;
@@ -126,7 +126,7 @@ pub(in crate::cli) fn run(args: Args, json: bool) -> Result<(), Failure> {
         .enable_all()
         .build()?;
     let host = runtime.block_on(Host::start(config))?;
-    let client = Client::new(&host.url(), None, json, None);
+    let client = Client::new(&host.url(), TlsFiles::default(), json, None);
     let ended = client.and_then(|client| {
         heed(client.interrupt.clone(), TWICE, || {})?;
         Loop::new(&args, project, &client)?.run()

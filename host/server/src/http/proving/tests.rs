@@ -17,6 +17,8 @@ use crate::host::Host;
 
 /// What is in the place of what a path names.
 const NAMED: &str = "none-such";
+/// Long enough to make a token on a busy machine.
+const EXPIRES_IN_MS: u64 = 2_000;
 /// What cannot be a token.
 const WRONG: &str = "mr_aaaaaaaaaa_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
@@ -129,9 +131,23 @@ fn granting(verb: Verb) -> Rule {
 }
 
 #[test]
+fn the_user_of_the_process_and_root_are_the_hosts_own() {
+    let own = 1_000;
+    let users = [0, 1, own, own + 1, u32::MAX];
+    assert_eq!(
+        users.map(|uid| super::is_own_user(uid, own)),
+        [true, false, true, false, false]
+    );
+}
+
+#[test]
 fn every_route_asks_for_the_right_of_its_verb() {
     let asked = Asked::start();
-    let expired = asked.token("expired", vec!["admin".parse().expect("a rule")], Some(1));
+    let expired = asked.token(
+        "expired",
+        vec!["admin".parse().expect("a rule")],
+        Some(EXPIRES_IN_MS),
+    );
     let revoked = asked.token("revoked", vec!["admin".parse().expect("a rule")], None);
     asked.runtime.block_on(async {
         let principal = "revoked".parse().expect("a name");
@@ -144,7 +160,11 @@ fn every_route_asks_for_the_right_of_its_verb() {
     });
     let nothing = asked.token("nothing", Vec::new(), None);
     let admin = asked.token("root", vec!["admin".parse().expect("a rule")], None);
-    std::thread::sleep(Duration::from_millis(2));
+    let clock = SystemClock::new();
+    let until = clock.wall().after(Duration::from_millis(EXPIRES_IN_MS));
+    while clock.wall() <= until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     for (at, route) in every_route().iter().enumerate() {
         let called = format!("{} {}", route.method, route.path);
         for token in [WRONG, &expired, &revoked] {
