@@ -15,7 +15,7 @@ pub(crate) const SERVER_VERSION_MIN: u32 = 140_000;
 /// The newest schema that this version knows.
 pub(crate) const SCHEMA_VERSION: i64 = 1 + MIGRATIONS.len() as i64;
 /// What makes each newer schema of the one before it.
-pub(crate) const MIGRATIONS: [Migration; 5] = [
+pub(crate) const MIGRATIONS: [Migration; 6] = [
     Migration {
         sql: include_str!("../migrations/0002.sql"),
         is_additive: true,
@@ -34,6 +34,10 @@ pub(crate) const MIGRATIONS: [Migration; 5] = [
     },
     Migration {
         sql: include_str!("../migrations/0006.sql"),
+        is_additive: true,
+    },
+    Migration {
+        sql: include_str!("../migrations/0007.sql"),
         is_additive: true,
     },
 ];

@@ -1,6 +1,6 @@
 //! Who a caller is, by the token or the password that it presents, or by what others say of it; and the end of what was proved.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use millrace_model::{Advice, Advised, Code, Identity, PrincipalName, TokenName};
@@ -100,22 +100,23 @@ impl Access {
     pub fn prove(&self, presented: &str) -> Result<Proved, Unproved> {
         self.inner.follow();
         let (id, secret) = secret::parts(presented).ok_or(Unproved::Unknown)?;
-        let proof = self.inner.book.read().token(id).cloned();
+        let book = self.inner.book.read();
+        let found = book.token(id);
         // Somebody who guesses does not learn whether there is such a token.
-        let TokenProof {
-            token,
-            proof: Proof { known, ended },
-        } = proof
-            .filter(|proof| secret::is_of(secret, &proof.token.hash))
+        let TokenProof { token, proof } = found
+            .filter(|found| secret::is_of(secret, &found.token.hash))
             .ok_or(Unproved::Unknown)?;
+        let Proof { known, ended } = proof;
         if token.is_expired(self.inner.clock.wall()) {
             return Err(Unproved::Expired {
                 principal: known.name.clone(),
-                token: token.name,
+                token: token.name.clone(),
             });
         }
-        let standing = Standing::Principal(known);
-        Ok(Proved { standing, ended })
+        Ok(Proved {
+            standing: Standing::Principal(Arc::clone(known)),
+            ended: ended.clone(),
+        })
     }
 
     /// Whom others say that this is: the principal that has the first of these identities that any has.

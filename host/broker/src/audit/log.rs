@@ -63,7 +63,7 @@ impl AuditLog {
 
     /// The same handle for a caller.
     #[must_use]
-    pub(crate) fn called_by(&self, caller: &Caller) -> Self {
+    pub fn called_by(&self, caller: &Caller) -> Self {
         Self {
             caller: caller.clone(),
             ..self.clone()

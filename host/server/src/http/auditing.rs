@@ -16,9 +16,8 @@ pub(super) struct Unanswered(Option<AuditLog>);
 impl App {
     /// The audit log's view of a caller's request.
     pub(super) fn audited(&self, caller: &Caller) -> Unanswered {
-        let session = self.broker.session(caller.clone());
-        let log = session.audit();
-        Unanswered(log.is_kept().then(|| log.clone()))
+        let log = self.audit.is_kept().then(|| self.audit.called_by(caller));
+        Unanswered(log)
     }
 
     /// The caller, whose request is noted if the host keeps an audit log.

@@ -27,7 +27,7 @@ use super::bounds::{DISCARD_MS_MAX, REQUEST_ID_CHARS_MAX};
 use super::called::RequestId;
 use super::error::{ApiError, own};
 use super::mount::OfAComponent;
-use super::proving::CHALLENGE;
+use super::proving::{CHALLENGE, pass};
 use super::record::Asked;
 use super::rest;
 use crate::net::{Line, Presented};
@@ -43,12 +43,11 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     let asks_to_close = names(request.headers(), &CONNECTION).contains(&"close".to_owned());
     let (mut request, rest) = rest::lend(request);
     request.extensions_mut().insert(RequestId(id.clone()));
-    let path = request.uri().path().to_owned();
+    let uri = request.uri().clone();
     let presented = request.extensions().get::<Presented>().cloned();
     let presented = presented.unwrap_or_default();
-    let sender = app.sender_of(&path, request.headers_mut(), &presented);
-    let sender = sender.await;
-    let sender = sender.map(Arc::new);
+    let sender = app.sender_of(uri.path(), request.headers_mut(), &presented);
+    let sender = sender.await.map(Arc::new);
     let standing = match &sender {
         Ok(sender) => sender.standing.clone(),
         Err(_) => Standing::Nobody,
@@ -76,10 +75,13 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
             Ok(sender)
         });
     let response = match admitted {
-        Ok(sender) => {
-            let answer = sender.while_it_lasts(answer(request, next, &id)).await;
-            sender.bounded(answer)
-        }
+        Ok(sender) => match pass(request, &caller, &sender).await {
+            Ok(request) => {
+                let answer = sender.while_it_lasts(answer(request, next, &id)).await;
+                sender.bounded(answer)
+            }
+            Err(forbidden) => forbidden.into_response(),
+        },
         Err(refusal) => {
             drop(request);
             if refusal.is(Code::CredentialsRefused) {

@@ -61,7 +61,8 @@ mod told_of;
 mod topics;
 mod trials;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::http::Method;
@@ -82,6 +83,32 @@ use connection::Door;
 pub(crate) fn door(app: Arc<App>) -> impl Fn(Connection) -> connection::Served {
     let door = Door::new(router(app.clone()), &app);
     move |connection| door.clone().converse(connection)
+}
+
+/// What the requests to each path do, by method: those that take a right.
+static VERBS: LazyLock<HashMap<&'static str, Vec<(Method, Verb)>>> = LazyLock::new(|| {
+    let mut verbs: HashMap<&str, Vec<(Method, Verb)>> = HashMap::new();
+    for route in every_route() {
+        if let Some(verb) = route.verb {
+            verbs
+                .entry(route.path)
+                .or_default()
+                .push((route.method, verb));
+        }
+    }
+    verbs
+});
+
+/// What a request to a path does; `None` if it takes no right, or nothing answers it.
+fn verb_of(method: &Method, path: &str) -> Option<Verb> {
+    // The framework answers HEAD by what answers GET.
+    let method = match *method {
+        Method::HEAD => &Method::GET,
+        _ => method,
+    };
+    let verbs = VERBS.get(path)?;
+    let found = verbs.iter().find(|(of, _)| of == method);
+    found.map(|(_, verb)| *verb)
 }
 
 struct Route {
@@ -519,12 +546,11 @@ impl Route {
         verb: Option<Verb>,
         handler: MethodRouter<Arc<App>>,
     ) -> Self {
-        let gate = axum::middleware::from_fn_with_state(verb, proving::pass);
         Self {
             method,
             path,
             verb,
-            handler: handler.route_layer(gate),
+            handler,
         }
     }
 }

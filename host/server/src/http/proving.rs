@@ -7,15 +7,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::rejection::RawPathParamsRejection;
-use axum::extract::{RawPathParams, Request, State};
+use axum::extract::{FromRequestParts as _, MatchedPath, RawPathParams, Request};
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use millrace_broker::{Caller, Forbidden, Standing, Unproved, Verb};
+use millrace_broker::{Caller, Forbidden, Standing, Unproved};
 use millrace_model::{Advised as _, Code, Identity, ResourceKind};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +25,7 @@ use super::by::by_of;
 use super::called::RequestId;
 use super::error::ApiError;
 use super::modules::Peer;
+use super::verb_of;
 use crate::identity::Identified;
 use crate::net::{Line, Presented};
 
@@ -74,18 +73,22 @@ pub(super) struct Sender {
 }
 
 impl App {
-    /// Who sends a request to this path with these headers, on a connection that proves this. The token or the password is taken out of
-    /// the headers; what is in them counts before the connection.
+    /// Who sends a request to this path with these headers, on a connection that proves this. What the headers have for the host is taken
+    /// out of them, and counts before the connection.
     pub(super) async fn sender_of(
         &self,
         path: &str,
         headers: &mut HeaderMap,
         presented: &Presented,
     ) -> Result<Sender, ApiError> {
+        // Most requests have none, or a token; what others need is too large for the way of all.
+        if !headers.contains_key(AUTHORIZATION) {
+            return self.sender_at(presented);
+        }
         let lines = headers.get_all(AUTHORIZATION).iter();
         let mut ours = lines.filter_map(|line| Some((line, self.credentials_in(path, line)?)));
         let Some((line, in_line)) = ours.next() else {
-            return match self.identified(headers, is_own(path)).await? {
+            return match Box::pin(self.identified(headers, is_own(path))).await? {
                 Some(sender) => Ok(sender),
                 None => self.sender_at(presented),
             };
@@ -97,7 +100,7 @@ impl App {
             InLine::Token(token) => (self.access.prove(token)?, Credentials::Token),
             InLine::Password(both) => {
                 let (name, password) = both.split_once(':').unwrap_or_default();
-                let proved = self.access.prove_password(name, password).await?;
+                let proved = Box::pin(self.access.prove_password(name, password)).await?;
                 (proved, Credentials::Password)
             }
         };
@@ -347,38 +350,34 @@ fn ended_meanwhile() -> ApiError {
     ApiError::of(Code::CredentialsRefused, message)
 }
 
-/// What a route asks for before its handler is called, and before the body is read: whether the sender may do what the route does with the
+/// What a route asks for before its handler is called, and before the body is read: whether the caller may do what the route does with the
 /// thing in its path; if the path does not say which, with anything. The verbs themselves ask again, about the thing as they know it.
+///
+/// Here and not in a layer of each route, which costs as much as all the rest of a request's way to its handler.
 pub(super) async fn pass(
-    State(verb): State<Option<Verb>>,
-    in_path: Result<RawPathParams, RawPathParamsRejection>,
     request: Request,
-    next: Next,
-) -> Response {
-    let Some(verb) = verb else {
-        return next.run(request).await;
+    caller: &Caller,
+    sender: &Sender,
+) -> Result<Request, ApiError> {
+    let path: Option<&MatchedPath> = request.extensions().get();
+    let Some(verb) = path.and_then(|path| verb_of(request.method(), path.as_str())) else {
+        return Ok(request);
     };
-    // Whoever passed no guard may do nothing.
-    let caller = request.extensions().get::<Caller>().cloned();
-    let caller = caller.unwrap_or_else(|| Caller::unnamed().standing(Standing::Nobody));
-    let named = in_path
-        .iter()
-        .flatten()
-        .find(|(parameter, _)| named_by(verb.kind()) == Some(*parameter));
-    let asked = match named {
+    let Some(parameter) = named_by(verb.kind()) else {
+        let asked = caller.may_with_some(verb);
+        return asked
+            .map(|()| request)
+            .map_err(|forbidden| sender.refused(forbidden));
+    };
+    let (mut parts, body) = request.into_parts();
+    let in_path = RawPathParams::from_request_parts(&mut parts, &()).await;
+    let mut named = in_path.iter().flatten();
+    let asked = match named.find(|(name, _)| *name == parameter) {
         Some((_, name)) => caller.may(verb, name),
         None => caller.may_with_some(verb),
     };
-    match asked {
-        Ok(()) => next.run(request).await,
-        Err(forbidden) => {
-            let sender: Option<&Arc<Sender>> = request.extensions().get();
-            match sender {
-                Some(sender) => sender.refused(forbidden).into_response(),
-                None => ApiError::from(forbidden).into_response(),
-            }
-        }
-    }
+    asked.map_err(|forbidden| sender.refused(forbidden))?;
+    Ok(Request::from_parts(parts, body))
 }
 
 /// The parameter of a path that names a thing of this kind. Only the verbs know which route or module is meant: a path of routes may end
