@@ -1,7 +1,7 @@
 //! Names that people choose, parsed once: a value of these types is a valid name, and no path is ever built from raw text.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -200,7 +200,8 @@ const DEFAULT_TENANT: &str = "default";
 
 impl Default for Tenant {
     fn default() -> Self {
-        Self(DEFAULT_TENANT.into())
+        static DEFAULT: LazyLock<Arc<str>> = LazyLock::new(|| DEFAULT_TENANT.into());
+        Self(Arc::clone(&DEFAULT))
     }
 }
 
