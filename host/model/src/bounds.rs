@@ -399,7 +399,8 @@ pub const REFUSAL_DELAY_MS_MAX: u64 = 1_000;
 /// Records of the audit log that wait to be written. The next one waits for room.
 pub const AUDIT_QUEUED_MAX: usize = 1024;
 
-/// Refusals of one second that the audit log tells apart. All others are one record, with their number.
+/// Refusals of one second that the audit log tells apart. Of others it has the number for each principal and address, for as many of
+/// these; all further ones are one record.
 pub const AUDIT_REFUSALS_MAX: usize = 64;
 
 /// How long an answer waits for its record in the audit log while the store takes none. Then it is sent, and the record waits on.
@@ -407,6 +408,9 @@ pub const AUDIT_WAIT_MS_MAX: u64 = 5_000;
 
 /// Records of the audit log that one request looks at. It says where to continue.
 pub const AUDIT_SCANNED_MAX: u64 = 10_000;
+
+/// For how long the audit log keeps records at least, whatever its topic is set to: a day.
+pub const AUDIT_KEPT_MS_MIN: u64 = 24 * 60 * 60 * 1_000;
 
 /// For how long the audit log keeps records, unless its topic is changed: 90 days.
 pub const AUDIT_KEPT_MS: u64 = 90 * 24 * 60 * 60 * 1_000;

@@ -242,6 +242,7 @@ fn administers(principal: &Principal, now: Timestamp) -> bool {
 
 impl Proof {
     fn of(principal: &Principal, scope: Option<&Vec<Rule>>, meters: &Arc<Meters>) -> Self {
+        let ended = CancellationToken::new();
         Self {
             known: Arc::new(Known {
                 name: principal.name.clone(),
@@ -250,8 +251,9 @@ impl Proof {
                 subject: None,
                 keys: None,
                 meters: Arc::clone(meters),
+                ended: ended.clone(),
             }),
-            ended: CancellationToken::new(),
+            ended,
         }
     }
 

@@ -82,6 +82,11 @@ pub enum PrincipalError {
     /// The caller does not have itself what it would give.
     #[error("nobody gives what they do not have: you do not have all of `{0}`")]
     NotOwn(Rule),
+    /// What the caller proved itself with counts no more.
+    #[error(
+        "the credentials of this request counted no more before it was its turn; nothing was changed"
+    )]
+    Ended,
     /// A quota of nothing.
     #[error(
         "a quota of 0 ({0}) would let nothing through; withdraw the right instead, or omit the quota"
@@ -137,6 +142,7 @@ impl Advised for PrincipalError {
             Self::LastAdmin => Code::LastAdmin.advice(),
             Self::NotOwn(_) => Code::NotAllowed
                 .hint("ask somebody who has it, and may administer this principal, to grant it"),
+            Self::Ended => Code::CredentialsRefused.advice(),
             Self::ZeroQuota(_) => Code::Malformed.hint("give a number from 1"),
             Self::Expired => Code::Malformed.hint("give a later time, or none"),
             Self::BadPassword(_) => Code::BadPassword.advice(),

@@ -26,7 +26,7 @@ impl First {
 
 impl Access {
     /// A principal that may do everything, if nobody can administer principals; [`Access::begin`] stores it. One of its name that exists is
-    /// given that right.
+    /// given that right, and loses its other credentials.
     ///
     /// # Errors
     /// [`PrincipalError::Random`].
@@ -39,7 +39,10 @@ impl Access {
         let name = PrincipalName::parse(NAME)?;
         let mut principal = self.known(&name).unwrap_or_else(|| self.fresh(&name));
         let token = TokenName::parse(TOKEN)?;
-        principal.tokens.retain(|other| other.name != token);
+        // Whoever else could prove to be it would have everything, too.
+        principal.tokens.clear();
+        principal.identities.clear();
+        principal.password = None;
         let made = self.made(NewToken {
             name: token,
             scope: None,

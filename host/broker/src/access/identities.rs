@@ -18,6 +18,8 @@ impl Access {
         identity: Identity,
     ) -> Result<Principal, PrincipalError> {
         self.caller.may(Verb::SetPrincipal, principal.as_str())?;
+        // An identity that others present, too, would make them somebody else.
+        self.check_administers_all()?;
         self.change(principal, |principal| {
             // Who has the identity has what the principal has.
             self.check_gives(principal.rules.iter())?;

@@ -126,6 +126,10 @@ impl Access {
         change: impl Fn(Quotas) -> Quotas,
     ) -> Result<Principal, PrincipalError> {
         self.caller.may(Verb::SetPrincipal, name.as_str())?;
+        // Nobody frees themselves of a quota, unless they could free everyone.
+        if self.caller.rights().principal() == Some(name) {
+            self.check_administers_all()?;
+        }
         self.change(name, |principal| {
             principal.quotas = change(principal.quotas);
             match principal.quotas.zero() {
@@ -134,6 +138,12 @@ impl Access {
             }
         })
         .await
+    }
+
+    /// Whether the caller may administer every principal.
+    pub(super) fn check_administers_all(&self) -> Result<(), PrincipalError> {
+        let all: Rule = "administer on principal:*".parse()?;
+        self.check_gives(std::iter::once(&all))
     }
 
     /// Whoever administers some principals only must not become more than they are, by what they give to these.
@@ -198,7 +208,15 @@ impl Access {
         let _change = self.inner.changes.lock().await;
         decided(&*self.inner.engine, || {
             self.inner.follow();
-            decision()
+            // Changes wait for each other: one that was asked for with what was revoked meanwhile is not made.
+            let is_ended = self.caller.rights().has_ended();
+            let decided = (!is_ended).then(&decision);
+            async {
+                match decided {
+                    Some(decided) => decided.await,
+                    None => Err(PrincipalError::Ended),
+                }
+            }
         })
         .await
     }

@@ -100,6 +100,7 @@ impl Access {
             return Err(Unproved::NoPrincipal(principal));
         };
         let meters = book.meters_of(&principal);
+        let ended = CancellationToken::new();
         let known = Arc::new(Known {
             name: principal,
             rules: kept.principal.rules.clone(),
@@ -107,8 +108,8 @@ impl Access {
             subject,
             keys,
             meters,
+            ended: ended.clone(),
         });
-        let ended = CancellationToken::new();
         let one = One {
             known: Arc::downgrade(&known),
             until,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use millrace_model::bounds::{AUDIT_QUEUED_MAX, AUDIT_WAIT_MS_MAX};
 use millrace_model::{Clock, TopicName};
 use parking_lot::Mutex;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::audit::record::{AuditRecord, AuditResult};
@@ -94,16 +95,23 @@ impl AuditLog {
             return;
         }
         let note = self.caller.noted();
-        let record = match (&note, result) {
-            (None, AuditResult::Refused) | (Some(_), _) => {
-                AuditRecord::of(self.inner.clock.wall(), &self.caller, note, result, code)
+        if note.is_none() && result != AuditResult::Refused {
+            return;
+        }
+        // What was allowed, and refused only in the end, may have been done: the caller's credentials ended meanwhile.
+        let result = match &note {
+            Some(note) if note.is_allowed && result == AuditResult::Refused => {
+                AuditResult::Unanswered
             }
-            (None, _) => return,
+            _ => result,
         };
         if result == AuditResult::Refused {
+            let now = self.inner.clock.wall();
+            let record = AuditRecord::of(now, &self.caller, note, result, code);
             self.inner.refusals.lock().add(record);
             return;
         }
+        let record = AuditRecord::of(self.inner.clock.wall(), &self.caller, note, result, code);
         let (written, is_written) = oneshot::channel();
         let subject = (record.verb.clone(), record.on.clone());
         let recorded = async {
@@ -129,14 +137,19 @@ impl AuditLog {
         }
     }
 
-    /// Records that the caller left before its request was answered. Its record is collected like those of refusals.
+    /// Records that the caller left before its request was answered.
     pub fn unanswered(&self) {
         let Some(note) = self.caller.noted().filter(|_| self.is_kept()) else {
             return;
         };
         let now = self.inner.clock.wall();
         let record = AuditRecord::of(now, &self.caller, Some(note), AuditResult::Unanswered, None);
-        self.inner.refusals.lock().add(record);
+        let (written, _) = oneshot::channel();
+        // Without room for it, it is collected like refusals: it counts, and may be one of several.
+        if let Err(error) = self.inner.queue.try_send(Queued { record, written }) {
+            let (TrySendError::Full(queued) | TrySendError::Closed(queued)) = error;
+            self.inner.refusals.lock().add(queued.record);
+        }
     }
 }
 

@@ -25,7 +25,9 @@ struct Alike {
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     kept: HashMap<Alike, AuditRecord>,
-    /// All beyond the bound.
+    /// All beyond the bound, by who sent them from where: whoever floods the log hides nobody else in it.
+    sources: HashMap<(Option<PrincipalName>, Option<IpAddr>), AuditRecord>,
+    /// All beyond the bound of sources, too.
     others: Option<AuditRecord>,
 }
 
@@ -43,26 +45,45 @@ impl Refusals {
             before.count += record.count;
         } else if self.kept.len() < AUDIT_REFUSALS_MAX {
             self.kept.insert(alike, record);
+        } else {
+            self.add_several(record);
+        }
+    }
+
+    fn add_several(&mut self, record: AuditRecord) {
+        let several = AuditRecord {
+            by: None,
+            request: None,
+            verb: "several".to_owned(),
+            on: None,
+            code: None,
+            ..record
+        };
+        let source = (several.principal.clone(), several.from);
+        if let Some(before) = self.sources.get_mut(&source) {
+            before.count += several.count;
+        } else if self.sources.len() < AUDIT_REFUSALS_MAX {
+            self.sources.insert(source, several);
         } else if let Some(others) = &mut self.others {
-            others.count += record.count;
+            others.count += several.count;
         } else {
             self.others = Some(AuditRecord {
                 principal: None,
-                by: None,
                 from: None,
-                request: None,
-                verb: "several".to_owned(),
-                on: None,
-                code: None,
-                ..record
+                ..several
             });
         }
     }
 
     /// All of them, oldest first; none are left.
     pub(super) fn take(&mut self) -> Vec<AuditRecord> {
-        let Self { kept, others } = std::mem::take(self);
-        let mut all: Vec<AuditRecord> = kept.into_values().chain(others).collect();
+        let Self {
+            kept,
+            sources,
+            others,
+        } = std::mem::take(self);
+        let collected = kept.into_values().chain(sources.into_values());
+        let mut all: Vec<AuditRecord> = collected.chain(others).collect();
         all.sort_by(|one, other| (one.at, &one.request).cmp(&(other.at, &other.request)));
         all
     }
@@ -99,7 +120,7 @@ mod tests {
                 refusals.add(refusal(*from, *on));
             }
             let taken = refusals.take();
-            prop_assert!(taken.len() <= AUDIT_REFUSALS_MAX + 1);
+            prop_assert!(taken.len() <= 2 * AUDIT_REFUSALS_MAX + 1);
             prop_assert_eq!(taken.iter().map(|record| record.count).sum::<u64>(), asked.len() as u64);
             prop_assert!(refusals.take().is_empty());
         }

@@ -3,6 +3,7 @@
 use std::sync::Weak;
 use std::time::Duration;
 
+use millrace_engine::CommitError;
 use millrace_model::bounds::AUDIT_KEPT_MS;
 use millrace_model::{Durability, Message, TopicName, TopicSettings};
 use tokio::sync::watch;
@@ -12,9 +13,12 @@ use crate::audit::record::AuditRecord;
 use crate::catalogue::topics::{NewTopic, TopicCreateError};
 use crate::ground::own_topics::AUDIT_LOG;
 use crate::messages::call::NewMessage;
+use crate::messages::produce_error::ProduceError;
 
 /// How long refusals are collected.
 const COLLECT: Duration = Duration::from_secs(1);
+/// The key of records without a principal.
+const NOBODY: &str = "-";
 /// Records of one append.
 const AT_ONCE_MAX: usize = 256;
 /// The first delay before an append is repeated; it doubles each time.
@@ -51,6 +55,14 @@ pub(crate) async fn run(inner: Weak<Inner>, outlet: Outlet, mut stop: watch::Rec
     }
 }
 
+/// Why records were not written.
+enum Unwritten {
+    /// They may be written later.
+    ForNow(String),
+    /// They are refused as they are.
+    ForGood(String),
+}
+
 impl Inner {
     /// Appends records, as often as it takes. A host that stops tries once more.
     async fn write(
@@ -67,16 +79,29 @@ impl Inner {
         let mut delay = AGAIN_AFTER;
         loop {
             let is_last = *stop.borrow();
-            let Err(error) = self.append(&records).await else {
-                break;
+            let error = match self.append(&records).await {
+                Ok(()) => break,
+                Err(Unwritten::ForGood(why)) => {
+                    self.append_each(&records, &why).await;
+                    break;
+                }
+                Err(Unwritten::ForNow(why)) => why,
             };
             let count = records.len();
             if is_last {
                 metrics::counter!("millrace_audit_lost_total").increment(count as u64);
-                tracing::error!(%error, count, "the host stops, and the audit log does not take these records");
+                tracing::error!(
+                    error,
+                    count,
+                    "the host stops, and the audit log does not take these records"
+                );
                 return;
             }
-            tracing::warn!(%error, count, "the audit log takes no records; the host tries again");
+            tracing::warn!(
+                error,
+                count,
+                "the audit log takes no records; the host tries again"
+            );
             let _ = tokio::time::timeout(delay, stop.wait_for(|stop| *stop)).await;
             delay = (delay * 2).min(AGAIN_AFTER_MAX);
         }
@@ -86,19 +111,30 @@ impl Inner {
         }
     }
 
-    async fn append(&self, records: &[AuditRecord]) -> Result<(), String> {
-        let topic = topic().ok_or("its topic has no name")?;
-        self.make(&topic).await.map_err(|error| error.to_string())?;
+    /// One record that can never be written must not hold up all others.
+    async fn append_each(&self, records: &[AuditRecord], why: &str) {
+        for record in records {
+            if self.append(std::slice::from_ref(record)).await.is_err() {
+                metrics::counter!("millrace_audit_lost_total").increment(1);
+                let (verb, on) = (&record.verb, &record.on);
+                tracing::error!(error = why, verb, on, principal = ?record.principal, "the audit log does not take this record");
+            }
+        }
+    }
+
+    async fn append(&self, records: &[AuditRecord]) -> Result<(), Unwritten> {
+        let for_good = |why: String| Unwritten::ForGood(why);
+        let topic = topic().ok_or_else(|| for_good("its topic has no name".to_owned()))?;
+        let made = self.make(&topic).await;
+        made.map_err(|error| Unwritten::ForNow(error.to_string()))?;
         let message = |record: &AuditRecord| {
-            let value = serde_json::to_vec(record).map_err(|error| error.to_string())?;
-            let key = record
-                .principal
-                .as_ref()
-                .map(|name| name.to_string().into());
+            let value = serde_json::to_vec(record).map_err(|error| for_good(error.to_string()))?;
+            let key = record.principal.as_ref().map(|name| name.to_string());
             Ok(NewMessage {
                 partition: None,
                 message: Message {
-                    key,
+                    // Always one: a topic that was made to keep the latest of each key takes no message without.
+                    key: Some(key.unwrap_or_else(|| NOBODY.to_owned()).into()),
                     value: Some(value.into()),
                     headers: Vec::new(),
                     timestamp: record.at,
@@ -106,9 +142,21 @@ impl Inner {
                 deliver_at: None,
             })
         };
-        let messages: Result<Vec<NewMessage>, String> = records.iter().map(message).collect();
+        let messages: Result<Vec<NewMessage>, Unwritten> = records.iter().map(message).collect();
         let produced = self.messages.produce(&topic, messages?).await;
-        produced.map(|_| ()).map_err(|error| error.to_string())
+        produced.map(|_| ()).map_err(|error| {
+            let is_for_now = match &error {
+                ProduceError::Commit(CommitError::TooLarge { .. }) => false,
+                ProduceError::Commit(_) | ProduceError::Busy { .. } => true,
+                // It was deleted meanwhile; the next try makes it.
+                ProduceError::UnknownTopic(_) => true,
+                _ => false,
+            };
+            match is_for_now {
+                true => Unwritten::ForNow(error.to_string()),
+                false => Unwritten::ForGood(error.to_string()),
+            }
+        })
     }
 
     /// Makes the topic if there is none.

@@ -1,6 +1,7 @@
 //! How long messages are kept: changing topics in use, trimming partitions, finding messages by time.
 
 use millrace_engine::{ReadError, TopicChange, TopicError, TrimError};
+use millrace_model::bounds::AUDIT_KEPT_MS_MIN;
 use millrace_model::{
     Advice, Advised, Code, Durability, Offset, PartitionId, ProcessorName, SettingError,
     SettingsPatch, Timestamp, Topic, TopicName,
@@ -10,6 +11,7 @@ use crate::catalogue::deciding::{as_read, decision_errors};
 use crate::catalogue::growth::{ChangedTopic, KeyedUse, listed};
 use crate::catalogue::handle::Catalogue;
 use crate::catalogue::unknown::{UnknownPartition, UnknownTopic, known_partition};
+use crate::ground::own_topics::AUDIT_LOG;
 use crate::ground::standing::Forbidden;
 use crate::ground::verbs::Verb;
 
@@ -36,6 +38,11 @@ pub enum TopicChangeError {
     /// A setting is out of its range.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// Another change of the audit log than how long it is kept.
+    #[error(
+        "of the audit log only how long it is kept can be changed, to {AUDIT_KEPT_MS_MIN} ms (a day) or more"
+    )]
+    AuditLog,
     /// Compaction of a topic in which each message counts, whatever its key.
     #[error(
         "topic {topic} was made for processor {owner}, so each of its messages is evidence and it cannot be compacted"
@@ -80,11 +87,30 @@ decision_errors! {
     TopicChangeError: TopicChangeError::Topic;
 }
 
+/// Whether a change of the audit log's topic only changes for how long it is kept: anything else would remove or hide records.
+fn check_audit_log(patch: &TopicPatch) -> Result<(), TopicChangeError> {
+    let only = SettingsPatch {
+        retention_ms: patch.settings.retention_ms,
+        ..SettingsPatch::default()
+    };
+    let is_only =
+        patch.settings == only && patch.partitions.is_none() && patch.durability.is_none();
+    let is_long = match patch.settings.retention_ms {
+        Some(Some(kept_ms)) => kept_ms >= AUDIT_KEPT_MS_MIN,
+        Some(None) | None => true,
+    };
+    match is_only && is_long {
+        true => Ok(()),
+        false => Err(TopicChangeError::AuditLog),
+    }
+}
+
 impl Advised for TopicChangeError {
     fn advice(&self) -> Advice {
         match self {
             Self::Forbidden(error) => error.advice(),
             Self::Setting(error) => error.advice(),
+            Self::AuditLog => Code::NotAllowed.hint("change retention_ms alone"),
             Self::Compacted { .. } => {
                 Code::OwnedTopic.hint("bound it with retention_ms or retention_bytes instead")
             }
@@ -145,6 +171,9 @@ impl Catalogue {
         patch: TopicPatch,
     ) -> Result<ChangedTopic, TopicChangeError> {
         self.caller.may(Verb::ChangeTopic, name.as_str())?;
+        if name.as_str() == AUDIT_LOG && self.caller.rights().principal().is_some() {
+            check_audit_log(&patch)?;
+        }
         self.decide(|| self.change_topic_now(name, &patch)).await
     }
 

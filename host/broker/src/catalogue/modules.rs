@@ -412,9 +412,10 @@ impl Catalogue {
     /// # Errors
     /// [`ModuleError`].
     pub async fn module_bytes(&self, digest: Digest) -> Result<Bytes, ModuleError> {
+        let may = |name: String| self.caller.sees(Verb::ReadModule, &name);
         let is_seen = self
             .module_of(digest)
-            .is_some_and(|module| self.sees_module(&module));
+            .is_some_and(|module| module.names().any(may));
         let bytes = match is_seen {
             true => self.inner.engine.module(digest).await?,
             false => None,

@@ -478,6 +478,19 @@ impl Catalogue {
         users.map(|entry| entry.processor.name.clone()).collect()
     }
 
+    /// Whether the caller may delete the topics that a processor owns: to be asked before the processor is deleted.
+    ///
+    /// # Errors
+    /// [`TopicDeleteError::Forbidden`].
+    pub fn may_delete_topics_of(&self, name: &ProcessorName) -> Result<(), TopicDeleteError> {
+        let topics = self.inner.engine.topics().into_iter();
+        for topic in topics.filter(|topic| topic.spec.owner.as_ref() == Some(name)) {
+            self.caller
+                .may(Verb::DeleteTopic, topic.spec.name.as_str())?;
+        }
+        Ok(())
+    }
+
     /// Deletes the topics that a deleted processor owned: dead letters, redrives, audit trail. Returns their names, and why others that
     /// are used elsewhere were kept.
     ///

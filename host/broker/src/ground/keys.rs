@@ -96,16 +96,14 @@ pub const fn is_for_some_keys(verb: Verb) -> bool {
         // These ask for the key, or leave out what has another.
         Verb::Read | Verb::Produce | Verb::ReadState | Verb::WriteState => true,
         // These are about positions and names, and show no content.
-        Verb::SeeTopic
-        | Verb::SeeConsumers
-        | Verb::KeepPositions
-        | Verb::ResetConsumer
-        | Verb::DeleteConsumer
-        | Verb::SeeHost => true,
+        Verb::SeeTopic | Verb::SeeConsumers | Verb::SeeHost => true,
         // The component decides what its callers get; it sees the claims.
         Verb::CallRoute => true,
         // These change or remove what others have.
-        Verb::CreateTopic
+        Verb::KeepPositions
+        | Verb::ResetConsumer
+        | Verb::DeleteConsumer
+        | Verb::CreateTopic
         | Verb::ChangeTopic
         | Verb::DeleteTopic
         | Verb::Trim

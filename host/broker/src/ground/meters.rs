@@ -4,6 +4,7 @@
 //! larger than a second's worth is possible; then it must wait until the debt is paid. (The same as a token bucket of one second that may
 //! become overdrawn.) Nothing that was taken is forgotten, so in the long run nobody gets more than the rate.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millrace_model::{Advice, Advised, Code, PrincipalName, Quota, Quotas};
@@ -37,6 +38,8 @@ impl Advised for OverQuota {
 #[derive(Debug)]
 pub struct Meters {
     principal: PrincipalName,
+    /// Whether there is any quota: most principals have none, and their requests lock nothing.
+    is_limited: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -76,6 +79,7 @@ impl Meters {
         };
         Self {
             principal,
+            is_limited: AtomicBool::new(!quotas.is_empty()),
             inner: Mutex::new(inner),
         }
     }
@@ -83,6 +87,7 @@ impl Meters {
     /// Other quotas from now on. What is owed stays owed.
     pub(crate) fn limit(&self, quotas: Quotas) {
         self.inner.lock().quotas = quotas;
+        self.is_limited.store(!quotas.is_empty(), Ordering::Relaxed);
     }
 
     /// Whether nothing is owed of these.
@@ -90,6 +95,9 @@ impl Meters {
     /// # Errors
     /// [`OverQuota`] for the one that takes longest.
     pub(crate) fn check(&self, quotas: &[Quota], now: Duration) -> Result<(), OverQuota> {
+        if !self.is_limited.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let inner = self.inner.lock();
         let owed = |quota: &Quota| {
             let limit = inner.quotas.of(*quota)?;
@@ -116,6 +124,9 @@ impl Meters {
 
     /// Takes this much of each.
     pub(crate) fn take(&self, amounts: &[(Quota, u64)], now: Duration) {
+        if !self.is_limited.load(Ordering::Relaxed) {
+            return;
+        }
         let mut inner = self.inner.lock();
         for (quota, amount) in amounts {
             if let Some(limit) = inner.quotas.of(*quota) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use millrace_model::bounds::RESOURCE_NAME_CHARS_MAX;
 use parking_lot::Mutex;
 
 use crate::ground::verbs::Verb;
@@ -34,7 +35,8 @@ impl Notes {
         if is_news {
             *noted = Some(Note {
                 verb,
-                name: name.to_owned(),
+                // What a path has in the place of a name can be of any length.
+                name: name[..name.floor_char_boundary(RESOURCE_NAME_CHARS_MAX)].to_owned(),
                 is_allowed,
             });
         }
@@ -71,6 +73,13 @@ mod tests {
         let refused = Some((Verb::Read, "salaries".to_owned(), false));
         assert_eq!(noted(&[deploys, is_refused]), refused);
         assert_eq!(noted(&[is_refused, deploys]), refused);
+    }
+
+    #[test]
+    fn what_can_be_no_name_is_cut() {
+        let long = "é".repeat(RESOURCE_NAME_CHARS_MAX);
+        let (_, name, _) = noted(&[(Verb::Read, &long, false)]).unwrap();
+        assert!(name.len() <= RESOURCE_NAME_CHARS_MAX && long.starts_with(&name));
     }
 
     #[test]

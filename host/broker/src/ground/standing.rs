@@ -7,6 +7,8 @@ use millrace_model::{
     Advice, Advised, Code, PrincipalName, Resource, ResourceKind, Right, Rights, Rule,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::ground::keys::{KeyPattern, is_for_some_keys, may_touch};
 use crate::ground::meters::Meters;
 use crate::ground::own_topics::AUDIT_LOG;
@@ -48,6 +50,8 @@ pub struct Known {
     pub scope: Option<Vec<Rule>>,
     /// What it has used of its quotas.
     pub meters: Arc<Meters>,
+    /// Cancelled when what it proved itself with counts no more.
+    pub ended: CancellationToken,
     /// Whom it acts for, as a provider of identities names them, if it does not act for itself.
     pub subject: Option<Arc<str>>,
     /// The keys of the messages and the state that it may touch; all if absent.
@@ -166,6 +170,14 @@ impl Standing {
                         .as_deref()
                         .is_none_or(|scope| gives(scope, right))
             }),
+        }
+    }
+
+    /// Whether what the caller proved itself with counts no more.
+    pub(crate) fn has_ended(&self) -> bool {
+        match self {
+            Self::Principal(known) => known.ended.is_cancelled(),
+            Self::Everything | Self::Nobody => false,
         }
     }
 
@@ -334,6 +346,7 @@ mod tests {
                 PrincipalName::parse("billing").unwrap(),
                 Quotas::default(),
             )),
+            ended: CancellationToken::new(),
             subject: None,
             keys: None,
         }))
@@ -423,6 +436,7 @@ mod tests {
             subject: Some("ann".into()),
             keys: Some(vec![KeyPattern::Beginning(b"user:ann:"[..].into())]),
             meters: Arc::clone(&known.meters),
+            ended: CancellationToken::new(),
         }));
         assert_eq!(ann.signature().as_deref(), Some("billing/ann"));
         let produce = |key: Option<&[u8]>| ann.may_with_key(Verb::Produce, "orders", key);

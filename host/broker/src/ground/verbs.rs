@@ -66,7 +66,7 @@ verbs! {
         Produce "send messages to" [Produce];
         CancelDelayed "cancel delayed messages of" [Produce Operate];
         Read "read messages of" [Consume];
-        SeeDelayed "see the delayed messages of" [Consume Operate];
+        SeeDelayed "see the delayed messages of" [Consume];
         SeeConsumers "see the consumers of" [View];
         KeepPositions "keep positions in" [Consume];
         ResetConsumer "reset a consumer of" [Consume Operate];

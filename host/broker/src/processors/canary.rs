@@ -133,6 +133,10 @@ impl Processors {
         let mut processor = known.processor.clone();
         let seen = self.seen_by(&known, seen);
         promote(&mut processor, self.asked(), seen, anyway)?;
+        if let Some(now) = processor.current() {
+            let before = known.processor.current().map(|before| &before.spec);
+            self.check_further_rights(before, &now.spec)?;
+        }
         self.check_chains(&processor)?;
         self.change(processor, loaded).await
     }

@@ -190,11 +190,11 @@ impl Processors {
         if !configure(&mut processor, asked, config) && !is_deployed {
             return self.refresh(known, loaded).await;
         }
+        self.check_rights(&spec)?;
         // Settings alone are no new revision: what is deployed may stay, whatever this host demands
         // by now.
         if is_deployed {
             check_patience(&spec)?;
-            self.check_rights(&spec)?;
             self.check_limits(&spec)?;
             self.check_trusted(&spec).await?;
         }
@@ -382,6 +382,10 @@ impl Processors {
     ) -> Result<Processor, ProcessorError> {
         let known = self.known(name)?;
         let mut processor = known.processor;
+        // Settings decide what a component does with what it is granted.
+        if let Some(current) = processor.current() {
+            self.check_rights(&current.spec)?;
+        }
         let config = change.over(&processor.config)?;
         if !configure(&mut processor, self.asked(), config) {
             return Ok(processor);

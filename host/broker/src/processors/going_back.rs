@@ -147,6 +147,10 @@ impl Processors {
         }
         // A withdrawal only removes a path of messages, so it cannot create a cycle.
         if processor.current != known.processor.current {
+            if let Some(now) = processor.current() {
+                let before = known.processor.current().map(|before| &before.spec);
+                self.check_further_rights(before, &now.spec)?;
+            }
             self.check_chains(&processor)?;
         }
         self.change(processor, loaded).await

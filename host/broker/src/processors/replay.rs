@@ -100,7 +100,11 @@ impl Processors {
             ranges: ranges.clone(),
         });
         let name = match &request.name {
-            Some(name) => self.unused(name, &topics).await?,
+            Some(name) => {
+                let asked = self.caller.may(Verb::DeployProcessor, name.as_str());
+                asked.map_err(ProcessorError::from)?;
+                self.unused(name, &topics).await?
+            }
             None => self.next_name(of, &topics).await?,
         };
         let replay = Replay {
@@ -201,6 +205,7 @@ impl Processors {
                     "{of}-replay-{number} is too long for a name; name the replay yourself"
                 ));
             };
+            self.caller.may(Verb::DeployProcessor, name.as_str())?;
             if self.unused(&name, topics).await.is_ok() {
                 return Ok(name);
             }

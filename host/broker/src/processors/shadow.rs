@@ -59,7 +59,13 @@ impl Processors {
     pub fn shadow_report(&self, name: &ProcessorName) -> Result<ShadowReport, ProcessorError> {
         self.caller.may(Verb::SeeTrial, name.as_str())?;
         let known = self.known(name)?;
-        let report = self.inner.supervisor.shadow(name);
+        let mut report = self.inner.supervisor.shadow(name);
+        if let Some(report) = report
+            .as_mut()
+            .filter(|_| !self.reads_all_of(&known.processor))
+        {
+            report.samples.clear();
+        }
         report.ok_or_else(|| match (known.processor.trial, known.trial_problem) {
             (Some(Trial::Shadow { revision, .. }), Some(why)) => ProcessorError::TrialNotLoaded {
                 name: name.clone(),

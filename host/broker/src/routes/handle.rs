@@ -91,10 +91,10 @@ impl Known {
         }
     }
 
-    /// Whether everyone may call it.
-    pub(super) fn is_public(&self) -> bool {
-        let current = self.route.current();
-        current.is_some_and(|current| current.spec.public)
+    /// Whether everyone may call this revision.
+    pub(super) fn is_public(&self, number: u32) -> bool {
+        let revision = self.route.revision(number);
+        revision.is_some_and(|revision| revision.spec.public)
     }
 
     /// The component of a revision that answers requests.

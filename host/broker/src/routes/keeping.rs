@@ -241,7 +241,10 @@ impl Routes {
         self.caller.may(Verb::SetRoute, path.as_str())?;
         let trouble = self.trouble(path);
         self.change_existing(path, |route, asked| {
+            let before = route.current().map(|before| before.spec.clone());
             revisions::promote(route, asked, trouble.as_deref(), anyway)?;
+            let now = route.current().map(|now| &now.spec);
+            self.check_further_rights(path, before.as_ref(), now)?;
             Ok(Some(route.current))
         })
         .await
@@ -265,8 +268,10 @@ impl Routes {
             from: expected,
         };
         self.change_existing(path, |route, asked| {
-            let before = route.current;
+            let (before, spec) = (route.current, route.current().map(|it| it.spec.clone()));
             revisions::roll_back(route, asked, asks, &|revision| self.can_run(revision))?;
+            let now = route.current().map(|now| &now.spec);
+            self.check_further_rights(path, spec.as_ref(), now)?;
             Ok((route.current != before).then_some(route.current))
         })
         .await

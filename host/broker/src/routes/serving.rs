@@ -83,7 +83,8 @@ impl Routes {
                 answer: Err(ServeError::Unavailable { path, why }),
             };
         };
-        if !known.is_public()
+        let (number, side) = known.next();
+        if !known.is_public(number)
             && let Err(error) = self.caller.may(Verb::CallRoute, path.as_str())
         {
             return Served {
@@ -91,7 +92,6 @@ impl Routes {
                 answer: Err(ServeError::Forbidden(error)),
             };
         }
-        let (number, side) = known.next();
         Served {
             revision: Some(number),
             answer: self.serve_with(&known, number, side, request).await,

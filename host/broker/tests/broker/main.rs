@@ -34,6 +34,7 @@ mod redrives;
 mod replay;
 mod revisions;
 mod rig;
+mod rights;
 mod route_revisions;
 mod routes;
 mod schedules;

@@ -455,6 +455,9 @@ pub(super) async fn remove(
     InQuery(params): InQuery<DeleteParams>,
 ) -> Result<Response, ApiError> {
     to_the_end(async move {
+        if params.topics {
+            app.session.catalogue().may_delete_topics_of(&name)?;
+        }
         match params.reset_state {
             true => {
                 app.session

@@ -323,7 +323,11 @@ fn who_administers_some_principals_gives_no_more_than_they_have() {
     guarded.principal("boss", &["admin"]);
     let lead = guarded.principal(
         "lead",
-        &["administer on principal:*", "producer on topic:orders-*"],
+        &[
+            "administer on principal:ci*",
+            "administer on principal:boss",
+            "producer on topic:orders-*",
+        ],
     );
     let gives = |rule: &str| {
         let path = "/v1/access/principals/ci/grant";
@@ -334,6 +338,15 @@ fn who_administers_some_principals_gives_no_more_than_they_have() {
         let said = gives(rule).refused(403, "not-allowed");
         assert!(said.contains(rule), "{said}");
     }
+    // An identity that others present as well would make them somebody else.
+    guarded
+        .call(
+            &lead,
+            "PUT",
+            "/v1/access/principals/ci/identities/dns%3Abilling.internal",
+            &Value::Null,
+        )
+        .refused(403, "not-allowed");
     // A token of somebody who may more would be theirs.
     guarded
         .call(

@@ -165,6 +165,33 @@ fn the_log_is_read_with_a_right_of_its_own_and_written_by_nobody() {
 }
 
 #[test]
+fn of_the_log_only_how_long_it_is_kept_can_be_changed() {
+    let guarded = Guarded::start();
+    guarded.principal("shop", &["viewer"]);
+    for change in [
+        json!({"settings": {"compact": true}}),
+        json!({"settings": {"retention_ms": 1000}}),
+        json!({"settings": {"retention_bytes": 1}}),
+        json!({"partitions": 2, "accept_moved_keys": true}),
+    ] {
+        let path = "/v1/topics/host.audit";
+        let refused = guarded.call(&guarded.admin, "PATCH", path, &change);
+        let said = refused.refused(403, "not-allowed");
+        assert!(said.contains("how long it is kept"), "{said}");
+    }
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_name_is_cut_in_the_log() {
+    let guarded = Guarded::start();
+    let path = format!("/v1/topics/{}/messages", "%00".repeat(4_000));
+    guarded.host.get(&path).refused(401, "credentials-missing");
+    let record = guarded.audited(|record| record["code"] == "credentials-missing");
+    let on = record["on"].as_str().expect("a name");
+    assert!(on.len() < 300, "{}", on.len());
+}
+
+#[test]
 fn the_log_is_read_backwards_in_pages() {
     let guarded = Guarded::start();
     for at in 0..12 {
