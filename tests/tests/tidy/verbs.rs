@@ -29,7 +29,7 @@ const ASKS: [&str; 9] = [
 ];
 
 /// Verbs that ask nobody themselves, and why that is right.
-const ASK_NOBODY: [(&str, &str); 42] = [
+const ASK_NOBODY: [(&str, &str); 44] = [
     ("AuditLog::answered", "doors record their callers' requests"),
     ("AuditLog::begin", "the host does at its start"),
     ("AuditLog::is_kept", "says nothing of anyone"),
@@ -46,6 +46,7 @@ const ASK_NOBODY: [(&str, &str); 42] = [
     ("Access::prove_as", "before it, nobody is anyone"),
     ("Access::prove_identity", "before it, nobody is anyone"),
     ("Access::prove_password", "before it, nobody is anyone"),
+    ("Access::remembers_password", "before it, nobody is anyone"),
     (
         "Access::still_counts",
         "says of what was proved whether it still is",

@@ -2,7 +2,6 @@
 //! for the first time with a password from where many failed: its check costs the host so much that it comes after the wait.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
@@ -29,11 +28,6 @@ pub struct Attempts {
     sources: HashMap<Option<IpAddr>, Failures>,
     /// Of all sources for which there is no room.
     others: Failures,
-    /// The last password that each principal proved, as a number that says nothing without `hasher`. It decides who waits, and nothing
-    /// else.
-    proved: HashMap<String, u64>,
-    /// Its key is random and only in this process.
-    hasher: RandomState,
 }
 
 impl Attempts {
@@ -78,32 +72,6 @@ impl Attempts {
         failures.forget(now);
         failures.count = failures.count.saturating_add(1);
         failures.delay()
-    }
-
-    /// Notes that a principal proved this password.
-    pub fn proved(&mut self, principal: &str, password: &str) {
-        let mark = self.hasher.hash_one((principal, password));
-        if let Some(known) = self.proved.get_mut(principal) {
-            *known = mark;
-            return;
-        }
-        // Of principals that are gone, too. Whoever is forgotten waits once more.
-        if self.proved.len() >= ATTEMPTS_SOURCES_MAX {
-            self.proved.clear();
-        }
-        self.proved.insert(principal.to_owned(), mark);
-    }
-
-    /// Whether this password is the last that the principal proved, so that to check it again costs next to nothing.
-    #[must_use]
-    pub fn has_proved(&self, principal: &str, password: &str) -> bool {
-        let known = self.proved.get(principal);
-        known.is_some_and(|known| *known == self.hasher.hash_one((principal, password)))
-    }
-
-    /// Forgets what the principal proved, because it is refused now.
-    pub fn forget_proved(&mut self, principal: &str) {
-        self.proved.remove(principal);
     }
 }
 
@@ -197,24 +165,6 @@ mod tests {
         assert!(attempts.is_slowed(source(1), Duration::from_secs(10)));
         assert!(!attempts.is_slowed(source(1), Duration::from_secs(100)));
         assert!(!attempts.is_slowed(source(2), Duration::ZERO));
-    }
-
-    #[test]
-    fn the_last_password_that_was_proved_is_known_until_it_is_refused() {
-        let mut attempts = Attempts::default();
-        assert!(!attempts.has_proved("shop", "first"));
-        attempts.proved("shop", "first");
-        assert!(attempts.has_proved("shop", "first"));
-        assert!(!attempts.has_proved("shop", "second"));
-        assert!(!attempts.has_proved("shops", "first"));
-        attempts.proved("shop", "second");
-        assert!(!attempts.has_proved("shop", "first"));
-        attempts.forget_proved("shop");
-        assert!(!attempts.has_proved("shop", "second"));
-        for at in 0..=ATTEMPTS_SOURCES_MAX {
-            attempts.proved(&format!("p-{at}"), "password");
-        }
-        assert!(attempts.proved.len() <= ATTEMPTS_SOURCES_MAX);
     }
 
     #[test]

@@ -95,6 +95,17 @@ impl Access {
         self.password_of(principal).is_some()
     }
 
+    /// Whether this password is one that was right before, so that checking it again costs next to nothing.
+    #[must_use]
+    pub fn remembers_password(&self, name: &str, password: &str) -> bool {
+        let Some(proof) = self.password_of(name) else {
+            return false;
+        };
+        let mark = self.inner.strangers.mark(name, password);
+        let remembered = proof.remembered.get();
+        remembered.is_some_and(|remembered| remembered.ct_eq(&mark).into())
+    }
+
     /// Who presents this name and this password.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //! answer.
 //!
 //! A request without a certain end (unknown transfer codings, two Host lines, none) is refused before anything else. After any refusal
-//! the rest of the body is consumed ([`super::rest`]), and an answer that ends its connection says so.
+//! the rest of the body is consumed ([`super::rest`]), and an answer that ends its connection says so. Who sends a request is asked only if
+//! it is not refused anyway: to check a password costs the host more than all the rest.
 //!
 //! [`super::callers`] decides which requests are accepted.
 
@@ -27,10 +28,9 @@ use super::bounds::{DISCARD_MS_MAX, REQUEST_ID_CHARS_MAX};
 use super::called::RequestId;
 use super::error::{ApiError, own};
 use super::mount::OfAComponent;
-use super::proving::{CHALLENGE, pass};
+use super::proving::{CHALLENGE, Origin, pass};
 use super::record::Asked;
 use super::rest;
-use crate::net::{Line, Presented};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -38,16 +38,28 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = app.request_id(request.headers());
     let began = app.clock.monotonic();
-    let line = request.extensions().get::<Arc<Line>>().cloned();
+    let origin = Origin::of(&request);
+    let line = origin.line().cloned();
     let reserved = line.as_ref().is_some_and(|line| line.is_reserved());
     let asks_to_close = names(request.headers(), &CONNECTION).contains(&"close".to_owned());
     let (mut request, rest) = rest::lend(request);
     request.extensions_mut().insert(RequestId(id.clone()));
     let uri = request.uri().clone();
-    let presented = request.extensions().get::<Presented>().cloned();
-    let presented = presented.unwrap_or_default();
-    let sender = app.sender_of(uri.path(), request.headers_mut(), &presented);
-    let sender = sender.await.map(Arc::new);
+    let framed = framing(request.version(), request.headers());
+    let mut ends = framed.is_err() || reserved || app.stopping.is_cancelled();
+    let acceptable = framed
+        .and_then(|()| app.callers.check(&uri, request.headers()))
+        .and_then(|()| match reserved && is_traffic(&request) {
+            true => Err(no_place()),
+            false => Ok(()),
+        });
+    let sender = match acceptable {
+        Ok(()) => {
+            let sender = app.sender_of(uri.path(), request.headers_mut(), &origin);
+            sender.await.map(Arc::new)
+        }
+        Err(refusal) => Err(refusal),
+    };
     let standing = match &sender {
         Ok(sender) => sender.standing.clone(),
         Err(_) => Standing::Nobody,
@@ -59,21 +71,12 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
         request.extensions_mut().insert(Arc::clone(sender));
     }
     request.extensions_mut().insert(caller.clone());
-    let framed = framing(request.version(), request.headers());
-    let mut ends = framed.is_err() || reserved || app.stopping.is_cancelled();
-    let admitted = framed
-        .and_then(|()| app.callers.check(request.uri(), request.headers()))
-        .and_then(|()| match reserved && is_traffic(&request) {
-            true => Err(no_place()),
-            false => Ok(()),
-        })
-        .and(sender)
-        .and_then(|sender| {
-            let asks = [(Quota::Requests, 1)];
-            caller.check_quotas(&[Quota::Requests], began)?;
-            caller.take(&asks, began);
-            Ok(sender)
-        });
+    let admitted = sender.and_then(|sender| {
+        let asks = [(Quota::Requests, 1)];
+        caller.check_quotas(&[Quota::Requests], began)?;
+        caller.take(&asks, began);
+        Ok(sender)
+    });
     let response = match admitted {
         Ok(sender) => match pass(request, &caller, &sender).await {
             Ok(request) => {

@@ -2,9 +2,11 @@
 //! goes. A request for the whole asks the others the same question with `hosts=this`, which they answer without asking anyone, so
 //! questions never go in circles. A host that does not answer in time is named, and the rest is shown.
 //!
-//! A question carries what any request between machines carries today: who asks, and the id of the request that it belongs to. Its answer
+//! A question carries what any request between machines carries today: who asks, and the id of the request that it belongs to. The caller's
+//! credentials go with it, to another machine by TLS only. Its answer
 //! names the host, because an address may lead to another one: a host started again, or one behind the same proxy.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -238,6 +240,17 @@ impl Called {
             )
         };
         let stream = TcpStream::connect(address).await.map_err(not_connected)?;
+        let peer = stream.peer_addr().map_err(not_connected)?.ip();
+        if self.token.is_some() && !may_carry_credentials(is_encrypted, peer) {
+            tracing::debug!(
+                host = %host.id, address, %peer,
+                "another host is not asked: it has no TLS, and the caller's credentials would go to another machine unencrypted"
+            );
+            return Err(
+                "it has no TLS, so the caller's credentials are not sent to it; start it with --tls-certificate and --tls-key"
+                    .to_owned(),
+            );
+        }
         let stream: Box<dyn Duplex> = match is_encrypted {
             false => Box::new(stream),
             true => Box::new(
@@ -279,6 +292,11 @@ impl Called {
             _ = connection => exchange.await,
         }
     }
+}
+
+/// Whether a connection may carry what proves who the caller is. `peer` is the address that was reached: a name may stand for any.
+fn may_carry_credentials(is_encrypted: bool, peer: IpAddr) -> bool {
+    is_encrypted || peer.to_canonical().is_loopback()
 }
 
 async fn answer_of<T: DeserializeOwned>(
@@ -372,5 +390,30 @@ impl OfThis<Response> {
             response.headers_mut().insert(ANSWERED_BY, id);
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_leave_the_machine_only_encrypted() {
+        for (peer, stays) in [
+            ("127.0.0.1", true),
+            ("127.1.2.3", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("0.0.0.0", false),
+            ("10.0.0.1", false),
+            ("192.0.2.1", false),
+            ("2001:db8::1", false),
+            ("fe80::1", false),
+            ("::ffff:10.0.0.1", false),
+        ] {
+            let peer = peer.parse().expect("an address");
+            assert_eq!(may_carry_credentials(false, peer), stays, "{peer}");
+            assert!(may_carry_credentials(true, peer), "{peer}");
+        }
     }
 }

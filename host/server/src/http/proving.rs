@@ -2,10 +2,13 @@
 //! asks of those of whom nothing says who they are.
 //!
 //! A token never goes further than this file: components, which get the headers of requests to routes, do not see it. JWTs are for them
-//! as well, so they see those, unless the provider's settings say otherwise. A password (RFC 7617) counts on the host's own paths only; on
-//! a route's it is for the component.
+//! as well, so they see those, unless the provider's settings say otherwise. What a component might take for a JWT that this host has
+//! checked, and is none for certain, goes no further either, and neither does a second Authorization line. A password (RFC 7617) counts on
+//! the host's own paths only; on a route's it is for the component.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{FromRequestParts as _, MatchedPath, RawPathParams, Request};
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
@@ -13,7 +16,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use millrace_broker::{Caller, Forbidden, Standing, Unproved};
+use millrace_broker::{Caller, Forbidden, Proved, Standing, Unproved};
 use millrace_model::{Advised as _, Code, Identity, ResourceKind};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -72,21 +75,53 @@ pub(super) struct Sender {
     pub(super) identities: Vec<Identity>,
 }
 
+/// Where a request comes from.
+pub(super) struct Origin {
+    address: Option<IpAddr>,
+    line: Option<Arc<Line>>,
+    presented: Presented,
+}
+
+impl Origin {
+    pub(super) fn of(request: &Request) -> Self {
+        let extensions = request.extensions();
+        let peer: Option<&Peer> = extensions.get();
+        Self {
+            address: peer.and_then(|&Peer(address)| address),
+            line: extensions.get().cloned(),
+            presented: extensions.get().cloned().unwrap_or_default(),
+        }
+    }
+
+    /// The connection.
+    pub(super) fn line(&self) -> Option<&Arc<Line>> {
+        self.line.as_ref()
+    }
+}
+
 impl App {
-    /// Who sends a request to this path with these headers, on a connection that proves this. What the headers have for the host is taken
-    /// out of them, and counts before the connection.
+    /// Who sends a request to this path with these headers, on a connection that proves something, too. What the headers have for the host
+    /// is taken out of them, and counts before the connection.
     pub(super) async fn sender_of(
         &self,
         path: &str,
         headers: &mut HeaderMap,
-        presented: &Presented,
+        origin: &Origin,
     ) -> Result<Sender, ApiError> {
+        let presented = &origin.presented;
         // Most requests have none, or a token; what others need is too large for the way of all.
         if !headers.contains_key(AUTHORIZATION) {
             return self.sender_at(presented);
         }
-        let lines = headers.get_all(AUTHORIZATION).iter();
-        let mut ours = lines.filter_map(|line| Some((line, self.credentials_in(path, line)?)));
+        let lines = headers.get_all(AUTHORIZATION);
+        // The host would check one, and the component might take another.
+        if !is_own(path) && self.identity.has_providers() && lines.iter().count() > 1 {
+            let message = "the request has several Authorization lines";
+            return Err(ApiError::malformed(message, ONE_LINE));
+        }
+        let mut ours = lines
+            .iter()
+            .filter_map(|line| Some((line, self.credentials_in(path, line)?)));
         let Some((line, in_line)) = ours.next() else {
             return match Box::pin(self.identified(headers, is_own(path))).await? {
                 Some(sender) => Ok(sender),
@@ -100,7 +135,7 @@ impl App {
             InLine::Token(token) => (self.access.prove(token)?, Credentials::Token),
             InLine::Password(both) => {
                 let (name, password) = both.split_once(':').unwrap_or_default();
-                let proved = Box::pin(self.access.prove_password(name, password)).await?;
+                let proved = Box::pin(self.by_password(name, password, origin)).await?;
                 (proved, Credentials::Password)
             }
         };
@@ -114,6 +149,25 @@ impl App {
             credentials: Some(credentials),
             identities: Vec::new(),
         })
+    }
+
+    /// Who has this name and this password. Where many attempts failed, one that takes the host a derivation waits before it.
+    async fn by_password(
+        &self,
+        name: &str,
+        password: &str,
+        origin: &Origin,
+    ) -> Result<Proved, Unproved> {
+        let delay = self
+            .attempts
+            .lock()
+            .next_delay(origin.address, self.clock.monotonic());
+        // One that was right before is known again at once.
+        let waits = !delay.is_zero() && !self.access.remembers_password(name, password);
+        if waits && !self.wait(delay, origin.line()).await {
+            return Err(Unproved::Busy);
+        }
+        self.access.prove_password(name, password).await
     }
 
     /// Who sends what comes without a token on a connection that proves this.
@@ -165,7 +219,7 @@ impl App {
     }
 
     /// Who sends a request by a JWT of an identity provider; `None` without one. On the host's own paths a JWT of another provider is
-    /// refused; on others it is the component's.
+    /// refused; on others it is the component's, and what may be a JWT and cannot be read as one is refused.
     async fn identified(
         &self,
         headers: &mut HeaderMap,
@@ -177,7 +231,13 @@ impl App {
             let Some(presented) = bearer_in(line) else {
                 continue;
             };
-            let Some(identified) = self.identity.prove(presented, is_own).await? else {
+            // A line that is not ASCII has no JWT, whatever a lenient reader finds in it.
+            let presented = match line.as_bytes().is_ascii() {
+                true => presented,
+                false => line.as_bytes(),
+            };
+            let presented = String::from_utf8_lossy(presented);
+            let Some(identified) = self.identity.prove(&presented, is_own).await? else {
                 continue;
             };
             if found.replace((at, identified)).is_some() {
@@ -238,6 +298,12 @@ impl App {
             return true;
         }
         metrics::counter!("millrace_refusals_held_back_total").increment(1);
+        self.wait(delay, line).await
+    }
+
+    /// Waits in one of the places for that. Returns whether the time is over, and not that there is no place, the connection has ended, or
+    /// the host stops.
+    async fn wait(&self, delay: Duration, line: Option<&Arc<Line>>) -> bool {
         let Ok(_place) = self.held_back.try_acquire() else {
             return false;
         };
@@ -329,20 +395,25 @@ fn password_in(line: &HeaderValue) -> Option<Zeroizing<String>> {
 
 /// The token in an Authorization line, if it can be one of this host.
 fn token_in(line: &HeaderValue) -> Option<&str> {
-    bearer_in(line).filter(|token| token.starts_with(OF_A_TOKEN))
+    let token = str::from_utf8(bearer_in(line)?).ok()?;
+    token.starts_with(OF_A_TOKEN).then_some(token)
 }
 
-/// What an Authorization line has for whoever bears it.
-fn bearer_in(line: &HeaderValue) -> Option<&str> {
-    let (scheme, presented) = line.to_str().ok()?.split_once(' ')?;
-    scheme
-        .eq_ignore_ascii_case(SCHEME)
-        .then_some(presented.trim())
+/// What an Authorization line has for whoever bears it, without the white space around it. As lenient as any reader: what is before and
+/// behind the scheme may be any white space, also some that is not ASCII.
+fn bearer_in(line: &HeaderValue) -> Option<&[u8]> {
+    let line = line.as_bytes();
+    let begins = line.iter().position(u8::is_ascii_graphic)?;
+    let (scheme, rest) = line[begins..].split_at_checked(SCHEME.len())?;
+    let is_apart = |byte: &u8| byte.is_ascii_whitespace() || !byte.is_ascii();
+    let is_bearer = scheme.eq_ignore_ascii_case(SCHEME.as_bytes());
+    (is_bearer && rest.first().is_some_and(is_apart)).then(|| rest.trim_ascii())
 }
+
+const ONE_LINE: &str = "send one Authorization line";
 
 fn several() -> ApiError {
-    let hint = "send one Authorization line";
-    ApiError::malformed("the request has several tokens", hint)
+    ApiError::malformed("the request has several tokens", ONE_LINE)
 }
 
 fn ended_meanwhile() -> ApiError {
@@ -359,8 +430,7 @@ pub(super) async fn pass(
     caller: &Caller,
     sender: &Sender,
 ) -> Result<Request, ApiError> {
-    let path: Option<&MatchedPath> = request.extensions().get();
-    let Some(verb) = path.and_then(|path| verb_of(request.method(), path.as_str())) else {
+    let Some(verb) = verb_of(request.method(), path_of(&request)) else {
         return Ok(request);
     };
     let Some(parameter) = named_by(verb.kind()) else {
@@ -369,6 +439,19 @@ pub(super) async fn pass(
             .map(|()| request)
             .map_err(|forbidden| sender.refused(forbidden));
     };
+    // As most names are written, without looking for parameters again and a copy of each.
+    if !request.uri().path().contains('%') {
+        let pattern = path_of(&request);
+        let segments = pattern.split('/').zip(request.uri().path().split('/'));
+        let mut segments = segments;
+        let named = segments.find(|(segment, _)| is_parameter(segment, parameter));
+        let asked = match named {
+            Some((_, name)) => caller.may(verb, name),
+            None => caller.may_with_some(verb),
+        };
+        asked.map_err(|forbidden| sender.refused(forbidden))?;
+        return Ok(request);
+    }
     let (mut parts, body) = request.into_parts();
     let in_path = RawPathParams::from_request_parts(&mut parts, &()).await;
     let mut named = in_path.iter().flatten();
@@ -378,6 +461,20 @@ pub(super) async fn pass(
     };
     asked.map_err(|forbidden| sender.refused(forbidden))?;
     Ok(Request::from_parts(parts, body))
+}
+
+/// The pattern of a request's path; empty if nothing answers it.
+fn path_of(request: &Request) -> &str {
+    let path: Option<&MatchedPath> = request.extensions().get();
+    path.map_or("", MatchedPath::as_str)
+}
+
+/// Whether a segment of a pattern is this parameter.
+fn is_parameter(segment: &str, parameter: &str) -> bool {
+    let name = segment
+        .strip_prefix('{')
+        .and_then(|rest| rest.strip_suffix('}'));
+    name == Some(parameter)
 }
 
 /// The parameter of a path that names a thing of this kind. Only the verbs know which route or module is meant: a path of routes may end

@@ -23,6 +23,31 @@ pub(super) fn is_one(presented: &str) -> bool {
     begins && parts.count() == 2
 }
 
+/// Whether a lenient reader may take a credential for a JWT: it, or a word of it, has three parts, or it is not ASCII.
+pub(super) fn may_be_one(presented: &str) -> bool {
+    let has_three = |text: &str| text.split('.').count() == 3;
+    let is_between = |letter: char| letter.is_whitespace() || letter == ',';
+    !presented.is_ascii() || has_three(presented) || presented.split(is_between).any(has_three)
+}
+
+/// The JWT that is for this host on the path of a route, where `is_known` says of which issuers it takes JWTs. `None` if it is the
+/// component's: no JWT, or one of another issuer.
+///
+/// # Errors
+/// [`Refusal`]: what may be a JWT and cannot be read strictly may say something else to the component than it says here, so that it would
+/// pass for one that this host has checked.
+pub(super) fn of_route(
+    presented: &str,
+    is_known: impl Fn(&str) -> bool,
+) -> Result<Option<Jwt<'_>>, Refusal> {
+    if !may_be_one(presented) {
+        return Ok(None);
+    }
+    let jwt = Jwt::read(presented)?;
+    let is_ours = is_known(jwt.claims.text("iss")?);
+    Ok(is_ours.then_some(jwt))
+}
+
 impl<'a> Jwt<'a> {
     pub(super) fn read(presented: &'a str) -> Result<Self, Refusal> {
         if presented.len() > JWT_BYTES_MAX {
@@ -60,3 +85,6 @@ impl<'a> Jwt<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

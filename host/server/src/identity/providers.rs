@@ -10,7 +10,6 @@ use parking_lot::{Mutex, RwLock};
 use sha2::{Digest as _, Sha256};
 use tokio::task::AbortHandle;
 
-use super::claims::Claims;
 use super::fetching::fetch;
 use super::jwt::{self, Jwt};
 use super::keys::Keys;
@@ -104,8 +103,14 @@ impl Identity {
         })
     }
 
+    /// Whether JWTs of any provider count here.
+    pub(crate) fn has_providers(&self) -> bool {
+        !self.providers.is_empty()
+    }
+
     /// Who presents this credential. `None` if it is none of a provider: it is no JWT, or, unless it `must` be of one, one of a provider
-    /// that this host does not know.
+    /// that this host does not know. Unless it must, it is for a component, and then what may be a JWT and is not one for certain is
+    /// refused.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -114,18 +119,24 @@ impl Identity {
         presented: &str,
         must: bool,
     ) -> Result<Option<Identified>, Refusal> {
-        if self.providers.is_empty() || !jwt::is_one(presented) {
+        let may_be_one = match must {
+            true => jwt::is_one(presented),
+            false => jwt::may_be_one(presented),
+        };
+        if !self.has_providers() || !may_be_one {
             return Ok(None);
         }
         let print: Print = Sha256::digest(presented.as_bytes()).into();
         if let Some(known) = self.remembered(&print) {
             return Ok(Some(known));
         }
-        let proved = match Jwt::read(presented) {
-            Ok(jwt) if !must && !self.is_of_one(&jwt.claims) => return Ok(None),
-            Ok(jwt) => self.verified(&jwt, print).await,
-            // Whatever it is, it is not for this host.
-            Err(_) if !must => return Ok(None),
+        let read = match must {
+            true => Jwt::read(presented).map(Some),
+            false => jwt::of_route(presented, |issuer| self.knows(issuer)),
+        };
+        let proved = match read {
+            Ok(Some(jwt)) => self.verified(&jwt, print).await,
+            Ok(None) => return Ok(None),
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = &proved {
@@ -136,9 +147,8 @@ impl Identity {
         proved.map(Some)
     }
 
-    fn is_of_one(&self, claims: &Claims) -> bool {
-        let issuer = claims.text("iss");
-        issuer.is_ok_and(|issuer| self.providers.iter().any(|one| one.issuer == issuer))
+    fn knows(&self, issuer: &str) -> bool {
+        self.providers.iter().any(|one| one.issuer == issuer)
     }
 
     fn remembered(&self, print: &Print) -> Option<Identified> {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use millrace::config::ProviderSettings;
-use millrace_tests::identity::{KeyServer, Signer};
+use millrace_tests::identity::{KeyServer, Signer, unsigned};
 use serde_json::{Value, json};
 
 use crate::access::{Guarded, certificates, wait_for, waiting};
@@ -299,6 +299,98 @@ fn a_component_sees_a_jwt_unless_the_provider_is_to_be_stripped() {
             .refused(401, "credentials-missing");
         set(true);
         assert_eq!(users.get(&others, "/web/authorized").bytes, b"true");
+    }
+}
+
+/// The admin's component at a route that everyone may call.
+fn with_public_route(guarded: &Guarded) {
+    let line = format!("Bearer {}", guarded.admin);
+    let wasm = [
+        ("authorization", &*line),
+        ("content-type", "application/wasm"),
+    ];
+    let bytes = guest_artifacts::WEB.to_vec();
+    let uploaded = guarded
+        .host
+        .call("POST", "/v1/modules?tag=web@1.0.0", &wasm, bytes);
+    assert_eq!(uploaded.status, 201, "{}", uploaded.json());
+    let spec = json!({"module": "web@1.0.0", "public": true, "limits": {"call_ms_max": 10_000}});
+    let set = guarded.call(&guarded.admin, "PUT", "/v1/routes/web", &spec);
+    assert_eq!(set.status, 200, "{}", set.json());
+}
+
+#[test]
+fn a_component_sees_no_forgery_of_a_jwt_that_the_host_checks() {
+    let users = Users::start(|_| {});
+    users.may(&["call on route:/web"]);
+    with_public_route(&users.guarded);
+    let issuer = users.server.issuer();
+    let forged = |header: &str, payload: &str| unsigned(header, payload) + ".c2ln";
+    let (header, claims) = (
+        r#"{"alg":"ES256","kid":"first"}"#,
+        users.claims("root", 600),
+    );
+    let payload = claims.to_string();
+    let twice = format!(r#"{{"iss":"{issuer}","iss":"https://other.example"}}"#);
+    let deep = "[".repeat(64) + &"]".repeat(64);
+    let deep = format!(r#"{{"iss":"{issuer}","x":{deep}}}"#);
+    let long = format!(r#"{{"iss":"{issuer}","x":"{}"}}"#, "x".repeat(16 << 10));
+    let plain = forged(header, &payload);
+    let asks = |lines: &[&[u8]]| {
+        let mut request =
+            b"GET /web/authorized HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n".to_vec();
+        for line in lines {
+            request.extend([b"authorization: ", *line, b"\r\n"].concat());
+        }
+        request.extend(b"\r\n");
+        users.guarded.host.raw(&request)
+    };
+    for (what, line) in [
+        ("plain", format!("Bearer {plain}")),
+        ("a tab", format!("Bearer\t{plain}")),
+        (
+            "a space in the header",
+            format!("bearer {}", forged(&format!(" {header}"), &payload)),
+        ),
+        ("twice", format!("Bearer {}", forged(header, &twice))),
+        ("deep", format!("Bearer {}", forged(header, &deep))),
+        ("long", format!("Bearer {}", forged(header, &long))),
+        ("two words", format!("Bearer {plain} a.b")),
+        ("not ASCII", format!("Bearer {plain}\u{e9}")),
+        ("white space before it", format!("\u{a0}Bearer {plain}")),
+        ("opaque, not ASCII", "Bearer \u{e9}".to_owned()),
+        ("another white space", format!("Bearer\u{3000}{plain}")),
+    ] {
+        let answer = asks(&[line.as_bytes()]);
+        assert!(
+            answer.starts_with("HTTP/1.1 401") && answer.contains(REFUSED),
+            "{what}: {answer}"
+        );
+    }
+    let good = format!("Bearer {}", users.jwt("ann"));
+    let forged = format!("Bearer {plain}");
+    for second in [&forged, &good, "Bearer opaque", "Basic YTpi"] {
+        let answer = asks(&[good.as_bytes(), second.as_bytes()]);
+        assert!(
+            answer.starts_with("HTTP/1.1 400") && answer.contains("send one Authorization line"),
+            "{second}: {answer}"
+        );
+    }
+    let mut others = users.claims("ann", 600);
+    others["iss"] = "https://other.example".into();
+    let others = format!("Bearer {}", users.signer.sign(&others));
+    for passes in [
+        &good,
+        &others,
+        "Bearer opaque",
+        "Basic YTpi",
+        "Digest a.b.c",
+    ] {
+        let answer = asks(&[passes.as_bytes()]);
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("true"),
+            "{passes}: {answer}"
+        );
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use millrace_broker::{Access, Caller, NewToken, Verb};
 use millrace_model::{Clock as _, Right, Rights, Rule, SystemClock, TokenName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -138,6 +139,41 @@ fn the_user_of_the_process_and_root_are_the_hosts_own() {
         users.map(|uid| super::is_own_user(uid, own)),
         [true, false, true, false, false]
     );
+}
+
+#[test]
+fn whatever_stands_between_the_scheme_and_the_rest_a_bearer_is_one() {
+    let table: [(&[u8], Option<&[u8]>); 16] = [
+        (b"Bearer a.b.c", Some(b"a.b.c")),
+        (b"bEARER a.b.c", Some(b"a.b.c")),
+        (b"Bearer\ta.b.c", Some(b"a.b.c")),
+        (b"Bearer \t  a.b.c \t", Some(b"a.b.c")),
+        (b"Bearer a b", Some(b"a b")),
+        (b"Bearer ", Some(b"")),
+        (b"Bearer\xa0a.b.c", Some(b"\xa0a.b.c")),
+        (b"Bearer\xe3\x80\x80a.b.c", Some(b"\xe3\x80\x80a.b.c")),
+        (b"\xc2\xa0Bearer a.b.c", Some(b"a.b.c")),
+        (b"Bearer a.b.c\xff", Some(b"a.b.c\xff")),
+        (b"Bearer", None),
+        (b"Bearers a.b.c", None),
+        (b"Basic YTpi", None),
+        (b"Digest a=\xff", None),
+        (b"", None),
+        (b"a.b.c", None),
+    ];
+    for (line, expected) in table {
+        let line = HeaderValue::from_bytes(line).expect("a line");
+        assert_eq!(super::bearer_in(&line), expected, "{line:?}");
+    }
+    for (line, expected) in [
+        (WRONG, None),
+        ("Bearer mr_a", Some("mr_a")),
+        ("Bearer\tmr_a", Some("mr_a")),
+        ("Bearer other", None),
+    ] {
+        let line = HeaderValue::from_static(line);
+        assert_eq!(super::token_in(&line), expected, "{line:?}");
+    }
 }
 
 #[test]
