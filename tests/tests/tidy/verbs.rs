@@ -29,9 +29,10 @@ const ASKS: [&str; 9] = [
 ];
 
 /// Verbs that ask nobody themselves, and why that is right.
-const ASK_NOBODY: [(&str, &str); 44] = [
+const ASK_NOBODY: [(&str, &str); 45] = [
     ("AuditLog::answered", "doors record their callers' requests"),
     ("AuditLog::begin", "the host does at its start"),
+    ("AuditLog::called_by", "makes the handle of a caller"),
     ("AuditLog::is_kept", "says nothing of anyone"),
     (
         "AuditLog::unanswered",
