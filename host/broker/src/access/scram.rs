@@ -116,10 +116,10 @@ impl ClientFirst {
         let text = text_of(message)?;
         let (binding, rest) = text
             .split_once(',')
-            .ok_or(malformed("it has no header of GSS-API"))?;
+            .ok_or_else(|| malformed("it has no header of GSS-API"))?;
         let (identity, bare) = rest
             .split_once(',')
-            .ok_or(malformed("it has no header of GSS-API"))?;
+            .ok_or_else(|| malformed("it has no header of GSS-API"))?;
         match binding {
             // The client binds nothing, or would have if the host had offered it, which it does not.
             "n" | "y" => {}
@@ -131,7 +131,7 @@ impl ClientFirst {
             Some(first) if first.starts_with("m=") => return Err(ScramError::Extension),
             Some(first) => first
                 .strip_prefix("n=")
-                .ok_or(malformed("it names no user"))?,
+                .ok_or_else(|| malformed("it names no user"))?,
             None => return Err(malformed("it names no user")),
         };
         let name = name_of(name)?;
@@ -139,14 +139,16 @@ impl ClientFirst {
             .next()
             .and_then(|second| second.strip_prefix("r="));
         let nonce = nonce.filter(|nonce| is_nonce(nonce));
-        let nonce = nonce.ok_or(malformed("it has no nonce"))?.to_owned();
+        let nonce = nonce
+            .ok_or_else(|| malformed("it has no nonce"))?
+            .to_owned();
         // Extensions that nobody must know follow.
         let identity = match identity {
             "" => None,
             given => Some(
                 given
                     .strip_prefix("a=")
-                    .ok_or(malformed("its header has something else than an identity"))?,
+                    .ok_or_else(|| malformed("its header has something else than an identity"))?,
             ),
         };
         if let Some(identity) = identity
@@ -204,14 +206,14 @@ impl Exchange {
         let text = text_of(message)?;
         let (signed, proof) = text
             .rsplit_once(",p=")
-            .ok_or(malformed("it has no proof"))?;
+            .ok_or_else(|| malformed("it has no proof"))?;
         let mut attributes = signed.split(',');
         let binding = attributes.next().and_then(|first| first.strip_prefix("c="));
-        let binding = binding.ok_or(malformed("it has no channel binding"))?;
+        let binding = binding.ok_or_else(|| malformed("it has no channel binding"))?;
         let nonce = attributes
             .next()
             .and_then(|second| second.strip_prefix("r="));
-        let nonce = nonce.ok_or(malformed("it has no nonce"))?;
+        let nonce = nonce.ok_or_else(|| malformed("it has no nonce"))?;
         // Extensions that nobody must know follow.
         let binding = STANDARD.decode(binding);
         let binding = binding.map_err(|_| malformed("its channel binding is not base64"))?;

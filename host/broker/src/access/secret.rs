@@ -92,7 +92,7 @@ impl PasswordText {
                 refused("it has other characters than visible ASCII ones")
             }
             ..PASSWORD_CHARS_LEAST => refused("it has less than 12 characters"),
-            ..=PASSWORD_CHARS_MAX => Ok(Self(text)),
+            PASSWORD_CHARS_LEAST..=PASSWORD_CHARS_MAX => Ok(Self(text)),
             _ => refused("it has more than 128 characters"),
         }
     }

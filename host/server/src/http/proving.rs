@@ -173,7 +173,19 @@ impl App {
     /// Who sends what comes without a token on a connection that proves this.
     fn sender_at(&self, presented: &Presented) -> Result<Sender, ApiError> {
         let (credentials, identities) = match presented {
-            Presented::Nothing => (None, Vec::new()),
+            // The way of nearly all requests.
+            Presented::Nothing => {
+                return Ok(Sender {
+                    standing: match self.requires_credentials {
+                        true => Standing::Nobody,
+                        false => Standing::Everything,
+                    },
+                    ended: None,
+                    line: None,
+                    credentials: None,
+                    identities: Vec::new(),
+                });
+            }
             Presented::Certificate(certificate) => {
                 // TLS has checked it when the connection began, which may be long ago.
                 if certificate.expires_at <= self.clock.wall() {
