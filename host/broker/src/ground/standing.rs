@@ -479,7 +479,7 @@ mod tests {
         ) {
             let (any, resource) = (Rights::of(&[right]), Resource::new(kind, &name));
             let before = decide(&rules, None, any, resource).is_some();
-            let mut more = rules.clone();
+            let mut more = rules;
             more.push(another);
             let after = decide(&more, None, any, resource).is_some();
             prop_assert!(after || !before);

@@ -76,25 +76,7 @@ pub(super) enum Verb {
     #[command(
         after_help = "Examples:\n  millrace access quota shop --produced-bytes 10MiB --requests 500\n  millrace access quota shop --requests none\n\nEach host of a store limits by itself."
     )]
-    Quota {
-        /// The principal
-        name: PrincipalName,
-        /// Bytes that it sends; `none` for no limit
-        #[arg(long, value_name = "SIZE", value_parser = size_or_none)]
-        produced_bytes: Option<Value>,
-        /// Messages that it sends
-        #[arg(long, value_name = "NUMBER", value_parser = number_or_none)]
-        produced_messages: Option<Value>,
-        /// Bytes that it reads
-        #[arg(long, value_name = "SIZE", value_parser = size_or_none)]
-        read_bytes: Option<Value>,
-        /// Messages that it reads
-        #[arg(long, value_name = "NUMBER", value_parser = number_or_none)]
-        read_messages: Option<Value>,
-        /// Requests of any kind
-        #[arg(long, value_name = "NUMBER", value_parser = number_or_none)]
-        requests: Option<Value>,
-    },
+    Quota(Box<QuotaArgs>),
     /// Show who has a right on a thing, and by which rule
     #[command(after_help = "Examples:\n  millrace access check produce topic:orders")]
     Check {
@@ -190,6 +172,28 @@ pub(super) enum IdentityVerb {
     },
 }
 
+// Without a doc comment of its own: it would take the place of the command's.
+#[derive(clap::Args)]
+pub(super) struct QuotaArgs {
+    /// The principal
+    name: PrincipalName,
+    /// Bytes that it sends; `none` for no limit
+    #[arg(long, value_name = "SIZE", value_parser = size_or_none)]
+    produced_bytes: Option<Value>,
+    /// Messages that it sends
+    #[arg(long, value_name = "NUMBER", value_parser = number_or_none)]
+    produced_messages: Option<Value>,
+    /// Bytes that it reads
+    #[arg(long, value_name = "SIZE", value_parser = size_or_none)]
+    read_bytes: Option<Value>,
+    /// Messages that it reads
+    #[arg(long, value_name = "NUMBER", value_parser = number_or_none)]
+    read_messages: Option<Value>,
+    /// Requests of any kind
+    #[arg(long, value_name = "NUMBER", value_parser = number_or_none)]
+    requests: Option<Value>,
+}
+
 #[derive(clap::Subcommand)]
 pub(super) enum TokenVerb {
     /// Make a token; it is shown once
@@ -249,14 +253,15 @@ pub(super) fn run(verb: Verb, client: &Client) -> Result<(), Failure> {
         Verb::Show { name } => out.answer(&client.get(&path(&name))?, show),
         Verb::Grant { name, rule } => out.answer(&change(&name, "grant", &rule)?, show),
         Verb::Withdraw { name, rule } => out.answer(&change(&name, "withdraw", &rule)?, show),
-        Verb::Quota {
-            name,
-            produced_bytes,
-            produced_messages,
-            read_bytes,
-            read_messages,
-            requests,
-        } => {
+        Verb::Quota(args) => {
+            let QuotaArgs {
+                name,
+                produced_bytes,
+                produced_messages,
+                read_bytes,
+                read_messages,
+                requests,
+            } = *args;
             let given = [
                 ("produced_bytes", produced_bytes),
                 ("produced_messages", produced_messages),
@@ -461,7 +466,7 @@ fn listed(all: &Value, between: &str) -> String {
     }
 }
 
-/// Limits per second.
+// Without a doc comment of its own: it would take the place of the command's.
 fn quotas(quotas: &Value) -> String {
     let limit = |quota: &str| quotas[quota].as_u64();
     let shown = [

@@ -141,7 +141,7 @@ impl Provider {
 
     fn of(settings: &ProviderSettings) -> Result<Self, ConfigError> {
         let wrong = |key: &str, value: &str, why: &str| {
-            refused(&format!("access.providers.{key}"), value.to_owned(), why)
+            refused(format!("access.providers.{key}"), value.to_owned(), why)
         };
         let issuer = settings.issuer.clone();
         if issuer.is_empty() {
