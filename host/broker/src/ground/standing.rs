@@ -267,11 +267,7 @@ impl Forbidden {
 
     /// The rules of which one is missing, as they would be granted.
     fn missing(&self) -> Vec<String> {
-        let on = match (self.0.kind, self.0.name.as_str()) {
-            (ResourceKind::Host, _) => self.on().to_string(),
-            (kind, "") => format!("{}:*", kind.as_str()),
-            _ => self.on().to_string(),
-        };
+        let on = self.on();
         // Any right lets its holder see a thing; one name for them is enough.
         let rights = match self.0.verb.rights() {
             any if any == Rights::of(Right::ALL) => Rights::of(&[Right::View]),
@@ -283,8 +279,12 @@ impl Forbidden {
             .collect()
     }
 
+    /// What it is about, as in a rule; without a name, all of its kind.
     fn on(&self) -> Resource<'_> {
-        Resource::new(self.0.kind, &self.0.name)
+        match self.0.name.as_str() {
+            "" => Resource::new(self.0.kind, "*"),
+            name => Resource::new(self.0.kind, name),
+        }
     }
 }
 
@@ -374,6 +374,16 @@ mod tests {
     fn who_has_not_said_who_it_is_is_asked_for_credentials() {
         let refused = Standing::Nobody.may(Verb::SeeHost, "").unwrap_err();
         assert_eq!(refused.advice().code, Code::CredentialsMissing);
+        assert!(refused.to_string().contains("may see host:"), "{refused}");
+    }
+
+    #[test]
+    fn a_refusal_about_no_one_thing_names_all_of_its_kind() {
+        let refused = Standing::Nobody.may_with_some(Verb::SeeTopic).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "without credentials nobody may see topic:*: that takes `view on topic:*`"
+        );
     }
 
     #[test]
