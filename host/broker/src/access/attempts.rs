@@ -54,12 +54,6 @@ impl Attempts {
         failures.delay()
     }
 
-    /// Whether so many attempts from there failed that a further failure is held back. `now` is monotonic.
-    #[must_use]
-    pub fn is_slowed(&self, source: Option<IpAddr>, now: Duration) -> bool {
-        !self.next_delay(source, now).is_zero()
-    }
-
     /// How long a further failure from there is held back. `now` is monotonic.
     #[must_use]
     pub fn next_delay(&self, source: Option<IpAddr>, now: Duration) -> Duration {
@@ -151,20 +145,21 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_slowed_when_its_next_failure_is_held_back() {
+    fn the_delay_that_is_foretold_is_the_one_that_comes() {
         let mut attempts = Attempts::default();
-        assert!(!attempts.is_slowed(source(1), Duration::ZERO));
+        assert_eq!(
+            attempts.next_delay(source(1), Duration::ZERO),
+            Duration::ZERO
+        );
         for _ in 0..30 {
             let next = attempts.next_delay(source(1), Duration::ZERO);
-            assert_eq!(
-                attempts.is_slowed(source(1), Duration::ZERO),
-                !next.is_zero()
-            );
             assert_eq!(attempts.failed(source(1), Duration::ZERO), next);
         }
-        assert!(attempts.is_slowed(source(1), Duration::from_secs(10)));
-        assert!(!attempts.is_slowed(source(1), Duration::from_secs(100)));
-        assert!(!attempts.is_slowed(source(2), Duration::ZERO));
+        let soon = attempts.next_delay(source(1), Duration::from_secs(10));
+        let late = attempts.next_delay(source(1), Duration::from_secs(100));
+        let other = attempts.next_delay(source(2), Duration::ZERO);
+        assert!(soon > Duration::ZERO);
+        assert_eq!((late, other), (Duration::ZERO, Duration::ZERO));
     }
 
     #[test]
