@@ -471,9 +471,8 @@ impl Client {
                 | ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve)
         ) && !matches!(&error, ureq::Error::Io(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied));
         let message = format!("no Millrace host answers at {} ({error})", self.host);
-        let failure = Failure::new(Exit::Unreachable, "unreachable", message).with_hint(
-            "start one with `millrace serve`, or choose another with --host URL, MILLRACE_HOST or `millrace context use`",
-        );
+        let failure = Failure::new(Exit::Unreachable, "unreachable", message);
+        let failure = failure.with_hint(way_to_reach(&error.to_string()));
         Unreached {
             failure,
             may_have_come,
@@ -489,6 +488,20 @@ impl Client {
     pub(super) fn output(&self) -> Output {
         Output::new(self.json)
     }
+}
+
+/// What to do when there is no answer, by what TLS and HTTP say of it.
+fn way_to_reach(error: &str) -> &'static str {
+    if error.contains("CaUsedAsEndEntity") {
+        return "make the host's certificate anew, as that of a host and not of an authority: with openssl, -addext basicConstraints=critical,CA:FALSE";
+    }
+    if error.contains("invalid peer certificate") {
+        return "name the file with the certificates that its own is checked against with --ca FILE, and the host by a name that is in its certificate";
+    }
+    if error.contains("invalid HTTP version") {
+        return "it seems to encrypt: write https:// in --host";
+    }
+    "start one with `millrace serve`, or choose another with --host URL, MILLRACE_HOST or `millrace context use`"
 }
 
 /// Whether what is sent to this URL leaves the machine, and is not encrypted.
