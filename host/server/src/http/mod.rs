@@ -19,6 +19,7 @@ mod configuring;
 mod connection;
 mod consumers;
 mod consuming;
+mod credentials;
 mod damage;
 mod dead_letters;
 mod delays;
@@ -214,27 +215,27 @@ fn every_route() -> Vec<Route> {
         post(
             "/v1/access/principals/{name}/tokens",
             Some(Verb::MakeToken),
-            on::post(principals::make_token),
+            on::post(credentials::make_token),
         ),
         post(
             "/v1/access/principals/{name}/tokens/{token}/rotate",
             Some(Verb::MakeToken),
-            on::post(principals::rotate_token),
+            on::post(credentials::rotate_token),
         ),
         delete(
             "/v1/access/principals/{name}/tokens/{token}",
             Some(Verb::RevokeToken),
-            on::delete(principals::revoke_token),
+            on::delete(credentials::revoke_token),
         ),
         put(
             "/v1/access/principals/{name}/password",
             Some(Verb::SetPassword),
-            on::put(principals::set_password),
+            on::put(credentials::set_password),
         ),
         delete(
             "/v1/access/principals/{name}/password",
             Some(Verb::RemovePassword),
-            on::delete(principals::remove_password),
+            on::delete(credentials::remove_password),
         ),
         put(
             IDENTITY,

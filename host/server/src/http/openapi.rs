@@ -10,9 +10,9 @@ use utoipa::OpenApi;
 use self::finish::Finish;
 use self::plain::Plain;
 use super::{
-    backup, configuring, consumers, consuming, damage, dead_letters, delays, deploying, fetch,
-    fetch_all, health, history, host, lifetime, lookups, modules, parked, principals, processors,
-    produce, replays, routes, schedules, states, topics, trials,
+    backup, configuring, consumers, consuming, credentials, damage, dead_letters, delays,
+    deploying, fetch, fetch_all, health, history, host, lifetime, lookups, modules, parked,
+    principals, processors, produce, replays, routes, schedules, states, topics, trials,
 };
 
 #[derive(OpenApi)]
@@ -39,11 +39,11 @@ use super::{
         principals::limit,
         principals::grant,
         principals::withdraw,
-        principals::make_token,
-        principals::rotate_token,
-        principals::revoke_token,
-        principals::set_password,
-        principals::remove_password,
+        credentials::make_token,
+        credentials::rotate_token,
+        credentials::revoke_token,
+        credentials::set_password,
+        credentials::remove_password,
         principals::add_identity,
         principals::remove_identity,
         topics::list,
